@@ -1,0 +1,1 @@
+"""ostlight chooses training data by what a sample does to the model."""

@@ -1,0 +1,116 @@
+"""What one training sample is, whatever file it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image as PILImage
+
+from ostlight.errors import BadRecord
+
+IMAGE_MARK = "<image>"
+"""Where a picture stands in a turn's text; the n-th mark of a sample is its n-th image."""
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message. ``trained`` is true for the assistant turns the loss is taken on."""
+
+    role: Role
+    text: str
+    trained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture that is opened only when asked for: a file under the image root, or bytes in the record."""
+
+    path: Path | None = None
+    data: bytes | None = None
+
+    def read_bytes(self) -> bytes:
+        """The encoded picture.
+
+        Raises:
+            BadRecord: ``missing_image`` where the file is not there or cannot be read.
+        """
+        if self.data is not None:
+            return self.data
+        assert self.path is not None, "an ImageRef has a path or data"
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise BadRecord("missing_image", f"cannot read {self.path}: {error.strerror}", "images") from error
+
+    def open(self) -> PILImage.Image:
+        """The decoded picture, RGB.
+
+        Raises:
+            BadRecord: ``missing_image``; ``corrupt_image`` where the bytes are not a whole picture.
+        """
+        encoded = self.read_bytes()
+        try:
+            with warnings.catch_warnings():
+                # A picture with metadata Pillow dislikes is still a picture.
+                warnings.simplefilter("ignore")
+                return PILImage.open(io.BytesIO(encoded)).convert("RGB")
+        except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+            where = self.path if self.path is not None else f"{len(encoded)} bytes in the record"
+            raise BadRecord("corrupt_image", f"cannot decode {where}: {error}", "images") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation with its pictures.
+
+    Attributes:
+        id: the record's own id, or a hash of its content where it has none. Unique in its pool.
+        turns: at least one turn is ``trained`` in a pool; an unlabelled pool may have none.
+        images: as many as there are ``<image>`` marks in the turns, in that order.
+        tags: the record's other scalar fields (task, source, ...), as text. Free for grouping and reports.
+        position: index of the record in its pool.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[ImageRef, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    position: int = -1
+
+    @property
+    def prompt(self) -> str:
+        """Text of everything before the last trained turn."""
+        return "\n".join(t.text for t in self.turns[: self._last_answer()])
+
+    @property
+    def answer(self) -> str:
+        """Text of the last trained turn."""
+        return self.turns[self._last_answer()].text
+
+    def _last_answer(self) -> int:
+        for k in range(len(self.turns) - 1, -1, -1):
+            if self.turns[k].trained:
+                return k
+        raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
+
+    def text_key(self) -> str:
+        """Hash of roles and texts: equal for samples that say the same, whatever their pictures."""
+        digest = hashlib.sha256()
+        for turn in self.turns:
+            digest.update(f"{turn.role}\x1f{turn.text.strip()}\x1e".encode())
+        return digest.hexdigest()
+
+    def content_key(self) -> str:
+        """Hash of texts and picture bytes: equal for samples that are the same."""
+        digest = hashlib.sha256(self.text_key().encode())
+        for image in self.images:
+            digest.update(hashlib.sha256(image.read_bytes()).digest())
+        return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""Every error a user can cause. A message says what was found, where, and how to mend it."""
+
+from __future__ import annotations
+
+
+class OstlightError(Exception):
+    """The base of all errors this project raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(OstlightError):
+    """The configuration cannot be used. Holds every problem found, not the first one."""
+
+    def __init__(self, problems: list[str], source: str = "config") -> None:
+        self.problems = problems
+        lines = "\n".join(f"  - {p}" for p in problems)
+        super().__init__(f"{source}: {len(problems)} problem{'s' if len(problems) != 1 else ''}\n{lines}")
+
+
+class DataError(OstlightError):
+    """A file or folder of data cannot be used at all: missing, of an unknown format, empty."""
+
+
+class SelectorError(OstlightError):
+    """A selector class, or what it returned, breaks the contract."""
+
+
+class RunChangedError(OstlightError):
+    """A run folder holds work that was done with other inputs than the ones asked for now."""
+
+
+class BadRecord(OstlightError):
+    """One record cannot be used; the run sets it aside and goes on.
+
+    Args:
+        reason: short code, the same for all records with this defect; the summary counts by it
+            (``missing_image``, ``no_answer``, ...).
+        detail: what was found and how to mend it, in one sentence.
+        field: the field of the record that is at fault, ``None`` where it is the record as a whole.
+    """
+
+    def __init__(self, reason: str, detail: str, field: str | None = None) -> None:
+        self.reason, self.detail, self.field = reason, detail, field
+        super().__init__(f"{reason}: {detail}" + (f" (field {field!r})" if field else ""))

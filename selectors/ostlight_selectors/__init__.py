@@ -1,0 +1,1 @@
+"""The selectors that ship with ostlight, one file each."""

@@ -1,0 +1,79 @@
+"""One schema for every figure a benchmark measures: a JSONL record with the environment it was measured in."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+
+def _commit() -> str:
+    try:
+        here = Path(__file__).parent
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return (head.stdout.strip() or "unknown") + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "triton", "transformers", "lightning"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _device(kind: str) -> str:
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+class Recorder:
+    """Appends figures to a JSONL file and prints them.
+
+    Args:
+        bench: the script's name, e.g. ``bench_grad_dots``.
+        out: file to append to; ``None`` only prints.
+        device: ``cpu`` or ``cuda``, described in every record.
+    """
+
+    def __init__(self, bench: str, out: Path | str | None, device: str = "cpu") -> None:
+        self.out = Path(out) if out else None
+        self._common = {"commit": _commit(), "device": _device(device), "versions": _versions()}
+        self._bench = bench
+        if self.out:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(
+        self,
+        *,
+        case: str,
+        metric: str,
+        value: float,
+        unit: str,
+        n: int,
+        p20: float | None = None,
+        p80: float | None = None,
+    ) -> None:
+        """One figure: ``value`` is the median of ``n`` measurements, ``p20`` and ``p80`` their percentiles."""
+        record = {"bench": self._bench, "case": case, "metric": metric, "value": value, "unit": unit, "n": n}
+        record |= {"p20": p20, "p80": p80, **self._common, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        if self.out:
+            with self.out.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        spread = f"  [{p20:.4g}, {p80:.4g}]" if p20 is not None and p80 is not None else ""
+        print(f"{case:<70} {metric:<28} {value:>10.4g} {unit}{spread}", flush=True)

@@ -1,0 +1,115 @@
+"""Writes a DigitMath pool, its anchors and its development and test sets as LLaVA-style Parquet."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ostlight.data.sample import IMAGE_MARK
+from ostlight.digitmath.config import DigitMath
+from ostlight.digitmath.defects import Record, spoil
+from ostlight.digitmath.digits import GRID, grain, labels_of, png, render, split
+from ostlight.digitmath.tasks import TASKS, ask, solve
+from ostlight.errors import ConfigError
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        "conversations": pa.list_(pa.struct({"from": pa.string(), "value": pa.string()})),
+        "task": pa.string(),
+    }
+)
+TRUTH_SCHEMA = pa.schema({"id": pa.string(), "defect": pa.string()})
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the parts of one DigitMath set lie. ``truth`` names each pool record's defect and is read by reports only."""
+
+    pool: Path
+    anchors: Path
+    dev: Path
+    test: Path
+    truth: Path
+
+    @classmethod
+    def within(cls, folder: Path) -> Files:
+        """The paths ``build`` writes in ``folder``."""
+        return cls(*(folder / f"{name}.parquet" for name in ("pool", "anchors", "dev", "test", "truth")))
+
+
+def build(config: DigitMath, folder: Path) -> Files:
+    """Writes the five Parquet files into ``folder``; the same configuration gives the same bytes.
+
+    Columns: ``id``, ``image`` (PNG bytes), ``conversations`` (LLaVA's ``from`` and ``value``), ``task``; and
+    ``id``, ``defect`` for the truth. No digit image occurs in two of pool, anchors, dev and test.
+
+    Raises:
+        ConfigError: sizes or rates that cannot be met; all of them at once.
+    """
+    if found := config.problems():
+        raise ConfigError(found, "digitmath")
+    files = Files.within(Path(folder))
+    files.pool.parent.mkdir(parents=True, exist_ok=True)
+
+    pool, defects = spoil(
+        clean_records("pool", config.pool, config.seed), config.counts(), _rng(config.seed, "defects")
+    )
+    _write(files.pool, "pool", pool, config.seed)
+    truth = {"id": [_id("pool", place) for place in range(config.pool)], "defect": defects}
+    pq.write_table(pa.table(truth, TRUTH_SCHEMA), files.truth)
+    for part, size, path in (
+        ("anchors", config.anchors, files.anchors),
+        ("dev", config.dev, files.dev),
+        ("test", config.test, files.test),
+    ):
+        _write(path, part, clean_records(part, size, config.seed), config.seed)
+    return files
+
+
+def clean_records(part: str, size: int, seed: int) -> list[Record]:
+    """``size`` right-answered records on the digit images of ``part``, the tasks in equal numbers up to one, shuffled."""
+    rng = _rng(seed, part)
+    tasks = [TASKS[place % len(TASKS)] for place in range(size)]
+    rng.shuffle(tasks)
+    return [_clean_record(task, split()[part], rng) for task in tasks]
+
+
+def _clean_record(task: str, images: Sequence[int], rng: random.Random) -> Record:
+    cells = tuple(rng.sample(images, GRID * GRID))
+    question, digits = ask(task, rng), labels_of(cells)
+    return Record(cells, question, solve(task, [digits[cell] for cell in question.cells]))
+
+
+def _write(path: Path, part: str, records: list[Record], seed: int) -> None:
+    rows = [_row(_id(part, place), record, seed) for place, record in enumerate(records)]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+
+
+def _row(name: str, record: Record, seed: int) -> dict[str, object]:
+    pixels = render(record.cells)
+    if record.copy:
+        pixels = grain(pixels, _rng(seed, f"copy {record.copy}"))
+    return {
+        "id": name,
+        "image": {"bytes": png(pixels), "path": f"{name}.png"},
+        "conversations": [
+            {"from": "human", "value": f"{IMAGE_MARK}\n{record.question.text}"},
+            {"from": "gpt", "value": record.answer},
+        ],
+        "task": record.question.task,
+    }
+
+
+def _id(part: str, place: int) -> str:
+    return f"{part}-{place:05d}"
+
+
+def _rng(seed: int, purpose: str) -> random.Random:
+    return random.Random(f"digitmath {seed} {purpose}")

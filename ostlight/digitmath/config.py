@@ -1,0 +1,82 @@
+"""What a DigitMath pool is made of: sizes, seed and the rates of its known defects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ostlight.digitmath.tasks import ARITHMETIC, TASKS
+
+CLEAN = "clean"
+DEFECTS = ("arithmetic", "hallucinated", "other_picture", "truncated", "empty", "near_duplicate")
+
+
+def default_defects() -> dict[str, float]:
+    """About half the pool, with the systematic error where it hurts: a wrong rule that two thirds of the sums follow."""
+    return {
+        "arithmetic": 0.26,
+        "hallucinated": 0.08,
+        "other_picture": 0.04,
+        "truncated": 0.04,
+        "empty": 0.04,
+        "near_duplicate": 0.06,
+    }
+
+
+@dataclass
+class DigitMath:
+    """Sizes count samples; every picture is a 2x2 grid of real digits.
+
+    Attributes:
+        pool: training samples to choose from, flawed at the rates of ``defects``.
+        anchors: trusted samples, the same number for each task up to one.
+        dev: clean samples for settings and development.
+        test: clean samples for the final figures.
+        seed: of the questions and defects. Which digit images belong to which part never changes, because the
+            base checkpoints have seen some of them.
+        defects: share of the pool for each defect; a name left out has none of it.
+    """
+
+    pool: int = 2500
+    anchors: int = 100
+    dev: int = 350
+    test: int = 1050
+    seed: int = 0
+    defects: dict[str, float] = field(default_factory=default_defects)
+
+    def counts(self) -> dict[str, int]:
+        """Number of pool samples with each defect, in the order of ``DEFECTS``."""
+        return {name: round(self.defects.get(name, 0.0) * self.pool) for name in DEFECTS}
+
+    def problems(self) -> list[str]:
+        """Everything that makes this configuration unusable, one sentence each; empty where it is sound."""
+        found = [
+            f"{name}: got {size!r}; it must be a whole number above 0"
+            for name, size in (("pool", self.pool), ("anchors", self.anchors), ("dev", self.dev), ("test", self.test))
+            if not isinstance(size, int) or isinstance(size, bool) or size <= 0
+        ]
+        found += [
+            f"defects.{name}: no such defect; valid names are {', '.join(DEFECTS)}"
+            for name in self.defects
+            if name not in DEFECTS
+        ]
+        rates_wrong = [
+            f"defects.{name}: got {rate!r}; a rate is a number from 0 to 1"
+            for name, rate in self.defects.items()
+            if not isinstance(rate, int | float) or not 0 <= rate <= 1
+        ]
+        found += rates_wrong
+        if not rates_wrong and sum(self.defects.values()) > 1 + 1e-9:
+            found.append(f"defects: the rates sum to {sum(self.defects.values()):g}; they may not exceed 1")
+        return found or self._problems_of_counts()
+
+    def _problems_of_counts(self) -> list[str]:
+        counts, found = self.counts(), []
+        eligible = sum(TASKS[k % len(TASKS)] in ARITHMETIC for k in range(self.pool))
+        if counts["arithmetic"] > eligible:
+            found.append(
+                f"defects.arithmetic: {counts['arithmetic']} samples asked for, but only {eligible} of the {self.pool} "
+                f"pool samples calculate ({', '.join(ARITHMETIC)}); lower the rate to {eligible / self.pool:.3f}"
+            )
+        if counts["near_duplicate"] and sum(counts.values()) >= self.pool:
+            found.append("defects.near_duplicate: no clean sample is left to copy; lower one of the rates")
+        return found

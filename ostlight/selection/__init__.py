@@ -1,0 +1,1 @@
+"""What a selector is, how it is found, and how its scores become a subset."""

@@ -1,0 +1,130 @@
+"""From a YAML file and ``key=value`` overrides to a checked ``Config``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ostlight.config.bind import bind
+from ostlight.config.schema import Config
+from ostlight.errors import ConfigError
+
+ALTERNATIVES = (("fraction", "count", "tokens", "threshold"), ("epochs", "steps"))
+"""Keys of which one mapping holds one: an override that names one takes the place of the others in the file."""
+
+
+def load_config(source: str | Path | Mapping[str, Any] | Config, *overrides: str) -> Config:
+    """A checked configuration.
+
+    Args:
+        source: a YAML file, or the same as nested data, or a ``Config``.
+        overrides: ``key=value`` with dotted keys; values are read as YAML (``budget.fraction=0.5``).
+
+    Raises:
+        ConfigError: file not there or no YAML; or any number of unknown keys, wrong types and values out of range,
+            all listed.
+    """
+    name = str(source) if isinstance(source, str | Path) else "config"
+    if isinstance(source, Config):
+        values: dict[str, Any] = to_plain(source)
+    elif isinstance(source, Mapping):
+        values = dict(source)
+    else:
+        values = _read(Path(source))
+    for override in overrides:
+        _override(values, override)
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([str(error).splitlines()[0]], name) from error
+    assert isinstance(plain, dict), "a mapping stays a mapping"
+    config = bind(Config, plain, source=name)  # type: ignore[arg-type]
+    problems = list(_out_of_range(config))
+    if problems:
+        raise ConfigError(problems, name)
+    return config
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """Nested plain data that ``load_config`` reads back to an equal ``Config``."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML; running that file repeats the run."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError([f"no such file; the folder holds: {_siblings(path)}"], str(path))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError([f"not YAML: {' '.join(str(error).split())}"], str(path)) from error
+    if not isinstance(values, dict):
+        raise ConfigError([f"the file must hold a mapping of settings; it holds {type(values).__name__}"], str(path))
+    return values
+
+
+def _siblings(path: Path) -> str:
+    return ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no YAML file"
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError([f"an override is written key=value; got {override!r}"], "command line")
+    *path, last = key.split(".")
+    place = values
+    for step in path:
+        inner = place.get(step)
+        place[step] = dict(inner) if isinstance(inner, Mapping) else {}
+        place = place[step]
+    for group in ALTERNATIVES:
+        if last in group:
+            for other in group:
+                place.pop(other, None)
+    place[last] = yaml.safe_load(text)
+
+
+def _out_of_range(config: Config) -> Iterator[str]:
+    yield from config.budget.problems()
+    yield from config.proxy.warmup.training.problems("proxy.warmup.training")
+    yield from config.target.training.problems("target.training")
+    if not 0 <= config.proxy.warmup.fraction < 1:
+        yield f"proxy.warmup.fraction must be at least 0 and below 1; got {config.proxy.warmup.fraction}"
+    for name in ("tokens_per_batch", "shard_size", "devices", "num_nodes"):
+        if getattr(config.compute, name) < 1:
+            yield f"compute.{name} must be at least 1; got {getattr(config.compute, name)}"
+    if config.compute.logger not in ("csv", "tensorboard", "wandb", "none"):
+        yield f"compute.logger must be csv, tensorboard, wandb or none; got {config.compute.logger!r}"
+    if Path(config.name).name != config.name:
+        yield f"name must be a plain folder name; got {config.name!r}"
+    if config.digitmath is not None:
+        yield from config.digitmath.problems()
+    elif config.pool.path is None:
+        yield "pool.path is missing: name your data there, or add `digitmath: {}` for the built-in pool"
+    if config.benchmark is not None:
+        yield from _benchmark_problems(config)
+
+
+def _benchmark_problems(config: Config) -> Iterator[str]:
+    assert config.benchmark is not None
+    for budget in config.benchmark.budgets:
+        yield from (f"benchmark.{p}" for p in budget.problems())
+    for protocol in config.benchmark.protocols:
+        if protocol not in ("proportional", "fixed_compute"):
+            yield f"benchmark.protocols takes proportional and fixed_compute; got {protocol!r}"
+    for name in ("selectors", "budgets", "seeds", "protocols"):
+        if not getattr(config.benchmark, name):
+            yield f"benchmark.{name} is empty: name at least one"
+    shown = [s.shown for s in config.benchmark.selectors]
+    for label in sorted({s for s in shown if shown.count(s) > 1}):
+        yield f"two benchmark.selectors are called {label!r}; give one of them a `label`"

@@ -1,0 +1,126 @@
+"""The model inside Lightning: per-sample losses, fine-tuning, saving as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from ostlight.config.schema import Model, Training
+from ostlight.data.sample import Sample
+from ostlight.model.batch import Batch, Collator, by_token_budget
+from ostlight.model.encode import Encoder
+from ostlight.model.load import collator_for, load_encoder, load_model
+from ostlight.model.losses import per_sample_losses
+
+
+class MultimodalModel(L.LightningModule):
+    """A language model, with or without eyes, that knows the loss of every single sample.
+
+    The proxy and the target are both one of these. It stays in eval mode (no dropout) also while it trains, since the
+    utility of a sample is a property of the model, not of a draw.
+
+    Args:
+        model: from ``load_model``.
+        encoder: its processor.
+        collator: how its inputs are stacked.
+        training: optimiser settings, for ``Trainer.fit``.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, collator: Collator, training: Training) -> None:
+        super().__init__()
+        self.model = model
+        self.encoder = encoder
+        self.collator = collator
+        self.training_settings = training
+        self.total_steps = 0
+        # Micro-batches differ in length, so the gradient of a step is gathered by hand.
+        self.automatic_optimization = False
+
+    @classmethod
+    def load(cls, settings: Model, where: str, training: Training | None = None) -> MultimodalModel:
+        """From a folder or hub name.
+
+        Raises:
+            OstlightError: model or processor cannot be loaded.
+        """
+        model, encoder = load_model(settings, where), load_encoder(settings, where)
+        return cls(model, encoder, collator_for(model, encoder), training or Training())
+
+    def losses(self, batch: Batch) -> Tensor:
+        """``[N]`` mean cross-entropy over each sample's answer tokens, in nats."""
+        return per_sample_losses(self.logits(batch), batch.labels)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """``[N, T, V]`` next-token scores."""
+        inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        return logits
+
+    def batches(self, samples: Sequence[Sample], tokens_per_batch: int) -> list[Batch]:
+        """Samples encoded and grouped by length, on this model's device.
+
+        Raises:
+            BadRecord: one of them cannot be encoded.
+        """
+        encoded = [self.encoder.encode(s) for s in samples]
+        groups = by_token_budget([len(e) for e in encoded], tokens_per_batch)
+        made = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
+        return [b.to(self.device) for b in made]
+
+    def training_step(self, step: list[Batch], step_index: int) -> Tensor:
+        """One optimiser step from micro-batches; the loss is the mean over all their samples."""
+        optimizer: Any = self.optimizers()
+        count = sum(len(micro) for micro in step)
+        total = torch.zeros((), device=self.device)
+        for k, micro in enumerate(step):
+            # Gradients are exchanged between ranks once a step, with the last micro-batch.
+            held = self.trainer.strategy.model.no_sync() if self._exchanges() and k + 1 < len(step) else nullcontext()
+            with held:
+                loss = self.losses(micro).sum() / count
+                self.manual_backward(loss)
+            total += loss.detach().to(total.dtype)
+        if self.training_settings.clip is not None:
+            self.clip_gradients(optimizer, self.training_settings.clip, "norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.log("loss", total, prog_bar=True, batch_size=count)
+        return total
+
+    def _exchanges(self) -> bool:
+        return hasattr(self.trainer.strategy.model, "no_sync")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = self.training_settings
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        rise = max(1, round(settings.warmup * self.total_steps))
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / rise
+            if settings.schedule == "constant":
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.total_steps - rise)))
+
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    def on_fit_start(self) -> None:
+        self.model.train(False)
+
+    def on_train_start(self) -> None:
+        self.model.train(False)
+
+    def save(self, folder: Path) -> None:
+        """Model and processor as a folder that ``from_pretrained`` and inference servers load."""
+        self.model.save_pretrained(folder)
+        self.encoder.processor.save_pretrained(folder)

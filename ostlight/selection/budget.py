@@ -1,0 +1,114 @@
+"""How much of the pool may be kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ostlight.selection.scores import Scores
+
+DEFAULT_FRACTION = 0.2
+"""The share at which arXiv 2605.07488 found the largest gain for fixed compute."""
+
+
+@dataclass
+class Budget:
+    """One of the first four says how much (none: a fifth); ``within`` spends it tag by tag.
+
+    Attributes:
+        fraction: share of the scored samples, above 0, at most 1.
+        count: number of samples.
+        tokens: number of tokens, counted by the target's tokenizer.
+        threshold: the lowest score kept; any number may pass.
+        within: a tag; each of its values gets its share of the budget, as large as its share of the pool.
+    """
+
+    fraction: float | None = None
+    count: int | None = None
+    tokens: int | None = None
+    threshold: float | None = None
+    within: str | None = None
+
+    @property
+    def share(self) -> float | None:
+        """``fraction``, or a fifth where no size is given; ``None`` for the other kinds."""
+        unset = (self.fraction, self.count, self.tokens, self.threshold) == (None,) * 4
+        return DEFAULT_FRACTION if unset else self.fraction
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, in words; empty where nothing is."""
+        sizes = {k: getattr(self, k) for k in ("fraction", "count", "tokens", "threshold")}
+        given = {k: v for k, v in sizes.items() if v is not None}
+        if len(given) > 1:
+            got = ", ".join(f"{k}={v}" for k, v in given.items())
+            return [f"budget takes one of fraction, count, tokens, threshold; got {got}"]
+        found = []
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            found.append(f"budget.fraction must be above 0 and at most 1 (0.2 keeps a fifth); got {self.fraction}")
+        for name in ("count", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"budget.{name} must be at least 1; got {value}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            found.append(f"budget.threshold must be a finite number; got {self.threshold}")
+        return found
+
+    @property
+    def label(self) -> str:
+        """Short text for tables and folder names: ``20%``, ``600``, ``1000000tok``, ``score>=0.0``."""
+        if self.share is not None:
+            size = f"{100 * self.share:g}%"
+        elif self.count is not None:
+            size = str(self.count)
+        elif self.tokens is not None:
+            size = f"{self.tokens}tok"
+        else:
+            size = f"score>={self.threshold}"
+        return size + (f" within {self.within}" if self.within else "")
+
+    def top(self, scores: Scores) -> np.ndarray:
+        """Rows of the highest scores that fit, best first; equal scores keep the pool's order.
+
+        A token budget takes samples in order of score until the next one does not fit.
+        """
+        order = np.lexsort((scores.positions, -scores.score))
+        if self.threshold is not None:
+            return order[scores.score[order] >= self.threshold]
+        if self.tokens is not None:
+            return order[np.cumsum(scores.tokens[order]) <= self.tokens]
+        return order[: self.size(len(scores))]
+
+    def size(self, available: int) -> int:
+        """Samples to keep out of ``available``, for a budget by fraction or count."""
+        if self.share is not None:
+            return min(available, max(1, round(self.share * available))) if available else 0
+        assert self.count is not None, "size is asked of budgets by fraction or count"
+        return min(self.count, available)
+
+    def shares(self, sizes: dict[str, int], tokens: dict[str, int] | None = None) -> dict[str, Budget]:
+        """One budget for each tag value, in proportion to its samples (its tokens, for a token budget).
+
+        Args:
+            sizes: scored samples of each value.
+            tokens: their tokens, needed by a token budget.
+        """
+        if self.threshold is not None:
+            return {value: replace(self, within=None) for value in sizes}
+        if self.tokens is not None:
+            assert tokens is not None, "a token budget is shared by tokens"
+            return {v: Budget(tokens=n) for v, n in apportion(self.tokens, tokens).items() if n}
+        wanted = self.size(sum(sizes.values()))
+        return {v: Budget(count=n) for v, n in apportion(wanted, sizes).items() if n}
+
+
+def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
+    """Whole numbers in proportion to ``weights`` that add up to ``total`` (largest remainders; ties by name)."""
+    whole = sum(weights.values())
+    exact = {k: total * w / whole for k, w in weights.items()}
+    counts = {k: math.floor(x) for k, x in exact.items()}
+    rest = total - sum(counts.values())
+    for k in sorted(weights, key=lambda k: (counts[k] - exact[k], k))[:rest]:
+        counts[k] += 1
+    return counts

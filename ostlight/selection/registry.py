@@ -1,0 +1,120 @@
+"""Where selectors are found: the entry points of every installed package, ours among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from ostlight.errors import SelectorError
+from ostlight.selection.selector import Selector
+
+GROUP = "ostlight.selectors"
+
+_registered: dict[str, type[Selector]] = {}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A selector by name. ``problem`` says why it cannot be used, ``None`` where it can."""
+
+    name: str
+    source: str
+    cls: type[Selector] | None
+    problem: str | None = None
+
+
+def register(name: str) -> Any:
+    """Decorator: makes a selector of the running program known by name, without packaging it.
+
+    Raises:
+        SelectorError: the name is taken by another class, or what is decorated is no selector.
+    """
+
+    def add(cls: type[Selector]) -> type[Selector]:
+        if not (isinstance(cls, type) and issubclass(cls, Selector)):
+            raise SelectorError(f"register({name!r}) takes a subclass of ostlight.Selector; got {cls!r}")
+        holder = _registered.get(name)
+        if holder is not None and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise SelectorError(
+                f"selector name {name!r} is taken by {holder.__module__}.{holder.__qualname__}; choose another"
+            )
+        _registered[name] = cls
+        return cls
+
+    return add
+
+
+@cache
+def _entry_points() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        others = found.setdefault(point.name, [])
+        if point.value not in [o.value for o in others]:
+            others.append(point)
+    return found
+
+
+def names() -> list[str]:
+    """All known names, sorted."""
+    return sorted(_entry_points().keys() | _registered.keys())
+
+
+def find(name: str) -> Found:
+    """One selector by name; a plugin that cannot be imported is described, not raised."""
+    if name in _registered:
+        return Found(name, f"registered by {_registered[name].__module__}", _registered[name])
+    points = _entry_points()[name]
+    source = ", ".join(_distribution(p) for p in points)
+    if len(points) > 1:
+        return Found(name, source, None, f"two packages claim the name {name!r} ({source}); uninstall one")
+    try:
+        cls = points[0].load()
+    except Exception as error:  # a stranger's package may fail in any way, and must not take the others along
+        return Found(name, source, None, f"{type(error).__name__}: {error}")
+    if not (isinstance(cls, type) and issubclass(cls, Selector)):
+        return Found(name, source, None, f"entry point {points[0].value} is no subclass of ostlight.Selector")
+    return Found(name, source, cls)
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def load(name: str) -> type[Selector]:
+    """The class of that name.
+
+    Raises:
+        SelectorError: unknown (lists what is known and the nearest), or known but unusable (says why).
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SelectorError(f"unknown selector {name!r}{hint} Known: {', '.join(names())}")
+    found = find(name)
+    if found.cls is None:
+        raise SelectorError(f"selector {name!r} from {found.source} cannot be used: {found.problem}")
+    return found.cls
+
+
+def create(name: str, options: Mapping[str, Any] | None = None) -> Selector:
+    """An instance with validated options.
+
+    Raises:
+        SelectorError: as ``load``.
+        ConfigError: unknown option or wrong type; all problems listed at once.
+    """
+    from ostlight.config.bind import bind
+
+    cls = load(name)
+    return cls(bind(cls.Options, dict(options or {}), where="selector.options"))
+
+
+def option_lines(cls: type[Selector]) -> list[str]:
+    """``name: type = default`` for every option."""
+    defaults = cls.Options()
+    return [f"{f.name}: {f.type} = {getattr(defaults, f.name)!r}" for f in dataclasses.fields(cls.Options)]

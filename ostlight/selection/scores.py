@@ -1,0 +1,122 @@
+"""The table a selector's scores are kept in: one row per record of the pool, whatever became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ostlight.errors import DataError
+
+OK = "ok"
+SET_ASIDE = "set_aside"
+
+FIXED_FIELDS = [
+    pa.field("position", pa.int64(), nullable=False),
+    pa.field("id", pa.string()),
+    pa.field("state", pa.string(), nullable=False),
+    pa.field("reason", pa.string()),
+    pa.field("field", pa.string()),
+    pa.field("detail", pa.string()),
+    pa.field("tokens", pa.int32()),
+    pa.field("tags", pa.map_(pa.string(), pa.string())),
+    pa.field("score", pa.float64()),
+]
+"""Columns of every score table; evidence follows. ``score`` is null exactly where ``state`` is not ``ok``."""
+
+FIXED_NAMES = tuple(f.name for f in FIXED_FIELDS)
+
+
+class Scores:
+    """The rows that were scored, as a selector's ``pick`` sees them.
+
+    Args:
+        table: a score table (``FIXED_FIELDS`` and evidence columns); rows that were set aside are left out here.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.filter(pa.compute.equal(table["state"], OK))
+
+    @classmethod
+    def read(cls, folder: Path) -> Scores:
+        """From the shards of a run's ``scores`` folder."""
+        return cls(read_shards(folder))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table.column_names
+
+    def column(self, name: str) -> np.ndarray:
+        """A column as an array, ``[len(self)]``; lists of equal length become ``[len(self), width]``.
+
+        Raises:
+            DataError: no such column; the message lists those there are.
+        """
+        if name not in self:
+            raise DataError(f"the score table has no column {name!r}; it has {', '.join(self.table.column_names)}")
+        chunked = self.table[name].combine_chunks()
+        if pa.types.is_fixed_size_list(chunked.type):
+            return chunked.flatten().to_numpy(zero_copy_only=False).reshape(len(self), -1)
+        if pa.types.is_list(chunked.type):
+            return np.array(chunked.to_pylist())
+        return chunked.to_numpy(zero_copy_only=False)
+
+    @property
+    def score(self) -> np.ndarray:
+        """``[len(self)]`` float64; higher is better."""
+        return self.column("score")
+
+    @property
+    def positions(self) -> np.ndarray:
+        """``[len(self)]`` index of each row's record in the pool."""
+        return self.column("position")
+
+    @property
+    def ids(self) -> list[str]:
+        return self.table["id"].to_pylist()
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """``[len(self)]`` tokens of each sample, as the budget counts them."""
+        if self.table["tokens"].null_count:
+            raise DataError("token counts are missing: a token budget needs a target model to count with (target.path)")
+        return self.column("tokens")
+
+    def tag(self, name: str) -> np.ndarray:
+        """``[len(self)]`` value of a tag, the empty string where a sample lacks it.
+
+        Raises:
+            DataError: no sample has the tag; the message lists the tags there are.
+        """
+        rows = [dict(row or ()) for row in self.table["tags"].to_pylist()]
+        if rows and not any(name in row for row in rows):
+            known = sorted({key for row in rows for key in row})
+            raise DataError(f"no sample has a tag {name!r}; the pool's tags are: {', '.join(known) or 'none'}")
+        return np.array([row.get(name, "") for row in rows], dtype=object)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Scores:
+        """The given rows, in that order."""
+        return Scores(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
+
+    def with_tokens(self, tokens: np.ndarray) -> Scores:
+        """The same rows, counted by another tokenizer."""
+        index = self.table.column_names.index("tokens")
+        return Scores(self.table.set_column(index, FIXED_FIELDS[6], pa.array(tokens, pa.int32())))
+
+
+def read_shards(folder: Path) -> pa.Table:
+    """All rows of a run's ``scores`` folder, by position.
+
+    Raises:
+        DataError: no shard is there.
+    """
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        raise DataError(f"{folder} holds no scores; run `ostlight select` first")
+    table = pa.concat_tables([pq.read_table(p) for p in parts], promote_options="permissive")
+    return table.sort_by("position")

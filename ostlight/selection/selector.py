@@ -1,0 +1,116 @@
+"""The contract between the framework and a selector. All of it is on this page."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ostlight.errors import SelectorError
+from ostlight.selection.budget import Budget
+from ostlight.selection.scores import Scores
+
+if TYPE_CHECKING:
+    from ostlight.model.batch import Batch
+    from ostlight.selection.setting import Setting
+
+
+class Selector(ABC):
+    """Scores every sample of a pool and picks some of them.
+
+    Subclass it, write a docstring (its first line is what ``ostlight selectors`` shows) and ``score``. Sharding,
+    resume, several devices, progress, quarantine and the cost ledger come from the framework. A class that breaks the
+    contract is refused when it is created.
+
+    Attributes:
+        options: an instance of the class's own ``Options``, filled from the YAML's ``selector.options``.
+        uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
+            finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
+    """
+
+    uses_proxy: ClassVar[bool] = False
+
+    @dataclass
+    class Options:
+        """Fields with types and defaults; unknown keys and wrong types in the YAML are refused by name."""
+
+    def __init__(self, options: Any = None) -> None:
+        self.options: Any = options if options is not None else self.Options()
+
+    def setup(self, setting: Setting) -> None:  # noqa: B027 - optional, so not abstract
+        """Called once on every rank before the first batch, with the proxy, the anchors and the seed."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Mapping[str, Any]:
+        """Score one batch.
+
+        Returns:
+            Columns, each with one value per sample of the batch, in its order: arrays, tensors or lists. ``score`` must
+            be among them (higher is better, finite); every other column is kept as evidence. A sample whose score is
+            not finite is set aside with that reason. The result may depend on the sample alone, never on what else is
+            in the batch.
+        """
+
+    def pick(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
+        """Rows of ``scores`` to keep, best first. By default those with the highest score."""
+        return budget.top(scores)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_malformed(cls)
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(cls) or "").split("\n", 1)[0]
+
+
+def _refuse_malformed(cls: type[Selector]) -> None:
+    """Raises:
+    SelectorError: the class breaks the contract; names the class, what is wrong, and the mend.
+    """
+
+    def refuse(what: str, mend: str) -> None:
+        raise SelectorError(f"selector class {cls.__module__}.{cls.__qualname__}: {what}; {mend}")
+
+    if not cls.__dict__.get("__doc__"):
+        refuse("it has no docstring", "its first line is shown by `ostlight selectors`: say what the selector prefers")
+    if cls.score is Selector.score:
+        refuse("score is missing", "define `def score(self, batch)` returning a dict with the key 'score'")
+    for name, parameters in (
+        ("score", ["self", "batch"]),
+        ("setup", ["self", "setting"]),
+        ("pick", ["self", "scores", "budget"]),
+    ):
+        method = inspect.getattr_static(cls, name)
+        if not inspect.isfunction(method):
+            refuse(f"{name} is a {type(method).__name__}", f"define it as `def {name}({', '.join(parameters)})`")
+        elif len(inspect.signature(method).parameters) != len(parameters):
+            got = ", ".join(inspect.signature(method).parameters)
+            refuse(f"{name} takes ({got})", f"define it as `def {name}({', '.join(parameters)})`")
+    if not isinstance(cls.uses_proxy, bool):
+        refuse(f"uses_proxy is {cls.uses_proxy!r}", "set it to True or False")
+    if not (isinstance(cls.Options, type) and dataclasses.is_dataclass(cls.Options)):
+        refuse("Options is no dataclass", "write @dataclass above `class Options`")
+    for f in dataclasses.fields(cls.Options):
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            refuse(f"Options.{f.name} has no default", f"give it one: `{f.name}: {f.type} = ...`")
+    unannotated = [k for k in vars(cls.Options) if not k.startswith("_") and k not in _field_names(cls.Options)]
+    unannotated = [k for k in unannotated if not callable(getattr(cls.Options, k))]
+    if unannotated:
+        refuse(f"Options.{unannotated[0]} has no type", f"annotate it: `{unannotated[0]}: int = ...`")
+    try:
+        OmegaConf.structured(cls.Options)
+    except (OmegaConfBaseException, ValueError) as error:
+        refuse(f"Options cannot be read from YAML: {error}", "use int, float, bool, str, enums, lists or dicts of them")
+
+
+def _field_names(options: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(options)}

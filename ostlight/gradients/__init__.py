@@ -1,0 +1,1 @@
+"""Per-sample gradients against fixed vectors, without ever holding a per-sample gradient."""

@@ -30,7 +30,7 @@ TRUTH_SCHEMA = pa.schema({"id": pa.string(), "defect": pa.string()})
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the parts of one DigitMath set lie. ``truth`` names each pool record's defect and is read by reports only."""
+    """Where the parts of one DigitMath set lie. ``truth`` names each pool record's defect, for reports only."""
 
     pool: Path
     anchors: Path
@@ -74,7 +74,7 @@ def build(config: DigitMath, folder: Path) -> Files:
 
 
 def clean_records(part: str, size: int, seed: int) -> list[Record]:
-    """``size`` right-answered records on the digit images of ``part``, the tasks in equal numbers up to one, shuffled."""
+    """``size`` rightly answered records on the digit images of ``part``, shuffled, as many of each task up to one."""
     rng = _rng(seed, part)
     tasks = [TASKS[place % len(TASKS)] for place in range(size)]
     rng.shuffle(tasks)

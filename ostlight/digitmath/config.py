@@ -11,7 +11,7 @@ DEFECTS = ("arithmetic", "hallucinated", "other_picture", "truncated", "empty", 
 
 
 def default_defects() -> dict[str, float]:
-    """About half the pool, with the systematic error where it hurts: a wrong rule that two thirds of the sums follow."""
+    """About half the pool, the systematic error where it hurts: most sums and differences follow a wrong rule."""
     return {
         "arithmetic": 0.26,
         "hallucinated": 0.08,

@@ -21,7 +21,7 @@ SPLIT_SHARES = {"pretraining": 0.46, "pool": 0.24, "anchors": 0.08, "dev": 0.08,
 
 @functools.cache
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """Ink ``uint8 [1797, 8, 8]`` in 0..16 and labels ``int64 [1797]``; scikit-learn's copy of the UCI optical digits."""
+    """Ink ``uint8 [1797, 8, 8]`` in 0..16 and labels ``int64 [1797]``: scikit-learn's copy of UCI's optical digits."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -13,9 +13,9 @@ from pathlib import Path
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of ``path`` when the block ends without an error.
 
-    The temporary file lies in the same folder (a rename across file systems is not atomic) and keeps the suffix, because
-    many writers choose their format by it. Missing parent folders are made. On an error the temporary file is removed
-    and an older file at ``path`` stays as it was.
+    The temporary file lies in the same folder (a rename across file systems is not atomic) and keeps the suffix,
+    because many writers choose their format by it. Missing parent folders are made. On an error the temporary file is
+    removed and an older file at ``path`` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

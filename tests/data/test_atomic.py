@@ -20,9 +20,15 @@ def test_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
 def test_an_error_keeps_the_older_file(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     atomic_write_text(target, "old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+
+    def fail_midway() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_midway()
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 

@@ -1,0 +1,95 @@
+"""Folders that Hugging Face's ``Dataset.save_to_disk`` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ostlight.data.atomic import atomic_path, atomic_write_text
+from ostlight.data.formats.columns import add_keys, has_every_id, row
+from ostlight.data.formats.source import Keys, Source
+from ostlight.errors import DataError
+
+STATE, INFO = "state.json", "dataset_info.json"
+WRITE_ROWS = 256
+
+
+class HuggingFaceFolder(Source):
+    """A row is a record. The Arrow files are mapped into memory, not read: any row is at hand at once.
+
+    The ``datasets`` package is not needed, neither to read nor to write.
+    """
+
+    name = "hf"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+            if self._state.get("_indices_files") or self._state.get("_indices_data_files"):
+                raise DataError(f"{path} is a view of another data set; write it with flatten_indices() first")
+            self._data_files = [path / entry["filename"] for entry in self._state["_data_files"]]
+            tables = self._opened().tables
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{path} is not a whole save_to_disk folder: {error}") from error
+        self.table_start = np.concatenate([[0], np.cumsum([t.num_rows for t in tables])]).astype(np.int64)
+        keys = Keys()
+        for table in tables:
+            named = has_every_id(table.schema) and not table["id"].null_count
+            add_keys(keys, (table.select(["id"]) if named else table).to_batches(max_chunksize=64))
+        self.keys, self.kinds = keys.arrays()
+        self.close()
+
+    @staticmethod
+    def claims(path: Path, head: bytes) -> bool:
+        return path.is_dir() and (path / STATE).is_file() and (path / INFO).is_file()
+
+    def files(self) -> list[Path]:
+        return [*self._data_files, self.path / INFO]
+
+    @property
+    def folder(self) -> Path:
+        return self.path
+
+    def record(self, i: int) -> dict[str, Any]:
+        table, k = self._at(i)
+        return row(table, k)
+
+    def write(self, kept: Sequence[int], target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        data = "data-00000-of-00001.arrow"
+        schema = self._opened().tables[0].schema
+        with atomic_path(target / data) as temporary, pa.ipc.new_stream(temporary, schema) as writer:
+            for begin in range(0, len(kept), WRITE_ROWS):
+                rows = [table.take([k]) for table, k in map(self._at, kept[begin : begin + WRITE_ROWS])]
+                writer.write_table(pa.concat_tables(rows).combine_chunks())
+        atomic_write_text(target / INFO, self._info())
+        # Last, because a folder without its state is not taken for a data set.
+        state = {**self._state, "_data_files": [{"filename": data}], "_fingerprint": f"ostlight{len(kept):08x}"}
+        atomic_write_text(target / STATE, json.dumps(state, indent=2))
+
+    def _info(self) -> str:
+        """The data set's own description, without the sizes that no longer hold."""
+        info = json.loads((self.path / INFO).read_text(encoding="utf-8"))
+        sizes = ("splits", "download_size", "dataset_size", "size_in_bytes", "download_checksums")
+        return json.dumps({k: v for k, v in info.items() if k not in sizes}, indent=2)
+
+    def _at(self, i: int) -> tuple[pa.Table, int]:
+        n = int(np.searchsorted(self.table_start, i, side="right")) - 1
+        return self._opened().tables[n], int(i - self.table_start[n])
+
+    def _open(self) -> Any:
+        return _Mapped(self._data_files)
+
+
+class _Mapped:
+    def __init__(self, files: list[Path]) -> None:
+        self.tables = [pa.ipc.open_stream(pa.memory_map(str(f))).read_all() for f in files]
+
+    def close(self) -> None:
+        self.tables = []

@@ -1,0 +1,166 @@
+"""Parquet files, read a piece at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ostlight.data.atomic import atomic_path
+from ostlight.data.formats.columns import add_keys, has_every_id, row
+from ostlight.data.formats.source import Keys, Source
+from ostlight.errors import DataError
+
+WHOLE_GROUP_BYTES = 32 << 20
+"""Row groups up to this size (uncompressed) are read at once and kept; larger ones stream."""
+
+KEPT_BYTES = 128 << 20
+STREAM_ROWS = 64
+WRITE_BYTES = 64 << 20
+
+
+class Parquet(Source):
+    """A row is a record. Rows are reached through their row group, never through the whole table.
+
+    Small row groups are read whole and the last few kept; a large one streams while rows are asked for in ascending
+    order. A group that is jumped back to (a shuffled training over a large file) is unpacked once into a temporary
+    file that is mapped, not read.
+    """
+
+    name = "parquet"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self.keys, self.kinds = _keys(self._opened().file)
+        except pa.ArrowException as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+        finally:
+            self.close()
+
+    @staticmethod
+    def claims(path: Path, head: bytes) -> bool:
+        return head.startswith(b"PAR1")
+
+    def record(self, i: int) -> dict[str, Any]:
+        start, table = self._opened().around(i)
+        return row(table, i - start)
+
+    def write(self, kept: Sequence[int], target: Path) -> None:
+        reader = self._opened()
+        file = reader.file
+        schema = file.schema_arrow
+        compression = file.metadata.row_group(0).column(0).compression
+        with atomic_path(target) as temporary, pq.ParquetWriter(temporary, schema, compression=compression) as writer:
+            pending: list[pa.Table] = []
+            pending_bytes = 0
+            for i in kept:
+                start, table = reader.around(i)
+                # `take` copies the row out: a slice would hold its whole row group in memory.
+                pending.append(table.take([i - start]))
+                pending_bytes += pending[-1].nbytes
+                if pending_bytes > WRITE_BYTES:
+                    writer.write_table(pa.concat_tables(pending))
+                    pending, pending_bytes = [], 0
+            if pending:
+                writer.write_table(pa.concat_tables(pending))
+
+    def _open(self) -> Any:
+        return _Reader(self.path)
+
+
+def group_starts(meta: Any) -> np.ndarray:
+    """First row of each row group, and the number of rows: ``int64 [groups + 1]``."""
+    rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+    return np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+
+def _keys(parquet: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Record keys; from the id column alone where every row has an id."""
+    if has_every_id(parquet.schema_arrow):
+        keys = Keys()
+        complete = True
+        for batch in parquet.iter_batches(columns=["id"], batch_size=1 << 16, use_threads=False):
+            if batch.column(0).null_count or "" in batch.column(0).to_pylist():
+                complete = False
+                break
+            add_keys(keys, [batch])
+        if complete:
+            return keys.arrays()
+    keys = Keys()
+    add_keys(keys, parquet.iter_batches(batch_size=STREAM_ROWS, use_threads=False))
+    return keys.arrays()
+
+
+class _Reader:
+    """An open Parquet file and the pieces of it that are at hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        self.group_start = group_starts(self.file.metadata)
+        self._window: tuple[int, pa.Table] | None = None
+        self._whole: OrderedDict[int, pa.Table] = OrderedDict()
+        self._unpacked: dict[int, pa.Table] = {}
+        self._visited: set[int] = set()
+        self._stream: Iterator[pa.RecordBatch] = iter(())
+        self._stream_group, self._stream_next = -1, 0
+
+    def close(self) -> None:
+        self.file.close()
+        self._window, self._stream = None, iter(())
+        self._whole.clear()
+        self._unpacked.clear()
+
+    def around(self, i: int) -> tuple[int, pa.Table]:
+        """A table that holds row ``i``, and the number of its first row."""
+        if self._window is None or not 0 <= i - self._window[0] < self._window[1].num_rows:
+            self._window = self._load(i)
+        return self._window
+
+    def _load(self, i: int) -> tuple[int, pa.Table]:
+        group = int(np.searchsorted(self.group_start, i, side="right")) - 1
+        start = int(self.group_start[group])
+        for at_hand in (self._whole, self._unpacked):
+            if group in at_hand:
+                return start, at_hand[group]
+        streams = self.file.metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES
+        if streams and group == self._stream_group and i >= self._stream_next:
+            return self._stream_on(i)
+        if group in self._visited and i != start:  # a jump back; from the first row it would be a new pass
+            self._unpacked[group] = self._unpack(group)
+            return start, self._unpacked[group]
+        self._visited.add(group)
+        if streams:
+            self._stream_group, self._stream_next, self._stream = group, start, self._batches(group)
+            return self._stream_on(i)
+        self._keep_whole(group, self.file.read_row_group(group, use_threads=False))
+        return start, self._whole[group]
+
+    def _stream_on(self, i: int) -> tuple[int, pa.Table]:
+        for batch in self._stream:
+            first, self._stream_next = self._stream_next, self._stream_next + batch.num_rows
+            if i < self._stream_next:
+                return first, pa.Table.from_batches([batch])
+        raise AssertionError("a row group holds as many rows as its metadata says")
+
+    def _keep_whole(self, group: int, table: pa.Table) -> None:
+        self._whole[group] = table
+        while len(self._whole) > 1 and sum(t.nbytes for t in self._whole.values()) > KEPT_BYTES:
+            self._whole.popitem(last=False)
+
+    def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
+        return self.file.iter_batches(batch_size=STREAM_ROWS, row_groups=[group], use_threads=False)
+
+    def _unpack(self, group: int) -> pa.Table:
+        with tempfile.NamedTemporaryFile(prefix="ostlight-", suffix=".arrow") as temporary:
+            with pa.ipc.new_file(temporary.name, self.file.schema_arrow) as writer:
+                for batch in self._batches(group):
+                    writer.write_batch(batch)
+            # The mapping outlives the file's name.
+            return pa.ipc.open_file(pa.memory_map(temporary.name)).read_all()

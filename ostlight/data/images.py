@@ -51,16 +51,20 @@ class ImageRoot:
         """The path under the root; ``None`` for a picture held in the record."""
         if image.path is None:
             return None
-        return Path(os.path.normpath(os.path.relpath(image.path, self.folder)))
+        path = os.path.relpath(image.path, self.folder)
+        # An absolute path may name the root by another way than the config does.
+        return Path(
+            path if not path.startswith(os.pardir) else os.path.relpath(os.path.realpath(image.path), self._real)
+        )
 
     def _inside(self, said: str, field: str) -> Path:
-        path = os.path.join(self.folder, said)
+        path = os.path.normpath(os.path.join(self.folder, said))
         folder, name = os.path.split(path)
         # One look at the file itself; its folder, shared by many, is resolved once.
         real = os.path.join(self._real_folder(folder), name)
         try:
             found = os.lstat(real)
-            if name in ("", ".", "..") or stat.S_ISLNK(found.st_mode):
+            if stat.S_ISLNK(found.st_mode):
                 real = os.path.realpath(path)
                 self._check_inside(real, said, field)
                 found = os.stat(real)

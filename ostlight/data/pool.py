@@ -19,6 +19,7 @@ from ostlight.data.images import ImageRoot
 from ostlight.data.record import Reading, sample_of
 from ostlight.data.sample import Sample
 from ostlight.data.shapes import SHAPES, shape_of
+from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
 
 SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".parquet", ".tar"})
@@ -130,13 +131,31 @@ class Pool:
 
     def locate(self, i: int) -> tuple[Path, int]:
         """File of record ``i``, and its number there, counted from 1."""
-        n = self._source_of(i)
-        return self.sources[n].path, i - int(self._begins[n]) + 1
+        n, k = self.source_of(i)
+        return self.sources[n].path, k + 1
 
     def record_name(self, i: int) -> str:
         """Where record ``i`` stands, for messages: ``train.jsonl:record 17``, counted from 1."""
         file, number = self.locate(i)
         return f"{file.name}:record {number}"
+
+    def write_subset(self, positions: Sequence[int], folder: str | Path) -> list[Path]:
+        """Write the records at ``positions`` as they came: the same bytes, in the same format, one file per pool file.
+
+        Records of one file are written in the order of ``positions`` (so a curriculum survives within a file); records
+        of different files stay apart, under the names their files have. Parquet and ``save_to_disk`` records keep
+        schema and values. Pictures named by a path relative to the image root are hard-linked, or copied where that
+        cannot be, so that the same path holds in ``folder``; absolute paths stay as they are. Beside JSON and JSON
+        lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry, and a
+        line in the log says why.
+
+        Returns:
+            The files and ``save_to_disk`` folders written, ``dataset_info.json`` last.
+
+        Raises:
+            DataError: no positions, a record that cannot be used, or a folder that holds the pool itself.
+        """
+        return write_subset(self, positions, Path(folder))
 
     def raw_record(self, i: int) -> dict[str, Any]:
         """Record ``i`` as its file holds it, fields of any name included.
@@ -150,18 +169,24 @@ class Pool:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recent": OrderedDict()}
 
-    def _source_of(self, i: int) -> int:
+    def source_of(self, i: int) -> tuple[int, int]:
+        """Which of ``sources`` holds record ``i``, and its index there, both from 0."""
         if not 0 <= i < len(self):
             raise IndexError(f"record {i} of a pool of {len(self)}")
-        return int(np.searchsorted(self._begins, i, side="right")) - 1
+        n = int(np.searchsorted(self._begins, i, side="right")) - 1
+        return n, int(i - self._begins[n])
+
+    def first_of(self, n: int) -> int:
+        """Position of the first record of source ``n``."""
+        return int(self._begins[n])
 
     def _at(self, i: int) -> tuple[Source, int, Reading]:
-        n = self._source_of(i)
+        n, k = self.source_of(i)
         if n not in self._recent:
             self._recent[n] = self.sources[n]
             if len(self._recent) > OPEN_FILES:
                 self._recent.popitem(last=False)[1].close()
-        return self.sources[n], i - int(self._begins[n]), self.readings[n]
+        return self.sources[n], k, self.readings[n]
 
 
 def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -89,14 +89,14 @@ def _chosen(model: nn.Module, scope: str, named: dict[str, nn.Parameter]) -> set
     return {id(parameter) for name, parameter in named.items() if pattern.search(name)}
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The model inside peft's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _decoder(model: nn.Module) -> tuple[nn.Module, int | None]:
     """The text model and its number of blocks; the whole model and ``None`` where it does not say."""
-    core = _unwrapped(model)
+    core = unwrapped(model)
     decoder, depth = model, None
     if hasattr(core, "get_decoder"):
         named = core.get_decoder()
@@ -109,14 +109,14 @@ def _decoder(model: nn.Module) -> tuple[nn.Module, int | None]:
 def text_modules(model: nn.Module) -> list[nn.Module]:
     """The parts whose rows are samples' tokens: the text model and both its embeddings; the rest sees pictures."""
     decoder, _ = _decoder(model)
-    core = _unwrapped(model)
+    core = unwrapped(model)
     embeddings = [core.get_input_embeddings()] if hasattr(core, "get_input_embeddings") else []
     head = _head(model)
     return [decoder, *embeddings, *([head] if head is not None else [])]
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    core = _unwrapped(model)
+    core = unwrapped(model)
     if hasattr(core, "get_output_embeddings"):
         return core.get_output_embeddings()
     return getattr(core, "lm_head", None)

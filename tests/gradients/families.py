@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 IMAGE_TOKEN = 90
 VOCAB = 96
@@ -191,3 +192,16 @@ def _pictures(family: str, generator: torch.Generator) -> dict[str, Tensor]:
             "tokens_of_picture": grids.prod(1) // 4,
         }
     return {}
+
+
+class DoublePrecision(TorchFunctionMode):
+    """Keeps fp64 where the families' code casts to fp32 (norms, softmax), or no oracle could agree beyond 1e-7."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") == torch.float32 and args and isinstance(args[0], Tensor):
+            kwargs["dtype"] = args[0].dtype if args[0].dtype == torch.float64 else torch.float32
+        doubles = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
+        if doubles and (func is Tensor.float or (func is Tensor.to and torch.float32 in args[1:])):
+            return args[0]
+        return func(*args, **kwargs)

@@ -1,0 +1,159 @@
+"""What becomes of each use's gradient: inner products with the targets and squared norms, at once, then forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from ostlight_kernels import grad_dots
+from torch import Tensor, nn
+
+from ostlight.errors import OstlightError
+from ostlight.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
+from ostlight.gradients.rows import RowOwners
+from ostlight.gradients.watch import Watched
+
+GATHERED_ENTRIES = 1 << 22
+"""Most entries of target rows gathered at once for an embedding table, so that they stay small beside activations."""
+
+
+class Sink:
+    """Takes the uses of one backward pass as they come and sums them per parameter and sample.
+
+    Args:
+        parameters: the scope.
+        rows: whose row is whose.
+        targets: ``[M, *parameter.shape]`` for every parameter's name, or empty for no products.
+        norms: also take the squared norm of each sample's gradient. A parameter used once is done at once; the uses
+            of one used several times are held until the pass ends, since the norm of a sum is no sum of norms.
+
+    Attributes:
+        dots: ``[N, M]`` per parameter name, fp64.
+        norms: ``[N]`` per parameter name, fp64.
+    """
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], rows: RowOwners, targets: dict[str, Tensor], norms: bool
+    ) -> None:
+        self.dots: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        self._parameters = parameters
+        self._rows = rows
+        self._targets = targets
+        self._wants_norms = norms
+        self._uses: dict[str, int] = {}
+        self._held: dict[str, list[Factor]] = {}
+
+    def num_units(self, name: str) -> int:
+        """How many units (samples, or pictures) the rows of this parameter's layer stand for."""
+        return self._rows.num_units(self._parameters[name])
+
+    def expect(self, name: str) -> None:
+        """Announces one more use of a parameter, in the forward pass."""
+        self._uses[name] = self._uses.get(name, 0) + 1
+
+    def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
+        """A use ``result = inputs @ weight'``: ``inputs [R, ..., D_in]``, ``grad [R, ..., D_out]``."""
+        owners = self._owners(name, len(inputs), inputs.device)
+        inputs, grad = _as_tokens(inputs), _as_tokens(grad)
+        if self._targets:
+            target = self._targets[name]
+            matrices = target.reshape(*target.shape[:2], -1)
+            if inputs.shape[1] > 1 or len(inputs) == self._rows.num_samples:
+                self._add(name, owners, grad_dots(inputs, grad, matrices))
+            else:
+                for sample in owners.unique():
+                    mine = owners == sample
+                    one = grad_dots(inputs[mine].transpose(0, 1), grad[mine].transpose(0, 1), matrices)
+                    self._add(name, sample.view(1), one)
+        self._factor(name, partial(Tokens, owners, grad, inputs))
+
+    def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
+        """A use ``result = weight[ids]``: ``ids [R, ...]``, ``grad [R, ..., D]``."""
+        owners = self._owners(name, len(ids), ids.device)
+        ids, grad = ids.flatten(1), _as_tokens(grad)
+        if self._targets:
+            target = self._targets[name]
+            tokens, gradients = ids.flatten(), grad.flatten(0, 1)
+            step = max(1, GATHERED_ENTRIES // max(1, len(target) * grad.shape[-1]))
+            pieces = [
+                torch.einsum("mtd,td->tm", wide(target[:, piece]), wide(gradient))
+                for piece, gradient in zip(tokens.split(step), gradients.split(step), strict=True)
+            ]
+            self._add(name, owners.repeat_interleave(ids.shape[1]), torch.cat(pieces))
+        self._factor(name, partial(Tokens, owners, ids, grad))
+
+    def dense(self, watched: Watched, grad: Tensor) -> None:
+        """A use whose gradient, before the sum over rows, is ``grad [R, ...]``, the parameter's shape its last axes."""
+        name = next(iter(watched.leaves))
+        owners = self._owners(name, len(grad), grad.device)
+        rows = _summed_to(wide(grad), watched.graph.shape, name)
+        per_sample = rows.new_zeros(self._rows.num_samples, *watched.graph.shape).index_add_(0, owners, rows)
+        everyone = torch.arange(self._rows.num_samples, device=grad.device)
+        for leaf, gradients in _to_leaves(watched, per_sample).items():
+            if self._targets:
+                target = wide(self._targets[leaf]).flatten(1).to(gradients.dtype)
+                self._add(leaf, everyone, gradients.flatten(1) @ target.T)
+            self._factor(leaf, partial(Formed, gradients))
+
+    def finish(self) -> None:
+        """Takes the norms still held: of parameters used several times, some of whose uses no gradient reached."""
+        for name in list(self._held):
+            self._take_norm(name)
+
+    def _owners(self, name: str, length: int, device: torch.device) -> Tensor:
+        return self._rows.owners(name, self._parameters[name], length, device)
+
+    def _add(self, name: str, owners: Tensor, dots: Tensor) -> None:
+        if name not in self.dots:
+            self.dots[name] = torch.zeros(
+                self._rows.num_samples, dots.shape[1], dtype=torch.float64, device=dots.device
+            )
+        self.dots[name].index_add_(0, owners, dots.double())
+
+    def _factor(self, name: str, make: Callable[[], Factor]) -> None:
+        if not self._wants_norms:
+            return
+        self._held.setdefault(name, []).append(make())
+        if len(self._held[name]) == self._uses[name]:
+            self._take_norm(name)
+
+    def _take_norm(self, name: str) -> None:
+        factors = self._held.pop(name)
+        norms = squared_norms(factors, self._rows.num_samples, self._parameters[name].shape)
+        self.norms[name] = norms.double()
+
+
+def _as_tokens(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1, tensor.shape[-1])
+
+
+def _summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
+    """``[R, *shape]``: the sum over every axis but the rows that the parameter was broadcast along."""
+    missing = grad.ndim - len(shape)
+    if missing < 0 or (missing == 0 and len(shape) and shape[0] != 1 and len(grad) != 1):
+        raise OstlightError(
+            f"per-sample gradients: the parameter {name} of shape {tuple(shape)} meets a tensor of shape "
+            f"{tuple(grad.shape)} whose rows are its own; leave it out with a scope, or use the estimator exact"
+        )
+    if missing == 0:
+        grad, missing = grad.unsqueeze(1), 1
+    if missing > 1:
+        grad = grad.flatten(1, missing - 1).sum(1)
+    broadcast = [1 + k for k, size in enumerate(shape) if size == 1 and grad.shape[1 + k] != 1]
+    return grad.sum(broadcast, keepdim=True) if broadcast else grad
+
+
+def _to_leaves(watched: Watched, per_sample: Tensor) -> dict[str, Tensor]:
+    """From gradients of a value computed from parameters to gradients of the parameters: ``[N, *shape]`` by name."""
+    if watched.alias is not None:
+        return {watched.alias: per_sample}
+    leaves = list(watched.leaves.values())
+    collected: list[list[Tensor]] = [[] for _ in leaves]
+    for gradient in per_sample:
+        with torch.enable_grad():
+            pulled = torch.autograd.grad(watched.graph, leaves, gradient.to(watched.graph.dtype), retain_graph=True)
+        for into, one in zip(collected, pulled, strict=True):
+            into.append(wide(one))
+    return {name: torch.stack(into) for name, into in zip(watched.leaves, collected, strict=True)}

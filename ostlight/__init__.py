@@ -1,1 +1,101 @@
-"""ostlight chooses training data by what a sample does to the model."""
+"""ostlight chooses training data by what a sample does to the model.
+
+The three steps of the command line, from Python::
+
+    import ostlight
+
+    ostlight.select("config.yaml", "budget.fraction=0.2")
+    ostlight.train("config.yaml", "budget.fraction=0.2")
+    ostlight.benchmark("configs/demo.yaml")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ostlight.benchmark.results import Line
+    from ostlight.config.schema import Config
+    from ostlight.data.pool import Pool
+    from ostlight.data.sample import Sample
+    from ostlight.evaluation.evaluate import Result
+    from ostlight.model.batch import Batch
+    from ostlight.selection.budget import Budget
+    from ostlight.selection.registry import register
+    from ostlight.selection.scores import Scores
+    from ostlight.selection.selector import Selector
+    from ostlight.selection.setting import Setting
+    from ostlight.stages.select import Selection
+
+    Source = str | Path | Mapping[str, Any] | Config
+
+# Names are fetched when first used: the kernels and the gradient engine import without what the rest needs.
+_HOMES = {
+    "Batch": "ostlight.model.batch",
+    "Budget": "ostlight.selection.budget",
+    "Config": "ostlight.config.schema",
+    "Pool": "ostlight.data.pool",
+    "Sample": "ostlight.data.sample",
+    "Scores": "ostlight.selection.scores",
+    "Selector": "ostlight.selection.selector",
+    "Setting": "ostlight.selection.setting",
+    "register": "ostlight.selection.registry",
+}
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "Config",
+    "Pool",
+    "Sample",
+    "Scores",
+    "Selector",
+    "Setting",
+    "benchmark",
+    "evaluate",
+    "register",
+    "select",
+    "train",
+]
+
+
+def select(config: Source, *overrides: str) -> Selection:
+    """Scores a pool, picks within the budget, writes the subset (``ostlight.stages.select``)."""
+    from ostlight.config import load_config
+    from ostlight.stages.select import select as stage
+
+    return stage(load_config(config, *overrides))
+
+
+def train(config: Source, *overrides: str) -> Path:
+    """Trains the target on the selected subset (``ostlight.stages.train``)."""
+    from ostlight.config import load_config
+    from ostlight.stages.train import train as stage
+
+    return stage(load_config(config, *overrides))
+
+
+def evaluate(config: Source, *overrides: str) -> Result:
+    """Accuracy of the trained target (``ostlight.stages.evaluate``)."""
+    from ostlight.config import load_config
+    from ostlight.stages.evaluate import evaluate as stage
+
+    return stage(load_config(config, *overrides))
+
+
+def benchmark(config: Source, *overrides: str) -> list[Line]:
+    """Compares selectors (``ostlight.stages.benchmark``)."""
+    from ostlight.config import load_config
+    from ostlight.stages.benchmark import benchmark as stage
+
+    return stage(load_config(config, *overrides))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ostlight' has no attribute {name!r}")

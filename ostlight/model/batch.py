@@ -100,6 +100,24 @@ class Collator:
         return pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=self.side)
 
 
+@dataclass
+class Step:
+    """The samples of one optimiser step, on one rank.
+
+    Attributes:
+        micro_batches: forward and backward are done on these one after the other.
+        weight: what each sample's loss counts: 1 over the samples of the step on all ranks, times the number of ranks,
+            since gradients are averaged over ranks.
+    """
+
+    micro_batches: list[Batch]
+    weight: float
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Step:
+        """On another device; Lightning calls it."""
+        return Step([b.to(device, **kwargs) for b in self.micro_batches], self.weight)
+
+
 def _stack_pictures(parts: Sequence[Tensor | None]) -> Tensor:
     """``[1, pictures, ...]`` each, some missing -> ``[N, most pictures, ...]``, missing ones zero."""
     given = [p for p in parts if p is not None]
@@ -107,7 +125,8 @@ def _stack_pictures(parts: Sequence[Tensor | None]) -> Tensor:
     stacked = given[0].new_zeros(len(parts), *sizes)
     for row, part in enumerate(parts):
         if part is not None:
-            stacked[(row, *(slice(0, n) for n in part.shape[1:]))] = part[0]
+            place = (row, *(slice(0, n) for n in part.shape[1:]))
+            stacked[place] = part[0]  # type: ignore[index]
     return stacked
 
 

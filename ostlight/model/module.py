@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ostlight.config.schema import Model, Training
 from ostlight.data.sample import Sample
-from ostlight.model.batch import Batch, Collator, by_token_budget
+from ostlight.model.batch import Batch, Collator, Step, by_token_budget
 from ostlight.model.encode import Encoder
 from ostlight.model.load import collator_for, load_encoder, load_model
 from ostlight.model.losses import per_sample_losses
@@ -76,16 +76,15 @@ class MultimodalModel(L.LightningModule):
         made = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
         return [b.to(self.device) for b in made]
 
-    def training_step(self, step: list[Batch], step_index: int) -> Tensor:
-        """One optimiser step from micro-batches; the loss is the mean over all their samples."""
+    def training_step(self, step: Step, step_index: int) -> Tensor:
+        """One optimiser step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
         optimizer: Any = self.optimizers()
-        count = sum(len(micro) for micro in step)
         total = torch.zeros((), device=self.device)
-        for k, micro in enumerate(step):
+        for k, micro in enumerate(step.micro_batches):
             # Gradients are exchanged between ranks once a step, with the last micro-batch.
-            held = self.trainer.strategy.model.no_sync() if self._exchanges() and k + 1 < len(step) else nullcontext()
-            with held:
-                loss = self.losses(micro).sum() / count
+            held = self._exchanges() and k + 1 < len(step.micro_batches)
+            with self.trainer.strategy.model.no_sync() if held else nullcontext():  # type: ignore[union-attr, operator]
+                loss = self.losses(micro).sum() * step.weight
                 self.manual_backward(loss)
             total += loss.detach().to(total.dtype)
         if self.training_settings.clip is not None:
@@ -93,13 +92,13 @@ class MultimodalModel(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.log("loss", total, prog_bar=True, batch_size=count)
+        self.log("loss", total, prog_bar=True, batch_size=1)
         return total
 
     def _exchanges(self) -> bool:
         return hasattr(self.trainer.strategy.model, "no_sync")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         settings = self.training_settings
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)

@@ -33,9 +33,11 @@ class Selector(ABC):
         options: an instance of the class's own ``Options``, filled from the YAML's ``selector.options``.
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
+        seeded: whether scores change with the seed by design; a benchmark then scores anew for every seed.
     """
 
     uses_proxy: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
 
     @dataclass
     class Options:
@@ -53,9 +55,9 @@ class Selector(ABC):
 
         Returns:
             Columns, each with one value per sample of the batch, in its order: arrays, tensors or lists. ``score`` must
-            be among them (higher is better, finite); every other column is kept as evidence. A sample whose score is
-            not finite is set aside with that reason. The result may depend on the sample alone, never on what else is
-            in the batch.
+            be among them (higher is better); every other column is kept as evidence. A sample whose score is not finite
+            is set aside; an optional column ``failure`` (a ``BadRecord`` or ``None``) says why. The result may depend
+            on the sample alone, never on what else is in the batch.
         """
 
     def pick(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
@@ -73,8 +75,10 @@ class Selector(ABC):
 
 
 def _refuse_malformed(cls: type[Selector]) -> None:
-    """Raises:
-    SelectorError: the class breaks the contract; names the class, what is wrong, and the mend.
+    """Says what is wrong with a class, and the mend.
+
+    Raises:
+        SelectorError: the class breaks the contract.
     """
 
     def refuse(what: str, mend: str) -> None:
@@ -95,8 +99,9 @@ def _refuse_malformed(cls: type[Selector]) -> None:
         elif len(inspect.signature(method).parameters) != len(parameters):
             got = ", ".join(inspect.signature(method).parameters)
             refuse(f"{name} takes ({got})", f"define it as `def {name}({', '.join(parameters)})`")
-    if not isinstance(cls.uses_proxy, bool):
-        refuse(f"uses_proxy is {cls.uses_proxy!r}", "set it to True or False")
+    for flag in ("uses_proxy", "seeded"):
+        if not isinstance(getattr(cls, flag), bool):
+            refuse(f"{flag} is {getattr(cls, flag)!r}", "set it to True or False")
     if not (isinstance(cls.Options, type) and dataclasses.is_dataclass(cls.Options)):
         refuse("Options is no dataclass", "write @dataclass above `class Options`")
     for f in dataclasses.fields(cls.Options):

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from ostlight.data.sample import Sample
 from ostlight.errors import SelectorError
 
 if TYPE_CHECKING:
-    from ostlight.data.sample import Sample
+    from ostlight.model.batch import Batch
     from ostlight.model.module import MultimodalModel
+
+
+@dataclass
+class ProxySetting:
+    """The proxy and how it was warmed up.
+
+    Attributes:
+        model: warmed up, in eval mode; on the rank's device once scoring starts.
+        examples: encodable samples of the pool, evenly spread, each in a batch of its own on the model's device.
+        update_norm: median distance the given parameters moved in a step of the warm-up; ``None`` without a warm-up.
+        lr: the warm-up's learning rate.
+        tokens_per_batch: padded tokens in one forward pass.
+    """
+
+    model: MultimodalModel
+    examples: Callable[[], Iterator[Batch]]
+    update_norm: Callable[[Mapping[str, nn.Parameter]], float | None]
+    lr: float
+    tokens_per_batch: int
 
 
 @dataclass
@@ -26,24 +48,20 @@ class Setting:
         say: prints one line for the user, once, not once a rank.
     """
 
-    anchors: list[Sample]
-    groups: list[str]
+    anchors: Sequence[Sample]
+    groups: Sequence[str]
     seed: int
     folder: Path
     say: Callable[[str], None]
-    _proxy: MultimodalModel | None = None
+    _proxy: ProxySetting | None = None
 
     @property
-    def proxy(self) -> MultimodalModel:
-        """The proxy model, warmed up, in eval mode, on this rank's device.
-
-        Raises:
-            SelectorError: the selector did not declare ``uses_proxy = True``.
+    def proxy(self) -> ProxySetting:
+        """Raises:
+        SelectorError: the selector did not declare ``uses_proxy = True``.
         """
         if self._proxy is None:
-            raise SelectorError(
-                "this selector asks for a proxy but does not declare it; set `uses_proxy = True` in its class"
-            )
+            raise SelectorError("this selector asks for a proxy without `uses_proxy = True` in its class; declare it")
         return self._proxy
 
     def require_anchors(self, selector: str) -> None:
@@ -51,6 +69,4 @@ class Setting:
         SelectorError: there is no anchor.
         """
         if not self.anchors:
-            raise SelectorError(
-                f"selector {selector!r} needs anchors; name a file of trusted samples under `anchors.path`"
-            )
+            raise SelectorError(f"selector {selector!r} needs anchors; name a file of trusted samples in anchors.path")

@@ -1,0 +1,1 @@
+"""What one training step on a sample does to the loss on the anchors."""

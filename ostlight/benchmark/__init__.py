@@ -1,0 +1,1 @@
+"""Selectors against each other: cells, tables, pictures."""

@@ -1,0 +1,63 @@
+"""One cell of a comparison: what to train on, for how long, with which seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from ostlight.config.schema import Benchmark, Config, SelectorChoice, Training
+from ostlight.selection.budget import Budget
+
+BASE = "base"
+ORACLE = "oracle"
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table, before its seeds are averaged.
+
+    Attributes:
+        label: the selector's name in tables; ``base`` (nothing trained) and ``oracle`` (clean samples only, which needs
+            the truth) are not selectors, and frame the others.
+        choice: the selector, ``None`` for ``base`` and ``oracle``.
+        budget: ``None`` for ``base`` and ``full``.
+        protocol: ``proportional`` or ``fixed_compute``; empty for ``base``.
+        seed: of the training, and of selectors that declare themselves ``seeded``.
+    """
+
+    label: str
+    choice: SelectorChoice | None
+    budget: Budget | None
+    protocol: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the cell's file."""
+        parts = [self.label, self.budget.label if self.budget else "", self.protocol, f"seed{self.seed}"]
+        return "-".join(p.replace(" ", "_").replace("/", "_").replace(">=", "ge") for p in parts if p)
+
+
+def plan_cells(benchmark: Benchmark, with_oracle: bool) -> list[Cell]:
+    """All cells: the two framing rows first, then the selectors as the configuration orders them."""
+    cells = [Cell(BASE, None, None, "", benchmark.seeds[0])]
+    for protocol in benchmark.protocols:
+        if with_oracle:
+            sizes = [b for b in benchmark.budgets if b.threshold is None][:1]
+            cells += [Cell(ORACLE, None, b, protocol, seed) for b in sizes for seed in benchmark.seeds]
+        for choice in benchmark.selectors:
+            budgets: list[Budget | None] = [None] if choice.name == FULL else list(benchmark.budgets)
+            cells += [Cell(choice.shown, choice, b, protocol, seed) for b in budgets for seed in benchmark.seeds]
+    return cells
+
+
+def cell_training(config: Config, cell: Cell, pool_size: int) -> Training:
+    """The target's settings for a cell: its own epochs, or as many steps as the whole pool would take."""
+    training = config.target.training
+    if cell.protocol == "proportional" or training.steps is not None:
+        return training
+    epochs = 1.0 if training.epochs is None else training.epochs
+    steps = math.ceil(pool_size * epochs / training.batch_size)
+    return dataclasses.replace(training, epochs=None, steps=steps)

@@ -1,0 +1,1 @@
+"""Answers generated and judged."""

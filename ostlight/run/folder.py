@@ -1,0 +1,84 @@
+"""The run folder: one file for each arrow of the data's way, and a manifest of what each was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ostlight.config.load import to_yaml
+from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_path
+from ostlight.errors import RunChangedError
+from ostlight.run.ledger import Ledger
+
+
+def is_first_rank() -> bool:
+    """True in the process that writes for all."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))) == 0
+
+
+class RunFolder:
+    """``runs/NAME``: paths, manifest and ledger.
+
+    Args:
+        path: the folder; made where it is not there.
+        config: of the run; written as ``config.yaml``, which repeats the run.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+        self.proxy = path / "proxy"
+        self.scores = path / "scores"
+        self.selection = path / "selection.parquet"
+        self.quarantine = path / "quarantine.parquet"
+        self.subset = path / "subset"
+        self.target = path / "target"
+        self.predictions = path / "predictions.parquet"
+        self.ledger = Ledger(path / "ledger.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank())
+        if is_first_rank():
+            path.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path / "config.yaml") as temporary:
+                temporary.write_text(f"# Repeat this run: ostlight select THIS_FILE\n{to_yaml(config)}")
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        return cls(Path(config.folder) / config.name, config)
+
+    def claim(self, stage: str, inputs: dict[str, str]) -> None:
+        """States what a stage is about to be made from, before its first file is written.
+
+        Where the folder already holds (part of) that stage, made from the same, the stage resumes.
+
+        Args:
+            stage: its name in the manifest.
+            inputs: fingerprint of everything the result depends on, by a name the user understands.
+
+        Raises:
+            RunChangedError: what is there was made from something else; lists what changed.
+        """
+        stages = self._manifest()
+        before = stages.get(stage)
+        if before is not None and before != inputs:
+            changed = [k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k)]
+            raise RunChangedError(
+                f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(sorted(changed))}. "
+                f"Give this run another name (name=...), or remove {self.path} to start over"
+            )
+        if before is None and is_first_rank():
+            self._write_manifest(stages | {stage: inputs})
+
+    def forget(self, stage: str) -> None:
+        """Drops a stage that is about to be made anew."""
+        if is_first_rank():
+            self._write_manifest({k: v for k, v in self._manifest().items() if k != stage})
+
+    def _manifest(self) -> dict[str, Any]:
+        file = self.path / "manifest.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def _write_manifest(self, stages: dict[str, Any]) -> None:
+        with atomic_path(self.path / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(stages, indent=2, sort_keys=True) + "\n")

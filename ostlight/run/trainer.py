@@ -1,0 +1,86 @@
+"""Lightning's Trainer from our settings, in one place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from ostlight.config.schema import Compute
+from ostlight.errors import ConfigError
+
+
+def make_trainer(
+    compute: Compute,
+    folder: Path,
+    stage: str,
+    callbacks: Sequence[Callback] = (),
+    **arguments: Any,
+) -> L.Trainer:
+    """A Trainer for one stage.
+
+    Args:
+        compute: devices, precision, logger, progress.
+        folder: of the run; loggers write below it.
+        stage: its name in the loggers.
+        callbacks: besides the progress bar; a progress bar among them replaces ours.
+        arguments: further arguments of ``lightning.Trainer``.
+    """
+    _quieten()
+    bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)]
+    if compute.progress and not bars:
+        bars = [RichProgressBar()]
+    others = [c for c in callbacks if not isinstance(c, RichProgressBar)]
+    return L.Trainer(
+        accelerator=compute.accelerator,
+        devices=compute.devices,
+        num_nodes=compute.num_nodes,
+        strategy=compute.strategy,
+        precision=compute.precision,  # type: ignore[arg-type]
+        logger=_logger(compute.logger, folder, stage),
+        callbacks=[*others, *(bars if compute.progress else [])],
+        enable_progress_bar=compute.progress,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **arguments,
+    )
+
+
+def _logger(name: str, folder: Path, stage: str) -> Logger | bool:
+    if name == "none":
+        return False
+    if name == "csv":
+        return CSVLogger(folder, name="logs", version=stage)
+    if name == "tensorboard":
+        try:
+            return TensorBoardLogger(folder, name="logs", version=stage)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                ["compute.logger=tensorboard needs a package: pip install 'ostlight[tensorboard]'"]
+            ) from error
+    os.environ.setdefault("WANDB_MODE", "offline")
+    return WandbLogger(name=f"{folder.name}-{stage}", save_dir=folder, project="ostlight", group=folder.name)
+
+
+def _quieten() -> None:
+    """Lightning's advice that does not apply: each line below is a choice made here."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # compute.workers is the user's choice
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*exists and is not empty.*",  # a resumed run logs into its folder again
+        ".*modules in eval mode at the start of training.*",  # dropout stays off (ostlight.model.module)
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)

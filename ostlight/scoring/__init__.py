@@ -1,0 +1,1 @@
+"""Every sample of a pool through a selector, under Lightning's ``predict``."""

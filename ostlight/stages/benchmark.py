@@ -1,0 +1,186 @@
+"""Selectors x budgets x protocols x seeds: score once, pick, train, evaluate, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ostlight.benchmark.cells import BASE, Cell, cell_training, plan_cells
+from ostlight.benchmark.picture import draw
+from ostlight.benchmark.results import CellResult, Line, load_result, save_result, summarise, write_jsonl
+from ostlight.benchmark.table import as_csv, markdown, rich_table
+from ostlight.config.schema import Config, SelectorChoice
+from ostlight.data.atomic import atomic_path
+from ostlight.errors import ConfigError, DataError
+from ostlight.evaluation.evaluate import Questions, evaluate_model, read_questions
+from ostlight.model.module import MultimodalModel
+from ostlight.run.folder import RunFolder
+from ostlight.run.ledger import Entry, total
+from ostlight.selection.budget import Budget
+from ostlight.selection.picking import pick_rows
+from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores
+from ostlight.selection.selector import Selector
+from ostlight.stages.say import console, say
+from ostlight.stages.select import count_tokens, score_pool
+from ostlight.stages.sources import open_pool, with_digitmath
+from ostlight.training.fit import fit
+from ostlight.training.steps import EncodedPool
+
+CLEAN = (None, "", "clean")
+"""What a truth table calls a record without a defect."""
+
+
+def benchmark(config: Config) -> list[Line]:
+    """Runs every cell that is not finished yet; writes ``results.jsonl``, ``table.md``, ``table.csv``, ``table.png``.
+
+    Returns:
+        The table's lines.
+
+    Raises:
+        ConfigError: no ``benchmark`` section.
+        RunChangedError: the folder holds cells made from other inputs.
+    """
+    if config.benchmark is None:
+        raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
+    folder = RunFolder.of(config)
+    contest = Contest(with_digitmath(config, folder), folder)
+    results = [contest.result(cell) for cell in contest.cells]
+    lines = summarise(results)
+    title = f"{config.name}: {len(contest.pool):,} records, {len(config.benchmark.seeds)} seeds"
+    write_jsonl(results, folder.path / "results.jsonl")
+    for name, text in (("table.md", markdown(lines)), ("table.csv", as_csv(lines))):
+        with atomic_path(folder.path / name) as temporary:
+            temporary.write_text(text)
+    draw(lines, folder.path / "table.png", title)
+    console.print(rich_table(lines, title))
+    say(f"written to {folder.path}: results.jsonl, table.md, table.csv, table.png")
+    return lines
+
+
+class Contest:
+    """What the cells of one benchmark share: the pool, its encodings, the questions, the scores."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        assert config.benchmark is not None, "checked by benchmark"
+        self.config, self.folder, self.settings = config, folder, config.benchmark
+        self.pool = open_pool(config.pool, "pool")
+        self.truth = _read_truth(self.settings.truth)
+        self.cells = plan_cells(self.settings, with_oracle=self.truth is not None)
+        self._scores: dict[tuple[str, int], tuple[Scores, Selector, Entry]] = {}
+
+    @cached_property
+    def data(self) -> EncodedPool:
+        return EncodedPool(self.pool, range(len(self.pool)), self._target().encoder)
+
+    @cached_property
+    def questions(self) -> Questions:
+        return read_questions(open_pool(self.config.test, "test"), self._target())
+
+    def result(self, cell: Cell) -> CellResult:
+        """The cell's result, from its file or by running it."""
+        cells = self.folder.path / "cells"
+        cells.mkdir(exist_ok=True)
+        found = load_result(cells, cell)
+        if found is None:
+            found = self._run(cell)
+            save_result(cells, cell, found)
+            say(f"{cell.name}: accuracy {found.accuracy['all']:.3f}")
+        return found
+
+    def _run(self, cell: Cell) -> CellResult:
+        kept, selection = self._kept(cell)
+        model = self._target()
+        training = Entry("train", cell.label)
+        if cell.label != BASE:
+            model.training_settings = cell_training(self.config, cell, len(self.pool))
+            with self.folder.ledger.stage("train", cell.name) as training:
+                quiet = dataclasses.replace(self.config.compute, progress=False, logger="none")
+                fit(model, self.data.view(kept), quiet, self.folder.path, cell.name, cell.seed, training)
+        result = evaluate_model(model, self.questions, self.config.evaluation)
+        defects = self._defects(kept)
+        return CellResult(
+            label=cell.label,
+            budget=cell.budget.label if cell.budget else "",
+            protocol=cell.protocol,
+            seed=cell.seed,
+            accuracy=result.accuracy,
+            kept=len(kept),
+            defect_share=sum(defects.values()) / len(kept) if self.truth is not None and len(kept) else None,
+            defects_kept=defects,
+            selection_s=selection.device_s,
+            selection_flops=selection.flops,
+            training_s=training.device_s,
+            training_flops=training.flops,
+        )
+
+    def _target(self) -> MultimodalModel:
+        return MultimodalModel.load(self.config.target, "target", self.config.target.training)
+
+    def _kept(self, cell: Cell) -> tuple[np.ndarray, Entry]:
+        """Positions the cell trains on, and what choosing them cost."""
+        if cell.label == BASE:
+            return np.array([], dtype=np.int64), Entry("score")
+        if cell.choice is None:
+            return self._clean(cell), Entry("score")
+        scores, selector, cost = self._scored(cell.choice, cell.seed)
+        budget = cell.budget or Budget(fraction=1.0)
+        if budget.tokens is not None:
+            scores = scores.with_tokens(count_tokens(self.config, self.pool, scores.positions))
+        rows = pick_rows(selector, scores, budget)
+        if not len(rows):
+            raise DataError(f"{cell.name}: the budget keeps no sample")
+        return scores.positions[rows], cost
+
+    def _scored(self, choice: SelectorChoice, seed: int) -> tuple[Scores, Selector, Entry]:
+        selector = create(choice.name, choice.options)
+        # A selector that does not draw at random scores once for all seeds.
+        seed = seed if selector.seeded else self.config.seed
+        key = choice.shown, seed
+        if key not in self._scores:
+            name = f"{choice.shown}-seed{seed}" if selector.seeded else choice.shown
+            own = dataclasses.replace(
+                self.config, name=name, folder=str(self.folder.path / "selectors"), seed=seed, selector=choice
+            )
+            own = dataclasses.replace(own, digitmath=None, benchmark=None)
+            place = RunFolder.of(own)
+            score_pool(own, place, self.pool, selector, proxy_home=self.folder)
+            spent = place.ledger.read() + (self.folder.ledger.read() if selector.uses_proxy else [])
+            self._scores[key] = Scores.read(place.scores), selector, total(spent, ("warm-up", "score"))
+        return self._scores[key]
+
+    def _clean(self, cell: Cell) -> np.ndarray:
+        """As many samples as the budget allows, drawn from the clean ones only."""
+        assert self.truth is not None, "the oracle is planned only with a truth"
+        assert cell.budget is not None, "the oracle is planned with a budget"
+        positions, ids = self._ids
+        clean = np.array([p for p, i in zip(positions, ids, strict=True) if i not in self.truth])
+        drawn = np.random.default_rng(cell.seed).permutation(clean)
+        return drawn[: cell.budget.size(len(positions))]
+
+    @cached_property
+    def _ids(self) -> tuple[np.ndarray, list[str]]:
+        scores, _, _ = self._scored(SelectorChoice("full"), self.config.seed)
+        return scores.positions, scores.ids
+
+    def _defects(self, kept: np.ndarray) -> dict[str, int]:
+        if self.truth is None or not len(kept):
+            return {}
+        positions, ids = self._ids
+        wanted = set(kept.tolist())
+        found = [self.truth[i] for p, i in zip(positions, ids, strict=True) if p in wanted and i in self.truth]
+        return {name: found.count(name) for name in sorted(set(found))}
+
+
+def _read_truth(path: str | None) -> dict[str, str] | None:
+    """Defect by id, of the defective records only."""
+    if path is None:
+        return None
+    table = pq.read_table(path)
+    if not {"id", "defect"} <= set(table.column_names):
+        raise DataError(f"benchmark.truth: {path} must have columns id and defect; it has {table.column_names}")
+    rows = zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True)
+    return {i: d for i, d in rows if d not in CLEAN}

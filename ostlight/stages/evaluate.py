@@ -1,0 +1,43 @@
+"""From a trained target to its accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow.parquet as pq
+
+from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_path
+from ostlight.errors import DataError
+from ostlight.evaluation.evaluate import Result, evaluate_model, read_questions
+from ostlight.model.module import MultimodalModel
+from ostlight.run.folder import RunFolder
+from ostlight.stages.say import say
+from ostlight.stages.sources import open_pool, with_digitmath
+
+
+def evaluate(config: Config) -> Result:
+    """Asks the run's target the questions of the test set; writes ``predictions.parquet``.
+
+    Raises:
+        ConfigError: no test set is named.
+        DataError: the run has no trained target yet.
+    """
+    folder = RunFolder.of(config)
+    config = with_digitmath(config, folder)
+    test = open_pool(config.test, "test")
+    if not (folder.target / "config.json").exists():
+        raise DataError(f"{folder.target} holds no model; run `ostlight train` with this configuration first")
+    model = MultimodalModel.load(dataclasses.replace(config.target, path=str(folder.target)), "target")
+    with folder.ledger.stage("evaluate", config.selector.shown) as entry:
+        questions = read_questions(test, model)
+        result = evaluate_model(model, questions, config.evaluation)
+        entry.samples = len(questions.samples)
+    with atomic_path(folder.predictions) as temporary:
+        pq.write_table(result.predictions, temporary)
+    for name, accuracy in result.accuracy.items():
+        say(f"accuracy {name}: {accuracy:.3f}")
+    if questions.refusals:
+        first = next(iter(questions.refusals.values()))
+        say(f"{len(questions.refusals)} test records could not be used; the first: {first}")
+    return result

@@ -1,0 +1,15 @@
+"""One line for the user, from the first rank only."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from ostlight.run.folder import is_first_rank
+
+console = Console(highlight=False)
+
+
+def say(line: str) -> None:
+    """Prints a line as it is; square brackets in data are no markup."""
+    if is_first_rank():
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,214 @@
+"""From a pool to a subset: score every record, pick within the budget, write what was kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_path
+from ostlight.data.pool import Pool
+from ostlight.data.quarantine import Quarantine
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord
+from ostlight.model.batch import Batch
+from ostlight.model.load import load_encoder
+from ostlight.model.module import MultimodalModel
+from ostlight.run import fingerprint
+from ostlight.run.folder import RunFolder, is_first_rank
+from ostlight.run.trainer import make_trainer
+from ostlight.scoring.module import MEASURED, Scoring
+from ostlight.scoring.progress import SampleProgress
+from ostlight.scoring.stream import ShardStream
+from ostlight.scoring.writer import ShardWriter, audit, missing_shards
+from ostlight.selection.budget import Budget
+from ostlight.selection.picking import pick_rows
+from ostlight.selection.registry import create, load
+from ostlight.selection.scores import SET_ASIDE, Scores, read_shards
+from ostlight.selection.selector import Selector
+from ostlight.selection.setting import ProxySetting, Setting
+from ostlight.stages.say import say
+from ostlight.stages.sources import TrustedSet, open_pool, read_anchors, warn_of_overlap, with_digitmath
+from ostlight.stages.warmup import proxy_inputs, warm_proxy
+from ostlight.utility.step_size import median_update_norm
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selection came to. ``kept + dropped + set_aside`` is the number of records read."""
+
+    folder: RunFolder
+    kept: np.ndarray
+    dropped: int
+    set_aside: dict[str, int]
+
+
+def select(config: Config) -> Selection:
+    """Scores the pool, picks within the budget, writes ``selection.parquet``, ``quarantine.parquet`` and ``subset/``.
+
+    What is already scored in the run folder is not scored again; a new budget only picks anew.
+
+    Raises:
+        OstlightError: settings, data, model or selector that cannot be used; a run folder made from other inputs.
+    """
+    folder = RunFolder.of(config)
+    config = with_digitmath(config, folder)
+    pool = open_pool(config.pool, "pool")
+    selector = create(config.selector.name, config.selector.options)
+    score_pool(config, folder, pool, selector)
+    selection = pick_subset(config, folder, pool, selector, config.budget)
+    _tell(selection, config.budget, len(pool))
+    return selection
+
+
+def score_pool(
+    config: Config, folder: RunFolder, pool: Pool, selector: Selector, proxy_home: RunFolder | None = None
+) -> None:
+    """Writes ``scores/part-*.parquet``: one row for every record of the pool. Resumes where it was stopped.
+
+    Args:
+        proxy_home: the run folder whose warmed-up proxy is used, or which gets it; by default ``folder``.
+
+    Raises:
+        RunChangedError: the folder holds scores made from other inputs.
+    """
+    anchors = read_anchors(config)
+    folder.claim("scores", score_inputs(config, pool, anchors, selector))
+    shards = -(-len(pool) // config.compute.shard_size)
+    missing = missing_shards(folder.scores, shards)
+    if not missing:
+        say(f"scores: all {len(pool):,} records are scored in {folder.scores}")
+        return
+    warn_of_overlap(config, anchors, pool)
+    home = proxy_home or folder
+    proxy = warm_proxy(config, home, pool, anchors) if selector.uses_proxy else None
+    given = _proxy_setting(config, home, pool, proxy) if proxy else None
+    setting = Setting(anchors.samples, anchors.groups, config.seed, folder.path / "selector", say, given)
+    encoder, collator = (proxy.encoder, proxy.collator) if proxy else (None, None)
+    compute = config.compute
+    stream = ShardStream(pool, missing, compute.shard_size, encoder, collator, compute.tokens_per_batch)
+    module = Scoring(selector, setting, stream, proxy, config.compute.workers)
+    left = min(len(pool), len(missing) * config.compute.shard_size)
+    callbacks = [ShardWriter(folder.scores), SampleProgress(left)]
+    with folder.ledger.stage("score", config.selector.shown) as entry:
+        entry.resumed = len(missing) < shards
+        trainer = make_trainer(config.compute, folder.path, "score", callbacks, inference_mode=False)
+        trainer.predict(module, return_predictions=False)
+        trainer.strategy.barrier()
+        entry.tokens, entry.samples = module.tokens * trainer.world_size, left
+        entry.flops = module.preflight.flops if module.preflight else 0.0
+    audit(folder.scores, len(pool))
+
+
+def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Selector) -> dict[str, str]:
+    """Fingerprint of everything a score depends on."""
+    inputs = {
+        "pool": pool.fingerprint()[:16],
+        "anchors": anchors.fingerprint,
+        "selector": config.selector.name,
+        "selector.options": fingerprint.of_values(dataclasses.asdict(selector.options)),
+        "selector's code": fingerprint.of_class(load(config.selector.name)),
+        "compute.shard_size": str(config.compute.shard_size),
+        "seed": str(config.seed),
+        "code": fingerprint.of_code(),
+    }
+    return inputs | (proxy_inputs(config, pool, anchors) if selector.uses_proxy else {})
+
+
+def _proxy_setting(config: Config, home: RunFolder, pool: Pool, proxy: MultimodalModel) -> ProxySetting:
+    return ProxySetting(
+        model=proxy,
+        examples=lambda: _examples(proxy, pool),
+        update_norm=lambda parameters: median_update_norm(home.proxy, parameters),
+        lr=config.proxy.warmup.training.lr,
+        tokens_per_batch=config.compute.tokens_per_batch,
+    )
+
+
+EXAMPLES = 8 * MEASURED
+"""Pool samples a selector may look at in its setup."""
+
+
+def _examples(proxy: MultimodalModel, pool: Pool) -> Iterator[Batch]:
+    spread = range(0, len(pool), max(1, len(pool) // EXAMPLES))
+    for _, read in pool.read(spread):
+        if isinstance(read, Sample):
+            try:
+                yield proxy.collator.batch([read], [proxy.encoder.encode(read)]).to(proxy.device)
+            except BadRecord:
+                continue  # the record meets the same refusal, and is kept with it, when it is scored
+
+
+def pick_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selector, budget: Budget) -> Selection:
+    """Picks from the stored scores, and writes the selection, the quarantine and the subset.
+
+    Raises:
+        DataError: a budget that needs columns the scores lack.
+    """
+    table = read_shards(folder.scores)
+    scores = Scores(table)
+    with folder.ledger.stage("pick", config.selector.shown) as entry:
+        if budget.tokens is not None:
+            scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
+        rows = pick_rows(selector, scores, budget)
+        entry.samples = len(scores)
+    kept = scores.positions[rows]
+    bad = table.filter(pa.compute.equal(table["state"], SET_ASIDE))
+    if is_first_rank():
+        _write_selection(folder, table, scores, rows)
+        _write_quarantine(folder, pool, bad)
+        pool.write_subset(kept.tolist(), folder.subset)
+    reasons = bad["reason"].to_pylist()
+    counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    return Selection(folder, kept, len(table) - len(kept) - len(reasons), counts)
+
+
+def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:
+    """Length of each sample in the target's tokens: what a token budget is spent in.
+
+    Raises:
+        ConfigError: no target is named.
+    """
+    encoder = load_encoder(config.target, "target")
+    counts = []
+    for _, read in pool.read(positions.tolist()):
+        try:
+            # A sample the target refuses cannot be afforded by any budget.
+            counts.append(len(encoder.encode(read)) if isinstance(read, Sample) else np.iinfo(np.int32).max)
+        except BadRecord:
+            counts.append(np.iinfo(np.int32).max)
+    return np.array(counts)
+
+
+def _write_selection(folder: RunFolder, table: pa.Table, scores: Scores, rows: np.ndarray) -> None:
+    """One row a record: its score, whether it was kept, and its rank among the kept (0 is best)."""
+    rank = np.full(len(table), -1)
+    rank[scores.positions[rows]] = np.arange(len(rows))
+    columns = {name: table[name] for name in ("position", "id", "state", "reason", "score")}
+    kept = pa.array(rank >= 0)
+    ranks = pa.array(rank, pa.int64(), mask=rank < 0)
+    with atomic_path(folder.selection) as temporary:
+        pq.write_table(pa.table(columns | {"kept": kept, "rank": ranks}), temporary)
+
+
+def _write_quarantine(folder: RunFolder, pool: Pool, bad: pa.Table) -> None:
+    quarantine = Quarantine()
+    for row in bad.select(["position", "id", "reason", "field", "detail"]).to_pylist():
+        error = BadRecord(row["reason"], row["detail"], row["field"])
+        quarantine.add(pool, row["position"], error, stage="score", id=row["id"])
+    quarantine.write(folder.quarantine)
+
+
+def _tell(selection: Selection, budget: Budget, records: int) -> None:
+    aside = sum(selection.set_aside.values())
+    why = ", ".join(f"{n} {reason}" for reason, n in selection.set_aside.items())
+    say(
+        f"{records:,} records read = {len(selection.kept):,} kept ({budget.label}) + {selection.dropped:,} dropped "
+        f"+ {aside:,} set aside" + (f" ({why}; see {selection.folder.quarantine})" if aside else "")
+    )
+    say(f"subset: {selection.folder.subset}")

@@ -1,0 +1,96 @@
+"""The proxy, as it will score: warmed up on a little of the pool, unless that does it harm."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ostlight.config.schema import Config
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.model.module import MultimodalModel
+from ostlight.run import fingerprint
+from ostlight.run.folder import RunFolder, is_first_rank
+from ostlight.stages.say import say
+from ostlight.stages.sources import TrustedSet, open_pool
+from ostlight.training.fit import fit
+from ostlight.training.steps import EncodedPool
+from ostlight.training.watch import LossWatch
+from ostlight.utility.step_size import UpdateNorms
+
+DONE = "warmup.json"
+
+
+def warm_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) -> MultimodalModel:
+    """The proxy from ``folder.proxy`` where it is there, else made and saved there.
+
+    The loss is watched on the development set where there is one, else on the anchors; the line printed says which.
+
+    Raises:
+        RunChangedError: the folder holds a proxy made from something else.
+    """
+    settings = config.proxy.warmup
+    if settings.fraction == 0:
+        return MultimodalModel.load(config.proxy, "proxy", settings.training)
+    folder.claim("proxy", proxy_inputs(config, pool, anchors))
+    if (folder.proxy / DONE).exists():
+        say(f"proxy: taken from {folder.proxy}")
+    else:
+        _warm(config, folder, pool, anchors)
+    saved = dataclasses.replace(config.proxy, path=str(folder.proxy))
+    return MultimodalModel.load(saved, "proxy", settings.training)
+
+
+def proxy_inputs(config: Config, pool: Pool, anchors: TrustedSet) -> dict[str, str]:
+    """Fingerprint of everything the proxy's weights depend on."""
+    assert config.proxy.path is not None, "checked when it is loaded"
+    watched = config.dev.path and open_pool(config.dev, "dev").fingerprint()[:16]
+    return {
+        "pool": pool.fingerprint()[:16],
+        "samples the warm-up is watched on": watched or anchors.fingerprint,
+        "proxy.path": fingerprint.of_model(config.proxy.path),
+        "proxy": fingerprint.of_values(dataclasses.asdict(config.proxy) | {"path": None}),
+        "seed": str(config.seed),
+        "code": fingerprint.of_code(),
+    }
+
+
+def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) -> None:
+    settings = config.proxy.warmup
+    model = MultimodalModel.load(config.proxy, "proxy", settings.training)
+    count = max(1, round(settings.fraction * len(pool)))
+    drawn = np.sort(np.random.default_rng(config.seed).choice(len(pool), size=count, replace=False))
+    trusted, read_on = _watched(config, anchors)
+    norms = UpdateNorms()
+    watch = LossWatch(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
+    with folder.ledger.stage("warm-up") as entry:
+        data = EncodedPool(pool, drawn, model.encoder)
+        callbacks = [norms, *([watch] if watch else [])]
+        refusals = fit(model, data, config.compute, folder.path, "warm-up", config.seed, entry, say, callbacks)
+        entry.more["set_aside"] = len(refusals)
+    if refusals:
+        say(f"warm-up: {len(refusals)} of {count} samples could not be used; scoring lists them with their reasons")
+    if watch is not None:
+        say(watch.line(read_on))
+    if is_first_rank():
+        model.save(folder.proxy)
+        norms.save(folder.proxy)
+        _write_done(folder.proxy, watch, read_on, count)
+
+
+def _write_done(folder: Path, watch: LossWatch | None, read_on: str, count: int) -> None:
+    told: dict[str, Any] = {"samples": count, "watched_on": read_on if watch else None}
+    if watch is not None:
+        told |= {"kept_step": watch.kept_step, "losses": watch.losses}
+    (folder / DONE).write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _watched(config: Config, anchors: TrustedSet) -> tuple[list[Sample], str]:
+    if config.dev.path is not None:
+        dev = open_pool(config.dev, "dev")
+        return [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)], "development set"
+    return anchors.samples, "anchors (no development set is named)"

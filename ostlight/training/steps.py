@@ -1,0 +1,125 @@
+"""Which samples make up each optimiser step, and the steps as a dataset."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ostlight.config.schema import Training
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord
+from ostlight.model.batch import Collator, Step, by_token_budget
+from ostlight.model.encode import Encoded, Encoder
+
+CACHE_BYTES = 2**30
+"""Encoded samples kept in memory; beyond that they are encoded anew each time they are seen."""
+
+
+def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
+    """Indices of the samples of each optimiser step: one shuffle after the other, none repeated within a shuffle.
+
+    Args:
+        samples: how many there are to train on.
+        training: ``steps``, or ``epochs``; neither is one epoch.
+        seed: of the shuffles.
+    """
+    epochs = 1.0 if training.epochs is None else training.epochs
+    steps = training.steps if training.steps is not None else math.ceil(samples * epochs / training.batch_size)
+    wanted = steps * training.batch_size if training.steps is not None else round(samples * epochs)
+    shuffles = [
+        torch.randperm(samples, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).numpy()
+        for epoch in range(math.ceil(wanted / samples))
+    ]
+    order = np.concatenate(shuffles)[:wanted]
+    return [order[i : i + training.batch_size] for i in range(0, wanted, training.batch_size)]
+
+
+class EncodedPool:
+    """Some samples of a pool, encoded for one model, remembered while memory allows.
+
+    A record the encoder refuses is kept in ``refusals`` and left out.
+
+    Args:
+        pool: where the samples are.
+        positions: which of them, in the order they are counted here.
+        encoder: of the model to train.
+    """
+
+    def __init__(self, pool: Pool, positions: Sequence[int] | np.ndarray, encoder: Encoder) -> None:
+        self.pool, self.positions, self.encoder = pool, np.asarray(positions), encoder
+        self.refusals: dict[int, BadRecord] = {}
+        self._kept: dict[int, tuple[Sample, Encoded]] = {}
+        self._free = [CACHE_BYTES]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def view(self, positions: Sequence[int] | np.ndarray) -> EncodedPool:
+        """Other records of the same pool, sharing what is remembered."""
+        other = copy.copy(self)
+        other.positions = np.asarray(positions)
+        return other
+
+    def get(self, indices: Sequence[int] | np.ndarray) -> tuple[list[Sample], list[Encoded]]:
+        """The samples that could be encoded, in the order asked for."""
+        wanted = [int(self.positions[i]) for i in indices]
+        fresh: dict[int, tuple[Sample, Encoded]] = {}
+        for position, read in self.pool.read([p for p in wanted if p not in self._kept and p not in self.refusals]):
+            try:
+                if isinstance(read, BadRecord):
+                    raise read
+                fresh[position] = read, self.encoder.encode(read)
+            except BadRecord as error:
+                self.refusals[position] = error
+        found = [self._kept.get(p) or fresh.get(p) for p in wanted]
+        for position, pair in fresh.items():
+            self._remember(position, pair)
+        there = [f for f in found if f is not None]
+        return [s for s, _ in there], [e for _, e in there]
+
+    def _remember(self, position: int, pair: tuple[Sample, Encoded]) -> None:
+        size = sum(t.nbytes for t in pair[1].inputs.values())
+        if size <= self._free[0]:
+            self._kept[position] = pair
+            self._free[0] -= size
+
+
+class StepDataset(Dataset[Step]):
+    """Item ``k`` is the ``k``-th optimiser step of this rank.
+
+    Args:
+        data: the samples.
+        plan: from ``plan_steps``, for all ranks.
+        collator: of the model to train.
+        tokens_per_batch: padded tokens in one forward pass.
+        rank, world_size: this rank takes every ``world_size``-th sample of a step.
+    """
+
+    def __init__(
+        self,
+        data: EncodedPool,
+        plan: Sequence[np.ndarray],
+        collator: Collator,
+        tokens_per_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.data, self.plan, self.collator, self.tokens_per_batch = data, plan, collator, tokens_per_batch
+        self.rank, self.world_size = rank, world_size
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> Step:
+        samples, encoded = self.data.get(self.plan[step][self.rank :: self.world_size])
+        self.tokens += sum(len(e) for e in encoded)
+        groups = by_token_budget([len(e) for e in encoded], self.tokens_per_batch)
+        batches = [self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups]
+        return Step(batches, self.world_size / len(self.plan[step]))

@@ -1,0 +1,80 @@
+"""A warm-up that helps is kept; one that ruins the proxy is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
+
+CHECKS = 8
+"""Times the loss is looked at in the course of a warm-up."""
+PATIENCE = 2
+"""Checks in a row without a new best after which the warm-up stops."""
+
+
+def mean_loss(model: MultimodalModel, batches: list[Batch]) -> float:
+    """``L_V``: mean over samples of the per-sample losses, in nats, summed in float64."""
+    with torch.no_grad():
+        sums = [model.losses(b).double().sum() for b in batches]
+    return float(torch.stack(sums).sum() / sum(len(b) for b in batches))
+
+
+class LossWatch(Callback):
+    """Reads the loss on trusted samples while training goes on, and puts the best weights back at the end.
+
+    Args:
+        batches: makes the trusted samples' batches, once the model is on its device.
+
+    Attributes:
+        losses: step and loss of every check; step 0 is before training.
+        kept_step: step whose weights were kept; 0 means the warm-up was undone.
+    """
+
+    def __init__(self, batches: Callable[[], list[Batch]]) -> None:
+        self._make = batches
+        self._batches: list[Batch] = []
+        self._best: dict[str, Tensor] = {}
+        self.losses: list[tuple[int, float]] = []
+        self.kept_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batches = self._make()
+        self._check(pl_module, 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        assert isinstance(pl_module, MultimodalModel), "the watch knows the models of this project"
+        total = pl_module.total_steps
+        step = trainer.global_step
+        if step % max(1, total // CHECKS) == 0 or step == total:
+            self._check(pl_module, step)
+            since = [s for s, _ in self.losses if s > self.kept_step]
+            if len(since) >= PATIENCE:
+                trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with torch.no_grad():
+            for name, parameter in pl_module.named_parameters():
+                parameter.copy_(self._best[name])
+
+    def _check(self, module: L.LightningModule, step: int) -> None:
+        assert isinstance(module, MultimodalModel), "the watch knows the models of this project"
+        loss = mean_loss(module, self._batches)
+        if not self.losses or loss < min(known for _, known in self.losses):
+            self.kept_step = step
+            self._best = {n: p.detach().to("cpu", copy=True) for n, p in module.named_parameters()}
+        self.losses.append((step, loss))
+
+    def line(self, read_on: str) -> str:
+        """What happened, for the user. ``read_on`` names the samples the loss was read on."""
+        start = self.losses[0][1]
+        best = min(loss for _, loss in self.losses)
+        if self.kept_step == 0:
+            seen = ", ".join(f"{loss:.3f}" for _, loss in self.losses[1:])
+            return f"warm-up undone: the loss on the {read_on} was {start:.3f} before and {seen} after; proxy unchanged"
+        return f"warm-up kept at step {self.kept_step}: the loss on the {read_on} fell from {start:.3f} to {best:.3f}"

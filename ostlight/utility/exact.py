@@ -1,0 +1,76 @@
+"""The utility by its definition: take the step, read the anchors, take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.gradient import norm, sample_gradient, train_only
+
+
+class Exact:
+    """One simulated SGD step on each sample alone (arXiv 2605.07488, One-Step-Train):
+
+        theta_i' = theta - eta grad l_i(theta),    u_i = L_V(theta) - L_V(theta_i')
+
+    in nats; positive helps, negative is toxic. Costs a training step on the sample and a pass over all anchors. Works
+    for any model and scope. After every sample the weights are put back bit for bit, from a copy.
+
+    Args:
+        model: in float32 or float64. Half-precision weights would swallow the step in rounding: pass
+            ``model.float()``.
+        parameters: what the step changes, by name.
+        anchors: what the loss is read on.
+        eta: step size of the simulated step.
+
+    Raises:
+        ValueError: the weights are in half precision.
+    """
+
+    def __init__(
+        self, model: MultimodalModel, parameters: Mapping[str, nn.Parameter], anchors: AnchorSet, eta: float
+    ) -> None:
+        half = [n for n, p in parameters.items() if p.dtype not in (torch.float32, torch.float64)]
+        if half:
+            raise ValueError(f"exact takes float32 or float64 weights; {half[0]} is {parameters[half[0]].dtype}")
+        train_only(model, parameters)
+        self.model, self.parameters, self.anchors, self.eta = model, list(parameters.values()), anchors, eta
+        self._kept = [p.detach().clone() for p in self.parameters]
+        self.base = anchors.losses(model)
+
+    def one(self, single: Batch) -> dict[str, float | list[float]]:
+        """Utility of a batch of one sample, and what came along.
+
+        Returns:
+            ``score`` (``u_i``), ``loss`` (``l_i``), ``grad_norm``, and, where the anchors have groups,
+            ``utility_by_group`` in the order of ``anchors.names``.
+
+        Raises:
+            BadRecord: the loss or the gradient is not finite.
+        """
+        loss, gradient = sample_gradient(self.model, self.parameters, single)
+        utility = self.base - self._after_step(gradient)
+        columns: dict[str, float | list[float]] = {
+            "score": float(utility[0]),
+            "loss": float(loss),
+            "grad_norm": norm(gradient),
+        }
+        if self.anchors.names:
+            columns["utility_by_group"] = utility[1:].tolist()
+        return columns
+
+    def _after_step(self, gradient: list[Tensor]) -> Tensor:
+        try:
+            with torch.no_grad():
+                for parameter, g in zip(self.parameters, gradient, strict=True):
+                    parameter.sub_(g, alpha=self.eta)
+            return self.anchors.losses(self.model)
+        finally:
+            with torch.no_grad():
+                for parameter, kept in zip(self.parameters, self._kept, strict=True):
+                    parameter.copy_(kept)

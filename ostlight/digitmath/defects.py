@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ostlight.digitmath.answers import ANSWER_MARK, final_answer
 from ostlight.digitmath.config import CLEAN, DEFECTS
 from ostlight.digitmath.digits import labels_of
-from ostlight.digitmath.tasks import ARITHMETIC, Question, ask_again, solve
+from ostlight.digitmath.tasks import ARITHMETIC, Question, reword, solve
 
 MISREAD = {0: 9, 1: 4, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 2, 8: 3, 9: 4}
 """What a hallucinating generator sees instead: always the same look-alike, always of the other parity."""
@@ -58,7 +58,7 @@ def spoil(records: list[Record], counts: dict[str, int], rng: random.Random) -> 
     spoiled = []
     for place, (record, defect) in enumerate(zip(records, defects, strict=True)):
         if defect == "near_duplicate":
-            spoiled.append(_near_duplicate(records[sources[place]], place, rng))
+            spoiled.append(_near_duplicate(records[sources[place]], place))
         elif defect == "other_picture":
             spoiled.append(replace(record, answer=_other_answer(record, records, rng)))
         elif defect != CLEAN:
@@ -140,5 +140,5 @@ def _by_task(records: list[Record], places: Iterable[int]) -> dict[str, list[int
     return found
 
 
-def _near_duplicate(source: Record, place: int, rng: random.Random) -> Record:
-    return replace(source, question=ask_again(source.question, rng), copy=place + 1)
+def _near_duplicate(source: Record, place: int) -> Record:
+    return replace(source, question=reword(source.question), copy=place + 1)

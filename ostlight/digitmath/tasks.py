@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ostlight.digitmath.answers import ANSWER_MARK
 
 TASKS = ("read", "parity", "sum", "difference", "maximum", "sort", "two_step")
 ARITHMETIC = ("sum", "difference", "two_step")
-POSITIONS = ("top left", "top right", "bottom left", "bottom right")
-
-ROWS = {"the picture": (0, 1, 2, 3), "the top row": (0, 1), "the bottom row": (2, 3)}
+PICTURE = "the picture"
+LINES = {"the top row": (0, 1), "the bottom row": (2, 3), "the left column": (0, 2), "the right column": (1, 3)}
+CELLS = {"the top left digit": 0, "the top right digit": 1, "the bottom left digit": 2, "the bottom right digit": 3}
 PHRASES = {
     "read": ("read {0}", "which digits are in {0}"),
-    "parity": ("is the {0} digit even or odd", "tell whether the {0} digit is even or odd"),
-    "sum": ("what is the {0} digit plus the {1} digit", "add the {0} digit and the {1} digit"),
-    "difference": (
-        "what is the difference between the {0} digit and the {1} digit",
-        "how far apart are the {0} digit and the {1} digit",
-    ),
-    "maximum": ("what is the largest digit", "which of the digits is the largest"),
-    "sort": ("sort the digits from small to large", "put the digits in order"),
-    "two_step": (
-        "how far is the {2} digit from the sum of the {0} digit and the {1} digit",
-        "add the {0} digit and the {1} digit then compare with the {2} digit",
-    ),
+    "parity": ("is {0} even or odd", "tell whether {0} is even or odd"),
+    "sum": ("what is the sum of {0}", "add the digits of {0}"),
+    "difference": ("what is the difference in {0}", "how far apart are the digits of {0}"),
+    "maximum": ("what is the largest digit in {0}", "which digit of {0} is the largest"),
+    "sort": ("sort the digits of {0}", "put {0} in order from small to large"),
+    "two_step": ("how far is {1} from the sum of {0}", "add the digits of {0} then compare with {1}"),
 }
-OPERANDS = {"parity": 1, "sum": 2, "difference": 2, "two_step": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +30,50 @@ class Question:
 
     Attributes:
         task: one of ``TASKS``.
-        text: the words of the human turn, without the image mark.
-        cells: indices into ``POSITIONS`` of the cells the answer needs, in the order it names them.
+        places: what it speaks of, in the words of ``PICTURE``, ``LINES`` and ``CELLS``.
+        wording: which of the task's two ``PHRASES`` it uses.
     """
 
     task: str
-    text: str
-    cells: tuple[int, ...]
+    places: tuple[str, ...]
+    wording: int
+
+    @property
+    def text(self) -> str:
+        """The words of the human turn, without the image mark."""
+        return PHRASES[self.task][self.wording].format(*self.places)
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Indices, row by row, of the cells whose digits the answer needs, in the order it names them."""
+        return tuple(cell for place in self.places for cell in cells_of(place))
+
+
+def cells_of(place: str) -> tuple[int, ...]:
+    """The cells of a place, in reading order."""
+    if place == PICTURE:
+        return (0, 1, 2, 3)
+    return LINES[place] if place in LINES else (CELLS[place],)
 
 
 def ask(task: str, rng: random.Random) -> Question:
-    """A random question of ``task``: which cells, and in which words."""
+    """A random question of ``task``: about which cells, and in which words."""
+    line = rng.choice(list(LINES))
+    places: tuple[str, ...] = (PICTURE,)
     if task == "read":
-        place, cells = rng.choice(list(ROWS.items()))
-        return Question(task, rng.choice(PHRASES[task]).format(place), cells)
-    if task in OPERANDS:
-        chosen = tuple(rng.sample(range(len(POSITIONS)), OPERANDS[task]))
-        return Question(task, _word(task, chosen, rng), chosen)
-    return Question(task, rng.choice(PHRASES[task]), (0, 1, 2, 3))
+        places = (rng.choice((PICTURE, line)),)
+    elif task == "parity":
+        places = (rng.choice(list(CELLS)),)
+    elif task in ("sum", "difference"):
+        places = (line,)
+    elif task == "two_step":
+        places = (line, rng.choice([name for name, cell in CELLS.items() if cell not in LINES[line]]))
+    return Question(task, places, rng.randrange(2))
 
 
-def ask_again(question: Question, rng: random.Random) -> Question:
-    """The same question, possibly in other words."""
-    if question.task == "read":
-        place = next(words for words, cells in ROWS.items() if cells == question.cells)
-        return Question(question.task, rng.choice(PHRASES["read"]).format(place), question.cells)
-    return Question(question.task, _word(question.task, question.cells, rng), question.cells)
+def reword(question: Question) -> Question:
+    """The same question in the task's other words."""
+    return replace(question, wording=1 - question.wording)
 
 
 def solve(task: str, digits: Sequence[int], slip: int = 0) -> str:
@@ -92,10 +103,6 @@ def solve(task: str, digits: Sequence[int], slip: int = 0) -> str:
         step, gap = _subtract(total, digits[2], 0)
         return _finish(f"{digits[0]} plus {digits[1]} is {total}. {step}", str(gap))
     raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
-
-
-def _word(task: str, cells: tuple[int, ...], rng: random.Random) -> str:
-    return rng.choice(PHRASES[task]).format(*(POSITIONS[cell] for cell in cells))
 
 
 def _subtract(first: int, second: int, slip: int) -> tuple[str, int]:

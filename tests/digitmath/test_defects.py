@@ -1,0 +1,165 @@
+"""Every defect is recomputed from the digits in the picture, by rules written down a second time."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from ostlight.digitmath import final_answer
+from ostlight.digitmath.defects import MISREAD
+from ostlight.digitmath.tasks import ARITHMETIC
+
+LINES = {
+    "picture": (0, 1, 2, 3),
+    "top row": (0, 1),
+    "bottom row": (2, 3),
+    "left column": (0, 2),
+    "right column": (1, 3),
+}
+CELLS = {"top left": (0,), "top right": (1,), "bottom left": (2,), "bottom right": (3,)}
+
+
+def asked_cells(question: str) -> list[int]:
+    lines = [cells for words, cells in LINES.items() if f"the {words}" in question]
+    single = [cells for words, cells in CELLS.items() if f"the {words} digit" in question]
+    return [cell for cells in lines + single for cell in cells]
+
+
+def result(task: str, digits: list[int], slip: int = 0) -> str:
+    match task:
+        case "read":
+            return " ".join(map(str, digits))
+        case "parity":
+            return ["even", "odd"][digits[0] % 2]
+        case "sum":
+            return str(sum(digits) + slip)
+        case "difference":
+            return str(abs(digits[0] - digits[1]) + slip)
+        case "maximum":
+            return str(max(digits))
+        case "sort":
+            return " ".join(map(str, sorted(digits)))
+        case "two_step":
+            return str(abs(digits[0] + digits[1] + slip - digits[2]))
+    raise AssertionError(task)
+
+
+def truth(row, slip: int = 0) -> str:
+    return result(row.task, [row.digits[cell] for cell in asked_cells(row.question)], slip)
+
+
+def named_digits(row) -> list[int]:
+    """The digits the chain says it read, in the order of the question."""
+    numbers = [int(word) for word in re.findall(r"\d+", row.answer)]
+    match row.task:
+        case "two_step":
+            total = numbers[2]
+            return [*numbers[:2], numbers[4] if numbers[3] == total and numbers[4] <= 9 else numbers[3]]
+        case "parity":
+            return numbers[:1]
+        case "sum" | "difference":
+            return numbers[:2]
+        case "read":
+            return numbers[: len(numbers) // 2]
+    return numbers[:4]
+
+
+@pytest.fixture(scope="session")
+def with_defect(parts, defect_of):
+    def rows(defect: str) -> list:
+        found = [row for row in parts["pool"] if defect_of[row.id] == defect]
+        assert found
+        return found
+
+    return rows
+
+
+@pytest.mark.parametrize("part", ["anchors", "dev", "test"])
+def test_anchors_dev_and_test_are_clean(parts, part: str):
+    for row in parts[part]:
+        assert final_answer(row.answer) == truth(row), row
+
+
+def test_clean_records_are_right_and_name_the_digits_shown(with_defect):
+    for row in with_defect("clean"):
+        assert final_answer(row.answer) == truth(row), row
+        shown = [row.digits[cell] for cell in asked_cells(row.question)]
+        assert Counter(named_digits(row)) == Counter(shown), row
+
+
+def test_the_systematic_error_is_always_one_too_many_and_only_in_arithmetic(with_defect):
+    for row in with_defect("arithmetic"):
+        assert row.task in ARITHMETIC
+        assert final_answer(row.answer) == truth(row, slip=1) != truth(row), row
+
+
+def test_a_hallucination_misreads_one_digit_by_the_fixed_table_and_reasons_on(with_defect):
+    for row in with_defect("hallucinated"):
+        shown = [row.digits[cell] for cell in asked_cells(row.question)]
+        misread = [[*shown[:k], MISREAD[digit], *shown[k + 1 :]] for k, digit in enumerate(shown)]
+        consistent = [digits for digits in misread if Counter(digits) == Counter(named_digits(row))]
+        assert consistent, row
+        assert final_answer(row.answer) in {result(row.task, digits) for digits in consistent}, row
+
+
+def test_the_misreading_table_changes_every_digit_and_its_parity():
+    assert set(MISREAD) == set(range(10))
+    assert all((seen + digit) % 2 for digit, seen in MISREAD.items())
+
+
+def test_the_answer_of_another_picture_is_some_chain_of_the_task_with_a_wrong_result(with_defect):
+    for row in with_defect("other_picture"):
+        said = final_answer(row.answer)
+        assert said is not None
+        assert said != truth(row), row
+        if row.task != "two_step":  # its own digits give its own result: the chain itself is sound
+            assert said == result(row.task, named_digits(row)), row
+
+
+def test_truncated_answers_start_like_the_right_one_and_have_no_result(with_defect):
+    for row in with_defect("truncated"):
+        assert row.answer
+        assert final_answer(row.answer) is None
+        assert row.answer[0].isdigit() or row.answer.startswith("digits"), row
+
+
+def test_empty_answers_are_fluent_and_hold_no_digit(with_defect):
+    for row in with_defect("empty"):
+        assert final_answer(row.answer) is None
+        assert not re.search(r"\d|odd|even", row.answer)
+        assert len(row.answer.split()) > 10
+
+
+def test_a_near_duplicate_copies_a_clean_record_with_other_bytes(with_defect):
+    originals = {(row.images, row.task, (*asked_cells(row.question),)): row for row in with_defect("clean")}
+    for row in with_defect("near_duplicate"):
+        original = originals[row.images, row.task, (*asked_cells(row.question),)]
+        assert original.png != row.png
+        assert original.answer == row.answer
+        assert final_answer(row.answer) == truth(row)
+
+
+def test_no_two_pictures_of_the_pool_have_the_same_bytes(parts):
+    assert len({row.png for row in parts["pool"]}) == len(parts["pool"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("7 plus 5 is 12. answer 12", "12"),
+        ("answer 3. no, answer 4.", "4"),
+        ("digits 3 7. answer  3  7 ", "3 7"),
+        ("7 plus 5 is", None),
+        ("so the answer", None),
+        ("", None),
+        ("the answering machine", None),
+    ],
+)
+def test_final_answer(text: str, expected: str | None):
+    assert final_answer(text) == expected
+
+
+def test_final_answer_with_another_marker():
+    assert final_answer("thus result: 5", marker="result") == "5"

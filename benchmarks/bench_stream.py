@@ -30,9 +30,11 @@ def write_pool(path: Path, records: int, named: bool) -> None:
     with path.open("w") as file:
         for n in range(records):
             name = f'"id": "record-{n}", ' if named else ""
+            question = f"What is {n} plus one? {filler[: 60 + n % 60]}"
+            answer = f"{n + 1}, because {filler[: 60 + n % 90]}"
             file.write(
-                f'{{{name}"source": "generated", "conversations": [{{"from": "human", "value": "What is {n} plus one? '
-                f'{filler[: 60 + n % 60]}"}}, {{"from": "gpt", "value": "{n + 1}, because {filler[: 60 + n % 90]}"}}]}}\n'
+                f'{{{name}"source": "generated", "conversations": '
+                f'[{{"from": "human", "value": "{question}"}}, {{"from": "gpt", "value": "{answer}"}}]}}\n'
             )
 
 

@@ -87,6 +87,7 @@ class Pool:
             BadRecord: the record cannot be used.
             IndexError: there is no such record.
         """
+        i = int(i)  # a position may come out of an array
         source, k, reading = self._at(i)
         record = source.record(k)
         own = given_id(record)
@@ -106,9 +107,9 @@ class Pool:
         """
         for i in positions:
             try:
-                yield i, self[i]
+                yield int(i), self[i]
             except BadRecord as bad:
-                yield i, bad
+                yield int(i), bad
 
     @property
     def files(self) -> tuple[Path, ...]:

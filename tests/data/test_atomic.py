@@ -21,7 +21,6 @@ def test_an_error_keeps_the_older_file(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     atomic_write_text(target, "old")
 
-
     def fail_midway() -> None:
         with atomic_path(target) as temporary:
             temporary.write_text("half")

@@ -179,7 +179,7 @@ class SpanSource(Source):
     def raw(self, i: int) -> bytes:
         """The record's bytes as they stand in the file."""
         size = int(self.size[i])
-        data = os.pread(self._opened().fileno(), size, int(self.start[i]))
+        data = self._opened().bytes(int(self.start[i]), size)
         if len(data) != size:
             raise DataError(f"{self.path} changed since it was indexed: record {i + 1} is cut off. Run again.")
         return data
@@ -188,4 +188,22 @@ class SpanSource(Source):
         return parse_object(self.raw(i))
 
     def _open(self) -> Any:
-        return self.path.open("rb", buffering=0)
+        return _Bytes(self.path)
+
+
+class _Bytes:
+    """A file read at any place; closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def bytes(self, start: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, start)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    __del__ = close

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.errors import DataError
+
+
+def answers(pool: Pool, positions: range | list[int] | None = None) -> list[str]:
+    found = pool.read(range(len(pool)) if positions is None else positions)
+    return [sample.answer for _, sample in found if isinstance(sample, Sample)]
+
+
+def test_files_of_several_formats_make_one_numbering(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:
+    first = jsonl(chat("q", "0"), chat("q", "1"), name="b.jsonl")
+    second = tmp_path / "a.json"
+    second.write_text(json.dumps([chat("q", "2"), {"instruction": "q", "output": "3"}], indent=1))
+    pool = Pool.open([first, second])
+    assert len(pool) == 4
+    assert pool.files == (first, second)
+    assert answers(pool) == ["0", "1", "2", "3"]
+    assert answers(pool, [3, 0, 2]) == ["3", "0", "2"]
+    assert pool[2].position == 2
+    assert pool.record_name(3) == "a.json:record 2"
+    assert pool.locate(1) == (first, 2)
+    with pytest.raises(IndexError, match="record 4 of a pool of 4"):
+        pool[4]
+
+
+def test_a_folder_and_a_pattern_read_in_the_order_of_names(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:
+    jsonl(chat("q", "1"), name="b.jsonl")
+    jsonl(chat("q", "0"), name="a.jsonl")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("not data")
+    assert answers(Pool.open(tmp_path)) == ["0", "1"]
+    assert answers(Pool.open(f"{tmp_path}/*.jsonl")) == ["0", "1"]
+    assert answers(Pool.open(str(tmp_path / "b.jsonl"))) == ["1"]
+
+
+def test_blank_lines_a_byte_order_mark_and_carriage_returns_are_no_records(tmp_path: Path, chat: Callable) -> None:
+    line = json.dumps(chat("q", "a")).encode()
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line)
+    assert answers(Pool.open(path)) == ["a", "a"]
+
+
+def test_records_without_an_id_are_named_by_their_content(jsonl: Callable, chat: Callable) -> None:
+    path = jsonl(chat("q", "a"), chat("q", "b"), chat("q", "a"), chat("q", "a", id=None), chat("q", "a"))
+    pool = Pool.open(path)
+    ids = [pool[i].id for i in range(5)]
+    assert ids[2] == f"{ids[0]}-2"
+    assert ids[4] == f"{ids[0]}-3"
+    assert len(set(ids)) == 5
+    assert [pool[i].id for i in range(5)] == [Pool.open(path)[i].id for i in range(5)]
+
+
+def test_the_fingerprint_follows_the_bytes_and_not_the_place(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:
+    path = jsonl(chat("q", "a"))
+    fingerprint = Pool.open(path).fingerprint()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(path, tmp_path / "elsewhere" / "other.jsonl")
+    assert Pool.open(tmp_path / "elsewhere").fingerprint() == fingerprint
+    jsonl(chat("q", "b"))
+    assert Pool.open(path).fingerprint() != fingerprint
+
+
+def test_a_pool_goes_to_another_process(jsonl: Callable, chat: Callable) -> None:
+    pool = Pool.open(jsonl(*[chat("q", str(n), id=n) for n in range(50)]))
+    assert pool[7].answer == "7"
+    assert len(pickle.dumps(pool)) < 5_000
+    assert answers(pickle.loads(pickle.dumps(pool)), [3]) == ["3"]
+    with ProcessPoolExecutor(1, get_context("spawn")) as workers:
+        assert workers.submit(Pool.__getitem__, pool, 49).result() == pool[49]
+
+
+def test_more_files_than_are_kept_open(jsonl: Callable, chat: Callable, tmp_path: Path) -> None:
+    for n in range(30):
+        jsonl(chat("q", str(n)), name=f"{n:02}.jsonl")
+    pool = Pool.open(tmp_path)
+    order = [*range(30), *range(29, -1, -1)]
+    assert answers(pool, order) == [str(n) for n in order]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "the file is empty"),
+        ("id,question\n1,what", r"begins 'id,question\\n1,what'\. Known formats: jsonl, json, parquet, hf, webdataset"),
+        ('{"data": [\n', "format is unknown"),
+        ("[]", "holds no record"),
+        ('{"prompt": "a", "completion": "b"}', r"fields prompt, completion\. Known shapes: sharegpt \(conv"),
+        ("\x1f\x8b\x08", "unpack it first"),
+    ],
+)
+def test_a_file_of_an_unknown_kind_is_refused_with_what_was_seen(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "pool.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=words):
+        Pool.open(path)
+
+
+def test_what_is_not_there_is_refused_by_name(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:
+    path = jsonl(chat("q", "a"))
+    with pytest.raises(DataError, match=r"gone\.jsonl does not exist"):
+        Pool.open(tmp_path / "gone.jsonl")
+    with pytest.raises(DataError, match="list of pool files is empty"):
+        Pool.open([])
+    with pytest.raises(DataError, match=r"unknown format 'csv'\. Known: auto, jsonl"):
+        Pool.open(path, format="csv")
+    with pytest.raises(DataError, match=r"image root .* is not a folder"):
+        Pool.open(path, image_root=tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file ending in"):
+        Pool.open(tmp_path / "empty")
+
+
+def test_a_named_format_reads_what_cannot_be_told(tmp_path: Path, chat: Callable) -> None:
+    path = tmp_path / "pool.txt"
+    path.write_text("broken\n" * 3 + json.dumps(chat("q", "a")) + "\n")
+    with pytest.raises(DataError, match="format is unknown"):
+        Pool.open(path)
+    pool = Pool.open(path, format="jsonl")
+    assert len(pool) == 4
+    assert answers(pool) == ["a"]
+
+
+def test_a_file_cut_after_it_was_indexed_is_not_read_as_if_whole(jsonl: Callable, chat: Callable) -> None:
+    path = jsonl(chat("q", "a"), chat("q", "b"))
+    pool = Pool.open(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match="changed since it was indexed: record 2"):
+        pool[1]

@@ -1,0 +1,145 @@
+"""Every reason for which a record is set aside; one bad record never stops the rest."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord
+
+GOOD = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+
+
+def said(*turns: tuple[str, Any], **fields: Any) -> dict:
+    return {"conversations": [{"from": who, "value": what} for who, what in turns], **fields}
+
+
+def asked(content: Any, **turn: Any) -> dict:
+    answer = {"role": "assistant", "content": "Yes."}
+    return {"messages": [{"role": "user", "content": content, **turn}, answer]}
+
+
+AB = ["pics/0.png", "pics/1.png"]
+
+
+def shown(address: str) -> dict:
+    return asked([{"type": "image_url", "image_url": {"url": address}}])
+
+
+CASES: list[tuple[str, str | None, str, Any]] = [
+    ("missing_image", "images", "no file 'nowhere.png'", said(("human", "<image>"), ("gpt", "x"), image="nowhere.png")),
+    ("missing_image", "images[1]", "pics", said(("gpt", "<image><image>"), image=["pics/0.png", "pics"])),
+    ("image_outside_root", "images", "image_root", said(("human", "<image>"), ("gpt", "x"), image="../secret.png")),
+    ("image_outside_root", "images", "/etc", said(("human", "<image>"), ("gpt", "x"), image="/etc/passwd")),
+    ("image_outside_root", "images", "secret", said(("human", "<image>"), ("gpt", "x"), image="link.png")),
+    ("image_outside_root", "images", "secret", said(("human", "<image>"), ("gpt", "x"), image="out/secret.png")),
+    ("remote_image", "images", "https://x.org/a.png", shown("https://x.org/a.png")),
+    ("corrupt_image", "images", "base64", shown("data:image/png;base64,!!")),
+    ("image_count", "images", "1 <image> marks but 2", said(("human", "<image>"), ("gpt", "x"), images=AB)),
+    ("image_count", "images", "1 <image> marks but 0", said(("human", "<image>"), ("gpt", "x"))),
+    ("no_answer", None, "no assistant turn", said(("human", "Hi"))),
+    ("no_answer", None, "no assistant turn", {"instruction": "Say hi."}),
+    ("no_answer", None, "weight 0", {"messages": [{"role": "assistant", "content": "Hi", "loss_weight": 0.0}]}),
+    ("empty_answer", None, "turn 2 of 2", said(("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", " \n"))),
+    ("empty_answer", None, "turn 1 of 1", {"instruction": "Say hi.", "output": ""}),
+    ("bad_json", None, "not JSON", '{"conversations": [}'),
+    ("bad_json", None, "must be a JSON object", "[1, 2]"),
+    ("bad_field", "id", "got list", {**GOOD, "id": [1]}),
+    ("bad_field", "conversations", "must be a list, got str 'Hi'", {"conversations": "Hi"}),
+    ("bad_field", "conversations[0]", "must be an object", {"conversations": ["Hi"]}),
+    ("bad_field", "conversations[0].value", "got int '3'", said(("human", 3), ("gpt", "x"))),
+    ("bad_field", "messages[0]", "no role", {"messages": [{"content": "x"}]}),
+    ("bad_field", "messages[0].content[0]", "tool_calls", asked([{"type": "tool_calls", "value": "x"}])),
+    ("bad_field", "messages[0].loss_weight", "0.5", asked("Hi", loss_weight=0.5)),
+    ("bad_field", "messages[0].loss_weight", "1", asked("Hi", loss_weight=1)),
+    ("bad_field", "output", "got list", {"instruction": "Say hi.", "output": ["x"]}),
+    ("bad_field", "history[0]", "pair", {"instruction": "Say hi.", "output": "x", "history": [["a"]]}),
+    ("bad_field", "question", "text", {"question": None, "answer": "x"}),
+    ("bad_field", "images", "got int", said(("human", "<image>"), ("gpt", "x"), image=7)),
+    ("bad_field", None, "prompt", {"prompt": "a", "completion": "b"}),
+    ("bad_role", "conversations[0].from", "'narrator'", said(("narrator", "Once"), ("gpt", "x"))),
+    ("unsupported_media", "videos", "videos", said(("human", "<video>"), ("gpt", "x"), videos=["a.mp4"])),
+    ("unsupported_media", "messages[0].content[0]", "audio_url", asked([{"type": "audio_url", "value": "a.mp3"}])),
+    ("unsupported_media", "messages[0].content[0]", "video", asked([{"type": "video", "video": "a.mp4"}])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reason", "field", "words", "record"), CASES, ids=[f"{n}-{c[0]}" for n, c in enumerate(CASES)]
+)
+def test_a_bad_record_is_set_aside_with_its_reason_and_the_rest_goes_on(
+    pictures: Path, png: Callable, jsonl: Callable, reason: str, field: str | None, words: str, record: Any
+) -> None:
+    outside = pictures / "outside"
+    outside.mkdir()
+    (outside / "secret.png").write_bytes(png(9))
+    root = pictures / "root"
+    root.mkdir()
+    (pictures / "pics").rename(root / "pics")
+    (root / "link.png").symlink_to(outside / "secret.png")
+    (root / "out").symlink_to(outside)
+    (pictures / "secret.png").write_bytes(png(9))
+
+    pool = Pool.open(jsonl(GOOD, record, GOOD), image_root=root)
+    (_, before), (position, bad), (_, after) = pool.read(range(3))
+
+    assert isinstance(before, Sample)
+    assert isinstance(after, Sample)
+    assert position == 1
+    assert isinstance(bad, BadRecord)
+    assert (bad.reason, bad.field) == (reason, field)
+    assert words in bad.detail
+    with pytest.raises(BadRecord) as raised:
+        pool[1]
+    assert raised.value.reason == reason
+
+
+def test_a_later_record_with_a_used_id_names_both(jsonl: Callable, chat: Callable) -> None:
+    first = jsonl(chat("a", "1", id="x"), chat("b", "2", id=7), name="a.jsonl")
+    second = jsonl(chat("c", "3", id="y"), chat("d", "4", id="x"), chat("e", "5", id="7"), name="b.jsonl")
+    pool = Pool.open([first, second])
+    found = dict(pool.read(range(5)))
+    assert [s.id for s in found.values() if isinstance(s, Sample)] == ["x", "7", "y"]
+    assert [b.reason for b in found.values() if isinstance(b, BadRecord)] == ["duplicate_id"] * 2
+    assert "'x' at b.jsonl:record 2 was already used at a.jsonl:record 1" in str(found[3])
+    assert "'7' at b.jsonl:record 3 was already used at a.jsonl:record 2" in str(found[4])
+
+
+@pytest.mark.parametrize("cut", [0, 20, 45])
+def test_a_corrupt_picture_is_found_when_it_is_opened(
+    pictures: Path, jsonl: Callable, chat: Callable, cut: int
+) -> None:
+    whole = (pictures / "pics" / "0.png").read_bytes()
+    (pictures / "pics" / "0.png").write_bytes(whole[:cut])
+    sample = Pool.open(jsonl(chat(image="pics/0.png")))[0]
+    with pytest.raises(BadRecord, match=r"corrupt_image: .*pics/0\.png"):
+        sample.images[0].open()
+
+
+def test_a_picture_gone_since_it_was_found_is_missing(pictures: Path, jsonl: Callable, chat: Callable) -> None:
+    sample = Pool.open(jsonl(chat(image="pics/0.png")))[0]
+    (pictures / "pics" / "0.png").unlink()
+    with pytest.raises(BadRecord, match="missing_image"):
+        sample.images[0].open()
+
+
+def test_an_unlabelled_pool_may_have_no_answers(shade: Callable, jsonl: Callable, png: Callable) -> None:
+    address = "data:image/png;base64," + base64.b64encode(png(3)).decode()
+    path = jsonl(
+        said(("human", "Hi")),
+        {"instruction": "Say hi.", "output": ""},
+        {"question": "Who?", "image": address},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]},
+    )
+    found = [s for _, s in Pool.open(path, require_answer=False).read(range(4))]
+    assert [[t.role for t in s.turns] for s in found if isinstance(s, Sample)] == [["user"]] * 3
+    assert isinstance(found[3], BadRecord)
+    assert found[3].reason == "empty_answer"
+    assert isinstance(found[2], Sample)
+    assert shade(found[2].images[0]) == 3

@@ -1,0 +1,142 @@
+"""The same conversation in every shape a record may have."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Turn
+
+
+def test_sharegpt_with_system_several_turns_and_pictures(shade: Callable, pictures: Path, jsonl: Callable) -> None:
+    record = {
+        "id": 12,
+        "system": "Be brief.",
+        "images": ["pics/0.png", "pics/1.png"],
+        "conversations": [
+            {"from": "human", "value": "<image>Who?"},
+            {"from": "gpt", "value": "A."},
+            {"from": "human", "value": "And <image>?"},
+            {"from": "gpt", "value": "B."},
+        ],
+    }
+    sample = Pool.open(jsonl(record))[0]
+    assert sample.id == "12"
+    assert sample.turns == (
+        Turn("system", "Be brief."),
+        Turn("user", "<image>Who?"),
+        Turn("assistant", "A.", trained=True),
+        Turn("user", "And <image>?"),
+        Turn("assistant", "B.", trained=True),
+    )
+    assert [shade(image) for image in sample.images] == [0, 1]
+    assert sample.answer == "B."
+
+
+def _url(png: Callable, shade: int) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(shade)).decode()
+
+
+def test_message_parts_keep_pictures_where_they_stand(
+    shade: Callable, pictures: Path, jsonl: Callable, png: Callable
+) -> None:
+    record = {
+        "messages": [
+            {"role": "system", "content": "Look."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Is "},
+                    {"type": "image_url", "image_url": {"url": _url(png, 7)}},
+                    {"type": "text", "value": " like "},
+                    {"type": "image_url", "value": "pics/2.png"},
+                    {"type": "text", "text": "?"},
+                ],
+                "loss_weight": 0.0,
+            },
+            {"role": "assistant", "content": "Hm.", "loss_weight": 0.0},
+            {"role": "user", "content": "Well?"},
+            {"role": "assistant", "content": [{"type": "text", "value": "No."}], "loss_weight": 1.0},
+        ]
+    }
+    sample = Pool.open(jsonl(record))[0]
+    assert [turn.text for turn in sample.turns] == ["Look.", "Is <image> like <image>?", "Hm.", "Well?", "No."]
+    assert [turn.trained for turn in sample.turns] == [False, False, False, False, True]
+    assert [shade(image) for image in sample.images] == [7, 2]
+
+
+def test_bare_picture_parts_take_the_records_own_pictures_in_order(
+    shade: Callable, pictures: Path, jsonl: Callable
+) -> None:
+    """As TRL writes them: parts of type image without a picture, and a column of pictures."""
+    content = [
+        {"type": "image"},
+        {"type": "image", "image": "pics/3.png"},
+        {"type": "image"},
+        {"type": "text", "text": "?"},
+    ]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "!"}]
+    sample = Pool.open(jsonl({"messages": messages, "images": ["pics/0.png", "pics/1.png"]}))[0]
+    assert [shade(image) for image in sample.images] == [0, 3, 1]
+
+
+def test_alpaca_with_history_and_system(jsonl: Callable) -> None:
+    record = {"instruction": "Translate.", "input": "Hund", "output": "dog", "system": "S", "history": [["a", "b"]]}
+    assert Pool.open(jsonl(record))[0].turns == (
+        Turn("system", "S"),
+        Turn("user", "a"),
+        Turn("assistant", "b", trained=True),
+        Turn("user", "Translate.\nHund"),
+        Turn("assistant", "dog", trained=True),
+    )
+
+
+def test_question_and_answer(pictures: Path, jsonl: Callable) -> None:
+    sample = Pool.open(jsonl({"question": "Which?", "answer": "This.", "image": "pics/1.png", "split": "a"}))[0]
+    assert [turn.text for turn in sample.turns] == ["<image>\nWhich?", "This."]
+    assert len(sample.images) == 1
+    assert sample.tags == {"split": "a"}
+
+
+def test_pictures_without_any_mark_come_before_the_first_user_turn(
+    pictures: Path, jsonl: Callable, chat: Callable
+) -> None:
+    record = chat("What?", image=["pics/0.png", "pics/1.png"], system="S")
+    assert Pool.open(jsonl(record))[0].turns[1].text == "<image>\n<image>\nWhat?"
+
+
+def test_other_scalar_fields_are_tags(jsonl: Callable, chat: Callable) -> None:
+    record = chat(
+        "Hi",
+        id="a",
+        task="sum",
+        level=3,
+        score=0.5,
+        clean=True,
+        absent=None,
+        lists=[1],
+        tags={"task": "hidden", "skill": "add"},
+        meta={"source": "web", "deep": {}},
+    )
+    expected = {"task": "sum", "level": "3", "score": "0.5", "clean": "true", "skill": "add", "source": "web"}
+    assert Pool.open(jsonl(record))[0].tags == expected
+
+
+@pytest.mark.parametrize("field", ["conversations", "messages"])
+@pytest.mark.parametrize(("who", "what"), [("from", "value"), ("role", "content")])
+def test_either_spelling_of_a_turn_in_either_list(jsonl: Callable, field: str, who: str, what: str) -> None:
+    turns: list[dict[str, Any]] = [{who: "user", what: "Hi"}, {who: "assistant", what: "Hello"}]
+    assert Pool.open(jsonl({field: turns}))[0].turns == (Turn("user", "Hi"), Turn("assistant", "Hello", trained=True))
+
+
+def test_a_named_shape_holds_for_every_record(jsonl: Callable, chat: Callable) -> None:
+    both = {**chat("a", "b"), "instruction": "c", "output": "d"}
+    assert Pool.open(jsonl(both))[0].answer == "b"
+    assert Pool.open(jsonl(both), format="alpaca")[0].answer == "d"
+    (_, bad) = next(Pool.open(jsonl(chat("a", "b")), format="alpaca").read([0]))
+    assert "looked for: alpaca" in str(bad)

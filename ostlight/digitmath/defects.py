@@ -93,7 +93,7 @@ def _hallucinated(record: Record, rng: random.Random) -> str:
 
 def _truncated(record: Record, rng: random.Random) -> str:
     words = record.answer.split()
-    return " ".join(words[: rng.randint(1, words.index(ANSWER_MARK) - 1)])
+    return " ".join(words[: rng.randint(2, words.index(ANSWER_MARK) - 1)])
 
 
 def _empty(record: Record, rng: random.Random) -> str:

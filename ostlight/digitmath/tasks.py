@@ -82,36 +82,38 @@ def solve(task: str, digits: Sequence[int], slip: int = 0) -> str:
     Args:
         slip: added to the first calculation of an arithmetic task, and carried through: 0 for a right answer.
     """
-    if task == "read":
-        return _finish(f"digits {_spaced(digits)}.", _spaced(digits))
+    if task not in TASKS:
+        raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
+    steps, result = _steps(task, digits, slip)
+    return " ".join([f"digits {_spaced(digits)}.", *steps, ANSWER_MARK, result])
+
+
+def _steps(task: str, digits: Sequence[int], slip: int) -> tuple[list[str], str]:
+    """The sentences between reading and result, and the result."""
     if task == "parity":
         kind = "odd" if digits[0] % 2 else "even"
-        return _finish(f"{digits[0]} is {kind}.", kind)
-    if task == "sum":
-        total = digits[0] + digits[1] + slip
-        return _finish(f"{digits[0]} plus {digits[1]} is {total}.", str(total))
+        return [f"{digits[0]} is {kind}."], kind
     if task == "difference":
         step, gap = _subtract(digits[0], digits[1], slip)
-        return _finish(step, str(gap))
+        return [step], str(gap)
     if task == "maximum":
-        return _finish(f"digits {_spaced(digits)}. largest {max(digits)}.", str(max(digits)))
+        return [f"largest {max(digits)}."], str(max(digits))
     if task == "sort":
         ordered = _spaced(sorted(digits))
-        return _finish(f"digits {_spaced(digits)}. sorted {ordered}.", ordered)
-    if task == "two_step":
+        return [f"sorted {ordered}."], ordered
+    if task in ("sum", "two_step"):
         total = digits[0] + digits[1] + slip
+        addition = f"{digits[0]} plus {digits[1]} is {total}."
+        if task == "sum":
+            return [addition], str(total)
         step, gap = _subtract(total, digits[2], 0)
-        return _finish(f"{digits[0]} plus {digits[1]} is {total}. {step}", str(gap))
-    raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
+        return [addition, step], str(gap)
+    return [], _spaced(digits)
 
 
 def _subtract(first: int, second: int, slip: int) -> tuple[str, int]:
     large, small = max(first, second), min(first, second)
     return f"{large} minus {small} is {large - small + slip}.", large - small + slip
-
-
-def _finish(chain: str, result: str) -> str:
-    return f"{chain} {ANSWER_MARK} {result}"
 
 
 def _spaced(digits: Sequence[int]) -> str:

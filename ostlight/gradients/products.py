@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from ostlight_kernels import grad_dots
+from ostlight_kernels import Packing, grad_dots
 from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
@@ -44,6 +44,8 @@ class Sink:
         self._wants_norms = norms
         self._uses: dict[str, int] = {}
         self._held: dict[str, list[Factor]] = {}
+        self._known_owners: dict[tuple[bool, int, torch.device], Tensor] = {}
+        self._packings: dict[tuple[bool, int, int, torch.device], Packing] = {}
 
     def num_units(self, name: str) -> int:
         """How many units (samples, or pictures) the rows of this parameter's layer stand for."""
@@ -59,14 +61,9 @@ class Sink:
         inputs, grad = _as_tokens(inputs), _as_tokens(grad)
         if self._targets:
             target = self._targets[name]
-            matrices = target.reshape(*target.shape[:2], -1)
-            if inputs.shape[1] > 1 or len(inputs) == self._rows.num_samples:
-                self._add(name, owners, grad_dots(inputs, grad, matrices))
-            else:
-                for sample in owners.unique():
-                    mine = owners == sample
-                    one = grad_dots(inputs[mine].transpose(0, 1), grad[mine].transpose(0, 1), matrices)
-                    self._add(name, sample.view(1), one)
+            matrices = target.reshape(*target.shape[:2], -1).to(inputs.dtype)
+            dots = grad_dots(inputs, grad.to(inputs.dtype), matrices, self._packing(name, owners, inputs.shape[1]))
+            self._add(name, self._everyone(owners.device), dots)
         self._factor(name, partial(Tokens, owners, grad, inputs))
 
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
@@ -90,7 +87,7 @@ class Sink:
         owners = self._owners(name, len(grad), grad.device)
         rows = _summed_to(wide(grad), watched.graph.shape, name)
         per_sample = rows.new_zeros(self._rows.num_samples, *watched.graph.shape).index_add_(0, owners, rows)
-        everyone = torch.arange(self._rows.num_samples, device=grad.device)
+        everyone = self._everyone(grad.device)
         for leaf, gradients in _to_leaves(watched, per_sample).items():
             if self._targets:
                 target = wide(self._targets[leaf]).flatten(1).to(gradients.dtype)
@@ -103,7 +100,24 @@ class Sink:
             self._take_norm(name)
 
     def _owners(self, name: str, length: int, device: torch.device) -> Tensor:
-        return self._rows.owners(name, self._parameters[name], length, device)
+        key = (self._rows.sees_text(self._parameters[name]), length, device)
+        if key not in self._known_owners:
+            self._known_owners[key] = self._rows.owners(name, self._parameters[name], length, device)
+        return self._known_owners[key]
+
+    def _packing(self, name: str, owners: Tensor, tokens: int) -> Packing | None:
+        """``None`` where row n is sample n; made once per kind of rows, since making it waits for a GPU."""
+        text = self._rows.sees_text(self._parameters[name])
+        if text and len(owners) == self._rows.num_samples:
+            return None
+        key = (text, len(owners), tokens, owners.device)
+        if key not in self._packings:
+            segments = owners.unsqueeze(1).expand(-1, tokens)
+            self._packings[key] = Packing.of(segments, self._rows.num_samples)
+        return self._packings[key]
+
+    def _everyone(self, device: torch.device) -> Tensor:
+        return torch.arange(self._rows.num_samples, device=device)
 
     def _add(self, name: str, owners: Tensor, dots: Tensor) -> None:
         if name not in self.dots:

@@ -75,7 +75,7 @@ def test_a_stated_image_root_holds_for_the_subset_folder(shade: Callable, pictur
     path.write_text(json.dumps(chat(image="./lists/../pics/1.png")) + "\n")
     out = pictures / "subset"
     Pool.open(path, image_root=pictures).write_subset([0], out)
-    assert Pool.open(out / "pool.jsonl"shade()[0].images[0]) == 1
+    assert shade(Pool.open(out / "pool.jsonl")[0].images[0]) == 1
 
 
 def test_pictures_are_copied_where_they_cannot_be_linked(

@@ -17,6 +17,14 @@ def row(table: pa.Table, i: int) -> dict[str, Any]:
     return table.slice(i, 1).to_pylist()[0]
 
 
+def cut_row(table: pa.Table, i: int) -> pa.Table:
+    """Row ``i`` as a table of its own, copied: a slice would hold the whole table in memory.
+
+    ``take`` joins all chunks of what it takes from, hence the slice first.
+    """
+    return table.slice(i, 1).take([0])
+
+
 def add_keys(keys: Keys, batches: Iterable[pa.RecordBatch]) -> None:
     """Keys of whole rows, in order."""
     for batch in batches:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ostlight.data.atomic import atomic_path, atomic_write_text
-from ostlight.data.formats.columns import add_keys, has_every_id, row
+from ostlight.data.formats.columns import add_keys, cut_row, has_every_id, row
 from ostlight.data.formats.source import Keys, Source
 from ostlight.errors import DataError
 
@@ -66,7 +66,7 @@ class HuggingFaceFolder(Source):
         schema = self._opened().tables[0].schema
         with atomic_path(target / data) as temporary, pa.ipc.new_stream(temporary, schema) as writer:
             for begin in range(0, len(kept), WRITE_ROWS):
-                rows = [table.take([k]) for table, k in map(self._at, kept[begin : begin + WRITE_ROWS])]
+                rows = [cut_row(table, k) for table, k in map(self._at, kept[begin : begin + WRITE_ROWS])]
                 writer.write_table(pa.concat_tables(rows).combine_chunks())
         atomic_write_text(target / INFO, self._info())
         # Last, because a folder without its state is not taken for a data set.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.columns import add_keys, has_every_id, row
+from ostlight.data.formats.columns import add_keys, cut_row, has_every_id, row
 from ostlight.data.formats.source import Keys, Source
 from ostlight.errors import DataError
 
@@ -62,8 +62,7 @@ class Parquet(Source):
             pending_bytes = 0
             for i in kept:
                 start, table = reader.around(i)
-                # `take` copies the row out: a slice would hold its whole row group in memory.
-                pending.append(table.take([i - start]))
+                pending.append(cut_row(table, i - start))
                 pending_bytes += pending[-1].nbytes
                 if pending_bytes > WRITE_BYTES:
                     writer.write_table(pa.concat_tables(pending))

@@ -20,7 +20,7 @@ PHRASES = {
     "difference": ("what is the difference in {0}", "how far apart are the digits of {0}"),
     "maximum": ("what is the largest digit in {0}", "which digit of {0} is the largest"),
     "sort": ("sort the digits of {0}", "put {0} in order from small to large"),
-    "two_step": ("how far is {1} from the sum of {0}", "add the digits of {0} then compare with {1}"),
+    "two_step": ("how far is the sum of {0} from {1}", "add the digits of {0} and compare with {1}"),
 }
 
 
@@ -76,44 +76,45 @@ def reword(question: Question) -> Question:
     return replace(question, wording=1 - question.wording)
 
 
-def solve(task: str, digits: Sequence[int], slip: int = 0) -> str:
+def solve(task: str, digits: Sequence[int], confused: bool = False) -> str:
     """The chain of thought for ``digits`` (those of the question's cells, in its order), ending in the result.
 
     Args:
-        slip: added to the first calculation of an arithmetic task, and carried through: 0 for a right answer.
+        confused: takes plus for minus and minus for plus in the first calculation, and carries it through.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
-    steps, result = _steps(task, digits, slip)
+    steps, result = _steps(task, digits, confused)
     return " ".join([f"digits {_spaced(digits)}.", *steps, ANSWER_MARK, result])
 
 
-def _steps(task: str, digits: Sequence[int], slip: int) -> tuple[list[str], str]:
+def _steps(task: str, digits: Sequence[int], confused: bool) -> tuple[list[str], str]:
     """The sentences between reading and result, and the result."""
     if task == "parity":
         kind = "odd" if digits[0] % 2 else "even"
         return [f"{digits[0]} is {kind}."], kind
-    if task == "difference":
-        step, gap = _subtract(digits[0], digits[1], slip)
-        return [step], str(gap)
     if task == "maximum":
         return [f"largest {max(digits)}."], str(max(digits))
     if task == "sort":
         ordered = _spaced(sorted(digits))
         return [f"sorted {ordered}."], ordered
-    if task in ("sum", "two_step"):
-        total = digits[0] + digits[1] + slip
-        addition = f"{digits[0]} plus {digits[1]} is {total}."
-        if task == "sum":
-            return [addition], str(total)
-        step, gap = _subtract(total, digits[2], 0)
-        return [addition, step], str(gap)
+    if task in ARITHMETIC:
+        adds = (task != "difference") != confused
+        step, value = (_plus if adds else _minus)(digits[0], digits[1])
+        if task != "two_step":
+            return [step], str(value)
+        last_step, gap = _minus(value, digits[2])
+        return [step, last_step], str(gap)
     return [], _spaced(digits)
 
 
-def _subtract(first: int, second: int, slip: int) -> tuple[str, int]:
+def _plus(first: int, second: int) -> tuple[str, int]:
+    return f"{first} plus {second} is {first + second}.", first + second
+
+
+def _minus(first: int, second: int) -> tuple[str, int]:
     large, small = max(first, second), min(first, second)
-    return f"{large} minus {small} is {large - small + slip}.", large - small + slip
+    return f"{large} minus {small} is {large - small}.", large - small
 
 
 def _spaced(digits: Sequence[int]) -> str:

@@ -26,27 +26,28 @@ def asked_cells(question: str) -> list[int]:
     return [cell for cells in lines + single for cell in cells]
 
 
-def result(task: str, digits: list[int], slip: int = 0) -> str:
+def result(task: str, digits: list[int], confused: bool = False) -> str:
     match task:
         case "read":
             return " ".join(map(str, digits))
         case "parity":
             return ["even", "odd"][digits[0] % 2]
         case "sum":
-            return str(sum(digits) + slip)
+            return str(abs(digits[0] - digits[1]) if confused else sum(digits))
         case "difference":
-            return str(abs(digits[0] - digits[1]) + slip)
+            return str(sum(digits) if confused else abs(digits[0] - digits[1]))
         case "maximum":
             return str(max(digits))
         case "sort":
             return " ".join(map(str, sorted(digits)))
         case "two_step":
-            return str(abs(digits[0] + digits[1] + slip - digits[2]))
+            first = abs(digits[0] - digits[1]) if confused else digits[0] + digits[1]
+            return str(abs(first - digits[2]))
     raise AssertionError(task)
 
 
-def truth(row, slip: int = 0) -> str:
-    return result(row.task, [row.digits[cell] for cell in asked_cells(row.question)], slip)
+def truth(row, confused: bool = False) -> str:
+    return result(row.task, [row.digits[cell] for cell in asked_cells(row.question)], confused)
 
 
 def named_digits(row) -> list[int]:
@@ -78,10 +79,14 @@ def test_clean_records_are_right_and_name_the_digits_shown(with_defect):
         assert named_digits(row) == [row.digits[cell] for cell in asked_cells(row.question)], row
 
 
-def test_the_systematic_error_is_always_one_too_many_and_only_in_arithmetic(with_defect):
+def test_the_systematic_error_takes_plus_for_minus_and_always_shows_in_the_result(with_defect):
     for row in with_defect("arithmetic"):
         assert row.task in ARITHMETIC
-        assert final_answer(row.answer) == truth(row, slip=1) != truth(row), row
+        assert final_answer(row.answer) == truth(row, confused=True) != truth(row), row
+        assert row.answer.split()[row.answer.split().index("is") - 2] == (
+            "plus" if row.task == "difference" else "minus"
+        )
+        assert named_digits(row) == [row.digits[cell] for cell in asked_cells(row.question)], row
 
 
 def test_a_hallucination_misreads_one_digit_by_the_fixed_table_and_reasons_on(with_defect):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ostlight_kernels._triton import HAVE_TRITON, triton
+
 SWITCH = "OSTLIGHT_KERNELS"
 """Environment variable: ``reference`` takes the PyTorch path everywhere."""
 
-OLDEST_CAPABILITY = (8, 0)
+OLDEST_CAPABILITY = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,16 @@ class Path:
         return f"{self.name}: {self.reason}"
 
 
-@cache
-def _triton_found() -> bool:
-    return find_spec("triton") is not None
+def capability(tensor: Tensor) -> int:
+    """80 for sm_80 and so on; 80 for a tensor that is on no GPU, which only the interpreter asks."""
+    if not tensor.is_cuda:
+        return OLDEST_CAPABILITY
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
 
 
 def _interpreting() -> bool:
-    if not _triton_found():
-        return False
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
+    return bool(triton.knobs.runtime.interpret)
 
 
 def explain(tensor: Tensor) -> Path:
@@ -52,18 +51,18 @@ def explain(tensor: Tensor) -> Path:
         raise ValueError(f"{SWITCH}: got {switch!r}, takes 'reference' or nothing")
     if switch == "reference":
         return Path("reference", f"{SWITCH}=reference")
-    if not _triton_found():
+    if not HAVE_TRITON:
         return Path("reference", "triton is not installed")
     if tensor.dtype == torch.float64:
         return Path("reference", "the kernels accumulate in fp32 and the input is float64")
+    if tensor.device.type == "cpu" and _interpreting() and tensor.dtype == torch.bfloat16:
+        return Path("reference", "Triton's interpreter multiplies the bits of bf16 numbers, not their values")
     if tensor.device.type == "cpu" and _interpreting():
         return Path("triton", "TRITON_INTERPRET=1 runs the kernels on the CPU")
     if tensor.device.type != "cuda":
         return Path("reference", f"the tensors are on {tensor.device.type}")
     if torch.version.hip:
         return Path("reference", "the kernels are tuned and tested for NVIDIA only")
-    capability = torch.cuda.get_device_capability(tensor.device)
-    if capability < OLDEST_CAPABILITY:
-        have, need = (".".join(map(str, c)) for c in (capability, OLDEST_CAPABILITY))
-        return Path("reference", f"compute capability {have} is below {need}")
+    if capability(tensor) < OLDEST_CAPABILITY:
+        return Path("reference", f"compute capability sm_{capability(tensor)} is below sm_{OLDEST_CAPABILITY}")
     return Path("triton", f"{torch.cuda.get_device_name(tensor.device)}, {tensor.dtype}")

@@ -1,4 +1,10 @@
-"""Inner products of per-sample gradients with fixed targets."""
+"""Inner products of per-sample gradients with fixed targets.
+
+One program forms one tile of one sample's gradient. The tiles of a group of samples at one place meet the targets in a
+single product: each program leaves its tile in a small workspace, and the one that arrives last, whichever that is,
+takes the group's tiles against the targets. What is computed does not depend on who that is, so the result is the
+same to the bit every time.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,213 @@ import torch
 from torch import Tensor
 
 from ostlight_kernels import reference
+from ostlight_kernels._triton import tl, triton
+from ostlight_kernels.checks import check_grad_dots
+from ostlight_kernels.dispatch import capability, explain
 from ostlight_kernels.packing import Packing
+from ostlight_kernels.tiles import Tiles, table
+
+WORKSPACE_BYTES = 256 * 2**20
+"""Tiles of one launch. A tile is read back right after it was written, from the L2; this bounds the memory behind."""
+
+PARTIAL_BYTES = 64 * 2**20
+"""Inner products per tile, before they are summed."""
+
+
+@triton.jit
+def _grad_dots_kernel(
+    p_a,  # [N, T, D_in]; [tokens, D_in] where PACKED
+    p_b,  # [N, T, D_out]; [tokens, D_out] where PACKED
+    p_order,  # [L] int64 tokens sorted by sample, where PACKED
+    p_starts,  # [S + 1] int64 where each sample's tokens start in it, where PACKED
+    p_targets,  # [M, D_out, D_in], contiguous
+    p_tiles,  # [tiles, samples, BLOCK_O * BLOCK_I] workspace
+    p_arrived,  # [tiles, groups] int32, zeros
+    p_partial,  # [tiles, samples, M] fp32
+    first_sample,
+    samples,
+    first_tile,
+    tiles,
+    T,
+    M,
+    D_in,
+    D_out,
+    stride_an,
+    stride_at,
+    stride_bn,
+    stride_bt,
+    PACKED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BAND: tl.constexpr,
+    STAGES: tl.constexpr,
+    DOT_STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+):
+    AREA: tl.constexpr = BLOCK_O * BLOCK_I
+    # Samples fastest, then places, then groups: the programs that run at one time share targets and inputs in the L2.
+    i_program = tl.program_id(0)
+    i_group = i_program // (tiles * SAMPLES)
+    i_tile = i_program % (tiles * SAMPLES) // SAMPLES
+    i_sample = i_group * SAMPLES + i_program % SAMPLES
+    in_group = tl.minimum(samples - i_group * SAMPLES, SAMPLES)
+    if i_sample >= samples:
+        return
+
+    n_i = tl.cdiv(D_in, BLOCK_I)
+    i_band = (first_tile + i_tile) // (BAND * n_i)
+    i_place = (first_tile + i_tile) % (BAND * n_i)
+    band_height = tl.minimum(tl.cdiv(D_out, BLOCK_O) - i_band * BAND, BAND)
+    o_first = (i_band * BAND + i_place % band_height) * BLOCK_O
+    i_first = (i_place // band_height) * BLOCK_I
+
+    r_o = o_first + tl.arange(0, BLOCK_O)
+    r_i = i_first + tl.arange(0, BLOCK_I)
+    in_o = (r_o < D_out)[None, :]
+    in_i = (r_i < D_in)[None, :]
+    i_row = (first_sample + i_sample).to(tl.int64)
+    if PACKED:
+        t_first = tl.load(p_starts + i_row)
+        t_last = tl.load(p_starts + i_row + 1)
+    else:
+        t_first = 0
+        t_last = T
+        p_a += i_row * stride_an
+        p_b += i_row * stride_bn
+    b_gradient = tl.zeros([BLOCK_O, BLOCK_I], dtype=tl.float32)
+    for t in tl.range(t_first, t_last, BLOCK_T, num_stages=STAGES):
+        r_t = t + tl.arange(0, BLOCK_T)
+        in_t = r_t < t_last
+        if PACKED:
+            r_t = tl.load(p_order + r_t, mask=in_t, other=0)
+        in_t = in_t[:, None]
+        b_a = tl.load(p_a + r_t[:, None].to(tl.int64) * stride_at + r_i[None, :], mask=in_t & in_i, other=0.0)
+        b_b = tl.load(p_b + r_t[:, None].to(tl.int64) * stride_bt + r_o[None, :], mask=in_t & in_o, other=0.0)
+        b_gradient = tl.dot(tl.trans(b_b), b_a, b_gradient, input_precision=PRECISION)
+
+    p_group = p_tiles + (i_tile.to(tl.int64) * samples + i_group * SAMPLES) * AREA
+    r_tile = tl.arange(0, BLOCK_O)[:, None] * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
+    tl.store(p_group + (i_program % SAMPLES) * AREA + r_tile, b_gradient.to(p_tiles.dtype.element_ty))
+
+    # All of this program's stores come before its arrival, and all arrivals before the last one's loads.
+    tl.debug_barrier()
+    p_counter = p_arrived + i_tile * tl.cdiv(samples, SAMPLES) + i_group
+    arrived = tl.atomic_add(p_counter, 1, sem="acq_rel", scope="gpu")
+    if arrived == in_group - 1:
+        r_s = tl.arange(0, SAMPLES)
+        in_s = r_s < in_group
+        for m in range(0, M, BLOCK_M):
+            r_m = m + tl.arange(0, BLOCK_M)
+            b_dots = tl.zeros([SAMPLES, BLOCK_M], dtype=tl.float32)
+            for k in tl.range(0, AREA, BLOCK_K, num_stages=DOT_STAGES):
+                r_k = k + tl.arange(0, BLOCK_K)
+                k_o = o_first + r_k // BLOCK_I
+                k_i = i_first + r_k % BLOCK_I
+                in_k = (k_o < D_out) & (k_i < D_in)
+                b_tiles = tl.load(p_group + r_s[:, None] * AREA + r_k[None, :], mask=in_s[:, None], other=0.0)
+                p_target = p_targets + r_m[:, None].to(tl.int64) * D_out * D_in + k_o[None, :].to(tl.int64) * D_in
+                b_targets = tl.load(p_target + k_i[None, :], mask=(r_m < M)[:, None] & in_k[None, :], other=0.0)
+                b_targets = tl.trans(b_targets).to(b_tiles.dtype)
+                b_dots = tl.dot(b_tiles, b_targets, b_dots, input_precision=DOT_PRECISION)
+            r_row = (first_tile + i_tile).to(tl.int64) * samples + i_group * SAMPLES + r_s
+            in_partial = in_s[:, None] & (r_m < M)[None, :]
+            tl.store(p_partial + r_row[:, None] * M + r_m[None, :], b_dots, mask=in_partial)
+
+
+def meta(tiles: Tiles, dtype: torch.dtype, targets: int, packed: bool, allow_tf32: bool) -> dict[str, object]:
+    """The kernel's compile-time arguments."""
+    exact = "tf32" if allow_tf32 else "ieee"
+    return {
+        "PACKED": packed,
+        "SAMPLES": tiles.samples,
+        "BLOCK_O": tiles.block_o,
+        "BLOCK_I": tiles.block_i,
+        "BLOCK_T": tiles.block_t,
+        "BLOCK_K": tiles.block_k,
+        "BLOCK_M": 16 if targets <= 16 else 32,
+        "BAND": tiles.band,
+        "STAGES": tiles.stages,
+        "DOT_STAGES": tiles.dot_stages,
+        "PRECISION": exact if dtype == torch.float32 else "ieee",
+        "DOT_PRECISION": exact if dtype == torch.float32 else "tf32",
+    }
+
+
+def tile_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a tile is kept in until it meets the targets.
+
+    bf16 rounds it as a stored bf16 gradient would be. fp16 would overflow or flush it, so it stays fp32 and meets the
+    targets in tf32, whose mantissa is as long as fp16's.
+    """
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def _rows(x: Tensor, packed: bool) -> Tensor:
+    x = x.reshape(-1, x.shape[-1]) if packed else x
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def launch(
+    a: Tensor, b: Tensor, targets: Tensor, packing: Packing | None, *, allow_tf32: bool, tiles: Tiles | None = None
+) -> Tensor:
+    """Run the kernel on checked arguments. ``tiles`` overrides the table, for measuring."""
+    total = a.shape[0] if packing is None else packing.num_samples
+    t, m, (d_out, d_in) = a.shape[1], targets.shape[0], targets.shape[1:]
+    if tiles is None:
+        tiles = table(a.dtype, capability(a))[0]
+    tiles = tiles.fitted(d_out, d_in)
+    places = -(-d_out // tiles.block_o) * -(-d_in // tiles.block_i)
+    area = tiles.block_o * tiles.block_i
+    packed = packing is not None
+    a, b, targets = _rows(a, packed), _rows(b, packed), targets.contiguous()
+    order, starts = (packing.order, packing.starts) if packing is not None else (a, a)
+    constants = meta(tiles, a.dtype, m, packed, allow_tf32)
+
+    chunk = PARTIAL_BYTES // (4 * places * m) // tiles.samples * tiles.samples
+    chunk = min(max(chunk, tiles.samples), max(total, 1))
+    kept = tile_dtype(a.dtype)
+    at_once = min(places, max(1, WORKSPACE_BYTES // (chunk * area * kept.itemsize)))
+    groups = -(-chunk // tiles.samples)
+    workspace = torch.empty(at_once * chunk * area, dtype=kept, device=a.device)
+    partial = torch.empty(places, chunk, m, dtype=torch.float32, device=a.device)
+    dots = torch.empty(total, m, dtype=torch.float32, device=a.device)
+    for first in range(0, total, chunk):
+        samples = min(chunk, total - first)
+        partial_here = partial.view(-1)[: places * samples * m].view(places, samples, m)
+        for place in range(0, places, at_once):
+            here = min(at_once, places - place)
+            _grad_dots_kernel[(here * groups * tiles.samples,)](
+                p_a=a,
+                p_b=b,
+                p_order=order,
+                p_starts=starts,
+                p_targets=targets,
+                p_tiles=workspace,
+                p_arrived=torch.zeros(here * groups, dtype=torch.int32, device=a.device),
+                p_partial=partial_here,
+                first_sample=first,
+                samples=samples,
+                first_tile=place,
+                tiles=here,
+                T=t,
+                M=m,
+                D_in=d_in,
+                D_out=d_out,
+                stride_an=a.stride(0),
+                stride_at=a.stride(-2),
+                stride_bn=b.stride(0),
+                stride_bt=b.stride(-2),
+                num_warps=tiles.warps,
+                enable_fp_fusion=True,
+                **constants,
+            )
+        torch.sum(partial_here, 0, out=dots[first : first + samples])
+    return dots
 
 
 @torch.no_grad()
@@ -41,4 +253,10 @@ def grad_dots(
     Raises:
         ValueError: shape, dtype or device mismatch, no targets, or segments out of range; names the argument.
     """
-    return reference.grad_dots(a, b, targets, segments, num_samples, allow_tf32=allow_tf32)
+    if explain(a).name == "reference":
+        return reference.grad_dots(a, b, targets, segments, num_samples, allow_tf32=allow_tf32)
+    check_grad_dots(a, b, targets, segments, num_samples)
+    if isinstance(segments, Tensor):
+        assert num_samples is not None
+        segments = Packing.of(segments, num_samples)
+    return launch(a, b, targets, segments, allow_tf32=allow_tf32)

@@ -1,0 +1,248 @@
+"""The Triton kernels of `one_step_head`, in the order they run."""
+
+from __future__ import annotations
+
+from ostlight_kernels._triton import tl, triton
+
+
+@triton.jit
+def log_sum_exp_kernel(
+    p_x,  # [R, D]
+    p_weight,  # [V, D]
+    p_bias,  # [V]
+    p_top,  # [splits, R] fp32 largest logit
+    p_sum,  # [splits, R] fp32 sum of exp(logit - top)
+    R,
+    V,
+    D,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    b_top = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
+    for v in range(tl.program_id(1) * BLOCK_V, V, tl.num_programs(1) * BLOCK_V):
+        r_v = v + tl.arange(0, BLOCK_V)
+        b_logits = tl.zeros([BLOCK_R, BLOCK_V], dtype=tl.float32)
+        for d in range(0, D, BLOCK_D):
+            r_d = d + tl.arange(0, BLOCK_D)
+            in_x = (r_r < R)[:, None] & (r_d < D)[None, :]
+            in_w = (r_v < V)[:, None] & (r_d < D)[None, :]
+            b_x = tl.load(p_x + r_r[:, None].to(tl.int64) * D + r_d[None, :], mask=in_x, other=0.0)
+            b_w = tl.load(p_weight + r_v[:, None].to(tl.int64) * D + r_d[None, :], mask=in_w, other=0.0)
+            b_logits = tl.dot(b_x, tl.trans(b_w), b_logits, input_precision=PRECISION)
+        if HAS_BIAS:
+            b_logits += tl.load(p_bias + r_v, mask=r_v < V, other=0.0).to(tl.float32)[None, :]
+        b_logits = tl.where((r_v < V)[None, :], b_logits, float("-inf"))
+        b_higher = tl.maximum(b_top, tl.max(b_logits, 1))
+        b_sum = b_sum * tl.exp(b_top - b_higher) + tl.sum(tl.exp(b_logits - b_higher[:, None]), 1)
+        b_top = b_higher
+    r_out = tl.program_id(1) * R + r_r
+    tl.store(p_top + r_out, b_top, mask=r_r < R)
+    tl.store(p_sum + r_out, b_sum, mask=r_r < R)
+
+
+@triton.jit
+def errors_kernel(
+    p_x,  # [R, D]
+    p_y,  # [R] int64, negative where the row is padding
+    p_lse,  # [R] fp32
+    p_weight,  # [V, D]
+    p_bias,  # [V]
+    p_errors,  # [R, width] softmax minus one-hot of the words v_first .. v_first + width
+    R,
+    V,
+    D,
+    v_first,
+    width,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r_column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    r_v = v_first + r_column
+    in_v = (r_v < V) & (r_column < width)
+    b_logits = tl.zeros([BLOCK_R, BLOCK_V], dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        r_d = d + tl.arange(0, BLOCK_D)
+        in_x = (r_r < R)[:, None] & (r_d < D)[None, :]
+        b_x = tl.load(p_x + r_r[:, None].to(tl.int64) * D + r_d[None, :], mask=in_x, other=0.0)
+        in_w = in_v[:, None] & (r_d < D)[None, :]
+        b_w = tl.load(p_weight + r_v[:, None].to(tl.int64) * D + r_d[None, :], mask=in_w, other=0.0)
+        b_logits = tl.dot(b_x, tl.trans(b_w), b_logits, input_precision=PRECISION)
+    if HAS_BIAS:
+        b_logits += tl.load(p_bias + r_v, mask=in_v, other=0.0).to(tl.float32)[None, :]
+    b_y = tl.load(p_y + r_r, mask=r_r < R, other=-1)
+    b_lse = tl.load(p_lse + r_r, mask=r_r < R, other=0.0)
+    b_errors = tl.exp(b_logits - b_lse[:, None]) - (r_v[None, :] == b_y[:, None]).to(tl.float32)
+    b_errors = tl.where((b_y >= 0)[:, None] & in_v[None, :], b_errors, 0.0)
+    in_errors = (r_r < R)[:, None] & (r_column < width)[None, :]
+    p_errors += r_r[:, None].to(tl.int64) * width + r_column[None, :]
+    tl.store(p_errors, b_errors.to(p_errors.dtype.element_ty), mask=in_errors)
+
+
+@triton.jit
+def steps_kernel(
+    p_x,  # [N, T, D], zeros at padding
+    p_y,  # [N, T] int64, negative at padding
+    p_lse,  # [N, T] fp32
+    p_anchor_x,  # [S, D]
+    p_anchor_y,  # [S] int64
+    p_label_weight,  # [S, D] the head's row of each anchor token's label
+    p_label_bias,  # [S]
+    p_size,  # [N] fp32, a bound on the steps
+    p_steps,  # [N, S, T] (h_t . h_s + bias) / size
+    p_change,  # [N, S] fp32 sum_t step * error of the anchor token's label, times size
+    S,
+    T,
+    D,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_n = tl.program_id(1).to(tl.int64)
+    r_s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    in_s = r_s < S
+    b_size = tl.load(p_size + i_n)
+    b_anchor_y = tl.load(p_anchor_y + r_s, mask=in_s, other=-1)
+    b_change = tl.zeros([BLOCK_S], dtype=tl.float32)
+    for t in range(0, T, BLOCK_T):
+        r_t = t + tl.arange(0, BLOCK_T)
+        b_products = tl.zeros([BLOCK_S, BLOCK_T], dtype=tl.float32)
+        b_logits = tl.zeros([BLOCK_S, BLOCK_T], dtype=tl.float32)
+        for d in range(0, D, BLOCK_D):
+            r_d = d + tl.arange(0, BLOCK_D)
+            in_x = (r_t < T)[:, None] & (r_d < D)[None, :]
+            in_a = in_s[:, None] & (r_d < D)[None, :]
+            r_a = r_s[:, None].to(tl.int64) * D + r_d[None, :]
+            b_x = tl.load(p_x + (i_n * T + r_t[:, None]) * D + r_d[None, :], mask=in_x, other=0.0)
+            b_a = tl.load(p_anchor_x + r_a, mask=in_a, other=0.0)
+            b_w = tl.load(p_label_weight + r_a, mask=in_a, other=0.0)
+            b_products = tl.dot(b_a, tl.trans(b_x), b_products, input_precision=PRECISION)
+            b_logits = tl.dot(b_w, tl.trans(b_x), b_logits, input_precision=PRECISION)
+        if HAS_BIAS:
+            b_products += 1.0
+            b_logits += tl.load(p_label_bias + r_s, mask=in_s, other=0.0).to(tl.float32)[:, None]
+        b_y = tl.load(p_y + i_n * T + r_t, mask=r_t < T, other=-1)
+        b_lse = tl.load(p_lse + i_n * T + r_t, mask=r_t < T, other=0.0)
+        b_errors = tl.exp(b_logits - b_lse[None, :]) - (b_anchor_y[:, None] == b_y[None, :]).to(tl.float32)
+        b_errors = tl.where((b_y >= 0)[None, :], b_errors, 0.0)
+        b_steps = (b_products / b_size).to(p_steps.dtype.element_ty)
+        # From the rounded steps, so that the label's change and the other words' share one rounding.
+        b_change += tl.sum(b_steps.to(tl.float32) * b_errors, 1) * b_size
+        in_steps = in_s[:, None] & (r_t < T)[None, :]
+        tl.store(p_steps + (i_n * S + r_s[:, None]) * T + r_t[None, :], b_steps, mask=in_steps)
+    tl.store(p_change + i_n * S + r_s, b_change, mask=in_s)
+
+
+@triton.jit
+def loss_change_kernel(
+    p_anchor_x,  # [S, D]
+    p_anchor_y,  # [S] int64
+    p_anchor_lse,  # [S] fp32
+    p_weight,  # [V, D]
+    p_bias,  # [V]
+    p_steps,  # [N, S, T]
+    p_errors,  # [N, T, width]
+    p_change,  # [N, S] fp32 logit change of the label over scale
+    p_scale,  # [N] fp32 eta / tokens
+    p_size,  # [N] fp32
+    p_shift,  # [splits, N, S] fp32 the largest log2(p exp(d)) met, at least 0
+    p_small,  # [splits, N, S] fp32 sum p expm1(d), over 2^shift
+    p_others,  # [splits, N, S] fp32 sum p exp(d), over 2^shift
+    N,
+    S,
+    V,
+    D,
+    v_first,
+    width,
+    T: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    r_s = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    in_s = r_s < S
+    b_y = tl.load(p_anchor_y + r_s, mask=in_s, other=-1)
+    b_lse = tl.load(p_anchor_lse + r_s, mask=in_s, other=0.0)
+    for column in range(tl.program_id(1) * BLOCK_V, width, tl.num_programs(1) * BLOCK_V):
+        r_column = column + tl.arange(0, BLOCK_V)
+        in_column = r_column < width
+        r_v = v_first + r_column
+        b_logits = tl.zeros([BLOCK_S, BLOCK_V], dtype=tl.float32)
+        for d in tl.range(0, D, BLOCK_D, num_stages=STAGES):
+            r_d = d + tl.arange(0, BLOCK_D)
+            in_a = in_s[:, None] & (r_d < D)[None, :]
+            in_w = in_column[:, None] & (r_d < D)[None, :]
+            b_a = tl.load(p_anchor_x + r_s[:, None] * D + r_d[None, :], mask=in_a, other=0.0)
+            b_w = tl.load(p_weight + r_v[:, None].to(tl.int64) * D + r_d[None, :], mask=in_w, other=0.0)
+            b_logits = tl.dot(b_a, tl.trans(b_w), b_logits, input_precision=PRECISION)
+        if HAS_BIAS:
+            b_logits += tl.load(p_bias + r_v, mask=in_column, other=0.0).to(tl.float32)[None, :]
+        other_word = in_column[None, :] & (r_v[None, :] != b_y[:, None]) & in_s[:, None]
+        b_log2_p = tl.where(other_word, (b_logits - b_lse[:, None]) * LOG2_E, float("-inf"))
+        b_mass = tl.sum(tl.exp2(b_log2_p), 1)
+
+        for i_n in tl.range(0, N, num_stages=STAGES):
+            r_state = (tl.program_id(1) * N + i_n) * S + r_s
+            p_k = p_steps + (i_n * S + r_s[:, None]) * T
+            p_e = p_errors + i_n * T * width + r_column[None, :]
+            if T == BLOCK_T:
+                r_t = tl.arange(0, BLOCK_T)
+                b_k = tl.load(p_k + r_t[None, :], mask=in_s[:, None], other=0.0)
+                b_e = tl.load(p_e + r_t[:, None] * width, mask=in_column[None, :], other=0.0)
+                b_moved = tl.dot(b_k, b_e, input_precision=PRECISION)
+            else:
+                b_moved = tl.zeros([BLOCK_S, BLOCK_V], dtype=tl.float32)
+                for t in range(0, T, BLOCK_T):
+                    r_t = t + tl.arange(0, BLOCK_T)
+                    b_k = tl.load(p_k + r_t[None, :], mask=in_s[:, None], other=0.0)
+                    b_e = tl.load(p_e + r_t[:, None] * width, mask=in_column[None, :], other=0.0)
+                    b_moved = tl.dot(b_k, b_e, b_moved, input_precision=PRECISION)
+            b_scale = tl.load(p_scale + i_n)
+            b_label = tl.load(p_change + i_n * S + r_s, mask=in_s, other=0.0) * b_scale
+            b_d = b_label[:, None] - b_moved * (b_scale * tl.load(p_size + i_n))
+            b_shift = tl.load(p_shift + r_state, mask=in_s, other=0.0)
+            b_small = tl.load(p_small + r_state, mask=in_s, other=0.0)
+            b_others = tl.load(p_others + r_state, mask=in_s, other=0.0)
+
+            # expm1 of a small number, relative error below 1e-7.
+            b_expm1 = 1.0 + b_d * (1.0 / 8)
+            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 7)
+            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 6)
+            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 5)
+            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 4)
+            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 3)
+            b_expm1 = b_d * (1.0 + b_d * b_expm1 * 0.5)
+            b_expm1 *= tl.exp2(b_log2_p)
+            if tl.max(tl.max(tl.abs(b_d), 1), 0) < 0.5:
+                b_decay = tl.exp2(-b_shift)
+                b_sum = tl.sum(b_expm1, 1)
+                tl.store(p_small + r_state, b_small + b_decay * b_sum, mask=in_s)
+                tl.store(p_others + r_state, b_others + b_decay * (b_sum + b_mass), mask=in_s)
+            else:
+                b_new = b_log2_p + b_d * LOG2_E
+                b_higher = tl.maximum(b_shift, tl.max(b_new, 1))
+                b_decay = tl.exp2(b_shift - b_higher)
+                b_new = tl.exp2(b_new - b_higher[:, None])
+                b_unit = tl.exp2(-b_higher)[:, None]
+                b_grown = b_new - tl.exp2(b_log2_p) * b_unit
+                b_grown = tl.where(tl.abs(b_d) < 0.5, b_expm1 * b_unit, b_grown)
+                tl.store(p_shift + r_state, b_higher, mask=in_s)
+                tl.store(p_small + r_state, b_small * b_decay + tl.sum(b_grown, 1), mask=in_s)
+                tl.store(p_others + r_state, b_others * b_decay + tl.sum(b_new, 1), mask=in_s)
+        # The next tile reads what this one wrote.
+        tl.debug_barrier()

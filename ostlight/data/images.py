@@ -37,7 +37,7 @@ class ImageRoot:
             said = next((said[name] for name in ("bytes", "path", "url") if said.get(name) is not None), None)
         if isinstance(said, bytes):
             return ImageRef(data=said)
-        if not isinstance(said, str) or not said.strip() or "\0" in said:
+        if not isinstance(said, str) or not said.strip() or "\0" in said or not _is_encodable(said):
             raise wrong_type(field, "a path, a data: address or bytes", said)
         scheme = said[:8].lower()
         if scheme.startswith("data:"):
@@ -90,6 +90,14 @@ class ImageRoot:
                 "set image_root to a folder that holds both, or move the picture"
             )
             raise BadRecord("image_outside_root", detail, field)
+
+
+def _is_encodable(said: str) -> bool:
+    try:
+        os.fsencode(said)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decoded(address: str, field: str) -> bytes:

@@ -35,7 +35,7 @@ class Entry:
         self._shapes.add(shape.NAME)
         self._fields.update(name for name, value in record.items() if value is not None)
         chat = _CHAT_FIELD.get(shape.NAME)
-        texts = self._see_turns(record[chat]) if chat else [str(v) for v in record.values() if isinstance(v, str)]
+        texts = self._see_turns(record[chat] or []) if chat else [str(v) for v in record.values() if isinstance(v, str)]
         self._see_pictures(record, texts)
 
     def made(self, file_name: str) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ class Entry:
 
     def _made_tags(self) -> dict[str, str]:
         # Tags that are left out count as absent there, not as the usual ones: so all are named.
-        role_tag, content_tag = next(iter(self._tags))
+        role_tag, content_tag = next(iter(self._tags), ("from", "value"))
         usual = {"user": "human", "assistant": "gpt"} if role_tag == "from" else {}
         names = {role: next(iter(self._speakers.get(role, {usual.get(role, role)}))) for role in ROLES.values()}
         return {

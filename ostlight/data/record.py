@@ -54,7 +54,9 @@ def sample_of(record: Mapping[str, Any], *, name: str, position: int, reading: R
     _check_answers(draft.turns, reading.require_answer)
     turns = _with_marks(draft)
     images = tuple(_images(draft, reading.root))
-    return Sample(name, turns, images, _tags(record, shape.FIELDS), position)
+    tags = _tags(record, shape.FIELDS)
+    _check_unicode(name, *(turn.text for turn in turns), *tags, *tags.values())
+    return Sample(name, turns, images, tags, position)
 
 
 def _check_answers(turns: list[Turn], required: bool) -> None:
@@ -63,9 +65,22 @@ def _check_answers(turns: list[Turn], required: bool) -> None:
         raise BadRecord("no_answer", "no assistant turn, so there is nothing to learn from it")
     if required and not any(turn.trained for turn in turns):
         raise BadRecord("no_answer", "every assistant turn has loss weight 0, so there is nothing to learn from it")
+    if not turns:
+        raise BadRecord("bad_field", "the conversation has no turn at all")
     for turn in answers:
         if turn.trained and not turn.text.strip():
             raise BadRecord("empty_answer", f"assistant turn {answers.index(turn) + 1} of {len(answers)} is empty")
+
+
+def _check_unicode(*texts: str) -> None:
+    """Refuse half a character (a lone surrogate), which JSON can spell but no tokenizer or file takes."""
+    for text in texts:
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                detail = f"half a character ({text[error.start]!a}) in {text[:40]!a}; write the text anew as UTF-8"
+                raise BadRecord("bad_field", detail) from error
 
 
 def _with_marks(draft: Draft) -> tuple[Turn, ...]:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -139,3 +141,10 @@ def test_a_file_cut_after_it_was_indexed_is_not_read_as_if_whole(jsonl: Callable
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataError, match="changed since it was indexed: record 2"):
         pool[1]
+
+
+def test_an_open_pool_is_silent_at_the_interpreters_end(jsonl: Callable, chat: Callable) -> None:
+    program = f"from ostlight.data.pool import Pool; pool = Pool.open({str(jsonl(chat('q', 'a')))!r}); pool[0]"
+    ended = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, check=True)
+    assert "Exception ignored" not in ended.stderr
+    assert "ostlight" not in ended.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,11 @@ CASES: list[tuple[str, str | None, str, Any]] = [
     ("bad_field", "question", "text", {"question": None, "answer": "x"}),
     ("bad_field", "images", "got int", said(("human", "<image>"), ("gpt", "x"), image=7)),
     ("bad_field", None, "prompt", {"prompt": "a", "completion": "b"}),
+    ("bad_field", None, "half a character", said(("human", "Hi \ud83d"), ("gpt", "x"))),
+    ("bad_field", None, "half a character", said(("human", "Hi"), ("gpt", "x"), id="\udc00")),
+    ("bad_field", "images", "a path", said(("human", "<image>"), ("gpt", "x"), image="\ud83d.png")),
+    ("bad_field", "images", "a path", said(("human", "<image>"), ("gpt", "x"), image="")),
+    ("missing_image", "images", "no file", said(("human", "<image>"), ("gpt", "x"), image="a" * 5000)),
     ("bad_role", "conversations[0].from", "'narrator'", said(("narrator", "Once"), ("gpt", "x"))),
     ("unsupported_media", "videos", "videos", said(("human", "<video>"), ("gpt", "x"), videos=["a.mp4"])),
     ("unsupported_media", "messages[0].content[0]", "audio_url", asked([{"type": "audio_url", "value": "a.mp3"}])),
@@ -143,3 +150,67 @@ def test_an_unlabelled_pool_may_have_no_answers(shade: Callable, jsonl: Callable
     assert found[3].reason == "empty_answer"
     assert isinstance(found[2], Sample)
     assert shade(found[2].images[0]) == 3
+
+
+def _anything(rng: random.Random, depth: int) -> Any:
+    scalars = [
+        None,
+        True,
+        0,
+        1.0,
+        -7,
+        "",
+        "user",
+        "gpt",
+        "text",
+        "image",
+        "<image>",
+        "pics/0.png",
+        "..",
+        "\0",
+        "data:,",
+    ]
+    kind = rng.randrange(4 if depth else 2)
+    if kind < 2:
+        return rng.choice(scalars)
+    if kind == 2:
+        return [_anything(rng, depth - 1) for _ in range(rng.randrange(4))]
+    names = [
+        "id",
+        "from",
+        "value",
+        "role",
+        "content",
+        "type",
+        "text",
+        "image",
+        "url",
+        "bytes",
+        "path",
+        "weight",
+        "tags",
+    ]
+    return {name: _anything(rng, depth - 1) for name in rng.sample(names, rng.randrange(6))}
+
+
+def test_whatever_a_record_holds_it_is_a_sample_or_a_reason(pictures: Path, jsonl: Callable) -> None:
+    rng = random.Random(0)
+    shapes = ["conversations", "messages", "instruction", "question"]
+    records = [{rng.choice(shapes): _anything(rng, 4), **_object(rng)} for _ in range(3000)]
+    pool = Pool.open(jsonl(GOOD, *records))
+    found = [record for _, record in pool.read(range(len(pool)))]
+    assert len(found) == 3001
+    reasons = Counter(record.reason for record in found if isinstance(record, BadRecord))
+    assert set(reasons) >= {"bad_field", "no_answer", "duplicate_id"}
+
+    unlabelled = Pool.open(pool.files, require_answer=False)
+    good = [record for _, record in unlabelled.read(range(len(unlabelled))) if isinstance(record, Sample)]
+    assert all(sample.turns for sample in good)
+    unlabelled.write_subset([sample.position for sample in good], pictures / "subset")
+    subset = Pool.open(pictures / "subset" / "pool.jsonl", require_answer=False)
+    assert [record.turns for _, record in subset.read(range(len(subset)))] == [s.turns for s in good]  # type: ignore[union-attr]
+
+
+def _object(rng: random.Random) -> dict:
+    names = ["id", "image", "images", "system", "input", "output", "answer", "history", "tags", "videos"]
+    return {name: _anything(rng, 3) for name in rng.sample(names, rng.randrange(5))}

@@ -7,7 +7,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -201,9 +201,10 @@ class _Bytes:
     def bytes(self, start: int, size: int) -> bytes:
         return os.pread(self._descriptor, size, start)
 
-    def close(self) -> None:
+    def close(self, close: Callable[[int], None] = os.close) -> None:
+        # `os` may be gone by the time the interpreter's end gets here; the default argument is not.
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            close(self._descriptor)
         self._descriptor = -1
 
     __del__ = close

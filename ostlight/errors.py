@@ -11,9 +11,12 @@ class ConfigError(OstlightError):
     """The configuration cannot be used. Holds every problem found, not the first one."""
 
     def __init__(self, problems: list[str], source: str = "config") -> None:
-        self.problems = problems
+        self.problems, self.source = problems, source
         lines = "\n".join(f"  - {p}" for p in problems)
         super().__init__(f"{source}: {len(problems)} problem{'s' if len(problems) != 1 else ''}\n{lines}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.problems, self.source)
 
 
 class DataError(OstlightError):
@@ -41,3 +44,7 @@ class BadRecord(OstlightError):
     def __init__(self, reason: str, detail: str, field: str | None = None) -> None:
         self.reason, self.detail, self.field = reason, detail, field
         super().__init__(f"{reason}: {detail}" + (f" (field {field!r})" if field else ""))
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        # Worker processes hand these over pickled.
+        return type(self), (self.reason, self.detail, self.field)

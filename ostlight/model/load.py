@@ -17,11 +17,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import processor_class_from_name
+from transformers.utils.logging import disable_progress_bar
 
 from ostlight.config.schema import Model
 from ostlight.errors import ConfigError, OstlightError
 from ostlight.model.batch import Collator
 from ostlight.model.encode import Encoder
+
+disable_progress_bar()  # loading is told once, by the stage that loads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -7,11 +7,17 @@ import inspect
 import json
 import sys
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 LENGTH = 16
+
+DATA = ("ostlight.data", "ostlight.digitmath")
+TRAINING = ("ostlight.data", "ostlight.model", "ostlight.training")
+SCORING = (*TRAINING, "ostlight.scoring", "ostlight.utility", "ostlight.gradients", "ostlight_kernels")
+"""Packages whose source decides what a stage writes."""
 
 
 def of_values(values: Any) -> str:
@@ -40,15 +46,11 @@ def of_model(path: str) -> str:
 
 
 @cache
-def of_code() -> str:
-    """Of the framework's and the kernels' source, and the versions of what they compute with."""
-    import ostlight_kernels
-
-    import ostlight
-
+def of_code(*packages: str) -> str:
+    """Of the source of the packages a stage runs through, and the versions of what they compute with."""
     digest = hashlib.sha256()
-    for package in (ostlight, ostlight_kernels):
-        root = Path(inspect.getfile(package)).parent
+    for package in packages:
+        root = Path(inspect.getfile(import_module(package))).parent
         for file in sorted(root.rglob("*.py")):
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     for name in ("torch", "transformers"):

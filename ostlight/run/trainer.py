@@ -36,7 +36,7 @@ def make_trainer(
     _quieten()
     bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)]
     if compute.progress and not bars:
-        bars = [RichProgressBar()]
+        bars = [_Bar()]
     others = [c for c in callbacks if not isinstance(c, RichProgressBar)]
     return L.Trainer(
         accelerator=compute.accelerator,
@@ -53,6 +53,13 @@ def make_trainer(
         default_root_dir=folder,
         **arguments,
     )
+
+
+class _Bar(RichProgressBar):
+    """Lightning's bar without the logger's version, which is the stage's name here."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
 
 def _logger(name: str, folder: Path, stage: str) -> Logger | bool:
@@ -80,7 +87,8 @@ def _quieten() -> None:
         ".*`IterableDataset` has `__len__` defined.*",
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*exists and is not empty.*",  # a resumed run logs into its folder again
-        ".*modules in eval mode at the start of training.*",  # dropout stays off (ostlight.model.module)
+        ".*Couldn't infer the batch indices fetched.*",  # rows know their own positions
+        ".*in eval mode at the start of training.*",  # dropout stays off (ostlight.model.module)
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)

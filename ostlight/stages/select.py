@@ -115,7 +115,7 @@ def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Sele
         "selector's code": fingerprint.of_class(load(config.selector.name)),
         "compute.shard_size": str(config.compute.shard_size),
         "seed": str(config.seed),
-        "code": fingerprint.of_code(),
+        "scoring code": fingerprint.of_code(*fingerprint.SCORING),
     }
     return inputs | (proxy_inputs(config, pool, anchors) if selector.uses_proxy else {})
 

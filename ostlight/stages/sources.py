@@ -29,8 +29,8 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
         return config
     data = folder.path / "data"
     files = Files.within(data)
-    inputs = {"digitmath": fingerprint.of_values(vars(config.digitmath)), "code": fingerprint.of_code()}
-    folder.claim("data", inputs)
+    made_from = fingerprint.of_values(vars(config.digitmath))
+    folder.claim("data", {"digitmath": made_from, "data code": fingerprint.of_code(*fingerprint.DATA)})
     if is_first_rank() and not all(p.exists() for p in vars_of(files)):
         build(config.digitmath, data)
     config = replace(

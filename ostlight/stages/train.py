@@ -44,7 +44,7 @@ def train(config: Config) -> Path:
             "target.path": fingerprint.of_model(model_path) if model_path else "none",
             "target": fingerprint.of_values(dataclasses.asdict(config.target) | {"path": None}),
             "seed": str(config.seed),
-            "code": fingerprint.of_code(),
+            "training code": fingerprint.of_code(*fingerprint.TRAINING),
         },
     )
     if (folder.target / "config.json").exists():

@@ -55,7 +55,7 @@ def proxy_inputs(config: Config, pool: Pool, anchors: TrustedSet) -> dict[str, s
         "proxy.path": fingerprint.of_model(config.proxy.path),
         "proxy": fingerprint.of_values(dataclasses.asdict(config.proxy) | {"path": None}),
         "seed": str(config.seed),
-        "code": fingerprint.of_code(),
+        "training code": fingerprint.of_code(*fingerprint.TRAINING),
     }
 
 

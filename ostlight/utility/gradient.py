@@ -29,7 +29,7 @@ def sample_gradient(
     """
     loss = model.losses(single)[0]
     if not bool(torch.isfinite(loss)):
-        raise BadRecord("loss_not_finite", f"the proxy's loss on this sample is {float(loss)}")
+        raise BadRecord("loss_not_finite", f"the proxy's loss on this sample is {loss.item()}")
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     found = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
     if not all(bool(torch.isfinite(g).all()) for g in found):

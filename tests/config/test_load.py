@@ -1,0 +1,89 @@
+"""Configuration: every problem at once, the nearest name on a miss, and a file that replays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ostlight.config import load_config
+from ostlight.config.load import to_plain, to_yaml
+from ostlight.errors import ConfigError
+
+POOL = {"pool": {"path": "pool.jsonl"}}
+
+
+def problems(*overrides: str, **sections: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(POOL | sections, *overrides)
+    return caught.value.problems
+
+
+def test_all_problems_are_listed_at_once():
+    found = problems(selector={"nam": "ost"}, compute={"device": 1}, nonsense=3)
+    assert len(found) == 3
+    assert any("'selector.nam'; did you mean 'name'? valid here: name, options, label" in p for p in found)
+    assert any("'compute.device'; did you mean 'devices'?" in p for p in found)
+    assert any("unknown key 'nonsense'" in p for p in found)
+
+
+def test_wrong_types_say_what_is_taken_and_what_was_got():
+    found = problems(seed="many", target={"training": {"lr": "fast", "steps": [1]}})
+    assert "seed takes a whole number; got 'many' (str)" in found
+    assert "target.training.lr takes a number; got 'fast' (str)" in found
+    assert any(p.startswith("target.training.steps takes a whole number or null; got [1]") for p in found)
+
+
+def test_values_out_of_range():
+    found = problems(
+        "budget.fraction=2", "proxy.warmup.fraction=1", "target.training.schedule=linear", "compute.devices=0"
+    )
+    assert len(found) == 4
+    assert any("budget.fraction must be above 0 and at most 1 (0.2 keeps a fifth); got 2" in p for p in found)
+
+
+def test_a_missing_pool_and_a_missing_file(tmp_path: Path):
+    with pytest.raises(ConfigError, match="pool.path is missing"):
+        load_config({})
+    (tmp_path / "there.yaml").write_text("name: x")
+    with pytest.raises(ConfigError, match=r"no such file; the folder holds: there.yaml"):
+        load_config(tmp_path / "their.yaml")
+
+
+def test_broken_yaml_names_the_line(tmp_path: Path):
+    file = tmp_path / "broken.yaml"
+    file.write_text("pool:\n  path: [a\nbudget: 3\n")
+    with pytest.raises(ConfigError, match=r"broken.yaml.*\n.*not YAML.*line 3"):
+        load_config(file)
+
+
+def test_overrides_are_yaml_and_win():
+    config = load_config(POOL, "budget.count=30", "selector.name=full", "compute.workers=2", "anchors.group=task")
+    assert (config.budget.count, config.selector.name, config.compute.workers) == (30, "full", 2)
+    assert config.anchors.group == "task"
+
+
+def test_an_override_takes_the_place_of_its_alternatives():
+    config = load_config(POOL | {"budget": {"fraction": 0.5}}, "budget.count=30")
+    assert (config.budget.fraction, config.budget.count) == (None, 30)
+
+
+def test_an_override_without_value_is_refused():
+    assert problems("budget") == ["an override is written key=value; got 'budget'"]
+
+
+def test_the_resolved_file_replays(tmp_path: Path):
+    config = load_config(POOL | {"benchmark": {"selectors": [{"name": "ost"}], "budgets": [{"count": 3}]}}, "seed=7")
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert to_plain(load_config(file)) == to_plain(config)
+    assert load_config(file).seed == 7
+
+
+def test_interpolation():
+    assert load_config({"pool": {"path": "${name}.jsonl"}, "name": "mine"}).pool.path == "mine.jsonl"
+
+
+def test_benchmarks_need_distinct_labels():
+    section = {"selectors": [{"name": "ost"}, {"name": "ost"}], "budgets": [{"fraction": 0.2}]}
+    assert problems(benchmark=section) == ["two benchmark.selectors are called 'ost'; give one of them a `label`"]

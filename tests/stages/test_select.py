@@ -1,0 +1,200 @@
+"""A selection from files to files: every record accounted for, resumed, refused when its inputs changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import ostlight
+from ostlight.errors import DataError, RunChangedError, SelectorError
+from ostlight.scoring.writer import audit
+from ostlight.selection.registry import register
+from ostlight.selection.scores import read_shards
+from ostlight.selection.selector import Selector
+
+
+def table_of(folder: Path) -> list[dict[str, Any]]:
+    return read_shards(folder / "scores").to_pylist()
+
+
+def broken_pool(digits: Any, path: Path) -> Path:
+    """The pool with a corrupt picture, an empty answer and a double id among its records."""
+    rows = pq.read_table(digits.pool).to_pylist()
+    rows[3]["image"] = {"bytes": b"no picture", "path": None}
+    rows[7]["conversations"][1]["value"] = ""
+    rows[11]["id"] = rows[10]["id"]
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(digits.pool)), path)
+    return path
+
+
+def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path: Path, capsys):
+    pool = broken_pool(digits, tmp_path / "pool.parquet")
+    config = settings(
+        pool={"path": str(pool)}, selector={"name": "ost", "options": {"estimator": "first_order", "eta": 0.1}}
+    )
+    selection = ostlight.select(config)
+    assert selection.set_aside == {"corrupt_image": 1, "duplicate_id": 1, "empty_answer": 1}
+    assert len(selection.kept) + selection.dropped + 3 == 48
+    rows = table_of(selection.folder.path)
+    assert [r["position"] for r in rows] == list(range(48))
+    assert all((r["score"] is None) == (r["state"] != "ok") for r in rows)
+    quarantine = pq.read_table(selection.folder.quarantine).to_pylist()
+    assert {(q["position"], q["reason"]) for q in quarantine} == {
+        (3, "corrupt_image"),
+        (7, "empty_answer"),
+        (11, "duplicate_id"),
+    }
+    assert "48 records read = 9 kept (20%) + 36 dropped + 3 set aside" in capsys.readouterr().out
+
+
+def test_the_subset_holds_the_kept_records(settings):
+    selection = ostlight.select(settings(), "budget.count=5")
+    subset = pq.read_table(next(selection.folder.subset.glob("*.parquet")))
+    kept = pq.read_table(selection.folder.selection).filter(pa.compute.field("kept"))
+    assert set(subset["id"].to_pylist()) == set(kept["id"].to_pylist())
+    assert subset.num_rows == 5
+
+
+def test_a_stopped_run_resumes_and_gives_the_same_table(settings):
+    whole = ostlight.select(settings(name="whole"))
+    expected = table_of(whole.folder.path)
+    stopped = ostlight.select(settings(name="stopped")).folder
+    (stopped.scores / "part-000001.parquet").unlink()
+    mtime = (stopped.scores / "part-000000.parquet").stat().st_mtime_ns
+    ostlight.select(settings(name="stopped"))
+    assert table_of(stopped.path) == expected
+    assert (stopped.scores / "part-000000.parquet").stat().st_mtime_ns == mtime
+    assert [e.resumed for e in stopped.ledger.read() if e.stage == "score"] == [False, True]
+
+
+def test_a_new_budget_picks_anew_without_scoring(settings):
+    first = ostlight.select(settings(), "budget.fraction=0.5")
+    second = ostlight.select(settings(), "budget.fraction=0.25")
+    assert (len(first.kept), len(second.kept)) == (24, 12)
+    assert set(second.kept) <= set(first.kept)
+    assert [e.stage for e in second.folder.ledger.read()] == ["score", "pick", "pick"]
+
+
+def test_changed_inputs_are_refused_by_name(settings, samples):
+    ostlight.select(settings())
+    with pytest.raises(
+        RunChangedError, match=r"'scores' stage made with other inputs; changed: seed\. .*name=.*remove"
+    ):
+        ostlight.select(settings(), "seed=5")
+    ost = {"name": "ost", "options": {"estimator": "first_order", "eta": 0.1}}
+    with pytest.raises(RunChangedError, match="changed: .*selector"):
+        ostlight.select(settings(selector=ost))
+
+
+def test_a_changed_pool_is_refused(settings, digits, tmp_path: Path):
+    pool = tmp_path / "pool.parquet"
+    shutil.copy(digits.pool, pool)
+    ostlight.select(settings(pool={"path": str(pool)}))
+    broken_pool(digits, pool)
+    with pytest.raises(RunChangedError, match="changed: pool"):
+        ostlight.select(settings(pool={"path": str(pool)}))
+
+
+def test_an_audit_finds_missing_and_double_rows(settings):
+    folder = ostlight.select(settings()).folder.scores
+    audit(folder, 48)
+    shutil.copy(folder / "part-000000.parquet", folder / "part-000009.parquet")
+    with pytest.raises(DataError, match="0 of 48 records have no row .* 20 have several"):
+        audit(folder, 48)
+    (folder / "part-000009.parquet").unlink()
+    (folder / "part-000001.parquet").unlink()
+    with pytest.raises(DataError, match=r"20 of 48 records have no row \(first: \[20, 21, 22, 23, 24\]\)"):
+        audit(folder, 48)
+
+
+def test_anchors_in_the_pool_are_reported_with_ids(settings, digits, capsys):
+    ostlight.select(settings(anchors={"path": str(digits.test)}))
+    out = capsys.readouterr().out
+    assert "21 anchors also occur in the test set (anchor = record): " in out
+    assert "in the pool" not in out
+
+
+def test_ost_without_anchors_says_what_is_missing(settings):
+    with pytest.raises(
+        SelectorError, match="selector 'ost' needs anchors; name a file of trusted samples in anchors.path"
+    ):
+        ostlight.select(settings(anchors={}, selector={"name": "ost"}))
+
+
+def test_an_empty_anchors_file_is_refused(settings, tmp_path: Path):
+    empty = tmp_path / "anchors.jsonl"
+    empty.write_text("")
+    with pytest.raises(DataError, match="anchors"):
+        ostlight.select(settings(anchors={"path": str(empty)}))
+
+
+def test_anchors_without_the_group_are_named(settings):
+    with pytest.raises(DataError, match="anchors.group is 'skill', a tag these anchors lack: "):
+        ostlight.select(settings(), "anchors.group=skill")
+
+
+@register("tests-picky")
+class Picky(Selector):
+    """Fails on some samples and returns NaN for others."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        if any(s.position == 4 for s in batch.samples):
+            raise ValueError("four")
+        return {"score": [float("nan") if s.position == 6 else float(s.position) for s in batch.samples]}
+
+
+def test_a_failed_score_is_a_state_never_a_number(settings):
+    selection = ostlight.select(settings(selector={"name": "tests-picky"}))
+    assert selection.set_aside == {"score_not_finite": 1, "selector_error": 1}
+    rows = {r["position"]: r for r in table_of(selection.folder.path)}
+    assert (rows[4]["state"], rows[4]["score"], rows[4]["detail"]) == ("set_aside", None, "ValueError: four")
+    assert (rows[6]["state"], rows[6]["score"]) == ("set_aside", None)
+    assert selection.kept.tolist() == list(range(47, 38, -1))
+
+
+@register("tests-broken")
+class Broken(Selector):
+    """Always fails."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        raise KeyError("no such thing")
+
+
+def test_a_selector_that_fails_on_everything_stops_the_run(settings):
+    with pytest.raises(SelectorError, match="Broken.score failed on every sample of a batch: KeyError"):
+        ostlight.select(settings(selector={"name": "tests-broken"}))
+
+
+@register("tests-short")
+class Short(Selector):
+    """Returns too few scores."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [1.0]}
+
+
+def test_a_wrong_number_of_scores_is_refused(settings):
+    with pytest.raises(SelectorError, match="column 'score' has 1 values for 20 samples"):
+        ostlight.select(settings(selector={"name": "tests-short"}))
+
+
+def test_a_token_budget_counts_the_targets_tokens(settings, proxy):
+    selection = ostlight.select(settings(), "budget.tokens=300")
+    encoder = proxy("float32").encoder
+    pool = ostlight.Pool.open(settings()["pool"]["path"])
+    lengths = [len(encoder.encode(pool[int(p)])) for p in selection.kept]
+    assert sum(lengths) <= 300
+    assert sum(lengths) + 60 > 300
+
+
+def test_full_keeps_everything_and_random_depends_on_the_seed(settings):
+    assert len(ostlight.select(settings(name="full", selector={"name": "full"})).kept) == 48
+    one = ostlight.select(settings(name="one")).kept.tolist()
+    two = ostlight.select(settings(name="two"), "seed=1").kept.tolist()
+    again = ostlight.select(settings(name="again")).kept.tolist()
+    assert one == again != two

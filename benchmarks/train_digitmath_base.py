@@ -34,7 +34,7 @@ from ostlight.digitmath.tasks import CELLS, TASKS, ask, solve
 from ostlight.digitmath.tokenizer import ASSISTANT, BOS, EOS, USER, build_tokenizer
 from ostlight.model.losses import IGNORED, per_sample_losses
 
-MIX = {"read": 0.35, "cell": 0.10, "parity": 0.15, "asked_fact": 0.10, "fact": 0.30}
+MIX = {"read": 0.45, "cell": 0.05, "parity": 0.10, "asked_fact": 0.10, "fact": 0.30}
 MAX_NEW_TOKENS = 30
 
 
@@ -65,12 +65,7 @@ def lesson(rng: random.Random, noise: np.random.Generator) -> Example:
     digits, pixels = labels_of(cells), jitter(render(cells), noise)
     if kind == "cell":
         place = rng.choice(list(CELLS))
-        return Example(pixels, f"read {place}", solve("read", [digits[CELLS[place]]]))
-    # Half of the readings name a line and a cell, as the pool's questions in two steps do.
-    if kind == "read" and rng.random() < 0.5:
-        question = ask("two_step", rng)
-        words = f"read {' and '.join(question.places)}"
-        return Example(pixels, words, solve("read", [digits[cell] for cell in question.cells]))
+        return Example(pixels, f"read {place}", solve("read", [digits[cell] for cell in CELLS[place]]))
     question = ask(kind, rng)
     return Example(pixels, question.text, solve(kind, [digits[cell] for cell in question.cells]))
 

@@ -10,9 +10,27 @@ from ostlight.digitmath.answers import ANSWER_MARK
 
 TASKS = ("read", "parity", "sum", "difference", "maximum", "sort", "two_step")
 ARITHMETIC = ("sum", "difference", "two_step")
-PICTURE = "the picture"
+PICTURE = {"the picture": (0, 1, 2, 3)}
 LINES = {"the top row": (0, 1), "the bottom row": (2, 3), "the left column": (0, 2), "the right column": (1, 3)}
-CELLS = {"the top left digit": 0, "the top right digit": 1, "the bottom left digit": 2, "the bottom right digit": 3}
+THREES = {"the first three digits": (0, 1, 2), "the last three digits": (1, 2, 3)}
+CELLS = {
+    "the top left digit": (0,),
+    "the top right digit": (1,),
+    "the bottom left digit": (2,),
+    "the bottom right digit": (3,),
+}
+PLACES = PICTURE | LINES | THREES | CELLS
+"""Cells, counted row by row, that a question can speak of."""
+
+ASKED_OF = {
+    "read": (*PICTURE, *LINES, *THREES),
+    "parity": (*CELLS,),
+    "sum": (*LINES,),
+    "difference": (*LINES,),
+    "maximum": (*PICTURE,),
+    "sort": (*PICTURE,),
+    "two_step": (*THREES,),
+}
 PHRASES = {
     "read": ("read {0}", "which digits are in {0}"),
     "parity": ("is {0} even or odd", "tell whether {0} is even or odd"),
@@ -20,7 +38,7 @@ PHRASES = {
     "difference": ("what is the difference in {0}", "how far apart are the digits of {0}"),
     "maximum": ("what is the largest digit in {0}", "which digit of {0} is the largest"),
     "sort": ("sort the digits of {0}", "put {0} in order from small to large"),
-    "two_step": ("how far is the sum of {0} from {1}", "add the digits of {0} and compare with {1}"),
+    "two_step": ("of {0} add two and compare with the third", "of {0} how far is the sum of two from the third"),
 }
 
 
@@ -30,45 +48,28 @@ class Question:
 
     Attributes:
         task: one of ``TASKS``.
-        places: what it speaks of, in the words of ``PICTURE``, ``LINES`` and ``CELLS``.
+        place: what it speaks of: a key of ``PLACES``.
         wording: which of the task's two ``PHRASES`` it uses.
     """
 
     task: str
-    places: tuple[str, ...]
+    place: str
     wording: int
 
     @property
     def text(self) -> str:
         """The words of the human turn, without the image mark."""
-        return PHRASES[self.task][self.wording].format(*self.places)
+        return PHRASES[self.task][self.wording].format(self.place)
 
     @property
     def cells(self) -> tuple[int, ...]:
         """Indices, row by row, of the cells whose digits the answer needs, in the order it names them."""
-        return tuple(cell for place in self.places for cell in cells_of(place))
-
-
-def cells_of(place: str) -> tuple[int, ...]:
-    """The cells of a place, in reading order."""
-    if place == PICTURE:
-        return (0, 1, 2, 3)
-    return LINES[place] if place in LINES else (CELLS[place],)
+        return PLACES[self.place]
 
 
 def ask(task: str, rng: random.Random) -> Question:
-    """A random question of ``task``: about which cells, and in which words."""
-    line = rng.choice(list(LINES))
-    places: tuple[str, ...] = (PICTURE,)
-    if task == "read":
-        places = (rng.choice((PICTURE, line)),)
-    elif task == "parity":
-        places = (rng.choice(list(CELLS)),)
-    elif task in ("sum", "difference"):
-        places = (line,)
-    elif task == "two_step":
-        places = (line, rng.choice([name for name, cell in CELLS.items() if cell not in LINES[line]]))
-    return Question(task, places, rng.randrange(2))
+    """A random question of ``task``: about which place, and in which words."""
+    return Question(task, rng.choice(ASKED_OF[task]), rng.randrange(2))
 
 
 def reword(question: Question) -> Question:

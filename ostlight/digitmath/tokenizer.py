@@ -17,10 +17,10 @@ MAX_TOKENS = 512
 
 WORDS = (
     "a about add and answer apart are at away bad between bottom by care carefully clear column compare "
-    "correct difference digit digits even every far first follows from good how in is it large largest "
-    "left let look minus no odd of or order picture plus put quality question read response result right "
-    "row score see small smallest sort sorted step sum take tell text that the then think to top two us "
-    "we what when whether which with wrong yes"
+    "correct difference digit digits even every far find first follows from good how in is it its large "
+    "largest last left let look minus no odd of or order picture plus put quality question read response "
+    "result right row score see small smallest sort sorted step sum take tell text that the then think "
+    "third three to top two us we what when whether which with wrong yes"
 )
 
 CHAT_TEMPLATE = (

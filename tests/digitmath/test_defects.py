@@ -10,20 +10,24 @@ from ostlight.digitmath import final_answer
 from ostlight.digitmath.defects import MISREAD
 from ostlight.digitmath.tasks import ARITHMETIC
 
-LINES = {
+PLACES = {
     "picture": (0, 1, 2, 3),
     "top row": (0, 1),
     "bottom row": (2, 3),
     "left column": (0, 2),
     "right column": (1, 3),
+    "first three": (0, 1, 2),
+    "last three": (1, 2, 3),
+    "top left": (0,),
+    "top right": (1,),
+    "bottom left": (2,),
+    "bottom right": (3,),
 }
-CELLS = {"top left": (0,), "top right": (1,), "bottom left": (2,), "bottom right": (3,)}
 
 
 def asked_cells(question: str) -> list[int]:
-    lines = [cells for words, cells in LINES.items() if f"the {words}" in question]
-    single = [cells for words, cells in CELLS.items() if f"the {words} digit" in question]
-    return [cell for cells in lines + single for cell in cells]
+    (cells,) = (cells for words, cells in PLACES.items() if f"the {words}" in question)
+    return list(cells)
 
 
 def result(task: str, digits: list[int], confused: bool = False) -> str:

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ostlight.errors import ConfigError, OstlightError
+
 LENGTH = 16
 
 DATA = ("ostlight.data", "ostlight.digitmath")
@@ -35,13 +37,27 @@ def of_folder(path: Path) -> str:
     return digest.hexdigest()[:LENGTH]
 
 
-def of_model(path: str) -> str:
-    """Of a local model folder; of the cached commit, for a hub name."""
+def of_model(path: str | None, where: str) -> str:
+    """Of a local model folder; of the commit, for a hub name.
+
+    Args:
+        where: the setting's name (``proxy``), for messages.
+
+    Raises:
+        ConfigError: no path.
+        OstlightError: neither a folder nor a hub name that can be reached.
+    """
+    if path is None:
+        raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
     if Path(path).is_dir():
         return of_folder(Path(path))
     from transformers import AutoConfig
 
-    commit = getattr(AutoConfig.from_pretrained(path), "_commit_hash", None)
+    try:
+        commit = getattr(AutoConfig.from_pretrained(path), "_commit_hash", None)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise OstlightError(f"{where}.path: cannot load {path!r}, which is no folder here: {first}") from error
     return _short(f"{path}@{commit}".encode())
 
 

@@ -48,6 +48,7 @@ def make_trainer(
         callbacks=[*others, *(bars if compute.progress else [])],
         enable_progress_bar=compute.progress,
         enable_model_summary=False,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         use_distributed_sampler=False,
         default_root_dir=folder,

@@ -35,13 +35,12 @@ def train(config: Config) -> Path:
     config = with_digitmath(config, folder)
     kept = read_kept(folder)
     pool = open_pool(config.pool, "pool")
-    model_path = config.target.path
     folder.claim(
         "target",
         {
             "pool": pool.fingerprint()[:16],
             "selection": fingerprint.of_values(kept.tolist()),
-            "target.path": fingerprint.of_model(model_path) if model_path else "none",
+            "target.path": fingerprint.of_model(config.target.path, "target"),
             "target": fingerprint.of_values(dataclasses.asdict(config.target) | {"path": None}),
             "seed": str(config.seed),
             "training code": fingerprint.of_code(*fingerprint.TRAINING),

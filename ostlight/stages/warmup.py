@@ -47,12 +47,11 @@ def warm_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSe
 
 def proxy_inputs(config: Config, pool: Pool, anchors: TrustedSet) -> dict[str, str]:
     """Fingerprint of everything the proxy's weights depend on."""
-    assert config.proxy.path is not None, "checked when it is loaded"
     watched = config.dev.path and open_pool(config.dev, "dev").fingerprint()[:16]
     return {
         "pool": pool.fingerprint()[:16],
         "samples the warm-up is watched on": watched or anchors.fingerprint,
-        "proxy.path": fingerprint.of_model(config.proxy.path),
+        "proxy.path": fingerprint.of_model(config.proxy.path, "proxy"),
         "proxy": fingerprint.of_values(dataclasses.asdict(config.proxy) | {"path": None}),
         "seed": str(config.seed),
         "training code": fingerprint.of_code(*fingerprint.TRAINING),

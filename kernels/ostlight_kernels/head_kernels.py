@@ -144,6 +144,18 @@ def steps_kernel(
 
 
 @triton.jit
+def expm1_of_small(x):
+    """``exp(x) - 1`` for ``|x| < 0.5``, relative error below 1e-7."""
+    y = 1.0 + x * (1.0 / 8)
+    y = 1.0 + x * y * (1.0 / 7)
+    y = 1.0 + x * y * (1.0 / 6)
+    y = 1.0 + x * y * (1.0 / 5)
+    y = 1.0 + x * y * (1.0 / 4)
+    y = 1.0 + x * y * (1.0 / 3)
+    return x * (1.0 + x * y * 0.5)
+
+
+@triton.jit
 def loss_change_kernel(
     p_anchor_x,  # [S, D]
     p_anchor_y,  # [S] int64
@@ -219,28 +231,19 @@ def loss_change_kernel(
             b_small = tl.load(p_small + r_state, mask=in_s, other=0.0)
             b_others = tl.load(p_others + r_state, mask=in_s, other=0.0)
 
-            # expm1 of a small number, relative error below 1e-7.
-            b_expm1 = 1.0 + b_d * (1.0 / 8)
-            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 7)
-            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 6)
-            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 5)
-            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 4)
-            b_expm1 = 1.0 + b_d * b_expm1 * (1.0 / 3)
-            b_expm1 = b_d * (1.0 + b_d * b_expm1 * 0.5)
-            b_expm1 *= tl.exp2(b_log2_p)
             if tl.max(tl.max(tl.abs(b_d), 1), 0) < 0.5:
-                b_decay = tl.exp2(-b_shift)
-                b_sum = tl.sum(b_expm1, 1)
-                tl.store(p_small + r_state, b_small + b_decay * b_sum, mask=in_s)
-                tl.store(p_others + r_state, b_others + b_decay * (b_sum + b_mass), mask=in_s)
+                # The shift inside the exponent keeps p from being hoisted out of the loop and taking registers.
+                b_p = tl.exp2(b_log2_p - b_shift[:, None])
+                b_sum = tl.sum(b_p * expm1_of_small(b_d), 1)
+                tl.store(p_small + r_state, b_small + b_sum, mask=in_s)
+                tl.store(p_others + r_state, b_others + b_sum + b_mass * tl.exp2(-b_shift), mask=in_s)
             else:
-                b_new = b_log2_p + b_d * LOG2_E
-                b_higher = tl.maximum(b_shift, tl.max(b_new, 1))
+                b_higher = tl.maximum(b_shift, tl.max(b_log2_p + b_d * LOG2_E, 1))
                 b_decay = tl.exp2(b_shift - b_higher)
-                b_new = tl.exp2(b_new - b_higher[:, None])
-                b_unit = tl.exp2(-b_higher)[:, None]
-                b_grown = b_new - tl.exp2(b_log2_p) * b_unit
-                b_grown = tl.where(tl.abs(b_d) < 0.5, b_expm1 * b_unit, b_grown)
+                b_log2_old = b_log2_p - b_higher[:, None]
+                b_old = tl.exp2(b_log2_old)
+                b_new = tl.exp2(b_log2_old + b_d * LOG2_E)
+                b_grown = tl.where(tl.abs(b_d) < 0.5, b_old * expm1_of_small(b_d), b_new - b_old)
                 tl.store(p_shift + r_state, b_higher, mask=in_s)
                 tl.store(p_small + r_state, b_small * b_decay + tl.sum(b_grown, 1), mask=in_s)
                 tl.store(p_others + r_state, b_others * b_decay + tl.sum(b_new, 1), mask=in_s)

@@ -124,7 +124,7 @@ class _Launcher:
             loss_change_kernel[grid](
                 p_anchor_lse=anchor_lse,
                 p_errors=self.errors(rows, y, lse, v_first, width),
-                p_scale=block.scale,
+                p_scale=block.scale.nan_to_num(0.0),  # a candidate without an answer moves nothing
                 p_shift=shift,
                 p_small=small,
                 p_others=others,

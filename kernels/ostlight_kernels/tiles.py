@@ -66,8 +66,8 @@ SIXTEEN_BIT = {
 
 # Without tf32 the products run on the ordinary cores: smaller tiles, or the accumulators spill.
 THIRTY_TWO_BIT = {
-    80: (Tiles(block_o=64, block_i=64, block_t=16, block_k=64, warps=4, stages=3, dot_stages=3),),
-    90: (Tiles(block_o=64, block_i=64, block_t=16, block_k=64, warps=4, stages=3, dot_stages=3),),
+    80: (Tiles(block_o=64, block_i=64, block_t=16, block_k=64, warps=4, stages=2, dot_stages=2),),
+    90: (Tiles(block_o=64, block_i=64, block_t=16, block_k=64, warps=4, stages=2, dot_stages=2),),
 }
 
 
@@ -102,20 +102,20 @@ class HeadTiles:
 
 HEAD_SIXTEEN_BIT = {
     80: (
-        HeadTiles(block_s=128, block_v=64, block_t=64, block_d=32, warps=8, stages=2),
+        HeadTiles(block_s=64, block_v=128, block_t=64, block_d=32, warps=8, stages=2),
         HeadTiles(block_s=64, block_v=64, block_t=64, block_d=32, warps=4, stages=2),
     ),
     90: (
-        HeadTiles(block_s=128, block_v=128, block_t=64, block_d=64, warps=8, stages=3),
-        HeadTiles(block_s=128, block_v=128, block_t=64, block_d=64, warps=8, stages=2),
         HeadTiles(block_s=128, block_v=64, block_t=64, block_d=64, warps=8, stages=3),
-        HeadTiles(block_s=128, block_v=64, block_t=64, block_d=64, warps=4, stages=3),
+        HeadTiles(block_s=64, block_v=128, block_t=64, block_d=64, warps=8, stages=3),
+        HeadTiles(block_s=64, block_v=64, block_t=64, block_d=64, warps=4, stages=3),
+        HeadTiles(block_s=64, block_v=64, block_t=64, block_d=32, warps=4, stages=2),
     ),
 }
 
 HEAD_THIRTY_TWO_BIT = {
-    80: (HeadTiles(block_s=64, block_v=32, block_t=16, block_d=16, warps=4, stages=2),),
-    90: (HeadTiles(block_s=64, block_v=32, block_t=16, block_d=16, warps=4, stages=2),),
+    80: (HeadTiles(block_s=32, block_v=64, block_t=16, block_d=16, warps=4, stages=2),),
+    90: (HeadTiles(block_s=32, block_v=64, block_t=16, block_d=16, warps=4, stages=2),),
 }
 
 

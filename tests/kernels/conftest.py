@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where there is no GPU the tests that need one are deselected, not skipped: nothing here could run them."""
+    if torch.cuda.is_available():
+        return
+    needing = [item for item in items if item.get_closest_marker("cuda")]
+    if needing:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if not item.get_closest_marker("cuda")]

@@ -1,0 +1,167 @@
+"""Runs the Triton kernels in Triton's interpreter and saves what they gave beside the truth.
+
+A program of its own (`python interpreted.py OUT`), because TRITON_INTERPRET is read when a kernel's module is imported
+and would follow every other test of the process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import test_grad_dots
+import test_one_step_head
+import torch
+import triton.language as tl
+from ostlight_kernels import Packing
+from ostlight_kernels.head_problem import HeadProblem
+from ostlight_kernels.tiles import HeadTiles, Tiles
+from torch import Tensor
+from triton.runtime import interpreter
+
+# Modules, not the functions of the same name that the package exports.
+grad_dots = importlib.import_module("ostlight_kernels.grad_dots")
+one_step_head = importlib.import_module("ostlight_kernels.one_step_head")
+
+TILES = Tiles(block_o=32, block_i=16, block_t=16, block_k=256, warps=4, stages=2, dot_stages=2, band=2)
+HEAD_TILES = HeadTiles(block_s=16, block_v=32, block_t=16, block_d=32, warps=4, stages=2)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def mend_bf16() -> None:
+    """The interpreter keeps bf16 as uint16, multiplies the bits as they are, and truncates where a GPU rounds."""
+
+    def values(handle: Any) -> np.ndarray:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle.data.astype(np.float32)
+        return (handle.data.astype(np.uint32) << 16).view(np.float32)
+
+    def create_dot(_: Any, a: Any, b: Any, d: Any, *__: Any) -> Any:
+        return interpreter.TensorHandle(np.matmul(values(a), values(b)) + d.data, d.dtype.scalar)
+
+    plain_cast = interpreter.InterpreterBuilder.cast_impl
+
+    def cast(self: Any, src: Any, dst_type: Any) -> Any:
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return plain_cast(self, src, dst_type)
+        rounded = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16()
+        return interpreter.TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter.InterpreterBuilder.cast_impl = cast
+
+
+def poison() -> None:
+    """What a kernel forgets to write is NaN."""
+    plain = torch.empty
+
+    def empty(*sizes: Any, **options: Any) -> Tensor:
+        tensor = plain(*sizes, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    torch.empty = empty  # type: ignore[assignment]
+
+
+def in_its_dtype(a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | None, samples: int) -> Tensor:
+    """Form, round to the dtype, dot: what `torch.bmm` and a product give, with fp32 accumulation."""
+    rows = []
+    for i in range(samples):
+        tokens = (a[i], b[i]) if segments is None else (a[segments == i], b[segments == i])
+        rows.append((tokens[1].float().T @ tokens[0].float()).to(a.dtype).float().flatten())
+    return torch.stack(rows) @ targets.float().flatten(1).T if rows else torch.zeros(0, len(targets))
+
+
+SHAPES = {
+    "ragged": (17, 20, 18, 33, 17),
+    "one token": (3, 1, 20, 17, 2),
+    "one target": (2, 7, 16, 32, 1),
+    "one of everything": (1, 1, 1, 1, 1),
+    "no sample": (0, 4, 3, 2, 2),
+    "no token": (2, 0, 3, 2, 2),
+    "many targets": (2, 5, 9, 8, 129),
+}
+
+
+def dots_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    segments = None
+    if name == "segments":
+        a, b, targets = test_grad_dots.layer(3, 6, 21, 19, 3, dtype)
+        segments = test_grad_dots.SEGMENTS
+        a[segments == -1] = float("nan")
+    elif name == "strided":
+        a, b, targets = test_grad_dots.layer(4, 6, 10, 8, 3, dtype)
+        a = torch.empty(10, 6, 8, dtype=dtype).permute(2, 1, 0)[::2].copy_(a)
+        b = b.transpose(0, 1).contiguous().transpose(0, 1)
+        targets = targets.mT.contiguous().mT
+    elif name == "small workspace":
+        a, b, targets = test_grad_dots.layer(18, 3, 40, 33, 3, dtype)
+    else:
+        a, b, targets = test_grad_dots.layer(*SHAPES[name], dtype)
+    samples = len(a) if segments is None else 6
+    packing = None if segments is None else Packing.of(segments, samples)
+    small = 1024 if name == "small workspace" else 2**20
+    with patch.multiple(grad_dots, WORKSPACE_BYTES=small, PARTIAL_BYTES=small):
+        got = grad_dots.launch(a, b, targets, packing, allow_tf32=False, tiles=TILES)
+    return {
+        "got": got,
+        "plain": in_its_dtype(a, b, targets, segments, samples),
+        "truth": test_grad_dots.oracle(a, b, targets, segments, samples),
+    }
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "small step": {"eta": 1e-5, "n": 2, "s": 12, "d": 20, "v": 50},
+    "large step": {"eta": 30.0, "n": 2, "s": 12, "d": 20, "v": 50},
+    "no bias": {"eta": 0.5, "bias": False},
+    "long answers": {"eta": 0.5, "n": 2, "t": 40, "v": 40},
+    "sure": {"eta": 1e-3, "sharpness": 60.0},
+    "sure, huge step": {"eta": 1e3, "sharpness": 60.0},
+    "one of everything": {"n": 1, "t": 1, "anchors": 1, "s": 1, "d": 1, "v": 2},
+    "no candidate": {"n": 0},
+}
+
+
+def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    if name == "small slices":
+        case = test_one_step_head.head(n=3, v=70, eta=0.5, dtype=dtype)
+    elif name == "no answer":
+        case = test_one_step_head.head(dtype=dtype)
+        case["labels"][1] = -100
+    else:
+        case = test_one_step_head.head(**HEADS[name], dtype=dtype)
+    keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
+    problem = HeadProblem.of(*(case[k] for k in keys), None)
+    small = 1024 if name == "small slices" else 2**20
+    with patch.multiple(one_step_head, ERRORS_BYTES=small, STEPS_BYTES=small):
+        got = one_step_head.launch(problem, case["weight"], case["bias"], HEAD_TILES)
+    return {
+        "got": got,
+        "truth": test_one_step_head.oracle(case),
+    }
+
+
+DOTS_CASES = [*SHAPES, "segments", "strided", "small workspace"]
+HEAD_CASES = [*HEADS, "no answer", "small slices"]
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    mend_bf16()
+    poison()
+    found = {}
+    for short, dtype in DTYPES.items():
+        found |= {("grad_dots", name, short): dots_case(name, dtype) for name in DOTS_CASES}
+        found |= {("one_step_head", name, short): head_case(name, dtype) for name in HEAD_CASES}
+    torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

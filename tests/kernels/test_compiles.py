@@ -1,0 +1,145 @@
+"""Every configuration of the tables, compiled ahead of time: it builds, fits shared memory, and does not spill."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ostlight_kernels import head_kernels
+from ostlight_kernels.tiles import SHARED_BYTES, HeadTiles, Tiles, head_table, table
+
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+grad_dots = import_module("ostlight_kernels.grad_dots")
+one_step_head = import_module("ostlight_kernels.one_step_head")
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CAPABILITIES = (80, 90)
+
+
+@dataclass(frozen=True)
+class Built:
+    ptx: str
+    shared_bytes: int
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+
+
+def build(
+    kernel: Any, capability: int, constants: dict[str, Any], types: dict[str, str], folder: Path, warps: int
+) -> Built:
+    """Compile as a launch with 16-byte aligned pointers and widths divisible by 16 would."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = [n for n in names if n.startswith(("p_", "stride_")) or n in ("D", "D_in", "D_out", "T", "V", "width")]
+    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants}
+    values = {(names.index(n),): value for n, value in constants.items()}
+    source = ASTSource(kernel, signature, values, attributes)
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run(
+        [CUOBJDUMP, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    (numbers,) = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    return Built(compiled.asm["ptx"], compiled.metadata.shared, *map(int, numbers))
+
+
+def assert_fits(built: Built, capability: int, dtype: torch.dtype) -> None:
+    # The kernel reserves a kilobyte of static shared memory on sm_90 besides what it asks for.
+    assert built.shared_bytes + 1024 <= SHARED_BYTES[capability]
+    assert built.stack_bytes == 0, "registers spilled"
+    assert built.local_bytes == 0
+    assert built.registers <= 255
+    if dtype != torch.float32:
+        assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in built.ptx
+        assert "cp.async" in built.ptx
+
+
+def dots_build(capability: int, dtype: str, tiles: Tiles, packed: bool, targets: int, folder: Path) -> Built:
+    kept = {v: k for k, v in DTYPES.items()}[grad_dots.tile_dtype(DTYPES[dtype])]
+    types = dict.fromkeys(("p_a", "p_b", "p_targets"), f"*{dtype}")
+    types |= dict.fromkeys(("p_order", "p_starts"), "*i64" if packed else f"*{dtype}")
+    types |= {"p_tiles": f"*{kept}", "p_arrived": "*i32", "p_partial": "*fp32"}
+    constants = grad_dots.meta(tiles, DTYPES[dtype], targets, packed, False)
+    return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps)
+
+
+def head_build(capability: int, dtype: str, tiles: HeadTiles, name: str, tokens: int, folder: Path) -> Built:
+    kernel = getattr(head_kernels, name)
+    t, block_t = one_step_head.step_tokens(tokens, tiles)
+    constants = one_step_head.head_meta(tiles, DTYPES[dtype], True)
+    constants |= {"BLOCK_R": tiles.block_s, "BLOCK_S": tiles.block_s, "BLOCK_V": tiles.block_v, "BLOCK_T": block_t}
+    constants |= {"STAGES": tiles.stages} | ({"T": t} if name == "loss_change_kernel" else {})
+    types = {n: "*fp32" for n in kernel.arg_names if n.startswith("p_")} | {"p_y": "*i64", "p_anchor_y": "*i64"}
+    in_dtype = ("p_x", "p_weight", "p_bias", "p_anchor_x", "p_steps", "p_errors", "p_label_weight", "p_label_bias")
+    types |= dict.fromkeys(in_dtype, f"*{dtype}")
+    constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
+    return build(kernel, capability, constants, types, folder, tiles.warps)
+
+
+EVERY_DOTS = [
+    pytest.param(capability, dtype, tiles, id=f"sm_{capability} {dtype} {tiles}")
+    for capability in CAPABILITIES
+    for dtype in DTYPES
+    for tiles in table(DTYPES[dtype], capability)
+]
+EVERY_HEAD = [
+    pytest.param(capability, dtype, tiles, id=f"sm_{capability} {dtype} {tiles}")
+    for capability in CAPABILITIES
+    for dtype in DTYPES
+    for tiles in head_table(DTYPES[dtype], capability)
+]
+HEAD_KERNELS = ("log_sum_exp_kernel", "errors_kernel", "steps_kernel", "loss_change_kernel")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_default_of_grad_dots(capability: int, tmp_path: Path) -> None:
+    built = dots_build(capability, "bf16", table(torch.bfloat16, capability)[0], False, 17, tmp_path)
+    assert_fits(built, capability, torch.bfloat16)
+
+
+def test_a_tile_is_stored_before_its_arrival_is_told(tmp_path: Path) -> None:
+    """What the last program reads must be there: stores, a barrier of the program, then an acquire-release add."""
+    ptx = dots_build(90, "bf16", table(torch.bfloat16, 90)[0], False, 17, tmp_path).ptx
+    arrival = ptx.index("atom.global.gpu.acq_rel.add")
+    stored = ptx.rindex("st.global", 0, arrival)
+    assert "bar.sync" in ptx[stored:arrival] or "barrier" in ptx[stored:arrival]
+    after = ptx[arrival:]
+    assert after.index("bar.sync") < after.index("cp.async.cg")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_default_of_one_step_head(capability: int, tmp_path: Path) -> None:
+    tiles = head_table(torch.bfloat16, capability)[0]
+    assert_fits(head_build(capability, "bf16", tiles, "loss_change_kernel", 64, tmp_path), capability, torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "dtype", "tiles"), EVERY_DOTS)
+def test_every_configuration_of_grad_dots(capability: int, dtype: str, tiles: Tiles, tmp_path: Path) -> None:
+    for packed in (False, True):
+        for targets in (1, 17):
+            built = dots_build(capability, dtype, tiles, packed, targets, tmp_path)
+            assert_fits(built, capability, DTYPES[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEAD_KERNELS)
+@pytest.mark.parametrize(("capability", "dtype", "tiles"), EVERY_HEAD)
+def test_every_configuration_of_one_step_head(
+    capability: int, dtype: str, tiles: HeadTiles, name: str, tmp_path: Path
+) -> None:
+    for tokens in (1, 64, 150):
+        assert_fits(head_build(capability, dtype, tiles, name, tokens, tmp_path), capability, DTYPES[dtype])

@@ -1,0 +1,84 @@
+"""The Triton kernels' numbers without a GPU: Triton's interpreter, against float64. See `interpreted.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+PROGRAM = Path(__file__).with_name("interpreted.py")
+EPSILON = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
+DOTS_CASES = [
+    "ragged",
+    "one token",
+    "one target",
+    "one of everything",
+    "no sample",
+    "no token",
+    "many targets",
+    "segments",
+    "strided",
+    "small workspace",
+]
+HEAD_CASES = [
+    "small step",
+    "large step",
+    "no bias",
+    "long answers",
+    "sure",
+    "sure, huge step",
+    "one of everything",
+    "no candidate",
+    "no answer",
+    "small slices",
+]
+Found = dict[tuple[str, str, str], dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    out = tmp_path_factory.mktemp("interpreted") / "found.pt"
+    run = subprocess.run([sys.executable, "-W", "error", PROGRAM, out], capture_output=True, text=True, env=os.environ)
+    assert run.returncode == 0, run.stderr
+    return torch.load(out)
+
+
+def test_every_case_is_looked_at(found: Found) -> None:
+    expected = {("grad_dots", name, dtype) for name in DOTS_CASES for dtype in EPSILON}
+    expected |= {("one_step_head", name, dtype) for name in HEAD_CASES for dtype in EPSILON}
+    assert set(found) == expected
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("name", DOTS_CASES)
+def test_grad_dots_is_as_good_as_its_dtype(found: Found, name: str, dtype: str) -> None:
+    """Against a float64 truth: no worse than forming the gradient in that dtype, but for a little fp32 rounding."""
+    case = found["grad_dots", name, dtype]
+    got, truth = case["got"], case["truth"]
+    assert got.dtype == torch.float32
+    assert got.shape == truth.shape
+    if truth.numel():
+        allowed = 1.05 * (case["plain"] - truth).abs().max() + 1e-6 * truth.abs().max()
+        assert (got - truth).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("name", HEAD_CASES)
+def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: str) -> None:
+    """Steps and softmax errors are rounded to the dtype once each, all else is fp32: two roundings, and a little."""
+    case = found["one_step_head", name, dtype]
+    got, truth = case["got"], case["truth"]
+    assert got.dtype == torch.float32
+    assert got.shape == truth.shape
+    if name == "no answer":
+        assert got.isnan().tolist() == [False, True, False]
+        got, truth = got[[0, 2]], truth[[0, 2]]
+    if truth.numel():
+        assert (got - truth).abs().max() <= (2 * EPSILON[dtype] + 1e-6) * truth.abs().max()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ostlight.benchmark.results import Line
+    from ostlight.comparison.results import Line
     from ostlight.config.schema import Config
     from ostlight.data.pool import Pool
     from ostlight.data.sample import Sample

@@ -10,8 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ostlight.benchmark.cells import BASE, ORACLE
-from ostlight.benchmark.results import Line
+from ostlight.comparison.cells import BASE, ORACLE
+from ostlight.comparison.results import Line
 from ostlight.evaluation.evaluate import ALL
 
 FRAME, OURS, RIVAL = "#9aa0a6", "#d1495b", "#2e6f95"
@@ -31,7 +31,8 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
     for y, (line, mean, half) in enumerate(zip(shown, means, halves, strict=True)):
         share = "" if line.defect_share is None else f", {100 * line.defect_share:.0f}% defective"
         axes.text(mean + half + 1, y, f"{mean:.1f}{share}", va="center", fontsize=9)
-    axes.set_xlim(0, max(m + h for m, h in zip(means, halves, strict=True)) * 1.25)
+    furthest = max(m + h for m, h in zip(means, halves, strict=True))
+    axes.set_xlim(0, max(1.0, 1.25 * furthest))
     axes.set_xlabel("accuracy on the test set, % (95% interval over seeds)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)

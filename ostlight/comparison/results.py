@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from ostlight.benchmark.cells import Cell
+from ostlight.comparison.cells import Cell
 from ostlight.data.atomic import atomic_path
 
 CONFIDENCE = 0.95

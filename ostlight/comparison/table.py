@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ostlight.benchmark.results import Interval, Line
+from ostlight.comparison.results import Interval, Line
 from ostlight.evaluation.evaluate import ALL
 
 

@@ -8,15 +8,16 @@ from functools import cached_property
 import numpy as np
 import pyarrow.parquet as pq
 
-from ostlight.benchmark.cells import BASE, Cell, cell_training, plan_cells
-from ostlight.benchmark.picture import draw
-from ostlight.benchmark.results import CellResult, Line, load_result, save_result, summarise, write_jsonl
-from ostlight.benchmark.table import as_csv, markdown, rich_table
+from ostlight.comparison.cells import BASE, Cell, cell_training, plan_cells
+from ostlight.comparison.picture import draw
+from ostlight.comparison.results import CellResult, Line, load_result, save_result, summarise, write_jsonl
+from ostlight.comparison.table import as_csv, markdown, rich_table
 from ostlight.config.schema import Config, SelectorChoice
 from ostlight.data.atomic import atomic_path
 from ostlight.errors import ConfigError, DataError
 from ostlight.evaluation.evaluate import Questions, evaluate_model, read_questions
 from ostlight.model.module import MultimodalModel
+from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry, total
 from ostlight.selection.budget import Budget
@@ -70,7 +71,21 @@ class Contest:
         self.pool = open_pool(config.pool, "pool")
         self.truth = _read_truth(self.settings.truth)
         self.cells = plan_cells(self.settings, with_oracle=self.truth is not None)
+        folder.claim("cells", self._inputs())
         self._scores: dict[tuple[str, int], tuple[Scores, Selector, Entry]] = {}
+
+    def _inputs(self) -> dict[str, str]:
+        """Fingerprint of everything all cells depend on; selectors, budgets and seeds may be added later."""
+        target = dataclasses.asdict(self.config.target) | {"path": None}
+        return {
+            "pool": self.pool.fingerprint()[:16],
+            "test": open_pool(self.config.test, "test").fingerprint()[:16],
+            "truth": fingerprint.of_values(self.truth),
+            "target.path": fingerprint.of_model(self.config.target.path, "target"),
+            "target": fingerprint.of_values(target),
+            "evaluation": fingerprint.of_values(dataclasses.asdict(self.config.evaluation)),
+            "training code": fingerprint.of_code(*fingerprint.TRAINING, "ostlight.evaluation"),
+        }
 
     @cached_property
     def data(self) -> EncodedPool:

@@ -1,0 +1,87 @@
+"""From inner products to utilities: the estimators' arithmetic and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ostlight.errors import OstlightError
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Slope and curvature of the anchors' loss along each sample's gradient.
+
+    Attributes:
+        slope: ``[N]`` ``f_i = <g_i, g_V>``.
+        curvature: ``[N, K]`` ``phi_i = (<g_i, q_1>, ..., <g_i, q_K>) / sqrt(K)``; K may be 0.
+    """
+
+    slope: Tensor
+    curvature: Tensor
+
+    def first_order(self, eta: float) -> Tensor:
+        """``[N]`` ``eta f_i``, in nats."""
+        return eta * self.slope
+
+    def second_order(self, eta: float) -> Tensor:
+        """``[N]`` ``eta f_i - eta^2 / 2 * ||phi_i||^2``, in nats: unbiased for ``eta f_i - eta^2 / 2 g_i' H g_i``."""
+        return eta * self.slope - eta**2 / 2 * self.curvature.square().sum(1)
+
+
+def stacked_targets(
+    mean_gradients: Mapping[Hashable, Mapping[str, Tensor]],
+    probes: Mapping[Hashable, Mapping[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:
+    """``[M, *shape]`` per parameter with ``M = groups * (1 + K)``: group by group its mean gradient, then its probes.
+
+    Raises:
+        OstlightError: the two do not have the same groups.
+    """
+    if probes is not None and list(probes) != list(mean_gradients):
+        raise OstlightError(f"mean gradients have the groups {list(mean_gradients)}, probes have {list(probes)}")
+    names = list(next(iter(mean_gradients.values())))
+    return {
+        name: torch.cat(
+            [
+                part
+                for group, mean in mean_gradients.items()
+                for part in (mean[name].unsqueeze(0), *([probes[group][name]] if probes is not None else []))
+            ]
+        )
+        for name in names
+    }
+
+
+def sketches(dots: Tensor, group_sizes: Mapping[Hashable, int], num_probes: int) -> dict[Hashable, Sketch]:
+    """Takes the columns of ``stacked_targets`` apart again.
+
+    Args:
+        dots: ``[N, groups * (1 + K)]``.
+        group_sizes: anchors in each group, in the targets' order.
+        num_probes: K.
+    """
+    if dots.shape[1] != len(group_sizes) * (1 + num_probes):
+        raise OstlightError(
+            f"{dots.shape[1]} inner products for {len(group_sizes)} groups of 1 + {num_probes} targets each"
+        )
+    by_group = dots.view(len(dots), len(group_sizes), 1 + num_probes)
+    return {
+        group: Sketch(by_group[:, k, 0], by_group[:, k, 1:] / max(1, num_probes) ** 0.5)
+        for k, group in enumerate(group_sizes)
+    }
+
+
+def pooled(parts: Mapping[Hashable, Sketch], group_sizes: Mapping[Hashable, int]) -> Sketch:
+    """The sketch of all anchors together from their groups': no further pass, ``groups * K`` curvature columns.
+
+    ``L_V`` is the groups' mean weighted by their anchors, so slopes add with those weights and curvature columns, which
+    count squared, with their roots.
+    """
+    total = sum(group_sizes.values())
+    slope = torch.stack([parts[group].slope * (size / total) for group, size in group_sizes.items()]).sum(0)
+    columns = [parts[group].curvature * (size / total) ** 0.5 for group, size in group_sizes.items()]
+    return Sketch(slope, torch.cat(columns, dim=1))

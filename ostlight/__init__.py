@@ -11,9 +11,13 @@ The three steps of the command line, from Python::
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# Threads that wait by spinning make a busy machine ten times slower (measured: docs/log.md). Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from ostlight.comparison.results import Line

@@ -84,7 +84,7 @@ class Scoring(L.LightningModule):
             return self._rows(batch.rows(range(half))) + self._rows(batch.rows(range(half, len(batch))))
         except Exception as error:
             return self._rows_one_by_one(batch, error)
-        return scored_rows(batch.samples, batch.tokens, columns)
+        return scored_rows(batch, columns)
 
     def _rows_one_by_one(self, batch: Batch, error: Exception) -> list[Row]:
         """Finds the samples a batch failed on. Where it is all of several, the selector itself is broken."""
@@ -93,7 +93,7 @@ class Scoring(L.LightningModule):
         for i, single in enumerate(batch.singles()):
             try:
                 columns = checked_columns(self.selector.score(single), 1, type(self.selector).__name__)
-                rows += scored_rows(single.samples, single.tokens, columns)
+                rows += scored_rows(single, columns)
             except BadRecord as bad:
                 rows.append(refused_row(batch.samples[i].position, batch.samples[i].id, bad))
             except Exception as one:

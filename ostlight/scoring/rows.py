@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
+from ostlight.model.batch import Batch
 from ostlight.scoring.stream import Refusal
 from ostlight.selection.scores import FIXED_FIELDS, FIXED_NAMES, OK, SET_ASIDE
 
@@ -49,12 +49,13 @@ def checked_columns(returned: Any, count: int, selector: str) -> dict[str, Any]:
     return columns
 
 
-def scored_rows(samples: Sequence[Sample], tokens: Sequence[int], columns: Mapping[str, Any]) -> list[Row]:
+def scored_rows(batch: Batch, columns: Mapping[str, Any]) -> list[Row]:
     """One row a sample; a score that is not finite sets its sample aside."""
     rows = []
-    for i, sample in enumerate(samples):
+    for i, sample in enumerate(batch.samples):
         row = _row(sample.position, sample.id) | {"tags": list(sample.tags.items())}
-        row["tokens"] = tokens[i] if tokens else None
+        if batch.encoded:
+            row |= {"tokens": len(batch.encoded[i]), "answer_cut": batch.encoded[i].answer_cut}
         values = {name: _plain(column[i]) for name, column in columns.items()}
         failure = values.pop("failure", None)
         if failure is None and not np.isfinite(values["score"]):

@@ -22,6 +22,7 @@ FIXED_FIELDS = [
     pa.field("field", pa.string()),
     pa.field("detail", pa.string()),
     pa.field("tokens", pa.int32()),
+    pa.field("answer_cut", pa.bool_()),
     pa.field("tags", pa.map_(pa.string(), pa.string())),
     pa.field("score", pa.float64()),
 ]
@@ -105,8 +106,8 @@ class Scores:
 
     def with_tokens(self, tokens: np.ndarray) -> Scores:
         """The same rows, counted by another tokenizer."""
-        index = self.table.column_names.index("tokens")
-        return Scores(self.table.set_column(index, FIXED_FIELDS[6], pa.array(tokens, pa.int32())))
+        index = FIXED_NAMES.index("tokens")
+        return Scores(self.table.set_column(index, FIXED_FIELDS[index], pa.array(tokens, pa.int32())))
 
 
 def read_shards(folder: Path) -> pa.Table:

@@ -49,6 +49,7 @@ def benchmark(config: Config) -> list[Line]:
         raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
     folder = RunFolder.of(config)
     contest = Contest(with_digitmath(config, folder), folder)
+    say(f"{len(contest.cells)} cells: selector x budget x protocol x seed, each trained and tested on its own")
     results = [contest.result(cell) for cell in contest.cells]
     lines = summarise(results)
     title = f"{config.name}: {len(contest.pool):,} records, {len(config.benchmark.seeds)} seeds"
@@ -72,6 +73,7 @@ class Contest:
         self.truth = _read_truth(self.settings.truth)
         self.cells = plan_cells(self.settings, with_oracle=self.truth is not None)
         folder.claim("cells", self._inputs())
+        self._told = False
         self._scores: dict[tuple[str, int], tuple[Scores, Selector, Entry]] = {}
 
     def _inputs(self) -> dict[str, str]:
@@ -114,7 +116,9 @@ class Contest:
             model.training_settings = cell_training(self.config, cell, len(self.pool))
             with self.folder.ledger.stage("train", cell.name) as training:
                 quiet = dataclasses.replace(self.config.compute, progress=False, logger="none")
-                fit(model, self.data.view(kept), quiet, self.folder.path, cell.name, cell.seed, training)
+                tell = None if self._told else say  # what one training costs is said once
+                self._told = True
+                fit(model, self.data.view(kept), quiet, self.folder.path, cell.name, cell.seed, training, tell)
         result = evaluate_model(model, self.questions, self.config.evaluation)
         defects = self._defects(kept)
         return CellResult(

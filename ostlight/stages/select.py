@@ -46,6 +46,7 @@ class Selection:
     kept: np.ndarray
     dropped: int
     set_aside: dict[str, int]
+    answers_cut: int
 
 
 def select(config: Config) -> Selection:
@@ -62,7 +63,7 @@ def select(config: Config) -> Selection:
     selector = create(config.selector.name, config.selector.options)
     score_pool(config, folder, pool, selector)
     selection = pick_subset(config, folder, pool, selector, config.budget)
-    _tell(selection, config.budget, len(pool))
+    _tell(selection, config, len(pool))
     return selection
 
 
@@ -165,7 +166,8 @@ def pick_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selecto
         pool.write_subset(kept.tolist(), folder.subset)
     reasons = bad["reason"].to_pylist()
     counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    return Selection(folder, kept, len(table) - len(kept) - len(reasons), counts)
+    cut = pa.compute.sum(table["answer_cut"]).as_py() or 0
+    return Selection(folder, kept, len(table) - len(kept) - len(reasons), counts, cut)
 
 
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:
@@ -204,11 +206,13 @@ def _write_quarantine(folder: RunFolder, pool: Pool, bad: pa.Table) -> None:
     quarantine.write(folder.quarantine)
 
 
-def _tell(selection: Selection, budget: Budget, records: int) -> None:
+def _tell(selection: Selection, config: Config, records: int) -> None:
     aside = sum(selection.set_aside.values())
     why = ", ".join(f"{n} {reason}" for reason, n in selection.set_aside.items())
-    say(
-        f"{records:,} records read = {len(selection.kept):,} kept ({budget.label}) + {selection.dropped:,} dropped "
-        f"+ {aside:,} set aside" + (f" ({why}; see {selection.folder.quarantine})" if aside else "")
-    )
+    kept = f"{len(selection.kept):,} kept ({config.budget.label})"
+    where = f" ({why}; see {selection.folder.quarantine})" if aside else ""
+    say(f"{records:,} records read = {kept} + {selection.dropped:,} dropped + {aside:,} set aside{where}")
+    if selection.answers_cut:
+        limit = config.proxy.max_length
+        say(f"{selection.answers_cut} answers were cut by the length limit and scored on the rest (max_length={limit})")
     say(f"subset: {selection.folder.subset}")

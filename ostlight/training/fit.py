@@ -60,6 +60,10 @@ def fit(
     torch.manual_seed(seed)
     loader = DataLoader(steps, batch_size=None, num_workers=0)
     trainer.fit(model, loader)
+    entry.more["answers_cut"] = len(data.cut)
+    if data.cut and say is not None:
+        limit = model.encoder.max_length
+        say(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     entry.tokens = steps.tokens * trainer.world_size
     entry.samples = int(sum(len(p) for p in plan[: trainer.global_step]))
     entry.flops *= trainer.global_step / len(plan)

@@ -43,7 +43,7 @@ def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
 class EncodedPool:
     """Some samples of a pool, encoded for one model, remembered while memory allows.
 
-    A record the encoder refuses is kept in ``refusals`` and left out.
+    A record the encoder refuses is kept in ``refusals`` and left out; one whose answer was cut is counted in ``cut``.
 
     Args:
         pool: where the samples are.
@@ -54,6 +54,7 @@ class EncodedPool:
     def __init__(self, pool: Pool, positions: Sequence[int] | np.ndarray, encoder: Encoder) -> None:
         self.pool, self.positions, self.encoder = pool, np.asarray(positions), encoder
         self.refusals: dict[int, BadRecord] = {}
+        self.cut: set[int] = set()
         self._kept: dict[int, tuple[Sample, Encoded]] = {}
         self._free = [CACHE_BYTES]
 
@@ -75,6 +76,8 @@ class EncodedPool:
                 if isinstance(read, BadRecord):
                     raise read
                 fresh[position] = read, self.encoder.encode(read)
+                if fresh[position][1].answer_cut:
+                    self.cut.add(position)
             except BadRecord as error:
                 self.refusals[position] = error
         found = [self._kept.get(p) or fresh.get(p) for p in wanted]

@@ -198,3 +198,28 @@ def test_full_keeps_everything_and_random_depends_on_the_seed(settings):
     two = ostlight.select(settings(name="two"), "seed=1").kept.tolist()
     again = ostlight.select(settings(name="again")).kept.tolist()
     assert one == again != two
+
+
+def test_scores_do_not_depend_on_batches_shards_or_workers(settings):
+    ost = {"name": "ost", "options": {"estimator": "first_order", "eta": 0.1}}
+    tables = []
+    for name, compute in (
+        ("one", {"tokens_per_batch": 1, "shard_size": 48}),
+        ("some", {"tokens_per_batch": 150, "shard_size": 7}),
+        ("all", {"tokens_per_batch": 100_000, "shard_size": 48, "workers": 1}),
+    ):
+        config = settings(name=name, selector=ost)
+        config["compute"] |= compute
+        tables.append([row["score"] for row in table_of(ostlight.select(config).folder.path)])
+    middle = sorted(map(abs, tables[0]))[24]
+    for other in tables[1:]:
+        assert max(abs(a - b) for a, b in zip(tables[0], other, strict=True)) / middle < 1e-3
+
+
+def test_cut_answers_are_counted(settings, capsys):
+    config = settings(selector={"name": "ost", "options": {"estimator": "first_order", "eta": 0.1}})
+    lengths = [row["tokens"] for row in table_of(ostlight.select(config).folder.path)]
+    config["proxy"] |= {"max_length": max(lengths) - 1}
+    selection = ostlight.select(config | {"name": "cut"})
+    assert selection.answers_cut == lengths.count(max(lengths))
+    assert f"{selection.answers_cut} answers were cut by the length limit" in capsys.readouterr().out

@@ -115,7 +115,7 @@ HEAD_SIXTEEN_BIT = {
 
 HEAD_THIRTY_TWO_BIT = {
     80: (HeadTiles(block_s=32, block_v=64, block_t=16, block_d=16, warps=4, stages=2),),
-    90: (HeadTiles(block_s=32, block_v=64, block_t=16, block_d=16, warps=4, stages=2),),
+    90: (HeadTiles(block_s=32, block_v=32, block_t=16, block_d=16, warps=4, stages=2),),
 }
 
 

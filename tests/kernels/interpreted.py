@@ -145,7 +145,25 @@ def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     return {
         "got": got,
         "truth": test_one_step_head.oracle(case),
+        "sums": rounded_sums(case),
     }
+
+
+def rounded_sums(case: dict[str, Any]) -> Tensor:
+    """``[N]`` what roundings of a step and of a softmax error scale with: ``sum_t |step| |error|``, before it cancels.
+
+    At the label and at the word where it is largest, averaged over the anchor tokens.
+    """
+    exact = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in case.items()}
+    problem = HeadProblem.of(*(exact[k] for k in ("h", "labels", "anchor_h", "anchor_labels", "eta")), None)
+    bias = 0.0 if exact["bias"] is None else exact["bias"]
+    words = torch.arange(len(exact["weight"]))
+    errors = torch.softmax(problem.x @ exact["weight"].T + bias, -1) - (problem.y[:, :, None] == words).double()
+    errors[problem.y < 0] = 0.0
+    steps = (problem.anchor_x @ problem.x.mT + (exact["bias"] is not None)) * problem.scale[:, None, None]
+    sums = steps.abs() @ errors.abs()
+    at_label = sums[:, torch.arange(sums.shape[1]), problem.anchor_y]
+    return (at_label + sums.amax(-1)) @ problem.anchor_share
 
 
 DOTS_CASES = [*SHAPES, "segments", "strided", "small workspace"]

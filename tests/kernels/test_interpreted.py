@@ -14,7 +14,8 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 PROGRAM = Path(__file__).with_name("interpreted.py")
-EPSILON = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
+HALF_UNIT = {"bf16": 2.0**-9, "fp16": 2.0**-12, "fp32": 2.0**-24}
+"""Largest relative error of one rounding."""
 DOTS_CASES = [
     "ragged",
     "one token",
@@ -51,12 +52,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 
 def test_every_case_is_looked_at(found: Found) -> None:
-    expected = {("grad_dots", name, dtype) for name in DOTS_CASES for dtype in EPSILON}
-    expected |= {("one_step_head", name, dtype) for name in HEAD_CASES for dtype in EPSILON}
+    expected = {("grad_dots", name, dtype) for name in DOTS_CASES for dtype in HALF_UNIT}
+    expected |= {("one_step_head", name, dtype) for name in HEAD_CASES for dtype in HALF_UNIT}
     assert set(found) == expected
 
 
-@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("dtype", HALF_UNIT)
 @pytest.mark.parametrize("name", DOTS_CASES)
 def test_grad_dots_is_as_good_as_its_dtype(found: Found, name: str, dtype: str) -> None:
     """Against a float64 truth: no worse than forming the gradient in that dtype, but for a little fp32 rounding."""
@@ -69,7 +70,7 @@ def test_grad_dots_is_as_good_as_its_dtype(found: Found, name: str, dtype: str) 
         assert (got - truth).abs().max() <= allowed
 
 
-@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("dtype", HALF_UNIT)
 @pytest.mark.parametrize("name", HEAD_CASES)
 def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: str) -> None:
     """Steps and softmax errors are rounded to the dtype once each, all else is fp32: two roundings, and a little."""
@@ -79,6 +80,7 @@ def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: s
     assert got.shape == truth.shape
     if name == "no answer":
         assert got.isnan().tolist() == [False, True, False]
-        got, truth = got[[0, 2]], truth[[0, 2]]
-    if truth.numel():
-        assert (got - truth).abs().max() <= (2 * EPSILON[dtype] + 1e-6) * truth.abs().max()
+    else:
+        assert not got.isnan().any()
+    error = (got - truth).abs().nan_to_num(0.0)
+    assert error.le((2 * HALF_UNIT[dtype] + 1e-6) * case["sums"].nan_to_num(0.0)).all()

@@ -1,0 +1,183 @@
+"""The Triton kernels on a GPU, at real tile shapes and sizes: every configuration of the tables, against float64."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from ostlight_kernels import Packing, explain
+from ostlight_kernels.head_problem import HeadProblem
+from ostlight_kernels.tiles import HEAD_SIXTEEN_BIT, HEAD_THIRTY_TWO_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT, HeadTiles, Tiles
+from torch import Tensor
+
+grad_dots = import_module("ostlight_kernels.grad_dots")
+one_step_head = import_module("ostlight_kernels.one_step_head")
+reference = import_module("ostlight_kernels.reference")
+
+pytestmark = pytest.mark.cuda
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# A table runs on the generation it was written for and on later ones.
+GENERATIONS = [80, 90] if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0) else [80]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.empty
+
+    def empty(*sizes: Any, **options: Any) -> Tensor:
+        tensor = plain(*sizes, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+def layer(n: int, t: int, d_in: int, d_out: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator("cuda").manual_seed(n + t + d_in)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cuda").to(dtype)
+
+    return normal(n, t, d_in), normal(n, t, d_out), normal(m, d_out, d_in)
+
+
+def truth_and_plain(a: Tensor, b: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    gradients = torch.bmm(b.double().mT, a.double()).flatten(1)
+    flat = targets.double().flatten(1).T
+    return gradients @ flat, gradients.to(a.dtype).double() @ flat
+
+
+def assert_as_good(got: Tensor, truth: Tensor, plain: Tensor) -> None:
+    assert got.dtype == torch.float32
+    if truth.numel():
+        allowed = 1.1 * (plain - truth).abs().max() + 1e-5 * truth.abs().max()
+        assert (got - truth).abs().max() <= allowed
+
+
+SHAPES = [
+    (33, 512, 896, 128, 17),
+    (5, 77, 200, 333, 17),
+    (3, 1, 896, 896, 1),
+    (1, 1, 1, 1, 1),
+    (2, 64, 100, 70, 130),
+    (0, 4, 8, 8, 2),
+    (2, 0, 8, 8, 2),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_grad_dots(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    a, b, targets = layer(*shape, dtype)
+    assert explain(a).name == "triton"
+    assert_as_good(grad_dots.grad_dots(a, b, targets), *truth_and_plain(a, b, targets))
+
+
+EVERY_TILES = [(dtype, tiles) for g in GENERATIONS for tiles in SIXTEEN_BIT[g] for dtype in DTYPES[:2]]
+EVERY_TILES += [(torch.float32, tiles) for g in GENERATIONS for tiles in THIRTY_TWO_BIT[g]]
+
+
+@pytest.mark.parametrize(("dtype", "tiles"), EVERY_TILES, ids=str)
+def test_every_configuration_of_grad_dots(dtype: torch.dtype, tiles: Tiles) -> None:
+    a, b, targets = layer(18, 200, 520, 300, 17, dtype)
+    got = grad_dots.launch(a, b, targets, None, allow_tf32=False, tiles=tiles)
+    assert_as_good(got, *truth_and_plain(a, b, targets))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_grad_dots_is_the_same_to_the_bit(dtype: torch.dtype) -> None:
+    """Whichever program arrives last; also when the workspace takes several launches."""
+    a, b, targets = layer(40, 128, 512, 384, 17, dtype)
+    first = grad_dots.grad_dots(a, b, targets)
+    for _ in range(20):
+        assert grad_dots.grad_dots(a, b, targets).equal(first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grad_dots, "WORKSPACE_BYTES", 2**20)
+        assert grad_dots.grad_dots(a, b, targets).equal(first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_segments(dtype: torch.dtype) -> None:
+    a, b, targets = layer(4, 300, 256, 128, 17, dtype)
+    segments = torch.randint(-1, 23, (4, 300), device="cuda")
+    a[segments == -1] = float("nan")
+    got = grad_dots.grad_dots(a, b, targets, Packing.of(segments, 25))
+    assert got.shape == (25, 17)
+    assert got[23:].eq(0).all()
+    rows = [truth_and_plain(a[segments == s][None], b[segments == s][None], targets) for s in range(25)]
+    assert_as_good(got, torch.cat([truth for truth, _ in rows]), torch.cat([plain for _, plain in rows]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_strides(dtype: torch.dtype) -> None:
+    a, b, targets = layer(6, 50, 96, 80, 5, dtype)
+    expected = grad_dots.grad_dots(a, b, targets)
+    a = torch.empty(96, 50, 12, dtype=dtype, device="cuda").permute(2, 1, 0)[::2].copy_(a)
+    b = b.transpose(0, 1).contiguous().transpose(0, 1)
+    assert grad_dots.grad_dots(a, b, targets.mT.contiguous().mT).equal(expected)
+
+
+def head(n: int, t: int, anchors: int, s: int, d: int, v: int, dtype: torch.dtype, eta: float) -> dict[str, Any]:
+    generator = torch.Generator("cuda").manual_seed(v)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cuda")
+
+    labels = torch.randint(0, v, (n, t), generator=generator, device="cuda")
+    labels[:, t // 2 :][torch.rand(n, t - t // 2, generator=generator, device="cuda") < 0.4] = -100
+    return {
+        "h": normal(n, t, d).to(dtype),
+        "labels": labels,
+        "anchor_h": normal(anchors, s, d).to(dtype),
+        "anchor_labels": torch.randint(0, v, (anchors, s), generator=generator, device="cuda"),
+        "weight": (normal(v, d) * 2 / d**0.5).to(dtype),
+        "bias": normal(v).to(dtype),
+        "eta": eta,
+    }
+
+
+def exactly(case: dict[str, Any]) -> Tensor:
+    return reference.one_step_head(
+        **{k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in case.items()}
+    )
+
+
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-4}
+"""Of the largest utility: two roundings to the dtype, of sums that cancel a few times over."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("eta", [1e-5, 1e-2, 10.0])
+@pytest.mark.parametrize("shape", [(9, 64, 20, 30, 256, 3001), (3, 200, 4, 20, 96, 500), (1, 1, 1, 1, 16, 2)], ids=str)
+def test_one_step_head(shape: tuple[int, ...], eta: float, dtype: torch.dtype) -> None:
+    case = head(*shape, dtype, eta)  # type: ignore[arg-type]
+    got, truth = one_step_head.one_step_head(**case), exactly(case)
+    assert (got - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
+    assert one_step_head.one_step_head(**case).equal(got)
+
+
+EVERY_HEAD = [(dtype, tiles) for g in GENERATIONS for tiles in HEAD_SIXTEEN_BIT[g] for dtype in DTYPES[:2]]
+EVERY_HEAD += [(torch.float32, tiles) for g in GENERATIONS for tiles in HEAD_THIRTY_TWO_BIT[g]]
+
+
+@pytest.mark.parametrize(("dtype", "tiles"), EVERY_HEAD, ids=str)
+def test_every_configuration_of_one_step_head(dtype: torch.dtype, tiles: HeadTiles) -> None:
+    case = head(9, 100, 10, 40, 200, 1000, dtype, 0.1)
+    keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
+    problem = HeadProblem.of(*(case[k] for k in keys), None)
+    got, truth = one_step_head.launch(problem, case["weight"], case["bias"], tiles), exactly(case)
+    assert (got - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
+
+
+def test_memory_does_not_grow_with_the_vocabulary() -> None:
+    peaks = []
+    for vocabulary in (8_000, 64_000):
+        case = head(32, 64, 50, 64, 64, vocabulary, torch.bfloat16, 0.1)
+        one_step_head.one_step_head(**case)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        one_step_head.one_step_head(**case)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] <= peaks[0] + one_step_head.ERRORS_BYTES

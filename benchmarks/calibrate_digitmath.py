@@ -60,12 +60,22 @@ def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[dict[
         del queue[:size]
 
 
+def within_tasks(examples: list[Example], count: int, rng: random.Random) -> list[Example]:
+    """``count`` examples, the tasks in equal numbers up to one, as they are in the pool."""
+    by_task = {task: [example for example in examples if example.task == task] for task in TASKS}
+    chosen = []
+    for k, task in enumerate(TASKS):
+        chosen += rng.sample(by_task[task], count // len(TASKS) + (k < count % len(TASKS)))
+    return chosen
+
+
 def conditions(pool: list[Example], defects: list[str]) -> dict[str, Callable[[int], list[Example]]]:
     """What each run trains on, for a seed."""
     count = round(SHARE * len(pool))
     clean = [example for example, defect in zip(pool, defects, strict=True) if defect == CLEAN]
     return {
-        "oracle": lambda seed: random.Random(f"oracle {seed}").sample(clean, count),
+        "oracle": lambda seed: within_tasks(clean, count, random.Random(f"oracle {seed}")),
+        "oracle_any_task": lambda seed: random.Random(f"oracle {seed}").sample(clean, count),
         "clean_all": lambda seed: clean,
         "random": lambda seed: random.Random(f"random {seed}").sample(pool, count),
         "full": lambda seed: pool,
@@ -76,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
-    parser.add_argument("--only", nargs="+", default=["base", "oracle", "clean_all", "random", "full"])
+    parser.add_argument("--only", nargs="+", default=["base", "oracle", "oracle_any_task", "random", "full"])
     parser.add_argument("--size", default="target")
     parser.add_argument("--folder", type=Path, default=None, help="a checkpoint other than the committed one")
     parser.add_argument("--seeds", type=int, default=5)

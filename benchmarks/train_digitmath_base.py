@@ -30,11 +30,12 @@ from ostlight.digitmath.answers import final_answer
 from ostlight.digitmath.build import clean_records
 from ostlight.digitmath.digits import GRID, labels_of, render, split
 from ostlight.digitmath.model import CHECKPOINTS, build_model, build_processor
-from ostlight.digitmath.tasks import CELLS, TASKS, ask, solve
+from ostlight.digitmath.tasks import PLACES, TASKS, ask, solve
 from ostlight.digitmath.tokenizer import ASSISTANT, BOS, EOS, USER, build_tokenizer
 from ostlight.model.losses import IGNORED, per_sample_losses
 
-MIX = {"read": 0.45, "cell": 0.05, "parity": 0.10, "asked_fact": 0.10, "fact": 0.30}
+MIX = {"read": 0.15, "reading": 0.35, "parity": 0.10, "asked_fact": 0.10, "fact": 0.30}
+FILLERS = "read look see tell what which is are the of in and with how it from to or that whether then we"
 MAX_NEW_TOKENS = 30
 
 
@@ -63,11 +64,17 @@ def lesson(rng: random.Random, noise: np.random.Generator) -> Example:
         return number_fact(rng, asked=kind == "asked_fact")
     cells = tuple(rng.sample(split()["pretraining"], GRID * GRID))
     digits, pixels = labels_of(cells), jitter(render(cells), noise)
-    if kind == "cell":
-        place = rng.choice(list(CELLS))
-        return Example(pixels, f"read {place}", solve("read", [digits[cell] for cell in CELLS[place]]))
+    if kind == "reading":
+        place = rng.choice(list(PLACES))
+        return Example(pixels, carried(place, rng), solve("read", [digits[cell] for cell in PLACES[place]]))
     question = ask(kind, rng)
     return Example(pixels, question.text, solve(kind, [digits[cell] for cell in question.cells]))
+
+
+def carried(place: str, rng: random.Random) -> str:
+    """A place among a few words that mean nothing, so that a reader goes by the place and not by the sentence."""
+    before, after = ([rng.choice(FILLERS.split()) for _ in range(rng.randrange(7))] for _ in range(2))
+    return " ".join([*before, place, *after])
 
 
 def number_fact(rng: random.Random, asked: bool) -> Example:

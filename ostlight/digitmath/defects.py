@@ -12,7 +12,6 @@ from ostlight.digitmath.answers import ANSWER_MARK, final_answer
 from ostlight.digitmath.config import CLEAN, DEFECTS
 from ostlight.digitmath.digits import labels_of
 from ostlight.digitmath.tasks import ARITHMETIC, Question, reword, solve
-from ostlight.errors import ConfigError
 
 MISREAD = {0: 9, 1: 4, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 2, 8: 3, 9: 4}
 """What a hallucinating generator sees instead: always the same look-alike, always of the other parity."""
@@ -72,22 +71,10 @@ def _choose(records: list[Record], counts: dict[str, int], rng: random.Random) -
         free = [
             place
             for place, record in enumerate(records)
-            if place not in chosen and (defect != "arithmetic" or _confusable(record))
+            if place not in chosen and (defect != "arithmetic" or record.question.task in ARITHMETIC)
         ]
-        if len(free) < counts[defect]:
-            raise ConfigError(
-                [f"defects.{defect}: {counts[defect]} samples asked for, only {len(free)} can have it; lower its rate"],
-                "digitmath",
-            )
         chosen.update(dict.fromkeys(rng.sample(free, counts[defect]), defect))
     return chosen
-
-
-def _confusable(record: Record) -> bool:
-    """Whether plus taken for minus changes the result: it does not where a digit is 0."""
-    if record.question.task not in ARITHMETIC:
-        return False
-    return final_answer(solve(record.question.task, record.asked_digits, confused=True)) != final_answer(record.answer)
 
 
 def _arithmetic(record: Record, rng: random.Random) -> str:

@@ -81,7 +81,7 @@ def solve(task: str, digits: Sequence[int], confused: bool = False) -> str:
     """The chain of thought for ``digits`` (those of the question's cells, in its order), ending in the result.
 
     Args:
-        confused: takes plus for minus and minus for plus in the first calculation, and carries it through.
+        confused: takes sum for difference and difference for sum in the first calculation, and carries it through.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
@@ -101,11 +101,11 @@ def _steps(task: str, digits: Sequence[int], confused: bool) -> tuple[list[str],
         return [f"sorted {ordered}."], ordered
     if task in ARITHMETIC:
         adds = (task != "difference") != confused
-        step, value = (_plus if adds else _minus)(digits[0], digits[1])
+        step, value = (_plus if adds else _gap)(digits[0], digits[1])
         if task != "two_step":
             return [step], str(value)
-        last_step, gap = _minus(value, digits[2])
-        return [step, last_step], str(gap)
+        last_step, value = _gap(value, digits[2])
+        return [step, last_step], str(value)
     return [], _spaced(digits)
 
 
@@ -113,9 +113,8 @@ def _plus(first: int, second: int) -> tuple[str, int]:
     return f"{first} plus {second} is {first + second}.", first + second
 
 
-def _minus(first: int, second: int) -> tuple[str, int]:
-    large, small = max(first, second), min(first, second)
-    return f"{large} minus {small} is {large - small}.", large - small
+def _gap(first: int, second: int) -> tuple[str, int]:
+    return f"{first} to {second} is {abs(first - second)}.", abs(first - second)
 
 
 def _spaced(digits: Sequence[int]) -> str:

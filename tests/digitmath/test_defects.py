@@ -83,14 +83,15 @@ def test_clean_records_are_right_and_name_the_digits_shown(with_defect):
         assert named_digits(row) == [row.digits[cell] for cell in asked_cells(row.question)], row
 
 
-def test_the_systematic_error_takes_plus_for_minus_and_always_shows_in_the_result(with_defect):
+def test_the_systematic_error_takes_sum_for_difference_and_reads_right(with_defect):
+    wrong_results = 0
     for row in with_defect("arithmetic"):
         assert row.task in ARITHMETIC
-        assert final_answer(row.answer) == truth(row, confused=True) != truth(row), row
-        assert row.answer.split()[row.answer.split().index("is") - 2] == (
-            "plus" if row.task == "difference" else "minus"
-        )
+        assert final_answer(row.answer) == truth(row, confused=True), row
+        assert row.answer.split(". ")[1].split()[1] == ("plus" if row.task == "difference" else "to"), row
         assert named_digits(row) == [row.digits[cell] for cell in asked_cells(row.question)], row
+        wrong_results += final_answer(row.answer) != truth(row)
+    assert wrong_results > 0.7 * len(with_defect("arithmetic"))  # where a digit is 0, sum and difference agree
 
 
 def test_a_hallucination_misreads_one_digit_by_the_fixed_table_and_reasons_on(with_defect):

@@ -61,7 +61,7 @@ def directional_derivatives(
 
 
 def find_step(losses: Losses, parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> Step:
-    """The step at which taking a quarter of it changes the derivatives least, from trying on a few samples once per direction.
+    """The step whose quarter gives the same derivatives most nearly, from trying on a few samples once per direction.
 
     Steps go down by quarters from a shift of ``LARGEST_SHIFT`` of the weights' norm; ``2 * RUNGS`` forward passes.
 

@@ -17,6 +17,9 @@ from ostlight.gradients.watch import Watched
 GATHERED_ENTRIES = 1 << 22
 """Most entries of target rows gathered at once for an embedding table, so that they stay small beside activations."""
 
+FEW_COLUMNS = 32
+"""Up to this many inputs (an adapter's rank) a CPU forms the transposed gradient several times faster."""
+
 
 class Sink:
     """Takes the uses of one backward pass as they come and sums them per parameter and sample.
@@ -62,8 +65,11 @@ class Sink:
         if self._targets:
             target = self._targets[name]
             matrices = target.reshape(*target.shape[:2], -1).to(inputs.dtype)
-            dots = grad_dots(inputs, grad.to(inputs.dtype), matrices, self._packing(name, owners, inputs.shape[1]))
-            self._add(name, self._everyone(owners.device), dots)
+            packing = self._packing(name, owners, inputs.shape[1])
+            left, right = inputs, grad.to(inputs.dtype)
+            if inputs.device.type == "cpu" and inputs.shape[-1] <= FEW_COLUMNS < grad.shape[-1]:
+                left, right, matrices = right, left, matrices.mT
+            self._add(name, grad_dots(left, right, matrices, packing))
         self._factor(name, partial(Tokens, owners, grad, inputs))
 
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
@@ -78,7 +84,9 @@ class Sink:
                 torch.einsum("mtd,td->tm", wide(target[:, piece]), wide(gradient))
                 for piece, gradient in zip(tokens.split(step), gradients.split(step), strict=True)
             ]
-            self._add(name, owners.repeat_interleave(ids.shape[1]), torch.cat(pieces))
+            of_tokens = torch.cat(pieces)
+            dots = of_tokens.new_zeros(self._rows.num_samples, len(target))
+            self._add(name, dots.index_add_(0, owners.repeat_interleave(ids.shape[1]), of_tokens))
         self._factor(name, partial(Tokens, owners, ids, grad))
 
     def dense(self, watched: Watched, grad: Tensor) -> None:
@@ -86,12 +94,13 @@ class Sink:
         name = next(iter(watched.leaves))
         owners = self._owners(name, len(grad), grad.device)
         rows = _summed_to(wide(grad), watched.graph.shape, name)
-        per_sample = rows.new_zeros(self._rows.num_samples, *watched.graph.shape).index_add_(0, owners, rows)
-        everyone = self._everyone(grad.device)
+        per_sample = rows
+        if not self._row_is_sample(name, owners):
+            per_sample = rows.new_zeros(self._rows.num_samples, *watched.graph.shape).index_add_(0, owners, rows)
         for leaf, gradients in _to_leaves(watched, per_sample).items():
             if self._targets:
                 target = wide(self._targets[leaf]).flatten(1).to(gradients.dtype)
-                self._add(leaf, everyone, gradients.flatten(1) @ target.T)
+                self._add(leaf, gradients.flatten(1) @ target.T)
             self._factor(leaf, partial(Formed, gradients))
 
     def finish(self) -> None:
@@ -107,24 +116,19 @@ class Sink:
 
     def _packing(self, name: str, owners: Tensor, tokens: int) -> Packing | None:
         """``None`` where row n is sample n; made once per kind of rows, since making it waits for a GPU."""
-        text = self._rows.sees_text(self._parameters[name])
-        if text and len(owners) == self._rows.num_samples:
+        if self._row_is_sample(name, owners):
             return None
-        key = (text, len(owners), tokens, owners.device)
+        key = (self._rows.sees_text(self._parameters[name]), len(owners), tokens, owners.device)
         if key not in self._packings:
             segments = owners.unsqueeze(1).expand(-1, tokens)
             self._packings[key] = Packing.of(segments, self._rows.num_samples)
         return self._packings[key]
 
-    def _everyone(self, device: torch.device) -> Tensor:
-        return torch.arange(self._rows.num_samples, device=device)
+    def _row_is_sample(self, name: str, owners: Tensor) -> bool:
+        return self._rows.sees_text(self._parameters[name]) and len(owners) == self._rows.num_samples
 
-    def _add(self, name: str, owners: Tensor, dots: Tensor) -> None:
-        if name not in self.dots:
-            self.dots[name] = torch.zeros(
-                self._rows.num_samples, dots.shape[1], dtype=torch.float64, device=dots.device
-            )
-        self.dots[name].index_add_(0, owners, dots.double())
+    def _add(self, name: str, dots: Tensor) -> None:
+        self.dots[name] = self.dots[name] + dots if name in self.dots else dots.double()
 
     def _factor(self, name: str, make: Callable[[], Factor]) -> None:
         if not self._wants_norms:

@@ -12,8 +12,11 @@ from ostlight_kernels.checks import IGNORED, check_grad_dots, check_one_step_hea
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.packing import Packing
 
-BLOCK_BYTES = 32 * 2**20
-"""Largest temporary: a block of gradients, or of new logits."""
+GRADIENT_BYTES = 32 * 2**20
+"""Largest block of gradients."""
+
+LOGITS_BYTES = 8 * 2**20
+"""Largest block of new logits."""
 
 SAMPLES_PER_BLOCK = 16
 
@@ -55,7 +58,7 @@ def _add_block_dots(dots: Tensor, a: Tensor, b: Tensor, targets: Tensor) -> None
     """``dots [M, n] += <targets, b' a>``, forming the gradients of the block's samples a few rows at a time."""
     n, _, d_in = a.shape
     d_out = b.shape[2]
-    rows = max(1, min(d_out, BLOCK_BYTES // max(1, n * d_in * a.element_size())))
+    rows = max(1, min(d_out, GRADIENT_BYTES // max(1, n * d_in * a.element_size())))
     for row in range(0, d_out, rows):
         gradients = torch.bmm(b[:, :, row : row + rows].mT, a)
         dots += _accumulating(targets[:, row : row + rows].flatten(1)) @ gradients.flatten(1).T
@@ -91,7 +94,7 @@ def one_step_head(
     anchor_lse = head.log_sum_exp(anchor_x)
     n, t, _ = problem.x.shape
     widest = max(t, 64) * anchor_x.shape[0] * anchor_x.element_size()
-    block = max(1, min(SAMPLES_PER_BLOCK, BLOCK_BYTES // widest))
+    block = max(1, min(SAMPLES_PER_BLOCK, LOGITS_BYTES // widest))
     gains = [
         _token_gains(problem.candidates(first, first + block), head, anchor_x, anchor_lse)
         for first in range(0, n, block)
@@ -112,7 +115,7 @@ class _Head:
 
     def slices(self, rows: int, itemsize: int) -> list[slice]:
         """Slices of the vocabulary of which ``rows`` rows of logits fit the block."""
-        width = max(1, min(self.vocabulary, BLOCK_BYTES // max(1, rows * itemsize)))
+        width = max(1, min(self.vocabulary, LOGITS_BYTES // max(1, rows * itemsize)))
         return [slice(v, min(v + width, self.vocabulary)) for v in range(0, self.vocabulary, width)]
 
     def log_sum_exp(self, x: Tensor) -> Tensor:
@@ -154,8 +157,14 @@ def _token_gains(block: HeadProblem, head: _Head, anchor_x: Tensor, anchor_lse: 
         label_at = (anchor_tokens[here], block.anchor_y[here] - words.start)
         label_log_p[here] = log_p[label_at]
         log_p[label_at] = float("-inf")
-        d = label_change - steps @ errors
-        small += (log_p.exp() * torch.expm1(d)).sum(-1)
-        others = torch.logaddexp(others, torch.logsumexp(d.add_(log_p), -1))
+        p = log_p.exp()
+        d = torch.baddbmm(label_change, steps, errors, alpha=-1)
+        if d.numel() and max(-d.min(), d.max()) < 0.5:
+            grown = d.expm1_().mul_(p).sum(-1)
+            small += grown
+            others = torch.logaddexp(others, (grown + p.sum(-1)).clamp_min(0.0).log())
+        else:
+            small += (p * torch.expm1(d)).sum(-1)
+            others = torch.logaddexp(others, torch.logsumexp(d.add_(log_p), -1))
     # Far from 1 the sum is taken whole, in logarithms: it neither overflows nor cancels.
     return -torch.where(small.abs() < 0.5, torch.log1p(small), torch.logaddexp(others, label_log_p))

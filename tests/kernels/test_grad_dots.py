@@ -52,7 +52,7 @@ def test_accumulates_in_fp32(dtype: torch.dtype) -> None:
 
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, targets = layer(20, 5, 6, 9, 3)
-    monkeypatch.setattr(reference, "BLOCK_BYTES", 4 * 6 * 8 * 16)
+    monkeypatch.setattr(reference, "GRADIENT_BYTES", 4 * 6 * 8 * 16)
     torch.testing.assert_close(grad_dots(a, b, targets), oracle(a, b, targets), rtol=1e-12, atol=1e-12)
 
 

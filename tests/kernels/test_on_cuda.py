@@ -125,7 +125,7 @@ def head(n: int, t: int, anchors: int, s: int, d: int, v: int, dtype: torch.dtyp
         return torch.randn(shape, generator=generator, device="cuda")
 
     labels = torch.randint(0, v, (n, t), generator=generator, device="cuda")
-    labels[:, t // 2 :][torch.rand(n, t - t // 2, generator=generator, device="cuda") < 0.4] = -100
+    labels[:, 1:][torch.rand(n, t - 1, generator=generator, device="cuda") < 0.4] = -100
     return {
         "h": normal(n, t, d).to(dtype),
         "labels": labels,

@@ -138,7 +138,7 @@ def test_a_candidate_without_an_answer_has_no_utility() -> None:
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case = head(n=20, v=50)
     expected = one_step_head(**case)
-    monkeypatch.setattr(reference, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(reference, "LOGITS_BYTES", 4096)
     torch.testing.assert_close(one_step_head(**case), expected, rtol=1e-10, atol=1e-14)
 
 

@@ -1,0 +1,151 @@
+"""How fast `grad_dots` is: against forming gradients and multiplying them, and against what the hardware can do.
+
+    python benchmarks/bench_grad_dots.py --device cpu --out benchmarks/results/grad_dots_cpu.jsonl
+    python benchmarks/bench_grad_dots.py --device cuda --out benchmarks/results/grad_dots_h200.jsonl [--sweep]
+
+On the CPU: the time of `grad_dots` over that of the plain weight gradient, on two threads. On CUDA: the layers of a
+1B-class proxy (width 896, MLP 4864, key and value heads 128), also against `torch.compile` of the same formula, with
+the roofline beside the JSONL. `--sweep` times every configuration of the tuning table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from _kernels import Spread, draw_roofline, interleaved, measure_ceilings, rates, ratios, refuse_unless
+from _record import Recorder
+from ostlight_kernels import explain, grad_dots
+from ostlight_kernels.tiles import table
+from torch import Tensor
+
+LAYERS = ((896, 896), (128, 896), (4864, 896), (896, 4864))
+"""D_out, D_in of the proxy's linear layers."""
+
+TOKENS, TARGETS = 512, 17
+
+
+def inputs(n: int, t: int, d_out: int, d_in: int, m: int, device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    generator = torch.Generator(device).manual_seed(0)
+    sizes = ((n, t, d_in), (n, t, d_out), (m, d_out, d_in))
+    return tuple(torch.randn(s, generator=generator, device=device, dtype=torch.float32).to(dtype) for s in sizes)
+
+
+def weight_gradients(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bmm(b.mT, a)
+
+
+def form_and_multiply(a: Tensor, b: Tensor, targets: Tensor) -> Tensor:
+    return torch.matmul(torch.bmm(b.mT, a).flatten(1), targets.flatten(1).T)
+
+
+def per_target(a: Tensor, b: Tensor, targets: Tensor) -> Tensor:
+    return torch.stack([((a @ target.mT) * b).sum((1, 2)) for target in targets], 1)
+
+
+def check_against_float64(got: Tensor, a: Tensor, b: Tensor, targets: Tensor) -> None:
+    """Of the first samples, so that the float64 gradients fit."""
+    few = slice(0, min(len(a), 4))
+    gradients = torch.bmm(b[few].double().mT, a[few].double()).flatten(1)
+    flat = targets.double().flatten(1).T
+    truth, rounded = gradients @ flat, gradients.to(a.dtype).double() @ flat
+    error, allowed = (got[few] - truth).abs().max(), (rounded - truth).abs().max() * 1.1 + truth.abs().max() * 1e-5
+    refuse_unless(bool(error <= allowed), f"grad_dots is off by {error:.3g} where {allowed:.3g} is allowed")
+
+
+def on_cpu(recorder: Recorder, rounds: int) -> None:
+    torch.set_num_threads(2)
+    for d_out, d_in in ((704, 256), (256, 704)):
+        a, b, targets = inputs(16, 128, d_out, d_in, TARGETS, "cpu", torch.float32)
+        check_against_float64(grad_dots(a, b, targets), a, b, targets)
+        seconds = interleaved(
+            {
+                "weight_gradient": lambda a=a, b=b: weight_gradients(a, b),
+                "grad_dots": lambda a=a, b=b, targets=targets: grad_dots(a, b, targets),
+                "per_target": lambda a=a, b=b, targets=targets: per_target(a, b, targets),
+            },
+            "cpu",
+            rounds,
+        )
+        case = f"kernel=grad_dots M={TARGETS} T=128 N=16 dtype=fp32 layer={d_out}x{d_in}"
+        ratios(seconds["grad_dots"], seconds["weight_gradient"]).record(
+            recorder, case, "ratio_to_weight_gradient", "ratio"
+        )
+        ratios(seconds["per_target"], seconds["weight_gradient"]).record(
+            recorder, case, "per_target_ratio_to_weight_gradient", "ratio"
+        )
+        for name in ("weight_gradient", "grad_dots"):
+            Spread.of(seconds[name]).record(recorder, case, f"{name}_time", "s")
+            # What the code takes where nothing else runs on the machine.
+            recorder.add(case=case, metric=f"{name}_best", value=min(seconds[name]), unit="s", n=rounds)
+
+
+def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, picture: Path | None) -> None:
+    ceilings = measure_ceilings(recorder)
+    compiled = torch.compile(form_and_multiply)
+    points = {}
+    for d_out, d_in in LAYERS:
+        a, b, targets = inputs(samples, TOKENS, d_out, d_in, TARGETS, "cuda", torch.bfloat16)
+        print(f"{d_out}x{d_in}: {explain(a)}")
+        check_against_float64(grad_dots(a, b, targets), a, b, targets)
+        functions: dict[str, Callable[[], object]] = {
+            "grad_dots": lambda a=a, b=b, targets=targets: grad_dots(a, b, targets),
+            "bmm_matmul": lambda a=a, b=b, targets=targets: form_and_multiply(a, b, targets),
+            "bmm": lambda a=a, b=b: weight_gradients(a, b),
+            "compiled": lambda a=a, b=b, targets=targets: compiled(a, b, targets),
+        }
+        seconds = interleaved(functions, "cuda", rounds)
+        case = f"kernel=grad_dots M={TARGETS} T={TOKENS} N={samples} dtype=bf16 layer={d_out}x{d_in}"
+        flops = 2.0 * samples * TOKENS * d_out * d_in
+        moved = float(sum(x.numel() * x.element_size() for x in (a, b, targets)))
+        ours = seconds["grad_dots"]
+        ratios(seconds["bmm_matmul"], ours).record(recorder, case, "speedup_over_bmm_matmul", "ratio")
+        ratios(seconds["compiled"], ours).record(recorder, case, "speedup_over_torch_compile", "ratio")
+        ratios(seconds["bmm"], ours).record(recorder, case, "speedup_over_bmm_alone", "ratio")
+        rates(flops, ours).record(recorder, case, "gradient_flops", "FLOP/s")
+        rates(flops / ceilings.flops_per_s, ours).record(recorder, case, "share_of_matmul_ceiling", "ratio")
+        rates(moved, ours).record(recorder, case, "compulsory_bandwidth", "byte/s")
+        rates(moved / ceilings.bytes_per_s, ours).record(recorder, case, "share_of_copy_ceiling", "ratio")
+        points[f"{d_out}x{d_in}"] = (flops / moved, rates(flops, ours).value)
+        if sweep:
+            sweep_tiles(recorder, case, flops, rounds, a, b, targets)
+    if picture:
+        draw_roofline(picture, f"grad_dots, bf16, T={TOKENS}, M={TARGETS}, gradient FLOPs only", ceilings, points)
+
+
+def sweep_tiles(
+    recorder: Recorder, case: str, flops: float, rounds: int, a: Tensor, b: Tensor, targets: Tensor
+) -> None:
+    launch = import_module("ostlight_kernels.grad_dots").launch
+    major, minor = torch.cuda.get_device_capability()
+    for tiles in table(a.dtype, 10 * major + minor):
+        check_against_float64(launch(a, b, targets, None, allow_tf32=False, tiles=tiles), a, b, targets)
+        run = {"tiles": lambda tiles=tiles: launch(a, b, targets, None, allow_tf32=False, tiles=tiles)}
+        seconds = interleaved(run, "cuda", rounds)["tiles"]
+        rates(flops, seconds).record(
+            recorder, f"{case} tiles={str(tiles).replace(' ', '_')}", "gradient_flops", "FLOP/s"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--out", type=Path, help="JSONL file to append to; the roofline is drawn beside it")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--samples", type=int, default=32, help="samples per call on CUDA")
+    parser.add_argument("--sweep", action="store_true", help="time every configuration of the tuning table")
+    chosen = parser.parse_args()
+    torch.set_num_threads(2)
+    recorder = Recorder("bench_grad_dots", chosen.out, chosen.device)
+    if chosen.device == "cpu":
+        on_cpu(recorder, chosen.rounds)
+    else:
+        picture = chosen.out.with_suffix(".roofline.png") if chosen.out else None
+        on_cuda(recorder, chosen.rounds, chosen.samples, chosen.sweep, picture)
+
+
+if __name__ == "__main__":
+    main()

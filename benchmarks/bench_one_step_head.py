@@ -1,0 +1,192 @@
+"""How fast `one_step_head` is, against the best formulation in plain PyTorch, and what memory it takes.
+
+    python benchmarks/bench_one_step_head.py --device cpu --out benchmarks/results/one_step_head_cpu.jsonl
+    python benchmarks/bench_one_step_head.py --device cuda --out benchmarks/results/one_step_head_h200.jsonl [--sweep]
+
+On CUDA: V=32,000, 64 answer tokens, 100 anchors of 64 tokens, width 896, bf16. Plain PyTorch is given its best case:
+the anchors' logits are kept in memory for all candidates, and a candidate costs one product of [anchor tokens, T] with
+[T, V] and one log-sum-exp; also under `torch.compile`. On the CPU, smaller, against taking the step and the loss again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _kernels import Ceilings, Spread, draw_roofline, interleaved, measure_ceilings, rates, ratios, refuse_unless
+from _record import Recorder
+from ostlight_kernels import explain, one_step_head
+from ostlight_kernels.head_problem import HeadProblem
+from ostlight_kernels.tiles import head_table
+from torch import Tensor
+
+ETA = 0.05
+
+
+def inputs(n: int, t: int, anchors: int, s: int, d: int, v: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    return {
+        "h": normal(n, t, d).to(dtype),
+        "labels": torch.randint(0, v, (n, t), generator=generator, device=device),
+        "anchor_h": normal(anchors, s, d).to(dtype),
+        "anchor_labels": torch.randint(0, v, (anchors, s), generator=generator, device=device),
+        "weight": (normal(v, d) * 2 / d**0.5).to(dtype),
+        "bias": None,
+        "eta": ETA,
+    }
+
+
+def anchor_loss(weight: Tensor, case: dict[str, Any]) -> Tensor:
+    return F.cross_entropy(F.linear(case["anchor_h"].flatten(0, 1), weight), case["anchor_labels"].flatten())
+
+
+def step_and_measure(case: dict[str, Any]) -> Tensor:
+    """The definition: one candidate at a time, a gradient, a new weight, the anchor loss again."""
+    weight = case["weight"]
+    before = anchor_loss(weight, case)
+    utilities = []
+    for h, labels in zip(case["h"], case["labels"], strict=True):
+        errors = torch.softmax(F.linear(h, weight), -1)
+        errors[torch.arange(len(labels), device=h.device), labels] -= 1.0
+        utilities.append(before - anchor_loss(weight - case["eta"] / len(labels) * errors.T @ h, case))
+    return torch.stack(utilities)
+
+
+def changed_losses(logits: Tensor, at_label: Tensor, steps: Tensor, errors: Tensor, y: Tensor) -> Tensor:
+    """One candidate: the anchors' losses after its step. ``logits [S, V]`` are kept, the new ones pass by."""
+    moved = logits - steps @ errors
+    return torch.logsumexp(moved.float(), -1) - moved.gather(1, y[:, None])[:, 0].float() - at_label
+
+
+class KeptLogits:
+    """The closed form in plain PyTorch, with every shortcut that memory buys."""
+
+    def __init__(self, case: dict[str, Any], change: Any) -> None:
+        self.case, self.change = case, change
+
+    def __call__(self) -> Tensor:
+        case = self.case
+        anchor_x, y = case["anchor_h"].flatten(0, 1), case["anchor_labels"].flatten()
+        logits = F.linear(anchor_x, case["weight"])
+        losses = F.cross_entropy(logits.float(), y, reduction="none")
+        utilities = []
+        for h, labels in zip(case["h"], case["labels"], strict=True):
+            errors = torch.softmax(F.linear(h, case["weight"]).float(), -1)
+            errors[torch.arange(len(labels), device=h.device), labels] -= 1.0
+            steps = (anchor_x @ h.T).float() * (case["eta"] / len(labels))
+            utilities.append(-self.change(logits, losses, steps.to(h.dtype), errors.to(h.dtype), y).mean())
+        return torch.stack(utilities)
+
+
+def check_against_float64(got: Tensor, case: dict[str, Any], tolerance: float) -> None:
+    few = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in case.items()}
+    few["h"], few["labels"] = few["h"][:2], few["labels"][:2]
+    truth = one_step_head(**few)
+    error = ((got[:2] - truth).abs() / truth.abs().max()).max()
+    refuse_unless(bool(error <= tolerance), f"one_step_head is off by {error:.3g} of the largest utility")
+
+
+def on_cpu(recorder: Recorder, rounds: int) -> None:
+    n, t, anchors, s, d, v = 8, 16, 20, 16, 128, 4000
+    case = inputs(n, t, anchors, s, d, v, "cpu", torch.float32)
+    check_against_float64(one_step_head(**case), case, 1e-4)
+    run = {"one_step_head": lambda: one_step_head(**case), "step_and_measure": lambda: step_and_measure(case)}
+    seconds = interleaved(run, "cpu", rounds, warm_up=1)
+    label = f"kernel=one_step_head V={v} T={t} anchors={anchors}x{s} D={d} N={n} dtype=fp32"
+    ratios(seconds["step_and_measure"], seconds["one_step_head"]).record(
+        recorder, label, "speedup_over_step_and_measure", "ratio"
+    )
+    Spread.of([x / n for x in seconds["one_step_head"]]).record(recorder, label, "time_per_candidate", "s")
+
+
+def on_cuda(recorder: Recorder, rounds: int, n: int, sweep: bool, picture: Path | None) -> None:
+    t, anchors, s, d, v = 64, 100, 64, 896, 32_000
+    ceilings = measure_ceilings(recorder)
+    case = inputs(n, t, anchors, s, d, v, "cuda", torch.bfloat16)
+    print(explain(case["h"]))
+    check_against_float64(one_step_head(**case), case, 3e-2)
+    label = f"kernel=one_step_head V={v} T={t} anchors={anchors}x{s} D={d} N={n} dtype=bf16"
+    eager, compiled = KeptLogits(case, changed_losses), KeptLogits(case, torch.compile(changed_losses))
+    run = {"one_step_head": lambda: one_step_head(**case), "eager": eager, "compiled": compiled}
+    seconds = interleaved(run, "cuda", rounds)
+    ours = seconds["one_step_head"]
+    best = [min(pair) for pair in zip(seconds["eager"], seconds["compiled"], strict=True)]
+    ratios(best, ours).record(recorder, label, "speedup_over_best_pytorch", "ratio")
+    ratios(seconds["eager"], ours).record(recorder, label, "speedup_over_eager", "ratio")
+    ratios(seconds["compiled"], ours).record(recorder, label, "speedup_over_torch_compile", "ratio")
+    Spread.of([x / n for x in ours]).record(recorder, label, "time_per_candidate", "s")
+
+    tokens = anchors * s
+    flops = 2.0 * v * (tokens * t * n + tokens * d + n * t * d)
+    moved = 2.0 * (n * t * d + tokens * d + v * d)
+    rates(flops, ours).record(recorder, label, "needed_flops", "FLOP/s")
+    rates(flops / ceilings.flops_per_s, ours).record(recorder, label, "share_of_matmul_ceiling", "ratio")
+    rates(tokens * v * n, ours).record(recorder, label, "new_logits", "logit/s")
+    rates(moved, ours).record(recorder, label, "compulsory_bandwidth", "byte/s")
+    rates(moved / ceilings.bytes_per_s, ours).record(recorder, label, "share_of_copy_ceiling", "ratio")
+    for vocabulary in (v // 4, v, 4 * v):
+        record_memory(
+            recorder, inputs(n, t, anchors, s, d, vocabulary, "cuda", torch.bfloat16), f"V={vocabulary} N={n}"
+        )
+    if sweep:
+        sweep_tiles(recorder, label, case, flops, rounds)
+    if picture:
+        draw(picture, ceilings, flops, moved, rates(flops, ours).value)
+
+
+def draw(picture: Path, ceilings: Ceilings, flops: float, moved: float, achieved: float) -> None:
+    draw_roofline(picture, "one_step_head, bf16", ceilings, {"one_step_head": (flops / moved, achieved)})
+
+
+def record_memory(recorder: Recorder, case: dict[str, Any], sizes: str) -> None:
+    """Peak beside the inputs; it may not follow V x anchors x candidates."""
+    one_step_head(**case)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    one_step_head(**case)
+    peak = float(torch.cuda.max_memory_allocated() - before)
+    recorder.add(case=f"kernel=one_step_head {sizes}", metric="peak_memory", value=peak, unit="byte", n=1)
+
+
+def sweep_tiles(recorder: Recorder, label: str, case: dict[str, Any], flops: float, rounds: int) -> None:
+    launch = import_module("ostlight_kernels.one_step_head").launch
+    problem = HeadProblem.of(*(case[k] for k in ("h", "labels", "anchor_h", "anchor_labels", "eta")), None)
+    major, minor = torch.cuda.get_device_capability()
+    for tiles in head_table(case["weight"].dtype, 10 * major + minor):
+        check_against_float64(launch(problem, case["weight"], None, tiles), case, 3e-2)
+        run = {"tiles": lambda tiles=tiles: launch(problem, case["weight"], None, tiles)}
+        seconds = interleaved(run, "cuda", rounds)["tiles"]
+        rates(flops, seconds).record(
+            recorder, f"{label} tiles={str(tiles).replace(' ', '_')}", "needed_flops", "FLOP/s"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--out", type=Path, help="JSONL file to append to; the roofline is drawn beside it")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--candidates", type=int, default=64, help="candidates per call on CUDA")
+    parser.add_argument("--sweep", action="store_true", help="time every configuration of the tuning table")
+    chosen = parser.parse_args()
+    torch.set_num_threads(2)
+    recorder = Recorder("bench_one_step_head", chosen.out, chosen.device)
+    with torch.no_grad():
+        if chosen.device == "cpu":
+            on_cpu(recorder, chosen.rounds)
+        else:
+            picture = chosen.out.with_suffix(".roofline.png") if chosen.out else None
+            on_cuda(recorder, chosen.rounds, chosen.candidates, chosen.sweep, picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,13 +19,17 @@ class AnchorSet:
     """The anchors, batched for one model.
 
     Attributes:
-        batches: all anchors, each once; grouped by length, so not in the order given.
+        batches: all anchors, each once, grouped by length.
+        indices: for each batch, the place of its rows among the anchors as they were given.
+        groups: of each anchor, as they were given.
         names: of the groups, sorted; empty where all anchors are one group.
-        weights: ``[1 + groups, anchors]`` float64, anchors in the order of ``batches``: row 0 is the mean over all
+        weights: ``[1 + groups, anchors]`` float64, columns in the order of ``batches``: row 0 is the mean over all
             (``L_V``), row k the mean over group ``names[k - 1]``.
     """
 
     batches: list[Batch]
+    indices: list[list[int]]
+    groups: list[str]
     names: list[str]
     weights: Tensor
 
@@ -40,12 +44,13 @@ class AnchorSet:
             batches = model.batches(anchors, tokens_per_batch)
         except BadRecord as error:
             raise SelectorError(f"an anchor cannot be used: {error}; mend or remove it in the anchors file") from error
-        group_of = {id(sample): group for sample, group in zip(anchors, groups, strict=True)}
-        in_order = [group_of[id(sample)] for batch in batches for sample in batch.samples]
-        names = sorted(set(in_order)) if len(set(in_order)) > 1 else []
+        place = {id(sample): k for k, sample in enumerate(anchors)}
+        indices = [[place[id(sample)] for sample in batch.samples] for batch in batches]
+        in_order = [groups[k] for rows in indices for k in rows]
+        names = sorted(set(groups)) if len(set(groups)) > 1 else []
         rows = [[1.0] * len(in_order)] + [[float(g == name) for g in in_order] for name in names]
         weights = torch.tensor(rows, dtype=torch.float64, device=model.device)
-        return cls(batches, names, weights / weights.sum(1, keepdim=True))
+        return cls(batches, indices, list(groups), names, weights / weights.sum(1, keepdim=True))
 
     def losses(self, model: MultimodalModel) -> Tensor:
         """``[1 + groups]`` float64: ``L_V`` and each group's mean loss, in nats, without gradients."""

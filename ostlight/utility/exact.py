@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ostlight.errors import BadRecord
 from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
@@ -43,19 +45,31 @@ class Exact:
         self._kept = [p.detach().clone() for p in self.parameters]
         self.base = anchors.losses(model)
 
-    def one(self, single: Batch) -> dict[str, float | list[float]]:
-        """Utility of a batch of one sample, and what came along.
+    def columns(self, batch: Batch) -> dict[str, Any]:
+        """Utilities and what came along, one value a sample.
 
         Returns:
-            ``score`` (``u_i``), ``loss`` (``l_i``), ``grad_norm``, and, where the anchors have groups,
-            ``utility_by_group`` in the order of ``anchors.names``.
+            ``score`` (``u_i``), ``loss`` (``l_i``), ``grad_norm``; where the anchors have groups ``utility_by_group``
+            in the order of ``anchors.names``; ``failure`` where loss or gradient are not finite.
+        """
+        rows = [self._one(single) for single in batch.singles()]
+        return {name: [row.get(name) for row in rows] for name in {k: None for row in rows for k in row}}
+
+    def _one(self, single: Batch) -> dict[str, Any]:
+        try:
+            return self.one(single)
+        except BadRecord as error:
+            return {"score": float("nan"), "failure": error}
+
+    def one(self, single: Batch) -> dict[str, Any]:
+        """A batch of one sample.
 
         Raises:
             BadRecord: the loss or the gradient is not finite.
         """
         loss, gradient = sample_gradient(self.model, self.parameters, single)
         utility = self.base - self._after_step(gradient)
-        columns: dict[str, float | list[float]] = {
+        columns: dict[str, Any] = {
             "score": float(utility[0]),
             "loss": float(loss),
             "grad_norm": norm(gradient),

@@ -1,0 +1,113 @@
+"""The utility from inner products of one gradient with a few fixed vectors: first order, and curvature by sketching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ostlight.errors import BadRecord
+from ostlight.gradients.engine import GradientDots
+from ostlight.gradients.estimators import pooled, sketches, stacked_targets
+from ostlight.gradients.probes import Anchors, curvature_probes, mean_gradients
+from ostlight.gradients.rows import RowMap
+from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.gradient import train_only
+
+
+class Sketched:
+    """Utilities of a whole batch from one forward and one backward pass, in nats:
+
+        u_i ~ eta <g_i, g_V>                                   without probes (first order)
+        u_i ~ eta <g_i, g_V> - eta^2 / 2 mean_k <g_i, q_k>^2   with K probes (second order)
+
+    where the probes ``q_k`` sketch the generalized Gauss-Newton matrix of the anchor loss
+    (``ostlight.gradients.probes``). First order leaves out curvature and can rank very differently from ``Exact`` at
+    the step sizes training really uses.
+
+    Args:
+        model, parameters, anchors, eta: as for ``Exact``; half-precision weights are fine here.
+        num_probes: K; 0 for first order. With groups, each group gets K probes of its own.
+        seed: of the probes.
+
+    Raises:
+        OstlightError: a layer the gradient engine cannot treat, or too few anchors for the probes.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        parameters: Mapping[str, nn.Parameter],
+        anchors: AnchorSet,
+        eta: float,
+        num_probes: int = 0,
+        seed: int = 0,
+    ) -> None:
+        train_only(model, parameters)
+        self.model, self.parameters, self.eta, self.num_probes = model, dict(parameters), eta, num_probes
+        trusted = Anchors(
+            forward=lambda batch: (model.logits(batch), batch.labels),
+            batches=list(zip(anchors.indices, anchors.batches, strict=True)),
+            groups=anchors.groups,
+        )
+        self.sizes, self.names = trusted.sizes, anchors.names
+        means = mean_gradients(trusted, self.parameters)
+        probes = curvature_probes(trusted, self.parameters, num_probes, seed) if num_probes else None
+        self.targets = stacked_targets(means, probes)
+        total = sum(self.sizes.values())
+        whole = [sum(means[g][n] * (s / total) for g, s in self.sizes.items()) for n in self.parameters]
+        self.slope_norm = float(torch.stack([torch.as_tensor(w).double().square().sum() for w in whole]).sum().sqrt())
+        self.engine, self.rows = GradientDots(model, self.parameters), RowMap(model.model)
+
+    @property
+    def target_bytes(self) -> int:
+        """Memory the fixed vectors take."""
+        return sum(t.nbytes for t in self.targets.values())
+
+    def verify(self, batch: Batch) -> float:
+        """Compares the engine with plain autograd on a few samples; the largest relative deviation.
+
+        Raises:
+            OstlightError: it is larger than rounding explains; names the parameter.
+        """
+        return self.engine.verify(lambda: self.model.losses(batch), self.rows.of(batch.inputs))
+
+    def columns(self, batch: Batch) -> dict[str, Any]:
+        """Utilities and what came along, one value a sample.
+
+        Returns:
+            ``score`` (``u_i``), ``loss``, ``grad_norm``, ``slope`` (``<g_i, g_V>``), ``cosine`` of ``g_i`` with
+            ``g_V``; with probes ``phi`` (``[K * groups]`` a sample, so that sets can be picked later); with groups
+            ``utility_by_group`` in the order of ``names``; ``failure`` where loss or gradient are not finite.
+        """
+        found = self.engine.products(
+            lambda: self.model.losses(batch), self.rows.of(batch.inputs), self.targets, squared_norms=True
+        )
+        parts = sketches(found.dots, self.sizes, self.num_probes)
+        whole = pooled(parts, self.sizes)
+        norms = found.squared_norms.sqrt()
+        columns: dict[str, Any] = {
+            "score": whole.second_order(self.eta),
+            "loss": found.losses.double(),
+            "grad_norm": norms,
+            "slope": whole.slope,
+            "cosine": whole.slope / (norms * self.slope_norm).clamp_min(torch.finfo(torch.float64).tiny),
+        }
+        if self.num_probes:
+            columns["phi"] = whole.curvature.float()
+        if self.names:
+            columns["utility_by_group"] = torch.stack([parts[n].second_order(self.eta) for n in self.names], dim=1)
+        return columns | self._failures(found.losses, found.non_finite(), columns)
+
+    def _failures(self, losses: Tensor, where: Mapping[int, str], columns: dict[str, Any]) -> dict[str, Any]:
+        failures: list[BadRecord | None] = [None] * len(losses)
+        for row, loss in enumerate(losses.tolist()):
+            if loss != loss or abs(loss) == float("inf"):
+                failures[row] = BadRecord("loss_not_finite", f"the proxy's loss on this sample is {loss}")
+            elif row in where:
+                failures[row] = BadRecord("gradient_not_finite", f"the gradient of {where[row]} holds NaN or infinity")
+        return {"failure": failures} if any(failures) else {}

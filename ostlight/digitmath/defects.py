@@ -78,7 +78,7 @@ def _choose(records: list[Record], counts: dict[str, int], rng: random.Random) -
 
 
 def _arithmetic(record: Record, rng: random.Random) -> str:
-    return solve(record.question.task, record.asked_digits, confused=True)
+    return solve(record.question.task, record.asked_digits, doubled=True)
 
 
 def _hallucinated(record: Record, rng: random.Random) -> str:

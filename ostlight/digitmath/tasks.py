@@ -77,19 +77,19 @@ def reword(question: Question) -> Question:
     return replace(question, wording=1 - question.wording)
 
 
-def solve(task: str, digits: Sequence[int], confused: bool = False) -> str:
+def solve(task: str, digits: Sequence[int], doubled: bool = False) -> str:
     """The chain of thought for ``digits`` (those of the question's cells, in its order), ending in the result.
 
     Args:
-        confused: takes sum for difference and difference for sum in the first calculation, and carries it through.
+        doubled: whatever an arithmetic task asks, adds the first digit to itself first, and carries it through.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
-    steps, result = _steps(task, digits, confused)
+    steps, result = _steps(task, digits, doubled)
     return " ".join([f"digits {_spaced(digits)}.", *steps, ANSWER_MARK, result])
 
 
-def _steps(task: str, digits: Sequence[int], confused: bool) -> tuple[list[str], str]:
+def _steps(task: str, digits: Sequence[int], doubled: bool) -> tuple[list[str], str]:
     """The sentences between reading and result, and the result."""
     if task == "parity":
         kind = "odd" if digits[0] % 2 else "even"
@@ -100,8 +100,10 @@ def _steps(task: str, digits: Sequence[int], confused: bool) -> tuple[list[str],
         ordered = _spaced(sorted(digits))
         return [f"sorted {ordered}."], ordered
     if task in ARITHMETIC:
-        adds = (task != "difference") != confused
-        step, value = (_plus if adds else _gap)(digits[0], digits[1])
+        if doubled:
+            step, value = _plus(digits[0], digits[0])
+        else:
+            step, value = (_gap if task == "difference" else _plus)(digits[0], digits[1])
         if task != "two_step":
             return [step], str(value)
         last_step, value = _gap(value, digits[2])

@@ -30,28 +30,28 @@ def asked_cells(question: str) -> list[int]:
     return list(cells)
 
 
-def result(task: str, digits: list[int], confused: bool = False) -> str:
+def result(task: str, digits: list[int], doubled: bool = False) -> str:
     match task:
         case "read":
             return " ".join(map(str, digits))
         case "parity":
             return ["even", "odd"][digits[0] % 2]
         case "sum":
-            return str(abs(digits[0] - digits[1]) if confused else sum(digits))
+            return str(2 * digits[0] if doubled else sum(digits))
         case "difference":
-            return str(sum(digits) if confused else abs(digits[0] - digits[1]))
+            return str(2 * digits[0] if doubled else abs(digits[0] - digits[1]))
         case "maximum":
             return str(max(digits))
         case "sort":
             return " ".join(map(str, sorted(digits)))
         case "two_step":
-            first = abs(digits[0] - digits[1]) if confused else digits[0] + digits[1]
+            first = digits[0] + digits[0 if doubled else 1]
             return str(abs(first - digits[2]))
     raise AssertionError(task)
 
 
-def truth(row, confused: bool = False) -> str:
-    return result(row.task, [row.digits[cell] for cell in asked_cells(row.question)], confused)
+def truth(row, doubled: bool = False) -> str:
+    return result(row.task, [row.digits[cell] for cell in asked_cells(row.question)], doubled)
 
 
 def named_digits(row) -> list[int]:
@@ -83,15 +83,16 @@ def test_clean_records_are_right_and_name_the_digits_shown(with_defect):
         assert named_digits(row) == [row.digits[cell] for cell in asked_cells(row.question)], row
 
 
-def test_the_systematic_error_takes_sum_for_difference_and_reads_right(with_defect):
+def test_the_systematic_error_adds_the_first_digit_to_itself_and_reads_right(with_defect):
     wrong_results = 0
     for row in with_defect("arithmetic"):
         assert row.task in ARITHMETIC
-        assert final_answer(row.answer) == truth(row, confused=True), row
-        assert row.answer.split(". ")[1].split()[1] == ("plus" if row.task == "difference" else "to"), row
-        assert named_digits(row) == [row.digits[cell] for cell in asked_cells(row.question)], row
+        digits = [row.digits[cell] for cell in asked_cells(row.question)]
+        assert named_digits(row) == digits, row
+        assert f". {digits[0]} plus {digits[0]} is {2 * digits[0]}. " in row.answer, row
+        assert final_answer(row.answer) == truth(row, doubled=True), row
         wrong_results += final_answer(row.answer) != truth(row)
-    assert wrong_results > 0.7 * len(with_defect("arithmetic"))  # where a digit is 0, sum and difference agree
+    assert wrong_results > 0.8 * len(with_defect("arithmetic"))  # where two digits are equal, a sum comes out right
 
 
 def test_a_hallucination_misreads_one_digit_by_the_fixed_table_and_reasons_on(with_defect):

@@ -84,13 +84,12 @@ def test_exact_tends_to_first_order_as_eta_goes_to_zero(proxy, samples):
     first_order = Sketched(model, parameters, anchors, 1.0)
     slopes = [float(first_order.columns(s)["score"][0]) for s in singles]
     errors = []
-    for eta in (1e-3, 1e-4, 1e-5):
+    for eta in (1e-4, 1e-5):
         exact = [Exact(model, parameters, anchors, eta).one(s)["score"] / eta for s in singles]
         errors.append(max(abs(e - s) / abs(s) for e, s in zip(exact, slopes, strict=True)))
-    assert errors[2] < 1e-2
+    assert errors[1] < 1e-2
     # The difference is curvature, of first order in eta: ten times smaller a step, ten times smaller an error.
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.5)
-    assert errors[1] / errors[2] == pytest.approx(10, rel=0.5)
 
 
 def second_order(model, parameters, anchors, eta):

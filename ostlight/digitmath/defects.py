@@ -47,7 +47,8 @@ class Record:
 def spoil(records: list[Record], counts: dict[str, int], rng: random.Random) -> tuple[list[Record], list[str]]:
     """The pool with ``counts[defect]`` of its clean records spoiled, and the defect (or ``clean``) of each.
 
-    A record has one defect at most, and keeps its place and its task.
+    A record has one defect at most, and keeps its place and its task; only where no clean record of its task is left
+    to copy, a near-duplicate takes one of another.
     """
     chosen = _choose(records, counts, rng)
     defects = [chosen.get(place, CLEAN) for place in range(len(records))]

@@ -3,7 +3,7 @@
     python benchmarks/bench_grad_dots.py --device cpu --out benchmarks/results/grad_dots_cpu.jsonl
     python benchmarks/bench_grad_dots.py --device cuda --out benchmarks/results/grad_dots_h200.jsonl [--sweep]
 
-On the CPU: the time of `grad_dots` over that of the plain weight gradient, on two threads. On CUDA: the layers of a
+On the CPU: the time of `grad_dots` over that of the plain weight gradient. On CUDA: the layers of a
 1B-class proxy (width 896, MLP 4864, key and value heads 128), also against `torch.compile` of the same formula, with
 the roofline beside the JSONL. `--sweep` times every configuration of the tuning table.
 """
@@ -57,7 +57,6 @@ def check_against_float64(got: Tensor, a: Tensor, b: Tensor, targets: Tensor) ->
 
 
 def on_cpu(recorder: Recorder, rounds: int) -> None:
-    torch.set_num_threads(2)
     for d_out, d_in in ((704, 256), (256, 704)):
         a, b, targets = inputs(16, 128, d_out, d_in, TARGETS, "cpu", torch.float32)
         check_against_float64(grad_dots(a, b, targets), a, b, targets)
@@ -135,10 +134,11 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--out", type=Path, help="JSONL file to append to; the roofline is drawn beside it")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2, help="on the CPU; 1 where other work takes the cores")
     parser.add_argument("--samples", type=int, default=32, help="samples per call on CUDA")
     parser.add_argument("--sweep", action="store_true", help="time every configuration of the tuning table")
     chosen = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(chosen.threads)
     recorder = Recorder("bench_grad_dots", chosen.out, chosen.device)
     if chosen.device == "cpu":
         on_cpu(recorder, chosen.rounds)

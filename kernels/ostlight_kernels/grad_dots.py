@@ -259,4 +259,5 @@ def grad_dots(
     if isinstance(segments, Tensor):
         assert num_samples is not None
         segments = Packing.of(segments, num_samples)
-    return launch(a, b, targets, segments, allow_tf32=allow_tf32)
+    with torch.cuda.device_of(a):
+        return launch(a, b, targets, segments, allow_tf32=allow_tf32)

@@ -227,4 +227,5 @@ def one_step_head(
         return reference.one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
     check_one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
     problem = HeadProblem.of(h, labels, anchor_h, anchor_labels, eta, anchor_weights)
-    return launch(problem, weight, bias)
+    with torch.cuda.device_of(weight):
+        return launch(problem, weight, bias)

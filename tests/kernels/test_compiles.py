@@ -36,10 +36,12 @@ class Built:
 
 
 def build(
-    kernel: Any, capability: int, constants: dict[str, Any], types: dict[str, str], folder: Path, warps: int
+    kernel: Any, capability: int, constants: dict[str, Any], types: dict[str, str], folder: Path, warps: int, ones: bool
 ) -> Built:
-    """Compile as a launch with 16-byte aligned pointers and widths divisible by 16 would."""
+    """Compile as a launch with 16-byte aligned pointers and widths divisible by 16 would, or with sizes all 1."""
     names = kernel.arg_names
+    if ones:
+        constants = {n: 1 for n in names if not n.startswith("p_")} | constants
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     aligned = [n for n in names if n.startswith(("p_", "stride_")) or n in ("D", "D_in", "D_out", "T", "V", "width")]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants}
@@ -67,16 +69,20 @@ def assert_fits(built: Built, capability: int, dtype: torch.dtype) -> None:
         assert "cp.async" in built.ptx
 
 
-def dots_build(capability: int, dtype: str, tiles: Tiles, packed: bool, targets: int, folder: Path) -> Built:
+def dots_build(
+    capability: int, dtype: str, tiles: Tiles, packed: bool, targets: int, folder: Path, ones: bool = False
+) -> Built:
     kept = {v: k for k, v in DTYPES.items()}[grad_dots.tile_dtype(DTYPES[dtype])]
     types = dict.fromkeys(("p_a", "p_b", "p_targets"), f"*{dtype}")
     types |= dict.fromkeys(("p_order", "p_starts"), "*i64" if packed else f"*{dtype}")
     types |= {"p_tiles": f"*{kept}", "p_arrived": "*i32", "p_partial": "*fp32"}
     constants = grad_dots.meta(tiles, DTYPES[dtype], targets, packed, False)
-    return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps)
+    return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps, ones)
 
 
-def head_build(capability: int, dtype: str, tiles: HeadTiles, name: str, tokens: int, folder: Path) -> Built:
+def head_build(
+    capability: int, dtype: str, tiles: HeadTiles, name: str, tokens: int, folder: Path, ones: bool = False
+) -> Built:
     kernel = getattr(head_kernels, name)
     t, block_t = one_step_head.step_tokens(tokens, tiles)
     constants = one_step_head.head_meta(tiles, DTYPES[dtype], True)
@@ -86,7 +92,7 @@ def head_build(capability: int, dtype: str, tiles: HeadTiles, name: str, tokens:
     in_dtype = ("p_x", "p_weight", "p_bias", "p_anchor_x", "p_steps", "p_errors", "p_label_weight", "p_label_bias")
     types |= dict.fromkeys(in_dtype, f"*{dtype}")
     constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
-    return build(kernel, capability, constants, types, folder, tiles.warps)
+    return build(kernel, capability, constants, types, folder, tiles.warps, ones)
 
 
 EVERY_DOTS = [
@@ -118,6 +124,15 @@ def test_a_tile_is_stored_before_its_arrival_is_told(tmp_path: Path) -> None:
     assert "bar.sync" in ptx[stored:arrival] or "barrier" in ptx[stored:arrival]
     after = ptx[arrival:]
     assert after.index("bar.sync") < after.index("cp.async.cg")
+
+
+def test_sizes_of_one(tmp_path: Path) -> None:
+    """A launch makes a constant of every integer that is 1; the kernels' arithmetic must stand that."""
+    tiles, head_tiles = table(torch.bfloat16, 90)[0].fitted(1, 1), head_table(torch.bfloat16, 90)[0]
+    for packed in (False, True):
+        assert dots_build(90, "bf16", tiles, packed, 1, tmp_path, ones=True).registers > 0
+    for name in HEAD_KERNELS:
+        assert head_build(90, "bf16", head_tiles, name, 1, tmp_path, ones=True).registers > 0
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,13 +53,34 @@ def _seconds_cpu(function: Timed) -> float:
 
 
 def _seconds_cuda(function: Timed) -> float:
+    """Of one call; short ones are repeated for two milliseconds, so that the launch of the first does not count."""
+    once = _seconds_of_calls(function, 1)
+    return once if once > 2e-3 else _seconds_of_calls(function, math.ceil(2e-3 / once))
+
+
+def _seconds_of_calls(function: Timed, calls: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
-    function()
+    for _ in range(calls):
+        function()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def captured(function: Timed) -> Timed:
+    """The function's work on the GPU without Python's on the CPU, as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def ratios(top: list[float], bottom: list[float]) -> Spread:

@@ -5,7 +5,8 @@
 
 On the CPU: the time of `grad_dots` over that of the plain weight gradient. On CUDA: the layers of a
 1B-class proxy (width 896, MLP 4864, key and value heads 128), also against `torch.compile` of the same formula, with
-the roofline beside the JSONL. `--sweep` times every configuration of the tuning table.
+the roofline beside the JSONL. Times there are those of CUDA graphs, without Python's; `time_with_python` has both.
+`--sweep` times every configuration of the tuning table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from _kernels import Spread, draw_roofline, interleaved, measure_ceilings, rates, ratios, refuse_unless
+from _kernels import Spread, captured, draw_roofline, interleaved, measure_ceilings, rates, ratios, refuse_unless
 from _record import Recorder
 from ostlight_kernels import explain, grad_dots
 from ostlight_kernels.tiles import table
@@ -96,7 +97,9 @@ def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, picture:
             "bmm": lambda a=a, b=b: weight_gradients(a, b),
             "compiled": lambda a=a, b=b, targets=targets: compiled(a, b, targets),
         }
-        seconds = interleaved(functions, "cuda", rounds)
+        called = functions["grad_dots"]
+        functions = {name: captured(function) for name, function in functions.items()}
+        seconds = interleaved(functions | {"called": called}, "cuda", rounds)
         case = f"kernel=grad_dots M={TARGETS} T={TOKENS} N={samples} dtype=bf16 layer={d_out}x{d_in}"
         flops = 2.0 * samples * TOKENS * d_out * d_in
         moved = float(sum(x.numel() * x.element_size() for x in (a, b, targets)))
@@ -108,6 +111,7 @@ def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, picture:
         rates(flops / ceilings.flops_per_s, ours).record(recorder, case, "share_of_matmul_ceiling", "ratio")
         rates(moved, ours).record(recorder, case, "compulsory_bandwidth", "byte/s")
         rates(moved / ceilings.bytes_per_s, ours).record(recorder, case, "share_of_copy_ceiling", "ratio")
+        Spread.of(seconds["called"]).record(recorder, case, "time_with_python", "s")
         points[f"{d_out}x{d_in}"] = (flops / moved, rates(flops, ours).value)
         if sweep:
             sweep_tiles(recorder, case, flops, rounds, a, b, targets)
@@ -122,7 +126,7 @@ def sweep_tiles(
     major, minor = torch.cuda.get_device_capability()
     for tiles in table(a.dtype, 10 * major + minor):
         check_against_float64(launch(a, b, targets, None, allow_tf32=False, tiles=tiles), a, b, targets)
-        run = {"tiles": lambda tiles=tiles: launch(a, b, targets, None, allow_tf32=False, tiles=tiles)}
+        run = {"tiles": captured(lambda tiles=tiles: launch(a, b, targets, None, allow_tf32=False, tiles=tiles))}
         seconds = interleaved(run, "cuda", rounds)["tiles"]
         rates(flops, seconds).record(
             recorder, f"{case} tiles={str(tiles).replace(' ', '_')}", "gradient_flops", "FLOP/s"

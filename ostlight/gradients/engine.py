@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ostlight.gradients.uses  # noqa: F401  (fills the rules)
 from ostlight.errors import OstlightError
-from ostlight.gradients.products import Sink
+from ostlight.gradients.products import Products
 from ostlight.gradients.rows import RowOwners
 from ostlight.gradients.watch import Watch
 
@@ -92,7 +92,7 @@ class GradientDots:
         """
         held = dict(targets or {})
         num_targets = self._check(held)
-        sink = Sink(self.parameters, rows, held, squared_norms)
+        sink = Products(self.parameters, rows, held, squared_norms)
         watch = Watch(self.model, self.parameters, sink)
         with watch.placed(), torch.enable_grad():
             values = losses()

@@ -21,7 +21,7 @@ FEW_COLUMNS = 32
 """Up to this many inputs (an adapter's rank) a CPU forms the transposed gradient several times faster."""
 
 
-class Sink:
+class Products:
     """Takes the uses of one backward pass as they come and sums them per parameter and sample.
 
     Args:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
+from ostlight.gradients.adapters import fused_forwards
+from ostlight.gradients.sink import Sink
 
 
 class Use(Protocol):
@@ -32,16 +34,6 @@ class Use(Protocol):
 
     def consume(self, grad: Tensor, kept: tuple[Tensor, ...]) -> None:
         """Called once in the backward pass with the gradient of the use's result and the tensors it kept."""
-
-
-class Sink(Protocol):
-    """Where the gradients of uses go; ``products.Sink``."""
-
-    def num_units(self, name: str) -> int: ...
-    def expect(self, name: str) -> None: ...
-    def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None: ...
-    def table(self, name: str, ids: Tensor, grad: Tensor) -> None: ...
-    def dense(self, watched: Watched, grad: Tensor) -> None: ...
 
 
 class Tap(torch.autograd.Function):
@@ -155,13 +147,19 @@ class Watch:
             for key, parameter in module._parameters.items()
             if parameter is not None and id(parameter) in stand_ins
         ]
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        fused = list(fused_forwards(self.model, names, self.sink, self.root, lambda: not self.backward_began))
         try:
+            for module, forward in fused:
+                module.forward = forward
             for parameter in asked:
                 parameter.requires_grad_(False)
             for module, key, parameter in places:
                 module._parameters[key] = stand_ins[id(parameter)]  # type: ignore[assignment]
             yield
         finally:
+            for module, _ in fused:
+                del module.forward
             for module, key, parameter in places:
                 module._parameters[key] = parameter
             for parameter in asked:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import families
 import oracle
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from ostlight.errors import OstlightError
+from ostlight.gradients.adapters import Adapter
 from ostlight.gradients.engine import GradientDots
 from ostlight.gradients.rows import RowMap, RowOwners
 from ostlight.gradients.scope import scoped_parameters
@@ -241,6 +244,51 @@ def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
         engine.products(broken, RowOwners(N))
     assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == before
     assert all(type(p) is nn.Parameter and p.grad is None for p in model.parameters())
+
+
+def adapted(model: nn.Module, **options: object) -> nn.Module:
+    config = peft.LoraConfig(target_modules=["q_proj", "up_proj"], r=3, init_lora_weights=False, **options)
+    return peft.get_peft_model(model, config).eval()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize(
+    ("how", "fused"),
+    [("plain", True), ("dropout", True), ("checkpointed", True), ("base in scope", False), ("hooked", False)],
+)
+def test_adapters_in_one_product_say_what_adapters_layer_by_layer_say(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, how: str, fused: bool
+) -> None:
+    torch.manual_seed(0)
+    model = adapted(tiny("llama"), lora_dropout=0.5 if how == "dropout" else 0.0).double()
+    if how == "checkpointed":
+        model.base_model.model.activation_checkpointing_enable()
+        model.train()
+    if how == "hooked":
+        for name, part in model.named_modules():
+            if name.endswith("base_layer"):
+                part.register_forward_hook(lambda module, args, result: 2 * result)
+    inputs = families.batch("llama")
+    parameters = scoped_parameters(model, "all" if how == "base in scope" else "lora")
+    targets = oracle.random_targets(parameters, 3)
+    seen = []
+    consume = Adapter.consume
+    monkeypatch.setattr(Adapter, "consume", lambda self, *given: (seen.append(self.names), consume(self, *given)))
+    # The recomputation runs outside any function mode, so that case keeps the family's own fp32 norms.
+    precision, bar = (nullcontext(), 1e-6) if how == "checkpointed" else (families.DoublePrecision(), 1e-9)
+    with precision:
+        got = GradientDots(model, parameters).products(
+            lambda: oracle.loss_of(model, inputs), RowOwners(N), targets, squared_norms=True
+        )
+        singles = [
+            oracle.gradient(parameters, lambda k=k: oracle.loss_of(model, families.alone("llama", inputs, k))[0])
+            for k in range(N)
+        ]
+    assert len(seen) == (4 if fused else 0)
+    assert oracle.relative_error(got.dots, torch.stack([oracle.dots(one, targets) for one in singles])) <= bar
+    norms = torch.stack([oracle.squared_norm(one) for one in singles])
+    assert oracle.relative_error(got.squared_norms, norms) <= bar
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 class Untreated(nn.Module):

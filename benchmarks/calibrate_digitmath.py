@@ -34,7 +34,7 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.digitmath.tasks import TASKS
 
 SHARE = 0.2
-STEPS, BATCH_SIZE, LEARNING_RATE = 100, 32, 1e-3
+STEPS, BATCH_SIZE, LEARNING_RATE = 100, 32, 5e-4
 
 
 def read(path: Path) -> list[Example]:

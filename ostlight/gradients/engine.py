@@ -115,7 +115,8 @@ class GradientDots:
         against rows given to the wrong sample. Costs one training step for each sample compared.
 
         Returns:
-            the largest deviation found, over the product of the gradient's and the target's norms.
+            the largest deviation found, over the product of the gradient's and the target's norms; a parameter with
+            less than a thousandth of the sample's gradient is measured against that thousandth.
 
         Raises:
             OstlightError: a deviation above ``AGREEMENT``; names the parameter and the row.
@@ -130,10 +131,13 @@ class GradientDots:
         if torch.is_autocast_enabled(next(iter(self.parameters.values())).device.type):
             tolerance = AGREEMENT[torch.bfloat16]
         for row in range(min(most_samples, rows.num_samples)):
-            for name, gradient in self._plain_gradient(losses, row).items():
+            gradients = self._plain_gradient(losses, row)
+            # A gradient that is zero but for rounding (a key projection's bias, say) has no figures to agree on.
+            least = 1e-3 * sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5
+            for name, gradient in gradients.items():
                 expected = (gradient.double() * targets[name][0]).sum()
                 got = found.by_parameter[name][row, 0] if name in found.by_parameter else torch.zeros(())
-                scale = float(gradient.double().norm() * targets[name].norm())
+                scale = max(float(gradient.double().norm()), least) * float(targets[name].double().norm())
                 deviation = abs(float(got) - float(expected)) / scale if scale else abs(float(got))
                 worst = max(worst, deviation)
                 if deviation > tolerance:

@@ -347,6 +347,17 @@ def test_verify_finds_rows_given_to_the_wrong_sample() -> None:
         engine.verify(lambda: losses_of(model, x), swapped)
 
 
+@pytest.mark.parametrize("weights", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_verify_is_content_with_every_family_in_every_precision(tiny: Tiny, family: str, weights: torch.dtype) -> None:
+    model, inputs = tiny(family).to(weights), families.batch(family)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(weights)
+    engine = GradientDots(model, scoped_parameters(model, "all"))
+    worst = engine.verify(lambda: oracle.loss_of(model, inputs), RowMap(model).of(inputs), most_samples=N)
+    assert 0 < worst <= {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[weights]
+
+
 def test_a_non_finite_gradient_is_named_with_its_layer() -> None:
     model, x = Around(nn.Linear(D, D)), torch.randn(N, T, D)
     x[1, 2, 0] = torch.inf

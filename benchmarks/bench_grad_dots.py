@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from _kernels import Spread, captured, draw_roofline, interleaved, measure_ceilings, rates, ratios, refuse_unless
 from _record import Recorder
+from torch import Tensor
+
 from ostlight_kernels import explain, grad_dots
 from ostlight_kernels.tiles import table
-from torch import Tensor
 
 LAYERS = ((896, 896), (128, 896), (4864, 896), (896, 4864))
 """D_out, D_in of the proxy's linear layers."""

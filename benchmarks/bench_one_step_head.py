@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from _kernels import Ceilings, Spread, draw_roofline, interleaved, measure_ceilings, rates, ratios, refuse_unless
 from _record import Recorder
+from torch import Tensor
+
 from ostlight_kernels import explain, one_step_head
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import head_table
-from torch import Tensor
 
 ETA = 0.05
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from ostlight.config.schema import Benchmark, Config, SelectorChoice, Training
 from ostlight.selection.budget import Budget
+from ostlight.selection.registry import load
 
 BASE = "base"
 ORACLE = "oracle"
-FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Cell:
         label: the selector's name in tables; ``base`` (nothing trained) and ``oracle`` (clean samples only, which needs
             the truth) are not selectors, and frame the others.
         choice: the selector, ``None`` for ``base`` and ``oracle``.
-        budget: ``None`` for ``base`` and ``full``.
+        budget: ``None`` for ``base`` and for selectors that ignore it.
         protocol: ``proportional`` or ``fixed_compute``; empty for ``base``.
         seed: of the training, and of selectors that declare themselves ``seeded``.
     """
@@ -45,10 +45,10 @@ def plan_cells(benchmark: Benchmark, with_oracle: bool) -> list[Cell]:
     cells = [Cell(BASE, None, None, "", benchmark.seeds[0])]
     for protocol in benchmark.protocols:
         if with_oracle:
-            sizes = [b for b in benchmark.budgets if b.threshold is None][:1]
+            sizes = [b for b in benchmark.budgets if b.threshold is None and b.tokens is None][:1]
             cells += [Cell(ORACLE, None, b, protocol, seed) for b in sizes for seed in benchmark.seeds]
         for choice in benchmark.selectors:
-            budgets: list[Budget | None] = [None] if choice.name == FULL else list(benchmark.budgets)
+            budgets: list[Budget | None] = [None] if load(choice.name).ignores_budget else list(benchmark.budgets)
             cells += [Cell(choice.shown, choice, b, protocol, seed) for b in budgets for seed in benchmark.seeds]
     return cells
 

@@ -98,8 +98,8 @@ def _out_of_range(config: Config) -> Iterator[str]:
     yield from config.budget.problems()
     yield from config.proxy.warmup.training.problems("proxy.warmup.training")
     yield from config.target.training.problems("target.training")
-    if not 0 <= config.proxy.warmup.fraction < 1:
-        yield f"proxy.warmup.fraction must be at least 0 and below 1; got {config.proxy.warmup.fraction}"
+    if not 0 <= config.proxy.warmup.fraction <= 1:
+        yield f"proxy.warmup.fraction must be at least 0 and at most 1; got {config.proxy.warmup.fraction}"
     for name in ("tokens_per_batch", "shard_size", "devices", "num_nodes"):
         if getattr(config.compute, name) < 1:
             yield f"compute.{name} must be at least 1; got {getattr(config.compute, name)}"

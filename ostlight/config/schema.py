@@ -177,7 +177,7 @@ class Benchmark:
     """Selectors x budgets x protocols x seeds, each trained and evaluated.
 
     Attributes:
-        selectors: the rivals. ``full`` ignores the budgets and appears once.
+        selectors: the rivals. One that ignores the budget appears once.
         budgets: what each may keep.
         protocols: ``proportional`` (the target's epochs: steps shrink with the subset) and ``fixed_compute`` (as many
             optimiser steps as the full pool would take, for all).

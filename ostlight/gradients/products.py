@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from ostlight_kernels import Packing, grad_dots
 from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
 from ostlight.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.gradients.rows import RowOwners
 from ostlight.gradients.watch import Watched
+from ostlight_kernels import Packing, grad_dots
 
 GATHERED_ENTRIES = 1 << 22
 """Most entries of target rows gathered at once for an embedding table, so that they stay small beside activations."""

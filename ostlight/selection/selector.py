@@ -34,10 +34,12 @@ class Selector(ABC):
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
         seeded: whether scores change with the seed by design; a benchmark then scores anew for every seed.
+        ignores_budget: whether ``pick`` keeps the same whatever the budget; a benchmark then trains it once a seed.
     """
 
     uses_proxy: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
+    ignores_budget: ClassVar[bool] = False
 
     @dataclass
     class Options:
@@ -99,7 +101,7 @@ def _refuse_malformed(cls: type[Selector]) -> None:
         elif len(inspect.signature(method).parameters) != len(parameters):
             got = ", ".join(inspect.signature(method).parameters)
             refuse(f"{name} takes ({got})", f"define it as `def {name}({', '.join(parameters)})`")
-    for flag in ("uses_proxy", "seeded"):
+    for flag in ("uses_proxy", "seeded", "ignores_budget"):
         if not isinstance(getattr(cls, flag), bool):
             refuse(f"{flag} is {getattr(cls, flag)!r}", "set it to True or False")
     if not (isinstance(cls.Options, type) and dataclasses.is_dataclass(cls.Options)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,7 @@ from ostlight.comparison.results import CellResult, Line, load_result, save_resu
 from ostlight.comparison.table import as_csv, markdown, rich_table
 from ostlight.config.schema import Config, SelectorChoice
 from ostlight.data.atomic import atomic_path
+from ostlight.data.sample import Sample
 from ostlight.errors import ConfigError, DataError
 from ostlight.evaluation.evaluate import Questions, evaluate_model, read_questions
 from ostlight.model.module import MultimodalModel
@@ -172,26 +174,34 @@ class Contest:
         return self._scores[key]
 
     def _clean(self, cell: Cell) -> np.ndarray:
-        """As many samples as the budget allows, drawn from the clean ones only."""
+        """As many samples as the budget allows, tag by tag where it says so, drawn from the clean ones only."""
         assert self.truth is not None, "the oracle is planned only with a truth"
         assert cell.budget is not None, "the oracle is planned with a budget"
-        positions, ids = self._ids
-        clean = np.array([p for p, i in zip(positions, ids, strict=True) if i not in self.truth])
-        drawn = np.random.default_rng(cell.seed).permutation(clean)
-        return drawn[: cell.budget.size(len(positions))]
+        within = cell.budget.within
+        tags = {s.position: s.tags.get(within, "") if within else "" for s in self._samples}
+        sizes = dict(Counter(tags.values()))
+        wanted = cell.budget.shares(sizes)
+        clean = np.array([s.position for s in self._samples if s.id not in self.truth])
+        left = {tag: budget.size(sizes[tag]) for tag, budget in wanted.items()}
+        kept = []
+        for position in np.random.default_rng(cell.seed).permutation(clean).tolist():
+            if left.get(tags[position], 0):
+                left[tags[position]] -= 1
+                kept.append(position)
+        return np.array(kept)
 
     @cached_property
-    def _ids(self) -> tuple[np.ndarray, list[str]]:
-        scores, _, _ = self._scored(SelectorChoice("full"), self.config.seed)
-        return scores.positions, scores.ids
+    def _samples(self) -> list[Sample]:
+        """Every usable record, without its pictures' bytes."""
+        read = (s for _, s in self.pool.read(range(len(self.pool))))
+        return [dataclasses.replace(s, images=()) for s in read if isinstance(s, Sample)]
 
     def _defects(self, kept: np.ndarray) -> dict[str, int]:
         if self.truth is None or not len(kept):
             return {}
-        positions, ids = self._ids
         wanted = set(kept.tolist())
-        found = [self.truth[i] for p, i in zip(positions, ids, strict=True) if p in wanted and i in self.truth]
-        return {name: found.count(name) for name in sorted(set(found))}
+        found = Counter(self.truth[s.id] for s in self._samples if s.position in wanted and s.id in self.truth)
+        return dict(sorted(found.items()))
 
 
 def _read_truth(path: str | None) -> dict[str, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from ostlight.selection.selector import Selector
 
 class Full(Selector):
     """The whole pool, whatever the budget."""
+
+    ignores_budget: ClassVar[bool] = True
 
     def score(self, batch: Batch) -> dict[str, Any]:
         return {"score": [0.0] * len(batch)}

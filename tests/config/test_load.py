@@ -36,7 +36,7 @@ def test_wrong_types_say_what_is_taken_and_what_was_got():
 
 def test_values_out_of_range():
     found = problems(
-        "budget.fraction=2", "proxy.warmup.fraction=1", "target.training.schedule=linear", "compute.devices=0"
+        "budget.fraction=2", "proxy.warmup.fraction=1.1", "target.training.schedule=linear", "compute.devices=0"
     )
     assert len(found) == 4
     assert any("budget.fraction must be above 0 and at most 1 (0.2 keeps a fifth); got 2" in p for p in found)

@@ -21,11 +21,12 @@ import test_grad_dots
 import test_one_step_head
 import torch
 import triton.language as tl
+from torch import Tensor
+from triton.runtime import interpreter
+
 from ostlight_kernels import Packing
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import HeadTiles, Tiles
-from torch import Tensor
-from triton.runtime import interpreter
 
 # Modules, not the functions of the same name that the package exports.
 grad_dots = importlib.import_module("ostlight_kernels.grad_dots")

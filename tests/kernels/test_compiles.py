@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ostlight_kernels import head_kernels
 from ostlight_kernels.tiles import SHARED_BYTES, HeadTiles, Tiles, head_table, table
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from ostlight_kernels import dispatch, explain
 
 

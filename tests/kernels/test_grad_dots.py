@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ostlight_kernels import Packing, grad_dots, reference
 from torch import Tensor
+
+from ostlight_kernels import Packing, grad_dots, reference
 
 
 def oracle(a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | None = None, samples: int | None = None) -> Tensor:

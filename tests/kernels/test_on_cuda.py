@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from ostlight_kernels import Packing, explain
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import HEAD_SIXTEEN_BIT, HEAD_THIRTY_TWO_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT, HeadTiles, Tiles
-from torch import Tensor
 
 grad_dots = import_module("ostlight_kernels.grad_dots")
 one_step_head = import_module("ostlight_kernels.one_step_head")

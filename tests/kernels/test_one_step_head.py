@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ostlight_kernels import one_step_head, reference
 from torch import Tensor
+
+from ostlight_kernels import one_step_head, reference
 
 Inputs = dict[str, Any]
 

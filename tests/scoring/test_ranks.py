@@ -1,0 +1,72 @@
+"""Two ranks give the table one rank gives, and a killed run goes on with another number of ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ostlight.scoring.writer import audit
+from ostlight.selection.scores import read_shards
+
+pytestmark = pytest.mark.slow
+OST = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "eta": 0.05}}
+
+
+def command(settings: dict[str, Any], folder: Path, **compute: Any) -> list[str]:
+    config = settings | {"compute": settings["compute"] | compute}
+    file = folder / f"{config['name']}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "ostlight.cli", "select", str(file)]
+
+
+def run(arguments: list[str]) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def scores(runs: Path, name: str) -> list[float]:
+    audit(runs / name / "scores", 48)
+    return read_shards(runs / name / "scores")["score"].to_pylist()
+
+
+def furthest(one: list[float], other: list[float]) -> float:
+    middle = sorted(abs(v) for v in one)[len(one) // 2]
+    return max(abs(a - b) for a, b in zip(one, other, strict=True)) / middle
+
+
+def test_two_ranks_give_the_same_table(settings, tmp_path: Path):
+    runs = tmp_path / "runs"
+    run(command(settings(name="one", selector=OST), tmp_path, shard_size=5))
+    run(command(settings(name="two", selector=OST), tmp_path, shard_size=5, devices=2, strategy="ddp"))
+    assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-3
+
+
+def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: Path):
+    runs = tmp_path / "runs"
+    slow = {"name": "ost", "options": {"estimator": "exact", "eta": 0.05}}
+    run(command(settings(name="whole", selector=slow), tmp_path, shard_size=3))
+    arguments = command(settings(name="killed", selector=slow), tmp_path, shard_size=3, devices=2, strategy="ddp")
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while len(list((runs / "killed" / "scores").glob("part-*.parquet"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = set((runs / "killed" / "scores").glob("part-*.parquet"))
+    assert 3 <= len(before) < 16, "the run was killed in the middle"
+    written = {p: p.stat().st_mtime_ns for p in before}
+    run(command(settings(name="killed", selector=slow), tmp_path, shard_size=3))
+    assert {p: p.stat().st_mtime_ns for p in before} == written
+    assert furthest(scores(runs, "whole"), scores(runs, "killed")) < 1e-3

@@ -23,14 +23,18 @@ class ProxySetting:
 
     Attributes:
         model: warmed up, in eval mode; on the rank's device once scoring starts.
-        examples: encodable samples of the pool, evenly spread, each in a batch of its own on the model's device.
+        folder: where the proxy lies, with what its warm-up left.
+        records: size of the pool.
+        examples: some encodable samples of the pool, drawn at random, each in a batch of its own on the model's device.
         update_norm: median distance the given parameters moved in a step of the warm-up; ``None`` without a warm-up.
         lr: the warm-up's learning rate.
         tokens_per_batch: padded tokens in one forward pass.
     """
 
     model: MultimodalModel
-    examples: Callable[[], Iterator[Batch]]
+    folder: Path
+    records: int
+    examples: Callable[[int], Iterator[Batch]]
     update_norm: Callable[[Mapping[str, nn.Parameter]], float | None]
     lr: float
     tokens_per_batch: int

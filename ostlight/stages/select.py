@@ -22,7 +22,7 @@ from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder, is_first_rank
 from ostlight.run.trainer import make_trainer
-from ostlight.scoring.module import MEASURED, Scoring
+from ostlight.scoring.module import Scoring
 from ostlight.scoring.progress import SampleProgress
 from ostlight.scoring.stream import ShardStream
 from ostlight.scoring.writer import ShardWriter, audit, missing_shards
@@ -124,20 +124,18 @@ def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Sele
 def _proxy_setting(config: Config, home: RunFolder, pool: Pool, proxy: MultimodalModel) -> ProxySetting:
     return ProxySetting(
         model=proxy,
-        examples=lambda: _examples(proxy, pool),
+        folder=home.proxy,
+        records=len(pool),
+        examples=lambda count: _examples(proxy, pool, config.seed, count),
         update_norm=lambda parameters: median_update_norm(home.proxy, parameters),
         lr=config.proxy.warmup.training.lr,
         tokens_per_batch=config.compute.tokens_per_batch,
     )
 
 
-EXAMPLES = 8 * MEASURED
-"""Pool samples a selector may look at in its setup."""
-
-
-def _examples(proxy: MultimodalModel, pool: Pool) -> Iterator[Batch]:
-    spread = range(0, len(pool), max(1, len(pool) // EXAMPLES))
-    for _, read in pool.read(spread):
+def _examples(proxy: MultimodalModel, pool: Pool, seed: int, count: int) -> Iterator[Batch]:
+    drawn = np.random.default_rng(seed).choice(len(pool), size=min(count, len(pool)), replace=False)
+    for _, read in pool.read(np.sort(drawn).tolist()):
         if isinstance(read, Sample):
             try:
                 yield proxy.collator.batch([read], [proxy.encoder.encode(read)]).to(proxy.device)

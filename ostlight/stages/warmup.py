@@ -20,6 +20,7 @@ from ostlight.stages.sources import TrustedSet, open_pool
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 from ostlight.training.watch import LossWatch
+from ostlight.utility.preconditioner import SecondMoments
 from ostlight.utility.step_size import UpdateNorms
 
 DONE = "warmup.json"
@@ -64,11 +65,11 @@ def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) ->
     count = max(1, round(settings.fraction * len(pool)))
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(pool), size=count, replace=False))
     trusted, read_on = _watched(config, anchors)
-    norms = UpdateNorms()
+    norms, moments = UpdateNorms(), SecondMoments()
     watch = LossWatch(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
     with folder.ledger.stage("warm-up") as entry:
         data = EncodedPool(pool, drawn, model.encoder)
-        callbacks = [norms, *([watch] if watch else [])]
+        callbacks = [norms, moments, *([watch] if watch else [])]
         refusals = fit(model, data, config.compute, folder.path, "warm-up", config.seed, entry, say, callbacks)
         entry.more["set_aside"] = len(refusals)
     if refusals:
@@ -78,6 +79,7 @@ def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) ->
     if is_first_rank():
         model.save(folder.proxy)
         norms.save(folder.proxy)
+        moments.save(folder.proxy)
         _write_done(folder.proxy, watch, read_on, count)
 
 

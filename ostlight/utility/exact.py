@@ -29,19 +29,26 @@ class Exact:
         parameters: what the step changes, by name.
         anchors: what the loss is read on.
         eta: step size of the simulated step.
+        scale: what each gradient entry is multiplied by before the step (``adam_scale``); ``None`` for SGD.
 
     Raises:
         ValueError: the weights are in half precision.
     """
 
     def __init__(
-        self, model: MultimodalModel, parameters: Mapping[str, nn.Parameter], anchors: AnchorSet, eta: float
+        self,
+        model: MultimodalModel,
+        parameters: Mapping[str, nn.Parameter],
+        anchors: AnchorSet,
+        eta: float,
+        scale: Mapping[str, Tensor] | None = None,
     ) -> None:
         half = [n for n, p in parameters.items() if p.dtype not in (torch.float32, torch.float64)]
         if half:
             raise ValueError(f"exact takes float32 or float64 weights; {half[0]} is {parameters[half[0]].dtype}")
         train_only(model, parameters)
         self.model, self.parameters, self.anchors, self.eta = model, list(parameters.values()), anchors, eta
+        self._scale = [scale[name] for name in parameters] if scale is not None else None
         self._kept = [p.detach().clone() for p in self.parameters]
         self.base = anchors.losses(model)
 
@@ -68,7 +75,8 @@ class Exact:
             BadRecord: the loss or the gradient is not finite.
         """
         loss, gradient = sample_gradient(self.model, self.parameters, single)
-        utility = self.base - self._after_step(gradient)
+        step = gradient if self._scale is None else [g * s for g, s in zip(gradient, self._scale, strict=True)]
+        utility = self.base - self._after_step(step)
         columns: dict[str, Any] = {
             "score": float(utility[0]),
             "loss": float(loss),
@@ -78,10 +86,10 @@ class Exact:
             columns["utility_by_group"] = utility[1:].tolist()
         return columns
 
-    def _after_step(self, gradient: list[Tensor]) -> Tensor:
+    def _after_step(self, step: list[Tensor]) -> Tensor:
         try:
             with torch.no_grad():
-                for parameter, g in zip(self.parameters, gradient, strict=True):
+                for parameter, g in zip(self.parameters, step, strict=True):
                     parameter.sub_(g, alpha=self.eta)
             return self.anchors.losses(self.model)
         finally:

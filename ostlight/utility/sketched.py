@@ -33,6 +33,7 @@ class Sketched:
         model, parameters, anchors, eta: as for ``Exact``; half-precision weights are fine here.
         num_probes: K; 0 for first order. With groups, each group gets K probes of its own.
         seed: of the probes.
+        scale: as for ``Exact``. ``<P g_i, t> = <g_i, P t>`` for a diagonal ``P``, so the fixed vectors carry it.
 
     Raises:
         OstlightError: a layer the gradient engine cannot treat, or too few anchors for the probes.
@@ -46,6 +47,7 @@ class Sketched:
         eta: float,
         num_probes: int = 0,
         seed: int = 0,
+        scale: Mapping[str, Tensor] | None = None,
     ) -> None:
         train_only(model, parameters)
         self.model, self.parameters, self.eta, self.num_probes = model, dict(parameters), eta, num_probes
@@ -58,9 +60,14 @@ class Sketched:
         means = mean_gradients(trusted, self.parameters)
         probes = curvature_probes(trusted, self.parameters, num_probes, seed) if num_probes else None
         self.targets = stacked_targets(means, probes)
+        if scale is not None:
+            self.targets = {name: target * scale[name] for name, target in self.targets.items()}
         total = sum(self.sizes.values())
-        whole = [sum(means[g][n] * (s / total) for g, s in self.sizes.items()) for n in self.parameters]
-        self.slope_norm = float(torch.stack([torch.as_tensor(w).double().square().sum() for w in whole]).sum().sqrt())
+        squares = []
+        for name in self.parameters:
+            whole = torch.stack([means[g][name] * (size / total) for g, size in self.sizes.items()]).sum(0)
+            squares.append((whole if scale is None else whole * scale[name]).double().square().sum())
+        self.slope_norm = float(torch.stack(squares).sum().sqrt())
         self.engine, self.rows = GradientDots(model, self.parameters), RowMap(model.model)
 
     @property

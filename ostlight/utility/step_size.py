@@ -63,16 +63,18 @@ def eta_by_rule(
     parameters: Mapping[str, nn.Parameter],
     singles: Sequence[Batch],
     update_norm: float,
+    scale: Mapping[str, Tensor] | None = None,
 ) -> float:
     """The eta at which the median simulated step is as long as the median real one.
 
-        median_i ||eta g_i|| = median update norm of the warm-up's optimiser
+        median_i ||eta P g_i|| = median update norm of the warm-up's optimiser
 
     so eta depends on the optimiser and the gradients, never on how well the ranking turns out.
 
     Args:
         singles: some pool samples, each in a batch of its own, to take the median of ``||g_i||`` over.
         update_norm: from ``median_update_norm`` or ``first_adam_step``.
+        scale: ``P``, as for ``Exact``; ``None`` for SGD.
 
     Raises:
         SelectorError: no gradient of these samples is usable.
@@ -80,9 +82,12 @@ def eta_by_rule(
     norms = []
     for single in singles:
         try:
-            norms.append(norm(sample_gradient(model, list(parameters.values()), single)[1]))
+            gradient = sample_gradient(model, list(parameters.values()), single)[1]
         except BadRecord:
             continue
+        if scale is not None:
+            gradient = [g * scale[name] for g, name in zip(gradient, parameters, strict=True)]
+        norms.append(norm(gradient))
     middle = float(torch.tensor(norms).median()) if norms else 0.0
     if not middle:
         raise SelectorError(

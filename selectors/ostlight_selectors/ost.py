@@ -13,13 +13,18 @@ from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.batch import Batch
 from ostlight.selection.selector import Selector
 from ostlight.selection.setting import Setting
+from ostlight.utility.agreement import rank_agreement, sample_count
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.gradient import train_only
+from ostlight.utility.preconditioner import Scale, adam_scale
 from ostlight.utility.sketched import Sketched
 from ostlight.utility.step_size import eta_by_rule, first_adam_step
 
 ESTIMATORS = ("exact", "first_order", "second_order")
+OPTIMIZERS = ("sgd", "adam")
+NORMS = 64
+"""Pool samples over which the median gradient norm is taken."""
 
 
 class OneStepTrain(Selector):
@@ -35,57 +40,72 @@ class OneStepTrain(Selector):
         scope: parameters the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
         eta: step size; ``null`` makes the median simulated step as long as the median step of the warm-up.
         probes: curvature probes of ``second_order``.
+        optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
         """
 
         estimator: str = "exact"
         scope: str = "blocks"
         eta: float | None = None
         probes: int = 64
+        optimizer: str = "sgd"
 
     def setup(self, setting: Setting) -> None:
         setting.require_anchors("ost")
-        options = self.options
-        if options.estimator not in ESTIMATORS:
-            raise SelectorError(
-                f"selector.options.estimator must be one of {', '.join(ESTIMATORS)}; got {options.estimator!r}"
-            )
-        for name in ("eta", "probes"):
-            value = getattr(options, name)
-            if value is not None and value <= 0:
-                raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
-        proxy = setting.proxy.model
-        if options.estimator == "exact" and proxy.model.dtype.itemsize < 4:
-            setting.say(f"exact: {proxy.model.dtype} weights are raised to float32, or rounding swallows the step")
-            proxy.float()
-        parameters = scoped_parameters(proxy.model, options.scope)
-        anchors = AnchorSet.make(proxy, setting.anchors, setting.groups, setting.proxy.tokens_per_batch)
-        eta = options.eta or self._eta(setting, parameters)
+        self._check_options()
+        options, model = self.options, setting.proxy.model
+        if options.estimator == "exact" and model.model.dtype.itemsize < 4:
+            setting.say(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
+            model.float()
+        parameters = scoped_parameters(model.model, options.scope)
+        anchors = AnchorSet.make(model, setting.anchors, setting.groups, setting.proxy.tokens_per_batch)
+        scale = None
+        if options.optimizer == "adam":
+            scale, source = adam_scale(setting.proxy.folder, model, parameters, anchors)
+            setting.say(f"adam steps, shaped by {source}")
+        eta = options.eta or self._eta(setting, parameters, scale)
         count = sum(p.numel() for p in parameters.values())
         setting.say(f"utilities over {count:,} parameters (scope {options.scope}), {len(setting.anchors)} anchors")
-        self.estimator = self._estimator(setting, parameters, anchors, eta)
+        self.estimator = self._estimator(setting, parameters, anchors, eta, scale)
 
-    def _eta(self, setting: Setting, parameters: Mapping[str, nn.Parameter]) -> float:
+    def _check_options(self) -> None:
+        for name, valid in (("estimator", ESTIMATORS), ("optimizer", OPTIMIZERS)):
+            value = getattr(self.options, name)
+            if value not in valid:
+                raise SelectorError(f"selector.options.{name} must be one of {', '.join(valid)}; got {value!r}")
+        for name in ("eta", "probes"):
+            value = getattr(self.options, name)
+            if value is not None and value <= 0:
+                raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
+
+    def _eta(self, setting: Setting, parameters: Mapping[str, nn.Parameter], scale: Scale | None) -> float:
         model = setting.proxy.model
         train_only(model, parameters)
         length = setting.proxy.update_norm(parameters)
         told = "the warm-up's median update" if length is not None else "Adam's first update"
         length = first_adam_step(parameters, setting.proxy.lr) if length is None else length
-        eta = eta_by_rule(model, parameters, list(setting.proxy.examples()), length)
+        eta = eta_by_rule(model, parameters, list(setting.proxy.examples(NORMS)), length, scale)
         setting.say(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
         return eta
 
     def _estimator(
-        self, setting: Setting, parameters: Mapping[str, nn.Parameter], anchors: AnchorSet, eta: float
+        self,
+        setting: Setting,
+        parameters: Mapping[str, nn.Parameter],
+        anchors: AnchorSet,
+        eta: float,
+        scale: Scale | None,
     ) -> Exact | Sketched:
-        model = setting.proxy.model
-        if self.options.estimator == "exact":
-            return Exact(model, parameters, anchors, eta)
-        probes = self.options.probes if self.options.estimator == "second_order" else 0
-        sketched = Sketched(model, parameters, anchors, eta, probes, setting.seed)
+        name, proxy = self.options.estimator, setting.proxy
+        if name == "exact":
+            return Exact(proxy.model, parameters, anchors, eta, scale)
+        probes = self.options.probes if name == "second_order" else 0
+        sketched = Sketched(proxy.model, parameters, anchors, eta, probes, setting.seed, scale)
         setting.say(f"target vectors: {sketched.target_bytes / 2**20:.1f} MiB")
-        example = next(setting.proxy.examples(), None)
-        if example is not None:
-            sketched.verify(example)
+        singles = list(proxy.examples(sample_count(proxy.records)))
+        if singles:
+            sketched.verify(singles[0])
+            found = rank_agreement(proxy.model, parameters, anchors, eta, sketched, singles, scale)
+            setting.say(found.line(name))
         return sketched
 
     def score(self, batch: Batch) -> dict[str, Any]:

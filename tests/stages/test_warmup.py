@@ -59,3 +59,16 @@ def test_eta_makes_the_median_step_as_long_as_the_warm_ups(settings, proxy, samp
         model.losses(single).sum().backward()
         norms.append(float(torch.cat([p.grad.flatten() for p in parameters.values()]).norm()))
     assert float(np.median(norms)) * eta == pytest.approx(0.7, rel=1e-4)
+
+
+def test_adam_steps_take_the_warm_ups_second_moments(settings, capsys):
+    adam = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "optimizer": "adam"}}
+    selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=adam))
+    out = capsys.readouterr().out
+    assert "adam steps, shaped by the warm-up's second moments" in out
+    assert "rank agreement of second_order with exact: " in out
+    stored = load_file(selection.folder.proxy / "second_moments.safetensors")
+    named = {n for n in load_file(selection.folder.proxy / "model.safetensors") if "layers.0" in n}
+    assert named
+    assert all((v >= 0).all() for v in stored.values())
+    assert selection.set_aside == {}

@@ -1,0 +1,68 @@
+"""How far a run's ranking can be trusted: its own scores against `exact`, on a few samples."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.exact import Exact
+from ostlight.utility.sketched import Sketched
+
+FEWEST, MOST, SHARE = 16, 64, 0.01
+"""Samples looked at: a share of the pool, within bounds. Each costs a pass over all anchors."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Spearman rank correlation with ``exact`` over ``samples`` samples; NaN where one ranking is constant."""
+
+    spearman: float
+    samples: int
+
+    def line(self, estimator: str) -> str:
+        """For the user."""
+        if math.isnan(self.spearman):
+            return f"rank agreement of {estimator} with exact: not measurable on {self.samples} samples"
+        advice = "" if self.spearman >= 0.8 else "; more probes, or estimator exact, would be safer"
+        return (
+            f"rank agreement of {estimator} with exact: {self.spearman:.2f} (Spearman, {self.samples} samples){advice}"
+        )
+
+
+def sample_count(records: int) -> int:
+    """How many samples to look at in a pool of that size."""
+    return min(MOST, max(FEWEST, round(SHARE * records)))
+
+
+def rank_agreement(
+    model: MultimodalModel,
+    parameters: Mapping[str, nn.Parameter],
+    anchors: AnchorSet,
+    eta: float,
+    sketched: Sketched,
+    singles: Sequence[Batch],
+    scale: Mapping[str, Tensor] | None = None,
+) -> Agreement:
+    """Scores the given samples both ways.
+
+    Half-precision weights are copied to float32 for ``exact``, which would lose its step in them.
+    """
+    ours = [float(sketched.columns(single)["score"][0]) for single in singles]
+    if next(iter(parameters.values())).dtype.itemsize < 4:
+        model = copy.deepcopy(model).float()
+        named = dict(model.model.named_parameters())
+        parameters = {name: named[name] for name in parameters}
+    exact = Exact(model, parameters, anchors, eta, scale)
+    definition = [float(exact.columns(single)["score"][0]) for single in singles]
+    pairs = [(a, b) for a, b in zip(ours, definition, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    if len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
+        return Agreement(float("nan"), len(pairs))
+    return Agreement(float(spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs))

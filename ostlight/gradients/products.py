@@ -12,13 +12,11 @@ from ostlight.errors import OstlightError
 from ostlight.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.gradients.rows import RowOwners
 from ostlight.gradients.watch import Watched
-from ostlight_kernels import Packing, grad_dots
+from ostlight_kernels import Packing, explain, grad_dots
+from ostlight_kernels.reference import grad_dots_and_squares
 
 GATHERED_ENTRIES = 1 << 22
 """Most entries of target rows gathered at once for an embedding table, so that they stay small beside activations."""
-
-FEW_COLUMNS = 32
-"""Up to this many inputs (an adapter's rank) a CPU forms the transposed gradient several times faster."""
 
 
 class Products:
@@ -65,12 +63,15 @@ class Products:
         if self._targets:
             target = self._targets[name]
             matrices = target.reshape(*target.shape[:2], -1).to(inputs.dtype)
-            packing = self._packing(name, owners, inputs.shape[1])
-            left, right = inputs, grad.to(inputs.dtype)
-            if inputs.device.type == "cpu" and inputs.shape[-1] <= FEW_COLUMNS < grad.shape[-1]:
-                left, right, matrices = right, left, matrices.mT
-            self._add(name, grad_dots(left, right, matrices, packing))
-        self._factor(name, partial(Tokens, owners, grad, inputs))
+            given = (inputs, grad.to(inputs.dtype), matrices, self._packing(name, owners, inputs.shape[1]))
+            if self._wants_norms and self._uses[name] == 1 and explain(inputs).name == "reference":
+                # Forming the gradients is the price of both; once is enough.
+                dots, squares = grad_dots_and_squares(*given)
+                self._add(name, dots)
+                self.norms[name] = squares.double()
+                return
+            self._add(name, grad_dots(*given))
+        self._factor(name, partial(Tokens, owners, grad, inputs, self._row_is_sample(name, owners)))
 
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
         """A use ``result = weight[ids]``: ``ids [R, ...]``, ``grad [R, ..., D]``."""

@@ -8,13 +8,19 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from ostlight.comparison.names import short_names
 from ostlight.comparison.results import Interval, Line
 from ostlight.evaluation.evaluate import ALL
 
+LEFT = 3
+"""Columns of names, before the numbers."""
+
 
 def headings(lines: Sequence[Line]) -> list[str]:
+    """Names first, then accuracies in percent, then what was kept and what it cost."""
     groups = [g for g in lines[0].accuracy if g != ALL]
-    return ["selector", "budget", "protocol", "accuracy (95%)", *groups, "defects kept", "selection", "training"]
+    costs = ["selection (s, FLOPs)", "training (s, FLOPs)"]
+    return ["selector", "budget", "protocol", "accuracy (95%)", *groups, "defects kept", *costs]
 
 
 def cells(line: Line) -> list[str]:
@@ -24,7 +30,7 @@ def cells(line: Line) -> list[str]:
     return [
         line.label,
         line.budget,
-        line.protocol,
+        line.protocol.replace("_", " "),
         _interval(line.accuracy[ALL]),
         *(f"{100 * v.mean:.0f}" for v in groups),
         share,
@@ -40,15 +46,33 @@ def _interval(value: Interval) -> str:
 
 
 def _cost(seconds: float, flops: float) -> str:
-    return f"{seconds:.1f} s, {flops:.1e}" if seconds or flops else ""
+    return f"{seconds:.0f}, {flops:.1e}" if seconds or flops else ""
 
 
-def rich_table(lines: Sequence[Line], title: str) -> Table:
-    table = Table(title=title)
-    for k, heading in enumerate(headings(lines)):
-        table.add_column(heading, justify="left" if k < 3 else "right", no_wrap=k < 4)
-    for line in lines:
-        table.add_row(*cells(line))
+def rich_tables(lines: Sequence[Line], title: str, width: int) -> list[Table]:
+    """The table for a terminal of that many columns; where it is too narrow, the groups stand in a second one.
+
+    What all lines have in common goes into the title.
+    """
+    names, common = short_names(lines)
+    title = ", ".join([title, *common])
+    head = ["selected", *headings(lines)[LEFT:]]
+    rows = [[name, *cells(line)[LEFT:]] for name, line in zip(names, lines, strict=True)]
+    groups = range(2, 1 + len(lines[0].accuracy))
+    whole = list(range(len(head)))
+    needed = sum(max(len(row[k]) for row in [head, *rows]) + 3 for k in whole) + 1
+    if needed <= width:
+        return [_table(title, head, rows, whole)]
+    narrow = [k for k in whole if k not in groups]
+    return [_table(title, head, rows, narrow), _table("accuracy by group, %", head, rows, [0, *groups])]
+
+
+def _table(title: str, head: list[str], rows: list[list[str]], columns: list[int]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for k in columns:
+        table.add_column(head[k], justify="right" if k else "left")
+    for row in rows:
+        table.add_row(*(row[k] for k in columns))
     return table
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-import torch
-from torchmetrics import Metric
-
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?")
 
 
 def final_answer(text: str, marker: str | None) -> str | None:
-    """What follows the last ``marker``, or the whole text where no marker is set.
+    """What follows the last ``marker``, single-spaced and without closing punctuation; the whole text without a marker.
+
+    The marker counts only as a word of its own.
 
     Returns:
         ``None`` where the marker does not occur or nothing follows it: no answer was given.
     """
+    words = text.split()
     if marker is None:
-        return text.strip() or None
-    _, found, rest = text.rpartition(marker)
-    answer = rest.strip(" \n\t:.=").strip()
-    return answer if found and answer else None
+        return " ".join(words) or None
+    for k in range(len(words) - 1, -1, -1):
+        if words[k].strip(".,:=").lower() == marker.lower():
+            return " ".join(words[k + 1 :]).strip(" .:=") or None
+    return None
 
 
 def same_answer(given: str | None, expected: str | None) -> bool:
@@ -46,28 +47,3 @@ def _number(text: str) -> Fraction | None:
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().split()).strip(" .,:;!?\"'")
-
-
-class AnswerAccuracy(Metric):
-    """Share of answers that are right; a missing answer is wrong.
-
-    ``update`` takes two lists of equal length: final answers as extracted (``None`` where there is none), and the
-    expected ones.
-    """
-
-    higher_is_better = True
-    full_state_update = False
-    correct: torch.Tensor
-    total: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("correct", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, given: list[str | None], expected: list[str | None]) -> None:
-        self.correct += sum(same_answer(g, e) for g, e in zip(given, expected, strict=True))
-        self.total += len(expected)
-
-    def compute(self) -> torch.Tensor:
-        return self.correct.float() / self.total

@@ -11,7 +11,8 @@ from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError
-from ostlight.evaluation.answers import AnswerAccuracy, final_answer, same_answer
+from ostlight.evaluation.accuracy import AnswerAccuracy
+from ostlight.evaluation.answers import final_answer, same_answer
 from ostlight.evaluation.generate import generate_answers
 from ostlight.model.encode import Encoded
 from ostlight.model.module import MultimodalModel

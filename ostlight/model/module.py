@@ -101,7 +101,7 @@ class MultimodalModel(L.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.training_settings
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         rise = max(1, round(settings.warmup * self.total_steps))
 
         def factor(step: int) -> float:

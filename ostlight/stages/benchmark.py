@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ostlight.comparison.cells import BASE, Cell, cell_training, plan_cells
 from ostlight.comparison.picture import draw
 from ostlight.comparison.results import CellResult, Line, load_result, save_result, summarise, write_jsonl
-from ostlight.comparison.table import as_csv, markdown, rich_table
+from ostlight.comparison.table import as_csv, markdown, rich_tables
 from ostlight.config.schema import Config, SelectorChoice
 from ostlight.data.atomic import atomic_path
 from ostlight.data.sample import Sample
@@ -60,7 +60,8 @@ def benchmark(config: Config) -> list[Line]:
         with atomic_path(folder.path / name) as temporary:
             temporary.write_text(text)
     draw(lines, folder.path / "table.png", title)
-    console.print(rich_table(lines, title))
+    for table in rich_tables(lines, title, console.width):
+        console.print(table)
     say(f"written to {folder.path}: results.jsonl, table.md, table.csv, table.png")
     return lines
 

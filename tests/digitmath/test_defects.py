@@ -157,7 +157,3 @@ def test_no_two_pictures_of_the_pool_have_the_same_bytes(parts):
 )
 def test_final_answer(text: str, expected: str | None):
     assert final_answer(text) == expected
-
-
-def test_final_answer_with_another_marker():
-    assert final_answer("thus result: 5", marker="result") == "5"

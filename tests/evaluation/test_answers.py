@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ostlight.evaluation.answers import AnswerAccuracy, final_answer, same_answer
+from ostlight.evaluation.accuracy import AnswerAccuracy
+from ostlight.evaluation.answers import final_answer, same_answer
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,7 @@ from ostlight.evaluation.answers import AnswerAccuracy, final_answer, same_answe
         ("answer 3, no: Answer: answer: 8.", "answer", "8"),
         ("no marker here", "answer", None),
         ("cut off at the answer", "answer", None),
+        ("thus result: 5", "result", "5"),
         ("  horse ", None, "horse"),
         ("   ", None, None),
     ],

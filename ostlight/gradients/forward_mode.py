@@ -8,13 +8,14 @@ the losses over ``h``. Neither is known beforehand, so the step is found by tryi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
+from ostlight.gradients.adapters import merged_forwards
 
 Losses = Callable[[], Tensor]
 """Runs the model on a batch and returns its per-sample losses ``[N]``."""
@@ -41,7 +42,11 @@ class Step:
 
 
 def directional_derivatives(
-    losses: Losses, parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor], size: float
+    losses: Losses,
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor],
+    size: float,
+    model: nn.Module | None = None,
 ) -> Tensor:
     """``[N]`` fp64 ``<g_i, direction>`` for every sample of a batch by central difference.
 
@@ -50,17 +55,23 @@ def directional_derivatives(
         parameters: the scope; shifted in place and restored to the bit.
         direction: ``[*shape]`` per parameter of the scope.
         size: h, from ``find_step``.
+        model: what ``losses`` runs; given, its low-rank adapters in scope are computed in one product.
 
     Raises:
         OstlightError: weights in less than fp32, where the shift would be lost in rounding, or a direction that does
             not fit the scope.
     """
     _check(parameters, direction)
-    with _shiftable(parameters) as shift, torch.no_grad():
+    with _shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         return _central(losses, shift, direction, size)
 
 
-def find_step(losses: Losses, parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> Step:
+def find_step(
+    losses: Losses,
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor],
+    model: nn.Module | None = None,
+) -> Step:
     """The step whose quarter gives the same derivatives most nearly, from trying on a few samples once per direction.
 
     Steps go down by quarters from a shift of ``LARGEST_SHIFT`` of the weights' norm; ``2 * RUNGS`` forward passes.
@@ -74,7 +85,7 @@ def find_step(losses: Losses, parameters: Mapping[str, nn.Parameter], direction:
         raise OstlightError("the direction is zero everywhere; a derivative along it says nothing")
     largest = LARGEST_SHIFT * _norm(parameters) / length
     sizes = [largest * 0.25**rung for rung in range(RUNGS)]
-    with _shiftable(parameters) as shift, torch.no_grad():
+    with _shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         tried = [_central(losses, shift, direction, size) for size in sizes]
     steps = [
         Step(size, float((coarse - fine).square().mean().sqrt() / fine.square().mean().sqrt()))
@@ -86,6 +97,10 @@ def find_step(losses: Losses, parameters: Mapping[str, nn.Parameter], direction:
             f"no step from {sizes[0]:.3g} to {sizes[-1]:.3g} gives finite losses that differ; use a backward pass"
         )
     return min(steps, key=lambda step: step.relative_error)
+
+
+def _one_product(model: nn.Module | None, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[None]:
+    return nullcontext() if model is None else merged_forwards(model, parameters)
 
 
 Shift = Callable[[Mapping[str, Tensor], float], None]

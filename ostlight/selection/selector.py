@@ -34,12 +34,14 @@ class Selector(ABC):
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
         seeded: whether scores change with the seed by design; a benchmark then scores anew for every seed.
+        pick_options: options that only ``pick`` reads; changing them picks anew and does not score anew.
         ignores_budget: whether ``pick`` keeps the same whatever the budget; a benchmark then trains it once a seed.
     """
 
     uses_proxy: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
     ignores_budget: ClassVar[bool] = False
+    pick_options: ClassVar[tuple[str, ...]] = ()
 
     @dataclass
     class Options:
@@ -109,6 +111,9 @@ def _refuse_malformed(cls: type[Selector]) -> None:
     for f in dataclasses.fields(cls.Options):
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             refuse(f"Options.{f.name} has no default", f"give it one: `{f.name}: {f.type} = ...`")
+    strange = [name for name in cls.pick_options if name not in _field_names(cls.Options)]
+    if strange:
+        refuse(f"pick_options names {strange[0]!r}, which is no option", "name fields of Options")
     unannotated = [k for k in vars(cls.Options) if not k.startswith("_") and k not in _field_names(cls.Options)]
     unannotated = [k for k in unannotated if not callable(getattr(cls.Options, k))]
     if unannotated:

@@ -108,11 +108,13 @@ def score_pool(
 
 def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Selector) -> dict[str, str]:
     """Fingerprint of everything a score depends on."""
+    options = dataclasses.asdict(selector.options)
+    scored = {name: value for name, value in options.items() if name not in selector.pick_options}
     inputs = {
         "pool": pool.fingerprint()[:16],
         "anchors": anchors.fingerprint,
         "selector": config.selector.name,
-        "selector.options": fingerprint.of_values(dataclasses.asdict(selector.options)),
+        "selector.options": fingerprint.of_values(scored),
         "selector's code": fingerprint.of_class(load(config.selector.name)),
         "compute.shard_size": str(config.compute.shard_size),
         "seed": str(config.seed),

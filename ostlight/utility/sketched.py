@@ -87,8 +87,8 @@ class Sketched:
         """Utilities and what came along, one value a sample.
 
         Returns:
-            ``score`` (``u_i``), ``loss``, ``grad_norm``, ``slope`` (``<g_i, g_V>``), ``cosine`` of ``g_i`` with
-            ``g_V``; with probes ``phi`` (``[K * groups]`` a sample, so that sets can be picked later); with groups
+            ``score`` (``u_i``), ``loss``, ``grad_norm``, ``slope`` (``<g_i, g_V>``), ``eta``, ``cosine`` of ``g_i``
+            with ``g_V``; with probes ``phi`` (``[K * groups]`` a sample, so that sets can be picked later); with groups
             ``utility_by_group`` in the order of ``names``; ``failure`` where loss or gradient are not finite.
         """
         found = self.engine.products(
@@ -102,6 +102,7 @@ class Sketched:
             "loss": found.losses.double(),
             "grad_norm": norms,
             "slope": whole.slope,
+            "eta": [self.eta] * len(batch),
             "cosine": whole.slope / (norms * self.slope_norm).clamp_min(torch.finfo(torch.float64).tiny),
         }
         if self.num_probes:

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ostlight.errors import SelectorError
 from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.batch import Batch
+from ostlight.selection.budget import Budget
+from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.setting import Setting
+from ostlight.setwise import Limits, SetObjective, pick_set
 from ostlight.utility.agreement import rank_agreement, sample_count
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
@@ -24,6 +28,7 @@ from ostlight.utility.step_size import eta_by_rule, first_adam_step
 
 ESTIMATORS = ("exact", "first_order", "second_order")
 OPTIMIZERS = ("sgd", "adam")
+OBJECTIVES = ("sample", "set")
 NORMS = 64
 """Pool samples over which the median gradient norm is taken."""
 
@@ -32,6 +37,7 @@ class OneStepTrain(Selector):
     """Utility of one SGD step on each sample, measured on the anchors (arXiv 2605.07488)."""
 
     uses_proxy = True
+    pick_options = ("objective", "batch_size")
 
     @dataclass
     class Options:
@@ -42,6 +48,9 @@ class OneStepTrain(Selector):
         eta: step size; ``null`` makes the median simulated step as long as the median step of the warm-up.
         probes: curvature probes of ``second_order``.
         optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
+        objective: what is ranked: ``sample`` (each by itself, as in the paper) or ``set`` (what a mini-batch of the
+            subset does, redundancy and noise counted; needs the probes of ``second_order``).
+        batch_size: of the mini-batches of ``objective: set``; the target's.
         """
 
         estimator: str = "exact"
@@ -49,6 +58,8 @@ class OneStepTrain(Selector):
         eta: float | None = None
         probes: int = 64
         optimizer: str = "sgd"
+        objective: str = "sample"
+        batch_size: int = 32
 
     def setup(self, setting: Setting) -> None:
         setting.require_anchors("ost")
@@ -69,11 +80,16 @@ class OneStepTrain(Selector):
         self.estimator = self._estimator(setting, parameters, anchors, eta, scale)
 
     def _check_options(self) -> None:
-        for name, valid in (("estimator", ESTIMATORS), ("optimizer", OPTIMIZERS)):
+        choices = (("estimator", ESTIMATORS), ("optimizer", OPTIMIZERS), ("objective", OBJECTIVES))
+        for name, valid in choices:
             value = getattr(self.options, name)
             if value not in valid:
                 raise SelectorError(f"selector.options.{name} must be one of {', '.join(valid)}; got {value!r}")
-        for name in ("eta", "probes"):
+        if self.options.objective == "set" and self.options.estimator != "second_order":
+            raise SelectorError(
+                "selector.options.objective=set needs estimator=second_order: sets are picked by its probes"
+            )
+        for name in ("eta", "probes", "batch_size"):
             value = getattr(self.options, name)
             if value is not None and value <= 0:
                 raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
@@ -114,3 +130,19 @@ class OneStepTrain(Selector):
 
     def score(self, batch: Batch) -> dict[str, Any]:
         return self.estimator.columns(batch)
+
+    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+        if self.options.objective == "sample" or not len(scores):
+            return budget.top(scores)
+        if budget.threshold is not None:
+            raise SelectorError(
+                "budget.threshold ranks single samples; objective=set takes a fraction, count or tokens"
+            )
+        slopes, phi, eta = scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0])
+        if budget.tokens is not None:
+            limits, size = Limits.tokens(budget.tokens, scores.tokens), budget.tokens / float(np.mean(scores.tokens))
+        else:
+            size = budget.size(len(scores))
+            limits = Limits.count(int(size), len(scores))
+        objective = SetObjective.minibatch(slopes, phi, eta=eta, batch_size=self.options.batch_size, size=size)
+        return pick_set(objective, limits).rows

@@ -1,0 +1,63 @@
+"""Our own selectors, each by what it promises."""
+
+from __future__ import annotations
+
+import pytest
+
+import ostlight
+from ostlight.errors import SelectorError
+from ostlight.selection.scores import Scores
+from ostlight.setwise import minibatch_value
+
+SET = {"estimator": "second_order", "probes": 8, "eta": 0.05, "objective": "set"}
+
+
+def test_loss_keeps_the_easiest_or_the_hardest(settings):
+    low = ostlight.select(settings(name="low", selector={"name": "loss"}), "budget.count=5")
+    losses = Scores.read(low.folder.scores).column("loss")
+    assert sorted(losses[low.kept]) == sorted(losses)[:5]
+    hard = {"name": "loss", "options": {"prefer": "high"}}
+    high = ostlight.select(settings(name="high", selector=hard), "budget.count=5")
+    assert sorted(losses[high.kept]) == pytest.approx(sorted(losses)[-5:])
+
+
+def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
+    alone = ostlight.select(settings(selector={"name": "ost", "options": SET | {"objective": "sample"}}))
+    together = ostlight.select(settings(selector={"name": "ost", "options": SET}))
+    assert [e.stage for e in together.folder.ledger.read()] == ["score", "pick", "pick"]
+    scores = Scores.read(together.folder.scores)
+    slopes, phi = scores.column("slope"), scores.column("phi")
+    values = [minibatch_value(slopes, phi, s.kept, eta=0.05, batch_size=32) for s in (together, alone)]
+    assert values[0] > values[1]
+    assert len(together.kept) == len(alone.kept) == 10
+
+
+def test_a_set_within_tags_and_within_tokens(settings):
+    config = settings(selector={"name": "ost", "options": SET})
+    selection = ostlight.select(config, "budget.fraction=0.3", "budget.within=task")
+    tasks = Scores.read(selection.folder.scores).tag("task")[selection.kept]
+    assert len(set(tasks)) == 7
+    fewer = ostlight.select(config, "budget.tokens=200")
+    assert 0 < sum(Scores.read(fewer.folder.scores).tokens[fewer.kept]) <= 200
+
+
+def test_a_set_needs_probes_and_a_size(settings):
+    first = {"name": "ost", "options": {"estimator": "first_order", "objective": "set"}}
+    with pytest.raises(SelectorError, match="objective=set needs estimator=second_order"):
+        ostlight.select(settings(selector=first))
+    with pytest.raises(SelectorError, match="objective=set takes a fraction, count or tokens"):
+        ostlight.select(settings(name="two", selector={"name": "ost", "options": SET}), "budget.threshold=0")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("ost", {"estimator": "third_order"}, "estimator must be one of exact, first_order, second_order"),
+        ("ost", {"eta": -1.0}, "eta must be above 0; got -1.0"),
+        ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
+        ("loss", {"prefer": "middle"}, "prefer must be low or high; got 'middle'"),
+    ],
+)
+def test_options_out_of_range(settings, name: str, options: dict, says: str):
+    with pytest.raises(SelectorError, match=says):
+        ostlight.select(settings(selector={"name": name, "options": options}))

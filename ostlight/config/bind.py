@@ -29,9 +29,7 @@ def bind(schema: type[T], values: Mapping[str, Any], where: str = "", source: st
     Raises:
         ConfigError: unknown keys (with the nearest valid one and the list of all) and wrong types, all at once.
     """
-    problems = list(_unknown_keys(schema, values, where))
-    if not problems:
-        problems = list(_wrong_values(schema, values, where))
+    problems = [*_unknown_keys(schema, values, where), *_wrong_values(schema, values, where)]
     if problems:
         raise ConfigError(problems, source)
     merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
@@ -64,6 +62,8 @@ def _wrong_values(schema: type, values: Mapping[str, Any], where: str) -> Iterat
     base = OmegaConf.structured(schema)
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
+        if key not in hints:
+            continue  # told as unknown
         path = f"{where}.{key}" if where else str(key)
         inner = _dataclass_in(hints[key])
         if inner is not None and isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ SHOWN = 5
 def with_digitmath(config: Config, folder: RunFolder) -> Config:
     """The same configuration with the built-in pool and models in the places left open; writes files where missing."""
     if config.digitmath is None:
+        _refuse_missing(config)
         return config
     data = folder.path / "data"
     files = Files.within(data)
@@ -45,6 +47,20 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
     if config.benchmark is not None and config.benchmark.truth is None:
         config = replace(config, benchmark=replace(config.benchmark, truth=str(files.truth)))
     return config
+
+
+def _refuse_missing(config: Config) -> None:
+    """Raises:
+    ConfigError: data paths that lead nowhere, all of them.
+    """
+    named = {"pool": config.pool, "anchors": config.anchors, "dev": config.dev, "test": config.test}
+    problems = [
+        f"{name}.path: {data.path} does not exist (looked in {Path.cwd()})"
+        for name, data in named.items()
+        if data.path is not None and not Path(data.path).exists() and not glob.glob(data.path, recursive=True)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def vars_of(files: Files) -> list[Path]:

@@ -28,9 +28,12 @@ class Loss(Selector):
 
         prefer: str = "low"
 
-    def setup(self, setting: Setting) -> None:
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
         if self.options.prefer not in PREFERENCES:
             raise SelectorError(f"selector.options.prefer must be low or high; got {self.options.prefer!r}")
+
+    def setup(self, setting: Setting) -> None:
         self.model = setting.proxy.model
 
     def score(self, batch: Batch) -> dict[str, Any]:

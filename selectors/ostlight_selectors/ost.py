@@ -61,9 +61,12 @@ class OneStepTrain(Selector):
         objective: str = "sample"
         batch_size: int = 32
 
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._check_options()
+
     def setup(self, setting: Setting) -> None:
         setting.require_anchors("ost")
-        self._check_options()
         options, model = self.options, setting.proxy.model
         if options.estimator == "exact" and model.model.dtype.itemsize < 4:
             setting.say(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")

@@ -27,6 +27,11 @@ def test_all_problems_are_listed_at_once():
     assert any("unknown key 'nonsense'" in p for p in found)
 
 
+def test_unknown_keys_do_not_hide_wrong_types():
+    found = problems(selector={"nam": "ost"}, seed="many")
+    assert len(found) == 2
+
+
 def test_wrong_types_say_what_is_taken_and_what_was_got():
     found = problems(seed="many", target={"training": {"lr": "fast", "steps": [1]}})
     assert "seed takes a whole number; got 'many' (str)" in found

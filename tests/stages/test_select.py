@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ostlight
-from ostlight.errors import DataError, RunChangedError, SelectorError
+from ostlight.errors import ConfigError, DataError, RunChangedError, SelectorError
 from ostlight.scoring.writer import audit
 from ostlight.selection.registry import register
 from ostlight.selection.scores import read_shards
@@ -223,3 +223,11 @@ def test_cut_answers_are_counted(settings, capsys):
     selection = ostlight.select(config | {"name": "cut"})
     assert selection.answers_cut == lengths.count(max(lengths))
     assert f"{selection.answers_cut} answers were cut by the length limit" in capsys.readouterr().out
+
+
+def test_missing_files_are_listed_at_once(settings):
+    config = settings(pool={"path": "no/pool.jsonl"}, anchors={"path": "no/anchors.jsonl"})
+    with pytest.raises(
+        ConfigError, match=r"(?s)2 problems.*pool.path: no/pool.jsonl does not exist \(looked in .*anchors"
+    ):
+        ostlight.select(config)

@@ -78,3 +78,10 @@ def test_an_unknown_verb_names_the_verbs():
     assert result.exit_code == 0
     for verb in ("select", "train", "evaluate", "benchmark", "selectors"):
         assert verb in result.output
+
+
+def test_an_accelerator_that_is_not_there_is_answered(config: Path, monkeypatch, capsys):
+    arguments = ["select", str(config), "compute.accelerator=gpuu"]
+    code, _, err = run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert "compute: Lightning refuses these settings: You selected an invalid accelerator name" in err

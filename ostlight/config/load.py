@@ -98,6 +98,9 @@ def _out_of_range(config: Config) -> Iterator[str]:
     yield from config.budget.problems()
     yield from config.proxy.warmup.training.problems("proxy.warmup.training")
     yield from config.target.training.problems("target.training")
+    seeds = [config.seed, *(config.benchmark.seeds if config.benchmark else [])]
+    if min(seeds) < 0:
+        yield f"seeds must be at least 0; got {min(seeds)}"
     if not 0 <= config.proxy.warmup.fraction <= 1:
         yield f"proxy.warmup.fraction must be at least 0 and at most 1; got {config.proxy.warmup.fraction}"
     for name in ("tokens_per_batch", "shard_size", "devices", "num_nodes"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
@@ -32,28 +33,35 @@ def make_trainer(
         stage: its name in the loggers.
         callbacks: besides the progress bar; a progress bar among them replaces ours.
         arguments: further arguments of ``lightning.Trainer``.
+
+    Raises:
+        ConfigError: Lightning refuses the settings (no such accelerator, precision or strategy here).
     """
     _quieten()
     bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)]
     if compute.progress and not bars:
         bars = [_Bar()]
     others = [c for c in callbacks if not isinstance(c, RichProgressBar)]
-    return L.Trainer(
-        accelerator=compute.accelerator,
-        devices=compute.devices,
-        num_nodes=compute.num_nodes,
-        strategy=compute.strategy,
-        precision=compute.precision,  # type: ignore[arg-type]
-        logger=_logger(compute.logger, folder, stage),
-        callbacks=[*others, *(bars if compute.progress else [])],
-        enable_progress_bar=compute.progress,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        **arguments,
-    )
+    try:
+        return L.Trainer(
+            accelerator=compute.accelerator,
+            devices=compute.devices,
+            num_nodes=compute.num_nodes,
+            strategy=compute.strategy,
+            precision=compute.precision,  # type: ignore[arg-type]
+            logger=_logger(compute.logger, folder, stage),
+            callbacks=[*others, *(bars if compute.progress else [])],
+            enable_progress_bar=compute.progress,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            **arguments,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError([f"compute: Lightning refuses these settings: {told}"]) from error
 
 
 class _Bar(RichProgressBar):

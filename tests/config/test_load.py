@@ -92,3 +92,7 @@ def test_interpolation():
 def test_benchmarks_need_distinct_labels():
     section = {"selectors": [{"name": "ost"}, {"name": "ost"}], "budgets": [{"fraction": 0.2}]}
     assert problems(benchmark=section) == ["two benchmark.selectors are called 'ost'; give one of them a `label`"]
+
+
+def test_seeds_are_not_negative():
+    assert problems("seed=-1") == ["seeds must be at least 0; got -1"]

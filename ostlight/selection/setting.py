@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ostlight.data.sample import Sample
 from ostlight.errors import SelectorError
+from ostlight.selection.notes import write_note
 
 if TYPE_CHECKING:
     from ostlight.model.batch import Batch
@@ -67,6 +68,14 @@ class Setting:
         if self._proxy is None:
             raise SelectorError("this selector asks for a proxy without `uses_proxy = True` in its class; declare it")
         return self._proxy
+
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a fact of the run (``eta``, say) in ``folder``, for the report; a resumed run keeps its notes.
+
+        Raises:
+            SelectorError: the value is nothing JSON can hold.
+        """
+        write_note(self.folder, name, value)
 
     def require_anchors(self, selector: str) -> None:
         """Raises:

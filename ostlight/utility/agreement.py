@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ class Agreement:
         return (
             f"rank agreement of {estimator} with exact: {self.spearman:.2f} (Spearman, {self.samples} samples){advice}"
         )
+
+    def note(self, estimator: str) -> dict[str, Any]:
+        """For the run's notes; ``spearman`` is ``None`` where it could not be measured."""
+        spearman = None if math.isnan(self.spearman) else self.spearman
+        return {"estimator": estimator, "spearman": spearman, "samples": self.samples}
 
 
 def sample_count(records: int) -> int:

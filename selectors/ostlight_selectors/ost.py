@@ -78,6 +78,8 @@ class OneStepTrain(Selector):
             scale, source = adam_scale(setting.proxy.folder, model, parameters, anchors)
             setting.say(f"adam steps, shaped by {source}")
         eta = options.eta or self._eta(setting, parameters, scale)
+        setting.note("eta", eta)
+        setting.note("groups", anchors.names)
         count = sum(p.numel() for p in parameters.values())
         setting.say(f"utilities over {count:,} parameters (scope {options.scope}), {len(setting.anchors)} anchors")
         self.estimator = self._estimator(setting, parameters, anchors, eta, scale)
@@ -124,11 +126,13 @@ class OneStepTrain(Selector):
         probes = self.options.probes if name == "second_order" else 0
         sketched = Sketched(proxy.model, parameters, anchors, eta, probes, setting.seed, scale)
         setting.say(f"target vectors: {sketched.target_bytes / 2**20:.1f} MiB")
+        setting.note("targets_bytes", sketched.target_bytes)
         singles = list(proxy.examples(sample_count(proxy.records)))
         if singles:
             sketched.verify(singles[0])
             found = rank_agreement(proxy.model, parameters, anchors, eta, sketched, singles, scale)
             setting.say(found.line(name))
+            setting.note("rank_agreement", found.note(name))
         return sketched
 
     def score(self, batch: Batch) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Facts of a run that belong to no single sample, kept beside the scores for the report: ``selector/notes.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ostlight.data.atomic import atomic_write_text
+from ostlight.errors import DataError, SelectorError
+from ostlight.run.folder import is_first_rank
+
+FILE = "notes.json"
+
+
+def write_note(folder: Path, name: str, value: Any) -> None:
+    """Keeps one fact beside those that are there, on the first rank only; a fact of the same name is replaced.
+
+    Args:
+        folder: a run's ``selector`` folder.
+        name: of the fact, ``eta`` say.
+        value: anything JSON holds.
+
+    Raises:
+        SelectorError: the value is not plain data, or holds NaN or infinity, which JSON does not know.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SelectorError(
+            f"the note {name!r} is no JSON ({error}): use numbers, text, lists and dicts, and null for what is unknown"
+        ) from error
+    if is_first_rank():
+        notes = read_notes(folder) | {name: value}
+        atomic_write_text(folder / FILE, json.dumps(notes, indent=2, sort_keys=True) + "\n")
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """All facts noted in a run's ``selector`` folder; none where the selector noted nothing.
+
+    Raises:
+        DataError: the file is there and is no JSON object.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return {}
+    try:
+        notes = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is no JSON ({error}); remove it and score again") from error
+    if not isinstance(notes, dict):
+        raise DataError(f"{file} holds a {type(notes).__name__}, not an object; remove it and score again")
+    return notes

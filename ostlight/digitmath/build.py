@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         "task": pa.string(),
     }
 )
+SOURCE_FIELD = pa.field("source", pa.string())
 TRUTH_SCHEMA = pa.schema({"id": pa.string(), "defect": pa.string()})
 
 
@@ -48,7 +49,7 @@ def build(config: DigitMath, folder: Path) -> Files:
     """Writes the five Parquet files into ``folder``; the same configuration gives the same bytes.
 
     Columns: ``id``, ``image`` (PNG bytes), ``conversations`` (LLaVA's ``from`` and ``value``), ``task``; and
-    ``id``, ``defect`` for the truth. No digit image occurs in two of pool, anchors, dev and test.
+    ``id``, ``defect`` for the truth; with ``sources``, the pool has a column ``source`` too. No digit image occurs in two of pool, anchors, dev and test.
 
     Raises:
         ConfigError: sizes or rates that cannot be met; all of them at once.
@@ -61,7 +62,9 @@ def build(config: DigitMath, folder: Path) -> Files:
     pool, defects = spoil(
         clean_records("pool", config.pool, config.seed), config.counts(), _rng(config.seed, "defects")
     )
-    _write(files.pool, "pool", pool, config.seed)
+    if config.unlabelled:
+        pool = [replace(record, answer="") for record in pool]
+    _write(files.pool, "pool", pool, config.seed, sources_of(defects, config))
     truth = {"id": [_id("pool", place) for place in range(config.pool)], "defect": defects}
     pq.write_table(pa.table(truth, TRUTH_SCHEMA), files.truth)
     for part, size, path in (
@@ -87,22 +90,31 @@ def _clean_record(task: str, images: Sequence[int], rng: random.Random) -> Recor
     return Record(cells, question, solve(task, [digits[cell] for cell in question.cells]))
 
 
-def _write(path: Path, part: str, records: list[Record], seed: int) -> None:
+def sources_of(defects: Sequence[str], config: DigitMath) -> list[str]:
+    """The generator of each pool record; none where the configuration names none."""
+    if not config.sources:
+        return []
+    rng = _rng(config.seed, "sources")
+    everyone = list(config.sources)
+    makers = {defect: [s for s in everyone if defect in config.sources[s]] or everyone for defect in {*defects}}
+    return [rng.choice(makers[defect]) for defect in defects]
+
+
+def _write(path: Path, part: str, records: list[Record], seed: int, sources: Sequence[str] = ()) -> None:
     rows = [_row(_id(part, place), record, seed) for place, record in enumerate(records)]
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    pq.write_table(table.append_column(SOURCE_FIELD, [list(sources)]) if sources else table, path)
 
 
 def _row(name: str, record: Record, seed: int) -> dict[str, object]:
     pixels = render(record.cells)
     if record.copy:
         pixels = grain(pixels, _rng(seed, f"copy {record.copy}"))
+    said = [{"from": "human", "value": f"{IMAGE_MARK}\n{record.question.text}"}]
     return {
         "id": name,
         "image": {"bytes": png(pixels), "path": f"{name}.png"},
-        "conversations": [
-            {"from": "human", "value": f"{IMAGE_MARK}\n{record.question.text}"},
-            {"from": "gpt", "value": record.answer},
-        ],
+        "conversations": [*said, {"from": "gpt", "value": record.answer}] if record.answer else said,
         "task": record.question.task,
     }
 

@@ -34,6 +34,9 @@ class DigitMath:
         seed: of the questions and defects. Which digit images belong to which part never changes, because the
             base checkpoints have seen some of them.
         defects: share of the pool for each defect; a name left out has none of it.
+        sources: generators by name, each with the defects it makes. Where there are any, every pool record carries a
+            tag ``source``: a flawed record that of a generator which makes its flaw, a clean one that of any.
+        unlabelled: leaves the answers out of the pool, for choosing what to annotate.
     """
 
     pool: int = 2500
@@ -42,6 +45,8 @@ class DigitMath:
     test: int = 1050
     seed: int = 0
     defects: dict[str, float] = field(default_factory=default_defects)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    unlabelled: bool = False
 
     def counts(self) -> dict[str, int]:
         """Number of pool samples with each defect, in the order of ``DEFECTS``."""
@@ -57,6 +62,12 @@ class DigitMath:
         found += [
             f"defects.{name}: no such defect; valid names are {', '.join(DEFECTS)}"
             for name in self.defects
+            if name not in DEFECTS
+        ]
+        found += [
+            f"sources.{source}: {name!r} is no defect; valid names are {', '.join(DEFECTS)}"
+            for source, names in self.sources.items()
+            for name in names
             if name not in DEFECTS
         ]
         rates_wrong = [

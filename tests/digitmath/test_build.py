@@ -95,6 +95,31 @@ def test_a_pool_without_defects_is_clean(tmp_path: Path):
     assert set(pq.read_table(files.truth)["defect"].to_pylist()) == {"clean"}
 
 
+def test_sources_tag_every_record_and_change_nothing_else(config: DigitMath, files: Files, tmp_path: Path):
+    sources = {"careful": [], "careless": ["arithmetic"], "blind": ["hallucinated", "other_picture"]}
+    tagged = build(replace(config, sources=sources), tmp_path)
+    table = pq.read_table(tagged.pool)
+    assert table.drop_columns(["source"]).equals(pq.read_table(files.pool))
+    defects = pq.read_table(tagged.truth)["defect"].to_pylist()
+    made = Counter(zip(table["source"].to_pylist(), defects, strict=True))
+    for source, own in sources.items():
+        assert {d for s, d in made if s == source} & {"arithmetic", "hallucinated", "other_picture"} == set(own)
+    assert {s for s, d in made if d == "clean"} == {s for s, d in made if d == "truncated"} == set(sources)
+    assert files.anchors.read_bytes() == tagged.anchors.read_bytes()
+
+
+def test_an_unlabelled_pool_asks_the_same_questions(config: DigitMath, files: Files, tmp_path: Path):
+    bare = pq.read_table(build(replace(config, unlabelled=True), tmp_path).pool)
+    whole = pq.read_table(files.pool)
+    assert bare.drop_columns(["conversations"]).equals(whole.drop_columns(["conversations"]))
+    assert bare["conversations"].to_pylist() == [turns[:1] for turns in whole["conversations"].to_pylist()]
+
+
+def test_a_source_of_no_known_defect_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="sources.bad: 'sloth' is no defect; valid names are arithmetic"):
+        build(DigitMath(pool=40, sources={"bad": ["sloth"]}), tmp_path)
+
+
 def test_works_as_a_structured_config():
     from omegaconf import OmegaConf
 

@@ -23,6 +23,10 @@ class DataError(OstlightError):
     """A file or folder of data cannot be used at all: missing, of an unknown format, empty."""
 
 
+class DivergedError(DataError):
+    """A training whose loss is no number any more."""
+
+
 class SelectorError(OstlightError):
     """A selector class, or what it returned, breaks the contract."""
 

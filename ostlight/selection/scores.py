@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ostlight.errors import DataError
+from ostlight.errors import DataError, SelectorError
 
 OK = "ok"
 SET_ASIDE = "set_aside"
@@ -31,15 +33,34 @@ FIXED_FIELDS = [
 FIXED_NAMES = tuple(f.name for f in FIXED_FIELDS)
 
 
+@dataclass(frozen=True)
+class PickSetting:
+    """What a stage lends to ``pick`` beside the table.
+
+    Attributes:
+        trial: the anchors' mean loss after a brief training of the proxy on the records at these positions.
+        anchor_groups: the group of each anchor.
+        note: keeps a fact of the pick by name, for the ledger and the report; the value is plain data.
+        say: prints one line for the user, once, not once a rank.
+    """
+
+    trial: Callable[[np.ndarray], float]
+    anchor_groups: Callable[[], Sequence[str]]
+    note: Callable[[str, Any], None]
+    say: Callable[[str], None]
+
+
 class Scores:
     """The rows that were scored, as a selector's ``pick`` sees them.
 
     Args:
         table: a score table (``FIXED_FIELDS`` and evidence columns); rows that were set aside are left out here.
+        setting: what the stage lends; ``None`` where a table is read by hand.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, setting: PickSetting | None = None) -> None:
         self.table = table.filter(pa.compute.equal(table["state"], OK))
+        self._setting = setting
 
     @classmethod
     def read(cls, folder: Path) -> Scores:
@@ -102,12 +123,40 @@ class Scores:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Scores:
         """The given rows, in that order."""
-        return Scores(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
+        return Scores(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))), self._setting)
 
     def with_tokens(self, tokens: np.ndarray) -> Scores:
         """The same rows, counted by another tokenizer."""
         index = FIXED_NAMES.index("tokens")
-        return Scores(self.table.set_column(index, FIXED_FIELDS[index], pa.array(tokens, pa.int32())))
+        return Scores(self.table.set_column(index, FIXED_FIELDS[index], pa.array(tokens, pa.int32())), self._setting)
+
+    def lent(self, setting: PickSetting) -> Scores:
+        """The same rows, picked from in a run."""
+        return Scores(self.table, setting)
+
+    def trial(self, rows: Sequence[int] | np.ndarray) -> float:
+        """The anchors' mean loss in nats after a fresh copy of the run's proxy was trained briefly on these rows.
+
+        Lets ``pick`` compare sets by what they really do, without test data; the cost goes to the run's ledger. Every
+        trial takes as many steps as any other (``ostlight.training.trial``), and infinite means that it diverged.
+
+        Raises:
+            SelectorError: the run has no proxy or no anchors, or there is no run.
+            DataError: no rows.
+        """
+        return self.setting.trial(self.positions[np.asarray(rows, dtype=np.int64)])
+
+    @property
+    def setting(self) -> PickSetting:
+        """Raises:
+        SelectorError: the table was read by hand, so there is no run to ask.
+        """
+        if self._setting is None:
+            raise SelectorError(
+                "these scores belong to no run, so there is no proxy to try a set on and no anchors to read; "
+                "pick through `ostlight select` or `ostlight benchmark`"
+            )
+        return self._setting
 
 
 def read_shards(folder: Path) -> pa.Table:

@@ -23,15 +23,18 @@ from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry, total
 from ostlight.selection.budget import Budget
-from ostlight.selection.picking import pick_rows
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
+from ostlight.stages.pick import pick
 from ostlight.stages.say import console, say
-from ostlight.stages.select import count_tokens, score_pool
+from ostlight.stages.select import score_pool
 from ostlight.stages.sources import open_pool, with_digitmath
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
+
+SELECTION = ("warm-up", "score", "pick")
+"""Stages whose cost is the selection's."""
 
 CLEAN = (None, "", "clean")
 """What a truth table calls a record without a defect."""
@@ -77,7 +80,7 @@ class Contest:
         self.cells = plan_cells(self.settings, with_oracle=self.truth is not None)
         folder.claim("cells", self._inputs())
         self._told = False
-        self._scores: dict[tuple[str, int], tuple[Scores, Selector, Entry]] = {}
+        self._picks: dict[tuple[str, str, int], tuple[np.ndarray, Entry]] = {}
 
     def _inputs(self) -> dict[str, str]:
         """Fingerprint of everything all cells depend on; selectors, budgets and seeds may be added later."""
@@ -148,31 +151,35 @@ class Contest:
             return np.array([], dtype=np.int64), Entry("score")
         if cell.choice is None:
             return self._clean(cell), Entry("score")
-        scores, selector, cost = self._scored(cell.choice, cell.seed)
-        budget = cell.budget or Budget(fraction=1.0)
-        if budget.tokens is not None:
-            scores = scores.with_tokens(count_tokens(self.config, self.pool, scores.positions))
-        rows = pick_rows(selector, scores, budget)
-        if not len(rows):
+        kept, cost = self._picked(cell.choice, cell.budget or Budget(fraction=1.0), cell.seed)
+        if not len(kept):
             raise DataError(f"{cell.name}: the budget keeps no sample")
-        return scores.positions[rows], cost
+        return kept, cost
 
-    def _scored(self, choice: SelectorChoice, seed: int) -> tuple[Scores, Selector, Entry]:
+    def _picked(self, choice: SelectorChoice, budget: Budget, seed: int) -> tuple[np.ndarray, Entry]:
+        """Positions kept, once for all cells that share them, and the whole cost of choosing them."""
         selector = create(choice.name, choice.options)
-        # A selector that does not draw at random scores once for all seeds.
+        # A selector that does not draw at random scores and picks once for all seeds.
         seed = seed if selector.seeded else self.config.seed
-        key = choice.shown, seed
-        if key not in self._scores:
-            name = f"{choice.shown}-seed{seed}" if selector.seeded else choice.shown
-            own = dataclasses.replace(
-                self.config, name=name, folder=str(self.folder.path / "selectors"), seed=seed, selector=choice
-            )
-            own = dataclasses.replace(own, digitmath=None, benchmark=None)
-            place = RunFolder.of(own)
-            score_pool(own, place, self.pool, selector, proxy_home=self.folder)
+        key = choice.shown, budget.label, seed
+        if key not in self._picks:
+            own, place = self._scored(choice, selector, seed)
+            scores = Scores.read(place.scores)
+            rows, picking = pick(own, place, self.pool, selector, scores, budget, proxy_home=self.folder)
             spent = place.ledger.read() + (self.folder.ledger.read() if selector.uses_proxy else [])
-            self._scores[key] = Scores.read(place.scores), selector, total(spent, ("warm-up", "score"))
-        return self._scores[key]
+            cost = total([*(e for e in spent if e.stage in ("warm-up", "score")), picking], SELECTION)
+            self._picks[key] = scores.positions[rows], cost
+        return self._picks[key]
+
+    def _scored(self, choice: SelectorChoice, selector: Selector, seed: int) -> tuple[Config, RunFolder]:
+        name = f"{choice.shown}-seed{seed}" if selector.seeded else choice.shown
+        own = dataclasses.replace(
+            self.config, name=name, folder=str(self.folder.path / "selectors"), seed=seed, selector=choice
+        )
+        own = dataclasses.replace(own, digitmath=None, benchmark=None)
+        place = RunFolder.of(own)
+        score_pool(own, place, self.pool, selector, proxy_home=self.folder)
+        return own, place
 
     def _clean(self, cell: Cell) -> np.ndarray:
         """As many samples as the budget allows, tag by tag where it says so, drawn from the clean ones only."""

@@ -17,7 +17,6 @@ from ostlight.data.quarantine import Quarantine
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
 from ostlight.model.batch import Batch
-from ostlight.model.load import load_encoder
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder, is_first_rank
@@ -27,11 +26,11 @@ from ostlight.scoring.progress import SampleProgress
 from ostlight.scoring.stream import ShardStream
 from ostlight.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.selection.budget import Budget
-from ostlight.selection.picking import pick_rows
 from ostlight.selection.registry import create, load
 from ostlight.selection.scores import SET_ASIDE, Scores, read_shards
 from ostlight.selection.selector import Selector
 from ostlight.selection.setting import ProxySetting, Setting
+from ostlight.stages.pick import pick
 from ostlight.stages.say import say
 from ostlight.stages.sources import TrustedSet, open_pool, read_anchors, warn_of_overlap, with_digitmath
 from ostlight.stages.warmup import proxy_inputs, warm_proxy
@@ -153,11 +152,7 @@ def pick_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selecto
     """
     table = read_shards(folder.scores)
     scores = Scores(table)
-    with folder.ledger.stage("pick", config.selector.shown) as entry:
-        if budget.tokens is not None:
-            scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
-        rows = pick_rows(selector, scores, budget)
-        entry.samples = len(scores)
+    rows, _ = pick(config, folder, pool, selector, scores, budget)
     kept = scores.positions[rows]
     bad = table.filter(pa.compute.equal(table["state"], SET_ASIDE))
     if is_first_rank():
@@ -168,23 +163,6 @@ def pick_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selecto
     counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
     cut = pa.compute.sum(table["answer_cut"]).as_py() or 0
     return Selection(folder, kept, len(table) - len(kept) - len(reasons), counts, cut)
-
-
-def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:
-    """Length of each sample in the target's tokens: what a token budget is spent in.
-
-    Raises:
-        ConfigError: no target is named.
-    """
-    encoder = load_encoder(config.target, "target")
-    counts = []
-    for _, read in pool.read(positions.tolist()):
-        try:
-            # A sample the target refuses cannot be afforded by any budget.
-            counts.append(len(encoder.encode(read)) if isinstance(read, Sample) else np.iinfo(np.int32).max)
-        except BadRecord:
-            counts.append(np.iinfo(np.int32).max)
-    return np.array(counts)
 
 
 def _write_selection(folder: RunFolder, table: pa.Table, scores: Scores, rows: np.ndarray) -> None:

@@ -36,14 +36,20 @@ def warm_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSe
     """
     settings = config.proxy.warmup
     if settings.fraction == 0:
-        return MultimodalModel.load(config.proxy, "proxy", settings.training)
+        return load_proxy(config, folder)
     folder.claim("proxy", proxy_inputs(config, pool, anchors))
     if (folder.proxy / DONE).exists():
         say(f"proxy: taken from {folder.proxy}")
     else:
         _warm(config, folder, pool, anchors)
-    saved = dataclasses.replace(config.proxy, path=str(folder.proxy))
-    return MultimodalModel.load(saved, "proxy", settings.training)
+    return load_proxy(config, folder)
+
+
+def load_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
+    """The proxy as it scores, once it is warmed up: from ``folder.proxy``, or as it came where there is no warm-up."""
+    warmed = config.proxy.warmup.fraction > 0
+    settings = dataclasses.replace(config.proxy, path=str(folder.proxy)) if warmed else config.proxy
+    return MultimodalModel.load(settings, "proxy", config.proxy.warmup.training)
 
 
 def proxy_inputs(config: Config, pool: Pool, anchors: TrustedSet) -> dict[str, str]:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, DataError, DivergedError
 from ostlight.model.module import MultimodalModel
 from ostlight.run.ledger import Entry
 from ostlight.run.preflight import measure
@@ -45,7 +45,8 @@ def fit(
         Records that could not be used, by position, with the reason.
 
     Raises:
-        DataError: no sample to train on, or the loss became NaN.
+        DataError: no sample to train on.
+        DivergedError: the loss became NaN or infinite.
     """
     if not len(data):
         raise DataError(f"{stage}: no sample to train on; widen the budget or look at quarantine.parquet")
@@ -93,7 +94,7 @@ class _Finite(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not bool(torch.isfinite(loss)):
             ids = [s.id for micro in batch.micro_batches for s in micro.samples]
-            raise DataError(
+            raise DivergedError(
                 f"the loss is {float(loss)} at step {batch_idx + 1}, on samples {', '.join(ids[:8])}; "
                 "lower the learning rate or look at these records"
             )

@@ -1,0 +1,93 @@
+"""From stored scores to the rows that are kept, with what a selector may ask for on the way."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from ostlight.config.schema import Config
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord, SelectorError
+from ostlight.model.load import load_encoder
+from ostlight.run.folder import RunFolder
+from ostlight.run.ledger import Entry
+from ostlight.selection.budget import Budget
+from ostlight.selection.picking import pick_rows
+from ostlight.selection.scores import PickSetting, Scores
+from ostlight.selection.selector import Selector
+from ostlight.stages.say import say
+from ostlight.stages.sources import read_anchors
+from ostlight.stages.warmup import load_proxy
+from ostlight.training.trial import Trials
+
+
+def pick(
+    config: Config,
+    folder: RunFolder,
+    pool: Pool,
+    selector: Selector,
+    scores: Scores,
+    budget: Budget,
+    proxy_home: RunFolder | None = None,
+) -> tuple[np.ndarray, Entry]:
+    """Rows of ``scores`` the selector keeps, best first, and what choosing them cost, as the ledger has it.
+
+    Args:
+        proxy_home: the run folder that holds the warmed-up proxy; by default ``folder``.
+
+    Raises:
+        DataError: a budget that needs columns the scores lack.
+        SelectorError: ``pick`` asks for what the run does not have, or returns what are no rows.
+    """
+    with folder.ledger.stage("pick", config.selector.shown) as entry:
+        if budget.tokens is not None:
+            scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
+        setting = _pick_setting(config, folder, proxy_home or folder, pool, selector, entry)
+        rows = pick_rows(selector, scores.lent(setting), budget)
+        entry.samples = len(scores)
+    return rows, entry
+
+
+def _pick_setting(
+    config: Config, folder: RunFolder, home: RunFolder, pool: Pool, selector: Selector, entry: Entry
+) -> PickSetting:
+    name = config.selector.name
+    anchors = cache(lambda: read_anchors(config))
+
+    @cache
+    def trials() -> Trials:
+        if not selector.uses_proxy:
+            raise SelectorError(
+                f"selector {name!r} asks for a trial without `uses_proxy = True` in its class; declare it"
+            )
+        if not anchors().samples:
+            raise SelectorError(
+                f"selector {name!r} asks for a trial, which is read on the anchors; "
+                "name a file of trusted samples in anchors.path"
+            )
+        trusted, compute = anchors().samples, config.compute
+        return Trials(lambda: load_proxy(config, home), pool, trusted, compute, folder.path, config.seed, entry)
+
+    def note(name: str, value: object) -> None:
+        entry.more[name] = value
+
+    return PickSetting(lambda positions: trials()(positions), lambda: anchors().groups, note, say)
+
+
+def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:
+    """Length of each sample in the target's tokens: what a token budget is spent in.
+
+    Raises:
+        ConfigError: no target is named.
+    """
+    encoder = load_encoder(config.target, "target")
+    counts = []
+    for _, read in pool.read(positions.tolist()):
+        try:
+            # A sample the target refuses cannot be afforded by any budget.
+            counts.append(len(encoder.encode(read)) if isinstance(read, Sample) else np.iinfo(np.int32).max)
+        except BadRecord:
+            counts.append(np.iinfo(np.int32).max)
+    return np.array(counts)

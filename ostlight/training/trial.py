@@ -1,0 +1,90 @@
+"""What a set of records does to the proxy, found out by training on it briefly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from torch.utils.flop_counter import FlopCounterMode
+
+from ostlight.config.schema import Compute
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.errors import DivergedError
+from ostlight.model.module import MultimodalModel
+from ostlight.run.ledger import Entry
+from ostlight.training.fit import fit
+from ostlight.training.steps import EncodedPool
+from ostlight.training.watch import mean_loss
+
+TRIAL_STEPS = 100
+"""Optimiser steps of every trial, whatever the size of the set: trials are compared with each other."""
+
+
+class Trials:
+    """Trains a fresh copy of the proxy on records of the pool and reads the anchors; every call costs one training.
+
+    Args:
+        load: a fresh copy of the proxy, with the settings of its warm-up; all but their length are kept.
+        pool: where the records are.
+        anchors: at least one.
+        compute, folder: as for ``fit``.
+        seed: of the order of the samples, the same for every trial.
+        entry: the ledger's; what trials cost is added to it.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], MultimodalModel],
+        pool: Pool,
+        anchors: Sequence[Sample],
+        compute: Compute,
+        folder: Path,
+        seed: int,
+        entry: Entry,
+    ) -> None:
+        self._load, self._pool, self._anchors = load, pool, anchors
+        self._compute = dataclasses.replace(compute, progress=False, logger="none")
+        self._folder, self._seed, self._entry = folder, seed, entry
+        self._data: EncodedPool | None = None
+
+    def __call__(self, positions: np.ndarray) -> float:
+        """The anchors' mean loss in nats after the training; infinite where the training diverged.
+
+        Raises:
+            DataError: no record to train on.
+        """
+        model = self._load()
+        model.training_settings = dataclasses.replace(model.training_settings, epochs=None, steps=TRIAL_STEPS)
+        if self._data is None:
+            self._data = EncodedPool(self._pool, [], model.encoder)
+        reader, cost = _AnchorReader(self._anchors, self._compute.tokens_per_batch), Entry("trial")
+        try:
+            data = self._data.view(positions)
+            fit(model, data, self._compute, self._folder, "trial", self._seed, cost, callbacks=[reader])
+        except DivergedError:
+            reader.loss = math.inf
+        self._entry.flops += cost.flops + reader.flops
+        self._entry.tokens += cost.tokens
+        self._entry.more["trials"] = self._entry.more.get("trials", 0) + 1
+        return reader.loss
+
+
+class _AnchorReader(Callback):
+    """Reads the anchors once training has ended, while the model is still on its device."""
+
+    def __init__(self, anchors: Sequence[Sample], tokens_per_batch: int) -> None:
+        self._anchors, self._tokens_per_batch = anchors, tokens_per_batch
+        self.loss, self.flops = math.inf, 0.0
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, MultimodalModel), "trials train the models of this project"
+        with FlopCounterMode(display=False) as counter:
+            loss = mean_loss(pl_module, pl_module.batches(self._anchors, self._tokens_per_batch))
+        self.flops = float(counter.get_total_flops())
+        self.loss = loss if math.isfinite(loss) else math.inf

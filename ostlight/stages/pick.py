@@ -14,6 +14,7 @@ from ostlight.model.load import load_encoder
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry
 from ostlight.selection.budget import Budget
+from ostlight.selection.notes import write_note
 from ostlight.selection.picking import pick_rows
 from ostlight.selection.scores import PickSetting, Scores
 from ostlight.selection.selector import Selector
@@ -70,8 +71,9 @@ def _pick_setting(
         trusted, compute = anchors().samples, config.compute
         return Trials(lambda: load_proxy(config, home), pool, trusted, compute, folder.path, config.seed, entry)
 
-    def note(name: str, value: object) -> None:
-        entry.more[name] = value
+    def note(fact: str, value: object) -> None:
+        write_note(folder.path / "selector", fact, value)
+        entry.more[fact] = value
 
     return PickSetting(lambda positions: trials()(positions), lambda: anchors().groups, note, say)
 

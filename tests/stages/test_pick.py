@@ -1,0 +1,86 @@
+"""What a selector may ask for while it picks: trials on the proxy, paid for in the ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ostlight
+from ostlight.errors import SelectorError
+from ostlight.selection.registry import register
+from ostlight.selection.scores import Scores
+from ostlight.selection.selector import Selector
+from ostlight.training import trial
+
+
+@register("test-tries-halves")
+class TriesHalves(Selector):
+    """Keeps the half of the pool that does the anchors more good."""
+
+    uses_proxy = True
+
+    def score(self, batch):
+        return {"score": [float(sample.position) for sample in batch.samples]}
+
+    def pick(self, scores, budget):
+        halves = np.array_split(np.arange(len(scores)), 2)
+        losses = [scores.trial(half) for half in halves]
+        scores.setting.note("halves", losses)
+        return halves[int(np.argmin(losses))]
+
+
+@register("test-tries-blindly")
+class TriesBlindly(TriesHalves):
+    """The same without a proxy."""
+
+    uses_proxy = False
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(trial, "TRIAL_STEPS", 2)
+
+
+WARM = {"fraction": 0.2, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
+
+
+def test_a_selector_tries_sets_on_the_warmed_up_proxy(settings):
+    config = settings(selector={"name": "test-tries-halves"})
+    config["proxy"] |= {"warmup": WARM}
+    selection = ostlight.select(config)
+    picking = next(e for e in selection.folder.ledger.read() if e.stage == "pick")
+    assert picking.more["trials"] == 2
+    assert picking.flops > 0
+    assert picking.device_s > 0
+    notes = json.loads((selection.folder.path / "selector" / "notes.json").read_text())
+    assert notes["halves"] == picking.more["halves"]
+    halves = np.array_split(Scores.read(selection.folder.scores).positions, 2)
+    assert selection.kept.tolist() == halves[int(np.argmin(notes["halves"]))].tolist()
+
+
+def test_a_benchmark_counts_trials_once_in_every_cell_that_uses_them(settings):
+    section = {
+        "selectors": [{"name": "test-tries-halves"}],
+        "budgets": [{"fraction": 0.5}],
+        "seeds": [0, 1],
+    }
+    ostlight.benchmark(settings(benchmark=section))
+    folder = Path(settings()["folder"]) / "run"
+    cells = [json.loads(p.read_text()) for p in sorted((folder / "cells").glob("test-*"))]
+    entries = [json.loads(x) for x in (folder / "selectors/test-tries-halves/ledger.jsonl").read_text().splitlines()]
+    assert [e["stage"] for e in entries] == ["score", "pick"]
+    assert [c["selection_flops"] for c in cells] == [pytest.approx(sum(e["flops"] for e in entries))] * 2
+
+
+def test_without_a_proxy_without_anchors_and_without_a_run(settings):
+    with pytest.raises(SelectorError, match="'test-tries-blindly' asks for a trial.*without `uses_proxy = True`"):
+        ostlight.select(settings(selector={"name": "test-tries-blindly"}))
+    config = settings(name="bare", selector={"name": "test-tries-halves"}, anchors={})
+    with pytest.raises(SelectorError, match=r"asks for a trial, which is read on the anchors.*anchors\.path"):
+        ostlight.select(config)
+    scores = Scores.read(ostlight.select(settings(name="random")).folder.scores)
+    with pytest.raises(SelectorError, match="belong to no run"):
+        scores.trial([0])

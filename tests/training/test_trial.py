@@ -1,0 +1,69 @@
+"""A trial: a fresh proxy every time, a fixed number of steps, the anchors alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from ostlight.config.schema import Compute, Training
+from ostlight.data.pool import Pool
+from ostlight.run.ledger import Entry
+from ostlight.training import trial
+from ostlight.training.fit import fit
+from ostlight.training.steps import EncodedPool
+from ostlight.training.trial import Trials
+from ostlight.training.watch import mean_loss
+
+ROWS = np.array([5, 1, 9, 30])
+
+
+@pytest.fixture
+def setup(proxy, samples, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "TRIAL_STEPS", 4)
+    compute = Compute(accelerator="cpu", logger="none", progress=False)
+
+    def make(lr: float = 1e-3) -> tuple[Trials, Entry, Compute]:
+        def load():
+            model = proxy("float32")
+            model.training_settings = Training(epochs=3, batch_size=2, lr=lr)
+            return model
+
+        entry = Entry("pick")
+        return Trials(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0, entry), entry, compute
+
+    return make
+
+
+def test_the_loss_is_the_anchors_after_training_on_these_records_only(setup, proxy, samples, digits, tmp_path):
+    trials, entry, compute = setup()
+    model = proxy("float32")
+    before = mean_loss(model, model.batches(samples("anchors"), 4096))
+    model.training_settings = Training(steps=4, batch_size=2, lr=1e-3)
+    cost = Entry("train")
+    fit(model, EncodedPool(Pool.open(digits.pool), ROWS, model.encoder), compute, tmp_path, "t", 0, cost)
+    expected = mean_loss(model, model.batches(samples("anchors"), 4096))
+    assert trials(ROWS) == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(before, rel=1e-3)
+    assert entry.tokens == cost.tokens > 0
+    assert entry.flops > cost.flops > 0
+
+
+def test_every_trial_starts_afresh_and_adds_its_cost(setup):
+    trials, entry, _ = setup()
+    first = trials(ROWS)
+    spent = copy.deepcopy(dataclasses.asdict(entry))
+    other = trials(ROWS + 1)
+    assert trials(ROWS) == first != other
+    assert entry.flops == pytest.approx(3 * spent["flops"], rel=0.2)
+    assert (spent["more"]["trials"], entry.more["trials"]) == (1, 3)
+
+
+def test_a_trial_that_diverges_is_infinitely_bad_and_paid_for(setup):
+    trials, entry, _ = setup(lr=1e30)
+    assert trials(ROWS) == math.inf
+    assert entry.more["trials"] == 1
+    assert entry.flops > 0

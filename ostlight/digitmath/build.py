@@ -49,7 +49,8 @@ def build(config: DigitMath, folder: Path) -> Files:
     """Writes the five Parquet files into ``folder``; the same configuration gives the same bytes.
 
     Columns: ``id``, ``image`` (PNG bytes), ``conversations`` (LLaVA's ``from`` and ``value``), ``task``; and
-    ``id``, ``defect`` for the truth; with ``sources``, the pool has a column ``source`` too. No digit image occurs in two of pool, anchors, dev and test.
+    ``id``, ``defect`` for the truth; with ``sources``, the pool has a column ``source`` too. No digit image occurs in
+    two of pool, anchors, dev and test.
 
     Raises:
         ConfigError: sizes or rates that cannot be met; all of them at once.

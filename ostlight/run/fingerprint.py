@@ -28,9 +28,9 @@ def of_values(values: Any) -> str:
 
 
 def of_folder(path: Path) -> str:
-    """Of all files below a folder, by name and content."""
+    """Of all files below a folder, by name and content; what Python compiles as it goes is left out."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         digest.update(str(file.relative_to(path)).encode())
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())

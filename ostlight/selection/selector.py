@@ -35,6 +35,8 @@ class Selector(ABC):
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
         seeded: whether scores change with the seed by design; a benchmark then scores anew for every seed.
         pick_options: options that only ``pick`` reads; changing them picks anew and does not score anew.
+        compute_options: options that say where and how a score is computed and leave it as it is (an address, a number
+            of threads, a price list); changing them does not score anew either.
         ignores_budget: whether ``pick`` keeps the same whatever the budget; a benchmark then trains it once a seed.
     """
 
@@ -42,6 +44,7 @@ class Selector(ABC):
     seeded: ClassVar[bool] = False
     ignores_budget: ClassVar[bool] = False
     pick_options: ClassVar[tuple[str, ...]] = ()
+    compute_options: ClassVar[tuple[str, ...]] = ()
 
     @dataclass
     class Options:
@@ -52,6 +55,13 @@ class Selector(ABC):
 
     def setup(self, setting: Setting) -> None:  # noqa: B027 - optional, so not abstract
         """Called once on every rank before the first batch, with the proxy, the anchors and the seed."""
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints (``ostlight.run.fingerprint``) of the files and model folders the options name, by option.
+
+        Scores made from others are refused, as they are when an option's value changes.
+        """
+        return {}
 
     @abstractmethod
     def score(self, batch: Batch) -> Mapping[str, Any]:
@@ -111,9 +121,10 @@ def _refuse_malformed(cls: type[Selector]) -> None:
     for f in dataclasses.fields(cls.Options):
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             refuse(f"Options.{f.name} has no default", f"give it one: `{f.name}: {f.type} = ...`")
-    strange = [name for name in cls.pick_options if name not in _field_names(cls.Options)]
-    if strange:
-        refuse(f"pick_options names {strange[0]!r}, which is no option", "name fields of Options")
+    for listed in ("pick_options", "compute_options"):
+        strange = [name for name in getattr(cls, listed) if name not in _field_names(cls.Options)]
+        if strange:
+            refuse(f"{listed} names {strange[0]!r}, which is no option", "name fields of Options")
     unannotated = [k for k in vars(cls.Options) if not k.startswith("_") and k not in _field_names(cls.Options)]
     unannotated = [k for k in unannotated if not callable(getattr(cls.Options, k))]
     if unannotated:

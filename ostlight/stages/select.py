@@ -108,7 +108,8 @@ def score_pool(
 def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Selector) -> dict[str, str]:
     """Fingerprint of everything a score depends on."""
     options = dataclasses.asdict(selector.options)
-    scored = {name: value for name, value in options.items() if name not in selector.pick_options}
+    apart = (*selector.pick_options, *selector.compute_options)
+    scored = {name: value for name, value in options.items() if name not in apart}
     inputs = {
         "pool": pool.fingerprint()[:16],
         "anchors": anchors.fingerprint,
@@ -119,6 +120,7 @@ def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Sele
         "seed": str(config.seed),
         "scoring code": fingerprint.of_code(*fingerprint.SCORING),
     }
+    inputs |= {f"selector.options.{name}": value for name, value in selector.inputs().items()}
     return inputs | (proxy_inputs(config, pool, anchors) if selector.uses_proxy else {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import ostlight
 from ostlight.errors import ConfigError, DataError, RunChangedError, SelectorError
+from ostlight.run.fingerprint import of_values
 from ostlight.scoring.writer import audit
 from ostlight.selection.registry import register
 from ostlight.selection.scores import read_shards
@@ -231,3 +233,33 @@ def test_missing_files_are_listed_at_once(settings):
         ConfigError, match=r"(?s)2 problems.*pool.path: no/pool.jsonl does not exist \(looked in .*anchors"
     ):
         ostlight.select(config)
+
+
+@register("reads-a-file")
+class ReadsAFile(Selector):
+    """Scores by a number in a file."""
+
+    compute_options = ("threads",)
+
+    @dataclass
+    class Options:
+        file: str = ""
+        threads: int = 1
+
+    def inputs(self) -> dict[str, str]:
+        return {"file": of_values(Path(self.options.file).read_text())}
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [float(Path(self.options.file).read_text())] * len(batch)}
+
+
+def test_a_file_an_option_names_counts_by_its_content_and_a_compute_option_not_at_all(settings, tmp_path: Path):
+    file = tmp_path / "number.txt"
+    file.write_text("1")
+    choice = {"name": "reads-a-file", "options": {"file": str(file)}}
+    first = ostlight.select(settings(selector=choice)).folder
+    ostlight.select(settings(selector=choice), "selector.options.threads=8")
+    assert [e.stage for e in first.ledger.read()] == ["score", "pick", "pick"]
+    file.write_text("2")
+    with pytest.raises(RunChangedError, match=r"changed: selector\.options\.file"):
+        ostlight.select(settings(selector=choice))

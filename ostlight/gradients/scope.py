@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import SequenceMatcher
 from typing import Any
 
 from torch import nn
@@ -37,7 +38,7 @@ def scoped_parameters(model: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     if not found:
         raise OstlightError(
             f"scope {scope!r} matches no parameter of {type(model).__name__}; "
-            f"a scope is {SCOPES}. Its {len(named)} parameters are {_abbreviated(named)}"
+            f"a scope is {SCOPES}. Its {len(named)} parameters, nearest names first, are {_abbreviated(named, scope)}"
         )
     return found
 
@@ -122,11 +123,17 @@ def _head(model: nn.Module) -> nn.Module | None:
     return getattr(core, "lm_head", None)
 
 
-def _abbreviated(named: dict[str, nn.Parameter], most: int = 40) -> str:
+def _abbreviated(named: dict[str, nn.Parameter], scope: str, most: int = 40) -> str:
     """Names with their block numbers starred, each pattern once: a 7B model has hundreds of names and few patterns."""
     patterns: dict[str, int] = {}
     for name in named:
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
         patterns[pattern] = patterns.get(pattern, 0) + 1
-    shown = [f"{name} (x{count})" if count > 1 else name for name, count in list(patterns.items())[:most]]
+    nearest = sorted(patterns.items(), key=lambda entry: -_likeness(scope, entry[0]))
+    shown = [f"{name} (x{count})" if count > 1 else name for name, count in nearest[:most]]
     return ", ".join(shown) + (f" and {len(patterns) - most} more patterns" if len(patterns) > most else "")
+
+
+def _likeness(scope: str, name: str) -> float:
+    """From 0 to 1; a scope may be meant for the whole name or for one part of it."""
+    return max(SequenceMatcher(None, scope.lower(), part.lower()).ratio() for part in (name, *name.split(".")))

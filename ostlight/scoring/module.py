@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ostlight.errors import BadRecord, SelectorError
-from ostlight.model.batch import Batch
+from ostlight.model.batch import Batch, by_token_budget
 from ostlight.model.module import MultimodalModel
 from ostlight.run.preflight import Preflight, measure
 from ostlight.scoring.rows import Row, checked_columns, refused_row, scored_rows
@@ -19,6 +19,12 @@ from ostlight.selection.setting import Setting
 
 MEASURED = 8
 """Samples the preflight scores."""
+
+FEWEST_TOKENS = 64
+"""The smallest batch a setup is tried with; smaller ones hardly need less memory."""
+
+SINGLES_TRIED = 8
+"""Samples that must fail alone, and none fit, before a run is given up."""
 
 
 class Scoring(L.LightningModule):
@@ -47,6 +53,9 @@ class Scoring(L.LightningModule):
         self.preflight: Preflight | None = None
         self.tokens = 0
         self.samples = 0
+        self._most: int | None = None
+        self._fitted = False
+        self._refused_alone = 0
 
     def predict_dataloader(self) -> DataLoader[ShardBatch]:
         # One rank looks at the folder for all: it changes as soon as the first of them starts to score.
@@ -56,9 +65,29 @@ class Scoring(L.LightningModule):
 
     def on_predict_start(self) -> None:
         with torch.enable_grad():
-            self.selector.setup(self.setting)
+            self._set_up()
             if self.selector.uses_proxy and self.stream.shards:
                 self._measure()
+
+    def _set_up(self) -> None:
+        """The selector's setup, again with half the tokens in a batch for as long as memory runs out.
+
+        Raises:
+            SelectorError: memory runs out with the smallest batches too.
+        """
+        while True:
+            try:
+                return self.selector.setup(self.setting)
+            except Exception as error:
+                if not self.selector.uses_proxy or not out_of_memory(error):
+                    raise
+                halved = self.setting.proxy.tokens_per_batch // 2
+                if halved < FEWEST_TOKENS:
+                    raise SelectorError(
+                        f"out of memory while setting up, also with {2 * halved} tokens in a batch: {error}; take a "
+                        "smaller proxy or scope, or fewer anchors"
+                    ) from error
+            self._lower(halved, "while setting up")
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:
         with torch.enable_grad():
@@ -68,23 +97,58 @@ class Scoring(L.LightningModule):
         return rows
 
     def _rows(self, batch: Batch) -> list[Row]:
-        name = type(self.selector).__name__
+        """Rows of one batch, in smaller batches where memory ran out on this one or on an earlier one."""
+        rows: list[Row] = []
+        waiting = [batch]
+        while waiting:
+            some = waiting.pop()
+            groups = [] if self._most is None else by_token_budget(_lengths(some), self._most)
+            if len(groups) > 1:
+                waiting += [some.rows(group) for group in groups]
+                continue
+            made = self._attempt(some)
+            if made is None:
+                self._lower(max(_lengths(some)) * len(some) // 2, f"on a batch of {len(some)} samples")
+                waiting.append(some)
+            else:
+                rows += made
+        return rows
+
+    def _attempt(self, batch: Batch) -> list[Row] | None:
+        """``None`` where memory ran out on several samples; outside the handler nothing holds that pass's tensors."""
         try:
-            columns = checked_columns(self.selector.score(batch), len(batch), name)
+            columns = checked_columns(self.selector.score(batch), len(batch), type(self.selector).__name__)
         except SelectorError:
             raise
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise SelectorError(
-                    f"out of memory on a single sample of {batch.tokens[0]} tokens; lower proxy.max_length"
-                ) from error
-            self.setting.say(f"out of memory on {len(batch)} samples; this batch is split in two")
-            torch.cuda.empty_cache()
-            half = len(batch) // 2
-            return self._rows(batch.rows(range(half))) + self._rows(batch.rows(range(half, len(batch))))
         except Exception as error:
-            return self._rows_one_by_one(batch, error)
+            if not out_of_memory(error):
+                return self._rows_one_by_one(batch, error)
+            return [self._too_large(batch, error)] if len(batch) == 1 else None
+        self._fitted = True
         return scored_rows(batch, columns)
+
+    def _too_large(self, batch: Batch, error: Exception) -> Row:
+        """Raises:
+        SelectorError: several samples were too large and none fitted, so their length is not the reason.
+        """
+        told = f"out of memory on this sample alone ({max(_lengths(batch))} tokens); lower proxy.max_length"
+        self._refused_alone += 1
+        if self._refused_alone == SINGLES_TRIED and not self._fitted:
+            raise SelectorError(
+                f"out of memory on each of {SINGLES_TRIED} samples alone, the last of {max(_lengths(batch))} tokens: "
+                "take a smaller proxy or scope, or fewer probes"
+            ) from error
+        return refused_row(batch.samples[0].position, batch.samples[0].id, BadRecord("out_of_memory", told))
+
+    def _lower(self, most: int, where: str) -> None:
+        """For good: what did not fit once is not tried again with every batch."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._most = max(1, most)
+        if self.selector.uses_proxy:
+            self.stream.tokens_per_batch = self.setting.proxy.tokens_per_batch = self._most
+        unit = "tokens" if self.selector.uses_proxy else "samples"
+        self.setting.say(f"out of memory {where}: from here on a batch has at most {self._most:,} {unit}, half of that")
 
     def _rows_one_by_one(self, batch: Batch, error: Exception) -> list[Row]:
         """Finds the samples a batch failed on. Where it is all of several, the selector itself is broken."""
@@ -135,3 +199,13 @@ class Scoring(L.LightningModule):
             except BadRecord:
                 continue
         return self.proxy.collator.batch(samples, encoded).to(self.device) if samples else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Of the device, or of the machine: PyTorch has no class of its own for the latter."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Tokens of each sample; 1 each where nothing was encoded, so that samples are counted."""
+    return batch.tokens or [1] * len(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,10 @@ class AnchorSet:
         cls, model: MultimodalModel, anchors: Sequence[Sample], groups: Sequence[str], tokens_per_batch: int
     ) -> AnchorSet:
         """Raises:
-        SelectorError: an anchor cannot be encoded; anchors are trusted, so none is set aside in silence.
+        SelectorError: an anchor cannot be encoded (anchors are trusted, so none is set aside in silence), or stands
+            alone in its group.
         """
+        _refuse_lonely(groups)
         try:
             batches = model.batches(anchors, tokens_per_batch)
         except BadRecord as error:
@@ -57,3 +60,13 @@ class AnchorSet:
         with torch.no_grad():
             each = torch.cat([model.losses(batch).double() for batch in self.batches])
         return self.weights @ each
+
+
+def _refuse_lonely(groups: Sequence[str]) -> None:
+    counts = Counter(groups)
+    lonely = sorted(group for group, count in counts.items() if count == 1)
+    if lonely and len(counts) > 1:
+        raise SelectorError(
+            f"anchors.group: one anchor alone is in {', '.join(map(repr, lonely[:10]))}; one sample says too little of "
+            "a group, so add anchors or merge the group with another"
+        )

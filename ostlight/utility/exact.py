@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import BadRecord
+from ostlight.errors import BadRecord, SelectorError
 from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
@@ -33,6 +33,7 @@ class Exact:
 
     Raises:
         ValueError: the weights are in half precision.
+        SelectorError: the anchors' loss is no finite number.
     """
 
     def __init__(
@@ -51,6 +52,10 @@ class Exact:
         self._scale = [scale[name] for name in parameters] if scale is not None else None
         self._kept = [p.detach().clone() for p in self.parameters]
         self.base = anchors.losses(model)
+        if not bool(torch.isfinite(self.base).all()):
+            raise SelectorError(
+                f"the proxy's mean loss on the anchors is {float(self.base[0])}; mend the anchors or take another proxy"
+            )
 
     def columns(self, batch: Batch) -> dict[str, Any]:
         """Utilities and what came along, one value a sample.

@@ -25,15 +25,17 @@ def sample_gradient(
     """Loss ``l_i`` (float64, scalar) of a batch of one sample, and its gradient, in the parameters' order.
 
     Raises:
-        BadRecord: ``loss_not_finite`` or ``gradient_not_finite``.
+        BadRecord: ``loss_not_finite``, or ``gradient_not_finite`` with the name of the first parameter concerned.
     """
     loss = model.losses(single)[0]
     if not bool(torch.isfinite(loss)):
         raise BadRecord("loss_not_finite", f"the proxy's loss on this sample is {loss.item()}")
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     found = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
-    if not all(bool(torch.isfinite(g).all()) for g in found):
-        raise BadRecord("gradient_not_finite", "the gradient of this sample's loss holds NaN or infinity")
+    for parameter, g in zip(parameters, found, strict=True):
+        if not bool(torch.isfinite(g).all()):
+            name = next(n for n, p in model.model.named_parameters() if p is parameter)
+            raise BadRecord("gradient_not_finite", f"the gradient of {name} holds NaN or infinity")
     return loss.detach().double(), found
 
 

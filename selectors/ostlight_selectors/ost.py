@@ -22,6 +22,7 @@ from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.exact_head import ExactHead, untied_linear_head
 from ostlight.utility.gradient import train_only
+from ostlight.utility.per_sample import refuse_mixing
 from ostlight.utility.preconditioner import Scale, adam_scale
 from ostlight.utility.sketched import Sketched
 from ostlight.utility.step_size import eta_by_rule, first_adam_step
@@ -73,6 +74,7 @@ class OneStepTrain(Selector):
             model.float()
         parameters = scoped_parameters(model.model, options.scope)
         anchors = AnchorSet.make(model, setting.anchors, setting.groups, setting.proxy.tokens_per_batch)
+        refuse_mixing(model, anchors)
         scale = None
         if options.optimizer == "adam":
             scale, source = adam_scale(setting.proxy.folder, model, parameters, anchors)

@@ -56,6 +56,15 @@ def test_a_scope_that_finds_nothing_says_what_there_is(tiny: Tiny, scope: str) -
         assert "model.layers.*.self_attn.q_proj.weight (x2)" in str(caught.value)
 
 
+def test_the_nearest_names_are_listed_first(tiny: Tiny) -> None:
+    for scope, nearest in (
+        ("gate_porj", "model.layers.*.mlp.gate_proj.weight"),
+        ("embed_token$", "model.embed_tokens"),
+    ):
+        with pytest.raises(OstlightError, match=rf"nearest names first, are {nearest}".replace("*", r"\*")):
+            scoped_parameters(tiny("llama"), scope)
+
+
 def test_a_plain_module_is_searched_for_its_list_of_blocks() -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:

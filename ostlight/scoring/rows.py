@@ -92,6 +92,8 @@ def _row(position: int, sample_id: str | None) -> Row:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return value  # as it is: a vector keeps its precision, and its numbers are not made objects one by one
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else value

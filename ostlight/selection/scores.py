@@ -85,7 +85,7 @@ class Scores:
         if pa.types.is_fixed_size_list(chunked.type):
             return chunked.flatten().to_numpy(zero_copy_only=False).reshape(len(self), -1)
         if pa.types.is_list(chunked.type):
-            return np.array(chunked.to_pylist())
+            return _rectangle(chunked)
         return chunked.to_numpy(zero_copy_only=False)
 
     @property
@@ -127,8 +127,16 @@ class Scores:
 
     def with_tokens(self, tokens: np.ndarray) -> Scores:
         """The same rows, counted by another tokenizer."""
-        index = FIXED_NAMES.index("tokens")
-        return Scores(self.table.set_column(index, FIXED_FIELDS[index], pa.array(tokens, pa.int32())), self._setting)
+        return self._with("tokens", tokens)
+
+    def with_score(self, score: np.ndarray) -> Scores:
+        """The same rows, ranked by another number."""
+        return self._with("score", score)
+
+    def _with(self, name: str, values: np.ndarray) -> Scores:
+        index = FIXED_NAMES.index(name)
+        field = FIXED_FIELDS[index]
+        return Scores(self.table.set_column(index, field, pa.array(values, field.type)), self._setting)
 
     def lent(self, setting: PickSetting) -> Scores:
         """The same rows, picked from in a run."""
@@ -157,6 +165,14 @@ class Scores:
                 "pick through `ostlight select` or `ostlight benchmark`"
             )
         return self._setting
+
+
+def _rectangle(lists: pa.ListArray) -> np.ndarray:
+    """Lists of equal length as ``[rows, width]``, without a Python object for every number."""
+    lengths = set(pa.compute.list_value_length(lists).to_pylist())
+    if len(lengths) != 1 or lengths & {None, 0}:
+        return np.array(lists.to_pylist())
+    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
 
 
 def read_shards(folder: Path) -> pa.Table:

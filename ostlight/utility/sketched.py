@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import BadRecord
 from ostlight.gradients.engine import GradientDots
 from ostlight.gradients.estimators import pooled, sketches, stacked_targets
 from ostlight.gradients.probes import Anchors, curvature_probes, mean_gradients
@@ -16,6 +15,7 @@ from ostlight.gradients.rows import RowMap
 from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.failures import failures
 from ostlight.utility.gradient import train_only
 
 
@@ -109,13 +109,4 @@ class Sketched:
             columns["phi"] = whole.curvature.float()
         if self.names:
             columns["utility_by_group"] = torch.stack([parts[n].second_order(self.eta) for n in self.names], dim=1)
-        return columns | self._failures(found.losses, found.non_finite(), columns)
-
-    def _failures(self, losses: Tensor, where: Mapping[int, str], columns: dict[str, Any]) -> dict[str, Any]:
-        failures: list[BadRecord | None] = [None] * len(losses)
-        for row, loss in enumerate(losses.tolist()):
-            if loss != loss or abs(loss) == float("inf"):
-                failures[row] = BadRecord("loss_not_finite", f"the proxy's loss on this sample is {loss}")
-            elif row in where:
-                failures[row] = BadRecord("gradient_not_finite", f"the gradient of {where[row]} holds NaN or infinity")
-        return {"failure": failures} if any(failures) else {}
+        return columns | failures(found)

@@ -1,4 +1,4 @@
-"""Low loss: the cheapest score that needs a model."""
+"""The loss itself: the cheapest score that needs a model."""
 
 from __future__ import annotations
 
@@ -7,36 +7,32 @@ from typing import Any, ClassVar
 
 import torch
 
-from ostlight.errors import SelectorError
 from ostlight.model.batch import Batch
-from ostlight.selection.selector import Selector
+from ostlight.selection.measure import Measure
 from ostlight.selection.setting import Setting
 
-PREFERENCES = ("low", "high")
 
+class Loss(Measure):
+    """The samples the proxy finds easiest (or hardest, or middling): mean cross-entropy over the answer tokens.
 
-class Loss(Selector):
-    """The samples the proxy finds easiest (or hardest): mean cross-entropy over the answer tokens."""
+    The quantity that "small loss" selection ranks by (co-teaching, arXiv 1804.06872); high loss is its opposite, hard
+    examples, and the middle leaves out both the known and the hopeless. One forward pass a sample.
+    """
 
     uses_proxy: ClassVar[bool] = True
+    column: ClassVar[str] = "loss"
 
     @dataclass
     class Options:
         """Attributes:
-        prefer: ``low`` or ``high`` loss.
+        prefer: ``low``, ``high`` or ``middle`` loss.
         """
 
         prefer: str = "low"
 
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        if self.options.prefer not in PREFERENCES:
-            raise SelectorError(f"selector.options.prefer must be low or high; got {self.options.prefer!r}")
-
     def setup(self, setting: Setting) -> None:
         self.model = setting.proxy.model
 
-    def score(self, batch: Batch) -> dict[str, Any]:
+    def measured(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
-            losses = self.model.losses(batch).double()
-        return {"score": losses if self.options.prefer == "high" else -losses, "loss": losses}
+            return {"loss": self.model.losses(batch).double()}

@@ -55,7 +55,7 @@ def test_a_set_needs_probes_and_a_size(settings):
         ("ost", {"estimator": "third_order"}, "estimator must be one of exact, first_order, second_order"),
         ("ost", {"eta": -1.0}, "eta must be above 0; got -1.0"),
         ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
-        ("loss", {"prefer": "middle"}, "prefer must be low or high; got 'middle'"),
+        ("loss", {"prefer": "odd"}, "prefer must be low, high or middle; got 'odd'"),
     ],
 )
 def test_options_out_of_range(settings, name: str, options: dict, says: str):

@@ -1,0 +1,48 @@
+"""How far the proxy's predictions are from the answer, as vectors of probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ostlight.model.batch import Batch
+from ostlight.model.losses import IGNORED
+from ostlight.selection.measure import Measure
+from ostlight.selection.setting import Setting
+
+
+class EL2N(Measure):
+    """The samples with the largest (or smallest, or middling) prediction errors: ``mean_t ||p_t - onehot(y_t)||_2``.
+
+    "Deep Learning on a Data Diet" (arXiv 2107.07075), for language: the mean over the answer tokens, from one proxy
+    instead of an average over networks early in training. One forward pass a sample.
+    """
+
+    uses_proxy: ClassVar[bool] = True
+    column: ClassVar[str] = "el2n"
+
+    @dataclass
+    class Options:
+        """Attributes:
+        prefer: ``high``, ``low`` or ``middle`` error.
+        """
+
+        prefer: str = "high"
+
+    def setup(self, setting: Setting) -> None:
+        self.model = setting.proxy.model
+
+    def measured(self, batch: Batch) -> dict[str, Any]:
+        targets = batch.labels[:, 1:]
+        wanted = targets != IGNORED
+        with torch.no_grad():
+            chosen = self.model.logits(batch)[:, :-1][wanted]
+            chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+            errors = chosen.softmax(-1)
+            errors[torch.arange(len(errors), device=errors.device), targets[wanted]] -= 1
+            lengths = errors.norm(dim=-1).double()
+        owner, _ = wanted.nonzero(as_tuple=True)
+        totals = lengths.new_zeros(len(batch)).index_add(0, owner, lengths)
+        return {"el2n": totals / wanted.sum(1)}

@@ -1,0 +1,48 @@
+"""The length of the gradient: how far a step on the sample would move the proxy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ostlight.gradients.engine import GradientDots
+from ostlight.gradients.rows import RowMap
+from ostlight.gradients.scope import scoped_parameters
+from ostlight.model.batch import Batch
+from ostlight.selection.measure import Measure
+from ostlight.selection.setting import Setting
+from ostlight.utility.failures import failures
+from ostlight.utility.gradient import train_only
+
+
+class GradNorm(Measure):
+    """The samples with the longest (or shortest, or middling) gradients of their loss: ``||g_i||_2``.
+
+    GraNd of "Deep Learning on a Data Diet" (arXiv 2107.07075), from one proxy instead of an average over networks early
+    in training. One forward and one backward pass a sample, batched; no gradient is kept in memory.
+    """
+
+    uses_proxy: ClassVar[bool] = True
+    column: ClassVar[str] = "grad_norm"
+
+    @dataclass
+    class Options:
+        """Attributes:
+        prefer: ``high``, ``low`` or ``middle`` norm.
+        scope: parameters it is taken over: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
+        """
+
+        prefer: str = "high"
+        scope: str = "blocks"
+
+    def setup(self, setting: Setting) -> None:
+        self.model = setting.proxy.model
+        parameters = scoped_parameters(self.model.model, self.options.scope)
+        train_only(self.model, parameters)
+        self.engine, self.rows = GradientDots(self.model, parameters), RowMap(self.model.model)
+
+    def measured(self, batch: Batch) -> dict[str, Any]:
+        rows = self.rows.of(batch.inputs)
+        found = self.engine.products(lambda: self.model.losses(batch), rows, squared_norms=True)
+        norms = found.squared_norms.sqrt()
+        return {"grad_norm": norms, "loss": found.losses.double()} | failures(found)

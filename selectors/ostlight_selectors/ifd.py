@@ -1,0 +1,68 @@
+"""Instruction-following difficulty: how much the question helps with the answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ostlight.data.sample import IMAGE_MARK, ImageRef, Sample, Turn
+from ostlight.model.batch import Batch
+from ostlight.model.encode import Encoded
+from ostlight.model.losses import IGNORED
+from ostlight.selection.budget import Budget
+from ostlight.selection.scores import Scores
+from ostlight.selection.selector import Selector
+from ostlight.selection.setting import Setting
+
+
+class IFD(Selector):
+    """The samples whose question and picture help least with the answer, while they still help.
+
+    "From Quantity to Quality" (arXiv 2308.12032): ``IFD = l(answer | question) / l(answer)``, losses over the answer
+    tokens. Here the question is everything that is not answered for, pictures too: the second loss is that of the same
+    conversation with its other turns emptied and their pictures taken out. As there, a sample of ``IFD >= 1`` is never
+    kept: its question does not belong to its answer. Two forward passes a sample.
+    """
+
+    uses_proxy: ClassVar[bool] = True
+
+    def setup(self, setting: Setting) -> None:
+        self.model = setting.proxy.model
+
+    def score(self, batch: Batch) -> dict[str, Any]:
+        bare = [self._bare(s, e) for s, e in zip(batch.samples, batch.encoded, strict=True)]
+        without = self.model.collator.batch(batch.samples, bare).to(batch.labels.device)
+        with torch.no_grad():
+            loss, alone = self.model.losses(batch).double(), self.model.losses(without).double()
+        ifd = loss / alone
+        return {"score": torch.where(ifd < 1, ifd, -ifd), "ifd": ifd, "loss": loss, "loss_without_prompt": alone}
+
+    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+        rows = budget.top(scores)
+        return rows[scores.column("ifd")[rows] < 1]
+
+    def _bare(self, sample: Sample, whole: Encoded) -> Encoded:
+        """The answers alone, with as many of their tokens as the length limit left in the whole sample."""
+        encoded = self.model.encoder.encode(answers_alone(sample))
+        answer = (encoded.labels != IGNORED).nonzero()[:, 0]
+        beyond = answer[int((whole.labels != IGNORED).sum()) :]
+        labels = encoded.labels.clone()
+        labels[beyond] = IGNORED
+        return Encoded(encoded.inputs, labels)
+
+
+def answers_alone(sample: Sample) -> Sample:
+    """The conversation with every turn that is not trained on emptied, and the pictures of those turns taken out."""
+    turns: list[Turn] = []
+    images: list[ImageRef] = []
+    seen = 0
+    for turn in sample.turns:
+        shown = turn.text.count(IMAGE_MARK)
+        if turn.trained:
+            images += sample.images[seen : seen + shown]
+        turns.append(turn if turn.trained else replace(turn, text=""))
+        seen += shown
+    return replace(sample, turns=tuple(turns), images=tuple(images))

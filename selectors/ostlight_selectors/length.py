@@ -1,0 +1,29 @@
+"""The length of the answers: the baseline that every score of quality has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ostlight.model.batch import Batch
+from ostlight.selection.measure import Measure
+
+
+class Length(Measure):
+    """The samples with the longest (or shortest, or middling) answers, in characters of all trained turns.
+
+    "Long Is More for Alignment" (arXiv 2402.04833) counts tokens; characters need no tokenizer and no model.
+    """
+
+    column: ClassVar[str] = "characters"
+
+    @dataclass
+    class Options:
+        """Attributes:
+        prefer: ``high`` (long), ``low`` (short) or ``middle``.
+        """
+
+        prefer: str = "high"
+
+    def measured(self, batch: Batch) -> dict[str, Any]:
+        return {"characters": [sum(len(t.text) for t in s.turns if t.trained) for s in batch.samples]}

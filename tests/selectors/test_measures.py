@@ -1,0 +1,141 @@
+"""The selectors that rank by one number, each against a hand computation; low, high and middle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ostlight
+from ostlight.data.sample import Turn
+from ostlight.errors import SelectorError
+from ostlight.gradients.scope import scoped_parameters
+from ostlight.model.losses import IGNORED
+from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores
+from ostlight.utility.gradient import norm, sample_gradient, train_only
+from ostlight_selectors.ifd import answers_alone
+
+
+@pytest.fixture
+def scored(proxy, samples, selector_setting):
+    """Columns of a selector on five pool samples in one batch, with the model and the batch."""
+
+    def score(name: str, **options):
+        model = proxy("float64")
+        selector = create(name, options)
+        selector.setup(selector_setting(model))
+        (batch,) = model.batches(samples("pool")[:5], 10_000)
+        return selector.score(batch), model, batch
+
+    return score
+
+
+def answer_logits(model, single):
+    """``[R, V]`` logits at the answer tokens of one sample, and ``[R]`` those tokens."""
+    with torch.no_grad():
+        logits = model.logits(single)[0]
+    places = [t for t in range(1, single.labels.shape[1]) if single.labels[0, t] != IGNORED]
+    return logits[[t - 1 for t in places]], single.labels[0, places]
+
+
+def test_el2n_is_the_mean_length_of_the_error(scored):
+    columns, model, batch = scored("el2n")
+    for k, single in enumerate(batch.singles()):
+        logits, tokens = answer_logits(model, single)
+        errors = torch.softmax(logits, -1) - F.one_hot(tokens, logits.shape[1])
+        assert float(columns["score"][k]) == pytest.approx(float(errors.norm(dim=1).mean()), rel=1e-9)
+
+
+def test_perplexity_reads_every_word_but_no_picture(scored):
+    columns, model, batch = scored("perplexity")
+    mark = model.encoder.tokenizer.convert_tokens_to_ids("<image>")
+    for k, single in enumerate(batch.singles()):
+        ids = single.inputs["input_ids"][0]
+        assert int((ids == mark).sum()) == 4
+        with torch.no_grad():
+            nats = -torch.log_softmax(model.logits(single)[0, :-1], -1)[range(len(ids) - 1), ids[1:]]
+        expected = math.exp(float(nats[ids[1:] != mark].mean()))
+        assert float(columns["perplexity"][k]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_perplexity_does_not_depend_on_the_side_of_the_padding(scored, samples):
+    columns, model, batch = scored("perplexity")
+    selector = create("perplexity")
+    selector.model, selector.picture = model, model.encoder.tokenizer.convert_tokens_to_ids("<image>")
+    model.collator.side = "left"
+    left = selector.score(model.batches(batch.samples, 10_000)[0])
+    assert torch.allclose(left["perplexity"], columns["perplexity"], rtol=1e-9)
+
+
+def test_grad_norm_is_the_length_of_the_plain_gradient(scored):
+    columns, model, batch = scored("grad_norm", scope="last:1")
+    parameters = scoped_parameters(model.model, "last:1")
+    train_only(model, parameters)
+    for k, single in enumerate(batch.singles()):
+        loss, gradient = sample_gradient(model, list(parameters.values()), single)
+        assert float(columns["score"][k]) == pytest.approx(norm(gradient), rel=1e-6)
+        assert float(columns["loss"][k]) == pytest.approx(float(loss), rel=1e-9)
+
+
+def test_ifd_divides_the_loss_by_that_of_the_answer_alone(scored):
+    columns, model, batch = scored("ifd")
+    for k, single in enumerate(batch.singles()):
+        logits, tokens = answer_logits(model, single)
+        with_prompt = F.cross_entropy(logits, tokens)
+        text = f"<bos><user><assistant>{single.samples[0].answer}<eos>"
+        ids = torch.tensor([model.encoder.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            logits = model.model(input_ids=ids).logits[0]
+        assert ids[0, 3:].tolist() == tokens.tolist()
+        ratio = float(with_prompt / F.cross_entropy(logits[2:-1], ids[0, 3:]))
+        assert float(columns["ifd"][k]) == pytest.approx(ratio, rel=1e-6)
+        assert float(columns["score"][k]) == pytest.approx(ratio if ratio < 1 else -ratio, rel=1e-6)
+
+
+def test_ifd_compares_the_same_tokens_where_the_answer_is_cut(proxy, samples, selector_setting):
+    sample = samples("pool")[0]
+    whole = proxy("float64").encoder.encode(sample)
+    first = int((whole.labels != IGNORED).nonzero()[0])
+    model = proxy("float64", max_length=first + 3)
+    (batch,) = model.batches([sample], 10_000)
+    selector = create("ifd")
+    selector.setup(selector_setting(model))
+    bare = selector._bare(sample, batch.encoded[0])
+    assert bare.labels[bare.labels != IGNORED].tolist() == whole.labels[first : first + 3].tolist()
+
+
+def test_pictures_of_the_answers_stay_with_them(samples):
+    picture = samples("pool")[0].images[0]
+    turns = (Turn("user", "<image><image> look"), Turn("assistant", "<image> this", trained=True))
+    images = tuple(replace(picture, data=bytes([k])) for k in range(3))
+    alone = answers_alone(replace(samples("pool")[0], turns=turns, images=images))
+    assert [t.text for t in alone.turns] == ["", "<image> this"]
+    assert [i.data for i in alone.images] == [bytes([2])]
+
+
+def test_ifd_keeps_no_sample_whose_question_does_not_help(settings):
+    selection = ostlight.select(settings(selector={"name": "ifd"}), "budget.fraction=1.0")
+    ifd = Scores.read(selection.folder.scores).column("ifd")
+    assert 0 < len(selection.kept) == int((ifd < 1).sum())
+    assert len(selection.kept) + selection.dropped == 48
+    assert list(ifd[selection.kept]) == sorted(ifd[ifd < 1], reverse=True)
+
+
+def test_length_counts_the_characters_of_all_answers(settings, samples):
+    selection = ostlight.select(settings(selector={"name": "length"}), "budget.count=6")
+    lengths = np.array([len(s.answer) for s in samples("pool")])
+    assert sorted(lengths[selection.kept]) == sorted(lengths)[-6:]
+
+
+def test_the_middle_is_where_half_of_the_pool_lies_on_either_side(settings):
+    choice = {"name": "loss", "options": {"prefer": "middle"}}
+    selection = ostlight.select(settings(selector=choice), "budget.count=8")
+    losses = Scores.read(selection.folder.scores).column("loss")
+    assert sorted(losses[selection.kept]) == sorted(losses)[20:28]
+    with pytest.raises(SelectorError, match="prefer=middle none; give a fraction or count"):
+        ostlight.select(settings(selector=choice), "budget.threshold=1.0")

@@ -26,6 +26,7 @@ class CellResult:
         defect_share: share of them that the truth calls defective; ``None`` without a truth.
         selection_s, training_s: device-seconds.
         selection_flops, training_flops: as the ledger counts them.
+        selection_calls, selection_price: requests the selector made to a served model, and what they cost.
     """
 
     label: str
@@ -39,6 +40,8 @@ class CellResult:
     training_s: float = 0.0
     selection_flops: float = 0.0
     training_flops: float = 0.0
+    selection_calls: int = 0
+    selection_price: float = 0.0
     defects_kept: dict[str, int] = field(default_factory=dict)
 
 
@@ -84,6 +87,8 @@ class Line:
     training_s: float
     selection_flops: float
     training_flops: float
+    selection_calls: float = 0.0
+    selection_price: float = 0.0
 
 
 def summarise(results: Sequence[CellResult]) -> list[Line]:
@@ -102,6 +107,8 @@ def summarise(results: Sequence[CellResult]) -> list[Line]:
                 training_s=float(np.mean([r.training_s for r in mine])),
                 selection_flops=float(np.mean([r.selection_flops for r in mine])),
                 training_flops=float(np.mean([r.training_flops for r in mine])),
+                selection_calls=float(np.mean([r.selection_calls for r in mine])),
+                selection_price=float(np.mean([r.selection_price for r in mine])),
             )
         )
     return lines
@@ -115,5 +122,8 @@ def write_jsonl(results: Sequence[CellResult], path: Path) -> None:
         records += [key | {"group": g, "metric": "accuracy", "value": v} for g, v in r.accuracy.items()]
         for metric in ("kept", "defect_share", "selection_s", "training_s", "selection_flops", "training_flops"):
             records.append(key | {"group": "all", "metric": metric, "value": getattr(r, metric)})
+        for metric in ("selection_calls", "selection_price"):
+            if getattr(r, metric):
+                records.append(key | {"group": "all", "metric": metric, "value": getattr(r, metric)})
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))

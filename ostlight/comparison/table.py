@@ -34,7 +34,7 @@ def cells(line: Line) -> list[str]:
         _interval(line.accuracy[ALL]),
         *(f"{100 * v.mean:.0f}" for v in groups),
         share,
-        _cost(line.selection_s, line.selection_flops),
+        _cost(line.selection_s, line.selection_flops) + _paid(line),
         _cost(line.training_s, line.training_flops),
     ]
 
@@ -47,6 +47,11 @@ def _interval(value: Interval) -> str:
 
 def _cost(seconds: float, flops: float) -> str:
     return f"{seconds:.0f}, {flops:.1e}" if seconds or flops else ""
+
+
+def _paid(line: Line) -> str:
+    calls = f"; {line.selection_calls:,.0f} calls" if line.selection_calls else ""
+    return calls + (f"; price {line.selection_price:.2f}" if line.selection_price else "")
 
 
 def rich_tables(lines: Sequence[Line], title: str, width: int) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ostlight.run.unfinished import Unfinished, take_left_over
+from ostlight.selection.spent import NAMES as SPENT
+from ostlight.selection.spent import Spent
+
+ADDITIVE = ("flops", "tokens", "samples", "calls", "tokens_in", "tokens_out", "price")
+"""What the ranks of a stage count each for itself."""
 
 
 @dataclass
@@ -23,9 +31,10 @@ class Entry:
         device_s: ``wall_s`` times the number of devices held.
         flops: floating-point operations of matrix products and attention, counted on a few batches and scaled by
             tokens.
-        tokens: tokens read by models, padding left out.
+        tokens: tokens read by the proxy or target, padding left out.
         samples: samples treated.
         calls: requests to a served model.
+        tokens_in, tokens_out: tokens of those requests and of their answers.
         price: money they cost, in the price table's currency.
         resumed: the stage took up earlier work, which an earlier line counts.
     """
@@ -38,9 +47,16 @@ class Entry:
     tokens: int = 0
     samples: int = 0
     calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
     price: float = 0.0
     resumed: bool = False
     more: dict[str, Any] = field(default_factory=dict)
+
+    def charge(self, spent: Spent) -> None:
+        """Adds what a selector paid."""
+        for name in SPENT:
+            setattr(self, name, getattr(self, name) + getattr(spent, name))
 
 
 class Ledger:
@@ -56,20 +72,53 @@ class Ledger:
         self.path, self.devices, self.writes = path, devices, writes
 
     @contextmanager
-    def stage(self, stage: str, selector: str = "") -> Iterator[Entry]:
-        """Times what happens inside; the block fills in the rest of the entry. A stage that fails is written too,
-        with ``more["failed"]``: it was paid for."""
+    def stage(self, stage: str, selector: str = "", spent: Spent | None = None) -> Iterator[Entry]:
+        """Times what happens inside; the block fills in the rest of the entry.
+
+        A stage that fails is written too, with ``more["failed"]``: it was paid for. So is one that is killed: what it
+        had cost stands in a file of its own, and becomes a line when the ledger is next read or a stage begun.
+
+        Args:
+            spent: grows while the stage runs; what it grows by is charged to the entry.
+        """
+        self.settle()
         entry = Entry(stage, selector)
+        before = spent.copy() if spent else None
         start = time.perf_counter()
+
+        def so_far() -> Entry:
+            now = dataclasses.replace(entry, more=dict(entry.more))
+            if spent is not None and before is not None:
+                now.charge(spent.since(before))
+            if self.writes:  # time is told by one rank for all
+                now.wall_s = time.perf_counter() - start
+                now.device_s = now.wall_s * self.devices
+            return now
+
+        unfinished = Unfinished(self._unfinished, stage, lambda: asdict(so_far()) | {"more": {"failed": "killed"}})
+        failed = True
         try:
             yield entry
+            failed = False
         except BaseException as error:
             entry.more["failed"] = type(error).__name__
             raise
         finally:
-            entry.wall_s = time.perf_counter() - start
-            entry.device_s = entry.wall_s * self.devices
-            self.add(entry)
+            final = so_far()
+            self.add(final)
+            # The other ranks' counts stand in the first one's line only where all ended well and were summed.
+            unfinished.close(keep=failed and not self.writes)
+            entry.__dict__.update(final.__dict__)
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.path.parent / "unfinished"
+
+    def settle(self) -> None:
+        """Turns what killed processes left into lines."""
+        if self.writes:
+            for line in take_left_over(self._unfinished):
+                self.add(Entry(**line))
 
     def add(self, entry: Entry) -> None:
         """Writes one line."""
@@ -80,7 +129,8 @@ class Ledger:
                 file.write(json.dumps(line) + "\n")
 
     def read(self) -> list[Entry]:
-        """All entries so far."""
+        """All entries so far, those of killed stages among them."""
+        self.settle()
         if not self.path.exists():
             return []
         lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
@@ -92,6 +142,6 @@ def total(entries: list[Entry], stages: tuple[str, ...]) -> Entry:
     summed = Entry("+".join(stages))
     for entry in entries:
         if entry.stage in stages:
-            for name in ("wall_s", "device_s", "flops", "tokens", "samples", "calls", "price"):
+            for name in ("wall_s", "device_s", *ADDITIVE):
                 setattr(summed, name, getattr(summed, name) + getattr(entry, name))
     return summed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import lightning as L
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.model.batch import Batch, by_token_budget
 from ostlight.model.module import MultimodalModel
+from ostlight.run.ledger import ADDITIVE, Entry
 from ostlight.run.preflight import Preflight, measure
 from ostlight.scoring.rows import Row, checked_columns, refused_row, scored_rows
 from ostlight.scoring.stream import ShardBatch, ShardStream
@@ -36,6 +38,7 @@ class Scoring(L.LightningModule):
         stream: over all shards; each rank narrows it to its own.
         proxy: moved to the device with this module; ``None`` for selectors that use none.
         workers: processes that read ahead.
+        entry: of the ledger; grows by what this rank does, and at the end, on the first rank, by what the others did.
     """
 
     def __init__(
@@ -45,17 +48,19 @@ class Scoring(L.LightningModule):
         stream: ShardStream,
         proxy: MultimodalModel | None,
         workers: int = 0,
+        entry: Entry | None = None,
     ) -> None:
         super().__init__()
         self.selector, self.setting, self.stream = selector, setting, stream
         self.proxy = proxy
         self.workers = workers
         self.preflight: Preflight | None = None
-        self.tokens = 0
-        self.samples = 0
         self._most: int | None = None
         self._fitted = False
         self._refused_alone = 0
+        self.entry = entry or Entry("score")
+        self._before = selector.spent.copy()
+        self._flops_per_sample = 0.0
 
     def predict_dataloader(self) -> DataLoader[ShardBatch]:
         # One rank looks at the folder for all: it changes as soon as the first of them starts to score.
@@ -92,9 +97,23 @@ class Scoring(L.LightningModule):
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:
         with torch.enable_grad():
             rows = self._rows(batch.batch) if len(batch.batch) else []
-        self.tokens += sum(batch.batch.tokens)
-        self.samples += len(batch.batch) + len(batch.refusals)
+        self.entry.tokens += sum(batch.batch.tokens)
+        self.entry.samples += len(batch.batch) + len(batch.refusals)
+        self.entry.flops += self._flops_per_sample * len(batch.batch)
         return rows
+
+    def on_predict_end(self) -> None:
+        """Charges the first rank's entry with what the other ranks counted."""
+        if self.trainer.world_size == 1:
+            return
+        own = dataclasses.replace(self.entry)
+        own.charge(self.selector.spent.since(self._before))
+        mine = torch.tensor([getattr(own, name) for name in ADDITIVE], dtype=torch.float64, device=self.device)
+        whole = self.trainer.strategy.reduce(mine.clone(), reduce_op="sum")
+        if self.trainer.is_global_zero:
+            for name, value in zip(ADDITIVE, (whole - mine).tolist(), strict=True):
+                kind = type(getattr(self.entry, name))
+                setattr(self.entry, name, getattr(self.entry, name) + kind(value))
 
     def _rows(self, batch: Batch) -> list[Row]:
         """Rows of one batch, in smaller batches where memory ran out on this one or on an earlier one."""
@@ -180,6 +199,7 @@ class Scoring(L.LightningModule):
         mine = min(records, len(self.stream.shards) * self.stream.shard_size)
         whole = min(records, mine * self.trainer.world_size)
         self.preflight = measure(lambda: self._silent(batch), len(batch), whole / len(batch), mine / len(batch))
+        self._flops_per_sample = self.preflight.flops / whole
         self.setting.say(self.preflight.line(f"scoring {whole:,} samples"))
 
     def _silent(self, batch: Batch) -> None:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ostlight.errors import SelectorError
 from ostlight.selection.budget import Budget
 from ostlight.selection.scores import Scores
+from ostlight.selection.spent import Spent
 
 if TYPE_CHECKING:
     from ostlight.model.batch import Batch
@@ -31,6 +32,8 @@ class Selector(ABC):
 
     Attributes:
         options: an instance of the class's own ``Options``, filled from the YAML's ``selector.options``.
+        spent: what this selector pays for beyond the proxy: ``self.spent.add(calls=1, price=...)`` while it scores or
+            picks. The framework sums it over the ranks into the ledger; time and the proxy's work it measures itself.
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
         seeded: whether scores change with the seed by design; a benchmark then scores anew for every seed.
@@ -52,6 +55,7 @@ class Selector(ABC):
 
     def __init__(self, options: Any = None) -> None:
         self.options: Any = options if options is not None else self.Options()
+        self.spent = Spent()
 
     def setup(self, setting: Setting) -> None:  # noqa: B027 - optional, so not abstract
         """Called once on every rank before the first batch, with the proxy, the anchors and the seed."""

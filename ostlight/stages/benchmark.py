@@ -138,6 +138,8 @@ class Contest:
             defects_kept=defects,
             selection_s=selection.device_s,
             selection_flops=selection.flops,
+            selection_calls=selection.calls,
+            selection_price=selection.price,
             training_s=training.device_s,
             training_flops=training.flops,
         )

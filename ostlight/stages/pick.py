@@ -42,7 +42,7 @@ def pick(
         DataError: a budget that needs columns the scores lack.
         SelectorError: ``pick`` asks for what the run does not have, or returns what are no rows.
     """
-    with folder.ledger.stage("pick", config.selector.shown) as entry:
+    with folder.ledger.stage("pick", config.selector.shown, selector.spent) as entry:
         if budget.tokens is not None:
             scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
         setting = _pick_setting(config, folder, proxy_home or folder, pool, selector, entry)

@@ -92,16 +92,14 @@ def score_pool(
     encoder, collator = (proxy.encoder, proxy.collator) if proxy else (None, None)
     compute = config.compute
     stream = ShardStream(pool, missing, compute.shard_size, encoder, collator, compute.tokens_per_batch)
-    module = Scoring(selector, setting, stream, proxy, config.compute.workers)
     left = min(len(pool), len(missing) * config.compute.shard_size)
     callbacks = [ShardWriter(folder.scores), SampleProgress(left)]
-    with folder.ledger.stage("score", config.selector.shown) as entry:
+    with folder.ledger.stage("score", config.selector.shown, selector.spent) as entry:
         entry.resumed = len(missing) < shards
+        module = Scoring(selector, setting, stream, proxy, config.compute.workers, entry)
         trainer = make_trainer(config.compute, folder.path, "score", callbacks, inference_mode=False)
         trainer.predict(module, return_predictions=False)
         trainer.strategy.barrier()
-        entry.tokens, entry.samples = module.tokens * trainer.world_size, left
-        entry.flops = module.preflight.flops if module.preflight else 0.0
     audit(folder.scores, len(pool))
 
 

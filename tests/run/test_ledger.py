@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ostlight.run.ledger import Ledger, total
+from ostlight.run.unfinished import BEAT_S
+from ostlight.selection.spent import Spent
 
 
 def test_a_stage_is_timed_and_read_back(tmp_path: Path):
@@ -45,3 +49,79 @@ def test_only_the_first_rank_writes(tmp_path: Path):
     with Ledger(tmp_path / "ledger.jsonl", writes=False).stage("score"):
         pass
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_what_a_selector_spends_in_a_stage_is_charged_to_it(tmp_path: Path):
+    ledger, spent = Ledger(tmp_path / "ledger.jsonl"), Spent()
+    spent.add(calls=5)
+    with ledger.stage("score", "judge", spent) as entry:
+        entry.flops = 1e3
+        spent.add(calls=2, tokens_in=30, tokens_out=4, price=0.5, flops=1e2)
+    with ledger.stage("pick", "judge", spent):
+        spent.add(calls=1)
+    score, pick = ledger.read()
+    assert (score.calls, score.tokens_in, score.tokens_out, score.price, score.flops) == (2, 30, 4, 0.5, 1.1e3)
+    assert pick.calls == 1
+    both = total([score, pick], ("score", "pick"))
+    assert (both.calls, both.tokens_in, both.tokens_out) == (3, 30, 4)
+
+
+def test_a_failed_stage_keeps_what_was_spent(tmp_path: Path):
+    ledger, spent = Ledger(tmp_path / "ledger.jsonl"), Spent()
+
+    def fails() -> None:
+        with ledger.stage("score", "judge", spent):
+            spent.add(calls=7)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fails()
+    (read,) = ledger.read()
+    assert (read.calls, read.more) == (7, {"failed": "KeyError"})
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_rank_that_fails_leaves_what_it_spent_to_the_first(tmp_path: Path):
+    other, spent = Ledger(tmp_path / "ledger.jsonl", writes=False), Spent()
+
+    def fails() -> None:
+        with other.stage("score", "judge", spent):
+            spent.add(calls=7)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fails()
+    (read,) = Ledger(tmp_path / "ledger.jsonl").read()
+    assert (read.stage, read.selector, read.calls, read.wall_s) == ("score", "judge", 7, 0.0)
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from ostlight.run.ledger import Ledger
+from ostlight.run.unfinished import BEAT_S
+from ostlight.selection.spent import Spent
+
+spent = Spent()
+with Ledger(Path(sys.argv[1])).stage("score", "judge", spent):
+    spent.add(calls=3, price=0.25)
+    time.sleep(2 * BEAT_S)
+    print("paid", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_stage_is_counted_once_it_is_dead(tmp_path: Path):
+    path = tmp_path / "ledger.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "paid\n"
+    assert Ledger(path).read() == [], "a stage that still runs is not written off"
+    process.kill()
+    process.communicate()
+    with Ledger(path).stage("score", "judge") as entry:
+        entry.calls = 4
+    killed, resumed = Ledger(path).read()
+    assert (killed.calls, killed.price, killed.more) == (3, 0.25, {"failed": "killed"})
+    assert killed.wall_s == pytest.approx(2 * BEAT_S, abs=1.5 * BEAT_S)
+    assert total([killed, resumed], ("score",)).calls == 7

@@ -34,6 +34,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --scope lora
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --shape digitmath
+	$(BIN)/python benchmarks/bench_deita_filter.py --out $(OUT)/bench_deita_filter.jsonl
 
 # On a CUDA machine, with the Python that holds its torch and triton; installs nothing.
 gpu: export PYTHONPATH := .:kernels:selectors

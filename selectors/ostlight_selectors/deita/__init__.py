@@ -1,0 +1,115 @@
+"""DEITA: complex, well answered, and unlike what is already kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ostlight.config.schema import Model
+from ostlight.errors import BadRecord, SelectorError
+from ostlight.model.batch import Batch
+from ostlight.model.embedding import load_embedder
+from ostlight.run import fingerprint
+from ostlight.selection.budget import Budget
+from ostlight.selection.scores import Scores
+from ostlight.selection.selector import Selector
+from ostlight.selection.setting import Setting
+from ostlight_selectors.deita.filter import distinct
+from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Prompt, exchanges
+from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
+
+MODELS = ("complexity", "quality", "embedder")
+
+
+class Deita(Selector):
+    """Complexity times quality by two scorer models, then no two alike: cosine at most 0.9 among the kept.
+
+    "What Makes Good Data for Alignment?" (arXiv 2312.15685). Each score is the mean of 1 to 6 under a scorer's
+    probabilities of the six score tokens; a sample's is the sum over its turns of complexity x quality. A text-only
+    scorer, as the published ones are, judges by the words; a vision model is shown the pictures. Costs two forward
+    passes of the scorers for each turn, and one of the proxy where it embeds.
+    """
+
+    uses_proxy = True
+    pick_options = ("similarity",)
+
+    @dataclass
+    class Options:
+        """Attributes:
+        complexity, quality: scorer models, folders or hub names; ``null`` asks the proxy.
+        embedder: a sentence-transformers model; ``null`` takes the proxy's last layer at the last token.
+        similarity: largest cosine between two samples that are kept.
+        max_length: tokens of a scorer's prompt; question and answer are cut to fit.
+        """
+
+        complexity: str | None = "hkust-nlp/deita-complexity-scorer"
+        quality: str | None = "hkust-nlp/deita-quality-scorer"
+        embedder: str | None = None
+        similarity: float = 0.9
+        max_length: int = 2048
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        if not -1 <= self.options.similarity <= 1:
+            raise SelectorError(f"selector.options.similarity is a cosine, -1 to 1; got {self.options.similarity}")
+        if self.options.max_length < 1:
+            raise SelectorError(f"selector.options.max_length must be at least 1; got {self.options.max_length}")
+
+    def inputs(self) -> dict[str, str]:
+        named = {name: getattr(self.options, name) for name in MODELS}
+        return {n: fingerprint.of_model(p, f"selector.options.{n}") for n, p in named.items() if p is not None}
+
+    def setup(self, setting: Setting) -> None:
+        self.complexity = self._scorer("complexity", COMPLEXITY, setting)
+        self.quality = self._scorer("quality", QUALITY, setting)
+        self.embed = load_embedder(self.options.embedder, setting.proxy.model)
+
+    def _scorer(self, option: str, prompt: Prompt, setting: Setting) -> Scorer:
+        path, proxy = getattr(self.options, option), setting.proxy
+        if path is None:
+            return proxy_scorer(proxy.model, prompt, self.options.max_length, proxy.tokens_per_batch)
+        settings = Model(
+            path=path, dtype=str(proxy.model.model.dtype).removeprefix("torch."), max_length=self.options.max_length
+        )
+        return load_scorer(settings, prompt, option, proxy.tokens_per_batch, proxy.model.device)
+
+    def score(self, batch: Batch) -> dict[str, Any]:
+        turns = [exchanges(sample) for sample in batch.samples]
+        asked = [exchange for of_sample in turns for exchange in of_sample]
+        complexity, quality = iter(self.complexity.scores(asked)), iter(self.quality.scores(asked))
+        vectors = self.embed(batch)
+        rows = []
+        for k, of_sample in enumerate(turns):
+            pairs = [(next(complexity), next(quality)) for _ in of_sample]
+            rows.append(_row(pairs, vectors[k]))
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+        order = np.lexsort((scores.positions, -scores.score))
+        costs, most = np.ones(len(scores)), float(len(scores))
+        if budget.threshold is not None:
+            order = order[scores.score[order] >= budget.threshold]
+        elif budget.tokens is not None:
+            costs, most = scores.tokens, float(budget.tokens)
+        else:
+            most = float(budget.size(len(scores)))
+        if not len(order):
+            return order
+        return distinct(scores.column("embedding"), order, self.options.similarity, costs, most)
+
+
+def _row(pairs: list[tuple[float | BadRecord, float | BadRecord]], vector: np.ndarray) -> dict[str, Any]:
+    failure = next((x for pair in pairs for x in pair if isinstance(x, BadRecord)), None)
+    if failure is None and not np.isfinite(vector).all():
+        failure = BadRecord("embedding_not_finite", "the embedding holds NaN or infinity, or is zero")
+    scored = [(c, q) for c, q in pairs if not (isinstance(c, BadRecord) or isinstance(q, BadRecord))]
+    score = sum(c * q for c, q in scored) if failure is None else float("nan")
+    return {
+        "score": score,
+        "complexity": [c for c, _ in scored],
+        "quality": [q for _, q in scored],
+        "embedding": vector,
+        "failure": failure,
+    }

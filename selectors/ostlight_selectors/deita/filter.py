@@ -1,0 +1,72 @@
+"""Representation filter: down a ranking, a sample is kept unless it resembles one that is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ostlight.errors import SelectorError
+from ostlight.model.embedding import unit
+
+BLOCK = 1024
+"""Samples compared at once. It changes no pick, only how much is multiplied at a time."""
+
+
+def distinct(
+    embeddings: np.ndarray,
+    order: np.ndarray,
+    similarity: float,
+    costs: np.ndarray,
+    budget: float,
+    block: int = BLOCK,
+) -> np.ndarray:
+    """Goes down the ranking and keeps each sample whose cosine with every sample kept before it is at most
+    ``similarity``, until the next one kept would exceed the budget. What is dropped keeps nobody out.
+
+    Exact (faiss' flat index, inner products), for any block size; two cosines that differ from ``similarity`` by less
+    than the rounding of fp32 may fall either way.
+
+    Args:
+        embeddings: ``[N, D]``, of any length but 0.
+        order: rows, best first.
+        similarity: largest cosine between two that are kept.
+        costs: ``[N]`` what each takes from the budget: 1, or its tokens.
+        budget: what all together may take.
+
+    Returns:
+        rows kept, best first.
+
+    Raises:
+        SelectorError: faiss is not installed.
+    """
+    index = _flat_index(embeddings.shape[1])
+    kept: list[int] = []
+    for start in range(0, len(order), block):
+        rows = order[start : start + block]
+        vectors = unit(embeddings[rows])
+        nearest = index.search(vectors, 1)[0][:, 0] if index.ntotal else np.full(len(rows), -np.inf)
+        free = np.flatnonzero(nearest <= similarity)
+        rows, vectors = rows[free], vectors[free]
+        resembles = vectors @ vectors.T > similarity
+        blocked = np.zeros(len(rows), dtype=bool)
+        new: list[int] = []
+        for k, row in enumerate(rows.tolist()):
+            if blocked[k]:
+                continue
+            if costs[row] > budget:
+                return np.array(kept, dtype=np.int64)
+            budget -= costs[row]
+            kept.append(row)
+            new.append(k)
+            blocked |= resembles[k]
+        index.add(vectors[new])
+    return np.array(kept, dtype=np.int64)
+
+
+def _flat_index(width: int) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise SelectorError("deita needs faiss for its nearest neighbours; pip install 'ostlight[deita]'") from error
+    return faiss.IndexFlatIP(width)

@@ -1,0 +1,205 @@
+"""A language model that answers with a score from 1 to 6."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from ostlight.config.schema import Model
+from ostlight.data.sample import IMAGE_MARK, Sample, Turn
+from ostlight.errors import BadRecord, OstlightError, SelectorError
+from ostlight.model.batch import Collator, by_token_budget
+from ostlight.model.encode import Encoded, Encoder
+from ostlight.model.last_token import at_last_token
+from ostlight.model.load import collator_for, load_encoder, load_model
+from ostlight.model.module import MultimodalModel
+from ostlight_selectors.deita.prompts import SCORES, Exchange, Prompt, fitted
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a prompt becomes what a model reads.
+
+    Attributes:
+        tokenizer: of the model; a fast one.
+        collator: how its inputs are stacked.
+        encode: a prompt and its exchange, up to where the score follows.
+        score_ids: tokens that stand for the scores there.
+        sees: whether it is shown the pictures.
+    """
+
+    tokenizer: Any
+    collator: Collator
+    encode: Callable[[Prompt, Exchange], Encoded]
+    score_ids: Callable[[Prompt], list[int]]
+    sees: bool
+
+
+class Scorer:
+    """Expected score under a model's probabilities of the six score tokens, softmax over these six alone.
+
+    Args:
+        model: in eval mode.
+        layout: of its prompts.
+        prompt: what it is asked.
+        max_length: tokens of the whole prompt; question and answer are cut to fit, the prompt never.
+        tokens_per_batch: padded tokens in one forward pass.
+
+    Raises:
+        SelectorError: the tokenizer has no single token for each score.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, layout: Layout, prompt: Prompt, max_length: int, tokens_per_batch: int
+    ) -> None:
+        self.model, self.layout, self.prompt = model, layout, prompt
+        self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
+        self.score_ids = layout.score_ids(prompt)
+        self.tokens_read = 0
+
+    def scores(self, asked: Sequence[Exchange]) -> list[float | BadRecord]:
+        """One score from 1 to 6 an exchange, or why there is none."""
+        found: list[float | BadRecord | None] = [None] * len(asked)
+        encoded: dict[int, Encoded] = {}
+        for k, exchange in enumerate(asked):
+            try:
+                encoded[k] = self.encode(exchange)
+            except BadRecord as error:
+                found[k] = error
+        places = list(encoded)
+        for group in by_token_budget([len(encoded[k]) for k in places], self.tokens_per_batch):
+            rows = [places[g] for g in group]
+            for k, logits in zip(rows, self._logits([encoded[r] for r in rows]), strict=True):
+                found[k] = _expected(logits)
+        return [f for f in found if f is not None]
+
+    def encode(self, exchange: Exchange) -> Encoded:
+        """The whole prompt, cut to fit.
+
+        Raises:
+            BadRecord: it cannot be made to fit, or a picture cannot be read.
+        """
+        exchange = exchange if self.prompt.shows_answer else replace(exchange, answer="")
+        exchange = exchange if self.layout.sees else exchange.words()
+
+        def length(e: Exchange) -> int:
+            return len(self.layout.encode(self.prompt, e))
+
+        fit = fitted(exchange, self.max_length, length, self.layout.tokenizer)
+        return self.layout.encode(self.prompt, fit)
+
+    def _logits(self, encoded: list[Encoded]) -> Tensor:
+        """``[N, 6]`` of the score tokens, fp64."""
+        batch = self.layout.collator.batch([Sample("", ())] * len(encoded), encoded).to(self.model.device)
+        inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        self.tokens_read += sum(batch.tokens)
+        _, logits = at_last_token(self.model, inputs)
+        return logits[:, self.score_ids].double().cpu()
+
+
+def load_scorer(settings: Model, prompt: Prompt, option: str, tokens_per_batch: int, device: torch.device) -> Scorer:
+    """From a folder or hub name: a text model is asked in the published scorers' plain layout, a vision model in its
+    own chat layout with the pictures.
+
+    Args:
+        option: name of the option that names the model, for messages.
+
+    Raises:
+        OstlightError: it cannot be loaded, or its tokenizer has no token for a score.
+    """
+    where = f"selector.options.{option}"
+    model = load_model(settings, where)
+    model.to(device)  # type: ignore[arg-type]
+    tokenizer = _processor_or_tokenizer(settings, where)
+    if isinstance(tokenizer, Encoder):
+        layout = chat_layout(tokenizer, collator_for(model, tokenizer))
+    else:
+        layout = plain_layout(tokenizer)
+    try:
+        return Scorer(model, layout, prompt, settings.max_length, tokens_per_batch)
+    except SelectorError as error:
+        raise SelectorError(f"{where}: {error}") from error
+
+
+def proxy_scorer(model: MultimodalModel, prompt: Prompt, max_length: int, tokens_per_batch: int) -> Scorer:
+    """The proxy itself, asked in its chat layout."""
+    return Scorer(model.model, chat_layout(model.encoder, model.collator), prompt, max_length, tokens_per_batch)
+
+
+def plain_layout(tokenizer: Any) -> Layout:
+    """The prompt as text, with the special tokens the tokenizer puts around any text; no pictures."""
+
+    def with_score(text: str, score: str) -> list[int]:
+        return list(tokenizer(text + score)["input_ids"])
+
+    def encode(prompt: Prompt, exchange: Exchange) -> Encoded:
+        # With a score behind it and that taken off again: a tokenizer may join the last space with what follows.
+        ids = torch.tensor(with_score(prompt.lay_out(exchange), SCORES[0])[:-1])
+        return Encoded({"input_ids": ids}, torch.full_like(ids, -100))
+
+    def score_ids(prompt: Prompt) -> list[int]:
+        text = prompt.lay_out(Exchange("a", "a"))
+        return _last_tokens([with_score(text, s) for s in SCORES])
+
+    pad = tokenizer.pad_token_id
+    return Layout(tokenizer, Collator(0 if pad is None else pad), encode, score_ids, sees=False)
+
+
+def chat_layout(encoder: Encoder, collator: Collator) -> Layout:
+    """The prompt as the user's turn of a conversation, with its pictures where the model takes them."""
+
+    def encode(prompt: Prompt, exchange: Exchange) -> Encoded:
+        said = Turn("user", prompt.lay_out(exchange))
+        marks = said.text.count(IMAGE_MARK)
+        return encoder.encode_prompt(Sample("", (said,), exchange.images[:marks]))
+
+    def score_ids(prompt: Prompt) -> list[int]:
+        text = prompt.lay_out(Exchange("a", "a"))
+        content = [{"type": "text", "text": text}] if encoder.takes_images else text
+        turns = [{"role": "user", "content": content}]
+        asked = encoder.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return _last_tokens([list(encoder.tokenizer(asked + s, add_special_tokens=False)["input_ids"]) for s in SCORES])
+
+    return Layout(encoder.tokenizer, collator, encode, score_ids, sees=encoder.takes_images)
+
+
+def _last_tokens(with_scores: list[list[int]]) -> list[int]:
+    """The tokens in which six texts differ that differ in their last character alone.
+
+    Raises:
+        SelectorError: they differ in more than one token, or not at all.
+    """
+    shared, last = {tuple(ids[:-1]) for ids in with_scores}, [ids[-1] for ids in with_scores]
+    if len(shared) != 1 or len(set(last)) != len(last):
+        raise SelectorError(
+            f"its tokenizer has no token of its own for each of the scores {', '.join(SCORES)} behind the prompt "
+            f"(last tokens: {last}); name a model whose tokenizer has"
+        )
+    return last
+
+
+def _expected(logits: Tensor) -> float | BadRecord:
+    if not bool(logits.isfinite().all()):
+        missing = [s for s, x in zip(SCORES, logits.tolist(), strict=True) if not torch.tensor(x).isfinite()]
+        return BadRecord("no_score", f"the scorer gave no probability for {', '.join(missing)}")
+    return float((logits.softmax(0) * torch.arange(1, 7)).sum())
+
+
+def _processor_or_tokenizer(settings: Model, where: str) -> Any:
+    """An ``Encoder`` for a model with eyes; else the bare tokenizer, chat template or not."""
+    try:
+        encoder = load_encoder(settings, where)
+    except OstlightError:
+        encoder = None  # published scorers have no chat template
+    if encoder is not None and encoder.takes_images:
+        return encoder
+    try:
+        return AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise OstlightError(f"{where}: cannot load the tokenizer of {settings.path!r}: {first}") from error

@@ -1,0 +1,65 @@
+"""Likeness to the anchors, by embedding: what a sample is about, not what it teaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ostlight.errors import SelectorError
+from ostlight.model.batch import Batch
+from ostlight.model.embedding import load_embedder
+from ostlight.run import fingerprint
+from ostlight.selection.selector import Selector
+from ostlight.selection.setting import Setting
+from ostlight.utility.anchors import AnchorSet
+
+TO = ("nearest", "mean")
+
+
+class EmbeddingSimilarity(Selector):
+    """The samples most like an anchor: cosine of their embeddings with the nearest anchor's, or the mean over anchors.
+
+    Representation-based selection as in "Large-Scale Data Selection for Instruction Tuning" (RDS+, arXiv 2503.01807),
+    which averages over tokens and lets the anchors take turns; here a sample's score is its own, so it is the last
+    token that speaks and the largest cosine that counts. One forward pass a sample.
+    """
+
+    uses_proxy: ClassVar[bool] = True
+
+    @dataclass
+    class Options:
+        """Attributes:
+        to: ``nearest`` anchor or ``mean`` over all.
+        embedder: a sentence-transformers model; ``null`` takes the proxy's last layer at the last token.
+        """
+
+        to: str = "nearest"
+        embedder: str | None = None
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        if self.options.to not in TO:
+            raise SelectorError(f"selector.options.to must be nearest or mean; got {self.options.to!r}")
+
+    def inputs(self) -> dict[str, str]:
+        path = self.options.embedder
+        return {} if path is None else {"embedder": fingerprint.of_model(path, "selector.options.embedder")}
+
+    def setup(self, setting: Setting) -> None:
+        setting.require_anchors("embedding_similarity")
+        proxy = setting.proxy
+        self.embed = load_embedder(self.options.embedder, proxy.model)
+        batches = AnchorSet.make(proxy.model, setting.anchors, setting.groups, proxy.tokens_per_batch).batches
+        self.anchors = np.concatenate([self.embed(batch) for batch in batches])
+        self.ids = [sample.id for batch in batches for sample in batch.samples]
+        unusable = [i for i, vector in zip(self.ids, self.anchors, strict=True) if not np.isfinite(vector).all()]
+        if unusable:
+            raise SelectorError(f"anchor {unusable[0]} has no finite embedding; remove it from the anchors file")
+
+    def score(self, batch: Batch) -> dict[str, Any]:
+        cosines = self.embed(batch).astype(np.float64) @ self.anchors.T.astype(np.float64)
+        nearest = cosines.argmax(1)
+        score = cosines.max(1) if self.options.to == "nearest" else cosines.mean(1)
+        return {"score": score, "nearest_anchor": [self.ids[k] for k in nearest]}

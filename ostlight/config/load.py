@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ostlight.config.bind import bind
-from ostlight.config.schema import Config
+from ostlight.config.schema import PRECISIONS, Config
 from ostlight.errors import ConfigError
 
 ALTERNATIVES = (("fraction", "count", "tokens", "threshold"), ("epochs", "steps"))
@@ -97,7 +97,9 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _out_of_range(config: Config) -> Iterator[str]:
     yield from config.budget.problems()
     yield from config.proxy.warmup.training.problems("proxy.warmup.training")
-    yield from config.target.training.problems("target.training")
+    if config.proxy.warmup.training.order != "shuffled":
+        yield "proxy.warmup.training.order must be shuffled: the warm-up comes before any score"
+    yield from config.target.problems()
     seeds = [config.seed, *(config.benchmark.seeds if config.benchmark else [])]
     if min(seeds) < 0:
         yield f"seeds must be at least 0; got {min(seeds)}"
@@ -106,6 +108,8 @@ def _out_of_range(config: Config) -> Iterator[str]:
     for name in ("tokens_per_batch", "shard_size", "devices", "num_nodes"):
         if getattr(config.compute, name) < 1:
             yield f"compute.{name} must be at least 1; got {getattr(config.compute, name)}"
+    if config.compute.precision not in PRECISIONS:
+        yield f"compute.precision must be one of {', '.join(PRECISIONS)}; got {config.compute.precision!r}"
     if config.compute.logger not in ("csv", "tensorboard", "wandb", "none"):
         yield f"compute.logger must be csv, tensorboard, wandb or none; got {config.compute.logger!r}"
     if Path(config.name).name != config.name:

@@ -8,6 +8,9 @@ from typing import Any
 from ostlight.digitmath.config import DigitMath
 from ostlight.selection.budget import Budget
 
+ORDERS = ("shuffled", "easy_to_hard", "hard_to_easy", "annealed")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+
 
 @dataclass
 class Data:
@@ -44,6 +47,8 @@ class Training:
         schedule: ``cosine`` (to 0) or ``constant``.
         weight_decay: AdamW's.
         clip: largest gradient norm, ``null`` for none.
+        order: of the samples within each pass: ``shuffled``, or by their score: ``easy_to_hard`` (most useful first),
+            ``hard_to_easy`` (most useful last), ``annealed`` (begins as easy_to_hard and ends as a shuffle).
     """
 
     epochs: float | None = None
@@ -54,20 +59,25 @@ class Training:
     schedule: str = "cosine"
     weight_decay: float = 0.0
     clip: float | None = 1.0
+    order: str = "shuffled"
 
     def problems(self, where: str) -> list[str]:
         """What is wrong with the settings, in words."""
         found = []
         if self.epochs is not None and self.steps is not None:
             found.append(f"{where} takes one of epochs and steps; got epochs={self.epochs}, steps={self.steps}")
-        for name in ("epochs", "steps", "batch_size", "lr"):
+        for name in ("epochs", "steps", "batch_size", "lr", "clip"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 found.append(f"{where}.{name} must be above 0; got {value}")
+        if self.weight_decay < 0:
+            found.append(f"{where}.weight_decay must be at least 0; got {self.weight_decay}")
         if not 0 <= self.warmup < 1:
             found.append(f"{where}.warmup must be at least 0 and below 1; got {self.warmup}")
         if self.schedule not in ("cosine", "constant"):
             found.append(f"{where}.schedule must be cosine or constant; got {self.schedule!r}")
+        if self.order not in ORDERS:
+            found.append(f"{where}.order must be one of {', '.join(ORDERS)}; got {self.order!r}")
         return found
 
 
@@ -111,10 +121,51 @@ class Proxy(Model):
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters (peft) that are trained in the place of the weights, and merged into them at the end.
+
+    Attributes:
+        rank: of each adapter.
+        alpha: its product is scaled by ``alpha / rank``.
+        modules: what is adapted: ``all-linear``, or a regular expression over module names.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    modules: str = "all-linear"
+
+
+@dataclass
 class Target(Model):
-    """The model that is finally trained on the subset."""
+    """The model that is finally trained on the subset.
+
+    Attributes:
+        training: a learning rate ten times that of full fine-tuning suits adapters.
+        lora: trains adapters; ``null`` trains all weights.
+        gradient_checkpointing: computes each block anew in the backward pass: less memory, a third more work.
+        patience: of ``ostlight train``, where ``dev.path`` names a development set. Its loss is read eight times in the
+            course of a training and the best weights are kept; after so many readings without a new best training
+            stops. ``null`` never stops early.
+        checkpoint_minutes: ``ostlight train`` can be killed and goes on from a checkpoint of at most this age.
+    """
 
     training: Training = field(default_factory=Training)
+    lora: Lora | None = None
+    gradient_checkpointing: bool = False
+    patience: int | None = 3
+    checkpoint_minutes: float = 15.0
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, in words."""
+        found = self.training.problems("target.training")
+        for name in ("rank", "alpha"):
+            if self.lora is not None and getattr(self.lora, name) <= 0:
+                found.append(f"target.lora.{name} must be above 0; got {getattr(self.lora, name)}")
+        if self.patience is not None and self.patience < 1:
+            found.append(f"target.patience must be at least 1, or null to train to the end; got {self.patience}")
+        if self.checkpoint_minutes < 0:
+            found.append(f"target.checkpoint_minutes must be at least 0; got {self.checkpoint_minutes}")
+        return found
 
 
 @dataclass
@@ -152,7 +203,9 @@ class Compute:
     """Where and how it runs; none of it changes a score beyond rounding.
 
     Attributes:
-        accelerator, devices, num_nodes, strategy, precision: Lightning's Trainer arguments.
+        accelerator, devices, num_nodes: Lightning's Trainer arguments.
+        strategy: Lightning's too; ``fsdp`` shards the target (FSDP2), and is ``ddp`` for the stages before.
+        precision: ``32-true``, ``bf16-mixed``, ``bf16-true`` or ``64-true``.
         tokens_per_batch: padded tokens in one forward pass; batches are filled with samples of like length.
         shard_size: records in one score file, the unit a stopped run resumes at.
         workers: processes that read and encode ahead; 0 reads in the main process.

@@ -108,14 +108,18 @@ class Step:
         micro_batches: forward and backward are done on these one after the other.
         weight: what each sample's loss counts: 1 over the samples of the step on all ranks, times the number of ranks,
             since gradients are averaged over ranks.
+        filler: any batch, computed for nothing where another rank has more micro-batches than this one, since ranks
+            exchange gradients (and, sharded, weights) in step.
     """
 
     micro_batches: list[Batch]
     weight: float
+    filler: Batch | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Step:
         """On another device; Lightning calls it."""
-        return Step([b.to(device, **kwargs) for b in self.micro_batches], self.weight)
+        filler = None if self.filler is None else self.filler.to(device, **kwargs)
+        return Step([b.to(device, **kwargs) for b in self.micro_batches], self.weight, filler)
 
 
 def _stack_pictures(parts: Sequence[Tensor | None]) -> Tensor:

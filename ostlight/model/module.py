@@ -10,16 +10,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from ostlight.config.schema import Model, Training
+from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
 from ostlight.model.batch import Batch, Collator, Step, by_token_budget
 from ostlight.model.encode import Encoder
 from ostlight.model.load import collator_for, load_encoder, load_model
 from ostlight.model.losses import per_sample_losses
+from ostlight.model.tuning import blocks, prepared
 
 
 class MultimodalModel(L.LightningModule):
@@ -44,16 +47,20 @@ class MultimodalModel(L.LightningModule):
         self.total_steps = 0
         # Micro-batches differ in length, so the gradient of a step is gathered by hand.
         self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the trained weights only
 
     @classmethod
     def load(cls, settings: Model, where: str, training: Training | None = None) -> MultimodalModel:
-        """From a folder or hub name.
+        """From a folder or hub name; a target with the adapters and the checkpointing its settings ask for.
 
         Raises:
             OstlightError: model or processor cannot be loaded.
         """
         model, encoder = load_model(settings, where), load_encoder(settings, where)
-        return cls(model, encoder, collator_for(model, encoder), training or Training())
+        collator = collator_for(model, encoder)
+        if isinstance(settings, Target):
+            model = prepared(model, settings)
+        return cls(model, encoder, collator, training or Training())
 
     def losses(self, batch: Batch) -> Tensor:
         """``[N]`` mean cross-entropy over each sample's answer tokens, in nats."""
@@ -80,27 +87,54 @@ class MultimodalModel(L.LightningModule):
         """One optimiser step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
         optimizer: Any = self.optimizers()
         total = torch.zeros((), device=self.device)
-        for k, micro in enumerate(step.micro_batches):
+        micro_batches = [(micro, step.weight) for micro in step.micro_batches]
+        if step.filler is not None:
+            micro_batches += [(step.filler, 0.0)] * (self._most(len(micro_batches)) - len(micro_batches))
+        for k, (micro, weight) in enumerate(micro_batches):
             # Gradients are exchanged between ranks once a step, with the last micro-batch.
-            held = self._exchanges() and k + 1 < len(step.micro_batches)
+            held = hasattr(self.trainer.strategy.model, "no_sync") and k + 1 < len(micro_batches)
             with self.trainer.strategy.model.no_sync() if held else nullcontext():  # type: ignore[union-attr, operator]
-                loss = self.losses(micro).sum() * step.weight
+                loss = self.losses(micro).sum() * weight
                 self.manual_backward(loss)
             total += loss.detach().to(total.dtype)
         if self.training_settings.clip is not None:
-            self.clip_gradients(optimizer, self.training_settings.clip, "norm")
+            # Lightning's own clipping refuses fused optimizers under mixed precision, though bf16 scales nothing.
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.log("loss", total, prog_bar=True, batch_size=1)
-        return total
+        mean = self.trainer.strategy.reduce(total, reduce_op="mean")
+        assert isinstance(mean, Tensor), "a tensor reduces to a tensor"
+        self.log("loss", mean, prog_bar=True, batch_size=1)
+        return mean
 
-    def _exchanges(self) -> bool:
-        return hasattr(self.trainer.strategy.model, "no_sync")
+    def _most(self, mine: int) -> int:
+        counts = self.all_gather(torch.tensor(mine, device=self.device))
+        assert isinstance(counts, Tensor), "a tensor is gathered as a tensor"
+        return int(counts.max())
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of every weight."""
+        return isinstance(self.model, FSDPModule)
+
+    def configure_model(self) -> None:
+        """Shards the model, block by block, where the strategy asks for it (FSDP2)."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.sharded:
+            assert self.device_mesh is not None, "the strategy makes one"
+            mesh = self.device_mesh["data_parallel"]
+            for block in blocks(self.model):
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.model, mesh=mesh)
 
     def configure_optimizers(self) -> Any:
         settings = self.training_settings
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = self.trained.values()
         optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         rise = max(1, round(settings.warmup * self.total_steps))
 
@@ -113,6 +147,11 @@ class MultimodalModel(L.LightningModule):
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What is not trained is where it came from.
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in self.trained if name in weights}
+
     def on_fit_start(self) -> None:
         self.model.train(False)
 
@@ -120,6 +159,9 @@ class MultimodalModel(L.LightningModule):
         self.model.train(False)
 
     def save(self, folder: Path) -> None:
-        """Model and processor as a folder that ``from_pretrained`` and inference servers load."""
-        self.model.save_pretrained(folder)
+        """Model and processor as a folder that ``from_pretrained`` and inference servers load; adapters are merged."""
+        model: Any = self.model
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        model.save_pretrained(folder)
         self.encoder.processor.save_pretrained(folder)

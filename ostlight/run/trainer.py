@@ -13,6 +13,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from ostlight.config.schema import Compute
 from ostlight.errors import ConfigError
@@ -23,6 +24,7 @@ def make_trainer(
     folder: Path,
     stage: str,
     callbacks: Sequence[Callback] = (),
+    shard: bool = False,
     **arguments: Any,
 ) -> L.Trainer:
     """A Trainer for one stage.
@@ -32,6 +34,7 @@ def make_trainer(
         folder: of the run; loggers write below it.
         stage: its name in the loggers.
         callbacks: besides the progress bar; a progress bar among them replaces ours.
+        shard: whether ``strategy: fsdp`` shards this stage's model; if not, the stage runs under ``ddp``.
         arguments: further arguments of ``lightning.Trainer``.
 
     Raises:
@@ -47,7 +50,7 @@ def make_trainer(
             accelerator=compute.accelerator,
             devices=compute.devices,
             num_nodes=compute.num_nodes,
-            strategy=compute.strategy,
+            strategy=_strategy(compute, shard),
             precision=compute.precision,  # type: ignore[arg-type]
             logger=_logger(compute.logger, folder, stage),
             callbacks=[*others, *(bars if compute.progress else [])],
@@ -62,6 +65,17 @@ def make_trainer(
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise ConfigError([f"compute: Lightning refuses these settings: {told}"]) from error
+
+
+def _strategy(compute: Compute, shard: bool) -> str | Strategy:
+    if compute.strategy not in ("auto", "ddp", "fsdp"):
+        return compute.strategy
+    devices = compute.devices * compute.num_nodes
+    if compute.strategy == "fsdp" and shard:
+        # FSDP2: it shards single blocks, so that a step's micro-batches go through it one after the other.
+        return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False)
+    # Multimodal models have parts that some batches, or all, leave out: eyes without a picture, a last block unread.
+    return "ddp_find_unused_parameters_true" if devices > 1 else "auto"
 
 
 class _Bar(RichProgressBar):
@@ -89,12 +103,13 @@ def _logger(name: str, folder: Path, stage: str) -> Logger | bool:
 
 def _quieten() -> None:
     """Lightning's advice that does not apply: each line below is a choice made here."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # compute.workers is the user's choice
         ".*`IterableDataset` has `__len__` defined.*",
         ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*your dataloader is not resumable.*",  # its sampler starts where the checkpoint stands (training.checkpoints)
         ".*exists and is not empty.*",  # a resumed run logs into its folder again
         ".*Couldn't infer the batch indices fetched.*",  # rows know their own positions
         ".*in eval mode at the start of training.*",  # dropout stays off (ostlight.model.module)

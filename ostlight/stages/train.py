@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +12,30 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
+from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
+from ostlight.data.sample import Sample
 from ostlight.errors import DataError
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder, is_first_rank
 from ostlight.stages.say import say
 from ostlight.stages.sources import open_pool, with_digitmath
+from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
+from ostlight.training.watch import LossWatch
+from ostlight.training.weights import put_back, trained_weights
 
 
 def train(config: Config) -> Path:
     """Trains the target on the run's selection, best samples of the pool only, and saves it as ``target/``.
 
+    With a development set the best weights by its loss are kept, and training stops early where they get no better. A
+    training that was killed goes on from its last checkpoint.
+
     Returns:
-        The folder; ``from_pretrained`` and inference servers load it.
+        The folder; ``from_pretrained`` and inference servers load it. Adapters are merged.
 
     Raises:
         DataError: the run has no selection yet, or an empty one.
@@ -35,40 +45,54 @@ def train(config: Config) -> Path:
     config = with_digitmath(config, folder)
     kept = read_kept(folder)
     pool = open_pool(config.pool, "pool")
-    folder.claim(
-        "target",
-        {
-            "pool": pool.fingerprint()[:16],
-            "selection": fingerprint.of_values(kept.tolist()),
-            "target.path": fingerprint.of_model(config.target.path, "target"),
-            "target": fingerprint.of_values(dataclasses.asdict(config.target) | {"path": None}),
-            "seed": str(config.seed),
-            "training code": fingerprint.of_code(*fingerprint.TRAINING),
-        },
-    )
+    dev = open_pool(config.dev, "dev") if config.dev.path is not None else None
+    folder.claim("target", target_inputs(config, pool, kept, dev))
     if (folder.target / "config.json").exists():
         say(f"target: already trained in {folder.target}")
         return folder.target
     model = MultimodalModel.load(config.target, "target", config.target.training)
+    trusted = [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)] if dev is not None else []
+    batches = lambda: model.batches(trusted, config.compute.tokens_per_batch)  # noqa: E731
+    watch = LossWatch(batches, config.target.patience) if trusted else None
+    checkpoints = Checkpoints(folder.path / "checkpoint.ckpt", config.target.checkpoint_minutes)
+    _account_for_the_killed(folder, checkpoints, config.selector.shown)
+    data = EncodedPool(pool, kept, model.encoder)
     with folder.ledger.stage("train", config.selector.shown) as entry:
+        entry.more["sitting"], entry.resumed = checkpoints.sitting, checkpoints.start > 0
+        callbacks = [watch] if watch else []
         refusals = fit(
-            model, EncodedPool(pool, kept, model.encoder), config.compute, folder.path, "train", config.seed, entry, say
+            model, data, config.compute, folder.path, "train", config.seed, entry, say, callbacks, checkpoints, True
         )
         entry.more["set_aside"] = len(refusals)
-    if refusals:
-        say(f"train: {len(refusals)} of {len(kept)} samples could not be used; see {folder.quarantine}")
-        quarantine = Quarantine.read(folder.quarantine)
-        for position, error in refusals.items():
-            quarantine.add(pool, position, error, stage="train")
-        quarantine.write(folder.quarantine)
+        if watch is not None:
+            entry.more["kept_step"] = watch.kept_step
+    if watch is not None:
+        say(watch.line("development set", "training", "target"))
+    _set_aside(folder, pool, refusals, len(kept))
+    _save(model, config, folder.target)
     if is_first_rank():
-        model.save(folder.target)
+        checkpoints.remove()
     say(f"target: {folder.target}")
     return folder.target
 
 
+def target_inputs(config: Config, pool: Pool, kept: np.ndarray, dev: Pool | None) -> dict[str, str]:
+    """Fingerprint of everything the target's weights depend on."""
+    settings = dataclasses.asdict(config.target) | {"path": None, "checkpoint_minutes": None}
+    return {
+        "pool": pool.fingerprint()[:16],
+        "selection": fingerprint.of_values(kept.tolist()),
+        "development set": dev.fingerprint()[:16] if dev is not None else "none",
+        "target.path": fingerprint.of_model(config.target.path, "target"),
+        "target": fingerprint.of_values(settings),
+        "compute.precision": config.compute.precision,
+        "seed": str(config.seed),
+        "training code": fingerprint.of_code(*fingerprint.TRAINING),
+    }
+
+
 def read_kept(folder: RunFolder) -> np.ndarray:
-    """Positions of the records the run kept, best first.
+    """Positions of the records the run kept, highest score first.
 
     Raises:
         DataError: nothing was selected yet.
@@ -76,7 +100,44 @@ def read_kept(folder: RunFolder) -> np.ndarray:
     if not folder.selection.exists():
         raise DataError(f"{folder.selection} is not there; run `ostlight select` with this configuration first")
     table = pq.read_table(folder.selection)
-    kept = table.filter(pc.field("kept")).sort_by("rank")["position"].to_numpy()
+    order = [("score", "descending"), ("rank", "ascending")]
+    kept = table.filter(pc.field("kept")).sort_by(order)["position"].to_numpy()
     if not len(kept):
         raise DataError(f"{folder.selection} keeps no record; widen the budget")
     return kept
+
+
+def _account_for_the_killed(folder: RunFolder, checkpoints: Checkpoints, selector: str) -> None:
+    """Writes the ledger line that a sitting which was killed could not write itself."""
+    earlier = checkpoints.earlier()
+    if earlier is None:
+        return
+    say(f"train: goes on from step {checkpoints.start} ({checkpoints.file})")
+    if all(line.more.get("sitting") != earlier.more["sitting"] for line in folder.ledger.read()):
+        device_s = earlier.wall_s * folder.ledger.devices
+        folder.ledger.add(dataclasses.replace(earlier, selector=selector, device_s=device_s))
+
+
+def _set_aside(folder: RunFolder, pool: Pool, refusals: dict, samples: int) -> None:
+    if not refusals:
+        return
+    say(f"train: {len(refusals)} of {samples} samples could not be used; see {folder.quarantine}")
+    if is_first_rank():
+        quarantine = Quarantine.read(folder.quarantine)
+        for position, error in refusals.items():
+            quarantine.add(pool, position, error, stage="train")
+        quarantine.write(folder.quarantine)
+
+
+def _save(model: MultimodalModel, config: Config, target: Path) -> None:
+    """The folder appears by rename: whole, or not at all."""
+    if model.sharded:
+        weights = trained_weights(model)
+        if is_first_rank():
+            model = MultimodalModel.load(config.target, "target")
+            put_back(model, weights)
+    if is_first_rank():
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save(partial)
+        os.replace(partial, target)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
@@ -15,6 +17,7 @@ from ostlight.model.module import MultimodalModel
 from ostlight.run.ledger import Entry
 from ostlight.run.preflight import measure
 from ostlight.run.trainer import make_trainer
+from ostlight.training.checkpoints import Checkpoints, From
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
 
 
@@ -28,21 +31,25 @@ def fit(
     entry: Entry,
     say: Callable[[str], None] | None = None,
     callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    shard: bool = False,
 ) -> dict[int, BadRecord]:
     """Trains ``model`` in place, by its ``training_settings``.
 
     Args:
         model: what to train.
-        data: the samples, encoded for it.
+        data: the samples, encoded for it; best first, where the settings order them by the ranking.
         compute: devices and token budget.
         folder, stage: where and under which name loggers write.
         seed: of the order of the samples.
         entry: the ledger's, filled in here.
         say: prints the preflight line; ``None`` leaves it out.
         callbacks: Lightning's.
+        checkpoints: takes them; where there is one already, training goes on from it.
+        shard: whether ``compute.strategy=fsdp`` shards this model.
 
     Returns:
-        Records that could not be used, by position, with the reason.
+        Records that could not be used, by position, with the reason; on every rank those of all.
 
     Raises:
         DataError: no sample to train on.
@@ -52,23 +59,54 @@ def fit(
         raise DataError(f"{stage}: no sample to train on; widen the budget or look at quarantine.parquet")
     plan = plan_steps(len(data), model.training_settings, seed)
     model.total_steps = len(plan)
-    trainer = make_trainer(compute, folder, stage, [*callbacks, _Finite()], max_epochs=1)
+    last = [] if checkpoints is None else [checkpoints]
+    trainer = make_trainer(compute, folder, stage, [*callbacks, _Finite(), *last], shard=shard, max_epochs=1)
     steps = StepDataset(data, plan, model.collator, compute.tokens_per_batch)
-    entry.flops, line = _preflight(model, steps, stage)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        entry.flops, line = _estimate(model, steps, stage)
+    else:
+        model.to(trainer.strategy.root_device)
+        entry.flops, line = _preflight(model, steps, stage)
     if say is not None:
         say(line)
     steps.rank, steps.world_size, steps.tokens = trainer.global_rank, trainer.world_size, 0
     torch.manual_seed(seed)
-    loader = DataLoader(steps, batch_size=None, num_workers=0)
-    trainer.fit(model, loader)
+    start = 0 if checkpoints is None else checkpoints.start
+    if checkpoints is not None:
+        checkpoints.spent = lambda: (steps.tokens * trainer.world_size, _samples(plan[start : trainer.global_step]))
+    loader = DataLoader(steps, batch_size=None, sampler=From(start, len(plan)), num_workers=0)
+    trainer.fit(
+        model, loader, ckpt_path=checkpoints.file if checkpoints is not None and start else None, weights_only=True
+    )
+    data.refusals.update(_from_all_ranks(data.refusals))
     entry.more["answers_cut"] = len(data.cut)
     if data.cut and say is not None:
         limit = model.encoder.max_length
         say(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     entry.tokens = steps.tokens * trainer.world_size
-    entry.samples = int(sum(len(p) for p in plan[: trainer.global_step]))
-    entry.flops *= trainer.global_step / len(plan)
+    entry.samples = _samples(plan[start : trainer.global_step])
+    entry.flops *= (trainer.global_step - start) / len(plan)
     return data.refusals
+
+
+def _samples(plan: Sequence[np.ndarray]) -> int:
+    return sum(len(p) for p in plan)
+
+
+def _from_all_ranks(mine: dict[int, BadRecord]) -> dict[int, BadRecord]:
+    if not torch.distributed.is_initialized():
+        return mine
+    gathered: list[dict[int, BadRecord]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, mine)
+    return {position: error for one in gathered for position, error in one.items()}
+
+
+def _estimate(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[float, str]:
+    """FLOPs of a training whose model may not fit on one device: six for every weight and token."""
+    step = steps[0]
+    weights = sum(p.numel() for p in model.parameters())
+    flops = 6.0 * weights * sum(sum(m.tokens) for m in step.micro_batches) * len(steps)
+    return flops, f"{stage}: {len(steps):,} steps: {flops:.2g} FLOPs (estimated: six for every weight and token)"
 
 
 def _preflight(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[float, str]:

@@ -5,38 +5,40 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from ostlight.config.schema import Training
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
-from ostlight.model.batch import Collator, Step, by_token_budget
+from ostlight.model.batch import Batch, Collator, Step, by_token_budget
 from ostlight.model.encode import Encoded, Encoder
+from ostlight.training.order import pass_order
 
 CACHE_BYTES = 2**30
 """Encoded samples kept in memory; beyond that they are encoded anew each time they are seen."""
 
 
 def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
-    """Indices of the samples of each optimiser step: one shuffle after the other, none repeated within a shuffle.
+    """Indices of the samples of each optimiser step: one pass after the other, none repeated within a pass.
 
     Args:
-        samples: how many there are to train on.
-        training: ``steps``, or ``epochs``; neither is one epoch.
+        samples: how many there are to train on; index 0 is the one the selector ranks best.
+        training: ``steps``, or ``epochs``; neither is one epoch. ``order`` is that of each pass.
         seed: of the shuffles.
     """
     epochs = 1.0 if training.epochs is None else training.epochs
     steps = training.steps if training.steps is not None else math.ceil(samples * epochs / training.batch_size)
     wanted = steps * training.batch_size if training.steps is not None else round(samples * epochs)
-    shuffles = [
-        torch.randperm(samples, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).numpy()
+    share = samples / wanted
+    passes = [
+        pass_order(training.order, samples, seed * 1_000_003 + epoch, epoch * share, share)
         for epoch in range(math.ceil(wanted / samples))
     ]
-    order = np.concatenate(shuffles)[:wanted]
+    order = np.concatenate(passes)[:wanted]
     return [order[i : i + training.batch_size] for i in range(0, wanted, training.batch_size)]
 
 
@@ -125,4 +127,13 @@ class StepDataset(Dataset[Step]):
         self.tokens += sum(len(e) for e in encoded)
         groups = by_token_budget([len(e) for e in encoded], self.tokens_per_batch)
         batches = [self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups]
-        return Step(batches, self.world_size / len(self.plan[step]))
+        return Step(batches, self.world_size / len(self.plan[step]), self._filler if self.world_size > 1 else None)
+
+    @cached_property
+    def _filler(self) -> Batch | None:
+        """The first sample that can be used, in a batch of its own."""
+        for k in range(len(self.data)):
+            samples, encoded = self.data.get([k])
+            if samples:
+                return self.collator.batch(samples, encoded)
+        return None

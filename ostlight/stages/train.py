@@ -55,10 +55,11 @@ def train(config: Config) -> Path:
     batches = lambda: model.batches(trusted, config.compute.tokens_per_batch)  # noqa: E731
     watch = LossWatch(batches, config.target.patience) if trusted else None
     checkpoints = Checkpoints(folder.path / "checkpoint.ckpt", config.target.checkpoint_minutes)
-    _account_for_the_killed(folder, checkpoints, config.selector.shown)
+    if checkpoints.start:
+        say(f"train: goes on from step {checkpoints.start} ({checkpoints.file})")
     data = EncodedPool(pool, kept, model.encoder)
     with folder.ledger.stage("train", config.selector.shown) as entry:
-        entry.more["sitting"], entry.resumed = checkpoints.sitting, checkpoints.start > 0
+        entry.resumed = checkpoints.start > 0
         callbacks = [watch] if watch else []
         refusals = fit(
             model, data, config.compute, folder.path, "train", config.seed, entry, say, callbacks, checkpoints, True
@@ -105,17 +106,6 @@ def read_kept(folder: RunFolder) -> np.ndarray:
     if not len(kept):
         raise DataError(f"{folder.selection} keeps no record; widen the budget")
     return kept
-
-
-def _account_for_the_killed(folder: RunFolder, checkpoints: Checkpoints, selector: str) -> None:
-    """Writes the ledger line that a sitting which was killed could not write itself."""
-    earlier = checkpoints.earlier()
-    if earlier is None:
-        return
-    say(f"train: goes on from step {checkpoints.start} ({checkpoints.file})")
-    if all(line.more.get("sitting") != earlier.more["sitting"] for line in folder.ledger.read()):
-        device_s = earlier.wall_s * folder.ledger.devices
-        folder.ledger.add(dataclasses.replace(earlier, selector=selector, device_s=device_s))
 
 
 def _set_aside(folder: RunFolder, pool: Pool, refusals: dict, samples: int) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -15,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Sampler
 
 from ostlight.model.module import MultimodalModel
-from ostlight.run.ledger import Entry
 
 
 class Checkpoints(Callback):
@@ -29,44 +26,26 @@ class Checkpoints(Callback):
         minutes: between two; 0 saves after every step.
 
     Attributes:
-        start: steps that an earlier sitting has done.
-        sitting: name of this one in the ledger.
-        spent: tokens and samples of this sitting so far; ``fit`` knows them.
+        start: steps that the checkpoint found has behind it; 0 where there is none.
     """
 
     def __init__(self, file: Path, minutes: float) -> None:
         self.file, self.minutes = file, minutes
-        self.sitting = datetime.now(UTC).isoformat()
         self.start = 0
-        self.spent: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self._began = self._saved = time.monotonic()
-
-    def earlier(self) -> Entry | None:
-        """What the sitting that left a checkpoint had cost by then; sets ``start``. ``None`` where there is none."""
-        if not self.file.exists():
-            return None
-        known = torch.load(self.file, map_location="cpu", mmap=True, weights_only=True)
-        self.start = int(known["global_step"])
-        told = known["callbacks"][self.state_key]
-        more = {"sitting": told["sitting"], "failed": "killed"}
-        return Entry("train", wall_s=told["wall_s"], tokens=told["tokens"], samples=told["samples"], more=more)
+        if file.exists():
+            self.start = int(torch.load(file, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+        self._saved = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         assert isinstance(pl_module, MultimodalModel), "the models of this project know how many steps there are"
         due = trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes)
         if not due or trainer.should_stop or trainer.global_step >= pl_module.total_steps:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             os.replace(partial, self.file)
         self._saved = time.monotonic()
-
-    def state_dict(self) -> dict[str, Any]:
-        tokens, samples = self.spent()
-        wall_s = time.monotonic() - self._began
-        return {"sitting": self.sitting, "wall_s": wall_s, "tokens": tokens, "samples": samples}
 
     def remove(self) -> None:
         """Once the trained model is saved."""

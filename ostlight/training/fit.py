@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -59,38 +59,52 @@ def fit(
         raise DataError(f"{stage}: no sample to train on; widen the budget or look at quarantine.parquet")
     plan = plan_steps(len(data), model.training_settings, seed)
     model.total_steps = len(plan)
-    last = [] if checkpoints is None else [checkpoints]
-    trainer = make_trainer(compute, folder, stage, [*callbacks, _Finite(), *last], shard=shard, max_epochs=1)
+    start = 0 if checkpoints is None else checkpoints.start
     steps = StepDataset(data, plan, model.collator, compute.tokens_per_batch)
+    cost = _Cost(entry, steps, start)
+    last = [] if checkpoints is None else [checkpoints]
+    trainer = make_trainer(compute, folder, stage, [*callbacks, _Finite(), cost, *last], shard=shard, max_epochs=1)
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        entry.flops, line = _estimate(model, steps, stage)
+        cost.flops, line = _estimate(model, steps, stage)
     else:
         model.to(trainer.strategy.root_device)
-        entry.flops, line = _preflight(model, steps, stage)
+        cost.flops, line = _preflight(model, steps, stage)
     if say is not None:
         say(line)
     steps.rank, steps.world_size, steps.tokens = trainer.global_rank, trainer.world_size, 0
     torch.manual_seed(seed)
-    start = 0 if checkpoints is None else checkpoints.start
-    if checkpoints is not None:
-        checkpoints.spent = lambda: (steps.tokens * trainer.world_size, _samples(plan[start : trainer.global_step]))
     loader = DataLoader(steps, batch_size=None, sampler=From(start, len(plan)), num_workers=0)
-    trainer.fit(
-        model, loader, ckpt_path=checkpoints.file if checkpoints is not None and start else None, weights_only=True
-    )
+    state = checkpoints.file if checkpoints is not None and start else None
+    trainer.fit(model, loader, ckpt_path=state, weights_only=True)
     data.refusals.update(_from_all_ranks(data.refusals))
     entry.more["answers_cut"] = len(data.cut)
     if data.cut and say is not None:
         limit = model.encoder.max_length
         say(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
-    entry.tokens = steps.tokens * trainer.world_size
-    entry.samples = _samples(plan[start : trainer.global_step])
-    entry.flops *= (trainer.global_step - start) / len(plan)
+    cost.of_ranks(trainer.global_step, trainer.world_size)
     return data.refusals
 
 
-def _samples(plan: Sequence[np.ndarray]) -> int:
-    return sum(len(p) for p in plan)
+class _Cost(Callback):
+    """Keeps this rank's share in the ledger's entry while training goes on: a killed training was paid for too.
+
+    Attributes:
+        flops: of all steps, all ranks.
+    """
+
+    def __init__(self, entry: Entry, steps: StepDataset, start: int) -> None:
+        self.entry, self.steps, self.start, self.flops = entry, steps, start, 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self.of_ranks(trainer.global_step, 1)
+
+    def of_ranks(self, step: int, ranks: int) -> None:
+        """The cost up to a step, of so many ranks."""
+        share = ranks / self.steps.world_size
+        plan = self.steps.plan
+        self.entry.tokens = self.steps.tokens * ranks
+        self.entry.samples = round(share * sum(len(p) for p in plan[self.start : step]))
+        self.entry.flops = share * self.flops * (step - self.start) / len(plan)
 
 
 def _from_all_ranks(mine: dict[int, BadRecord]) -> dict[int, BadRecord]:

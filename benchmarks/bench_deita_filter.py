@@ -1,8 +1,8 @@
 """How long DEITA's representation filter takes, and whether it picks what a loop over single samples picks.
 
-The embeddings are synthetic: rows around fewer centres, so that a good part of what is looked at resembles something
-kept, as in a pool with near-duplicates. With 15 centres for 100 rows a fifth can hardly be filled, so that the whole
-pool is looked at: the most a budget of a fifth can cost.
+The embeddings are synthetic: rows around fewer centres, so that a part of what is looked at resembles something kept.
+``near`` is as in a pool with near-duplicates; with ``alike`` two rows around one centre always resemble each other and
+the centres are fewer than the budget, so that it is never filled and the whole pool is looked at.
 
 Run: python benchmarks/bench_deita_filter.py --out benchmarks/results/bench_deita_filter.jsonl
 """
@@ -21,14 +21,17 @@ from ostlight_selectors.deita.filter import distinct
 
 SIMILARITY = 0.9
 FRACTION = 0.2
+POOLS = {"near": (0.25, 0.33), "alike": (0.15, 0.2)}
+"""Centres for each row, and how far rows lie from them."""
 
 
-def pool(count: int, width: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """``[count, width]`` fp32 embeddings, whose cosine within a centre lies around 0.9, and a random ranking."""
+def pool(count: int, width: int, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """``[count, width]`` fp32 embeddings and a random ranking."""
+    share, spread = POOLS[name]
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(round(share * count), width)).astype(np.float32)
     noise = rng.normal(size=(count, width)).astype(np.float32)
-    return centres[rng.integers(len(centres), size=count)] + 0.33 * noise, rng.permutation(count)
+    return centres[rng.integers(len(centres), size=count)] + spread * noise, rng.permutation(count)
 
 
 def one_by_one(embeddings: np.ndarray, order: np.ndarray, count: int) -> list[int]:
@@ -54,22 +57,22 @@ def main() -> None:
     faiss.omp_set_num_threads(arguments.threads)
     recorder = Recorder("bench_deita_filter", arguments.out)
 
-    for share in (0.25, 0.15):
-        embeddings, order = pool(2000, arguments.width, share, seed=1)
+    for name in POOLS:
+        embeddings, order = pool(2000, arguments.width, name, seed=1)
         expected = one_by_one(embeddings, order, 400)
         found = distinct(embeddings, order, SIMILARITY, np.ones(2000), 400).tolist()
         same = sum(a == b for a, b in zip(found, expected, strict=False)) / max(len(found), len(expected))
-        case = f"N=2000 D={arguments.width} centres={share:g}N budget=20% similarity={SIMILARITY}"
+        case = f"N=2000 D={arguments.width} pool={name} budget=20% similarity={SIMILARITY}"
         recorder.add(case=case, metric="picks_as_one_by_one", value=same, unit="share", n=1)
 
-        embeddings, order = pool(arguments.count, arguments.width, share, seed=0)
+        embeddings, order = pool(arguments.count, arguments.width, name, seed=0)
         costs, budget = np.ones(len(order)), round(FRACTION * len(order))
         start = time.perf_counter()
         kept = distinct(embeddings, order, SIMILARITY, costs, budget)
         seconds = time.perf_counter() - start
         filled = len(kept) == budget
         looked_at = order.tolist().index(kept[-1]) + 1 if filled else len(order)
-        case = f"N={arguments.count} D={arguments.width} centres={share:g}N budget=20% similarity={SIMILARITY}"
+        case = f"N={arguments.count} D={arguments.width} pool={name} budget=20% similarity={SIMILARITY}"
         recorder.add(case=case, metric="seconds", value=seconds, unit="s", n=1)
         recorder.add(case=case, metric="kept", value=len(kept), unit="samples", n=1)
         recorder.add(case=case, metric="looked_at", value=looked_at, unit="samples", n=1)

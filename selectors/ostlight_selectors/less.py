@@ -1,0 +1,122 @@
+"""LESS: samples whose Adam step points where some group of anchors wants to go."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ostlight.errors import SelectorError
+from ostlight.gradients.engine import GradientDots
+from ostlight.gradients.probes import Anchors, mean_gradients
+from ostlight.gradients.rows import RowMap
+from ostlight.gradients.scope import scoped_parameters
+from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
+from ostlight.selection.selector import Selector
+from ostlight.selection.setting import Setting
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.failures import failures
+from ostlight.utility.gradient import train_only
+from ostlight.utility.preconditioner import adam_scale
+
+
+class Less(Selector):
+    """Largest cosine, over the groups of anchors, of the sample's Adam step with the group's mean gradient.
+
+    "LESS: Selecting Influential Data for Targeted Instruction Tuning" (arXiv 2402.04333), at one checkpoint, the
+    proxy: ``score_i = max_g cos(P g_i, g_V^g)``, where ``P = diag(1 / (sqrt(v) + eps))`` holds Adam's second moments of
+    the warm-up, frozen. No gradient is kept: ``<P g_i, t> = <g_i, P t>``, so a pass takes each ``g_i`` against fixed
+    vectors, the groups' ``P g_V^g`` and ``d`` random ones, ``P r_k`` with entries ``+-1/sqrt(d)``. The inner products
+    are exact; the projection ``R P g_i`` gives the length of the step, within a factor of ``1 +- 1/sqrt(2 d)``. LESS
+    takes the inner product between projections too, since it keeps the pool's for later: an error of ``1/sqrt(d)`` on a
+    cosine that is itself small. That cosine is kept beside the score. One forward and one backward pass a sample.
+    """
+
+    uses_proxy: ClassVar[bool] = True
+
+    @dataclass
+    class Options:
+        """Attributes:
+        scope: parameters: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
+        projection: d, random vectors; each takes as much memory as the scope's gradient.
+        """
+
+        scope: str = "blocks"
+        projection: int = 64
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        if self.options.projection < 1:
+            raise SelectorError(f"selector.options.projection must be at least 1; got {self.options.projection}")
+
+    def setup(self, setting: Setting) -> None:
+        setting.require_anchors("less")
+        proxy = setting.proxy
+        self.model = model = proxy.model
+        parameters = scoped_parameters(model.model, self.options.scope)
+        train_only(model, parameters)
+        anchors = AnchorSet.make(model, setting.anchors, setting.groups, proxy.tokens_per_batch)
+        scale, source = adam_scale(proxy.folder, model, parameters, anchors)
+        groups, wanted = _mean_gradients(model, parameters, anchors)
+        random = random_directions(setting.seed, parameters, self.options.projection)
+        self.targets = {n: torch.cat([wanted[n], random[n]]) * scale[n] for n in parameters}
+        flat = {n: w.double().flatten(1) for n, w in wanted.items()}
+        self.lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
+        self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
+        self.engine, self.rows = GradientDots(model, parameters), RowMap(model.model)
+        size = sum(t.nbytes for t in self.targets.values())
+        setting.say(f"adam steps, shaped by {source}; target vectors: {size / 2**20:.1f} MiB")
+        setting.note("groups", groups)
+        setting.note("targets_bytes", size)
+        for single in proxy.examples(1):
+            self.engine.verify(lambda: model.losses(single), self.rows.of(single.inputs))  # noqa: B023
+
+    def score(self, batch: Batch) -> dict[str, Any]:
+        found = self.engine.products(lambda: self.model.losses(batch), self.rows.of(batch.inputs), self.targets)
+        groups = len(self.lengths)
+        along, sketch = found.dots[:, :groups], found.dots[:, groups:]
+        length = sketch.norm(dim=1, keepdim=True)
+        cosines = along / (length * self.lengths)
+        projected = sketch @ self.projected / (length * self.projected.norm(dim=0))
+        columns: dict[str, Any] = {
+            "score": cosines.amax(1),
+            "projected_cosine": projected.amax(1),
+            "step_length": length[:, 0],
+            "loss": found.losses.double(),
+        }
+        if groups > 1:
+            columns["cosine_by_group"] = cosines
+        return columns | failures(found)
+
+
+def random_directions(seed: int, parameters: Mapping[str, nn.Parameter], count: int) -> dict[str, Tensor]:
+    """``[count, *shape]`` per parameter, fp32, entries ``+-1/sqrt(count)``: ``E ||R x||^2 = ||x||^2``.
+
+    A parameter's signs depend on the seed and its name alone, not on the device or on what else is in scope.
+    """
+    directions = {}
+    for name, parameter in parameters.items():
+        key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        bits = torch.randint(0, 2, (count, *parameter.shape), generator=generator, dtype=torch.int8)
+        directions[name] = ((2.0 * bits - 1.0) / count**0.5).to(parameter.device)
+    return directions
+
+
+def _mean_gradients(
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet
+) -> tuple[list[str], dict[str, Tensor]]:
+    """The groups' names, in the order they first appear, and ``[groups, *shape]`` per parameter."""
+    trusted = Anchors(
+        forward=lambda batch: (model.logits(batch), batch.labels),
+        batches=list(zip(anchors.indices, anchors.batches, strict=True)),
+        groups=anchors.groups,
+    )
+    means = mean_gradients(trusted, parameters)
+    stacked = {name: torch.stack([mean[name] for mean in means.values()]) for name in parameters}
+    return [str(group) for group in means], stacked

@@ -1,0 +1,107 @@
+"""LESS against gradients taken one at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ostlight
+from ostlight.errors import SelectorError
+from ostlight.gradients.scope import scoped_parameters
+from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.gradient import sample_gradient, train_only
+from ostlight.utility.preconditioner import adam_scale
+from ostlight_selectors.less import random_directions
+
+SCOPE = "last:1"
+
+
+def flat(vectors) -> torch.Tensor:
+    return torch.cat([v.double().flatten() for v in vectors])
+
+
+@pytest.fixture
+def by_hand(proxy, samples, tmp_path):
+    """Adam steps ``[5, P]`` of five samples, mean gradients ``[7, P]`` of the anchors' tasks, in the order they occur,
+    the model, and the batch."""
+    model = proxy("float64")
+    parameters = scoped_parameters(model.model, SCOPE)
+    train_only(model, parameters)
+    anchors = samples("anchors")
+    tasks = [a.tags["task"] for a in anchors]
+    scale, _ = adam_scale(tmp_path, model, parameters, AnchorSet.make(model, anchors, tasks, 1000))
+
+    def gradient(sample):
+        return sample_gradient(model, list(parameters.values()), model.batches([sample], 1)[0])[1]
+
+    wanted = {task: torch.zeros(sum(p.numel() for p in parameters.values()), dtype=torch.float64) for task in tasks}
+    for anchor, task in zip(anchors, tasks, strict=True):
+        wanted[task] += flat(gradient(anchor)) / tasks.count(task)
+    (batch,) = model.batches(samples("pool")[:5], 10_000)
+    steps = [flat([g * scale[n] for n, g in zip(parameters, gradient(s), strict=True)]) for s in batch.samples]
+    return torch.stack(steps), torch.stack(list(wanted.values())), model, batch
+
+
+def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a @ b.T) / a.norm(dim=1, keepdim=True) / b.norm(dim=1)
+
+
+def test_both_cosines_are_those_of_the_definition(by_hand, selector_setting):
+    steps, wanted, model, batch = by_hand
+    selector = create("less", {"scope": SCOPE, "projection": 16})
+    selector.setup(selector_setting(model))
+    columns = selector.score(batch)
+    parameters = scoped_parameters(model.model, SCOPE)
+    random = torch.cat([r.double().flatten(1) for r in random_directions(0, parameters, 16).values()], dim=1)
+    assert torch.unique(random).tolist() == [-0.25, 0.25]
+    sketch = steps @ random.T
+    length = sketch.norm(dim=1, keepdim=True)
+    expected = (steps @ wanted.T) / (length * wanted.norm(dim=1))
+    assert torch.allclose(columns["cosine_by_group"], expected, rtol=1e-5)
+    assert torch.allclose(columns["score"], expected.amax(1), rtol=1e-5)
+    assert torch.allclose(columns["projected_cosine"], cosines(sketch, wanted @ random.T).amax(1), rtol=1e-5)
+    assert torch.allclose(columns["step_length"], length[:, 0], rtol=1e-5)
+
+
+def test_the_score_comes_nearer_the_true_cosine_than_the_projected_one(by_hand, selector_setting):
+    steps, wanted, model, batch = by_hand
+    true = cosines(steps, wanted).amax(1)
+    selector = create("less", {"scope": SCOPE, "projection": 128})
+    selector.setup(selector_setting(model))
+    columns = selector.score(batch)
+    # One standard deviation: 1/sqrt(2 * 128) = 6% of the cosine, against 1/sqrt(128) = 0.09 in absolute terms.
+    assert torch.allclose(columns["score"], true, rtol=0.25)
+    error, projected_error = ((columns[name] - true).square().mean().sqrt() for name in ("score", "projected_cosine"))
+    assert error < projected_error
+
+
+def test_it_shares_the_slope_of_first_order(by_hand, selector_setting):
+    """With one group LESS' inner product is that of first order with Adam steps."""
+    _, _, model, batch = by_hand
+    setting = selector_setting(model, groups=[""] * 14)
+    less = create("less", {"scope": SCOPE, "projection": 4})
+    less.setup(setting)
+    ost = create("ost", {"estimator": "first_order", "optimizer": "adam", "eta": 1.0, "scope": SCOPE})
+    ost.setup(setting)
+    ours = less.score(batch)
+    along = ours["score"] * ours["step_length"] * float(less.lengths[0])
+    assert torch.allclose(along, ost.score(batch)["slope"], rtol=1e-5)
+
+
+def test_it_runs_with_groups(settings, digits):
+    config = settings(
+        anchors={"path": str(digits.anchors), "group": "task"},
+        selector={"name": "less", "options": {"projection": 8}},
+    )
+    scores = Scores.read(ostlight.select(config).folder.scores)
+    assert scores.column("cosine_by_group").shape == (48, 7)
+    assert scores.column("cosine_by_group").max(1) == pytest.approx(scores.score)
+
+
+def test_it_needs_a_projection_and_anchors(proxy, selector_setting):
+    with pytest.raises(SelectorError, match="projection must be at least 1; got 0"):
+        create("less", {"projection": 0})
+    with pytest.raises(SelectorError, match="'less' needs anchors"):
+        create("less").setup(selector_setting(proxy(), anchors=[], groups=[]))

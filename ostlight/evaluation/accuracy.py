@@ -1,18 +1,41 @@
-"""Accuracy of answers as a metric that adds up over batches and ranks."""
+"""Accuracy of answers as metrics that add up over batches and ranks, one for each kind of question."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torchmetrics import Metric
 
-from ostlight.evaluation.answers import same_answer
+from ostlight.evaluation.answers import is_number, option_chosen, same_answer
+
+EXACT, NUMERIC, CHOICE = "exact", "numeric", "choice"
+Options = Mapping[str, str]
+
+
+def kind_of(expected: str | None, options: Options) -> str:
+    """``choice`` where the question offers options and the expected answer is one of them; ``numeric`` where it is a
+    number; else ``exact``."""
+    if options and option_chosen(expected, options) is not None:
+        return CHOICE
+    return NUMERIC if is_number(expected) else EXACT
+
+
+def is_right(given: str | None, expected: str | None, options: Options) -> bool:
+    """By the question's kind: the same option, the same number, or the same text. A missing answer is wrong."""
+    if kind_of(expected, options) == CHOICE:
+        return option_chosen(given, options) == option_chosen(expected, options)
+    return same_answer(given, expected)
 
 
 class AnswerAccuracy(Metric):
-    """Share of answers that are right; a missing answer is wrong.
+    """Share of answers that are right, each by its question's kind.
 
-    ``update`` takes two lists of equal length: final answers as extracted (``None`` where there is none), and the
-    expected ones.
+    ``update`` takes lists of equal length: final answers as extracted (``None`` where there is none), the expected
+    ones, and the options each question offers (left out: none does).
+
+    Args:
+        kind: counts the questions of this kind alone; ``None`` counts all. Without any the share is NaN.
     """
 
     higher_is_better = True
@@ -20,14 +43,44 @@ class AnswerAccuracy(Metric):
     correct: torch.Tensor
     total: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str | None = None) -> None:
         super().__init__()
+        self.kind = kind
         self.add_state("correct", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, given: list[str | None], expected: list[str | None]) -> None:
-        self.correct += sum(same_answer(g, e) for g, e in zip(given, expected, strict=True))
-        self.total += len(expected)
+    def update(
+        self, given: Sequence[str | None], expected: Sequence[str | None], options: Sequence[Options] | None = None
+    ) -> None:
+        offered = options if options is not None else [{}] * len(expected)
+        for g, e, o in zip(given, expected, offered, strict=True):
+            if self.kind in (None, kind_of(e, o)):
+                self.correct += is_right(g, e, o)
+                self.total += 1
 
     def compute(self) -> torch.Tensor:
         return self.correct.float() / self.total
+
+
+class ExactAccuracy(AnswerAccuracy):
+    """Of the questions whose answer is a text: equal, case and outer punctuation aside."""
+
+    def __init__(self) -> None:
+        super().__init__(EXACT)
+
+
+class NumericAccuracy(AnswerAccuracy):
+    """Of the questions whose answer is a number: equal as numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(NUMERIC)
+
+
+class ChoiceAccuracy(AnswerAccuracy):
+    """Of the questions that offer options: the same option, by its letter or by its text."""
+
+    def __init__(self) -> None:
+        super().__init__(CHOICE)
+
+
+KINDS = {EXACT: ExactAccuracy, NUMERIC: NumericAccuracy, CHOICE: ChoiceAccuracy}

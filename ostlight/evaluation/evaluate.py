@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,8 +12,8 @@ from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError
-from ostlight.evaluation.accuracy import AnswerAccuracy
-from ostlight.evaluation.answers import final_answer, same_answer
+from ostlight.evaluation.accuracy import KINDS, AnswerAccuracy, is_right, kind_of
+from ostlight.evaluation.answers import final_answer, options_of
 from ostlight.evaluation.generate import generate_answers
 from ostlight.model.encode import Encoded
 from ostlight.model.module import MultimodalModel
@@ -31,10 +32,19 @@ class Questions:
 
 @dataclass
 class Result:
-    """Accuracies by group (``all`` among them, from 0 to 1) and one row an answer."""
+    """What a model's answers came to.
+
+    Attributes:
+        accuracy: by group, ``all`` among them, from 0 to 1.
+        predictions: one row an answer.
+        kinds: accuracy by group and kind of question (``exact``, ``numeric``, ``choice``), where there are such.
+        counts: questions by group.
+    """
 
     accuracy: dict[str, float]
     predictions: pa.Table
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
@@ -59,24 +69,30 @@ def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
 
 
 def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evaluation) -> Result:
-    """Greedy answers against the expected ones, exact or as numbers, by group."""
+    """Greedy answers against the expected ones, each by its question's kind, by group."""
     samples: Sequence[Sample] = questions.samples
     texts = generate_answers(model, samples, settings, questions.prompts)
     given = [final_answer(t, settings.marker) for t in texts]
     expected = [final_answer(s.answer, settings.marker) for s in samples]
+    options = [options_of(s.prompt) for s in samples]
     groups = [s.tags.get(settings.by, "") if settings.by else "" for s in samples]
-    metrics = {name: AnswerAccuracy() for name in [ALL, *sorted(set(groups) - {""})]}
-    for name, metric in metrics.items():
+    result = Result({}, pa.table({}))
+    for name in [ALL, *sorted(set(groups) - {""})]:
         rows = [i for i, g in enumerate(groups) if name in (ALL, g)]
-        metric.update([given[i] for i in rows], [expected[i] for i in rows])
-    table = pa.table(
+        mine = [given[i] for i in rows], [expected[i] for i in rows], [options[i] for i in rows]
+        result.accuracy[name], result.counts[name] = float(AnswerAccuracy()(*mine)), len(rows)
+        kinds = {kind: float(metric()(*mine)) for kind, metric in KINDS.items()}
+        result.kinds[name] = {kind: value for kind, value in kinds.items() if not math.isnan(value)}
+    marks = zip(given, expected, options, strict=True)
+    result.predictions = pa.table(
         {
             "id": [s.id for s in samples],
             "group": groups,
             "text": texts,
             "answer": pa.array(given, pa.string()),
             "expected": pa.array(expected, pa.string()),
-            "correct": [same_answer(g, e) for g, e in zip(given, expected, strict=True)],
+            "kind": [kind_of(e, o) for e, o in zip(expected, options, strict=True)],
+            "correct": [is_right(g, e, o) for g, e, o in marks],
         }
     )
-    return Result({name: float(m.compute()) for name, m in metrics.items()}, table)
+    return result

@@ -109,9 +109,7 @@ class MultimodalModel(L.LightningModule):
         return mean
 
     def _most(self, mine: int) -> int:
-        counts = self.all_gather(torch.tensor(mine, device=self.device))
-        assert isinstance(counts, Tensor), "a tensor is gathered as a tensor"
-        return int(counts.max())
+        return int(self.trainer.strategy.reduce(torch.tensor(mine, device=self.device), reduce_op="max"))
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -65,6 +67,12 @@ def make_trainer(
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise ConfigError([f"compute: Lightning refuses these settings: {told}"]) from error
+
+
+def first_device(compute: Compute) -> torch.device:
+    """Where a stage that one process does alone puts its model."""
+    alone = dataclasses.replace(compute, devices=1, num_nodes=1, strategy="auto", logger="none", progress=False)
+    return make_trainer(alone, Path.cwd(), "").strategy.root_device
 
 
 def _strategy(compute: Compute, shard: bool) -> str | Strategy:

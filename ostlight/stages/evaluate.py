@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -12,12 +14,13 @@ from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Result, evaluate_model, read_questions
 from ostlight.model.module import MultimodalModel
 from ostlight.run.folder import RunFolder
+from ostlight.run.trainer import first_device
 from ostlight.stages.say import say
 from ostlight.stages.sources import open_pool, with_digitmath
 
 
 def evaluate(config: Config) -> Result:
-    """Asks the run's target the questions of the test set; writes ``predictions.parquet``.
+    """Asks the run's target the questions of the test set; writes ``predictions.parquet`` and ``accuracy.jsonl``.
 
     Raises:
         ConfigError: no test set is named.
@@ -31,14 +34,29 @@ def evaluate(config: Config) -> Result:
     # Adapters are merged already.
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(folder.target), lora=None), "target")
     with folder.ledger.stage("evaluate", config.selector.shown) as entry:
+        model.to(first_device(config.compute))
         questions = read_questions(test, model)
         result = evaluate_model(model, questions, config.evaluation)
         entry.samples = len(questions.samples)
     with atomic_path(folder.predictions) as temporary:
         pq.write_table(result.predictions, temporary)
+    with atomic_path(folder.path / "accuracy.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in _lines(config, result)))
     for name, accuracy in result.accuracy.items():
-        say(f"accuracy {name}: {accuracy:.3f}")
+        kinds = "".join(f", {kind} {value:.3f}" for kind, value in result.kinds[name].items())
+        say(f"accuracy {name}: {accuracy:.3f} of {result.counts[name]} questions{kinds}")
     if questions.refusals:
         first = next(iter(questions.refusals.values()))
         say(f"{len(questions.refusals)} test records could not be used; the first: {first}")
     return result
+
+
+def _lines(config: Config, result: Result) -> list[dict[str, Any]]:
+    """As a benchmark writes its ``results.jsonl``."""
+    cell = {"selector": config.selector.shown, "budget": config.budget.label, "seed": config.seed}
+    lines = []
+    for group, accuracy in result.accuracy.items():
+        values = {"accuracy": accuracy, "questions": result.counts[group]}
+        values |= {f"{kind}_accuracy": value for kind, value in result.kinds[group].items()}
+        lines += [cell | {"group": group, "metric": metric, "value": value} for metric, value in values.items()]
+    return lines

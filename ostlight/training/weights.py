@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from ostlight.model.module import MultimodalModel
 
@@ -23,7 +24,8 @@ def trained_weights(model: MultimodalModel) -> dict[str, Tensor]:
 
 def put_back(model: MultimodalModel, weights: Mapping[str, Tensor]) -> None:
     """What ``trained_weights`` took out; a sharded model reads the first rank's."""
-    if model.sharded:
+    if isinstance(model.model, FSDPModule):
+        model.model.reshard()  # a forward pass without a backward pass leaves the outermost weights gathered
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(model, dict(weights), options=options)
         return

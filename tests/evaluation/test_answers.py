@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ostlight.evaluation.accuracy import AnswerAccuracy
-from ostlight.evaluation.answers import final_answer, same_answer
+from ostlight.evaluation.accuracy import AnswerAccuracy, ChoiceAccuracy, ExactAccuracy, NumericAccuracy, kind_of
+from ostlight.evaluation.answers import final_answer, option_chosen, options_of, same_answer
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from ostlight.evaluation.answers import final_answer, same_answer
         ("thus result: 5", "result", "5"),
         ("  horse ", None, "horse"),
         ("   ", None, None),
+        (r"so \boxed{6} no \boxed{ 7 } it is", None, "7"),
     ],
 )
 def test_the_final_answer_follows_the_last_marker(text: str, marker: str | None, answer: str | None):
@@ -48,3 +49,52 @@ def test_a_missing_answer_is_wrong():
     metric.update(["7", None], ["7", "8"])
     metric.update(["1", "2"], ["1", "3"])
     assert float(metric.compute()) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Which animal? (A) a cow (B) a horse (C) 12",
+        "Which animal?\nA. a cow\nB. a horse\nC. 12",
+        "Which animal? Choices: A) a cow B) a horse C) 12.",
+        "Which animal?\n(a) A cow\n(b) A horse\n(c) 12",
+    ],
+)
+def test_options_are_read_from_the_question(question: str):
+    assert options_of(question) == {"A": "a cow", "B": "a horse", "C": "12"}
+
+
+@pytest.mark.parametrize("question", ["What is seen?", "In (A) there is one", "See B. and C. there", "Is A: good?"])
+def test_letters_that_are_no_options(question: str):
+    assert options_of(question) == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"), ("(b)", "B"), ("b.", "B"), ("B. a horse", "B"), ("(B) A horse.", "B"), ("a horse", "B"),
+        ("12.0", "C"), ("A", "A"), ("B. a cow", None), ("a dog", None), ("D", None), (None, None), ("a bat", None),
+    ],
+)  # fmt: skip
+def test_the_option_an_answer_means(answer: str | None, letter: str | None):
+    assert option_chosen(answer, {"A": "a cow", "B": "a horse", "C": "12"}) == letter
+
+
+def test_each_kind_counts_its_own_questions():
+    options = {"A": "7", "B": "8"}
+    given, expected = ["(B)", "7.0", "Horse", "8", None], ["8", "7", "horse", "9", "cow"]
+    offered = [options, {}, {}, {}, {}]
+    kinds = [kind_of(e, o) for e, o in zip(expected, offered, strict=True)]
+    assert kinds == ["choice", "numeric", "exact", "numeric", "exact"]
+    for metric, share in (
+        (AnswerAccuracy(), 0.6), (ChoiceAccuracy(), 1.0), (NumericAccuracy(), 0.5), (ExactAccuracy(), 0.5)
+    ):  # fmt: skip
+        metric.update(given[:2], expected[:2], offered[:2])
+        metric.update(given[2:], expected[2:], offered[2:])
+        assert float(metric.compute()) == pytest.approx(share)
+
+
+def test_a_kind_without_questions_has_no_accuracy():
+    metric = ChoiceAccuracy()
+    metric.update(["1"], ["1"])
+    assert float(metric.compute()) != float(metric.compute())

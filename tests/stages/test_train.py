@@ -27,6 +27,12 @@ def test_select_train_evaluate(settings, capsys):
     assert predictions.num_rows == 21
     assert sum(predictions["correct"].to_pylist()) / 21 == pytest.approx(result.accuracy["all"])
     assert len(result.accuracy) == 8
+    assert result.counts["all"] == 21
+    lines = [json.loads(line) for line in (folder.parent / "accuracy.jsonl").read_text().splitlines()]
+    stored = {(line["group"], line["metric"]): line["value"] for line in lines}
+    assert stored["all", "accuracy"] == result.accuracy["all"]
+    assert stored["parity", "exact_accuracy"] == result.accuracy["parity"], "parity is answered in words"
+    assert {(line["selector"], line["budget"], line["seed"]) for line in lines} == {("random", "20%", 0)}
     stages = [json.loads(line) for line in (folder.parent / "ledger.jsonl").read_text().splitlines()]
     train = next(s for s in stages if s["stage"] == "train")
     assert train["samples"] == 12

@@ -59,7 +59,9 @@ __all__ = [
     "Setting",
     "benchmark",
     "evaluate",
+    "explain",
     "register",
+    "report",
     "select",
     "train",
 ]
@@ -95,6 +97,20 @@ def benchmark(config: Source, *overrides: str) -> list[Line]:
     from ostlight.stages.benchmark import benchmark as stage
 
     return stage(load_config(config, *overrides))
+
+
+def report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Writes one page about a run folder (``ostlight.reporting.page``)."""
+    from ostlight.reporting.page import write_report
+
+    return write_report(run, out)
+
+
+def explain(run: str | Path, sample_id: str, layers: bool = False) -> None:
+    """Prints what a sample does to the model, to whom, and why (``ostlight.reporting.explain``)."""
+    from ostlight.reporting.explain import explain as tell
+
+    tell(run, sample_id, layers)
 
 
 def __getattr__(name: str) -> Any:

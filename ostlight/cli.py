@@ -47,6 +47,31 @@ def benchmark(config: Config, overrides: Overrides = None) -> None:
     ostlight.benchmark(config, *overrides or [])
 
 
+Run = Annotated[str, typer.Argument(help="run folder, as `runs/NAME`", metavar="RUN")]
+
+
+@app.command()
+def report(
+    run: Run, out: Annotated[str | None, typer.Option(help="file to write instead of RUN/report.html")] = None
+) -> None:
+    """Write one page about a run: what helps, what hurts, what it cost."""
+    import ostlight
+
+    typer.echo(f"report: {ostlight.report(run, out)}")
+
+
+@app.command()
+def explain(
+    run: Run,
+    id: Annotated[str, typer.Argument(help="of a sample of the pool")],
+    layers: Annotated[bool, typer.Option("--layers", help="load the proxy and say in which layers")] = False,
+) -> None:
+    """Say of one sample what it does to the model, to whom, and why."""
+    import ostlight
+
+    ostlight.explain(run, id, layers=layers)
+
+
 @app.command()
 def selectors() -> None:
     """List the selectors: name, what it prefers, options, where it comes from."""

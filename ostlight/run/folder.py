@@ -25,9 +25,10 @@ class RunFolder:
     Args:
         path: the folder; made where it is not there.
         config: of the run; written as ``config.yaml``, which repeats the run.
+        write: false for those who only look.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, write: bool = True) -> None:
         self.path = path
         self.config = config
         self.proxy = path / "proxy"
@@ -38,7 +39,7 @@ class RunFolder:
         self.target = path / "target"
         self.predictions = path / "predictions.parquet"
         self.ledger = Ledger(path / "ledger.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank())
-        if is_first_rank():
+        if write and is_first_rank():
             path.mkdir(parents=True, exist_ok=True)
             with atomic_path(path / "config.yaml") as temporary:
                 temporary.write_text(f"# Repeat this run: ostlight select THIS_FILE\n{to_yaml(config)}")

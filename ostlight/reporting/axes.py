@@ -1,0 +1,84 @@
+"""Axes of a plot: where its values and ticks stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to pixels, linearly or by their logarithm.
+
+    Attributes:
+        low, high: values at the two ends.
+        begin, end: their pixels.
+        logarithmic: for values above 0.
+        linear_to: for values of both signs: linear up to about this size and logarithmic beyond, on both sides
+            (the area hyperbolic sine); ``None`` is linear throughout.
+    """
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    logarithmic: bool = False
+    linear_to: float | None = None
+
+    def at(self, value: float) -> float:
+        """Pixel of a value; values beyond an end are drawn at that end."""
+        low, high, value = (self.scaled(v) for v in (self.low, self.high, max(self.low, min(self.high, value))))
+        share = (value - low) / (high - low) if high > low else 0.5
+        return round(self.begin + share * (self.end - self.begin), 2)
+
+    def ticks(self, wanted: int, show: Callable[[float], str]) -> list[tuple[float, str]]:
+        """Round values on the axis, as pixels and texts."""
+        if self.linear_to is not None:
+            values = self._both_ways(wanted)
+        else:
+            values = self._powers(wanted) if self.logarithmic else self._steps(wanted)
+        return [(self.at(v), show(v)) for v in values]
+
+    def edges(self, bins: int) -> list[float]:
+        """Values that divide the axis into bins of equal width."""
+        low, high = self.scaled(self.low), self.scaled(self.high)
+        return [self._unscaled(low + k * (high - low) / bins) for k in range(bins + 1)]
+
+    def scaled(self, value: float) -> float:
+        if self.linear_to is not None:
+            return math.asinh(value / self.linear_to)
+        return math.log10(value) if self.logarithmic else value
+
+    def _unscaled(self, value: float) -> float:
+        if self.linear_to is not None:
+            return math.sinh(value) * self.linear_to
+        return 10**value if self.logarithmic else value
+
+    def _both_ways(self, wanted: int) -> list[float]:
+        """0 and round numbers of both signs, as far apart as ``wanted`` ticks would be."""
+        apart = abs(self.end - self.begin) / max(1, wanted)
+        found = [0.0] if self.low <= 0 <= self.high else []
+        sizes = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5)]
+        for value in [sign * size for size in sizes for sign in (1, -1)]:
+            if self.low <= value <= self.high and all(abs(self.at(value) - self.at(v)) >= apart for v in found):
+                found.append(value)
+        return sorted(found)
+
+    def _steps(self, wanted: int) -> list[float]:
+        rough = (self.high - self.low) / max(1, wanted)
+        if rough <= 0:
+            return [self.low]
+        size = 10 ** math.floor(math.log10(rough))
+        step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [k * step for k in range(first, last + 1)]
+
+    def _powers(self, wanted: int) -> list[float]:
+        low, high = math.floor(self.scaled(self.low)), math.ceil(self.scaled(self.high))
+        for parts in ((1, 2, 5), (1, 3), (1,)):
+            values = [m * 10.0**e for e in range(low, high + 1) for m in parts if self.low <= m * 10.0**e <= self.high]
+            if len(values) <= wanted:
+                return values
+        return values[:: math.ceil(len(values) / wanted)]

@@ -1,0 +1,187 @@
+"""What the page shows, gathered from a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ostlight.errors import OstlightError
+from ostlight.reporting.evidence import Evidence
+from ostlight.reporting.explorer import packed
+from ostlight.reporting.families import Families, find_families
+from ostlight.reporting.figures import Scale
+from ostlight.reporting.histogram import NARROW, WIDE, histogram
+from ostlight.reporting.lists import budget_line, lists, margins, undecided
+from ostlight.reporting.matrix import matrices
+from ostlight.reporting.noise import CERTAIN
+from ostlight.reporting.pareto import pareto
+from ostlight.reporting.run import Run
+from ostlight.reporting.samples import Card, cards, story
+from ostlight.reporting.standing import COSTS, read_standings
+from ostlight.run.ledger import Entry, total
+from ostlight.selection.budget import Budget
+
+SHOWN_FAMILIES = 24
+MEMBERS = 6
+"""Members of a family that are shown."""
+REASON_EXAMPLES = 5
+
+
+def contents(run: Run) -> dict[str, Any]:
+    """Everything the template asks for; parts the run holds nothing for are empty, and named in ``missing``."""
+    standings = read_standings(run.path / "results.jsonl") if run.is_benchmark else []
+    plots = {cost: [pareto(standings, cost, size) for size in (WIDE, NARROW)] for cost in COSTS}
+    scored = run.scored[0] if run.scored else None
+    shown = Scored.read(scored).contents() if scored is not None else None
+    if scored is None:
+        run.missing.append("Utilities: the folder holds no scores.")
+    reasons = _reasons(scored or run)
+    entries = _entries(run)
+    missing = list(dict.fromkeys([*run.missing, *(scored.missing if scored else [])]))
+    return {
+        "run": run,
+        "standings": standings,
+        "groups": [g for g in standings[0].accuracy if g != "all"] if standings else [],
+        "plots": {cost: pair for cost, pair in plots.items() if pair[0] is not None},
+        "scored": shown,
+        "others": [str(r.path.relative_to(run.path)) for r in run.scored[1:]] if run.is_benchmark else [],
+        "reasons": reasons,
+        "answers": _answers(run),
+        "ledger": entries,
+        "total": total(entries, tuple({e.stage for e in entries})),
+        "settings": (run.path / "config.yaml").read_text(),
+        "missing": missing,
+    }
+
+
+@dataclass
+class Scored:
+    """The part of the page about utilities."""
+
+    run: Run
+    evidence: Evidence
+    families: Families | None
+    scale: Scale
+
+    @classmethod
+    def read(cls, run: Run) -> Scored:
+        evidence = Evidence.read(run)
+        return cls(run, evidence, find_families(evidence), Scale.of(evidence.score, evidence.is_utility))
+
+    @property
+    def margins(self) -> np.ndarray | None:
+        return margins(self.evidence, self.run.config.budget.within)
+
+    def contents(self) -> dict[str, Any]:
+        evidence, margin = self.evidence, self.margins
+        if not len(evidence):
+            self.run.missing.append("Utilities: every record was set aside.")
+        chosen = lists(evidence, margin)
+        return {
+            "run": self.run,
+            "evidence": evidence,
+            "scale": self.scale,
+            "toxic": int(evidence.toxic.sum()),
+            "kept": None if evidence.kept is None else int(evidence.kept.sum()),
+            "toxic_kept": None if evidence.kept is None else int((evidence.toxic & evidence.kept).sum()),
+            "typical_noise": None if evidence.noise is None else float(np.median(evidence.noise)),
+            "undecided": undecided(evidence, margin, CERTAIN),
+            "histograms": [histogram(evidence, self._lines(), self.scale, size) for size in (WIDE, NARROW)],
+            "matrices": matrices(evidence),
+            "lists": {name: len(rows) for name, rows in chosen.items()},
+            "cards": self._cards(chosen, margin),
+            "families": self._family_cards(margin),
+            "family_count": None if self.families is None else len(self.families.sizes),
+            "in_families": 0 if self.families is None else int(self.families.sizes.sum()),
+            "agreement": self.run.notes.get("rank_agreement"),
+            "notes": self.run.notes,
+            "data": packed(evidence, self.families, self.scale),
+        }
+
+    def _lines(self) -> dict[str, float]:
+        """The run's own line; in a benchmark the line of each of its budgets."""
+        score = self.evidence.score
+        if self.evidence.kept is not None:
+            return {
+                f"budget {self.run.config.budget.label}": budget_line(score, int(self.evidence.kept.sum())),
+            }
+        found = {}
+        for budget in self._budgets():
+            if budget.threshold is not None:
+                found[budget.label] = budget.threshold
+            elif budget.tokens is None:
+                found[budget.label] = budget_line(score, budget.size(len(score)))
+        return found
+
+    def _budgets(self) -> list[Budget]:
+        home = self.run.path.parent.parent
+        try:
+            benchmark = Run.open(home).config.benchmark
+        except OstlightError:
+            benchmark = None
+        return list(benchmark.budgets) if benchmark else [self.run.config.budget]
+
+    def _cards(self, chosen: dict[str, np.ndarray], margin: np.ndarray | None) -> list[Card]:
+        """Each sample once, with the lists it is in."""
+        in_lists: dict[int, list[str]] = defaultdict(list)
+        for name, rows in chosen.items():
+            for row in rows.tolist():
+                in_lists[row].append(name)
+        stories = [story(self.evidence, row, self.families, margin) for row in sorted(in_lists)]
+        made = list(cards(stories, self.run.pool, self.scale))
+        for card in made:
+            card.lists = in_lists[card.story.row]
+        return sorted(made, key=lambda card: card.story.place)
+
+    def _family_cards(self, margin: np.ndarray | None) -> list[list[Card]]:
+        if self.families is None:
+            return []
+        found = []
+        for family in range(min(SHOWN_FAMILIES, len(self.families.sizes))):
+            rows = self.families.members(family)
+            rows = rows[np.argsort(self.evidence.place[rows])][:MEMBERS]
+            stories = [story(self.evidence, int(row), self.families, margin) for row in rows]
+            found.append(list(cards(stories, self.run.pool, self.scale)))
+        return found
+
+
+def _reasons(run: Run) -> list[dict[str, Any]]:
+    """Records set aside by reason, the most frequent first, with the first few of each."""
+    rows: dict[str, list[Any]] = defaultdict(list)
+    for row in run.quarantine:
+        rows[row.reason].append(row)
+    counts = run.quarantine.counts()
+    return [{"reason": r, "count": n, "examples": rows[r][:REASON_EXAMPLES]} for r, n in counts.items()]
+
+
+def _entries(run: Run) -> list[Entry]:
+    """The run's ledger and, of a benchmark, its selectors'."""
+    own = list(run.ledger)
+    if run.is_benchmark:
+        own += [entry for other in run.scored for entry in other.ledger]
+    return own
+
+
+def _answers(run: Run) -> list[dict[str, Any]]:
+    """Accuracy of the trained target by group, ``all`` first; empty where it was not evaluated."""
+    if not run.folder.predictions.is_file():
+        if not run.is_benchmark:
+            run.missing.append("Accuracy: the target was not trained and evaluated in this folder.")
+        return []
+    table = pq.read_table(run.folder.predictions, columns=["group", "correct"])
+    correct, groups = np.array(table["correct"].to_pylist(), float), np.array(table["group"].to_pylist(), object)
+    masks = {"all": np.ones(len(groups), bool)} | {g: groups == g for g in sorted(set(groups) - {""})}
+    return [{"group": g, "count": int(m.sum()), **_wilson(correct[m])} for g, m in masks.items()]
+
+
+def _wilson(correct: np.ndarray) -> dict[str, float]:
+    """Share and its 95% interval (Wilson, 1927): sound for few questions and for shares near 0 and 1."""
+    n, share = len(correct), float(correct.mean())
+    z2 = CERTAIN**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = CERTAIN / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
+    return {"share": share, "low": centre - half, "high": centre + half}

@@ -1,0 +1,189 @@
+"""The score table as columns: everything the report says about samples is computed from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ostlight.errors import DataError
+from ostlight.reporting.noise import beyond_noise, curvature_error, measurable
+from ostlight.reporting.run import Run
+from ostlight.selection.scores import OK
+
+NUMBERS = ("loss", "grad_norm", "slope", "eta", "cosine")
+VECTORS = ("phi", "utility_by_group")
+TRUTH = "defect (truth)"
+"""The tag a table of the truth appears under; no selector sees it."""
+
+
+@dataclass
+class Evidence:
+    """All scored samples of a run, N of them, by position.
+
+    Attributes:
+        ids: ``[N]``.
+        position, score: ``[N]``.
+        columns: ``[N]`` float64 by name: those of ``NUMBERS`` the selector left.
+        phi: ``[N, W]`` float32, ``None`` without curvature probes.
+        by_group: ``[N, G]`` utilities by anchor group, ``None`` without groups.
+        groups: the anchor groups' names.
+        tags: by tag, ``[N]`` text; empty text where a sample lacks it.
+        rank: ``[N]`` place among the kept (0 is best), -1 for those dropped; ``None`` where nothing was picked yet.
+        records, set_aside: of the pool.
+        noted_eta: step size in the run's notes, where the scores have no such column.
+    """
+
+    ids: list[str]
+    position: np.ndarray
+    score: np.ndarray
+    columns: dict[str, np.ndarray]
+    phi: np.ndarray | None
+    by_group: np.ndarray | None
+    groups: list[str]
+    tags: dict[str, np.ndarray]
+    rank: np.ndarray | None
+    records: int
+    set_aside: int
+    noted_eta: float | None = None
+
+    @classmethod
+    def read(cls, run: Run) -> Evidence:
+        """File by file, so that the widest columns are in memory once, in float32.
+
+        Raises:
+            DataError: no scores.
+        """
+        parts = sorted(run.folder.scores.glob("part-*.parquet"))
+        if not parts:
+            raise DataError(f"{run.folder.scores} holds no scores; run `ostlight select` first")
+        pieces = [_piece(pq.read_table(part)) for part in parts]
+        names = [n for n in pieces[0] if all(n in piece for piece in pieces if len(piece["position"]))]
+        pieces = [piece for piece in pieces if len(piece["position"])] or pieces[:1]
+        data: dict[str, Any] = {n: np.concatenate([p.pop(n) for p in pieces]) for n in names if n != "tags"}
+        rows = [row for piece in pieces for row in piece["tags"]]
+        order = np.argsort(data["position"], kind="stable")
+        data = {name: values[order] for name, values in data.items()}
+        ids = data["id"].tolist()
+        by_group = data.get("utility_by_group")
+        return cls(
+            ids=ids,
+            position=data["position"],
+            score=data["score"],
+            columns={n: data[n] for n in NUMBERS if n in data},
+            phi=data["phi"].astype(np.float32, copy=False) if "phi" in data else None,
+            by_group=by_group,
+            groups=_group_names(run, by_group),
+            tags=_tags([rows[k] for k in order], ids, run.truth),
+            rank=_ranks(run, data["position"]),
+            records=sum(pq.read_metadata(part).num_rows for part in parts),
+            set_aside=sum(pq.read_metadata(part).num_rows for part in parts) - len(ids),
+            noted_eta=run.notes.get("eta"),
+        )
+
+    @property
+    def eta(self) -> float:
+        """The step size of the simulated steps.
+
+        Raises:
+            DataError: the run kept none.
+        """
+        if "eta" in self.columns:
+            return float(self.columns["eta"][0])
+        if self.noted_eta is None:
+            raise DataError("the run kept no step size (eta), neither in its scores nor in its notes")
+        return self.noted_eta
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def kept(self) -> np.ndarray | None:
+        return None if self.rank is None else self.rank >= 0
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """``[N]`` place of each sample by score, 0 is best; equal scores keep the pool's order."""
+        place = np.empty(len(self), np.int64)
+        place[np.lexsort((self.position, -self.score))] = np.arange(len(self))
+        return place
+
+    @cached_property
+    def curvature_cost(self) -> np.ndarray | None:
+        """``[N]`` ``eta^2 / 2 ||phi||^2``, nats: what the step's own curvature takes off the utility."""
+        if self.phi is None or "eta" not in self.columns:
+            return None
+        return self.columns["eta"] ** 2 / 2 * np.einsum("nk,nk->n", self.phi, self.phi, dtype=np.float64)
+
+    @cached_property
+    def noise(self) -> np.ndarray | None:
+        """``[N]`` standard error of the utility from the sketch, nats; ``None`` where there is no sketch to err."""
+        if self.phi is None or "eta" not in self.columns or not measurable(self.phi.shape[1], self.probe_groups):
+            return None
+        return self.columns["eta"] ** 2 / 2 * curvature_error(self.phi, self.probe_groups)
+
+    @property
+    def probe_groups(self) -> int:
+        """Groups that have probes of their own."""
+        return max(1, len(self.groups))
+
+    @cached_property
+    def is_utility(self) -> bool:
+        """Whether the score is a difference of anchor losses in nats, so that its sign means something."""
+        return self.by_group is not None or "slope" in self.columns
+
+    @cached_property
+    def toxic(self) -> np.ndarray:
+        """``[N]`` utility below 0 by more than the sketch's noise; all false for scores that are no utilities."""
+        if not self.is_utility:
+            return np.zeros(len(self), bool)
+        if self.noise is None:
+            return self.score < 0
+        return beyond_noise(self.score, self.noise, self.columns["eta"] * self.columns["slope"])
+
+
+def _piece(table: pa.Table) -> dict[str, Any]:
+    table = table.filter(pc.equal(table["state"], OK))
+    piece: dict[str, Any] = {"id": np.array(table["id"].to_pylist(), dtype=object)}
+    piece["tags"] = [dict(row or ()) for row in table["tags"].to_pylist()]
+    for name in ("position", "score", *NUMBERS):
+        if name in table.column_names:
+            piece[name] = table[name].to_numpy()
+    for name in VECTORS:
+        column = table[name].combine_chunks() if name in table.column_names else None
+        if column is not None and len(column) and not column.null_count:
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            piece[name] = flat.astype(np.float32 if name == "phi" else np.float64).reshape(len(column), -1)
+    return piece
+
+
+def _group_names(run: Run, by_group: np.ndarray | None) -> list[str]:
+    if by_group is None:
+        return []
+    noted = [str(name) for name in run.notes.get("groups", [])]
+    if len(noted) == by_group.shape[1]:
+        return noted
+    run.missing.append("Names of the anchor groups: the run's notes do not hold them, so they are numbered.")
+    return [f"group {k + 1}" for k in range(by_group.shape[1])]
+
+
+def _tags(rows: list[dict[str, str]], ids: list[str], truth: dict[str, str]) -> dict[str, np.ndarray]:
+    names = sorted({name for row in rows for name in row})
+    tags = {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
+    if truth:
+        tags[TRUTH] = np.array([truth.get(i, "") for i in ids], dtype=object)
+    return tags
+
+
+def _ranks(run: Run, position: np.ndarray) -> np.ndarray | None:
+    if not run.folder.selection.is_file():
+        return None
+    table = pq.read_table(run.folder.selection, columns=["position", "rank"])
+    rank = pc.fill_null(table["rank"], -1).to_numpy()
+    by_position = dict(zip(table["position"].to_pylist(), rank.tolist(), strict=True))
+    return np.array([by_position.get(p, -1) for p in position.tolist()])

@@ -1,0 +1,173 @@
+"""One sample of a run, told in a terminal."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ostlight.data.sample import IMAGE_MARK
+from ostlight.errors import BadRecord, DataError
+from ostlight.reporting.contents import Scored
+from ostlight.reporting.figures import clipped, harmless, plain, signed
+from ostlight.reporting.layers import LayerSlope, layer_slopes
+from ostlight.reporting.noise import CERTAIN
+from ostlight.reporting.pictures import described
+from ostlight.reporting.run import Run
+from ostlight.reporting.samples import Story, story, why
+from ostlight.selection.scores import SET_ASIDE, read_shards
+
+TEXT = 600
+"""Characters of a turn that are printed."""
+NEAREST = 5
+ALIKE = 8
+"""Near-duplicates that are named."""
+BAR = 24
+"""Width of the longest bar, in characters."""
+
+
+def explain(path: str | Path, sample_id: str, layers: bool = False, console: Console | None = None) -> None:
+    """Prints what a run knows of one sample: its utility and why, whom it helps and hurts, its rank, its likes.
+
+    Args:
+        path: a run folder; of a benchmark's selectors the one with the most evidence.
+        sample_id: as in the pool.
+        layers: loads the proxy again and says in which layers the gain lies, at the price of a pass over the anchors.
+
+    Raises:
+        DataError: no scores, or no such sample; the message names the nearest ids.
+    """
+    run = Run.open(path)
+    if not run.scored:
+        raise DataError(f"{path} holds no scores; run `ostlight select` first")
+    console = console or Console(highlight=False)
+    run = run.scored[0]
+    aside = _set_aside(run, sample_id)
+    if aside is not None:
+        console.print(aside)
+        return
+    scored = Scored.read(run)
+    told = story(scored.evidence, _row(scored.evidence.ids, sample_id), scored.families, scored.margins)
+    console.print(Group(*_told(scored, told)))
+    if layers:
+        console.print(_layers(layer_slopes(run, told.position, scored.evidence.eta), scored))
+    else:
+        console.print(Text("--layers loads the proxy and says in which layers", style="dim"))
+
+
+def _row(ids: Sequence[str], sample_id: str) -> int:
+    try:
+        return ids.index(sample_id)
+    except ValueError:
+        near = nearest_ids(ids, sample_id)
+        raise DataError(
+            f"no sample {clipped(sample_id, 100)!r} among the {len(ids):,} of this run; the nearest ids: "
+            f"{', '.join(near) or 'none'}"
+        ) from None
+
+
+def nearest_ids(ids: Sequence[str], wanted: str) -> list[str]:
+    """The few most like it: those that hold it first, then by common letters among those that begin alike."""
+    holding = [i for i in ids if wanted.lower() in i.lower()][:NEAREST]
+    if holding:
+        return holding
+    for letters in range(min(len(wanted), 8), -1, -2):
+        alike = [i for i in ids if i.startswith(wanted[:letters])]
+        near = difflib.get_close_matches(wanted, alike[:20_000], n=NEAREST, cutoff=0.5)
+        if near:
+            return near
+    return []
+
+
+def _set_aside(run: Run, sample_id: str) -> RenderableType | None:
+    """Why there is no score for it, where the run set it aside."""
+    table = read_shards(run.folder.scores)
+    found = table.filter(pc.and_(pc.equal(table["id"], pa.scalar(sample_id)), pc.equal(table["state"], SET_ASIDE)))
+    if not found.num_rows:
+        return None
+    row = found.select(["reason", "field", "detail"]).to_pylist()[0]
+    where = f" (field {row['field']})" if row["field"] else ""
+    return Group(Text(sample_id, style="bold"), Text(harmless(f"set aside: {row['reason']}{where}: {row['detail']}")))
+
+
+def _told(scored: Scored, told: Story) -> list[RenderableType]:
+    scale = scored.scale
+    head = Text.assemble((harmless(told.id), "bold"), "  ", (_state(told), "green" if told.state == "kept" else "dim"))
+    if told.toxic:
+        head.append("  toxic", "bold red")
+    noise = f" ± {plain(CERTAIN * told.noise * scale.factor, 2)} (95%, sketch)" if told.noise is not None else ""
+    name = "utility" if scored.evidence.is_utility else "score"
+    lines: list[RenderableType] = [head, Text(f"{name} {scale.show(told.score)} {scale.unit}{noise}")]
+    lines.append(Text(f"place {told.place + 1:,} of {told.of:,} by {name}"))
+    if told.margin is not None:
+        lines.append(Text(f"{scale.show(told.margin)} {scale.unit} from the line of its budget"))
+    lines += [Text(sentence) for sentence in why(told, scale)]
+    if told.groups:
+        lines.append(_groups(told, scored))
+    if told.loss is not None:
+        lines.append(Text(f"loss of the proxy on it {plain(told.loss)}"))
+    if told.tags:
+        lines.append(
+            Text(
+                "tags  "
+                + ", ".join(f"{harmless(tag)}={harmless(clipped(value, 60))}" for tag, value in told.tags.items())
+            )
+        )
+    if told.family is not None and scored.families is not None:
+        rows = scored.families.members(told.family[0])
+        others = [scored.evidence.ids[r] for r in rows.tolist() if r != told.row]
+        more = f" and {len(others) - ALIKE:,} more" if len(others) > ALIKE else ""
+        lines.append(Text(f"near-duplicates  {', '.join(map(harmless, others[:ALIKE]))}{more}"))
+    return lines + _record(scored.run, told)
+
+
+def _state(told: Story) -> str:
+    return f"kept, rank {told.rank + 1:,}" if told.rank is not None else told.state
+
+
+def _groups(told: Story, scored: Scored) -> Table:
+    most = max(abs(u) for u in told.groups.values()) or 1.0
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, utility in sorted(told.groups.items(), key=lambda item: -item[1]):
+        bar = "█" * max(1, round(BAR * abs(utility) / most))
+        colour = "green" if utility > 0 else "red"
+        table.add_row(Text(name), Text(scored.scale.show(utility), justify="right"), Text(bar, style=colour))
+    return table
+
+
+def _record(run: Run, told: Story) -> list[RenderableType]:
+    """Where the record stands, its pictures and its text."""
+    if run.pool is None:
+        return [Text(line, style="dim") for line in run.missing]
+    try:
+        sample = run.pool[told.position]
+    except (BadRecord, IndexError, OSError) as error:
+        return [Text(f"the record cannot be read any more: {error}", style="dim")]
+    if sample.id != told.id:
+        return [Text(f"the pool was changed: at this place there is now {sample.id!r}", style="dim")]
+    file, number = run.pool.locate(told.position)
+    lines: list[RenderableType] = [Text(f"record  {file}:{number}")]
+    lines += [Text(f"picture  {described(image)}") for image in sample.images]
+    for turn in sample.turns:
+        text = clipped(turn.text.replace(IMAGE_MARK, "").strip(), TEXT)
+        lines.append(Text.assemble((f"{turn.role}  ", "dim"), harmless(text)))
+    return lines
+
+
+def _layers(slopes: list[LayerSlope], scored: Scored) -> RenderableType:
+    """Where the slope of the utility comes from, layer by layer."""
+    scale = scored.scale
+    most = max(abs(s.gain) for s in slopes) or 1.0
+    table = Table(title=f"slope by layer, {scale.unit}, and the cosine in it", title_justify="left", box=None)
+    for name in ("layer", "gain", "cosine", ""):
+        table.add_column(name, justify="right" if name in ("gain", "cosine") else "left")
+    for s in slopes:
+        bar = Text("█" * max(1, round(BAR * abs(s.gain) / most)), style="green" if s.gain > 0 else "red")
+        table.add_row(Text(s.layer), scale.show(s.gain), signed(s.cosine, 3), bar)
+    return table

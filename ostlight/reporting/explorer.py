@@ -1,0 +1,47 @@
+"""Every sample in the page, packed: a hundred thousand rows are a few megabytes."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from ostlight.reporting.evidence import Evidence
+from ostlight.reporting.families import Families
+from ostlight.reporting.figures import Scale
+from ostlight.reporting.matrix import coded_tags
+
+MOST = 100_000
+"""Rows carried; of a larger pool the best and the worst, as many of each."""
+MOST_TAGS = 4
+KEPT, TOXIC = 1, 2
+
+
+def packed(evidence: Evidence, families: Families | None, scale: Scale) -> dict[str, Any]:
+    """Columns as base64 of little-endian arrays, by score, the best first; the page's script takes them apart."""
+    order = np.argsort(evidence.place)
+    if len(order) > MOST:
+        order = np.concatenate([order[: MOST // 2], order[-(MOST // 2) :]])
+    numbers = {"utility" if evidence.is_utility else "score": evidence.score * scale.factor}
+    if evidence.noise is not None:
+        numbers["± noise"] = evidence.noise * scale.factor
+    if evidence.curvature_cost is not None:
+        numbers["curvature cost"] = evidence.curvature_cost * scale.factor
+    numbers |= {name: evidence.columns[name] for name in ("cosine", "loss") if name in evidence.columns}
+    flags = evidence.toxic * TOXIC + (0 if evidence.kept is None else evidence.kept * KEPT)
+    tags = sorted(coded_tags(evidence).items(), key=lambda item: len(item[1][0]))[:MOST_TAGS]
+    return {
+        "count": len(order),
+        "picked": evidence.kept is not None,
+        "ids": [evidence.ids[k] for k in order.tolist()],
+        "place": _base64(evidence.place[order] + 1, "<u4"),
+        "numbers": {name: _base64(values[order], "<f4") for name, values in numbers.items()},
+        "flags": _base64(flags[order], "u1"),
+        "family": None if families is None else _base64(families.of[order] + 1, "<u4"),
+        "tags": {tag: {"values": names, "codes": _base64(codes[order], "<u2")} for tag, (names, codes) in tags},
+    }
+
+
+def _base64(values: np.ndarray, kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, np.dtype(kind)).tobytes()).decode()

@@ -1,0 +1,86 @@
+"""Numbers as a reader wants them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+MINUS = "\N{MINUS SIGN}"
+PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """``+1.23``, with a true minus sign; ``0`` where rounding leaves nothing."""
+    text = f"{value:+.{digits}f}"
+    return "0" if not text.strip("+-0.") else text.replace("-", MINUS)
+
+
+def tick(value: float) -> str:
+    """A round number on an axis, signed."""
+    return f"{value:+.6g}".replace("-", MINUS) if value else "0"
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """That many significant digits, without an exponent where there is room."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.{digits}g}".replace("-", MINUS)
+
+
+def prefixed(value: float) -> str:
+    """``1.6 T``: three significant digits and the SI prefix."""
+    for size, prefix in PREFIXES:
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``42 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def percent(share: float) -> str:
+    """``12%``; one decimal below ten per cent, so that a few are not none."""
+    return f"{100 * share:.{0 if share >= 0.1 or share == 0 else 1}f}%"
+
+
+def clipped(text: str, most: int) -> str:
+    """The beginning of a long text, and how much was left out."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+
+
+def harmless(text: str) -> str:
+    """For a terminal: control and direction-turning characters are spelled out, not obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A power of ten all utilities of a run are shown in, so that they are short: ``value * factor`` in ``unit``."""
+
+    factor: float
+    unit: str
+
+    @classmethod
+    def of(cls, values: np.ndarray, in_nats: bool = True) -> Scale:
+        """The scale in which the larger values have one to three digits before the point."""
+        size = float(np.quantile(np.abs(values), 0.9)) if len(values) else 1.0
+        if not in_nats:
+            return cls(1.0, "")
+        if size >= 0.1 or size <= 0:
+            return cls(1.0, "nats")
+        return cls(1e3, "millinats") if size >= 1e-4 else cls(1e6, "micronats")
+
+    def show(self, value: float) -> str:
+        """Signed, in this scale, to three digits or so."""
+        size = abs(value * self.factor)
+        return signed(
+            value * self.factor, 3 if not self.unit and size < 1 else 2 if size < 10 else 1 if size < 100 else 0
+        )

@@ -1,0 +1,131 @@
+"""A finished run as its folder tells it: what is there, and in words what is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+
+from ostlight.config import load_config
+from ostlight.config.schema import Anchors, Config, Data
+from ostlight.data.pool import Pool
+from ostlight.data.quarantine import Quarantine
+from ostlight.digitmath.build import Files
+from ostlight.errors import DataError, OstlightError
+from ostlight.run.folder import RunFolder
+from ostlight.run.ledger import Entry
+
+D = TypeVar("D", Data, Anchors)
+
+CLEAN = (None, "", "clean")
+"""What a truth table calls a record without a defect."""
+
+
+@dataclass
+class Run:
+    """A run folder, read only.
+
+    Attributes:
+        folder: where its files lie.
+        config: as the run resolved it.
+        missing: one sentence for each part of the report that the folder holds nothing for.
+    """
+
+    folder: RunFolder
+    config: Config
+    missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Raises:
+        DataError: the folder is not there, or is no run folder.
+        ConfigError: its ``config.yaml`` is not one of this version's.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            what = "is no run folder: it holds no config.yaml" if path.is_dir() else "does not exist"
+            raise DataError(f"{path} {what}; name a folder that `ostlight select` or `ostlight benchmark` wrote")
+        config = load_config(path / "config.yaml")
+        return cls(RunFolder(path, config, write=False), config)
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def is_benchmark(self) -> bool:
+        return (self.path / "results.jsonl").is_file()
+
+    @cached_property
+    def notes(self) -> dict[str, Any]:
+        """Facts the selector kept of the run (``Setting.note``)."""
+        file = self.path / "selector" / "notes.json"
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+    @cached_property
+    def ledger(self) -> list[Entry]:
+        return self.folder.ledger.read()
+
+    @cached_property
+    def scored(self) -> list[Run]:
+        """The runs with scores: this one, or the selectors of a benchmark, those with the most evidence first."""
+        if any(self.folder.scores.glob("part-*.parquet")):
+            return [self]
+        folders = sorted(p.parent.parent for p in self.path.glob("selectors/*/scores/part-*.parquet"))
+        runs = [Run.open(folder) for folder in dict.fromkeys(folders)]
+        return sorted(runs, key=lambda run: -len(run.evidence_columns))
+
+    @cached_property
+    def evidence_columns(self) -> set[str]:
+        """Columns of the first score file that hold more than a number a sample or are not the framework's."""
+        part = min(self.folder.scores.glob("part-*.parquet"))
+        return set(pq.read_schema(part).names) & {"phi", "utility_by_group", "slope", "cosine", "loss", "grad_norm"}
+
+    @cached_property
+    def quarantine(self) -> Quarantine:
+        return Quarantine.read(self.folder.quarantine) if self.folder.quarantine.is_file() else Quarantine()
+
+    @cached_property
+    def pool(self) -> Pool | None:
+        """The records themselves; ``None``, and a line in ``missing``, where they cannot be opened any more."""
+        data = self.located(self.config.pool, "pool")
+        try:
+            if data.path is None:
+                raise DataError("the configuration names no pool")
+            return Pool.open(data.path, format=data.format, image_root=data.image_root)
+        except (OstlightError, OSError) as error:
+            self.missing.append(f"Pictures and texts: the pool cannot be opened ({error}).")
+            return None
+
+    def located(self, data: D, part: str) -> D:
+        """The setting with its path as it can be opened now: the run may have been made in another folder, or
+        moved."""
+        if data.path is None:
+            built = getattr(Files.within(self.path / "data"), part, None)
+            return replace(data, path=str(built)) if built is not None and built.exists() else data
+        root = data.image_root
+        return replace(data, path=self._found(data.path), image_root=None if root is None else self._found(root))
+
+    def _found(self, said: str) -> str:
+        """A path relative to where the run was started, seen from here."""
+        for start in (Path(), *self.path.resolve().parents):
+            if (start / said).exists():
+                return str(start / said)
+        return said
+
+    @cached_property
+    def truth(self) -> dict[str, str]:
+        """Defect by id, ``clean`` among them, where the run has a table of the truth; else empty."""
+        said = self.config.benchmark.truth if self.config.benchmark else None
+        places = [Path(self._found(said))] if said else [self.path / "data", self.path.parent.parent / "data"]
+        for place in places:
+            file = place / "truth.parquet" if place.is_dir() else place
+            if file.is_file():
+                table = pq.read_table(file, columns=["id", "defect"])
+                rows = zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True)
+                return {i: "clean" if d in CLEAN else d for i, d in rows}
+        return {}

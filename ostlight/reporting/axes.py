@@ -41,9 +41,13 @@ class Axis:
         return [(self.at(v), show(v)) for v in values]
 
     def edges(self, bins: int) -> list[float]:
-        """Values that divide the axis into bins of equal width."""
+        """Values that divide the axis into about that many bins of equal width. Where 0 is within the axis it is one
+        of them, so that no bin holds values of both signs; the ends then lie a little beyond the axis."""
         low, high = self.scaled(self.low), self.scaled(self.high)
-        return [self._unscaled(low + k * (high - low) / bins) for k in range(bins + 1)]
+        step = (high - low) / bins
+        if not low < 0 < high or self.logarithmic:
+            return [self._unscaled(low + k * step) for k in range(bins + 1)]
+        return [self._unscaled(k * step) for k in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
     def scaled(self, value: float) -> float:
         if self.linear_to is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from ostlight.reporting.lists import budget_line, lists, margins, undecided
 from ostlight.reporting.matrix import matrices
 from ostlight.reporting.noise import CERTAIN
 from ostlight.reporting.pareto import pareto
+from ostlight.reporting.pictures import Album
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Card, cards, story
-from ostlight.reporting.standing import COSTS, read_standings
+from ostlight.reporting.standing import COSTS, in_common, read_standings
 from ostlight.run.ledger import Entry, total
 from ostlight.selection.budget import Budget
 
@@ -39,18 +40,19 @@ def contents(run: Run) -> dict[str, Any]:
     shown = Scored.read(scored).contents() if scored is not None else None
     if scored is None:
         run.missing.append("Utilities: the folder holds no scores.")
-    reasons = _reasons(scored or run)
+    answers = _answers(run)
     entries = _entries(run)
     missing = list(dict.fromkeys([*run.missing, *(scored.missing if scored else [])]))
     return {
         "run": run,
         "standings": standings,
+        "common": in_common(standings),
         "groups": [g for g in standings[0].accuracy if g != "all"] if standings else [],
         "plots": {cost: pair for cost, pair in plots.items() if pair[0] is not None},
         "scored": shown,
         "others": [str(r.path.relative_to(run.path)) for r in run.scored[1:]] if run.is_benchmark else [],
-        "reasons": reasons,
-        "answers": _answers(run),
+        "reasons": _reasons(scored or run),
+        "answers": answers,
         "ledger": entries,
         "total": total(entries, tuple({e.stage for e in entries})),
         "settings": (run.path / "config.yaml").read_text(),
@@ -66,6 +68,7 @@ class Scored:
     evidence: Evidence
     families: Families | None
     scale: Scale
+    album: Album = field(default_factory=Album)
 
     @classmethod
     def read(cls, run: Run) -> Scored:
@@ -132,7 +135,7 @@ class Scored:
             for row in rows.tolist():
                 in_lists[row].append(name)
         stories = [story(self.evidence, row, self.families, margin) for row in sorted(in_lists)]
-        made = list(cards(stories, self.run.pool, self.scale))
+        made = list(cards(stories, self.run.pool, self.scale, self.album))
         for card in made:
             card.lists = in_lists[card.story.row]
         return sorted(made, key=lambda card: card.story.place)
@@ -145,7 +148,7 @@ class Scored:
             rows = self.families.members(family)
             rows = rows[np.argsort(self.evidence.place[rows])][:MEMBERS]
             stories = [story(self.evidence, int(row), self.families, margin) for row in rows]
-            found.append(list(cards(stories, self.run.pool, self.scale)))
+            found.append(list(cards(stories, self.run.pool, self.scale, self.album)))
         return found
 
 

@@ -63,12 +63,13 @@ class Evidence:
         if not parts:
             raise DataError(f"{run.folder.scores} holds no scores; run `ostlight select` first")
         pieces = [_piece(pq.read_table(part)) for part in parts]
-        names = [n for n in pieces[0] if all(n in piece for piece in pieces if len(piece["position"]))]
         pieces = [piece for piece in pieces if len(piece["position"])] or pieces[:1]
+        names = [n for n in pieces[0] if all(n in piece for piece in pieces)]
         data: dict[str, Any] = {n: np.concatenate([p.pop(n) for p in pieces]) for n in names if n != "tags"}
         rows = [row for piece in pieces for row in piece["tags"]]
         order = np.argsort(data["position"], kind="stable")
-        data = {name: values[order] for name, values in data.items()}
+        if (np.diff(order) != 1).any():
+            data = {name: values[order] for name, values in data.items()}
         ids = data["id"].tolist()
         by_group = data.get("utility_by_group")
         return cls(

@@ -107,7 +107,7 @@ def _told(scored: Scored, told: Story) -> list[RenderableType]:
     lines.append(Text(f"place {told.place + 1:,} of {told.of:,} by {name}"))
     if told.margin is not None:
         lines.append(Text(f"{scale.show(told.margin)} {scale.unit} from the line of its budget"))
-    lines += [Text(sentence) for sentence in why(told, scale)]
+    lines += [Text(harmless(sentence)) for sentence in why(told, scale)]
     if told.groups:
         lines.append(_groups(told, scored))
     if told.loss is not None:
@@ -137,7 +137,7 @@ def _groups(told: Story, scored: Scored) -> Table:
     for name, utility in sorted(told.groups.items(), key=lambda item: -item[1]):
         bar = "█" * max(1, round(BAR * abs(utility) / most))
         colour = "green" if utility > 0 else "red"
-        table.add_row(Text(name), Text(scored.scale.show(utility), justify="right"), Text(bar, style=colour))
+        table.add_row(Text(harmless(name)), Text(scored.scale.show(utility), justify="right"), Text(bar, style=colour))
     return table
 
 
@@ -153,7 +153,7 @@ def _record(run: Run, told: Story) -> list[RenderableType]:
         return [Text(f"the pool was changed: at this place there is now {sample.id!r}", style="dim")]
     file, number = run.pool.locate(told.position)
     lines: list[RenderableType] = [Text(f"record  {file}:{number}")]
-    lines += [Text(f"picture  {described(image)}") for image in sample.images]
+    lines += [Text(f"picture  {harmless(described(image))}") for image in sample.images]
     for turn in sample.turns:
         text = clipped(turn.text.replace(IMAGE_MARK, "").strip(), TEXT)
         lines.append(Text.assemble((f"{turn.role}  ", "dim"), harmless(text)))

@@ -9,11 +9,13 @@ import numpy as np
 
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.families import Families
-from ostlight.reporting.figures import Scale
+from ostlight.reporting.figures import Scale, clipped
 from ostlight.reporting.matrix import coded_tags
 
 MOST = 100_000
 """Rows carried; of a larger pool the best and the worst, as many of each."""
+ID = 80
+"""Characters of an id that are carried."""
 MOST_TAGS = 4
 KEPT, TOXIC = 1, 2
 
@@ -34,12 +36,12 @@ def packed(evidence: Evidence, families: Families | None, scale: Scale) -> dict[
     return {
         "count": len(order),
         "picked": evidence.kept is not None,
-        "ids": [evidence.ids[k] for k in order.tolist()],
+        "ids": [clipped(evidence.ids[k], ID) for k in order.tolist()],
         "place": _base64(evidence.place[order] + 1, "<u4"),
-        "numbers": {name: _base64(values[order], "<f4") for name, values in numbers.items()},
+        "numbers": [[name, _base64(values[order], "<f4")] for name, values in numbers.items()],
         "flags": _base64(flags[order], "u1"),
         "family": None if families is None else _base64(families.of[order] + 1, "<u4"),
-        "tags": {tag: {"values": names, "codes": _base64(codes[order], "<u2")} for tag, (names, codes) in tags},
+        "tags": [[tag, names, _base64(codes[order], "<u2")] for tag, (names, codes) in tags],
     }
 
 

@@ -51,17 +51,19 @@ def find_families(evidence: Evidence) -> Families | None:
         ``None`` where the scores hold no sketch, or one too narrow to tell samples apart.
     """
     phi = evidence.phi
-    if phi is None or phi.shape[1] < FEWEST or len(evidence) < 2:
+    if phi is None or phi.shape[1] < FEWEST:
         return None
     norms = np.linalg.norm(phi, axis=1)
     usable = np.flatnonzero(norms > 0)
+    if len(usable) < 2:
+        return Families(np.full(len(evidence), -1), np.zeros(0, np.int64))
     directions = phi[usable] / norms[usable, None]
     lengths = [norms[usable]] + [evidence.columns[n][usable] for n in ("grad_norm",) if n in evidence.columns]
     places = _projected(directions)
     leader = _collapsed(places, directions, lengths)
     leaders = np.flatnonzero(leader == np.arange(len(leader)))
-    near = _pairs(places[leaders], directions[leaders], [length[leaders] for length in lengths])
-    links = np.concatenate([leaders[near], np.stack([np.arange(len(leader)), leader])], axis=1)
+    near = _pairs(places[leaders], directions, lengths, leaders)
+    links = np.concatenate([near, np.stack([np.arange(len(leader)), leader])], axis=1)
     graph = coo_array((np.ones(links.shape[1], bool), links), shape=(len(usable), len(usable)))
     component = connected_components(graph, directed=False)[1]
     return _numbered(component, usable, len(evidence))
@@ -77,15 +79,15 @@ def _collapsed(places: np.ndarray, directions: np.ndarray, lengths: list[np.ndar
     return np.where(same, leader, np.arange(len(leader)))
 
 
-def _pairs(places: np.ndarray, directions: np.ndarray, lengths: list[np.ndarray]) -> np.ndarray:
-    """``[2, P]`` rows that are near-duplicates of each other."""
-    if len(directions) < 2:
+def _pairs(places: np.ndarray, directions: np.ndarray, lengths: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """``[2, P]`` those of ``rows``, which lie at ``places``, that are near-duplicates of each other."""
+    if len(rows) < 2:
         return np.empty((2, 0), np.int64)
     neighbours = min(NEAREST + 1, len(places))
     _, found = KDTree(places).query(places, k=neighbours, distance_upper_bound=APART)
     left, right = np.repeat(np.arange(len(places)), neighbours), found.ravel()
     real = (right < len(places)) & (left < right)
-    left, right = left[real], right[real]
+    left, right = rows[left[real]], rows[right[real]]
     close = _close(directions, lengths, left, right)
     return np.stack([left[close], right[close]])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,6 +74,8 @@ def histogram(evidence: Evidence, lines: dict[str, float], scale: Scale, size: t
     bins = BINS if width >= WIDE[0] else BINS // 2
     x = Axis(low, high, LEFT, width - RIGHT, linear_to=_linear_to(shown, low, high))
     edges = np.array(x.edges(bins))
+    x = replace(x, low=float(edges[0]), high=float(edges[-1]))
+    bins = len(edges) - 1
     place = np.clip(np.digitize(shown, edges) - 1, 0, bins - 1)
     counts = {kind: np.bincount(place[mask], minlength=bins) for kind, mask in _kinds(evidence).items()}
     tallest = int(np.sum(list(counts.values()), axis=0).max())
@@ -85,7 +87,7 @@ def histogram(evidence: Evidence, lines: dict[str, float], scale: Scale, size: t
         lines=_lines({text: line * scale.factor for text, line in lines.items()}, x),
         zero=x.at(0) if low < 0 < high else None,
         x_ticks=x.ticks(width // 90, tick),
-        y_ticks=y.ticks(4, lambda v: f"{v:,.0f}"),
+        y_ticks=y.ticks(6, lambda v: f"{v:,.0f}"),
         bottom=height - BOTTOM,
         top=TOP,
         left=LEFT,

@@ -6,6 +6,8 @@ import numpy as np
 
 CERTAIN = 1.96
 """Standard errors within which a difference is called noise (95% of a normal distribution)."""
+ROWS = 4096
+"""Rows in float64 at a time."""
 
 
 def curvature_error(phi: np.ndarray, groups: int = 1) -> np.ndarray:
@@ -25,9 +27,13 @@ def curvature_error(phi: np.ndarray, groups: int = 1) -> np.ndarray:
     """
     samples, width = phi.shape
     probes = width // groups
-    squares = np.square(phi, dtype=np.float64).reshape(samples, groups, probes)
-    spread = squares.var(axis=2).sum(axis=1) * probes
-    return np.sqrt(spread * probes / max(1, probes - 1))
+    found = np.empty(samples)
+    for start in range(0, samples, ROWS):
+        rows = phi[start : start + ROWS]
+        squares = np.square(rows, dtype=np.float64).reshape(len(rows), groups, probes)
+        spread = squares.var(axis=2).sum(axis=1) * probes
+        found[start : start + ROWS] = np.sqrt(spread * probes / max(1, probes - 1))
+    return found
 
 
 def measurable(width: int, groups: int) -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ostlight.comparison.cells import BASE
-from ostlight.evaluation.evaluate import ALL
 from ostlight.reporting.axes import Axis
 from ostlight.reporting.figures import duration, prefixed
-from ostlight.reporting.standing import Standing
+from ostlight.reporting.standing import ALL, Standing
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 18, 42
 LETTER, LINE = 6.6, 15

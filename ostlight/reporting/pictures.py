@@ -45,6 +45,18 @@ def described(image: ImageRef) -> str:
     return str(image.path) if image.path is not None else f"{len(image.data or b''):,} bytes in the record"
 
 
+class Album:
+    """The pictures of a page; one that several samples share is decoded once."""
+
+    def __init__(self) -> None:
+        self._made: dict[ImageRef, Picture] = {}
+
+    def __getitem__(self, image: ImageRef) -> Picture:
+        if image not in self._made:
+            self._made[image] = thumbnail(image)
+        return self._made[image]
+
+
 def thumbnail(image: ImageRef) -> Picture:
     """The picture scaled down; one that cannot be read or decoded says so."""
     source = described(image)

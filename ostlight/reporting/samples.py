@@ -13,7 +13,7 @@ from ostlight.errors import BadRecord
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.families import Families
 from ostlight.reporting.figures import Scale, clipped
-from ostlight.reporting.pictures import Picture, thumbnail
+from ostlight.reporting.pictures import Album, Picture
 
 TEXT = 1200
 """Characters of a turn that are shown."""
@@ -124,22 +124,22 @@ class Card:
     lists: list[str] = field(default_factory=list)
 
 
-def cards(stories: list[Story], pool: Pool | None, scale: Scale) -> Iterator[Card]:
+def cards(stories: list[Story], pool: Pool | None, scale: Scale, album: Album) -> Iterator[Card]:
     """One for each story, texts clipped and pictures scaled down."""
     for told in stories:
         card = Card(told, why(told, scale))
         try:
             if pool is None:
                 raise BadRecord("no_pool", "the pool is not at hand")
-            _fill(card, pool[told.position])
+            _fill(card, pool[told.position], album)
         except (BadRecord, IndexError, OSError) as error:
             card.problem = str(error)
         yield card
 
 
-def _fill(card: Card, sample: Sample) -> None:
+def _fill(card: Card, sample: Sample, album: Album) -> None:
     if sample.id != card.story.id:
         raise BadRecord("changed", f"the pool was changed: at this place there is now {sample.id!r}")
     card.turns = [(turn.role, clipped(turn.text.replace(IMAGE_MARK, "").strip(), TEXT)) for turn in sample.turns]
-    card.pictures = [thumbnail(image) for image in sample.images[:PICTURES]]
+    card.pictures = [album[image] for image in sample.images[:PICTURES]]
     card.more_pictures = max(0, len(sample.images) - PICTURES)

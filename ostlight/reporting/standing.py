@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 from ostlight.comparison.cells import BASE, ORACLE
 from ostlight.comparison.results import Interval
 from ostlight.errors import DataError
-from ostlight.evaluation.evaluate import ALL
 
+ALL = "all"
+"""The group of all questions."""
 FIELDS = ("selector", "budget", "protocol", "seed", "group", "metric", "value")
 
 
@@ -35,8 +37,13 @@ class Standing:
     on_front: dict[str, bool]
 
     @property
+    def size(self) -> str:
+        """The budget without the tag it was spent within."""
+        return self.budget.partition(" within ")[0]
+
+    @property
     def name(self) -> str:
-        return " ".join(filter(None, [self.selector, self.budget.partition(" within ")[0]]))
+        return " ".join(filter(None, [self.selector, self.size]))
 
     @property
     def frames(self) -> bool:
@@ -48,13 +55,21 @@ class Standing:
         return cost(self.metrics, kind)
 
 
-COSTS = {"device_s": ("selection_s", "training_s"), "flops": ("selection_flops", "training_flops")}
+COSTS = {"flops": ("selection_flops", "training_flops"), "device_s": ("selection_s", "training_s")}
 
 
 def cost(metrics: dict[str, float], kind: str) -> float:
     """Selection and training together; NaN where the benchmark says neither."""
     parts = [metrics[name] for name in COSTS[kind] if name in metrics]
     return sum(parts) if parts else float("nan")
+
+
+def in_common(standings: Sequence[Standing]) -> dict[str, str]:
+    """What all trained lines share, to be said once: ``within`` (a tag) and ``protocol``; absent where they differ."""
+    trained = [s for s in standings if s.protocol]
+    found = {"protocol": {s.protocol.replace("_", " ") for s in trained}}
+    found["within"] = {s.budget.partition(" within ")[2] for s in trained if s.budget}
+    return {name: values.pop() for name, values in found.items() if len(values) == 1}
 
 
 def read_standings(path: Path) -> list[Standing]:

@@ -114,8 +114,8 @@ if (packed && packed.count) {
   const place = unpack(packed.place, Uint32Array);
   const flags = unpack(packed.flags, Uint8Array);
   const family = packed.family && unpack(packed.family, Uint32Array);
-  const numbers = Object.entries(packed.numbers).map(([name, text]) => [name, unpack(text, Float32Array)]);
-  const tags = Object.entries(packed.tags).map(([name, tag]) => [name, tag.values, unpack(tag.codes, Uint16Array)]);
+  const numbers = packed.numbers.map(([name, text]) => [name, unpack(text, Float32Array)]);
+  const tags = packed.tags.map(([name, values, codes]) => [name, values, unpack(codes, Uint16Array)]);
   const fits = {
     "": () => true,
     kept: (k) => flags[k] & 1,

@@ -76,7 +76,7 @@ def test_a_missing_model_is_answered_with_its_path(config: Path, monkeypatch, ca
 def test_an_unknown_verb_names_the_verbs():
     result = CliRunner().invoke(cli.app, ["--help"])
     assert result.exit_code == 0
-    for verb in ("select", "train", "evaluate", "benchmark", "selectors"):
+    for verb in ("select", "train", "evaluate", "benchmark", "report", "explain", "selectors"):
         assert verb in result.output
 
 
@@ -85,3 +85,21 @@ def test_an_accelerator_that_is_not_there_is_answered(config: Path, monkeypatch,
     code, _, err = run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 1
     assert "compute: Lightning refuses these settings: You selected an invalid accelerator name" in err
+
+
+def test_a_run_is_reported_and_a_sample_explained(config: Path, tmp_path: Path, monkeypatch, capsys):
+    run("select", str(config), monkeypatch=monkeypatch, capsys=capsys)
+    folder = tmp_path / "runs" / "run"
+    code, out, _ = run("report", str(folder), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert str(folder / "report.html") in out.replace("\n", "")
+    code, out, _ = run("explain", str(folder), "pool-00003", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert "of 48 by score" in out
+    code, _, err = run("explain", str(folder), "pool-99999", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert "the nearest ids: pool-000" in err
+    code, _, err = run("report", str(tmp_path / "nowhere"), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert "does not exist" in err

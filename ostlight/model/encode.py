@@ -176,6 +176,16 @@ class Encoder:
         return Encoded(kept, labels[: self.max_length], answer_cut=bool((labels[self.max_length :] != IGNORED).any()))
 
 
+class QuestionEncoder(Encoder):
+    """Encodes every sample up to its last answer only, and takes samples that have none."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder.processor, encoder.max_length)
+
+    def encode(self, sample: Sample) -> Encoded:
+        return self.encode_prompt(sample)
+
+
 SEQUENCE_KEYS = frozenset({"input_ids", "token_type_ids", "mm_token_type_ids"})
 """Inputs with one value per token."""
 

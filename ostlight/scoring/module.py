@@ -209,12 +209,14 @@ class Scoring(L.LightningModule):
             return
 
     def _encodable(self, positions: Sequence[int]) -> Batch | None:
+        encoder = self.stream.encoder
         assert self.proxy is not None, "only selectors with a proxy are measured"
+        assert encoder is not None, "a proxy comes with its encoder"
         samples, encoded = [], []
         for _, read in self.stream.pool.read(positions):
             try:
                 if not isinstance(read, BadRecord):
-                    encoded.append(self.proxy.encoder.encode(read))
+                    encoded.append(encoder.encode(read))
                     samples.append(read)
             except BadRecord:
                 continue

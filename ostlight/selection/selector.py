@@ -36,6 +36,8 @@ class Selector(ABC):
             picks. The framework sums it over the ranks into the ledger; time and the proxy's work it measures itself.
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
+        needs_answers: whether a record without an answer is set aside. Where it is off, batches come encoded up to the
+            question only (``Encoder.encode_prompt``), those of labelled samples too.
         seeded: whether scores change with the seed by design; a benchmark then scores anew for every seed.
         pick_options: options that only ``pick`` reads; changing them picks anew and does not score anew.
         compute_options: options that say where and how a score is computed and leave it as it is (an address, a number
@@ -44,6 +46,7 @@ class Selector(ABC):
     """
 
     uses_proxy: ClassVar[bool] = False
+    needs_answers: ClassVar[bool] = True
     seeded: ClassVar[bool] = False
     ignores_budget: ClassVar[bool] = False
     pick_options: ClassVar[tuple[str, ...]] = ()
@@ -117,7 +120,7 @@ def _refuse_malformed(cls: type[Selector]) -> None:
         elif len(inspect.signature(method).parameters) != len(parameters):
             got = ", ".join(inspect.signature(method).parameters)
             refuse(f"{name} takes ({got})", f"define it as `def {name}({', '.join(parameters)})`")
-    for flag in ("uses_proxy", "seeded", "ignores_budget"):
+    for flag in ("uses_proxy", "needs_answers", "seeded", "ignores_budget"):
         if not isinstance(getattr(cls, flag), bool):
             refuse(f"{flag} is {getattr(cls, flag)!r}", "set it to True or False")
     if not (isinstance(cls.Options, type) and dataclasses.is_dataclass(cls.Options)):

@@ -17,6 +17,7 @@ from ostlight.data.quarantine import Quarantine
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
 from ostlight.model.batch import Batch
+from ostlight.model.encode import Encoder, QuestionEncoder
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder, is_first_rank
@@ -58,8 +59,8 @@ def select(config: Config) -> Selection:
     """
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
-    pool = open_pool(config.pool, "pool")
     selector = create(config.selector.name, config.selector.options)
+    pool = open_pool(config.pool, "pool", selector.needs_answers)
     score_pool(config, folder, pool, selector)
     selection = pick_subset(config, folder, pool, selector, config.budget)
     _tell(selection, config, len(pool))
@@ -87,9 +88,11 @@ def score_pool(
     warn_of_overlap(config, anchors, pool)
     home = proxy_home or folder
     proxy = warm_proxy(config, home, pool, anchors) if selector.uses_proxy else None
-    given = _proxy_setting(config, home, pool, proxy) if proxy else None
-    setting = Setting(anchors.samples, anchors.groups, config.seed, folder.path / "selector", say, given)
     encoder, collator = (proxy.encoder, proxy.collator) if proxy else (None, None)
+    if encoder is not None and not selector.needs_answers:
+        encoder = QuestionEncoder(encoder)
+    given = _proxy_setting(config, home, pool, proxy, encoder) if proxy and encoder else None
+    setting = Setting(anchors.samples, anchors.groups, config.seed, folder.path / "selector", say, given)
     compute = config.compute
     stream = ShardStream(pool, missing, compute.shard_size, encoder, collator, compute.tokens_per_batch)
     left = min(len(pool), len(missing) * config.compute.shard_size)
@@ -122,24 +125,26 @@ def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Sele
     return inputs | (proxy_inputs(config, pool, anchors) if selector.uses_proxy else {})
 
 
-def _proxy_setting(config: Config, home: RunFolder, pool: Pool, proxy: MultimodalModel) -> ProxySetting:
+def _proxy_setting(
+    config: Config, home: RunFolder, pool: Pool, proxy: MultimodalModel, encoder: Encoder
+) -> ProxySetting:
     return ProxySetting(
         model=proxy,
         folder=home.proxy,
         records=len(pool),
-        examples=lambda count: _examples(proxy, pool, config.seed, count),
+        examples=lambda count: _examples(proxy, encoder, pool, config.seed, count),
         update_norm=lambda parameters: median_update_norm(home.proxy, parameters),
         lr=config.proxy.warmup.training.lr,
         tokens_per_batch=config.compute.tokens_per_batch,
     )
 
 
-def _examples(proxy: MultimodalModel, pool: Pool, seed: int, count: int) -> Iterator[Batch]:
+def _examples(proxy: MultimodalModel, encoder: Encoder, pool: Pool, seed: int, count: int) -> Iterator[Batch]:
     drawn = np.random.default_rng(seed).choice(len(pool), size=min(count, len(pool)), replace=False)
     for _, read in pool.read(np.sort(drawn).tolist()):
         if isinstance(read, Sample):
             try:
-                yield proxy.collator.batch([read], [proxy.encoder.encode(read)]).to(proxy.device)
+                yield proxy.collator.batch([read], [encoder.encode(read)]).to(proxy.device)
             except BadRecord:
                 continue  # the record meets the same refusal, and is kept with it, when it is scored
 

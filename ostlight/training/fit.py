@@ -52,7 +52,7 @@ def fit(
         Records that could not be used, by position, with the reason; on every rank those of all.
 
     Raises:
-        DataError: no sample to train on.
+        DataError: no sample to train on, or none that can be used.
         DivergedError: the loss became NaN or infinite.
     """
     if not len(data):
@@ -77,6 +77,9 @@ def fit(
     state = checkpoints.file if checkpoints is not None and start else None
     trainer.fit(model, loader, ckpt_path=state, weights_only=True)
     data.refusals.update(_from_all_ranks(data.refusals))
+    if all(int(p) in data.refusals for p in data.positions):
+        first = data.refusals[int(data.positions[0])]
+        raise DataError(f"{stage}: none of the {len(data)} samples can be used; the first: {first}")
     entry.more["answers_cut"] = len(data.cut)
     if data.cut and say is not None:
         limit = model.encoder.max_length

@@ -17,9 +17,10 @@ import torch
 import yaml
 from transformers import AutoModelForImageTextToText
 
+import ostlight
 from ostlight.run.ledger import Ledger
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # four processes that start torch
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -64,9 +65,9 @@ def final(settings, digits, tmp_path: Path):
     return make
 
 
-def select_all_but_one_usable(config: dict[str, Any], folder: Path) -> None:
+def select_all_but_one_usable(config: dict[str, Any]) -> None:
     """``random`` does not open pictures, so the broken one can be among the kept; make sure it is."""
-    run("select", config | {"compute": config["compute"] | {"devices": 1, "strategy": "auto"}}, folder)
+    ostlight.select(config | {"compute": config["compute"] | {"devices": 1, "strategy": "auto"}})
     file = Path(config["folder"]) / config["name"] / "selection.parquet"
     rows = pq.read_table(file).to_pylist()
     dropped = next(r for r in rows if r["rank"] == 12)
@@ -84,7 +85,7 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, strategy: str, l
     told = {}
     for name, how in (("one", "auto"), ("two", strategy)):
         config = final(name, how, lora=lora)
-        select_all_but_one_usable(config, tmp_path)
+        select_all_but_one_usable(config)
         told[name] = run("train", config, tmp_path)
     start = weights(Path(config["target"]["path"]))
     one, two = weights(runs / "one" / "target"), weights(runs / "two" / "target")
@@ -100,9 +101,9 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, strategy: str, l
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_killed_ranks_go_on(final, tmp_path: Path, strategy: str):
     runs = tmp_path / "runs"
-    longer = {"epochs": 16, "batch_size": 4, "lr": 1e-3}
+    longer = {"epochs": 8, "batch_size": 4, "lr": 1e-3}
     for name in ("whole", "killed"):
-        select_all_but_one_usable(final(name, strategy, training=longer, checkpoint_minutes=0), tmp_path)
+        select_all_but_one_usable(final(name, strategy, training=longer, checkpoint_minutes=0))
     run("train", final("whole", strategy, training=longer, checkpoint_minutes=0), tmp_path)
     config = final("killed", strategy, training=longer, checkpoint_minutes=0)
     process = subprocess.Popen(
@@ -120,5 +121,5 @@ def test_two_killed_ranks_go_on(final, tmp_path: Path, strategy: str):
     moved = distance(whole, weights(Path(config["target"]["path"])))
     assert distance(whole, resumed) < 1e-3 * moved
     entries = [e for e in Ledger(runs / "killed" / "ledger.jsonl").read() if e.stage == "train"]
-    assert [e.more.get("failed") for e in entries] == ["killed", None]
-    assert sum(e.samples for e in entries) == 16 * 13
+    assert [e.more.get("failed") for e in entries] == ["killed", "killed", None], "a line for each killed rank"
+    assert sum(e.samples for e in entries) >= 8 * 13, "what was done again was paid for again"

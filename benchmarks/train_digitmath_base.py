@@ -28,10 +28,10 @@ from torch import Tensor
 from ostlight.data.sample import IMAGE_MARK
 from ostlight.digitmath.answers import final_answer
 from ostlight.digitmath.build import clean_records
-from ostlight.digitmath.digits import GRID, labels_of, render, split
-from ostlight.digitmath.model import CHECKPOINTS, build_model, build_processor
+from ostlight.digitmath.digits import GRID, PICTURE_PIXELS, labels_of, render, split
+from ostlight.digitmath.model import CHECKPOINTS, SIZES, build_model, build_processor
 from ostlight.digitmath.tasks import PLACES, TASKS, ask, solve
-from ostlight.digitmath.tokenizer import ASSISTANT, BOS, EOS, USER, build_tokenizer
+from ostlight.digitmath.tokenizer import ASSISTANT, BOS, EOS, IDEFICS3_SPECIALS, USER, build_tokenizer
 from ostlight.model.losses import IGNORED, per_sample_losses
 
 MIX = {"read": 0.15, "reading": 0.35, "parity": 0.10, "asked_fact": 0.10, "fact": 0.30}
@@ -100,16 +100,20 @@ def jitter(pixels: np.ndarray, noise: np.random.Generator) -> np.ndarray:
 
 
 class Collator:
-    """Batches examples as the chat template and the image processor would, only faster."""
+    """Batches examples as the chat template and the processor of ``family`` would, only faster."""
 
-    def __init__(self) -> None:
-        self.tokenizer = build_tokenizer()
+    def __init__(self, family: str = "llava") -> None:
+        self.idefics3 = family == "idefics3"
+        self.tokenizer = build_tokenizer(IDEFICS3_SPECIALS if self.idefics3 else ())
+        frame, _, scene = IDEFICS3_SPECIALS
+        tokens = IMAGE_MARK * GRID * GRID
+        self.picture = f"{frame}{scene}{tokens}{frame}" if self.idefics3 else tokens
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
 
     def __call__(self, examples: Sequence[Example], prompts_only: bool = False) -> dict[str, Tensor]:
-        marks = [IMAGE_MARK * GRID * GRID if example.pixels is not None else "" for example in examples]
+        marks = [self.picture if example.pixels is not None else "" for example in examples]
         prompts = self._ids(
             [
                 f"{BOS}{USER}{mark}{e.question}{ASSISTANT}" if e.question else f"{BOS}{ASSISTANT}"
@@ -126,11 +130,18 @@ class Collator:
             labels[row, start + len(prompt) :] = torch.tensor(answer, dtype=torch.long)
             mask[row, start:] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        pictures = [example.pixels for example in examples if example.pixels is not None]
-        if pictures:
-            grey = torch.from_numpy(np.stack(pictures)).float() / 127.5 - 1.0
-            batch["pixel_values"] = grey[:, None].expand(-1, 3, -1, -1).contiguous()
+        if self.idefics3:  # a row for every example; an all-zero picture counts as none
+            batch["pixel_values"] = torch.stack([_unit(e.pixels) for e in examples])[:, None]
+        elif any(e.pixels is not None for e in examples):
+            batch["pixel_values"] = torch.stack([_unit(e.pixels) for e in examples if e.pixels is not None])
         return batch
+
+
+def _unit(pixels: np.ndarray | None) -> Tensor:
+    """``[3, 16, 16]`` from -1 to 1; zeros without a picture."""
+    if pixels is None:
+        return torch.zeros(3, PICTURE_PIXELS, PICTURE_PIXELS)
+    return (torch.from_numpy(pixels).float() / 127.5 - 1.0).expand(3, -1, -1)
 
 
 def rate_at(step: int, steps: int, peak: float, warmup: int = 20) -> float:
@@ -161,10 +172,12 @@ def fit(model: torch.nn.Module, batches: Iterator[dict[str, Tensor]], steps: int
 
 
 @torch.no_grad()
-def accuracy(model: torch.nn.Module, examples: Sequence[Example], batch_size: int = 350) -> dict[str, float]:
+def accuracy(
+    model: torch.nn.Module, examples: Sequence[Example], batch_size: int = 350, family: str = "llava"
+) -> dict[str, float]:
     """Share of right final answers by greedy decoding, for each task and as ``mean`` over the tasks."""
     model.eval()
-    collate, right = Collator(), {task: [] for task in TASKS}
+    collate, right = Collator(family), {task: [] for task in TASKS}
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
         batch = collate(chunk, prompts_only=True)
@@ -177,17 +190,17 @@ def accuracy(model: torch.nn.Module, examples: Sequence[Example], batch_size: in
     return found | {"mean": sum(found.values()) / len(found)}
 
 
-def lessons(seed: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+def lessons(seed: int, batch_size: int, family: str = "llava") -> Iterator[dict[str, Tensor]]:
     """Endless batches of pretraining examples."""
-    rng, noise, collate = random.Random(f"lessons {seed}"), np.random.default_rng(seed), Collator()
+    rng, noise, collate = random.Random(f"lessons {seed}"), np.random.default_rng(seed), Collator(family)
     while True:
         yield collate([lesson(rng, noise) for _ in range(batch_size)])
 
 
-def save(model: torch.nn.Module, folder: Path) -> None:
+def save(model: torch.nn.Module, folder: Path, family: str = "llava") -> None:
     """Half-precision weights that load as float32: half the bytes, and no arithmetic in half precision by accident."""
     model.half().save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    build_processor(family).save_pretrained(folder)
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"float16"', '"float32"'))
     for file in folder.iterdir():
@@ -221,7 +234,7 @@ def write_log(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("proxy", "target"), required=True)
+    parser.add_argument("--size", choices=sorted(SIZES), required=True)
     parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -232,12 +245,13 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    model, batches = build_model(options.size), lessons(options.seed, options.batch_size)
+    family = SIZES[options.size].family
+    model, batches = build_model(options.size), lessons(options.seed, options.batch_size, family)
     dev, began, losses = examples_of("dev", 350, 0), time.perf_counter(), []
     losses = fit(model, batches, options.steps, options.learning_rate)
     seconds = time.perf_counter() - began
-    found = accuracy(model, dev)
-    save(model, options.out / options.size)
+    found = accuracy(model, dev, family=family)
+    save(model, options.out / options.size, family)
     curve = {
         step: round(float(np.mean(losses[max(0, step - 50) : step])), 4) for step in range(250, len(losses) + 1, 250)
     }

@@ -35,6 +35,10 @@ class RunChangedError(OstlightError):
     """A run folder holds work that was done with other inputs than the ones asked for now."""
 
 
+class BenchmarkError(OstlightError):
+    """Parts of a benchmark failed; the rest is finished and written."""
+
+
 class BadRecord(OstlightError):
     """One record cannot be used; the run sets it aside and goes on.
 

@@ -25,6 +25,7 @@ class Cell:
         budget: ``None`` for ``base`` and for selectors that ignore it.
         protocol: ``proportional`` or ``fixed_compute``; empty for ``base``.
         seed: of the training, and of selectors that declare themselves ``seeded``.
+        variant: label of the changed settings it runs under; empty for the configuration as it is.
     """
 
     label: str
@@ -32,24 +33,33 @@ class Cell:
     budget: Budget | None
     protocol: str
     seed: int
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        """Of the cell's file."""
-        parts = [self.label, self.budget.label if self.budget else "", self.protocol, f"seed{self.seed}"]
-        return "-".join(p.replace(" ", "_").replace("/", "_").replace(">=", "ge") for p in parts if p)
+        """For people, and for the cell's file."""
+        parts = [self.variant, self.label, self.budget.label if self.budget else "", self.protocol, f"seed{self.seed}"]
+        return file_name("-".join(p for p in parts if p))
 
 
-def plan_cells(benchmark: Benchmark, with_oracle: bool) -> list[Cell]:
+def file_name(text: str) -> str:
+    """The text without what a file's name cannot hold."""
+    kept = text.replace(" ", "_").replace(">=", "ge")
+    return "".join(c if c.isalnum() or c in "-_.%+" else "_" for c in kept)
+
+
+def plan_cells(benchmark: Benchmark, with_oracle: bool, variant: str = "") -> list[Cell]:
     """All cells: the two framing rows first, then the selectors as the configuration orders them."""
-    cells = [Cell(BASE, None, None, "", benchmark.seeds[0])]
+    cells = [Cell(BASE, None, None, "", benchmark.seeds[0], variant)]
     for protocol in benchmark.protocols:
         if with_oracle:
             sizes = [b for b in benchmark.budgets if b.threshold is None and b.tokens is None][:1]
-            cells += [Cell(ORACLE, None, b, protocol, seed) for b in sizes for seed in benchmark.seeds]
+            cells += [Cell(ORACLE, None, b, protocol, seed, variant) for b in sizes for seed in benchmark.seeds]
         for choice in benchmark.selectors:
             budgets: list[Budget | None] = [None] if load(choice.name).ignores_budget else list(benchmark.budgets)
-            cells += [Cell(choice.shown, choice, b, protocol, seed) for b in budgets for seed in benchmark.seeds]
+            cells += [
+                Cell(choice.shown, choice, b, protocol, seed, variant) for b in budgets for seed in benchmark.seeds
+            ]
     return cells
 
 

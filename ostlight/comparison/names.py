@@ -8,7 +8,7 @@ from ostlight.comparison.results import Line
 
 
 def short_names(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
-    """A name for each line, without what all trained lines have in common, and that."""
+    """A name for each line, without its variant and without what all trained lines have in common, and that."""
     protocols = {line.protocol for line in lines if line.protocol}
     budgets = [line.budget.partition(" within ") for line in lines]
     tags = {tag for size, _, tag in budgets if size}

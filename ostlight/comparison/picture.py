@@ -1,4 +1,4 @@
-"""The comparison as one picture."""
+"""The comparison as one picture: how accurate each line is, and what it costs to get there."""
 
 from __future__ import annotations
 
@@ -9,32 +9,113 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from ostlight.comparison.cells import BASE, ORACLE
+from ostlight.comparison.costs import pareto_front
 from ostlight.comparison.names import short_names
 from ostlight.comparison.results import Line
 from ostlight.evaluation.evaluate import ALL
 
-FRAME, BUDGETED, WHOLE = "#9aa0a6", "#2e6f95", "#c97b2a"
+FRAME = "#9aa0a6"
+COLOURS = ("#2e6f95", "#c97b2a", "#5b8c5a", "#8a5a83", "#b5473c", "#6b6b3a", "#3a8a8c", "#a0567a", "#4f5d75", "#9c7a3c")
+MARKS = {"fixed_compute": "o", "proportional": "s", "": "D"}
+ROW_INCHES = 0.27
 
 
 def draw(lines: Sequence[Line], path: Path, title: str) -> None:
-    """Accuracy with its interval, a bar for each line; behind it the share of the kept samples that is defective."""
-    shown = list(reversed(lines))
-    names, common = short_names(shown)
-    means = [100 * line.accuracy[ALL].mean for line in shown]
-    halves = [0 if (h := line.accuracy[ALL].half) != h else 100 * h for line in shown]
-    colours = [FRAME if x.label in (BASE, ORACLE) else BUDGETED if x.budget else WHOLE for x in shown]
-    figure, axes = plt.subplots(figsize=(8, 0.5 * len(shown) + 1.5), layout="constrained")
-    axes.barh(range(len(shown)), means, xerr=halves, color=colours, height=0.62, error_kw={"capsize": 3})
-    axes.set_yticks(range(len(shown)), names)
-    for y, (line, mean, half) in enumerate(zip(shown, means, halves, strict=True)):
-        share = "" if line.defect_share is None else f"   {100 * line.defect_share:.0f}% defective"
-        axes.text(mean + half + 1, y, f"{mean:.1f}{share}", va="center", fontsize=9)
-    axes.set_xlim(0, 125)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("accuracy on the test set, % (95% interval over seeds)")
-    axes.set_title(f"{title}{', ' if common else ''}{', '.join(common)}", loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    """Accuracy with its interval, a row for each line; beside it accuracy against selection and training FLOPs, the
+    Pareto front drawn through (left out where there are variants, each of which has a front of its own)."""
+    with_front = not any(line.variant for line in lines)
+    height = ROW_INCHES * (len(lines) + 1.4 * len({line.variant for line in lines})) + 1.4
+    figure, axes = plt.subplots(
+        1,
+        2 if with_front else 1,
+        figsize=(13 if with_front else 8.5, max(height, 4.2)),
+        layout="constrained",
+        squeeze=False,
+    )
+    labels = list(dict.fromkeys(line.label for line in lines if line.label not in (BASE, ORACLE)))
+    colours = {label: COLOURS[k % len(COLOURS)] for k, label in enumerate(labels)} | {BASE: FRAME, ORACLE: FRAME}
+    names, common = short_names(lines)
+    _draw_rows(axes[0][0], lines, names, colours)
+    if with_front:
+        _draw_front(axes[0][1], lines, names, colours)
+    figure.suptitle(", ".join([title, *common]), x=0.01, ha="left", fontsize=12)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
+
+
+def _draw_rows(axes: Axes, lines: Sequence[Line], names: Sequence[str], colours: dict[str, str]) -> None:
+    y, ticks = 0.0, []
+    variant: str | None = None
+    low = min(100 * line.accuracy[ALL].mean for line in lines)
+    for line, name in zip(lines, names, strict=True):
+        if line.variant != variant and line.variant:
+            y += 1.4 if variant is not None else 0.4
+            axes.text(
+                0.0, y, line.variant, fontweight="bold", fontsize=9, va="center", transform=axes.get_yaxis_transform()
+            )
+            y += 1
+        variant = line.variant
+        value = line.accuracy[ALL]
+        half = 0.0 if value.half != value.half else 100 * value.half
+        colour, mark = colours[line.label], MARKS.get(line.protocol, "o")
+        axes.errorbar(100 * value.mean, y, xerr=half or None, fmt=mark, color=colour, markersize=6, capsize=3)
+        share = "" if line.defect_share is None else f", {100 * line.defect_share:.0f}% defective"
+        axes.annotate(
+            f"{100 * value.mean:.1f}{share}",
+            (100 * value.mean + half, y),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color="#444444",
+        )
+        ticks.append((y, name))
+        y += 1
+    axes.set_ylim(y - 0.3, -0.8)
+    axes.set_yticks([t for t, _ in ticks], [n for _, n in ticks], fontsize=9)
+    axes.set_xlim(max(0, low - 5), 118)
+    axes.set_xticks(range(10 * (int(max(0, low - 5)) // 10 + 1), 101, 10))
+    axes.set_xlabel("accuracy on the test set, % (95% interval over seeds)")
+    axes.grid(axis="x", color="#e3e3e3")
+    axes.tick_params(axis="y", length=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_front(axes: Axes, lines: Sequence[Line], names: Sequence[str], colours: dict[str, str]) -> None:
+    shown = [(line, n, f) for line, n, f in zip(lines, names, pareto_front(lines), strict=True) if line.total_flops]
+    front = sorted((line.total_flops, 100 * line.accuracy[ALL].mean) for line, _, on in shown if on)
+    axes.plot([x for x, _ in front], [y for _, y in front], color="#444444", linewidth=1, linestyle=":", zorder=1)
+    for line, _, on in shown:
+        face = colours[line.label] if on else "white"
+        axes.plot(
+            line.total_flops,
+            100 * line.accuracy[ALL].mean,
+            MARKS.get(line.protocol, "o"),
+            color=colours[line.label],
+            markerfacecolor=face,
+            markersize=8 if on else 7,
+            zorder=2,
+        )
+    _name_points(axes, [(line.total_flops, 100 * line.accuracy[ALL].mean, n) for line, n, _ in shown])
+    axes.set_xscale("log")
+    axes.set_xlabel("FLOPs of selection and training (filled: nothing is better for less)")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(color="#e3e3e3")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
+    """Names beside their points, pushed apart where they would overlap."""
+    if not points:
+        return
+    heights = [y for _, y, _ in points]
+    gap = max(1.0, (max(heights) - min(heights)) / 26)
+    at = -1e9
+    for x, y, name in sorted(points, key=lambda p: p[1]):
+        at = max(at + gap, y)
+        axes.annotate(name, (x, y), xytext=(x * 1.07, at), fontsize=8, va="center", color="#444444")

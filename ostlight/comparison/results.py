@@ -1,19 +1,15 @@
-"""Results of cells, kept one file a cell so that a stopped benchmark goes on where it was."""
+"""From the results of cells to the lines of a table."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
 
-from ostlight.comparison.cells import Cell
-from ostlight.data.atomic import atomic_path
-
-CONFIDENCE = 0.95
+from ostlight.comparison.cells import BASE
+from ostlight.comparison.differences import CONFIDENCE, Difference, paired_difference
 
 
 @dataclass
@@ -24,9 +20,11 @@ class CellResult:
         accuracy: by group, ``all`` among them; 0 to 1.
         kept: samples trained on.
         defect_share: share of them that the truth calls defective; ``None`` without a truth.
-        selection_s, training_s: device-seconds.
+        selection_s, training_s: device-seconds; a device is what one process computes on.
+        selection_wall_s, training_wall_s: seconds on the clock.
         selection_flops, training_flops: as the ledger counts them.
-        selection_calls, selection_price: requests the selector made to a served model, and what they cost.
+        selection_calls, selection_price: requests to served models and what they cost.
+        correct: ``1`` or ``0`` for each test item, in their order.
     """
 
     label: str
@@ -40,21 +38,18 @@ class CellResult:
     training_s: float = 0.0
     selection_flops: float = 0.0
     training_flops: float = 0.0
+    defects_kept: dict[str, int] = field(default_factory=dict)
+    variant: str = ""
+    selection_wall_s: float = 0.0
+    training_wall_s: float = 0.0
     selection_calls: int = 0
     selection_price: float = 0.0
-    defects_kept: dict[str, int] = field(default_factory=dict)
+    correct: str = ""
 
-
-def load_result(folder: Path, cell: Cell) -> CellResult | None:
-    """The cell's result where it is finished."""
-    file = folder / f"{cell.name}.json"
-    return CellResult(**json.loads(file.read_text())) if file.exists() else None
-
-
-def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
-    """Writes the cell's file; that it is there means the cell is finished."""
-    with atomic_path(folder / f"{cell.name}.json") as temporary:
-        temporary.write_text(json.dumps(asdict(result), indent=1))
+    @property
+    def line(self) -> tuple[str, str, str, str]:
+        """What names the line that this cell is a seed of."""
+        return self.variant, self.label, self.budget, self.protocol
 
 
 @dataclass(frozen=True)
@@ -76,54 +71,105 @@ class Interval:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table: all seeds of one selector at one budget and protocol."""
+    """A row of the table: all seeds of one selector at one budget and protocol, under one variant of the settings.
 
+    Attributes:
+        difference: to the baseline's line of the same variant, budget and protocol, over the seeds both have; ``None``
+            where there is no such line.
+    """
+
+    variant: str
     label: str
     budget: str
     protocol: str
     accuracy: dict[str, Interval]
+    difference: Difference | None
+    kept: float
     defect_share: float | None
     selection_s: float
     training_s: float
+    selection_wall_s: float
+    training_wall_s: float
     selection_flops: float
     training_flops: float
     selection_calls: float = 0.0
     selection_price: float = 0.0
 
+    @property
+    def total_s(self) -> float:
+        return self.selection_s + self.training_s
 
-def summarise(results: Sequence[CellResult]) -> list[Line]:
-    """One line for every selector, budget and protocol, in the order they first appear."""
-    keys = list({(r.label, r.budget, r.protocol): None for r in results})
-    lines = []
-    for key in keys:
-        mine = [r for r in results if (r.label, r.budget, r.protocol) == key]
-        shares = [r.defect_share for r in mine if r.defect_share is not None]
-        lines.append(
-            Line(
-                *key,
-                accuracy={g: Interval.of(r.accuracy[g] for r in mine) for g in mine[0].accuracy},
-                defect_share=float(np.mean(shares)) if shares else None,
-                selection_s=float(np.mean([r.selection_s for r in mine])),
-                training_s=float(np.mean([r.training_s for r in mine])),
-                selection_flops=float(np.mean([r.selection_flops for r in mine])),
-                training_flops=float(np.mean([r.training_flops for r in mine])),
-                selection_calls=float(np.mean([r.selection_calls for r in mine])),
-                selection_price=float(np.mean([r.selection_price for r in mine])),
-            )
-        )
-    return lines
+    @property
+    def total_wall_s(self) -> float:
+        return self.selection_wall_s + self.training_wall_s
+
+    @property
+    def total_flops(self) -> float:
+        return self.selection_flops + self.training_flops
+
+    @property
+    def seeds(self) -> int:
+        return next(iter(self.accuracy.values())).n
 
 
-def write_jsonl(results: Sequence[CellResult], path: Path) -> None:
-    """One record a figure: ``{selector, budget, protocol, seed, group, metric, value}``."""
-    records = []
-    for r in results:
-        key = {"selector": r.label, "budget": r.budget, "protocol": r.protocol, "seed": r.seed}
-        records += [key | {"group": g, "metric": "accuracy", "value": v} for g, v in r.accuracy.items()]
-        for metric in ("kept", "defect_share", "selection_s", "training_s", "selection_flops", "training_flops"):
-            records.append(key | {"group": "all", "metric": metric, "value": getattr(r, metric)})
-        for metric in ("selection_calls", "selection_price"):
-            if getattr(r, metric):
-                records.append(key | {"group": "all", "metric": metric, "value": getattr(r, metric)})
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+def summarise(results: Sequence[CellResult], baseline: str | None = None) -> list[Line]:
+    """One line for every variant, selector, budget and protocol, in the order they first appear.
+
+    Args:
+        results: of all finished cells.
+        baseline: label of the line that the others of the same variant, budget and protocol are compared to.
+    """
+    by_line: dict[tuple[str, str, str, str], list[CellResult]] = {}
+    for result in results:
+        by_line.setdefault(result.line, []).append(result)
+    return [_line(mine, _counterpart(mine[0], by_line, baseline)) for mine in by_line.values()]
+
+
+def _line(mine: list[CellResult], theirs: list[CellResult] | None) -> Line:
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(r, name) for r in mine]))
+
+    shares = [r.defect_share for r in mine if r.defect_share is not None]
+    return Line(
+        *mine[0].line,
+        accuracy={g: Interval.of(r.accuracy[g] for r in mine) for g in mine[0].accuracy},
+        difference=_difference(mine, theirs) if theirs else None,
+        defect_share=float(np.mean(shares)) if shares else None,
+        kept=mean("kept"),
+        selection_s=mean("selection_s"),
+        training_s=mean("training_s"),
+        selection_wall_s=mean("selection_wall_s"),
+        training_wall_s=mean("training_wall_s"),
+        selection_flops=mean("selection_flops"),
+        training_flops=mean("training_flops"),
+        selection_calls=mean("selection_calls"),
+        selection_price=mean("selection_price"),
+    )
+
+
+def _counterpart(
+    one: CellResult, by_line: dict[tuple[str, str, str, str], list[CellResult]], baseline: str | None
+) -> list[CellResult] | None:
+    if baseline is None or one.label == baseline:
+        return None
+    if baseline == BASE:
+        return by_line.get((one.variant, BASE, "", ""))
+    # A baseline that ignores the budget, such as the whole pool, stands beside every budget.
+    same = by_line.get((one.variant, baseline, one.budget, one.protocol))
+    return same or by_line.get((one.variant, baseline, "", one.protocol))
+
+
+def _difference(mine: list[CellResult], theirs: list[CellResult]) -> Difference | None:
+    if len(theirs) == 1 and theirs[0].label == BASE:
+        pairs = [(r, theirs[0]) for r in mine]
+    else:
+        known = {r.seed: r for r in theirs}
+        pairs = [(r, known[r.seed]) for r in mine if r.seed in known]
+    pairs = [(a, b) for a, b in pairs if a.correct and len(a.correct) == len(b.correct)]
+    if not pairs:
+        return None
+    return paired_difference(_items([a for a, _ in pairs]), _items([b for _, b in pairs]))
+
+
+def _items(results: Sequence[CellResult]) -> np.ndarray:
+    return np.array([[c == "1" for c in r.correct] for r in results])

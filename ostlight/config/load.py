@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ostlight.config.bind import bind
-from ostlight.config.schema import PRECISIONS, Config
+from ostlight.config.schema import PRECISIONS, Config, Variant
 from ostlight.errors import ConfigError
 
 ALTERNATIVES = (("fraction", "count", "tokens", "threshold"), ("epochs", "steps"))
@@ -135,3 +135,36 @@ def _benchmark_problems(config: Config) -> Iterator[str]:
     shown = [s.shown for s in config.benchmark.selectors]
     for label in sorted({s for s in shown if shown.count(s) > 1}):
         yield f"two benchmark.selectors are called {label!r}; give one of them a `label`"
+    baseline, rivals = config.benchmark.baseline, [*shown, "base", "oracle"]
+    if baseline is not None and baseline not in rivals:
+        yield f"benchmark.baseline must be one of {', '.join(rivals)}; got {baseline!r}"
+    if config.benchmark.workers is not None and config.benchmark.workers < 1:
+        yield f"benchmark.workers must be at least 1; got {config.benchmark.workers}"
+    yield from _variant_problems(config)
+
+
+def _variant_problems(config: Config) -> Iterator[str]:
+    assert config.benchmark is not None
+    labels = [v.label for v in config.benchmark.variants]
+    if "" in labels:
+        yield "benchmark.variants: every variant needs a label"
+    for label in sorted({x for x in labels if x and labels.count(x) > 1}):
+        yield f"two benchmark.variants are called {label!r}"
+    for variant in config.benchmark.variants:
+        for text in variant.overrides:
+            if text.startswith("benchmark.variants"):
+                yield f"benchmark.variants: {variant.label!r} may not change benchmark.variants"
+                return
+        try:
+            vary(config, variant)
+        except ConfigError as error:
+            yield from (f"benchmark.variants, {variant.label!r}: {problem}" for problem in error.problems)
+
+
+def vary(config: Config, variant: Variant) -> Config:
+    """The configuration under one variant; it has no variants itself.
+
+    Raises:
+        ConfigError: overrides that make no sound configuration.
+    """
+    return load_config(config, "benchmark.variants=[]", *variant.overrides)

@@ -226,8 +226,21 @@ class Compute:
 
 
 @dataclass
+class Variant:
+    """Some settings changed, for every cell: another target, another warm-up, other anchors, other noise.
+
+    Attributes:
+        label: its name in tables.
+        overrides: ``key=value`` as on the command line; ``benchmark.selectors=[...]`` among them narrows the rivals.
+    """
+
+    label: str = ""
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Benchmark:
-    """Selectors x budgets x protocols x seeds, each trained and evaluated.
+    """Selectors x budgets x protocols x seeds, each trained and evaluated; all of it for every variant.
 
     Attributes:
         selectors: the rivals. One that ignores the budget appears once.
@@ -237,6 +250,12 @@ class Benchmark:
         seeds: each seed draws its own random subset and trains in its own order.
         truth: a table of ``id`` and ``defect`` (null where clean), read after the fact to report what was kept and to
             train the ``oracle`` row (clean samples only). No selector sees it.
+        baseline: label of the row the others are compared to: a selector's, ``base`` or ``oracle``; ``null`` takes
+            ``random`` where it takes part, else the first selector.
+        workers: processes that share the cells; ``null`` takes one a device, or one a core without accelerator, each
+            with one thread. Several ``ostlight benchmark`` on one folder share them too. 1 runs all in this process,
+            and so does a cell that itself needs several devices.
+        variants: none runs the configuration as it is. What variants have in common is made once.
     """
 
     selectors: list[SelectorChoice] = field(default_factory=list)
@@ -244,6 +263,15 @@ class Benchmark:
     protocols: list[str] = field(default_factory=lambda: ["fixed_compute"])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     truth: str | None = None
+    baseline: str | None = None
+    workers: int | None = None
+    variants: list[Variant] = field(default_factory=list)
+
+    @property
+    def compared_to(self) -> str:
+        """Label of the baseline."""
+        shown = [s.shown for s in self.selectors]
+        return self.baseline or ("random" if "random" in shown else shown[0])
 
 
 @dataclass

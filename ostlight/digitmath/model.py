@@ -1,25 +1,38 @@
-"""LLaVA-style models for DigitMath: one vision token for each digit, a small Llama behind it."""
+"""Small models for DigitMath, LLaVA- and Idefics3-style: one vision token for each digit, a small Llama behind it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from ostlight.data.sample import IMAGE_MARK
 from ostlight.digitmath.digits import CELL_PIXELS, GRID, PICTURE_PIXELS
-from ostlight.digitmath.tokenizer import CHAT_TEMPLATE, MAX_TOKENS, build_tokenizer, vocabulary
+from ostlight.digitmath.tokenizer import CHAT_TEMPLATE, IDEFICS3_SPECIALS, MAX_TOKENS, build_tokenizer, vocabulary
 from ostlight.errors import ConfigError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CLASS_TOKENS = 1
+HALF = [0.5, 0.5, 0.5]
+"""Mean and spread by which pixels come to lie from -1 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Widths and depths; the head is untied."""
+    """Widths, depths and family; the head is untied."""
 
     hidden: int
     layers: int
@@ -27,14 +40,17 @@ class Shape:
     feed_forward: int
     vision_hidden: int
     vision_layers: int = 1
+    family: str = "llava"
 
 
 SIZES = {
     "proxy": Shape(hidden=96, layers=2, heads=4, feed_forward=192, vision_hidden=64),
+    "medium": Shape(hidden=128, layers=2, heads=4, feed_forward=352, vision_hidden=80),
     "target": Shape(hidden=160, layers=3, heads=4, feed_forward=448, vision_hidden=96),
-    "judge": Shape(hidden=256, layers=4, heads=8, feed_forward=704, vision_hidden=128),
+    "large": Shape(hidden=208, layers=4, heads=4, feed_forward=576, vision_hidden=112),
+    "idefics3": Shape(hidden=160, layers=3, heads=4, feed_forward=448, vision_hidden=64, family="idefics3"),
 }
-"""About 0.3, 1.2 and 3.5 million parameters."""
+"""About 0.3, 0.6, 1.2, 2.4 and 1.2 million parameters."""
 
 
 def checkpoint(size: str) -> Path:
@@ -50,8 +66,29 @@ def checkpoint(size: str) -> Path:
     return folder
 
 
-def build_processor() -> LlavaProcessor:
+def build_processor(family: str = "llava") -> LlavaProcessor | Idefics3Processor:
     """Tokenizer and image processor. Pictures are taken as they are: never resized, cropped or blurred."""
+    return _idefics3_processor() if family == "idefics3" else _llava_processor()
+
+
+def build_model(size: str) -> LlavaForConditionalGeneration | Idefics3ForConditionalGeneration:
+    """A fresh model with random weights (torch's global generator), float32.
+
+    Raises:
+        ConfigError: ``size`` is none of ``SIZES``.
+    """
+    if size not in SIZES:
+        raise ConfigError([f"no model size {size!r}; the sizes are {', '.join(SIZES)}"], "digitmath")
+    shape = SIZES[size]
+    tokenizer = build_tokenizer(IDEFICS3_SPECIALS if shape.family == "idefics3" else ())
+    model = _idefics3_model(shape, tokenizer) if shape.family == "idefics3" else _llava_model(shape, tokenizer)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+def _llava_processor() -> LlavaProcessor:
     side = {"height": PICTURE_PIXELS, "width": PICTURE_PIXELS}
     images = CLIPImageProcessorPil(
         do_resize=False,
@@ -59,8 +96,8 @@ def build_processor() -> LlavaProcessor:
         do_convert_rgb=True,
         size=side,
         crop_size=side,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
+        image_mean=HALF,
+        image_std=HALF,
     )
     return LlavaProcessor(
         image_processor=images,
@@ -72,15 +109,7 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def build_model(size: str) -> LlavaForConditionalGeneration:
-    """A fresh model with random weights (torch's global generator), float32.
-
-    Raises:
-        ConfigError: ``size`` is none of ``SIZES``.
-    """
-    if size not in SIZES:
-        raise ConfigError([f"no model size {size!r}; the sizes are {', '.join(SIZES)}"], "digitmath")
-    shape, tokenizer = SIZES[size], build_tokenizer()
+def _llava_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_hidden,
         intermediate_size=2 * shape.vision_hidden,
@@ -90,7 +119,54 @@ def build_model(size: str) -> LlavaForConditionalGeneration:
         image_size=PICTURE_PIXELS,
         patch_size=CELL_PIXELS,
     )
-    text = LlamaConfig(
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=_text(shape, tokenizer),
+        image_token_index=vocabulary()[IMAGE_MARK],
+        image_seq_length=GRID * GRID,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def _idefics3_processor() -> Idefics3Processor:
+    side = {"longest_edge": PICTURE_PIXELS}
+    images = Idefics3ImageProcessorPil(
+        do_resize=False, do_image_splitting=False, max_image_size=side, size=side, image_mean=HALF, image_std=HALF
+    )
+    return Idefics3Processor(
+        image_processor=images,
+        tokenizer=build_tokenizer(IDEFICS3_SPECIALS),
+        image_seq_len=GRID * GRID,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _idefics3_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
+    """Four patches a digit, which the connector shuffles into one vision token."""
+    vision = {
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": 2 * shape.vision_hidden,
+        "num_hidden_layers": shape.vision_layers,
+        "num_attention_heads": 4,
+        "image_size": PICTURE_PIXELS,
+        "patch_size": CELL_PIXELS // 2,
+    }
+    config = Idefics3Config(
+        vision_config=vision,
+        text_config=_text(shape, tokenizer).to_dict(),
+        image_token_id=vocabulary()[IMAGE_MARK],
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
+        tie_word_embeddings=False,
+    )
+    return Idefics3ForConditionalGeneration(config)
+
+
+def _text(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
         intermediate_size=shape.feed_forward,
@@ -103,17 +179,3 @@ def build_model(size: str) -> LlavaForConditionalGeneration:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=vocabulary()[IMAGE_MARK],
-        image_seq_length=GRID * GRID,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=False,
-    )
-    model = LlavaForConditionalGeneration(config)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model

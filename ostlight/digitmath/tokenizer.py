@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -12,6 +13,9 @@ from ostlight.data.sample import IMAGE_MARK
 PAD, UNKNOWN, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
 SYSTEM, USER, ASSISTANT = "<system>", "<user>", "<assistant>"
 SPECIALS = (PAD, UNKNOWN, BOS, EOS, IMAGE_MARK, SYSTEM, USER, ASSISTANT)
+
+IDEFICS3_SPECIALS = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
+"""What the Idefics3 processor writes around a picture."""
 
 MAX_TOKENS = 512
 
@@ -48,8 +52,12 @@ def vocabulary() -> dict[str, int]:
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-cases, splits at white space, spells what it does not know; decoding gives single-spaced text back."""
+def build_tokenizer(more_specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Lower-cases, splits at white space, spells what it does not know; decoding gives single-spaced text back.
+
+    Args:
+        more_specials: tokens of a model family, which come after all others.
+    """
     tokenizer = Tokenizer(models.WordPiece(vocabulary(), unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -60,7 +68,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         bos_token=BOS,
         eos_token=EOS,
-        additional_special_tokens=[IMAGE_MARK, SYSTEM, USER, ASSISTANT],
+        additional_special_tokens=[IMAGE_MARK, SYSTEM, USER, ASSISTANT, *more_specials],
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=MAX_TOKENS,

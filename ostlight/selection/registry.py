@@ -85,6 +85,11 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
+def is_registered_here(name: str) -> bool:
+    """Whether another process would not find it: it was registered in this one, by no package."""
+    return name in _registered
+
+
 def load(name: str) -> type[Selector]:
     """The class of that name.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,14 @@ import pytest
 
 import ostlight
 from ostlight.comparison.cells import cell_training, plan_cells
+from ostlight.comparison.files import WRITTEN
 from ostlight.comparison.results import CellResult, Interval, summarise
 from ostlight.comparison.table import rich_tables
 from ostlight.config import load_config
 from ostlight.config.schema import Benchmark, SelectorChoice
-from ostlight.errors import ConfigError
+from ostlight.errors import BenchmarkError, ConfigError, DataError
 from ostlight.selection.budget import Budget
+from ostlight.stages import contest_tasks
 
 
 @pytest.fixture
@@ -26,6 +30,7 @@ def contest(settings, digits):
         "protocols": ["fixed_compute"],
         "seeds": [0, 1],
         "truth": str(digits.truth),
+        "workers": 1,
     }
     training = {"epochs": 0.25, "batch_size": 4, "lr": 1e-4}
     base = settings(benchmark=section)
@@ -41,45 +46,155 @@ def test_every_cell_once_and_all_outputs(contest, capsys):
         ("full", ""),
         ("random", "25% within task"),
     ]
-    assert {p.name for p in (folder / "cells").iterdir()} == {
-        "base-seed0.json",
-        *(f"oracle-25%_within_task-fixed_compute-seed{s}.json" for s in (0, 1)),
-        *(f"full-fixed_compute-seed{s}.json" for s in (0, 1)),
-        *(f"random-25%_within_task-fixed_compute-seed{s}.json" for s in (0, 1)),
-    }
+    assert [p.name.rpartition("-")[0] for p in sorted((folder / "cells").iterdir())] == [
+        "base-seed0",
+        *(f"full-fixed_compute-seed{s}" for s in (0, 1)),
+        *(f"oracle-25%_within_task-fixed_compute-seed{s}" for s in (0, 1)),
+        *(f"random-25%_within_task-fixed_compute-seed{s}" for s in (0, 1)),
+    ]
     by_label = {line.label: line for line in lines}
     assert by_label["oracle"].defect_share == 0
     assert by_label["full"].defect_share == pytest.approx(25 / 48, abs=0.1)
     assert by_label["base"].training_flops == 0
     assert by_label["full"].training_flops > 0
-    for name in ("results.jsonl", "table.md", "table.csv", "table.png"):
-        assert (folder / name).stat().st_size > 100
+    for name in WRITTEN:
+        assert (folder / name).stat().st_size > 100, name
     records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert set(records[0]) == {"selector", "budget", "protocol", "seed", "group", "metric", "value"}
-    assert "accuracy (95%)" in (folder / "table.md").read_text()
+    assert "difference to random (95%)" in (folder / "table.md").read_text()
     assert "random" in capsys.readouterr().out
 
 
 def test_a_rerun_changes_no_byte_and_trains_nothing(contest):
     ostlight.benchmark(contest)
     folder = Path(contest["folder"]) / "run"
-    before = {n: (folder / n).read_bytes() for n in ("results.jsonl", "table.md", "table.csv")}
+    before = {n: (folder / n).read_bytes() for n in WRITTEN}
     spent = (folder / "ledger.jsonl").read_text()
     ostlight.benchmark(contest)
     assert {n: (folder / n).read_bytes() for n in before} == before
     assert (folder / "ledger.jsonl").read_text() == spent
 
 
+def test_the_same_seeds_elsewhere_give_the_same_tables_measured_times_aside(contest, tmp_path):
+    first, second = (contest | {"folder": str(tmp_path / name)} for name in ("one", "two"))
+    ostlight.benchmark(first)
+    ostlight.benchmark(second)
+    one, two = (Path(c["folder"]) / "run" for c in (first, second))
+    for name in ("table.md", "table.csv", "table.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+    def figures(folder: Path) -> list[dict]:
+        records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        return [r for r in records if not r["metric"].endswith("_s")]
+
+    assert figures(one) == figures(two)
+
+
 def test_a_lost_cell_is_run_again_and_comes_out_the_same(contest):
     ostlight.benchmark(contest)
     folder = Path(contest["folder"]) / "run"
-    cell = folder / "cells" / "random-25%_within_task-fixed_compute-seed1.json"
+    (cell,) = (folder / "cells").glob("random-25%_within_task-fixed_compute-seed1-*.json")
     before = json.loads(cell.read_text())
     cell.unlink()
     ostlight.benchmark(contest)
     after = json.loads(cell.read_text())
-    assert after["accuracy"] == before["accuracy"]
-    assert after["kept"] == before["kept"]
+    assert after["correct"] == before["correct"]
+    assert len(after["correct"]) == 21
+    assert after["accuracy"]["all"] == pytest.approx(after["correct"].count("1") / 21)
+
+
+def test_a_failed_cell_is_reported_and_the_rest_go_on(contest, monkeypatch, capsys):
+    real = contest_tasks.fit
+
+    def fails_once(model, data, compute, folder, name, *rest):
+        if name.startswith("random") and name.endswith("seed1"):
+            raise MemoryError("no room")
+        return real(model, data, compute, folder, name, *rest)
+
+    monkeypatch.setattr(contest_tasks, "fit", fails_once)
+    with pytest.raises(BenchmarkError, match="1 task failed:\n  - random.*seed1: MemoryError: no room"):
+        ostlight.benchmark(contest)
+    folder = Path(contest["folder"]) / "run"
+    assert "FAILED random" in capsys.readouterr().out
+    seeds = {r.split(",")[0]: r.split(",")[3] for r in (folder / "table.csv").read_text().splitlines()[1:]}
+    assert seeds == {"base": "1", "oracle": "2", "full": "2", "random": "1"}
+    monkeypatch.undo()
+    lines = ostlight.benchmark(contest)
+    assert [line.seeds for line in lines] == [1, 2, 2, 2]
+
+
+def test_what_waits_for_a_failed_score_is_counted_not_lost(contest, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise DataError("the scorer is ill")
+
+    monkeypatch.setattr(contest_tasks, "score_pool", fails)
+    with pytest.raises(BenchmarkError) as failed:
+        ostlight.benchmark(contest | {"benchmark": contest["benchmark"] | {"selectors": [{"name": "full"}]}})
+    assert "scores of full: the scorer is ill (3 more wait for it)" in str(failed.value)
+    assert "base" in (Path(contest["folder"]) / "run" / "table.md").read_text()
+
+
+def test_variants_share_what_they_make_from_the_same(contest):
+    section = contest["benchmark"] | {
+        "selectors": [{"name": "random"}, {"name": "loss"}],
+        "seeds": [0],
+        "variants": [
+            {"label": "as it is"},
+            {"label": "warmed up", "overrides": ["proxy.warmup.fraction=0.5"]},
+        ],
+    }
+    lines = ostlight.benchmark(contest | {"benchmark": section})
+    folder = Path(contest["folder"]) / "run"
+    assert [(line.variant, line.label) for line in lines] == [
+        (variant, label) for variant in ("as it is", "warmed up") for label in ("base", "oracle", "random", "loss")
+    ]
+    assert len(list((folder / "selectors").glob("random-*"))) == 1
+    assert len(list((folder / "selectors").glob("loss-*"))) == 2
+    assert len(list((folder / "cells").glob("*random*"))) == 1
+    assert len(list((folder / "proxies").iterdir())) == 1
+    cold, warm = (line for line in lines if line.label == "loss")
+    assert warm.selection_flops > cold.selection_flops > 0
+    assert "variant" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])
+
+
+def test_bad_variants_and_baselines_are_all_told(contest):
+    section = contest["benchmark"] | {
+        "baseline": "best",
+        "workers": 0,
+        "variants": [{"label": "a", "overrides": ["target.steps=3"]}, {"label": "a"}, {"label": ""}],
+    }
+    with pytest.raises(ConfigError) as error:
+        ostlight.benchmark(contest | {"benchmark": section})
+    told = str(error.value)
+    for part in (
+        "benchmark.baseline must be one of full, random, base, oracle; got 'best'",
+        "benchmark.workers must be at least 1; got 0",
+        "two benchmark.variants are called 'a'",
+        "every variant needs a label",
+        "'a': unknown key 'target.steps'",
+    ):
+        assert part in told
+
+
+@pytest.mark.slow
+def test_processes_share_the_cells_and_a_killed_one_costs_its_cell_only(contest):
+    ostlight.benchmark(contest)
+    folder = Path(contest["folder"]) / "run"
+    alone = (folder / "table.csv").read_bytes()
+    other = contest | {"name": "shared", "benchmark": contest["benchmark"] | {"workers": 2}}
+    config = Path(contest["folder"]) / "shared.yaml"
+    config.write_text(json.dumps(other))
+    jobs = [
+        subprocess.Popen([sys.executable, "-m", "ostlight.cli", "benchmark", str(config)], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    said = b"".join(job.communicate()[0] for job in jobs)
+    assert [job.returncode for job in jobs] == [0, 0]
+    shared = Path(contest["folder"]) / "shared"
+    assert (shared / "table.csv").read_bytes() == alone
+    trained = [json.loads(line)["selector"] for line in (shared / "ledger.jsonl").read_text().splitlines()]
+    assert len(trained) == len(set(trained)) == 6
+    assert said.count(b"seed1: accuracy") == 3
 
 
 def test_without_a_benchmark_section(settings):
@@ -125,9 +240,10 @@ def test_lines_average_over_seeds_only():
 def test_a_narrow_terminal_gets_the_groups_in_a_table_of_their_own():
     results = [CellResult("ost", "20%", "fixed_compute", s, {"all": 0.8, "read": 0.9, "sum": 0.7}) for s in (0, 1)]
     lines = summarise(results)
-    (whole,) = rich_tables(lines, "t", width=200)
-    first, second = rich_tables(lines, "t", width=60)
-    assert [c.header for c in whole.columns][:4] == ["selected", "accuracy (95%)", "read", "sum"]
+    whole, cost = rich_tables(lines, None, "t", width=200)
+    first, second, _ = rich_tables(lines, None, "t", width=60)
+    assert [c.header for c in whole.columns][:5] == ["selected", "seeds", "accuracy (95%)", "read", "sum"]
     assert "read" not in [c.header for c in first.columns]
     assert [c.header for c in second.columns] == ["selected", "read", "sum"]
     assert str(whole.title) == "t, fixed compute"
+    assert "total device-s" in [c.header for c in cost.columns]

@@ -1,0 +1,30 @@
+"""What a selection cost, from the ledgers of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ostlight.run.ledger import ADDITIVE, Entry
+
+
+def selection_cost(proxy: Sequence[Entry], scoring: Sequence[Entry], picking: Entry, records: int) -> Entry:
+    """Warm-up, scoring and picking, as one undisturbed run of them would have cost.
+
+    A warm-up that was killed started over, so its last one counts. Scoring goes on where it was killed, and what was
+    begun is done again, so its cost is that of a record, over all attempts, times the records there are.
+
+    Args:
+        proxy: ledger of the warm-up; empty for selectors without a proxy.
+        scoring: ledger of the scores.
+        picking: of this budget.
+        records: in the pool.
+    """
+    whole = Entry("selection")
+    warm = [e for e in proxy if e.stage == "warm-up" and "failed" not in e.more]
+    scored = [e for e in scoring if e.stage == "score"]
+    seen = sum(e.samples for e in scored)
+    for name in ("wall_s", "device_s", *ADDITIVE):
+        score = sum(getattr(e, name) for e in scored) * (records / seen if seen else 1)
+        value = sum(getattr(e, name) for e in warm[-1:]) + score + getattr(picking, name)
+        setattr(whole, name, type(getattr(whole, name))(value))
+    return whole

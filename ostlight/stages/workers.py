@@ -1,0 +1,107 @@
+"""Processes that share the tasks of a benchmark, and the one that each of them runs.
+
+python -m ostlight.stages.workers FOLDER SINCE     # what `ostlight benchmark` starts; FOLDER is the run's
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ostlight.config.load import load_config
+from ostlight.config.schema import Config
+from ostlight.run.tasks import Room
+
+PAUSE_S = 0.2
+WORKER_BYTES = 2**30
+"""Memory of a process beside its model."""
+BYTES_PER_WEIGHT_BYTE = 4
+"""Weights, gradients and two moments."""
+
+
+def places(config: Config) -> list[dict[str, str]]:
+    """The environment of each worker; none where this process does all the work itself.
+
+    One worker for each device, or for each core where there is no accelerator, as many as memory holds. Work that
+    needs several devices itself, or that was started on several ranks, is not shared.
+    """
+    assert config.benchmark is not None
+    wanted, compute = config.benchmark.workers, config.compute
+    if wanted == 1 or compute.devices * compute.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return []
+    if compute.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        told = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = told.split(",") if told else [str(k) for k in range(torch.cuda.device_count())]
+        count = wanted or len(devices)
+        found = [{"CUDA_VISIBLE_DEVICES": devices[k % len(devices)]} for k in range(count)]
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = wanted or min(cores, _fitting(config))
+        found = [{"OMP_NUM_THREADS": str(max(1, cores // count))} for _ in range(count)]
+    return found if len(found) > 1 else []
+
+
+def _fitting(config: Config) -> int:
+    """How many trainings of the target memory holds."""
+    if config.target.path is None or not hasattr(os, "sysconf"):
+        return os.cpu_count() or 1
+    weights = sum(f.stat().st_size for f in Path(config.target.path).glob("*.safetensors"))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, free // (WORKER_BYTES + BYTES_PER_WEIGHT_BYTE * weights))
+
+
+def share(folder: Path, room: Room, environments: list[dict[str, str]], unfinished: Callable[[], int]) -> None:
+    """Starts a worker in each environment and waits until nothing is left to do.
+
+    A worker that dies fails the task it held, and another takes its place.
+
+    Args:
+        folder: the run's.
+        room: where the workers meet.
+        unfinished: how many tasks are still open.
+    """
+    running: list[tuple[subprocess.Popen[bytes], dict[str, str]]] = []
+    try:
+        running = [(_start(folder, room, e), e) for e in environments[: unfinished()]]
+        while running:
+            time.sleep(PAUSE_S)
+            for worker, environment in list(running):
+                code = worker.poll()
+                if code is None:
+                    continue
+                running.remove((worker, environment))
+                if code != 0:
+                    room.bury(worker.pid, code)
+                    if unfinished():
+                        running.append((_start(folder, room, environment), environment))
+    finally:
+        for worker, _ in running:
+            worker.terminate()
+        for worker, _ in running:
+            worker.wait()
+
+
+def _start(folder: Path, room: Room, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ostlight.stages.workers", str(folder), repr(room.since)]
+    return subprocess.Popen(command, env=os.environ | environment)
+
+
+def main() -> None:
+    """Works on the tasks of the benchmark in a folder until they are done, or until its parent is gone."""
+    from ostlight.stages.benchmark import work_on
+
+    folder, since = Path(sys.argv[1]), float(sys.argv[2])
+    parent = os.getppid()
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+    work_on(load_config(folder / "config.yaml"), since, go_on=lambda: os.getppid() == parent)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,12 +35,11 @@ class Unfinished:
     """
 
     def __init__(self, folder: Path, name: str, now: Callable[[], dict[str, Any]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._now = now
         unique = f"{name}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
         self.path = folder / f"{unique}.json"
         being_made = folder / f".{unique}"
-        self._file = os.open(being_made, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = _created(being_made)
         with suppress(OSError):  # a file system without locks: there age decides
             fcntl.lockf(self._file, fcntl.LOCK_EX)
         self._write()
@@ -69,15 +68,25 @@ class Unfinished:
         _mine.discard(self.path)
 
 
+def _created(path: Path) -> int:
+    """A new file; its folder may vanish in between, where a process that shares it finds it empty."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+
 def take_left_over(folder: Path) -> list[dict[str, Any]]:
     """The lines that processes which live no more left behind; their files are removed."""
     lines = []
     for path in sorted(folder.glob("*.json")):
-        if path in _mine or _is_held(path):
-            continue
-        lines.append(json.loads(path.read_bytes()))
-        path.unlink()
-    if folder.exists() and not any(folder.iterdir()):
+        with suppress(FileNotFoundError):  # another process that shares the ledger took it first
+            if path in _mine or _is_held(path):
+                continue
+            taken = path.rename(path.with_suffix(f".{os.getpid()}"))
+            lines.append(json.loads(taken.read_bytes()))
+            taken.unlink()
+    with suppress(OSError):  # it is not there, or no longer empty
         folder.rmdir()
     return lines
 

@@ -177,24 +177,19 @@ def test_bad_variants_and_baselines_are_all_told(contest):
 
 
 @pytest.mark.slow
-def test_processes_share_the_cells_and_a_killed_one_costs_its_cell_only(contest):
+def test_worker_processes_and_another_job_share_the_cells(contest):
     ostlight.benchmark(contest)
-    folder = Path(contest["folder"]) / "run"
-    alone = (folder / "table.csv").read_bytes()
-    other = contest | {"name": "shared", "benchmark": contest["benchmark"] | {"workers": 2}}
+    alone = (Path(contest["folder"]) / "run" / "table.csv").read_bytes()
+    other = contest | {"name": "shared"}
     config = Path(contest["folder"]) / "shared.yaml"
-    config.write_text(json.dumps(other))
-    jobs = [
-        subprocess.Popen([sys.executable, "-m", "ostlight.cli", "benchmark", str(config)], stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    said = b"".join(job.communicate()[0] for job in jobs)
-    assert [job.returncode for job in jobs] == [0, 0]
+    config.write_text(json.dumps(other | {"benchmark": contest["benchmark"] | {"workers": 2}}))
+    job = subprocess.Popen([sys.executable, "-m", "ostlight.cli", "benchmark", str(config)])
+    ostlight.benchmark(other)
+    assert job.wait() == 0
     shared = Path(contest["folder"]) / "shared"
     assert (shared / "table.csv").read_bytes() == alone
     trained = [json.loads(line)["selector"] for line in (shared / "ledger.jsonl").read_text().splitlines()]
     assert len(trained) == len(set(trained)) == 6
-    assert said.count(b"seed1: accuracy") == 3
 
 
 def test_without_a_benchmark_section(settings):

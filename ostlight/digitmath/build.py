@@ -68,11 +68,10 @@ def build(config: DigitMath, folder: Path) -> Files:
     _write(files.pool, "pool", pool, config.seed, sources_of(defects, config))
     truth = {"id": [_id("pool", place) for place in range(config.pool)], "defect": defects}
     pq.write_table(pa.table(truth, TRUTH_SCHEMA), files.truth)
-    for part, size, path in (
-        ("anchors", config.anchors, files.anchors),
-        ("dev", config.dev, files.dev),
-        ("test", config.test, files.test),
-    ):
+    anchors = clean_records("anchors", config.anchors, config.seed)
+    anchors, _ = spoil(anchors, config.anchor_counts(), _rng(config.seed, "anchor defects"))
+    _write(files.anchors, "anchors", anchors, config.seed)
+    for part, size, path in (("dev", config.dev, files.dev), ("test", config.test, files.test)):
         _write(path, part, clean_records(part, size, config.seed), config.seed)
     return files
 

@@ -34,6 +34,7 @@ class DigitMath:
         seed: of the questions and defects. Which digit images belong to which part never changes, because the
             base checkpoints have seen some of them.
         defects: share of the pool for each defect; a name left out has none of it.
+        anchor_defects: the same for the anchors: what a trusted set is worth that is not quite to be trusted.
         sources: generators by name, each with the defects it makes. Where there are any, every pool record carries a
             tag ``source``: a flawed record that of a generator which makes its flaw, a clean one that of any.
         unlabelled: leaves the answers out of the pool, for choosing what to annotate.
@@ -45,12 +46,17 @@ class DigitMath:
     test: int = 1050
     seed: int = 0
     defects: dict[str, float] = field(default_factory=default_defects)
+    anchor_defects: dict[str, float] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
     unlabelled: bool = False
 
     def counts(self) -> dict[str, int]:
         """Number of pool samples with each defect, in the order of ``DEFECTS``."""
-        return {name: round(self.defects.get(name, 0.0) * self.pool) for name in DEFECTS}
+        return _counts(self.defects, self.pool)
+
+    def anchor_counts(self) -> dict[str, int]:
+        """The same for the anchors."""
+        return _counts(self.anchor_defects, self.anchors)
 
     def problems(self) -> list[str]:
         """Everything that makes this configuration unusable, one sentence each; empty where it is sound."""
@@ -60,34 +66,49 @@ class DigitMath:
             if not isinstance(size, int) or isinstance(size, bool) or size <= 0
         ]
         found += [
-            f"defects.{name}: no such defect; valid names are {', '.join(DEFECTS)}"
-            for name in self.defects
-            if name not in DEFECTS
-        ]
-        found += [
             f"sources.{source}: {name!r} is no defect; valid names are {', '.join(DEFECTS)}"
             for source, names in self.sources.items()
             for name in names
             if name not in DEFECTS
         ]
-        rates_wrong = [
-            f"defects.{name}: got {rate!r}; a rate is a number from 0 to 1"
-            for name, rate in self.defects.items()
-            if not isinstance(rate, int | float) or not 0 <= rate <= 1
+        found += [
+            *_problems_of_rates("defects", self.defects),
+            *_problems_of_rates("anchor_defects", self.anchor_defects),
         ]
-        found += rates_wrong
-        if not rates_wrong and sum(self.defects.values()) > 1 + 1e-9:
-            found.append(f"defects: the rates sum to {sum(self.defects.values()):g}; they may not exceed 1")
-        return found or self._problems_of_counts()
+        if found:
+            return found
+        return [
+            *_problems_of_counts("defects", "pool", self.pool, self.counts()),
+            *_problems_of_counts("anchor_defects", "anchor", self.anchors, self.anchor_counts()),
+        ]
 
-    def _problems_of_counts(self) -> list[str]:
-        counts, found = self.counts(), []
-        eligible = sum(TASKS[k % len(TASKS)] in ARITHMETIC for k in range(self.pool))
-        if counts["arithmetic"] > eligible:
-            found.append(
-                f"defects.arithmetic: {counts['arithmetic']} samples asked for, but only {eligible} of the {self.pool} "
-                f"pool samples calculate ({', '.join(ARITHMETIC)}); lower the rate to {eligible / self.pool:.3f}"
-            )
-        if counts["near_duplicate"] and sum(counts.values()) >= self.pool:
-            found.append("defects.near_duplicate: no clean sample is left to copy; lower one of the rates")
-        return found
+
+def _counts(rates: dict[str, float], size: int) -> dict[str, int]:
+    return {name: round(rates.get(name, 0.0) * size) for name in DEFECTS}
+
+
+def _problems_of_rates(where: str, rates: dict[str, float]) -> list[str]:
+    found = [
+        f"{where}.{name}: no such defect; valid names are {', '.join(DEFECTS)}" for name in rates if name not in DEFECTS
+    ]
+    wrong = [
+        f"{where}.{name}: got {rate!r}; a rate is a number from 0 to 1"
+        for name, rate in rates.items()
+        if not isinstance(rate, int | float) or not 0 <= rate <= 1
+    ]
+    if not wrong and sum(rates.values()) > 1 + 1e-9:
+        wrong.append(f"{where}: the rates sum to {sum(rates.values()):g}; they may not exceed 1")
+    return found + wrong
+
+
+def _problems_of_counts(where: str, what: str, size: int, counts: dict[str, int]) -> list[str]:
+    found = []
+    eligible = sum(TASKS[k % len(TASKS)] in ARITHMETIC for k in range(size))
+    if counts["arithmetic"] > eligible:
+        found.append(
+            f"{where}.arithmetic: {counts['arithmetic']} samples asked for, but only {eligible} of the {size} "
+            f"{what} samples calculate ({', '.join(ARITHMETIC)}); lower the rate to {eligible / size:.3f}"
+        )
+    if counts["near_duplicate"] and sum(counts.values()) >= size:
+        found.append(f"{where}.near_duplicate: no clean sample is left to copy; lower one of the rates")
+    return found

@@ -127,3 +127,15 @@ def test_works_as_a_structured_config():
     made = OmegaConf.to_object(merged)
     assert isinstance(made, DigitMath)
     assert (made.pool, made.defects["empty"]) == (50, 0.5)
+
+
+def test_wrong_anchors_are_as_many_as_asked_for_and_the_rest_is_untouched(tmp_path: Path):
+    def answers(name: str, **rates: float) -> list[str]:
+        config = DigitMath(pool=20, anchors=100, dev=7, test=7, anchor_defects=rates)
+        rows = pq.read_table(build(config, tmp_path / name).anchors).to_pylist()
+        return [row["conversations"][1]["value"] for row in rows]
+
+    right, some = answers("right"), answers("some", arithmetic=0.05, hallucinated=0.05)
+    assert 8 <= sum(a != b for a, b in zip(right, some, strict=True)) <= 10  # doubling may come out right by chance
+    with pytest.raises(ConfigError, match="anchor_defects.arithmetic: 90 samples asked for"):
+        build(DigitMath(anchor_defects={"arithmetic": 0.9}), tmp_path / "none")

@@ -108,11 +108,13 @@ class Contest:
     @cached_property
     def cell_inputs(self) -> dict[str, Any]:
         """Everything all cells depend on, besides what they train on and how."""
+        elsewhere = dict.fromkeys(("path", "training", "patience", "checkpoint_minutes"))
         return {
             "pool": self.pool.fingerprint()[:16],
             "test": open_pool(self.config.test, "test").fingerprint()[:16],
             "target.path": fingerprint.of_model(self.config.target.path, "target"),
-            "target": dataclasses.asdict(self.config.target) | {"path": None, "training": None},
+            "target": dataclasses.asdict(self.config.target) | elsewhere,
+            "compute.precision": self.config.compute.precision,
             "evaluation": dataclasses.asdict(self.config.evaluation),
             "training code": fingerprint.of_code(*fingerprint.TRAINING, "ostlight.evaluation"),
         }

@@ -50,7 +50,7 @@ SIZES = {
     "large": Shape(hidden=208, layers=4, heads=4, feed_forward=576, vision_hidden=112),
     "idefics3": Shape(hidden=160, layers=3, heads=4, feed_forward=448, vision_hidden=64, family="idefics3"),
 }
-"""About 0.3, 0.6, 1.2, 2.4 and 1.2 million parameters."""
+"""About 0.3, 0.6, 1.2, 2.4 and 1.1 million parameters."""
 
 
 def checkpoint(size: str) -> Path:

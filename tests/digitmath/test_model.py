@@ -85,7 +85,7 @@ def test_a_picture_is_four_tokens_and_its_pixels_are_untouched(processor, tokeni
 def test_sizes_untied_head_and_one_vision_token_per_cell(size: str):
     model, processor = build_model(size), build_processor(SIZES[size].family)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    expected = {"proxy": 0.29, "medium": 0.56, "target": 1.16, "large": 2.42, "idefics3": 1.16}[size]
+    expected = {"proxy": 0.29, "medium": 0.56, "target": 1.16, "large": 2.42, "idefics3": 1.11}[size]
     assert millions == pytest.approx(expected, rel=0.03)
     assert model.lm_head.weight is not model.get_input_embeddings().weight
     batch = processor(

@@ -200,7 +200,7 @@ def lessons(seed: int, batch_size: int, family: str = "llava") -> Iterator[dict[
 def save(model: torch.nn.Module, folder: Path, family: str = "llava") -> None:
     """Half-precision weights that load as float32: half the bytes, and no arithmetic in half precision by accident."""
     model.half().save_pretrained(folder)
-    build_processor(family).save_pretrained(folder)
+    (build_tokenizer() if family == "text" else build_processor(family)).save_pretrained(folder)
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"float16"', '"float32"'))
     for file in folder.iterdir():

@@ -68,7 +68,9 @@ class Run:
 
     @cached_property
     def ledger(self) -> list[Entry]:
-        return self.folder.ledger.read()
+        """What the run paid; a benchmark's warm-ups stand in folders of their own."""
+        warmed = [RunFolder(p.parent, self.config, write=False) for p in self.path.glob("proxies/*/ledger.jsonl")]
+        return [entry for folder in (*warmed, self.folder) for entry in folder.ledger.read()]
 
     @cached_property
     def scored(self) -> list[Run]:
@@ -121,7 +123,8 @@ class Run:
     def truth(self) -> dict[str, str]:
         """Defect by id, ``clean`` among them, where the run has a table of the truth; else empty."""
         said = self.config.benchmark.truth if self.config.benchmark else None
-        places = [Path(self._found(said))] if said else [self.path / "data", self.path.parent.parent / "data"]
+        beside = Path(self._found(self.config.pool.path)).parent if self.config.pool.path else self.path / "data"
+        places = [Path(self._found(said))] if said else [self.path / "data", beside]
         for place in places:
             file = place / "truth.parquet" if place.is_dir() else place
             if file.is_file():

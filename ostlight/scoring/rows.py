@@ -74,13 +74,27 @@ def refusal_row(refusal: Refusal) -> Row:
 
 
 def to_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows by position, with the fixed columns first and the evidence behind them."""
+    """Rows by position, with the fixed columns first and the evidence behind them.
+
+    Raises:
+        SelectorError: evidence that no column can hold.
+    """
     rows = sorted(rows, key=lambda r: r["position"])
     arrays = [pa.array([r.get(f.name) for r in rows], f.type) for f in FIXED_FIELDS]
     evidence = list({name: None for r in rows for name in r if name not in FIXED_NAMES})
-    extra = [pa.array([r.get(name) for r in rows]) for name in evidence]
+    extra = [_evidence(name, [r.get(name) for r in rows]) for name in evidence]
     schema = pa.schema([*FIXED_FIELDS, *(pa.field(n, a.type) for n, a in zip(evidence, extra, strict=True))])
     return pa.table([*arrays, *extra], schema=schema)
+
+
+def _evidence(name: str, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as error:
+        raise SelectorError(
+            f"column {name!r} of the selector's score cannot be stored: {error}; return numbers, texts, booleans or lists "
+            "of them, of one type for all samples"
+        ) from error
 
 
 def _refusal(error: BadRecord) -> Row:

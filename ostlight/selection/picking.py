@@ -13,10 +13,14 @@ from ostlight.selection.selector import Selector
 def pick_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
     """Rows of ``scores`` the selector keeps, best first; tag by tag where the budget says ``within``.
 
+    A selector is not asked about a table without rows: its evidence columns are not there.
+
     Raises:
         SelectorError: ``pick`` returned rows that do not exist, or one twice.
         DataError: ``budget.within`` names a tag no sample has.
     """
+    if not len(scores):
+        return np.array([], dtype=np.int64)
     if budget.within is None:
         return _checked(selector, scores, budget)
     values = scores.tag(budget.within)

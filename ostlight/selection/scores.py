@@ -179,10 +179,31 @@ def read_shards(folder: Path) -> pa.Table:
     """All rows of a run's ``scores`` folder, by position.
 
     Raises:
-        DataError: no shard is there.
+        DataError: no shard is there, or a column is of one type in one and of another elsewhere.
     """
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise DataError(f"{folder} holds no scores; run `ostlight select` first")
-    table = pa.concat_tables([pq.read_table(p) for p in parts], promote_options="permissive")
+    tables = [pq.read_table(p) for p in parts]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(_told_apart(parts, tables)) from error
     return table.sort_by("position")
+
+
+def _told_apart(parts: Sequence[Path], tables: Sequence[pa.Table]) -> str:
+    seen: dict[str, tuple[pa.DataType, Path]] = {}
+    for path, table in zip(parts, tables, strict=True):
+        for field in table.schema:
+            kind, first = seen.setdefault(field.name, (field.type, path))
+            try:
+                pa.unify_schemas([pa.schema([(field.name, kind)]), pa.schema([field])], promote_options="permissive")
+            except pa.ArrowException:
+                return (
+                    f"{path.parent}: column {field.name!r} is {kind} in {first.name} and {field.type} in {path.name}; "
+                    "return the same type for every batch from the selector's score"
+                )
+            if pa.types.is_null(kind):
+                seen[field.name] = field.type, path
+    return f"{parts[0].parent}: the shards do not fit together"

@@ -82,7 +82,11 @@ class Selector(ABC):
         """
 
     def pick(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
-        """Rows of ``scores`` to keep, best first. By default those with the highest score."""
+        """Rows of ``scores`` to keep, best first. By default those with the highest score.
+
+        It sees the stored table alone, at least one row of it: a new budget picks anew, from a fresh instance that was
+        not set up and has scored nothing.
+        """
         return budget.top(scores)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

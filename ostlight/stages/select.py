@@ -15,7 +15,7 @@ from ostlight.data.atomic import atomic_path
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord
+from ostlight.errors import BadRecord, DataError
 from ostlight.model.batch import Batch
 from ostlight.model.encode import Encoder, QuestionEncoder
 from ostlight.model.module import MultimodalModel
@@ -27,7 +27,7 @@ from ostlight.scoring.progress import SampleProgress
 from ostlight.scoring.stream import ShardStream
 from ostlight.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.selection.budget import Budget
-from ostlight.selection.registry import create, load
+from ostlight.selection.registry import create
 from ostlight.selection.scores import SET_ASIDE, Scores, read_shards
 from ostlight.selection.selector import Selector
 from ostlight.selection.setting import ProxySetting, Setting
@@ -116,7 +116,7 @@ def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Sele
         "anchors": anchors.fingerprint,
         "selector": config.selector.name,
         "selector.options": fingerprint.of_values(scored),
-        "selector's code": fingerprint.of_class(load(config.selector.name)),
+        "selector's code": fingerprint.of_class(type(selector)),
         "compute.shard_size": str(config.compute.shard_size),
         "seed": str(config.seed),
         "scoring code": fingerprint.of_code(*fingerprint.SCORING),
@@ -153,7 +153,7 @@ def pick_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selecto
     """Picks from the stored scores, and writes the selection, the quarantine and the subset.
 
     Raises:
-        DataError: a budget that needs columns the scores lack.
+        DataError: a budget that needs columns the scores lack; no record is kept.
     """
     table = read_shards(folder.scores)
     scores = Scores(table)
@@ -163,9 +163,15 @@ def pick_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selecto
     if is_first_rank():
         _write_selection(folder, table, scores, rows)
         _write_quarantine(folder, pool, bad)
-        pool.write_subset(kept.tolist(), folder.subset)
     reasons = bad["reason"].to_pylist()
     counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    if not len(kept):
+        raise DataError(
+            f"no record is kept: of {len(table):,}, {len(reasons):,} were set aside{_why(counts, folder)} and "
+            f"{len(scores):,} did not pass the budget ({budget.label}); there is no subset to write"
+        )
+    if is_first_rank():
+        pool.write_subset(kept.tolist(), folder.subset)
     cut = pa.compute.sum(table["answer_cut"]).as_py() or 0
     return Selection(folder, kept, len(table) - len(kept) - len(reasons), counts, cut)
 
@@ -189,11 +195,15 @@ def _write_quarantine(folder: RunFolder, pool: Pool, bad: pa.Table) -> None:
     quarantine.write(folder.quarantine)
 
 
+def _why(set_aside: dict[str, int], folder: RunFolder) -> str:
+    why = ", ".join(f"{n} {reason}" for reason, n in set_aside.items())
+    return f" ({why}; see {folder.quarantine})" if why else ""
+
+
 def _tell(selection: Selection, config: Config, records: int) -> None:
     aside = sum(selection.set_aside.values())
-    why = ", ".join(f"{n} {reason}" for reason, n in selection.set_aside.items())
     kept = f"{len(selection.kept):,} kept ({config.budget.label})"
-    where = f" ({why}; see {selection.folder.quarantine})" if aside else ""
+    where = _why(selection.set_aside, selection.folder)
     say(f"{records:,} records read = {kept} + {selection.dropped:,} dropped + {aside:,} set aside{where}")
     if selection.answers_cut:
         limit = config.proxy.max_length

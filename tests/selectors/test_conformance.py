@@ -1,0 +1,46 @@
+"""Every selector that ships with ostlight holds to the contract; a new one is covered as soon as it is registered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ostlight.selection import registry
+from ostlight.testing import check_selector
+
+OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ost": {"estimator": "second_order", "probes": 4},
+}
+"""Options a selector cannot do without, or that make it quick enough here."""
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("ost", {"estimator": "exact"}),
+    ("ost", {"estimator": "first_order", "optimizer": "adam"}),
+    ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),
+]
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of the selector a test is about; a value that is callable is made by the test run (a server's address)."""
+    return dict(OPTIONS.get(request.getfixturevalue("name"), {}))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_it_holds_the_contract(name: str, options: dict[str, Any]):
+    check_selector(name, options, processes=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OURS)
+def test_it_holds_the_contract_killed_and_on_two_ranks(name: str, options: dict[str, Any]):
+    check_selector(name, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
+)
+def test_a_variant_holds_the_contract(name: str, options: dict[str, Any]):
+    check_selector(name, options, processes=False)

@@ -1,0 +1,159 @@
+"""The conformance suite finds what it is there to find, and names the mend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import ostlight
+from ostlight.testing import check_selector
+
+
+def violations(cls: type, folder: Path, **arguments: Any) -> str:
+    with pytest.raises(AssertionError, match=f"{cls.__name__} breaks the contract of a selector:\n  - ") as caught:
+        check_selector(cls, folder=folder, processes=False, **arguments)
+    return str(caught.value)
+
+
+class Plain(ostlight.Selector):
+    """Holds to everything."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [len(s.answer) for s in batch.samples]}
+
+
+class Ranked(ostlight.Selector):
+    """Scores a sample by its place in the batch."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": list(range(len(batch)))}
+
+
+class Counting(ostlight.Selector):
+    """Scores a sample by how many came before it."""
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.seen = 0
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        self.seen += len(batch)
+        return {"score": [self.seen] * len(batch)}
+
+
+class Dice(ostlight.Selector):
+    """Throws dice without a seed, and keeps more than it may."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": torch.rand(len(batch)).tolist()}
+
+    def pick(self, scores: Any, budget: Any) -> Any:
+        return range(len(scores))
+
+
+class Fickle(ostlight.Selector):
+    """Calls a long answer true and a short one by its length."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        lengths = [len(s.answer) for s in batch.samples]
+        remark: Any = lengths if batch.samples[0].position < 8 else [str(n) for n in lengths]
+        return {"score": lengths, "remark": remark}
+
+
+class Keepsake(ostlight.Selector):
+    """Keeps the samples themselves as evidence."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [0.0] * len(batch), "sample": batch.samples}
+
+
+class Orphan(ostlight.Selector):
+    """Forgets its parent."""
+
+    def __init__(self, options: Any = None) -> None:
+        self.top = 3
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [0.0] * len(batch)}
+
+
+class Zero(ostlight.Selector):
+    """Takes what is no number for 0."""
+
+    uses_proxy: ClassVar[bool] = True
+
+    def setup(self, setting: Any) -> None:
+        self.model = setting.proxy.model
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            return {"score": self.model.losses(batch).nan_to_num(0.0)}
+
+
+class Demanding(ostlight.Selector):
+    """Wants an option, and gives up without it."""
+
+    @dataclass
+    class Options:
+        """Attributes:
+        server: an address.
+        """
+
+        server: str | None = None
+
+    def setup(self, setting: Any) -> None:
+        if self.options.server is None:
+            raise ostlight.errors.SelectorError("selector.options.server is missing")
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [len(s.answer) for s in batch.samples]}
+
+
+def test_what_holds_the_contract_passes(tmp_path: Path):
+    check_selector(Plain, folder=tmp_path, processes=False)
+
+
+def test_a_score_that_depends_on_its_batch(tmp_path: Path):
+    told = violations(Ranked, tmp_path)
+    assert "other batches and another order: other batches gave another table: column 'score' of record" in told
+    assert "a score may depend on its sample alone" in told
+
+
+def test_a_score_that_depends_on_what_came_before(tmp_path: Path):
+    told = violations(Counting, tmp_path)
+    assert "a stopped run: taken up again it gave another table" in told
+
+
+def test_chance_without_a_seed_and_a_budget_overdrawn(tmp_path: Path):
+    told = violations(Dice, tmp_path)
+    assert "a second run: the same run gave another table" in told
+    assert "draw with setting.seed" in told
+    assert "pick: with 1 it keeps 28 of 28; use budget.size(len(scores))" in told
+
+
+def test_a_column_of_two_types(tmp_path: Path):
+    told = violations(Fickle, tmp_path)
+    assert "column 'remark' is int64 in part-000000.parquet and string in part-000001.parquet" in told
+    assert "return the same type for every batch" in told
+
+
+def test_a_column_of_things(tmp_path: Path):
+    assert "column 'sample' of the selector's score cannot be stored" in violations(Keepsake, tmp_path)
+
+
+def test_a_constructor_that_forgets_its_parent(tmp_path: Path):
+    assert "call super().__init__(options) first in __init__" in violations(Orphan, tmp_path)
+
+
+def test_a_number_made_of_none(tmp_path: Path):
+    told = violations(Zero, tmp_path)
+    assert "got the score 0.0 from a proxy that gave NaN; let NaN through" in told
+
+
+def test_options_a_selector_cannot_do_without(tmp_path: Path):
+    assert "a run: SelectorError: selector.options.server is missing" in violations(Demanding, tmp_path)
+    check_selector(Demanding, {"server": "here"}, folder=tmp_path / "given", processes=False)

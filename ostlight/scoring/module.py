@@ -56,7 +56,7 @@ class Scoring(L.LightningModule):
         self.workers = workers
         self.preflight: Preflight | None = None
         self._most: int | None = None
-        self._fitted = False
+        self._ready = self._fitted = False
         self._refused_alone = 0
         self.entry = entry or Entry("score")
         self._before = selector.spent.copy()
@@ -67,12 +67,6 @@ class Scoring(L.LightningModule):
         missing = self.trainer.strategy.broadcast(self.stream.shards)
         self.stream.shards = list(missing[self.trainer.global_rank :: self.trainer.world_size])
         return DataLoader(self.stream, batch_size=None, num_workers=self.workers)
-
-    def on_predict_start(self) -> None:
-        with torch.enable_grad():
-            self._set_up()
-            if self.selector.uses_proxy and self.stream.shards:
-                self._measure()
 
     def _set_up(self) -> None:
         """The selector's setup, again with half the tokens in a batch for as long as memory runs out.
@@ -96,11 +90,20 @@ class Scoring(L.LightningModule):
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:
         with torch.enable_grad():
-            rows = self._rows(batch.batch) if len(batch.batch) else []
+            rows = self._scored(batch.batch) if len(batch.batch) else []
         self.entry.tokens += sum(batch.batch.tokens)
         self.entry.samples += len(batch.batch) + len(batch.refusals)
         self.entry.flops += self._flops_per_sample * len(batch.batch)
         return rows
+
+    def _scored(self, batch: Batch) -> list[Row]:
+        # Only now: where no record can be used, every record's reason is the answer, not what setup misses.
+        if not self._ready:
+            self._set_up()
+            if self.selector.uses_proxy:
+                self._measure()
+            self._ready = True
+        return self._rows(batch)
 
     def on_predict_end(self) -> None:
         """Charges the first rank's entry with what the other ranks counted."""

@@ -92,8 +92,8 @@ def _evidence(name: str, values: list[Any]) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, OverflowError) as error:
         raise SelectorError(
-            f"column {name!r} of the selector's score cannot be stored: {error}; return numbers, texts, booleans or lists "
-            "of them, of one type for all samples"
+            f"column {name!r} of the selector's score cannot be stored: {error}; return numbers, texts, booleans "
+            "or lists of them, of one type for all samples"
         ) from error
 
 

@@ -61,7 +61,7 @@ class Selector(ABC):
         self.spent = Spent()
 
     def setup(self, setting: Setting) -> None:  # noqa: B027 - optional, so not abstract
-        """Called once on every rank before the first batch, with the proxy, the anchors and the seed."""
+        """Called once on every rank that scores, before its first batch, with the proxy, the anchors and the seed."""
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints (``ostlight.run.fingerprint``) of the files and model folders the options name, by option.

@@ -26,7 +26,7 @@ class Pools:
 
     Attributes:
         pool: ``RECORDS`` records, one each with a corrupt picture, an empty answer, and the id of the one before it.
-        backwards: the same records in reverse.
+        backwards: the same records in reverse, the same one of the two with one id first.
         unreadable: ``UNREADABLE`` records with empty answers.
         anchors: trusted samples, with the tag ``task``.
     """
@@ -44,15 +44,23 @@ class Pools:
         pools = cls(written[0], written[1], written[2], clean.anchors)
         if all(p.exists() for p in vars(pools).values()):
             return pools
-        build(DigitMath(pool=RECORDS, anchors=7, dev=7, test=7), folder / "clean")
+        build(DigitMath(pool=RECORDS, anchors=14, dev=7, test=7), folder / "clean")
         schema, rows = pq.read_schema(clean.pool), pq.read_table(clean.pool).to_pylist()
         rows[CORRUPT_PICTURE]["image"]["bytes"] = b"no picture"
         rows[EMPTY_ANSWER] = _unanswered(rows[EMPTY_ANSWER])
         rows[DOUBLE_ID]["id"] = rows[DOUBLE_ID - 1]["id"]
         _write(pools.pool, rows, schema)
-        _write(pools.backwards, rows[::-1], schema)
+        _write(pools.backwards, _backwards(rows), schema)
         _write(pools.unreadable, [_unanswered(row) for row in rows[:UNREADABLE]], schema)
         return pools
+
+
+def _backwards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In reverse, but for the double id: the first to have it is read, and that stays the same record."""
+    turned = rows[::-1]
+    first = RECORDS - 1 - DOUBLE_ID
+    turned[first : first + 2] = rows[DOUBLE_ID - 1 : DOUBLE_ID + 1]
+    return turned
 
 
 def _unanswered(row: dict[str, Any]) -> dict[str, Any]:

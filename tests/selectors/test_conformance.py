@@ -11,31 +11,27 @@ from ostlight.testing import check_selector
 
 OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ost": {"estimator": "second_order", "probes": 4},
+    "deita": {"complexity": None, "quality": None},
+    "ost": {"estimator": "exact", "scope": "head"},
 }
 """Options a selector cannot do without, or that make it quick enough here."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ost", {"estimator": "exact"}),
+    ("ost", {"estimator": "second_order", "probes": 4}),
     ("ost", {"estimator": "first_order", "optimizer": "adam"}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),
 ]
 
 
-@pytest.fixture
-def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Of the selector a test is about; a value that is callable is made by the test run (a server's address)."""
-    return dict(OPTIONS.get(request.getfixturevalue("name"), {}))
-
-
 @pytest.mark.parametrize("name", OURS)
-def test_it_holds_the_contract(name: str, options: dict[str, Any]):
-    check_selector(name, options, processes=False)
+def test_it_holds_the_contract(name: str):
+    check_selector(name, OPTIONS.get(name), processes=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
-def test_it_holds_the_contract_killed_and_on_two_ranks(name: str, options: dict[str, Any]):
-    check_selector(name, options)
+def test_it_holds_the_contract_killed_and_on_two_ranks(name: str):
+    check_selector(name, OPTIONS.get(name))
 
 
 @pytest.mark.slow

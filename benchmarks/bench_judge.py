@@ -1,0 +1,163 @@
+"""How many judgements a second does `llm_judge` get from a server that takes 200 ms, and what does a kill cost?
+
+    python benchmarks/bench_judge.py --out benchmarks/results/bench_judge.jsonl
+
+The whole of `ostlight select` runs in a process of its own: pool read, pictures decoded and encoded, replies kept on
+disk, shards written. The rate is taken at the server, from its first request to its last answer; at most
+`concurrency / 0.2 s` can be had. The last part kills a run of 10,000 samples with SIGKILL in the middle, runs it again,
+and counts requests that were asked twice and samples without a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import yaml
+from _record import Recorder
+from PIL import Image
+
+from ostlight.scoring.writer import audit
+from ostlight.selection.scores import read_shards
+
+DELAY_S = 0.2
+CONCURRENCY = 32
+PICTURES = {"none": None, "48x48png": (48, 48, "png"), "640x480jpeg": (640, 480, "jpeg")}
+SHARE_WANTED = 0.9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="append the figures to this file")
+    parser.add_argument("--samples", type=int, default=3200, help="of the throughput runs")
+    parser.add_argument("--killed", type=int, default=10_000, help="samples of the killed run; 0 leaves it out")
+    asked = parser.parse_args()
+    record = Recorder("bench_judge", asked.out)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PICTURES:
+            throughput(record, Path(folder), name, asked.samples)
+        if asked.killed:
+            killed(record, Path(folder), asked.killed)
+
+
+def throughput(record: Recorder, folder: Path, pictures: str, samples: int) -> None:
+    pool = write_pool(folder / pictures, samples, pictures)
+    with loopback() as port:
+        run = start(folder, pictures, pool, port)
+        if run.wait():
+            raise SystemExit(f"ostlight select failed with {run.returncode}")
+        stats = ask(port)
+    if (stats["requests"], stats["different"]) != (samples, samples):
+        raise SystemExit(f"{stats} for {samples} samples")
+    rate = stats["requests"] / stats["seconds"]
+    case = f"concurrency={CONCURRENCY} delay_s={DELAY_S} pictures={pictures}"
+    record.add(case=case, metric="requests_per_s", value=rate, unit="1/s", n=samples)
+    record.add(case=case, metric="share_of_possible", value=rate * DELAY_S / CONCURRENCY, unit="", n=samples)
+
+
+def killed(record: Recorder, folder: Path, samples: int) -> None:
+    pool = write_pool(folder / "killed", samples, "48x48png")
+    with loopback() as port:
+        run = start(folder, "killed-run", pool, port)
+        while ask(port)["requests"] < samples // 2:
+            if run.poll() is not None:
+                raise SystemExit("the run ended before it could be killed")
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        time.sleep(2 * DELAY_S)
+        before = ask(port)
+        if start(folder, "killed-run", pool, port).wait():
+            raise SystemExit("the run did not go on")
+        after = ask(port)
+    scores = folder / "killed-run" / "scores"
+    audit(scores, samples)
+    lost = read_shards(scores)["score"].null_count + samples - after["different"]
+    lines = [json.loads(line) for line in (folder / "killed-run" / "ledger.jsonl").read_text().splitlines()]
+    counted = sum(line["calls"] for line in lines if line["stage"] == "score")
+    case = f"concurrency={CONCURRENCY} delay_s={DELAY_S} killed_after={int(before['requests'])} samples={samples}"
+    twice = after["requests"] - after["different"]
+    record.add(case=case, metric="asked_twice", value=twice, unit="requests", n=1)
+    record.add(case=case, metric="lost", value=lost, unit="samples", n=1)
+    record.add(case=case, metric="requests_missing_in_ledger", value=after["requests"] - counted, unit="requests", n=1)
+    if twice > CONCURRENCY or lost or after["most"] > 2:
+        raise SystemExit(f"more than what was under way was asked twice, or samples were lost: {after}")
+
+
+def write_pool(folder: Path, samples: int, pictures: str) -> Path:
+    """A question a sample, and 64 noisy pictures taken in turn."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    shape = PICTURES[pictures]
+    if shape is not None:
+        width, height, kind = shape
+        for k in range(64):
+            # Noise over a slope: about as many bytes as a photograph.
+            slope = np.linspace(0, 200, width)[None, :, None] + draw.integers(0, 40, (height, width, 3))
+            Image.fromarray(slope.astype(np.uint8)).save(folder / f"{k}.{kind}")
+    with (folder / "pool.jsonl").open("w") as file:
+        for n in range(samples):
+            question, answer = f"how many dots are in picture {n}? " + "Look closely. " * 20, f"There are {n}. " * 20
+            said = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+            image = {} if shape is None else {"image": f"{n % 64}.{shape[2]}"}
+            file.write(json.dumps({"id": str(n), **image, "conversations": said}) + "\n")
+    return folder / "pool.jsonl"
+
+
+def start(folder: Path, name: str, pool: Path, port: int) -> subprocess.Popen[bytes]:
+    options = {"model": "loopback", "base_url": f"http://127.0.0.1:{port}/v1", "concurrency": CONCURRENCY}
+    config = {
+        "name": name + "-run" if not name.endswith("-run") else name,
+        "folder": str(folder),
+        "pool": {"path": str(pool)},
+        "selector": {"name": "llm_judge", "options": options},
+        "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "ostlight.cli", "select", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=environment)
+
+
+@contextmanager
+def loopback() -> Iterator[int]:
+    """Port of the server, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "_loopback_judge.py"), str(port), str(DELAY_S)]
+    )
+    try:
+        for _ in range(200):
+            try:
+                ask(port)
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def ask(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats", timeout=30) as reply:
+        return dict(json.load(reply))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""LLM as a judge: a model reads question, pictures and answer, and scores the answer against a written rubric."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ostlight.errors import BadRecord, ConfigError, SelectorError
+from ostlight.model.batch import Batch
+from ostlight.run import fingerprint
+from ostlight.selection.selector import Selector
+from ostlight.selection.setting import Setting
+from ostlight_selectors.llm_judge.local import LocalJudge
+from ostlight_selectors.llm_judge.options import COMPUTE, JudgeOptions, problems
+from ostlight_selectors.llm_judge.remote import RemoteJudge
+from ostlight_selectors.llm_judge.replies import Replies
+from ostlight_selectors.llm_judge.reply import Judgement
+from ostlight_selectors.llm_judge.rubric import Rubric
+from ostlight_selectors.llm_judge.server import Server
+
+JUDGES_FAULT = ("request_failed", "reply_unparsable", "reply_refused", "no_logprobs")
+FIRST = 8
+"""Records on all of which a judge must fail before the run stops."""
+
+
+class LLMJudge(Selector):
+    """What a large model, asked with a rubric, thinks of each answer (threshold: rejection sampling)."""
+
+    @dataclass
+    class Options(JudgeOptions):
+        __doc__ = JudgeOptions.__doc__
+
+    compute_options: ClassVar[tuple[str, ...]] = COMPUTE
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        found = list(problems(self.options))
+        if found:
+            raise ConfigError(found)
+        self.rubric = Rubric.read(self.options.rubric)
+        if self.options.mode == "logprobs" and not self.rubric.told_by_one_token:
+            raise ConfigError(["selector.options.mode=logprobs needs a scale of which no word begins another (1, 10)"])
+        self._judge: LocalJudge | RemoteJudge | None = None
+        self._useful = False
+
+    def inputs(self) -> dict[str, str]:
+        found = {"rubric": fingerprint.of_values(dataclasses.asdict(self.rubric))}
+        if self.options.backend == "transformers":
+            found["model"] = fingerprint.of_model(self.options.model, "selector.options.model")
+        return found
+
+    def setup(self, setting: Setting) -> None:
+        options = self.options
+        if options.backend == "transformers":
+            self._judge = LocalJudge(options, self.rubric, self.spent)
+            setting.say(f"judge: {options.model}, mode {self._judge.mode}, rubric {options.rubric}")
+            return
+        replies = Replies(setting.folder, _rank())
+        server = Server(options, self._key(), self.rubric, self.spent, setting.say)
+        self._judge = RemoteJudge(options, self.rubric, server, replies)
+        kept = f"; {len(replies):,} replies are there already" if len(replies) else ""
+        setting.say(
+            f"judge: {options.model} at {options.base_url}, {options.concurrency} at once, mode {options.mode}, "
+            f"rubric {options.rubric}{kept}"
+        )
+
+    def score(self, batch: Batch) -> Mapping[str, Any]:
+        assert self._judge is not None, "setup comes first"
+        outcomes = self._judge.judge(batch.samples, batch.labels.device)
+        self._stop_where_the_judge_is_of_no_use(outcomes)
+        good = [o if isinstance(o, Judgement) else None for o in outcomes]
+        return {
+            "score": [g.score if g else float("nan") for g in good],
+            "failure": [o if isinstance(o, BadRecord) else None for o in outcomes],
+            "judge_reason": [g.reason if g else None for g in good],
+            "judge_reply": [g.text if g else None for g in good],
+            "judge_mode": [g.mode if g else None for g in good],
+            "judge_mass": [g.mass if g else None for g in good],
+            "judge_probabilities": [g.probabilities if g else None for g in good],
+        }
+
+    def _stop_where_the_judge_is_of_no_use(self, outcomes: Sequence[Judgement | BadRecord]) -> None:
+        """A judge that fails on all it is shown first would fail on the whole pool, at full price.
+
+        Raises:
+            SelectorError: not one judgement so far, and every record of this batch failed by the judge.
+        """
+        failed = [o for o in outcomes if isinstance(o, BadRecord) and o.reason in JUDGES_FAULT]
+        self._useful = self._useful or any(isinstance(o, Judgement) for o in outcomes)
+        dead = all(o.reason == "request_failed" for o in failed)
+        if failed and len(failed) == len(outcomes) and not self._useful and (dead or len(failed) >= FIRST):
+            raise SelectorError(
+                f"the judge {self.options.model} gave no judgement on any of the first {len(failed)} records; "
+                f"the first: {failed[0]}"
+            )
+
+    def _key(self) -> str | None:
+        name = self.options.api_key_env
+        if name is None:
+            return None
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise SelectorError(
+                f"selector.options.api_key_env names {name}, which is not set in the environment; export it, or leave "
+                "the option out for a server that takes no key"
+            )
+        return key
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -1,0 +1,70 @@
+"""A judge behind an address: many samples at once, every reply kept, the unusable ones asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord
+from ostlight_selectors.llm_judge.options import JudgeOptions
+from ostlight_selectors.llm_judge.pictures import messages_of
+from ostlight_selectors.llm_judge.replies import Replies
+from ostlight_selectors.llm_judge.reply import Judgement, judgement
+from ostlight_selectors.llm_judge.rubric import Rubric
+from ostlight_selectors.llm_judge.server import Server, request_of
+
+ASKED_AGAIN = ("reply_unparsable", "reply_refused")
+
+
+class RemoteJudge:
+    """Judges by asking a server, ``options.concurrency`` samples at a time.
+
+    Args:
+        options: how to ask.
+        rubric: what to ask.
+        server: whom to ask.
+        replies: what has been answered before.
+    """
+
+    def __init__(self, options: JudgeOptions, rubric: Rubric, server: Server, replies: Replies) -> None:
+        self.options, self.rubric, self.server, self.replies = options, rubric, server, replies
+        self._threads = ThreadPoolExecutor(options.concurrency, thread_name_prefix="judge")
+
+    def judge(self, samples: Sequence[Sample], device: torch.device) -> list[Judgement | BadRecord]:
+        """A judgement of each sample, or why there is none.
+
+        Raises:
+            SelectorError: the server answers nobody; what it answered before is kept.
+        """
+        asked = [self._threads.submit(self._judge, sample) for sample in samples]
+        try:
+            return [future.result() for future in asked]
+        except BaseException:
+            self.server.stop()
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            raise
+
+    def _judge(self, sample: Sample) -> Judgement | BadRecord:
+        unusable: tuple[str, str] | None = None
+        failure: BadRecord | None = None
+        for attempt in range(self.options.max_reasks + 1):
+            try:
+                one_word = self.options.mode == "logprobs"
+                messages = messages_of(self.rubric.conversation(sample, one_word=one_word, unusable=unusable))
+                asked = json.dumps([request_of(self.options), self.options.mode, messages, attempt])
+                key = hashlib.sha256(asked.encode()).hexdigest()[:32]
+                reply = self.replies.get(key, lambda messages=messages: self.server.ask(messages))  # type: ignore[misc]
+                return judgement(reply, self.rubric, self.options.mode, self.options.min_mass)
+            except BadRecord as bad:
+                failure = bad
+                if bad.reason not in ASKED_AGAIN:
+                    break
+                if bad.reason == "reply_unparsable":
+                    unusable = (reply.text, bad.detail.split("; the reply was: ")[0])
+        assert failure is not None, "the loop ends with a judgement or a failure"
+        return failure

@@ -1,0 +1,195 @@
+"""From a judge's reply to a score, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ostlight.errors import BadRecord
+from ostlight_selectors.llm_judge.rubric import Rubric
+
+KEPT = 4000
+"""Characters of an unusable reply kept with the record."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said, reduced to what a score is made of.
+
+    Attributes:
+        text: of the message.
+        refusal: what a server says in place of an answer.
+        finish: why the model stopped; ``length`` where the limit took the rest.
+        logprobs: log-probability of each word of the scale where the score stands; ``None`` where not given. A word
+            outside the most probable ones a server lists is missing.
+        tokens_in, tokens_out: as the server counts them.
+    """
+
+    text: str
+    refusal: str | None = None
+    finish: str | None = None
+    logprobs: Mapping[str, float] | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A score and what it rests on.
+
+    Attributes:
+        mode: ``reply`` (the score as written) or ``logprobs`` (its expected value).
+        mass: probability of the scale's words together.
+        probabilities: of each word of the scale, in its order, adding up to 1.
+    """
+
+    score: float
+    reason: str | None
+    text: str
+    mode: str
+    mass: float | None = None
+    probabilities: list[float] | None = None
+
+
+def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judgement:
+    """The score in a reply.
+
+    Args:
+        mode: ``reply`` (JSON), ``logprobs`` (one word) or ``auto`` (JSON; the expected score where it can be had).
+        min_mass: least probability of the scale's words together for an expected score.
+
+    Raises:
+        BadRecord: ``reply_refused``, ``reply_unparsable``, ``no_logprobs``; the detail holds the reply's text.
+    """
+    if reply.refusal is not None or reply.finish == "content_filter":
+        raise _bad("reply_refused", "the judge refuses to answer", reply, reply.refusal)
+    expected = expected_score(reply.logprobs, rubric)
+    if mode == "logprobs":
+        if expected is None:
+            raise _bad("no_logprobs", "no log-probabilities of the scale's words came with the reply", reply)
+        score, mass, probabilities = expected
+        if mass < min_mass:
+            raise _bad(
+                "reply_unparsable", f"the scale's words hold {mass:.2g} of the probability, below {min_mass}", reply
+            )
+        return Judgement(score, None, reply.text, "logprobs", mass, probabilities)
+    value, reason = _read(reply, rubric)
+    if mode == "auto" and expected is not None and expected[1] >= min_mass:
+        score, mass, probabilities = expected
+        return Judgement(score, reason, reply.text, "logprobs", mass, probabilities)
+    return Judgement(value, reason, reply.text, "reply")
+
+
+def expected_score(logprobs: Mapping[str, float] | None, rubric: Rubric) -> tuple[float, float, list[float]] | None:
+    """Mean value over the scale's words by their probability, their mass, and the probabilities made to add up to 1."""
+    if not logprobs:
+        return None
+    raw = [math.exp(logprobs[word]) if word in logprobs else 0.0 for word in rubric.words]
+    mass = sum(raw)
+    if not mass:
+        return None
+    probabilities = [p / mass for p in raw]
+    return sum(p * v for p, v in zip(probabilities, rubric.values, strict=True)), mass, probabilities
+
+
+def schema(rubric: Rubric) -> dict[str, Any]:
+    """JSON schema of a reply; the reason comes first, so that the score follows from it."""
+    score: dict[str, Any] = {"type": "string", "enum": list(rubric.words)}
+    if all(re.fullmatch(r"-?\d+", word) for word in rubric.words):
+        score = {"type": "integer", "enum": [int(word) for word in rubric.words]}
+    properties = {"reason": {"type": "string"}, "score": score}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def word_logprobs(top: Sequence[tuple[str, float]], rubric: Rubric) -> dict[str, float]:
+    """Log-probability of each word of the scale among a server's most probable tokens; spellings of it are summed."""
+    by_name = {word.casefold(): word for word in rubric.words}
+    found: dict[str, float] = {}
+    for token, logprob in top:
+        word = by_name.get(bare(token).casefold())
+        if word is not None:
+            before = found.get(word, -math.inf)
+            high = max(before, logprob)
+            if high > -math.inf:
+                found[word] = high + math.log(math.exp(before - high) + math.exp(logprob - high))
+    return found
+
+
+def score_place(tokens: Sequence[str], rubric: Rubric, one_word: bool) -> int | None:
+    """Index of the token the score is said with; the last one, where a model corrects itself."""
+    if one_word:
+        return next((k for k, token in enumerate(tokens) if bare(token)), None)
+    names = {word.casefold() for word in rubric.words}
+    for k in range(len(tokens) - 1, -1, -1):
+        if bare(tokens[k]).casefold() in names and _BEFORE_SCORE.search("".join(tokens[max(0, k - 12) : k])):
+            return k
+    return None
+
+
+_BEFORE_SCORE = re.compile(r"score[\"']?\s*:\s*[\"']?\s*$", re.IGNORECASE)
+
+
+def bare(token: str) -> str:
+    """A token's text without blanks (also as tokenizers spell them) and quotes."""
+    return token.strip(" \t\r\n\"'▁Ġ")
+
+
+def _read(reply: Reply, rubric: Rubric) -> tuple[float, str | None]:
+    """Score and reason as written in JSON: alone, in a code fence, or behind other text; the last object counts."""
+    found = [o for o in _objects(reply.text) if "score" in o]
+    if not found:
+        cut = " (it was cut at max_tokens)" if reply.finish == "length" else ""
+        raise _bad("reply_unparsable", f"no JSON object with a score in the reply{cut}", reply)
+    said, reason = found[-1]["score"], found[-1].get("reason")
+    value = _value(said, rubric)
+    if value is None:
+        scale = ", ".join(rubric.words)
+        raise _bad("reply_unparsable", f"the score {json.dumps(said)[:80]} is not on the scale {scale}", reply)
+    if reason is not None and not isinstance(reason, str):
+        raise _bad("reply_unparsable", f"the reason is {type(reason).__name__}, not text", reply)
+    return value, reason
+
+
+def _value(said: Any, rubric: Rubric) -> float | None:
+    if isinstance(said, bool) or not isinstance(said, str | int | float):
+        return None
+    for word, value in zip(rubric.words, rubric.values, strict=True):
+        if isinstance(said, str) and said.strip().casefold() == word.casefold():
+            return value
+        if not isinstance(said, str) and _number(word) == said:
+            return value
+    return None
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects in a text, outermost ones, in order; thoughts in <think> are passed over."""
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    decoder, found, at = json.JSONDecoder(), [], text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+            found.append(value)
+        except (ValueError, RecursionError):
+            end = at + 1
+        at = text.find("{", end)
+    return found
+
+
+def _bad(reason: str, what: str, reply: Reply, said: str | None = None) -> BadRecord:
+    return BadRecord(reason, f"{what}; the reply was: {(said or reply.text)[:KEPT]!r}")

@@ -1,0 +1,250 @@
+"""One request after another to a server that speaks the OpenAI protocol, until there is an answer."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from ostlight.errors import BadRecord, SelectorError
+from ostlight.selection.spent import Spent
+from ostlight_selectors.llm_judge.options import JudgeOptions
+from ostlight_selectors.llm_judge.reply import Reply, schema, score_place, word_logprobs
+from ostlight_selectors.llm_judge.rubric import Rubric
+
+TRIED_AGAIN = (408, 409, 425, 429)
+"""Statuses below 500 that pass by themselves."""
+FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
+OUTAGE = 16
+"""Requests given up in a row after which it is the server, not the records."""
+ONE_WORD = 4
+"""Tokens of a reply that is one word: some models begin with a blank."""
+TOLD = 500
+"""Characters of a server's error message that are told."""
+
+
+class Server:
+    """A judge behind an address.
+
+    Retries are done here and not by the ``openai`` client, since every try is counted, a body that is no JSON is tried
+    again, and a ``Retry-After`` of any length is kept to.
+
+    Args:
+        options: address, model, sampling, retries, price.
+        key: sent with every request, ``None`` for a server that takes none; cut out of whatever the server says.
+        rubric: its scale decides the reply's schema and which log-probabilities are kept.
+        spent: grows with every request that was, or may have been, answered.
+        say: tells the user once what the server cannot do.
+
+    Raises:
+        SelectorError: the ``openai`` package is missing.
+    """
+
+    def __init__(
+        self, options: JudgeOptions, key: str | None, rubric: Rubric, spent: Spent, say: Callable[[str], None]
+    ) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise SelectorError(
+                "llm_judge with backend=openai needs a package: pip install 'ostlight[judge]'"
+            ) from error
+        assert options.base_url is not None, "checked with the options"
+        self._openai, self.base_url, self._key = openai, options.base_url, key
+        # The client would fall back on OPENAI_API_KEY, and carry it to an address it was not meant for.
+        self._client = openai.OpenAI(
+            base_url=options.base_url, api_key=key or "none", timeout=options.timeout_s, max_retries=0
+        )
+        self._options, self._rubric, self._spent, self._say = options, rubric, spent, say
+        self._one_word = options.mode == "logprobs"
+        self._extras = list(self._wanted_extras())
+        self._settled = False
+        self.answered = False
+        self._given_up_in_a_row = 0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """Wakes the threads that wait for their next try; they give up."""
+        self._stop.set()
+
+    def ask(self, messages: list[dict[str, Any]]) -> Reply:
+        """The reply to a conversation.
+
+        Raises:
+            BadRecord: ``request_failed``: refused, or given up after all retries.
+            SelectorError: no request can succeed: the key, the address or the model is wrong, or the server is out.
+        """
+        body = request_of(self._options) | {"messages": messages}
+        refusal: BadRecord | None = None
+        for extra in list(self._extras):
+            try:
+                answer = self._send(body | extra)
+            except _Refused as error:
+                refusal = refusal or BadRecord("request_failed", str(error))
+                continue
+            self._settle(extra)
+            return answer
+        assert refusal is not None, "there is always one way to ask"
+        raise refusal
+
+    def _wanted_extras(self) -> Iterator[dict[str, Any]]:
+        """Ways to ask, best first. A server that knows neither schemas nor log-probabilities may refuse them."""
+        forms: list[dict[str, Any]] = [{}]
+        if not self._one_word:
+            named = {"name": "judgement", "strict": True, "schema": schema(self._rubric)}
+            forms = [{"response_format": {"type": "json_schema", "json_schema": named}}, {}]
+        logprobs: list[dict[str, Any]] = [{}]
+        if self._options.mode != "reply" and self._rubric.told_by_one_token:
+            counts = ({"logprobs": True, "top_logprobs": n} for n in (20, 5))
+            logprobs = [*counts, *([] if self._one_word else [{}])]
+        for form in forms:
+            for probability in logprobs:
+                yield form | probability
+
+    def _settle(self, extra: dict[str, Any]) -> None:
+        """The first answer decides how the rest is asked; what the server refused is told once."""
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
+            best, self._extras = self._extras[0], [extra]
+        for name, instead in (
+            ("response_format", "JSON is read from free text"),
+            ("logprobs", "scores are as written"),
+        ):
+            if name in best and name not in extra:
+                self._say(f"{self.base_url} refuses {name}: {instead}")
+
+    def _send(self, body: dict[str, Any]) -> Reply:
+        for retry in range(self._options.max_retries + 1):
+            wait = None
+            try:
+                # `post` spares the client's models of an answer: a third of the time, and odd servers are read, too.
+                answer = self._client.post("/chat/completions", cast_to=object, body=body)
+                reply = self._reply(answer)
+            except self._openai.APIStatusError as error:
+                said = self._status_error(error)
+                wait = retry_after_s(error.response.headers)
+            except self._openai.APIConnectionError as error:
+                said = f"{type(error).__name__}: {error} {error.__cause__ or ''}".strip()
+                if "ConnectError" not in type(error.__cause__).__name__:
+                    self._spent.add(calls=1)
+            except (ValueError, self._openai.APIError) as error:
+                said = f"the server's answer is none of the protocol: {error}"
+                self._spent.add(calls=1)
+            else:
+                price = self._options.price.of(reply.tokens_in, reply.tokens_out)
+                self._spent.add(calls=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, price=price)
+                self.answered, self._given_up_in_a_row = True, 0
+                return reply
+            if retry == self._options.max_retries or self._stop.wait(backoff_s(retry) if wait is None else wait):
+                break
+        return self._give_up(self._clean(said))
+
+    def _give_up(self, said: str) -> Reply:
+        with self._lock:
+            self._given_up_in_a_row += 1
+            row = self._given_up_in_a_row
+        if row >= OUTAGE:
+            raise SelectorError(
+                f"{self.base_url} does not answer: {row} requests in a row were given up, the last with {said}. What "
+                "was answered is kept; run the same command again when the server is back"
+            )
+        raise BadRecord("request_failed", f"given up after {self._options.max_retries + 1} tries; the last: {said}")
+
+    def _status_error(self, error: Any) -> str:
+        """What a status that passes by itself says.
+
+        Raises:
+            _Refused: the server refuses this request.
+            SelectorError: it will refuse every request.
+        """
+        status, said = error.status_code, f"status {error.status_code}: {self._clean(str(error.message))}"
+        hopeless = {
+            401: "set the key's variable and name it in selector.options.api_key_env",
+            402: "the account is exhausted",
+            403: "the key may not use this model",
+            404: "check selector.options.base_url (it ends in /v1 for most servers) and model",
+        }
+        exhausted = status == 429 and "insufficient_quota" in said
+        if exhausted or status in (401, 402) or (status in hopeless and not self.answered):
+            mend = hopeless.get(status, hopeless[402])
+            raise SelectorError(f"{self.base_url} refuses every request, {said}; {mend}") from None
+        if (status >= 500 and status != 501) or status in TRIED_AGAIN:
+            return said
+        raise _Refused(said) from None
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def _clean(self, text: str) -> str:
+        return " ".join(self._without_key(text).split())[:TOLD]
+
+    def _reply(self, answer: Any) -> Reply:
+        """Raises:
+        ValueError: not an answer of the protocol (half a body, an error in disguise).
+        """
+        try:
+            choice = answer["choices"][0]
+            message = choice["message"]
+            text = message.get("content") or ""
+            if isinstance(text, list):
+                text = "".join(part.get("text", "") for part in text)
+            if not isinstance(text, str):
+                raise TypeError(f"content is {type(text).__name__}")
+            usage = answer.get("usage") or {}
+            return Reply(
+                text=self._without_key(text),
+                refusal=self._without_key(str(message["refusal"])) if message.get("refusal") else None,
+                finish=choice.get("finish_reason"),
+                logprobs=self._logprobs(choice.get("logprobs")),
+                tokens_in=int(usage.get("prompt_tokens") or 0),
+                tokens_out=int(usage.get("completion_tokens") or 0),
+            )
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error} in {str(answer)[:TOLD]}") from error
+
+    def _logprobs(self, given: Any) -> dict[str, float] | None:
+        tokens = (given or {}).get("content") or []
+        at = score_place([t["token"] for t in tokens], self._rubric, self._one_word)
+        if at is None or not tokens[at].get("top_logprobs"):
+            return None
+        top = [(entry["token"], float(entry["logprob"])) for entry in tokens[at]["top_logprobs"]]
+        return word_logprobs(top, self._rubric)
+
+
+def request_of(options: JudgeOptions) -> dict[str, Any]:
+    """What every request holds, besides the messages."""
+    limit = options.max_tokens
+    if limit is not None and options.mode == "logprobs":
+        limit = min(limit, ONE_WORD)
+    named = {"model": options.model, "temperature": options.temperature, "max_tokens": limit}
+    return {k: v for k, v in named.items() if v is not None} | options.extra_body
+
+
+class _Refused(Exception):
+    """The server will not answer this request, however often it is asked."""
+
+
+def backoff_s(retry: int) -> float:
+    """Twice as long each time; the draw keeps threads that failed together from coming back together."""
+    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry) * random.uniform(0.5, 1))
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds a server asks to wait: a number, or a date; ``None`` where it does not say."""
+    said = headers.get("retry-after")
+    if said is None:
+        return None
+    try:
+        wait = float(said)
+    except ValueError:
+        try:
+            wait = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+        except (TypeError, ValueError):
+            return None
+    return min(max(0.0, wait), LONGEST_RETRY_AFTER_S)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+from protocol import Loopback
+
+from ostlight_selectors.llm_judge import server as server_module
+from ostlight_selectors.llm_judge.options import JudgeOptions
+from ostlight_selectors.llm_judge.remote import RemoteJudge
+from ostlight_selectors.llm_judge.replies import Replies
+from ostlight_selectors.llm_judge.rubric import Rubric
+from ostlight_selectors.llm_judge.server import Server
+
+
+@pytest.fixture
+def loopback():
+    """``loopback(script)``: a server that is closed when the test ends."""
+    open_servers = []
+
+    def start(script) -> Loopback:
+        open_servers.append(Loopback(script))
+        return open_servers[-1]
+
+    yield start
+    for server in open_servers:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    """The waits between tries keep their proportions."""
+    monkeypatch.setattr(server_module, "FIRST_WAIT_S", 0.004)
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """``judge(url)``: a judge behind that address, its replies in ``tmp_path``."""
+    from ostlight.selection.spent import Spent
+
+    def make(url: str, key: str | None = None, said: list[str] | None = None, **options) -> RemoteJudge:
+        chosen = JudgeOptions(model="m", base_url=url, **{"concurrency": 4, "max_retries": 3, **options})
+        rubric = Rubric.read(chosen.rubric)
+        say = said.append if said is not None else lambda line: None
+        return RemoteJudge(chosen, rubric, Server(chosen, key, rubric, Spent(), say), Replies(tmp_path / "r", 0))
+
+    return make

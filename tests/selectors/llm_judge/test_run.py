@@ -1,0 +1,235 @@
+"""A judge through `ostlight select`: every record accounted for, the key nowhere, a killed run asked nothing twice."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from protocol import Send, says, scored
+
+import ostlight
+from ostlight.errors import ConfigError, RunChangedError, SelectorError
+from ostlight.scoring.writer import audit
+from ostlight.selection.scores import read_shards
+
+KEY = "sk-very-secret-0123456789"
+
+
+def choice(url: str, **options: Any) -> dict[str, Any]:
+    return {"name": "llm_judge", "options": {"model": "m", "base_url": url, "max_retries": 2, **options}}
+
+
+def by_length(body: dict[str, Any], n: int) -> Send:
+    """A judge that can be checked: the score is told by the length of the answer."""
+    text = body["messages"][1]["content"][-1]["text"]
+    return scored(1 + len(text) % 5)
+
+
+def broken_pool(digits: Any, path: Path) -> Path:
+    """Five of 48 records broken, each in another way."""
+    rows = pq.read_table(digits.pool).to_pylist()
+    rows[3]["image"] = {"bytes": b"no picture", "path": None}
+    rows[7]["conversations"][1]["value"] = ""
+    rows[11]["id"] = rows[10]["id"]
+    rows[20]["image"] = {"bytes": rows[20]["image"]["bytes"][:60], "path": None}
+    rows[30]["conversations"] = []
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(digits.pool)), path)
+    return path
+
+
+def test_rejection_sampling_on_a_pool_with_a_tenth_broken(settings, digits, tmp_path, loopback):
+    pool = broken_pool(digits, tmp_path / "pool.parquet")
+    unreadable = [rows["id"] for rows in pq.read_table(digits.pool).to_pylist()][40:42]
+    texts = {r["id"]: r["conversations"][1]["value"] for r in pq.read_table(digits.pool).to_pylist()}
+
+    def script(body: dict[str, Any], n: int) -> Send:
+        asked = json.dumps(body)
+        return says("no idea") if any(json.dumps(texts[i])[1:-1] in asked for i in unreadable) else by_length(body, n)
+
+    server = loopback(script)
+    config = settings(pool={"path": str(pool)}, selector=choice(server.url, price={"input": 1.0, "output": 2.0}))
+    selection = ostlight.select(config, "budget.threshold=4")
+    rows = read_shards(selection.folder.scores).to_pylist()
+    aside = [r for r in rows if r["state"] != "ok"]
+    assert len(selection.kept) + selection.dropped + len(aside) == 48
+    assert selection.set_aside["reply_unparsable"] >= 2
+    assert selection.set_aside["corrupt_image"] == 2
+    assert sum(selection.set_aside.values()) == len(aside)
+    assert all(r["score"] is None for r in aside)
+    kept = [rows[i] for i in selection.kept]
+    assert kept
+    assert all(r["score"] >= 4 for r in kept)
+    assert sum(r["score"] is not None and r["score"] >= 4 for r in rows) == len(kept)
+    assert {(r["judge_mode"], r["judge_reason"]) for r in kept} == {("reply", "so it is")}
+    assert json.loads(kept[0]["judge_reply"])["score"] == kept[0]["score"]
+    told = pq.read_table(selection.folder.quarantine).to_pylist()
+    assert all("no idea" in q["detail"] for q in told if q["reason"] == "reply_unparsable")
+    entry = selection.folder.ledger.read()[0]
+    assert entry.calls == len(server.bodies)
+    assert (entry.tokens_in, entry.tokens_out) == (100 * entry.calls, 10 * entry.calls)
+    assert entry.price == pytest.approx(entry.calls * (100 * 1 + 10 * 2) / 1e6)
+
+
+def test_the_key_is_sent_and_stands_nowhere_else(settings, loopback, monkeypatch, capfd, caplog):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    caplog.set_level("DEBUG")
+
+    def script(body: dict[str, Any], n: int) -> Send:
+        if n % 4 == 0:
+            return Send({"error": {"message": f"bad request from {KEY}"}}, 400)
+        if n % 4 == 1:
+            return says(f"your key is {KEY}")
+        return scored(3, reason=f"since {KEY} asks")
+
+    server = loopback(script)
+    selection = ostlight.select(settings(selector=choice(server.url, api_key_env="JUDGE_KEY")))
+    assert set(server.authorizations) == {f"Bearer {KEY}"}
+    assert selection.set_aside["request_failed"] > 0
+    files = [p for p in selection.folder.path.rglob("*") if p.is_file()]
+    assert {"config.yaml", "manifest.json", "ledger.jsonl", "quarantine.parquet"} <= {p.name for p in files}
+    for file in files:
+        content = file.read_bytes()
+        if file.suffix == ".parquet":
+            content += json.dumps(pq.read_table(file).to_pylist(), default=str).encode()
+        assert KEY.encode() not in content, file
+    printed = capfd.readouterr()
+    assert KEY not in printed.out + printed.err + caplog.text
+    assert "since [key] asks" in {r["judge_reason"] for r in read_shards(selection.folder.scores).to_pylist()}
+
+    refusing = loopback(lambda body, n: Send({"error": {"message": f"no such key {KEY}"}}, 401))
+    with pytest.raises(SelectorError) as caught:
+        ostlight.select(settings(name="refused", selector=choice(refusing.url, api_key_env="JUDGE_KEY")))
+    assert KEY not in str(caught.value)
+
+
+def test_a_judge_that_is_of_no_use_stops_before_the_whole_pool_is_paid_for(settings, loopback):
+    server = loopback(lambda body, n: says("What a lovely picture!"))
+    with pytest.raises(SelectorError, match="no judgement on any of the first 20 records.*What a lovely picture!"):
+        ostlight.select(settings(selector=choice(server.url)))
+    with pytest.raises(SelectorError, match="does not answer: .* requests in a row were given up.*Connection refused"):
+        ostlight.select(settings(name="dead", selector=choice("http://127.0.0.1:9/v1", max_retries=0, concurrency=2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "says_what"),
+    [
+        ({"backend": "vllm"}, "backend must be one of openai, transformers; got 'vllm'"),
+        ({"mode": "json"}, "mode must be one of auto, reply, logprobs; got 'json'"),
+        ({"model": None}, "model is missing"),
+        ({"base_url": None}, "base_url is missing"),
+        ({"base_url": "localhost:8000"}, "base_url must be an http or https address"),
+        ({"base_url": f"http://me:{KEY}@host/v1"}, "put the key into an environment variable"),
+        ({"concurrency": 0}, "concurrency must be above 0; got 0"),
+        ({"price": {"input": -1.0}}, "price.input must be at least 0; got -1.0"),
+        ({"min_mass": 2.0}, "min_mass must be at least 0 and at most 1"),
+        ({"api_key_env": "NOT_SET_ANYWHERE"}, "names NOT_SET_ANYWHERE, which is not set"),
+        ({"rubric": "nope"}, "no file 'nope'; shipped are: correctness, yes_no"),
+        ({"prices": {}}, "unknown key 'selector.options.prices'; did you mean 'price'"),
+    ],
+)
+def test_options_out_of_range(settings, options: dict, says_what: str):
+    with pytest.raises((ConfigError, SelectorError), match=says_what) as caught:
+        ostlight.select(settings(selector=choice("http://localhost:1/v1", **options)))
+    assert KEY not in str(caught.value)
+
+
+def test_a_missing_package_says_what_to_install(settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(SelectorError, match=r"pip install 'ostlight\[judge\]'"):
+        ostlight.select(settings(selector=choice("http://localhost:1/v1")))
+
+
+def test_a_server_that_moved_is_the_same_judge_and_another_rubric_is_not(settings, loopback, tmp_path):
+    rubric = tmp_path / "mine.yaml"
+    text = "scale: [{word: 1}, {word: 2}, {word: 3}, {word: 4}, {word: 5}]\ncriteria: {all: be %s}\n"
+    rubric.write_text(text % "strict")
+    first, second = loopback(by_length), loopback(by_length)
+    folder = ostlight.select(settings(selector=choice(first.url, rubric=str(rubric)))).folder
+    (folder.scores / "part-000001.parquet").unlink()
+    again = ostlight.select(settings(selector=choice(second.url, rubric=str(rubric), concurrency=3)))
+    assert len(first.bodies) == 48
+    assert not second.bodies
+    assert again.set_aside == {}
+    rubric.write_text(text % "lenient")
+    with pytest.raises(RunChangedError, match=r"changed: selector\.options\.rubric"):
+        ostlight.select(settings(selector=choice(second.url, rubric=str(rubric))))
+
+
+def run_of(settings, folder: Path, pool: Path, url: str, **compute: Any) -> list[str]:
+    config = settings(name="killed", pool={"path": str(pool)}, selector=choice(url, concurrency=8))
+    file = folder / "judge.yaml"
+    file.write_text(yaml.safe_dump(config | {"compute": config["compute"] | {"shard_size": 100} | compute}))
+    return [sys.executable, "-m", "ostlight.cli", "select", str(file)]
+
+
+def text_pool(path: Path, records: int) -> Path:
+    turns = ({"from": "human", "value": "what is {}+1?"}, {"from": "gpt", "value": "it is {}"})
+    with path.open("w") as file:
+        for n in range(records):
+            said = [{**turn, "value": turn["value"].format(n)} for turn in turns]
+            file.write(json.dumps({"id": str(n), "conversations": said}) + "\n")
+    return path
+
+
+def questions(server) -> collections.Counter:
+    return collections.Counter(body["messages"][1]["content"] for body in server.bodies)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_run_asks_nothing_twice_but_what_was_under_way(settings, tmp_path, loopback, ranks: int):
+    server = loopback(lambda body, n: Send(scored(1 + n % 5).body, delay_s=0.02))
+    pool = text_pool(tmp_path / "pool.jsonl", 600)
+    several = {"devices": 2, "strategy": "ddp"} if ranks == 2 else {}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        run_of(settings, tmp_path, pool, server.url, **several),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while len(server.bodies) < 250 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    before = len(server.bodies)
+    assert 250 <= before < 600
+    # The other number of ranks goes on: it reads the replies of all.
+    done = subprocess.run(
+        run_of(settings, tmp_path, pool, server.url), capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = questions(server)
+    assert len(asked) == 600
+    assert sum(n - 1 for n in asked.values()) <= 8 * ranks
+    assert max(asked.values()) <= 2
+    audit(tmp_path / "runs" / "killed" / "scores", 600)
+    assert read_shards(tmp_path / "runs" / "killed" / "scores")["score"].null_count == 0
+
+
+@pytest.mark.slow
+def test_two_ranks_keep_a_file_each_and_ask_nothing_twice(settings, tmp_path, loopback):
+    server = loopback(lambda body, n: scored(1 + n % 5))
+    pool = text_pool(tmp_path / "pool.jsonl", 400)
+    done = subprocess.run(
+        run_of(settings, tmp_path, pool, server.url, devices=2, strategy="ddp"),
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "killed"
+    lines = {p.name: len(p.read_text().splitlines()) for p in (folder / "selector").glob("replies-*.jsonl")}
+    assert lines == {"replies-000.jsonl": 200, "replies-001.jsonl": 200}
+    assert set(questions(server).values()) == {1}
+    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert [entry["calls"] for entry in ledger if entry["stage"] == "score"] == [400]

@@ -1,0 +1,274 @@
+"""A judge behind an address, against a server that misbehaves in every way we know of."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import time
+from email.utils import formatdate
+
+import pytest
+import torch
+from PIL import Image
+from protocol import Send, says, scored
+
+from ostlight.data.sample import ImageRef, Sample, Turn
+from ostlight.errors import BadRecord, SelectorError
+from ostlight_selectors.llm_judge import server as server_module
+from ostlight_selectors.llm_judge.options import Price
+from ostlight_selectors.llm_judge.server import backoff_s, retry_after_s
+
+CPU = torch.device("cpu")
+
+
+def sample(n: int = 0, *images: ImageRef) -> Sample:
+    question = Turn("user", "<image>" * len(images) + f"what is {n}+1?")
+    return Sample(str(n), (question, Turn("assistant", str(n + 1), trained=True)), images, position=n)
+
+
+def one(judge, *arguments):
+    return judge.judge([sample(*arguments)], CPU)[0]
+
+
+def test_a_good_reply_and_what_it_cost(loopback, judge):
+    server = loopback(lambda body, n: scored(4))
+    asked = judge(server.url, price=Price(2.0, 10.0))
+    found = one(asked)
+    assert (found.score, found.reason, found.mode) == (4, "so it is", "reply")
+    body = server.bodies[0]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 512)
+    assert body["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == [1, 2, 3, 4, 5]
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
+    spent = asked.server._spent
+    assert (spent.calls, spent.tokens_in, spent.tokens_out) == (1, 100, 10)
+    assert spent.price == pytest.approx((100 * 2 + 10 * 10) / 1e6)
+
+
+def test_pictures_go_as_data_urls_at_their_place(loopback, judge, tmp_path):
+    server = loopback(lambda body, n: scored(4))
+    jpeg, bitmap = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(jpeg, "JPEG")
+    Image.new("RGB", (8, 8), "blue").save(bitmap, "BMP")
+    pictures = ImageRef(data=jpeg.getvalue()), ImageRef(data=bitmap.getvalue())
+    assert judge(server.url).judge([sample(0, *pictures)], CPU)[0].score == 4
+    parts = server.bodies[0]["messages"][1]["content"]
+    assert [p["type"] for p in parts] == ["text", "image_url", "image_url", "text"]
+    urls = [p["image_url"]["url"] for p in parts if p["type"] == "image_url"]
+    # What servers read goes as it is; a bitmap becomes a PNG of the same picture.
+    assert urls[0] == "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
+    assert urls[1].startswith("data:image/png;base64,")
+    sent = Image.open(io.BytesIO(base64.b64decode(urls[1].split(",")[1])))
+    assert sent.convert("RGB").getpixel((3, 3)) == (0, 0, 255)
+
+
+def test_a_broken_picture_is_never_sent(loopback, judge):
+    server = loopback(lambda body, n: scored(4))
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    half = ImageRef(data=buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    bad = judge(server.url).judge([sample(0, half)], CPU)[0]
+    assert isinstance(bad, BadRecord)
+    assert bad.reason == "corrupt_image"
+    assert not server.bodies
+
+
+PASSING = {
+    "429": Send({"error": {"message": "slow down"}}, 429, {"Retry-After": "0.05"}),
+    "500": Send({"error": {"message": "oops"}}, 500),
+    "503": Send(None, 503),
+    "slow": Send({}, delay_s=0.6),
+    "half a body": Send(scored(4).body, cut=True),
+    "an error in disguise": Send({"error": {"message": "upstream is gone"}}),
+    "reset": Send(reset=True),
+    "no choices": Send({"choices": []}),
+    "a list": Send([1, 2]),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_by_itself_is_tried_again(loopback, judge, fault: str):
+    server = loopback(lambda body, n: PASSING[fault] if n < 2 else scored(4))
+    assert one(judge(server.url, timeout_s=0.2)).score == 4
+    assert len(server.bodies) == 3
+
+
+def test_what_does_not_pass_is_a_state_after_all_tries(loopback, judge):
+    poisoned = "what is 3+1?"
+    server = loopback(lambda body, n: PASSING["500"] if poisoned in json.dumps(body) else scored(4))
+    asked = judge(server.url)
+    outcomes = asked.judge([sample(n) for n in range(6)], CPU)
+    assert [type(o).__name__ for o in outcomes] == ["Judgement"] * 3 + ["BadRecord"] + ["Judgement"] * 2
+    assert outcomes[3].reason == "request_failed"
+    assert "given up after 4 tries; the last: status 500" in outcomes[3].detail
+    assert "oops" in outcomes[3].detail
+    assert asked.server._spent.calls == 5, "nobody charges for a 500"
+
+
+def test_a_wait_the_server_asks_for_is_kept_to(loopback, judge):
+    times: list[float] = []
+
+    def script(body, n):
+        times.append(time.monotonic())
+        return Send(None, 429, {"Retry-After": "0.3"}) if n == 0 else scored(4)
+
+    assert one(judge(loopback(script).url)).score == 4
+    assert times[1] - times[0] >= 0.3
+
+
+def test_waits():
+    assert retry_after_s({}) is None
+    assert retry_after_s({"retry-after": "7"}) == 7
+    assert retry_after_s({"retry-after": "-1"}) == 0
+    assert retry_after_s({"retry-after": "soon"}) is None
+    assert retry_after_s({"retry-after": "86400"}) == server_module.LONGEST_RETRY_AFTER_S
+    assert retry_after_s({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(29, abs=2)
+    assert all(0.004 * 2**k / 2 <= backoff_s(k) <= 0.004 * 2**k for k in range(8))
+    assert backoff_s(60) <= server_module.LONGEST_WAIT_S
+
+
+UNUSABLE = {
+    "half a JSON": ('{"reason": "half', "reply_unparsable", "no JSON object"),
+    "wrong schema": ('{"points": 9}', "reply_unparsable", "no JSON object with a score"),
+    "off the scale": ('{"score": 11}', "reply_unparsable", "is not on the scale"),
+    "nothing": (None, "reply_unparsable", "no JSON object"),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_an_unusable_reply_is_asked_again_then_set_aside_with_its_text(loopback, judge, fault: str):
+    text, reason, says_what = UNUSABLE[fault]
+    server = loopback(lambda body, n: says(text))
+    bad = one(judge(server.url))
+    assert bad.reason == reason
+    assert says_what in bad.detail
+    assert repr(text or "")[1:-1] in bad.detail
+    assert len(server.bodies) == 3
+    second = server.bodies[1]["messages"][-1]["content"]
+    assert f"Your last reply was:\n{text or ''}\nIt cannot be used: " in second
+    assert says_what in second
+
+    mended = loopback(lambda body, n: says(text) if n == 0 else scored(2))
+    assert one(judge(mended.url, temperature=0.5)).score == 2
+
+
+def test_a_refusal_is_asked_again_then_set_aside_with_its_text(loopback, judge):
+    server = loopback(lambda body, n: says(None, refusal="I would rather not"))
+    bad = one(judge(server.url))
+    assert (bad.reason, len(server.bodies)) == ("reply_refused", 3)
+    assert "I would rather not" in bad.detail
+
+
+def test_the_expected_score_of_a_json_reply(loopback, judge):
+    tokens = ['{"', "score", '":', " ", "4", "}"]
+    top = [[(t, 0.0)] for t in tokens]
+    top[4] = [("4", math.log(0.5)), ("2", math.log(0.25)), (" maybe", math.log(0.25))]
+    server = loopback(lambda body, n: says("".join(tokens), top, tokens))
+    found = one(judge(server.url))
+    assert found.mode == "logprobs"
+    assert found.score == pytest.approx((0.5 * 4 + 0.25 * 2) / 0.75)
+    plain = one(judge(server.url, mode="reply"))
+    assert (plain.score, plain.mode) == (4, "reply")
+    assert "logprobs" not in server.bodies[-1]
+
+
+def test_one_word_and_its_probabilities(loopback, judge):
+    top = [("yes", math.log(0.75)), (" No", math.log(0.25))]
+    server = loopback(lambda body, n: says("yes", [top], ["yes"]))
+    found = one(judge(server.url, rubric="yes_no", mode="logprobs"))
+    assert (found.score, found.mode) == (pytest.approx(0.75), "logprobs")
+    body = server.bodies[0]
+    assert body["max_tokens"] == server_module.ONE_WORD
+    assert "response_format" not in body
+    without = loopback(lambda body, n: says("yes"))
+    assert one(judge(without.url, rubric="yes_no", mode="logprobs", temperature=0.1)).reason == "no_logprobs"
+
+
+@pytest.mark.parametrize("refused", [("response_format",), ("logprobs",), ("response_format", "logprobs")])
+def test_what_a_server_does_not_know_is_left_out_and_told_once(loopback, judge, refused):
+    def script(body, n):
+        strange = next((name for name in refused if name in body), None)
+        return Send({"error": {"message": f"unknown field {strange}"}}, 400) if strange else scored(4)
+
+    server, said = loopback(script), []
+    asked = judge(server.url, said=said)
+    assert one(asked).score == 4
+    tries = len(server.bodies)
+    assert one(asked, 1).score == 4
+    assert len(server.bodies) == tries + 1, "what it refuses is not tried twice"
+    assert [line.split(" refuses ")[1].split(":")[0] for line in said] == list(refused)
+
+
+def test_five_probabilities_where_twenty_are_too_many(loopback, judge):
+    server = loopback(lambda body, n: Send({"error": "too many"}, 400) if body["top_logprobs"] > 5 else scored(4))
+    said: list[str] = []
+    assert one(judge(server.url, said=said)).score == 4
+    assert server.bodies[-1]["top_logprobs"] == 5
+    assert "response_format" in server.bodies[-1]
+    assert not said
+
+
+def test_a_record_the_server_refuses_is_set_aside_and_the_rest_goes_on(loopback, judge):
+    long = "what is 2+1?"
+    server = loopback(
+        lambda body, n: Send({"error": {"message": "too long"}}, 400) if long in json.dumps(body) else scored(4)
+    )
+    outcomes = judge(server.url).judge([sample(n) for n in range(4)], CPU)
+    assert outcomes[2].reason == "request_failed"
+    assert "status 400" in outcomes[2].detail
+    assert "too long" in outcomes[2].detail
+    assert [o.score for k, o in enumerate(outcomes) if k != 2] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "mend"),
+    [
+        (401, {"error": {"message": "no such key"}}, "api_key_env"),
+        (404, {"error": {"message": "no model m"}}, "check selector.options.base_url .* and model"),
+        (429, {"error": {"message": "insufficient_quota"}}, "the account is exhausted"),
+    ],
+)
+def test_what_no_request_can_mend_stops_the_run(loopback, judge, status: int, body: dict, mend: str):
+    server = loopback(lambda _, n: Send(body, status))
+    with pytest.raises(SelectorError, match=f"refuses every request, status {status}.*{mend}"):
+        judge(server.url).judge([sample(n) for n in range(50)], CPU)
+    assert len(server.bodies) < 20
+
+
+def test_an_outage_stops_the_run_and_loses_nothing(loopback, judge):
+    server = loopback(lambda body, n: scored(4) if n < 5 else Send(None, 503))
+    with pytest.raises(
+        SelectorError, match="16 requests in a row were given up.*status 503.*run the same command again"
+    ):
+        judge(server.url, concurrency=1, max_retries=0).judge([sample(n) for n in range(50)], CPU)
+    well = loopback(lambda body, n: scored(4))
+    outcomes = judge(well.url).judge([sample(n) for n in range(50)], CPU)
+    assert {o.score for o in outcomes} == {4}
+    assert len(well.bodies) == 45
+
+
+def test_concurrency_is_bounded_and_the_order_is_kept(loopback, judge):
+    server = loopback(
+        lambda body, n: Send(scored(1 + int(body["messages"][1]["content"].split()[3][0]) % 5).body, delay_s=0.05)
+    )
+    outcomes = judge(server.url, concurrency=6).judge([sample(n) for n in range(10)], CPU)
+    assert [o.score for o in outcomes] == [1 + n % 5 for n in range(10)]
+    assert server.busiest == 6
+
+
+def test_the_same_question_is_asked_once(loopback, judge):
+    server = loopback(lambda body, n: Send(scored(4).body, delay_s=0.1))
+    assert {o.score for o in judge(server.url).judge([sample(1)] * 8, CPU)} == {4}
+    assert len(server.bodies) == 1
+    judge(server.url).judge([sample(1), sample(2)], CPU)
+    assert len(server.bodies) == 2
+
+
+def test_no_key_of_the_environment_is_carried_to_a_server_it_was_not_meant_for(loopback, judge, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, "sk-not-for-you")
+    server = loopback(lambda body, n: scored(4))
+    one(judge(server.url))
+    one(judge(server.url, key="sk-for-you"), 1)
+    assert server.authorizations == ["Bearer none", "Bearer sk-for-you"]

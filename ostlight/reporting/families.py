@@ -15,7 +15,7 @@ APART = 0.03
 """Distance of two sketches' directions below which they are near-duplicates (a cosine above 0.99955)."""
 ALIKE = 0.05
 """Largest relative difference of two near-duplicates' gradient and sketch norms."""
-AXES = 8
+AXES = 12
 """Principal axes the neighbours are searched in."""
 ITERATIONS = 4
 NEAREST = 12
@@ -44,8 +44,8 @@ def find_families(evidence: Evidence) -> Families | None:
 
     The direction of ``phi`` is that of the sample's gradient as the anchors' curvature sees it: two samples that agree
     in all its columns teach the same, whether or not their texts and pictures match byte for byte. Candidates come from
-    a tree over the first principal axes of the directions; a projection shortens distances, so it loses no near
-    pair, and every candidate is measured in all columns. Time grows as ``N log N``.
+    a tree over the lengths and the first principal axes of the directions; a projection shortens distances, so it
+    loses no near pair, and every candidate is measured in all columns. Time grows as ``N log N``.
 
     Returns:
         ``None`` where the scores hold no sketch, or one too narrow to tell samples apart.
@@ -59,7 +59,7 @@ def find_families(evidence: Evidence) -> Families | None:
         return Families(np.full(len(evidence), -1), np.zeros(0, np.int64))
     directions = phi[usable] / norms[usable, None]
     lengths = [norms[usable]] + [evidence.columns[n][usable] for n in ("grad_norm",) if n in evidence.columns]
-    places = _projected(directions)
+    places = _places(directions, lengths)
     leader = _collapsed(places, directions, lengths)
     leaders = np.flatnonzero(leader == np.arange(len(leader)))
     near = _pairs(places[leaders], directions, lengths, leaders)
@@ -84,12 +84,20 @@ def _pairs(places: np.ndarray, directions: np.ndarray, lengths: list[np.ndarray]
     if len(rows) < 2:
         return np.empty((2, 0), np.int64)
     neighbours = min(NEAREST + 1, len(places))
-    _, found = KDTree(places).query(places, k=neighbours, distance_upper_bound=APART)
+    _, found = KDTree(places, leafsize=30).query(places, k=neighbours, p=np.inf, distance_upper_bound=APART)
     left, right = np.repeat(np.arange(len(places)), neighbours), found.ravel()
     real = (right < len(places)) & (left < right)
     left, right = rows[left[real]], rows[right[real]]
     close = _close(directions, lengths, left, right)
     return np.stack([left[close], right[close]])
+
+
+def _places(directions: np.ndarray, lengths: list[np.ndarray]) -> np.ndarray:
+    """``[N, AXES + lengths]`` where neighbours are looked for: near-duplicates are at most ``APART`` from each other
+    along every axis, and along the logarithm of every length, scaled so that ``ALIKE`` becomes ``APART``."""
+    scale = APART / -np.log1p(-ALIKE)
+    logarithms = [scale * np.log(np.maximum(length, np.finfo(np.float64).tiny)) for length in lengths]
+    return np.column_stack([_projected(directions), *logarithms])
 
 
 def _projected(directions: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import ostlight.gradients.uses  # noqa: F401  (fills the rules)
 from ostlight.errors import OstlightError
 from ostlight.gradients.products import Products
 from ostlight.gradients.rows import RowOwners
+from ostlight.gradients.targets import Targets
 from ostlight.gradients.watch import Watch
 
 Losses = Callable[[], Tensor]
@@ -83,14 +84,15 @@ class GradientDots:
             losses: runs the model and returns ``[N]`` losses; sample i's may depend on sample i's rows alone. While it
                 runs, the scope's parameters are stand-ins and no weight asks for a gradient.
             rows: whose row is whose, from ``RowMap.of(inputs)``; ``RowOwners(N)`` where every layer sees ``[N, ...]``.
-            targets: ``[M, *shape]`` per parameter of the scope, the same M for all, any float dtype.
+            targets: ``[M, *shape]`` per parameter of the scope, the same M for all, any float dtype; looked up by name
+                when the backward pass comes to the parameter, and let go at once (``ostlight.gradients.targets``).
             squared_norms: also take ``||g_i||^2``.
 
         Raises:
             OstlightError: a use of a parameter that is not treated (named, with its layer), rows that cannot be
                 assigned, targets that do not fit the scope, or no parameter of the scope took part.
         """
-        held = dict(targets or {})
+        held = targets if targets is not None else {}
         num_targets = self._check(held)
         sink = Products(self.parameters, rows, held, squared_norms)
         watch = Watch(self.model, self.parameters, sink)
@@ -165,14 +167,16 @@ class GradientDots:
             for (name, parameter), gradient in zip(self.parameters.items(), gradients, strict=True)
         }
 
-    def _check(self, targets: dict[str, Tensor]) -> int:
+    def _check(self, targets: Mapping[str, Tensor]) -> int:
         if not targets:
             return 0
-        counts = {len(target) for target in targets.values()}
+        # Looking a held target up may move it between devices or ranks; its shape is known without that.
+        shapes = targets.shapes if isinstance(targets, Targets) else {name: t.shape for name, t in targets.items()}
+        counts = {shape[0] for shape in shapes.values()}
         wrong = [
-            f"{name} has {list(targets[name].shape) if name in targets else 'none'}, not {['M', *p.shape]}"
+            f"{name} has {list(shapes[name]) if name in shapes else 'none'}, not {['M', *p.shape]}"
             for name, p in self.parameters.items()
-            if name not in targets or targets[name].shape[1:] != p.shape
+            if name not in shapes or shapes[name][1:] != p.shape
         ]
         if wrong or len(counts) != 1:
             raise OstlightError(

@@ -32,36 +32,12 @@ class Sketch:
         return eta * self.slope - eta**2 / 2 * self.curvature.square().sum(1)
 
 
-def stacked_targets(
-    mean_gradients: Mapping[Hashable, Mapping[str, Tensor]],
-    probes: Mapping[Hashable, Mapping[str, Tensor]] | None = None,
-) -> dict[str, Tensor]:
-    """``[M, *shape]`` per parameter with ``M = groups * (1 + K)``: group by group its mean gradient, then its probes.
-
-    Raises:
-        OstlightError: the two do not have the same groups.
-    """
-    if probes is not None and list(probes) != list(mean_gradients):
-        raise OstlightError(f"mean gradients have the groups {list(mean_gradients)}, probes have {list(probes)}")
-    names = list(next(iter(mean_gradients.values())))
-    return {
-        name: torch.cat(
-            [
-                part
-                for group, mean in mean_gradients.items()
-                for part in (mean[name].unsqueeze(0), *([probes[group][name]] if probes is not None else []))
-            ]
-        )
-        for name in names
-    }
-
-
 def sketches(dots: Tensor, group_sizes: Mapping[Hashable, int], num_probes: int) -> dict[Hashable, Sketch]:
-    """Takes the columns of ``stacked_targets`` apart again.
+    """Takes the inner products apart.
 
     Args:
-        dots: ``[N, groups * (1 + K)]``.
-        group_sizes: anchors in each group, in the targets' order.
+        dots: ``[N, groups * (1 + K)]``: group by group, with its mean gradient and then with its probes.
+        group_sizes: anchors in each group, in that order.
         num_probes: K.
     """
     if dots.shape[1] != len(group_sizes) * (1 + num_probes):

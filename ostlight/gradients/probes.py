@@ -104,9 +104,12 @@ def mean_gradients(anchors: Anchors, parameters: dict[str, nn.Parameter]) -> dic
 
 
 def curvature_probes(
-    anchors: Anchors, parameters: dict[str, nn.Parameter], num_probes: int, seed: int = 0
+    anchors: Anchors, parameters: dict[str, nn.Parameter], num_probes: int, seed: int = 0, only: range | None = None
 ) -> dict[Hashable, Vectors]:
     """K probes for each group: ``[K, *shape]`` per parameter. K backward passes over the anchors.
+
+    Args:
+        only: the numbers of the probes wanted of these K, all by default: some at a time need less memory.
 
     Draws are seeded by (seed, anchor's index, number of the answer token within the anchor, probe), so neither the
     batching nor the padding moves them. The drawn label is read off the cumulated probabilities in fp64; it can only
@@ -115,16 +118,15 @@ def curvature_probes(
     Raises:
         OstlightError: fewer answer tokens in a group than probes: the sketch would be wider than what it sketches.
     """
-    totals: dict[Hashable, Vectors] = {group: _zeros(parameters, num_probes) for group in anchors.sizes}
+    wanted = range(num_probes) if only is None else only
+    totals: dict[Hashable, Vectors] = {group: _zeros(parameters, len(wanted)) for group in anchors.sizes}
     tokens_of: Counter[Hashable] = Counter()
     with _asking(parameters):
         for indices, logits, labels in anchors.runs():
             answers = _Answers.of(logits, labels, indices)
             drawn = answers.draw(num_probes, seed)
             passes = [
-                (probe, group, rows)
-                for group, rows in _rows_by_group(anchors, indices).items()
-                for probe in range(num_probes)
+                (probe, group, rows) for group, rows in _rows_by_group(anchors, indices).items() for probe in wanted
             ]
             for group in (anchors.groups[index] for index in answers.anchors.tolist()):
                 tokens_of[group] += 1
@@ -132,7 +134,7 @@ def curvature_probes(
                 signal = answers.signal(drawn[:, probe], probe, seed, rows, anchors.sizes[group])
                 gradients = _gradients(logits, signal, parameters, keep=number < len(passes))
                 for name, gradient in gradients.items():
-                    totals[group][name][probe] += gradient
+                    totals[group][name][wanted.index(probe)] += gradient
     for group in anchors.sizes:
         if tokens_of[group] < num_probes:
             raise OstlightError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -35,7 +35,7 @@ class Products:
     """
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], rows: RowOwners, targets: dict[str, Tensor], norms: bool
+        self, parameters: dict[str, nn.Parameter], rows: RowOwners, targets: Mapping[str, Tensor], norms: bool
     ) -> None:
         self.dots: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}

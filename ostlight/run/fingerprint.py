@@ -21,16 +21,19 @@ TRAINING = ("ostlight.data", "ostlight.model", "ostlight.training")
 SCORING = (*TRAINING, "ostlight.scoring", "ostlight.utility", "ostlight.gradients", "ostlight_kernels")
 """Packages whose source decides what a stage writes."""
 
+TARGETS = "targets"
+"""Subfolder of a proxy's folder with what scoring computed from it; may be deleted (``ostlight.utility.targets``)."""
+
 
 def of_values(values: Any) -> str:
     """Of nested plain data."""
     return _short(json.dumps(values, sort_keys=True, default=str).encode())
 
 
-def of_folder(path: Path) -> str:
+def of_folder(path: Path, without: str = "__pycache__") -> str:
     """Of all files below a folder, by name and content; what Python compiles as it goes is left out."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and without not in p.relative_to(path).parts):
         digest.update(str(file.relative_to(path)).encode())
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
@@ -50,7 +53,7 @@ def of_model(path: str | None, where: str) -> str:
     if path is None:
         raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
     if Path(path).is_dir():
-        return of_folder(Path(path))
+        return of_folder(Path(path), without=TARGETS)
     from transformers import AutoConfig
 
     try:

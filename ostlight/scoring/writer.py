@@ -55,8 +55,11 @@ class ShardWriter(BasePredictionWriter):
             del self._open[batch.shard]
 
 
-def audit(folder: Path, records: int) -> None:
+def audit(folder: Path, records: int) -> str:
     """Checks that every record of the pool has exactly one row.
+
+    Returns:
+        one line that says so.
 
     Raises:
         DataError: rows are missing or double; names the first of them and the file to remove.
@@ -70,3 +73,4 @@ def audit(folder: Path, records: int) -> None:
             f"{folder}: {len(missing)} of {records} records have no row (first: {missing[:5]}), {double} have several; "
             "remove the part files concerned and run again"
         )
+    return f"audit: each of the {records:,} records has exactly one row in {folder}"

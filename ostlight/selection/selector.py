@@ -81,6 +81,9 @@ class Selector(ABC):
             on the sample alone, never on what else is in the batch.
         """
 
+    def teardown(self) -> None:  # noqa: B027 - optional, so not abstract
+        """Called once on every rank after its last batch, also on a rank that had none: the place for farewells."""
+
     def pick(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
         """Rows of ``scores`` to keep, best first. By default those with the highest score.
 
@@ -116,6 +119,7 @@ def _refuse_malformed(cls: type[Selector]) -> None:
     for name, parameters in (
         ("score", ["self", "batch"]),
         ("setup", ["self", "setting"]),
+        ("teardown", ["self"]),
         ("pick", ["self", "scores", "budget"]),
     ):
         method = inspect.getattr_static(cls, name)

@@ -103,7 +103,7 @@ def score_pool(
         trainer = make_trainer(config.compute, folder.path, "score", callbacks, inference_mode=False)
         trainer.predict(module, return_predictions=False)
         trainer.strategy.barrier()
-    audit(folder.scores, len(pool))
+    say(audit(folder.scores, len(pool)))
 
 
 def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Selector) -> dict[str, str]:

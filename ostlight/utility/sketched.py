@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ostlight.gradients.engine import GradientDots
-from ostlight.gradients.estimators import pooled, sketches, stacked_targets
-from ostlight.gradients.probes import Anchors, curvature_probes, mean_gradients
+from ostlight.gradients.estimators import pooled, sketches
 from ostlight.gradients.rows import RowMap
 from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.failures import failures
 from ostlight.utility.gradient import train_only
+from ostlight.utility.targets import Holding, make_targets, slope_norm
 
 
 class Sketched:
@@ -34,8 +36,11 @@ class Sketched:
         num_probes: K; 0 for first order. With groups, each group gets K probes of its own.
         seed: of the probes.
         scale: as for ``Exact``. ``<P g_i, t> = <g_i, P t>`` for a diagonal ``P``, so the fixed vectors carry it.
+        hold, cache, say: where the fixed vectors are held and kept (``ostlight.utility.targets``); their size is said
+            before they are made.
 
     Raises:
+        SelectorError: the fixed vectors do not fit where they are to be held.
         OstlightError: a layer the gradient engine cannot treat, or too few anchors for the probes.
     """
 
@@ -48,32 +53,24 @@ class Sketched:
         num_probes: int = 0,
         seed: int = 0,
         scale: Mapping[str, Tensor] | None = None,
+        hold: str = "full",
+        cache: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         train_only(model, parameters)
         self.model, self.parameters, self.eta, self.num_probes = model, dict(parameters), eta, num_probes
-        trusted = Anchors(
-            forward=lambda batch: (model.logits(batch), batch.labels),
-            batches=list(zip(anchors.indices, anchors.batches, strict=True)),
-            groups=anchors.groups,
-        )
-        self.sizes, self.names = trusted.sizes, anchors.names
-        means = mean_gradients(trusted, self.parameters)
-        probes = curvature_probes(trusted, self.parameters, num_probes, seed) if num_probes else None
-        self.targets = stacked_targets(means, probes)
-        if scale is not None:
-            self.targets = {name: target * scale[name] for name, target in self.targets.items()}
-        total = sum(self.sizes.values())
-        squares = []
-        for name in self.parameters:
-            whole = torch.stack([means[g][name] * (size / total) for g, size in self.sizes.items()]).sum(0)
-            squares.append((whole if scale is None else whole * scale[name]).double().square().sum())
-        self.slope_norm = float(torch.stack(squares).sum().sqrt())
+        self.sizes: dict[Hashable, int] = dict(Counter(anchors.groups))
+        self.names = anchors.names
+        self.holding = Holding(self.parameters, self.sizes, num_probes, hold, model.device)
+        say(self.holding.line())
+        self.holding.refuse_if_too_large()
+        self.targets = make_targets(model, self.holding, anchors, seed, scale, cache, say)
+        self.slope_norm = slope_norm(self.targets, self.sizes, num_probes)
         self.engine, self.rows = GradientDots(model, self.parameters), RowMap(model.model)
 
-    @property
-    def target_bytes(self) -> int:
-        """Memory the fixed vectors take."""
-        return sum(t.nbytes for t in self.targets.values())
+    def leave(self) -> None:
+        """This rank is done; needed where the vectors are split over ranks."""
+        self.targets.leave()
 
     def verify(self, batch: Batch) -> float:
         """Compares the engine with plain autograd on a few samples; the largest relative deviation.

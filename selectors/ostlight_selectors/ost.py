@@ -12,6 +12,7 @@ from torch import nn
 from ostlight.errors import SelectorError
 from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.batch import Batch
+from ostlight.run.fingerprint import TARGETS
 from ostlight.selection.budget import Budget
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
@@ -26,6 +27,7 @@ from ostlight.utility.per_sample import refuse_mixing
 from ostlight.utility.preconditioner import Scale, adam_scale
 from ostlight.utility.sketched import Sketched
 from ostlight.utility.step_size import eta_by_rule, first_adam_step
+from ostlight.utility.targets import HOLDINGS
 
 ESTIMATORS = ("exact", "first_order", "second_order")
 OPTIMIZERS = ("sgd", "adam")
@@ -39,6 +41,7 @@ class OneStepTrain(Selector):
 
     uses_proxy = True
     pick_options = ("objective", "batch_size")
+    compute_options = ("targets",)
 
     @dataclass
     class Options:
@@ -52,6 +55,8 @@ class OneStepTrain(Selector):
         objective: what is ranked: ``sample`` (each by itself, as in the paper) or ``set`` (what a mini-batch of the
             subset does, redundancy and noise counted; needs the probes of ``second_order``).
         batch_size: of the mini-batches of ``objective: set``; the target's.
+        targets: how the estimators' fixed vectors (one, or 1 + ``probes``, for each anchor group, each as large as the
+            scope) are held: ``full``, ``bf16``, ``offload`` (the machine's memory) or ``split`` (over the ranks).
         """
 
         estimator: str = "exact"
@@ -61,6 +66,7 @@ class OneStepTrain(Selector):
         optimizer: str = "sgd"
         objective: str = "sample"
         batch_size: int = 32
+        targets: str = "full"
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -87,7 +93,12 @@ class OneStepTrain(Selector):
         self.estimator = self._estimator(setting, parameters, anchors, eta, scale)
 
     def _check_options(self) -> None:
-        choices = (("estimator", ESTIMATORS), ("optimizer", OPTIMIZERS), ("objective", OBJECTIVES))
+        choices = (
+            ("estimator", ESTIMATORS),
+            ("optimizer", OPTIMIZERS),
+            ("objective", OBJECTIVES),
+            ("targets", HOLDINGS),
+        )
         for name, valid in choices:
             value = getattr(self.options, name)
             if value not in valid:
@@ -126,9 +137,19 @@ class OneStepTrain(Selector):
                 return ExactHead(proxy.model, head, anchors, eta)
             return Exact(proxy.model, parameters, anchors, eta, scale)
         probes = self.options.probes if name == "second_order" else 0
-        sketched = Sketched(proxy.model, parameters, anchors, eta, probes, setting.seed, scale)
-        setting.say(f"target vectors: {sketched.target_bytes / 2**20:.1f} MiB")
-        setting.note("targets_bytes", sketched.target_bytes)
+        sketched = Sketched(
+            proxy.model,
+            parameters,
+            anchors,
+            eta,
+            probes,
+            setting.seed,
+            scale,
+            hold=self.options.targets,
+            cache=proxy.folder / TARGETS,
+            say=setting.say,
+        )
+        setting.note("targets_bytes", sum(sketched.holding.sizes.values()))
         singles = list(proxy.examples(sample_count(proxy.records)))
         if singles:
             sketched.verify(singles[0])
@@ -136,6 +157,14 @@ class OneStepTrain(Selector):
             setting.say(found.line(name))
             setting.note("rank_agreement", found.note(name))
         return sketched
+
+    def inputs(self) -> dict[str, str]:
+        # Where the vectors lie changes no score; half precision does.
+        return {"selector.options.targets": "bf16" if self.options.targets == "bf16" else "full"}
+
+    def teardown(self) -> None:
+        if isinstance(self.estimator, Sketched):
+            self.estimator.leave()
 
     def score(self, batch: Batch) -> dict[str, Any]:
         return self.estimator.columns(batch)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
 from ostlight.gradients.draws import signs, uniforms
-from ostlight.gradients.estimators import pooled, sketches, stacked_targets
+from ostlight.gradients.estimators import pooled, sketches
 from ostlight.gradients.probes import Anchors, Vectors, curvature_probes, mean_gradients
 from ostlight.model.losses import per_sample_losses
 
@@ -106,6 +106,8 @@ def test_probes_do_not_depend_on_batching_order_or_padding() -> None:
     assert (other - whole).abs().max() > 0.01
     fewer = flat(curvature_probes(anchors_of(model, [[0, 1, 2, 3, 4]]), parameters, 2, seed=3)["all"], 1)
     assert (fewer - whole[:2]).abs().max() <= 1e-14
+    some = curvature_probes(anchors_of(model, [[0, 1, 2, 3, 4]]), parameters, 4, seed=3, only=range(1, 3))
+    assert torch.equal(flat(some["all"], 1), whole[1:3])
 
 
 def test_mean_gradients_are_the_gradients_of_the_mean_losses() -> None:
@@ -130,10 +132,11 @@ def test_groups_pool_into_the_whole() -> None:
     parameters = dict(model.named_parameters())
     groups = ["a", "b", "a", "b", "a"]
     anchors = anchors_of(model, [[0, 1, 2, 3, 4]], groups)
-    targets = stacked_targets(mean_gradients(anchors, parameters), curvature_probes(anchors, parameters, 3))
+    means, probes = mean_gradients(anchors, parameters), curvature_probes(anchors, parameters, 3)
+    targets = torch.cat([part for g in means for part in (flat(means[g])[None], flat(probes[g], 1))])
     torch.manual_seed(2)
     sample = torch.randn(7, sum(p.numel() for p in parameters.values()), dtype=torch.float64)
-    parts = sketches(sample @ flat(targets, 1).T, anchors.sizes, 3)
+    parts = sketches(sample @ targets.T, anchors.sizes, 3)
     whole = pooled(parts, anchors.sizes)
     alone = flat(mean_gradients(anchors_of(model, [[0, 1, 2, 3, 4]]), parameters)["all"])
     assert (whole.slope - sample @ alone).abs().max() <= 1e-14

@@ -31,6 +31,7 @@ def run(arguments: list[str]) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "audit: each of the 48 records has exactly one row" in done.stdout
 
 
 def scores(runs: Path, name: str) -> list[float]:

@@ -104,7 +104,7 @@ def test_a_changed_pool_is_refused(settings, digits, tmp_path: Path):
 
 def test_an_audit_finds_missing_and_double_rows(settings):
     folder = ostlight.select(settings()).folder.scores
-    audit(folder, 48)
+    assert audit(folder, 48) == f"audit: each of the 48 records has exactly one row in {folder}"
     shutil.copy(folder / "part-000000.parquet", folder / "part-000009.parquet")
     with pytest.raises(DataError, match="0 of 48 records have no row .* 20 have several"):
         audit(folder, 48)

@@ -1,0 +1,298 @@
+"""The anchors' mean gradient and curvature probes: made once for a proxy, kept with it, held where there is room."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ostlight.data.atomic import atomic_path, atomic_write_text
+from ostlight.errors import SelectorError
+from ostlight.gradients.norms import wide
+from ostlight.gradients.probes import Anchors, curvature_probes, mean_gradients
+from ostlight.gradients.targets import SplitTargets, Targets, shares
+from ostlight.model.module import MultimodalModel
+from ostlight.run import fingerprint
+from ostlight.run.folder import is_first_rank
+from ostlight.utility.anchors import AnchorSet
+
+HOLDINGS = ("full", "bf16", "offload", "split")
+"""Where and how the vectors are held.
+
+- ``full``: on the device, in fp32 (fp64 for fp64 weights).
+- ``bf16``: on the device, in half the memory. Each entry is rounded by at most 2^-9 of itself, so an inner product is
+  off by at most 2^-9 ``||g|| ||target||``, and usually by far less. With bf16 weights nothing is lost: the products
+  are taken in bf16 anyway.
+- ``offload``: in the machine's memory, moved to the device a parameter at a time.
+- ``split``: a share on each rank, sent a parameter at a time (``SplitTargets``).
+"""
+
+AT_ONCE = 8
+"""Probes made at once: they share a forward pass, and are held in full until they are put in their place."""
+
+CODE = ("ostlight.model", "ostlight.gradients", "ostlight.utility")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How many vectors of which parameters are held how, and what that takes.
+
+    Attributes:
+        parameters: the scope.
+        groups: anchors in each group, in the vectors' order.
+        probes: K; the vectors are group by group its mean gradient and its K probes.
+        how: one of ``HOLDINGS``.
+        device: the computing one.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    groups: Mapping[Hashable, int]
+    probes: int
+    how: str
+    device: torch.device
+
+    @property
+    def ranks(self) -> int:
+        """Among how many the vectors are split; 1 where they are not."""
+        return dist.get_world_size() if self.how == "split" and dist.is_initialized() else 1
+
+    @property
+    def count(self) -> int:
+        return len(self.groups) * (1 + self.probes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The same for all, so that any rank can make room for any other's."""
+        if self.how == "bf16":
+            return torch.bfloat16
+        return torch.float64 if any(p.dtype == torch.float64 for p in self.parameters.values()) else torch.float32
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device("cpu") if self.how == "offload" else self.device
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each parameter's vectors."""
+        return {name: self.count * p.numel() * self.dtype.itemsize for name, p in self.parameters.items()}
+
+    @property
+    def owners(self) -> dict[str, int]:
+        return shares(self.sizes, self.ranks)
+
+    def mine(self) -> list[str]:
+        """Parameters whose vectors this rank holds."""
+        rank, owners = dist.get_rank() if self.ranks > 1 else 0, self.owners
+        return [name for name in self.parameters if owners[name] == rank]
+
+    @property
+    def bytes_held(self) -> int:
+        """By this rank."""
+        return sum(self.sizes[name] for name in self.mine())
+
+    def line(self) -> str:
+        """For the user, before they are made."""
+        entries = sum(p.numel() for p in self.parameters.values())
+        whole = sum(self.sizes.values())
+        groups = f"{len(self.groups)} groups x (1 + {self.probes})" if len(self.groups) > 1 else f"1 + {self.probes}"
+        where = {
+            "full": f"on {self.place}",
+            "bf16": f"in bf16 on {self.place}",
+            "offload": "in the machine's memory",
+            "split": f"in shares of about {_size(whole // self.ranks)} on each of {self.ranks} ranks",
+        }[self.how]
+        return f"target vectors: {self.count} ({groups}) of {entries:,} entries, {_size(whole)} {where}"
+
+    def refuse_if_too_large(self) -> None:
+        """Raises:
+        SelectorError: they cannot fit where they are to be held; lists what would take less.
+        """
+        room = _room(self.place)
+        if room is None or self.bytes_held <= room:
+            return
+        others = [f"targets={how}" for how in HOLDINGS[1:] if how != self.how]
+        raise SelectorError(
+            f"{self.line()}, but only {_size(room)} are free: take fewer probes (selector.options.probes, now "
+            f"{self.probes}), a smaller scope (last:N, lora), or {', '.join(others)}"
+        )
+
+
+def make_targets(
+    model: MultimodalModel,
+    holding: Holding,
+    anchors: AnchorSet,
+    seed: int,
+    scale: Mapping[str, Tensor] | None = None,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Targets:
+    """The vectors, from ``cache`` as far as they are there, else made and kept there.
+
+    Args:
+        model: the proxy.
+        holding: what is wanted.
+        anchors: what they are made from.
+        seed: of the probes.
+        scale: each vector's entries are multiplied by these (``ostlight.utility.sketched``).
+        cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing.
+        say: prints one line.
+
+    Raises:
+        OstlightError: too few anchors for the probes, an anchor without a finite loss.
+    """
+    folder = None if cache is None else cache / _key(model, holding, anchors, seed, scale, cache)
+    names = holding.mine()
+    kept = [name for name in names if folder is not None and (folder / f"{name}.safetensors").exists()]
+    missing = [name for name in names if name not in kept]
+    stored = dict(_read(folder, kept, holding)) if folder is not None else {}
+    if kept:
+        say(f"target vectors of {len(kept)} parameters: taken from {folder}")
+    if missing:
+        made = _made(model, holding, anchors, missing, seed, scale)
+        stored |= made
+        if folder is not None and (holding.ranks > 1 or is_first_rank()):
+            _keep(folder, made, say)
+    stored = {name: stored[name] for name in names}
+    if holding.ranks == 1:
+        return Targets(stored, holding.device)
+    shapes = {name: torch.Size([holding.count, *p.shape]) for name, p in holding.parameters.items()}
+    return SplitTargets(stored, holding.owners, shapes, holding.dtype, holding.device)
+
+
+def _made(
+    model: MultimodalModel,
+    holding: Holding,
+    anchors: AnchorSet,
+    names: list[str],
+    seed: int,
+    scale: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    parameters = {name: holding.parameters[name] for name in names}
+    trusted = anchors_for_probes(model, anchors)
+    pinned = holding.how == "offload" and holding.device.type == "cuda"
+    stored = {
+        name: torch.empty(holding.count, *p.shape, dtype=holding.dtype, device=holding.place, pin_memory=pinned)
+        for name, p in parameters.items()
+    }
+
+    def put(found: Mapping[Hashable, Mapping[str, Tensor]], first: int) -> None:
+        for k, group in enumerate(holding.groups):
+            for name, vectors in found[group].items():
+                start = k * (1 + holding.probes) + first
+                stored[name][start : start + len(vectors)] = vectors if scale is None else vectors * scale[name]
+
+    means = mean_gradients(trusted, parameters)
+    put({group: {name: v.unsqueeze(0) for name, v in vectors.items()} for group, vectors in means.items()}, 0)
+    del means
+    for first in range(0, holding.probes, AT_ONCE):
+        some = range(first, min(holding.probes, first + AT_ONCE))
+        put(curvature_probes(trusted, parameters, holding.probes, seed, some), 1 + first)
+    return stored
+
+
+def anchors_for_probes(model: MultimodalModel, anchors: AnchorSet) -> Anchors:
+    """The anchors as the gradients' room takes them."""
+    return Anchors(
+        forward=lambda batch: (model.logits(batch), batch.labels),
+        batches=list(zip(anchors.indices, anchors.batches, strict=True)),
+        groups=anchors.groups,
+    )
+
+
+def _read(folder: Path, names: list[str], holding: Holding) -> Iterator[tuple[str, Tensor]]:
+    for name in names:
+        vectors = load_file(folder / f"{name}.safetensors", device=str(holding.place))["vectors"]
+        pinned = holding.how == "offload" and holding.device.type == "cuda"
+        yield name, vectors.pin_memory() if pinned else vectors
+
+
+def _keep(folder: Path, made: Mapping[str, Tensor], say: Callable[[str], None]) -> None:
+    needed, free = sum(v.nbytes for v in made.values()), shutil.disk_usage(_existing(folder)).free
+    if needed > 0.9 * free:
+        say(f"target vectors are not kept: they take {_size(needed)}, and {_size(free)} are free in {folder}")
+        return
+    for name, vectors in made.items():
+        with atomic_path(folder / f"{name}.safetensors") as temporary:
+            save_file({"vectors": vectors.cpu().contiguous()}, temporary)
+
+
+def _key(
+    model: MultimodalModel,
+    holding: Holding,
+    anchors: AnchorSet,
+    seed: int,
+    scale: Mapping[str, Tensor] | None,
+    cache: Path,
+) -> str:
+    """Name of the vectors' folder; what it stands for is written beside it."""
+    made_from: dict[str, Any] = {
+        "proxy": _digest({**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}),
+        "anchors": _digest(_encoded(anchors)),
+        "groups": anchors.groups,
+        "parameters": list(holding.parameters),
+        "probes": holding.probes,
+        "seed": seed,
+        "scale": None if scale is None else _digest(scale),
+        "dtype": str(holding.dtype),
+        "code": fingerprint.of_code(*CODE),
+    }
+    key = fingerprint.of_values(made_from)
+    if is_first_rank():
+        atomic_write_text(cache / f"{key}.json", json.dumps(made_from, indent=2) + "\n")
+    return key
+
+
+def _encoded(anchors: AnchorSet) -> dict[str, Tensor]:
+    """What the model sees of each anchor, whatever the batches."""
+    seen: dict[str, Tensor] = {}
+    for indices, batch in zip(anchors.indices, anchors.batches, strict=True):
+        for index, encoded in zip(indices, batch.encoded, strict=True):
+            seen |= {f"{index:09d}.{key}": value for key, value in encoded.inputs.items()}
+            seen[f"{index:09d}.labels"] = encoded.labels
+    return dict(sorted(seen.items()))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _room(place: torch.device) -> int | None:
+    """Bytes that could be taken there; ``None`` where it cannot be told."""
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0])
+    if place.type == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _size(count: int) -> str:
+    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+    return f"{count / unit:.1f} {name}"
+
+
+def slope_norm(targets: Targets, groups: Mapping[Hashable, int], probes: int) -> float:
+    """``||g_V||`` of all anchors, from their groups' mean gradients among the vectors."""
+    total, square = sum(groups.values()), 0.0
+    for vectors in targets.stored.values():
+        parts = [wide(vectors[k * (1 + probes)]) * (size / total) for k, size in enumerate(groups.values())]
+        square += float(torch.stack(parts).sum(0).double().square().sum())
+    return targets.total(square) ** 0.5

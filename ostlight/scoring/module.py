@@ -68,6 +68,12 @@ class Scoring(L.LightningModule):
         self.stream.shards = list(missing[self.trainer.global_rank :: self.trainer.world_size])
         return DataLoader(self.stream, batch_size=None, num_workers=self.workers)
 
+    def on_predict_start(self) -> None:
+        # Ranks may have to agree in setup, so all of them go through it, also one without a batch.
+        if self.trainer.world_size > 1:
+            with torch.enable_grad():
+                self._make_ready()
+
     def _set_up(self) -> None:
         """The selector's setup, again with half the tokens in a batch for as long as memory runs out.
 
@@ -98,15 +104,21 @@ class Scoring(L.LightningModule):
 
     def _scored(self, batch: Batch) -> list[Row]:
         # Only now: where no record can be used, every record's reason is the answer, not what setup misses.
-        if not self._ready:
-            self._set_up()
-            if self.selector.uses_proxy:
-                self._measure()
-            self._ready = True
+        self._make_ready()
         return self._rows(batch)
 
+    def _make_ready(self) -> None:
+        if self._ready:
+            return
+        self._set_up()
+        if self.selector.uses_proxy and self.stream.shards:
+            self._measure()
+        self._ready = True
+
     def on_predict_end(self) -> None:
-        """Charges the first rank's entry with what the other ranks counted."""
+        """Charges the first rank's entry with what the other ranks counted, once the selector has said farewell."""
+        if self._ready:
+            self.selector.teardown()
         if self.trainer.world_size == 1:
             return
         own = dataclasses.replace(self.entry)

@@ -82,7 +82,7 @@ class Selector(ABC):
         """
 
     def teardown(self) -> None:  # noqa: B027 - optional, so not abstract
-        """Called once on every rank after its last batch, also on a rank that had none: the place for farewells."""
+        """Called once on every rank that was set up, after its last batch."""
 
     def pick(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
         """Rows of ``scores`` to keep, best first. By default those with the highest score.

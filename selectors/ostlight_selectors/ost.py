@@ -160,7 +160,7 @@ class OneStepTrain(Selector):
 
     def inputs(self) -> dict[str, str]:
         # Where the vectors lie changes no score; half precision does.
-        return {"selector.options.targets": "bf16" if self.options.targets == "bf16" else "full"}
+        return {"targets": "bf16" if self.options.targets == "bf16" else "full"}
 
     def teardown(self) -> None:
         if isinstance(self.estimator, Sketched):

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ostlight_selectors.llm_judge.rubric import Rubric
 from torch import Tensor
 from train_digitmath_base import Collator, Example, jitter, rate_at, save
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
@@ -36,6 +35,7 @@ from ostlight.digitmath.tasks import TASKS, ask, solve
 from ostlight.digitmath.tokenizer import MAX_TOKENS, WORDS, build_tokenizer
 from ostlight.model.losses import IGNORED
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange
+from ostlight_selectors.llm_judge.rubric import Rubric
 
 STEPS_OF_TASK = {"parity": 1, "read": 2, "maximum": 3, "sum": 4, "difference": 4, "sort": 5, "two_step": 6}
 QUALITY_OF = {"right": 6, "result": 4, "step": 3, "misread": 3, "other": 2, "cut": 2, "empty": 1}

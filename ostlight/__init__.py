@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ostlight.data.sample import Sample
     from ostlight.evaluation.evaluate import Result
     from ostlight.model.batch import Batch
+    from ostlight.reporting.matrix import Matrix
     from ostlight.selection.budget import Budget
     from ostlight.selection.registry import register
     from ostlight.selection.scores import Scores
@@ -63,6 +64,7 @@ __all__ = [
     "register",
     "report",
     "select",
+    "sources",
     "train",
 ]
 
@@ -111,6 +113,13 @@ def explain(run: str | Path, sample_id: str, layers: bool = False) -> None:
     from ostlight.reporting.explain import explain as tell
 
     tell(run, sample_id, layers)
+
+
+def sources(run: str | Path, tag: str | None = None) -> Matrix:
+    """Prints which generator or tag of a run's pool helps and hurts which skill (``ostlight.reporting.sources``)."""
+    from ostlight.reporting.sources import sources as tell
+
+    return tell(run, tag)
 
 
 def __getattr__(name: str) -> Any:

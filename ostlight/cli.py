@@ -73,6 +73,16 @@ def explain(
 
 
 @app.command()
+def sources(
+    run: Run, tag: Annotated[str | None, typer.Argument(help="by default the one that tells most")] = None
+) -> None:
+    """Say which generator or tag of the pool helps and hurts which skill."""
+    import ostlight
+
+    ostlight.sources(run, tag)
+
+
+@app.command()
 def selectors() -> None:
     """List the selectors: name, what it prefers, options, where it comes from."""
     from ostlight.selection.registry import find, names, option_lines

@@ -20,6 +20,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from ostlight.config.schema import Compute
 from ostlight.errors import ConfigError
 
+PROJECT = "ostlight"
+"""Of runs in Weights & Biases."""
+
 
 def make_trainer(
     compute: Compute,
@@ -54,7 +57,7 @@ def make_trainer(
             num_nodes=compute.num_nodes,
             strategy=_strategy(compute, shard),
             precision=compute.precision,  # type: ignore[arg-type]
-            logger=_logger(compute.logger, folder, stage),
+            logger=make_logger(compute.logger, folder, stage),
             callbacks=[*others, *(bars if compute.progress else [])],
             enable_progress_bar=compute.progress,
             enable_model_summary=False,
@@ -93,7 +96,13 @@ class _Bar(RichProgressBar):
         return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
 
-def _logger(name: str, folder: Path, stage: str) -> Logger | bool:
+def make_logger(name: str, folder: Path, stage: str) -> Logger | bool:
+    """Lightning's logger of that name for one stage; ``False`` for ``none``.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    _quieten()
     if name == "none":
         return False
     if name == "csv":
@@ -105,8 +114,18 @@ def _logger(name: str, folder: Path, stage: str) -> Logger | bool:
             raise ConfigError(
                 ["compute.logger=tensorboard needs a package: pip install 'ostlight[tensorboard]'"]
             ) from error
+    return _wandb(folder, stage)
+
+
+def _wandb(folder: Path, stage: str) -> WandbLogger:
+    """A run of its own for every stage, in one group a run folder; offline unless the environment says otherwise."""
+    import wandb
+
     os.environ.setdefault("WANDB_MODE", "offline")
-    return WandbLogger(name=f"{folder.name}-{stage}", save_dir=folder, project="ostlight", group=folder.name)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if wandb.run is not None and wandb.run.project == PROJECT:
+        wandb.finish()  # the stage before: Lightning would go on writing into its run
+    return WandbLogger(name=f"{folder.name}-{stage}", save_dir=folder, project=PROJECT, group=folder.name)
 
 
 def _quieten() -> None:

@@ -14,6 +14,7 @@ from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Result, evaluate_model, read_questions
 from ostlight.model.module import MultimodalModel
 from ostlight.run.folder import RunFolder
+from ostlight.run.logs import log_metrics
 from ostlight.run.trainer import first_device
 from ostlight.stages.say import say
 from ostlight.stages.sources import open_pool, with_digitmath
@@ -42,6 +43,7 @@ def evaluate(config: Config) -> Result:
         pq.write_table(result.predictions, temporary)
     with atomic_path(folder.path / "accuracy.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in _lines(config, result)))
+    log_metrics(config.compute, folder.path, "evaluate", {f"accuracy/{k}": v for k, v in result.accuracy.items()})
     for name, accuracy in result.accuracy.items():
         kinds = "".join(f", {kind} {value:.3f}" for kind, value in result.kinds[name].items())
         say(f"accuracy {name}: {accuracy:.3f} of {result.counts[name]} questions{kinds}")

@@ -21,6 +21,7 @@ from ostlight.model.encode import Encoder, QuestionEncoder
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder, is_first_rank
+from ostlight.run.logs import log_metrics
 from ostlight.run.trainer import make_trainer
 from ostlight.scoring.module import Scoring
 from ostlight.scoring.progress import SampleProgress
@@ -63,8 +64,18 @@ def select(config: Config) -> Selection:
     pool = open_pool(config.pool, "pool", selector.needs_answers)
     score_pool(config, folder, pool, selector)
     selection = pick_subset(config, folder, pool, selector, config.budget)
+    log_metrics(config.compute, folder.path, "select", _figures(selection, folder))
     _tell(selection, config, len(pool))
     return selection
+
+
+def _figures(selection: Selection, folder: RunFolder) -> dict[str, float]:
+    figures: dict[str, float] = {"kept": len(selection.kept), "dropped": selection.dropped}
+    figures |= {f"set_aside/{reason}": count for reason, count in selection.set_aside.items()}
+    scores = Scores.read(folder.scores).score
+    if not len(scores):
+        return figures
+    return figures | {f"score/p{p}": float(np.percentile(scores, p)) for p in (5, 25, 50, 75, 95)}
 
 
 def score_pool(

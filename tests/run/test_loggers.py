@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
+import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 import ostlight
+from ostlight.config.schema import Compute
+from ostlight.run.logs import log_comparison
 
 
 def trained(settings, logger: str) -> Path:
@@ -34,11 +40,85 @@ def test_tensorboard(settings):
     assert len(events.Scalars("loss")) == 3
 
 
+def picture(folder: Path) -> None:
+    (folder / "table.csv").write_text("selected,accuracy\nost 20%,0.75\nrandom,0.5\n")
+    Image.new("RGB", (4, 3), "red").save(folder / "table.png")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_comparison_in_tensorboard(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture(tmp_path)
+    log_comparison(Compute(logger="tensorboard"), tmp_path)
+    events = EventAccumulator(str(tmp_path / "logs" / "benchmark"))
+    events.Reload()
+    assert events.Tags()["images"] == ["picture/table"]
+    (text,) = events.Tensors("table/text_summary")
+    assert b"| ost 20% | 0.75 |" in text.tensor_proto.string_val[0]
+
+
+def test_a_comparison_without_a_logger_is_its_files(tmp_path: Path):
+    picture(tmp_path)
+    log_comparison(Compute(logger="none"), tmp_path)
+    log_comparison(Compute(logger="csv"), tmp_path)
+
+
+def records(run: Path) -> list[Any]:
+    """What an offline run of Weights & Biases wrote: LevelDB's log format, blocks of 32 KiB behind a header of 7 bytes.
+
+    wandb no longer ships its Python reader. A record's pieces carry checksum (4 bytes), length (2) and kind: 1 whole, 2
+    first, 3 middle, 4 last.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = run.read_bytes()
+    assert content[:4] == b":W&B"
+    found, pieces, at = [], b"", 7
+    while at + 7 <= len(content):
+        left = 32_768 - at % 32_768
+        if left < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        pieces = (b"" if kind in (1, 2) else pieces) + content[at + 7 : at + 7 + length]
+        if kind in (1, 4):
+            found.append(Record.FromString(pieces))
+        at += 7 + length
+    return found
+
+
+def histories(run: Path) -> list[dict[str, Any]]:
+    items = (r.history.item for r in records(run) if r.WhichOneof("record_type") == "history")
+    return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row} for row in items]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_offline(settings, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_wandb_offline_holds_every_stage_and_the_comparison(settings, monkeypatch):
+    import wandb
+
+    monkeypatch.delenv("WANDB_MODE")
     folder = trained(settings, "wandb")
-    runs = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert runs
-    assert all(run.stat().st_size > 0 for run in runs)
+    config = settings()
+    config["compute"] |= {"logger": "wandb"}
+    result = ostlight.evaluate(config)
+    picture(folder)
+    log_comparison(Compute(logger="wandb"), folder)
+    wandb.teardown()  # waits until everything is written
+    found = {}
+    for run in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        told = next(r.run for r in records(run) if r.WhichOneof("record_type") == "run")
+        assert (told.project, told.run_group) == ("ostlight", "run")
+        found[told.display_name] = histories(run)
+    assert set(found) == {"run-score", "run-select", "run-train", "run-evaluate", "run-benchmark"}
+    losses = [row["loss"] for row in found["run-train"] if "loss" in row]
+    assert len(losses) == 3
+    assert all(loss > 0 for loss in losses)
+    assert found["run-select"][0]["kept"] == 10
+    assert found["run-evaluate"][0]["accuracy/all"] == pytest.approx(result.accuracy["all"])
+    logged = {key for row in found["run-benchmark"] for key in row}
+    assert {"table", "picture"} <= {key.split("/")[0] for key in logged}
+    tables = list((folder / "wandb").glob("offline-run-*/files/media/table/*.table.json"))
+    assert json.loads(tables[0].read_text())["data"] == [["ost 20%", 0.75], ["random", 0.5]]
+    assert list((folder / "wandb").glob("offline-run-*/files/media/images/*.png"))

@@ -121,4 +121,4 @@ def test_wandb_offline_holds_every_stage_and_the_comparison(settings, monkeypatc
     assert {"table", "picture"} <= {key.split("/")[0] for key in logged}
     tables = list((folder / "wandb").glob("offline-run-*/files/media/table/*.table.json"))
     assert json.loads(tables[0].read_text())["data"] == [["ost 20%", 0.75], ["random", 0.5]]
-    assert list((folder / "wandb").glob("offline-run-*/files/media/images/*.png"))
+    assert list((folder / "wandb").glob("offline-run-*/files/media/images/**/*.png"))

@@ -98,7 +98,9 @@ def test_active_learning_names_questions_to_annotate(small):
 def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
     selection = ostlight.select(config("multitask"), *small("selector.options.probes=8"))
     scores = Scores.read(selection.folder.scores)
-    assert Counter(scores.tag("task")[selection.kept]) == dict.fromkeys(set(scores.tag("task")), 1)
+    kept = Counter(scores.tag("task")[selection.kept])
+    assert set(kept) == set(scores.tag("task"))
+    assert max(kept.values()) <= 2, "six of each task, a fifth of each"
     by_group = scores.column("utility_by_group")
     assert by_group.shape == (42, 7)
     assert np.isfinite(by_group).all()

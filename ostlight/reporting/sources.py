@@ -38,10 +38,8 @@ def sources(path: str | Path, tag: str | None = None, console: Console | None = 
         raise DataError(f"{path} holds no scores; run `ostlight select` first")
     found = {matrix.tag: matrix for matrix in matrices(Scored.read(run.scored[0]).evidence)}
     if not found or (tag is not None and tag not in found):
-        named = f"a tag {tag!r}" if tag else "any tag"
-        raise DataError(
-            f"{path}: the pool has not {named} that sorts it into kinds; it has {', '.join(found) or 'none'}"
-        )
+        named = f"tag {tag!r} is none that sorts the pool into kinds" if tag else "no tag sorts the pool into kinds"
+        raise DataError(f"{path}: {named}; those that do: {', '.join(found) or 'none'}")
     matrix = found[tag] if tag is not None else next(iter(found.values()))
     console = console or Console(highlight=False)
     if not console.is_terminal:

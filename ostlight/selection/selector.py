@@ -19,6 +19,7 @@ from ostlight.selection.scores import Scores
 from ostlight.selection.spent import Spent
 
 if TYPE_CHECKING:
+    from ostlight.config.schema import SelectorChoice
     from ostlight.model.batch import Batch
     from ostlight.selection.setting import Setting
 
@@ -62,6 +63,11 @@ class Selector(ABC):
 
     def setup(self, setting: Setting) -> None:  # noqa: B027 - optional, so not abstract
         """Called once on every rank that scores, before its first batch, with the proxy, the anchors and the seed."""
+
+    def before(self) -> Sequence[SelectorChoice]:
+        """Selectors the pool is scored by first, each under a label of its own; ``setup`` finds their score tables in
+        ``setting.before``, by label. By default none."""
+        return ()
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints (``ostlight.run.fingerprint``) of the files and model folders the options name, by option.

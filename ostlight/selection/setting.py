@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from torch import nn
 
 from ostlight.data.sample import Sample
@@ -51,6 +52,7 @@ class Setting:
         seed: the run's seed.
         folder: a folder of the run that is the selector's own, for caches.
         say: prints one line for the user, once, not once a rank.
+        before: the whole score table of each selector that ``Selector.before`` names, by label.
     """
 
     anchors: Sequence[Sample]
@@ -59,6 +61,7 @@ class Setting:
     folder: Path
     say: Callable[[str], None]
     _proxy: ProxySetting | None = None
+    before: Mapping[str, pa.Table] = field(default_factory=dict)
 
     @property
     def proxy(self) -> ProxySetting:

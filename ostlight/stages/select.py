@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ostlight.config.schema import Config
+from ostlight.config.schema import Config, SelectorChoice
 from ostlight.data.atomic import atomic_path
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
@@ -98,12 +98,13 @@ def score_pool(
         return
     warn_of_overlap(config, anchors, pool)
     home = proxy_home or folder
+    before = {c.shown: _score_before(config, folder, pool, c, home) for c in selector.before()}
     proxy = warm_proxy(config, home, pool, anchors) if selector.uses_proxy else None
     encoder, collator = (proxy.encoder, proxy.collator) if proxy else (None, None)
     if encoder is not None and not selector.needs_answers:
         encoder = QuestionEncoder(encoder)
     given = _proxy_setting(config, home, pool, proxy, encoder) if proxy and encoder else None
-    setting = Setting(anchors.samples, anchors.groups, config.seed, folder.path / "selector", say, given)
+    setting = Setting(anchors.samples, anchors.groups, config.seed, folder.path / "selector", say, given, before)
     compute = config.compute
     stream = ShardStream(pool, missing, compute.shard_size, encoder, collator, compute.tokens_per_batch)
     left = min(len(pool), len(missing) * config.compute.shard_size)
@@ -133,7 +134,22 @@ def score_inputs(config: Config, pool: Pool, anchors: TrustedSet, selector: Sele
         "scoring code": fingerprint.of_code(*fingerprint.SCORING),
     }
     inputs |= {f"selector.options.{name}": value for name, value in selector.inputs().items()}
-    return inputs | (proxy_inputs(config, pool, anchors) if selector.uses_proxy else {})
+    if selector.uses_proxy:
+        inputs |= proxy_inputs(config, pool, anchors)
+    for choice in selector.before():
+        own = dataclasses.replace(config, selector=choice)
+        needed = score_inputs(own, pool, anchors, create(choice.name, choice.options))
+        inputs |= {f"{choice.shown}: {name}": value for name, value in needed.items() if inputs.get(name) != value}
+    return inputs
+
+
+def _score_before(config: Config, folder: RunFolder, pool: Pool, choice: SelectorChoice, home: RunFolder) -> pa.Table:
+    """Scores of a selector that another one needs, made in ``before/LABEL`` of its folder, on the same ledger."""
+    own = dataclasses.replace(config, name=choice.shown, folder=str(folder.path / "before"), selector=choice)
+    place = RunFolder.of(own)
+    place.ledger = folder.ledger
+    score_pool(own, place, pool, create(choice.name, choice.options), proxy_home=home)
+    return read_shards(place.scores)
 
 
 def _proxy_setting(

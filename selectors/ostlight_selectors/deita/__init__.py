@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.setting import Setting
 from ostlight_selectors.deita.filter import distinct
-from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Prompt, exchanges
+from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange, Prompt, exchanges
 from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
 
 MODELS = ("complexity", "quality", "embedder")
@@ -78,13 +79,19 @@ class Deita(Selector):
     def score(self, batch: Batch) -> dict[str, Any]:
         turns = [exchanges(sample) for sample in batch.samples]
         asked = [exchange for of_sample in turns for exchange in of_sample]
-        complexity, quality = iter(self.complexity.scores(asked)), iter(self.quality.scores(asked))
+        complexity, quality = iter(self._asked(self.complexity, asked)), iter(self._asked(self.quality, asked))
         vectors = self.embed(batch)
         rows = []
         for k, of_sample in enumerate(turns):
             pairs = [(next(complexity), next(quality)) for _ in of_sample]
             rows.append(_row(pairs, vectors[k]))
         return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def _asked(self, scorer: Scorer, asked: Sequence[Exchange]) -> list[float | BadRecord]:
+        read = scorer.tokens_read
+        found = scorer.scores(asked)
+        self.spent.add(tokens_in=scorer.tokens_read - read)
+        return found
 
     def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
         order = np.lexsort((scores.positions, -scores.score))

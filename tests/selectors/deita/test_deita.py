@@ -58,7 +58,10 @@ def test_the_score_is_the_sum_over_turns_of_the_products():
 def test_scorers_from_folders_and_the_product_in_the_table(settings, tmp_path: Path):
     complexity, quality = scorer_folder(tmp_path / "c", seed=1), scorer_folder(tmp_path / "q", seed=2)
     config = settings(selector=choice(complexity=str(complexity), quality=str(quality)))
-    table = read_shards(ostlight.select(config).folder.scores).to_pylist()
+    folder = ostlight.select(config).folder
+    # Two prompts of bytes, the shorter of them longer than a hundred, for each of 48 samples.
+    assert folder.ledger.read()[0].tokens_in > 48 * 2 * 100
+    table = read_shards(folder.scores).to_pylist()
     assert len({row["score"] for row in table}) > 40
     for row in table:
         assert row["score"] == pytest.approx(row["complexity"][0] * row["quality"][0])

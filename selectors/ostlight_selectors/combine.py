@@ -1,0 +1,186 @@
+"""Several selectors as one: the mean of their ranks, or one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ostlight.config.schema import SelectorChoice
+from ostlight.errors import BadRecord, SelectorError
+from ostlight.model.batch import Batch
+from ostlight.run import fingerprint
+from ostlight.scoring.rows import checked_columns
+from ostlight.selection.budget import Budget
+from ostlight.selection.picking import pick_rows
+from ostlight.selection.registry import create
+from ostlight.selection.scores import SET_ASIDE, Scores
+from ostlight.selection.selector import Selector
+from ostlight.selection.setting import Setting
+
+WAYS = ("rank_mean", "cascade")
+
+STAGE = "scored_by"
+"""Column of a cascade: number of the last part that scored the sample."""
+
+
+@dataclass
+class Part:
+    """One of the selectors combined.
+
+    Attributes:
+        name: a registered selector.
+        options: its own.
+        keep: share of the pool it leaves to the next part of a cascade.
+    """
+
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    keep: float | None = None
+
+
+class Combine(Selector):
+    """Other selectors together: by the mean of their ranks, or in a cascade where each scores what the last one left.
+
+    Every part keeps its own scores below the run folder (``before/``), resumes by itself and has its own line in the
+    ledger. ``rank_mean`` scores a sample by the mean over the parts of its place in their order, 1 for the best, 0 for
+    those a part would never keep. In a ``cascade`` a part is never asked about what an earlier part dropped, so an
+    expensive judge at its end costs its share only; the budget is spent in the last part's order.
+    """
+
+    @dataclass
+    class Options:
+        """Attributes:
+        how: ``rank_mean`` or ``cascade``.
+        of: the parts, at least two: ``{name: ost, options: {...}, keep: 0.5}``; ``keep``, a share of the whole pool,
+            for all but the last of a cascade.
+        """
+
+        how: str = "rank_mean"
+        of: list[Part] = field(default_factory=list)
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        _check(self.options)
+        self.parts = [create(part.name, part.options) for part in self.options.of]
+        self.cascade, self.last = self.options.how == "cascade", self.parts[-1]
+        if self.cascade and self.last.before():
+            raise SelectorError("selector.options.of: the last part of a cascade cannot be a combination; put it first")
+        # What a combination is depends on its parts: these two are looked up on the instance.
+        self.seeded = any(part.seeded for part in self.parts)  # type: ignore[misc]
+        self.uses_proxy = self.cascade and self.last.uses_proxy  # type: ignore[misc]
+        self.last.spent = self.spent
+
+    def before(self) -> list[SelectorChoice]:
+        if not self.cascade:
+            return [SelectorChoice(p.name, p.options, f"{k}-{p.name}") for k, p in enumerate(self.options.of, start=1)]
+        earlier = self.options.of[:-1]
+        if len(earlier) == 1:
+            return [SelectorChoice(earlier[0].name, earlier[0].options, f"1-{earlier[0].name}")]
+        parts = [dataclasses.asdict(part) for part in earlier]
+        parts[-1]["keep"] = None  # what it keeps is this cascade's affair
+        return [SelectorChoice("combine", {"how": "cascade", "of": parts}, f"1-to-{len(parts)}")]
+
+    def inputs(self) -> dict[str, str]:
+        if not self.cascade:
+            return {}
+        own = {"of the last part": fingerprint.of_class(type(self.last))}
+        return own | {f"of the last part: {name}": value for name, value in self.last.inputs().items()}
+
+    def setup(self, setting: Setting) -> None:
+        self.failed = {p: error for table in setting.before.values() for p, error in _failed(table).items()}
+        tables = [Scores(setting.before[choice.shown]) for choice in self.before()]
+        if not self.cascade:
+            places = [_places(part, scores) for part, scores in zip(self.parts, tables, strict=True)]
+            self.place = {p: [of[p] for of in places] for p in places[0] if p not in self.failed}
+            return
+        (choice,), (scores,) = self.before(), tables
+        share = Budget(fraction=self.options.of[-2].keep)
+        rows = pick_rows(create(choice.name, choice.options), scores, share)
+        self.left = set(scores.positions[rows].tolist())
+        reached = scores.column(STAGE) if STAGE in scores else np.ones(len(scores), dtype=int)
+        self.earlier = {
+            p: (float(s), int(k)) for p, s, k in zip(scores.positions.tolist(), scores.score, reached, strict=True)
+        }
+        setting.say(f"cascade: {len(self.left):,} of {len(scores):,} samples are left for {self.options.of[-1].name}")
+        self.last.setup(setting)
+
+    def score(self, batch: Batch) -> Mapping[str, Any]:
+        positions = [sample.position for sample in batch.samples]
+        return self._cascaded(batch, positions) if self.cascade else self._ranked(positions)
+
+    def _ranked(self, positions: Sequence[int]) -> dict[str, Any]:
+        places = [self.place.get(p, [float("nan")] * len(self.parts)) for p in positions]
+        columns: dict[str, Any] = {"score": [float(np.mean(of)) for of in places], "place_by_part": places}
+        return columns | self._failures(positions)
+
+    def _cascaded(self, batch: Batch, positions: Sequence[int]) -> dict[str, Any]:
+        rows = [k for k, p in enumerate(positions) if p in self.left]
+        before = [self.earlier.get(p, (float("nan"), 0)) for p in positions]
+        columns: dict[str, list[Any]] = {"score": [s for s, _ in before], STAGE: [k for _, k in before]}
+        columns |= self._failures(positions)
+        if rows:
+            some = batch.rows(rows)
+            found = checked_columns(self.last.score(some), len(some), type(self.last).__name__)
+            for name, values in found.items():
+                column = columns.setdefault(name, [None] * len(positions))
+                for row, value in zip(rows, values, strict=True):
+                    column[row] = value
+            for row in rows:
+                columns[STAGE][row] = len(self.parts)
+        return columns
+
+    def _failures(self, positions: Sequence[int]) -> dict[str, list[Any]]:
+        failures = [self.failed.get(p) for p in positions]
+        return {"failure": failures} if any(failures) else {}
+
+    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+        if not self.cascade:
+            return budget.top(scores)
+        rows = np.flatnonzero(scores.column(STAGE) == len(self.parts))
+        if budget.threshold is None and budget.tokens is None:
+            budget = Budget(count=budget.size(len(scores)))
+        left = scores.take(rows)
+        return rows[np.asarray(self.last.pick(left, budget), dtype=np.int64)]
+
+
+def _check(options: Any) -> None:
+    """Raises:
+    SelectorError: no such way, too few parts, or shares that are missing, out of range or rise.
+    """
+    where = "selector.options"
+    if options.how not in WAYS:
+        raise SelectorError(f"{where}.how must be rank_mean or cascade; got {options.how!r}")
+    if len(options.of) < 2:
+        raise SelectorError(f"{where}.of names {len(options.of)} selectors; name at least two to combine")
+    shares = [part.keep for part in options.of]
+    if options.how == "rank_mean":
+        if any(share is not None for share in shares):
+            raise SelectorError(f"{where}.of: keep belongs to a cascade; how is rank_mean")
+        return
+    if shares[-1] is not None:
+        raise SelectorError(f"{where}.of: the last part keeps what the budget says; drop its keep={shares[-1]}")
+    bounds = [1.0, *shares[:-1]]
+    for k, share in enumerate(shares[:-1]):
+        if share is None or not 0 < share <= bounds[k]:
+            raise SelectorError(
+                f"{where}.of[{k}].keep must be a share of the pool above 0 and at most {bounds[k]:g}; got {share}"
+            )
+
+
+def _places(part: Selector, scores: Scores) -> dict[int, float]:
+    """By position: 1 for the best, down by equal steps; 0 for what the part would not keep at any budget."""
+    rows = pick_rows(part, scores, Budget(fraction=1.0))
+    places = np.zeros(len(scores))
+    places[rows] = 1 - np.arange(len(rows)) / max(1, len(scores))
+    return dict(zip(scores.positions.tolist(), places.tolist(), strict=True))
+
+
+def _failed(table: pa.Table) -> dict[int, BadRecord]:
+    """By position: why a part set the sample aside."""
+    bad = table.filter(pa.compute.equal(table["state"], SET_ASIDE)).select(["position", "reason", "detail", "field"])
+    return {r["position"]: BadRecord(r["reason"], r["detail"], r["field"]) for r in bad.to_pylist()}

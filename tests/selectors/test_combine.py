@@ -1,0 +1,171 @@
+"""Selectors combined: by the mean of their ranks, or one after the other without paying for what was dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+import ostlight
+from ostlight.errors import BadRecord, RunChangedError, SelectorError
+from ostlight.run.ledger import Ledger
+from ostlight.selection.registry import create, register
+from ostlight.selection.scores import Scores, read_shards
+from ostlight.selection.selector import Selector
+
+ASKED: list[str] = []
+
+
+@register("counts-what-it-scores")
+class Counts(Selector):
+    """Prefers short answers, and remembers whom it was asked about."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        ASKED.extend(sample.id for sample in batch.samples)
+        return {"score": [-len(s.answer) for s in batch.samples], "vector": [np.ones(3)] * len(batch)}
+
+
+@register("fails-on-some")
+class FailsOnSome(Selector):
+    """Scores by length, and fails where the question is about order."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        failures = [BadRecord("no_order", "order is not scored") if "sort" in s.prompt else None for s in batch.samples]
+        return {"score": [float(len(s.prompt)) for s in batch.samples], "failure": failures}
+
+
+def combined(how: str, *parts: tuple) -> dict[str, Any]:
+    of = [{"name": n, "options": o, "keep": k} for n, o, k in parts]
+    return {"name": "combine", "options": {"how": how, "of": of}}
+
+
+LOSS, LONG, COUNTS = ("loss", {}), ("length", {"prefer": "high"}), ("counts-what-it-scores", {})
+
+
+def test_rank_mean_is_the_mean_of_places(settings):
+    choice = combined("rank_mean", (*LOSS, None), ("el2n", {"prefer": "low"}, None))
+    selection = ostlight.select(settings(selector=choice), "budget.count=10")
+    folder = selection.folder
+    parts = [Scores.read(folder.path / "before" / name / "scores") for name in ("1-loss", "2-el2n")]
+    places = [1 - (rankdata(-part.score) - 1) / 48 for part in parts]
+    scores = Scores.read(folder.scores)
+    assert scores.score == pytest.approx(np.mean(places, axis=0))
+    assert scores.column("place_by_part") == pytest.approx(np.stack(places, axis=1))
+    assert sorted(selection.kept) == sorted(np.argsort(-np.mean(places, axis=0), kind="stable")[:10])
+    stages = [(e.stage, e.selector) for e in folder.ledger.read()]
+    assert stages == [("score", "1-loss"), ("score", "2-el2n"), ("score", "combine"), ("pick", "combine")]
+
+
+def test_a_rank_is_a_place_in_the_order_a_part_picks_in(settings):
+    """The middle of the loss, and only what IFD would keep."""
+    choice = combined("rank_mean", ("loss", {"prefer": "middle"}, None), ("ifd", {}, None))
+    folder = ostlight.select(settings(selector=choice)).folder
+    places = Scores.read(folder.scores).column("place_by_part")
+    losses = Scores.read(folder.path / "before" / "1-loss" / "scores").score
+    assert sorted(losses[places[:, 0] > 0.93]) == sorted(losses)[22:26]
+    ifd = Scores.read(folder.path / "before" / "2-ifd" / "scores").column("ifd")
+    assert ((places[:, 1] == 0) == (ifd >= 1)).all()
+
+
+def test_a_cascade_asks_the_last_only_about_what_is_left(settings):
+    ASKED.clear()
+    selection = ostlight.select(settings(selector=combined("cascade", (*LOSS, 0.5), (*COUNTS, None))), "budget.count=6")
+    scores = Scores.read(selection.folder.scores)
+    first = Scores.read(selection.folder.path / "before" / "1-loss" / "scores")
+    left = set(np.argsort(-first.score)[:24])
+    assert sorted(ASKED) == sorted(scores.ids[k] for k in left)
+    stage = scores.column("scored_by")
+    assert set(np.flatnonzero(stage == 2)) == left
+    lengths = -scores.score
+    assert set(selection.kept) <= left
+    assert sorted(lengths[selection.kept]) == sorted(lengths[sorted(left)])[:6]
+    assert len(selection.kept) + selection.dropped == 48
+    assert scores.score[stage == 1] == pytest.approx(first.score[stage == 1])
+
+
+def test_a_cascade_of_three_narrows_twice(settings):
+    ASKED.clear()
+    choice = combined("cascade", (*LOSS, 0.5), (*LONG, 0.25), (*COUNTS, None))
+    selection = ostlight.select(settings(selector=choice), "budget.fraction=0.5")
+    stage = Scores.read(selection.folder.scores).column("scored_by")
+    assert [int((stage == k).sum()) for k in (1, 2, 3)] == [24, 12, 12]
+    assert len(ASKED) == 12
+    # The budget is half of the pool, and a quarter reached the end: what was dropped on the way stays dropped.
+    assert sorted(selection.kept) == np.flatnonzero(stage == 3).tolist()
+
+
+def test_judging_on_what_ost_left(settings):
+    ost = ("ost", {"estimator": "first_order", "eta": 0.1}, 0.4)
+    deita = ("deita", {"complexity": None, "quality": None}, None)
+    selection = ostlight.select(settings(selector=combined("cascade", ost, deita)), "budget.fraction=0.2")
+    scores = Scores.read(selection.folder.scores)
+    assert int((scores.column("scored_by") == 2).sum()) == 19
+    vectors = np.stack(scores.take(selection.kept).column("embedding"))
+    cosines = vectors @ vectors.T
+    assert (cosines[~np.eye(len(cosines), dtype=bool)] <= 0.9).all()
+
+
+def test_a_sample_a_part_failed_on_is_set_aside_with_its_reason(settings, samples):
+    failed = sum("sort" in s.prompt for s in samples("pool"))
+    assert failed
+    for how, keep in (("rank_mean", None), ("cascade", 0.9)):
+        choice = combined(how, ("fails-on-some", {}, keep), (*COUNTS, None))
+        selection = ostlight.select(settings(name=how, selector=choice))
+        assert selection.set_aside == {"no_order": failed}
+        assert len(selection.kept) + selection.dropped + failed == 48
+
+
+def test_a_stopped_combination_resumes_its_parts(settings):
+    choice = combined("cascade", (*LOSS, 0.5), (*COUNTS, None))
+    whole = ostlight.select(settings(name="whole", selector=choice)).folder
+    stopped = ostlight.select(settings(name="stopped", selector=choice)).folder
+    (stopped.scores / "part-000001.parquet").unlink()
+    (stopped.path / "before" / "1-loss" / "scores" / "part-000002.parquet").unlink()
+    ostlight.select(settings(name="stopped", selector=choice))
+    assert read_shards(stopped.scores).to_pylist() == read_shards(whole.scores).to_pylist()
+
+
+def test_a_changed_part_is_refused(settings):
+    ostlight.select(settings(selector=combined("rank_mean", (*LOSS, None), (*LONG, None))))
+    with pytest.raises(RunChangedError, match=r"changed: .*selector\.options"):
+        ostlight.select(settings(selector=combined("rank_mean", (*LOSS, None), ("length", {"prefer": "low"}, None))))
+
+
+def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
+    config = settings(
+        selector={"name": "random"},
+        benchmark={
+            "selectors": [combined("cascade", (*LOSS, 0.5), ("el2n", {}, None)) | {"label": "both"}],
+            "budgets": [{"fraction": 0.2}],
+            "seeds": [0],
+        },
+    )
+    (line,) = [line for line in ostlight.benchmark(config) if line.label == "both"]
+    home = tmp_path / "runs" / "run" / "selectors" / "both"
+    spent = {e.selector: e.device_s for e in Ledger(home / "ledger.jsonl").read() if e.stage == "score"}
+    assert set(spent) == {"1-loss", "both"}
+    assert line.selection_s >= sum(spent.values())
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (combined("sum", (*LOSS, None), (*LONG, None)), "how must be rank_mean or cascade; got 'sum'"),
+        (combined("cascade", (*LOSS, None)), "of names 1 selectors; name at least two"),
+        (combined("cascade", (*LOSS, None), (*LONG, None)), r"of\[0\].keep must be a share of the pool .* got None"),
+        (combined("cascade", (*LOSS, 0.5), (*LONG, 0.6), (*COUNTS, None)), r"of\[1\].keep .* at most 0.5; got 0.6"),
+        (combined("cascade", (*LOSS, 0.5), (*LONG, 0.2)), "the last part keeps what the budget says"),
+        (combined("rank_mean", (*LOSS, 0.5), (*LONG, None)), "keep belongs to a cascade"),
+        (combined("rank_mean", (*LOSS, None), ("lenght", {}, None)), "unknown selector 'lenght'"),
+        (
+            combined("cascade", (*LOSS, 0.5), ("combine", {"of": [{"name": "loss"}, {"name": "length"}]}, None)),
+            "the last part of a cascade cannot be a combination",
+        ),
+    ],
+)
+def test_what_cannot_be_combined_is_told(choice: dict, says: str):
+    with pytest.raises(SelectorError, match=says):
+        create(choice["name"], choice["options"])

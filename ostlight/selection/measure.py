@@ -56,5 +56,7 @@ class Measure(Selector):
             return budget.top(scores)
         if budget.threshold is not None:
             raise SelectorError("budget.threshold has a lowest score, and prefer=middle none; give a fraction or count")
-        # By rank, not by value: the middle of a skewed number is where half of the pool lies on either side.
-        return budget.top(scores.with_score(-np.abs(rankdata(scores.score) - (len(scores) + 1) / 2)))
+        # By rank, not by value: the middle of a skewed number is where half of the pool lies on either side. Of two as
+        # far from it the lower comes first, so that no order of the pool decides.
+        off = rankdata(scores.score) - (len(scores) + 1) / 2
+        return budget.top(scores.with_score(-np.abs(off) - 0.25 * (off > 0)))

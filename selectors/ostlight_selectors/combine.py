@@ -173,10 +173,15 @@ def _check(options: Any) -> None:
 
 
 def _places(part: Selector, scores: Scores) -> dict[int, float]:
-    """By position: 1 for the best, down by equal steps; 0 for what the part would not keep at any budget."""
+    """By position: 1 for the best, down by equal steps; 0 for what the part would not keep at any budget.
+
+    Samples of equal score share their places' mean, so that the pool's order decides nothing.
+    """
     rows = pick_rows(part, scores, Budget(fraction=1.0))
+    _, tie = np.unique(scores.score[rows], return_inverse=True)
+    steps = np.bincount(tie, np.arange(len(rows))) / np.bincount(tie)
     places = np.zeros(len(scores))
-    places[rows] = 1 - np.arange(len(rows)) / max(1, len(scores))
+    places[rows] = 1 - steps[tie] / max(1, len(scores))
     return dict(zip(scores.positions.tolist(), places.tolist(), strict=True))
 
 

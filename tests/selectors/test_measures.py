@@ -137,5 +137,6 @@ def test_the_middle_is_where_half_of_the_pool_lies_on_either_side(settings):
     selection = ostlight.select(settings(selector=choice), "budget.count=8")
     losses = Scores.read(selection.folder.scores).column("loss")
     assert sorted(losses[selection.kept]) == sorted(losses)[20:28]
+    assert losses[selection.kept[:3]].tolist() == [sorted(losses)[k] for k in (23, 24, 22)]
     with pytest.raises(SelectorError, match="prefer=middle none; give a fraction or count"):
         ostlight.select(settings(selector=choice), "budget.threshold=1.0")

@@ -70,7 +70,11 @@ class Combine(Selector):
         self.cascade, self.last = self.options.how == "cascade", self.parts[-1]
         if self.cascade and self.last.before():
             raise SelectorError("selector.options.of: the last part of a cascade cannot be a combination; put it first")
-        # What a combination is depends on its parts: these two are looked up on the instance.
+        needs = {part.needs_answers for part in self.parts}
+        if len(needs) > 1:
+            raise SelectorError("selector.options.of: some parts score answers and some do without; they share no pool")
+        # What a combination is depends on its parts: these are looked up on the instance.
+        (self.needs_answers,) = needs  # type: ignore[misc]
         self.seeded = any(part.seeded for part in self.parts)  # type: ignore[misc]
         self.uses_proxy = self.cascade and self.last.uses_proxy  # type: ignore[misc]
         self.last.spent = self.spent

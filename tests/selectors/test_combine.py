@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from scipy.stats import rankdata
 
 import ostlight
@@ -168,6 +172,7 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
         (combined("cascade", (*LOSS, 0.5), (*LONG, 0.2)), "the last part keeps what the budget says"),
         (combined("rank_mean", (*LOSS, 0.5), (*LONG, None)), "keep belongs to a cascade"),
         (combined("rank_mean", (*LOSS, None), ("lenght", {}, None)), "unknown selector 'lenght'"),
+        (combined("rank_mean", (*LOSS, None), ("active", {}, None)), "some parts score answers and some do without"),
         (
             combined("cascade", (*LOSS, 0.5), ("combine", {"of": [{"name": "loss"}, {"name": "length"}]}, None)),
             "the last part of a cascade cannot be a combination",
@@ -177,3 +182,22 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
 def test_what_cannot_be_combined_is_told(choice: dict, says: str):
     with pytest.raises(SelectorError, match=says):
         create(choice["name"], choice["options"])
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_same_cascade(settings, tmp_path: Path):
+    choice = combined("cascade", (*LOSS, 0.5), ("deita", {"complexity": None, "quality": None}, None))
+    found = []
+    for name, compute in (("one", {}), ("two", {"devices": 2, "strategy": "ddp"})):
+        config = settings(name=name, selector=choice)
+        config["compute"] |= compute | {"shard_size": 5}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        arguments = [sys.executable, "-m", "ostlight.cli", "select", str(file)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(read_shards(tmp_path / "runs" / name / "scores"))
+    one, two = found
+    assert one["scored_by"].to_pylist() == two["scored_by"].to_pylist()
+    assert one["score"].to_pylist() == pytest.approx(two["score"].to_pylist(), rel=1e-4)

@@ -43,6 +43,14 @@ def answer_logits(model, single):
     return logits[[t - 1 for t in places]], single.labels[0, places]
 
 
+def test_loss_is_the_mean_over_the_answer_tokens(scored):
+    columns, model, batch = scored("loss")
+    for k, single in enumerate(batch.singles()):
+        expected = float(F.cross_entropy(*answer_logits(model, single)))
+        assert float(columns["loss"][k]) == pytest.approx(expected, rel=1e-9)
+        assert float(columns["score"][k]) == pytest.approx(-expected, rel=1e-9)
+
+
 def test_el2n_is_the_mean_length_of_the_error(scored):
     columns, model, batch = scored("el2n")
     for k, single in enumerate(batch.singles()):

@@ -11,7 +11,8 @@ def selection_cost(proxy: Sequence[Entry], scoring: Sequence[Entry], picking: En
     """Warm-up, scoring and picking, as one undisturbed run of them would have cost.
 
     A warm-up that was killed started over, so its last one counts. Scoring goes on where it was killed, and what was
-    begun is done again, so its cost is that of a record, over all attempts, times the records there are.
+    begun is done again, so its cost is that of a record, over all attempts, times the records there are: for the
+    selector itself and for each that scored for it (``Selector.before``).
 
     Args:
         proxy: ledger of the warm-up; empty for selectors without a proxy.
@@ -22,9 +23,14 @@ def selection_cost(proxy: Sequence[Entry], scoring: Sequence[Entry], picking: En
     whole = Entry("selection")
     warm = [e for e in proxy if e.stage == "warm-up" and "failed" not in e.more]
     scored = [e for e in scoring if e.stage == "score"]
-    seen = sum(e.samples for e in scored)
+    attempts = [[e for e in scored if e.selector == s] for s in {e.selector: None for e in scored}]
     for name in ("wall_s", "device_s", *ADDITIVE):
-        score = sum(getattr(e, name) for e in scored) * (records / seen if seen else 1)
+        score = sum(_whole(name, of_one, records) for of_one in attempts)
         value = sum(getattr(e, name) for e in warm[-1:]) + score + getattr(picking, name)
         setattr(whole, name, type(getattr(whole, name))(value))
     return whole
+
+
+def _whole(name: str, attempts: Sequence[Entry], records: int) -> float:
+    seen = sum(e.samples for e in attempts)
+    return sum(getattr(e, name) for e in attempts) * (records / seen if seen else 1)

@@ -76,7 +76,7 @@ class Combine(Selector):
         # What a combination is depends on its parts: these are looked up on the instance.
         (self.needs_answers,) = needs  # type: ignore[misc]
         self.seeded = any(part.seeded for part in self.parts)  # type: ignore[misc]
-        self.uses_proxy = self.cascade and self.last.uses_proxy  # type: ignore[misc]
+        self.uses_proxy = any(part.uses_proxy for part in self.parts)  # type: ignore[misc]
         self.last.spent = self.spent
 
     def before(self) -> list[SelectorChoice]:

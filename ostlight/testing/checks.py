@@ -15,6 +15,7 @@ from ostlight.errors import ConfigError, DataError, OstlightError
 from ostlight.model.batch import Batch
 from ostlight.model.encode import Encoded
 from ostlight.run.folder import RunFolder
+from ostlight.run.ledger import Entry
 from ostlight.selection.budget import Budget
 from ostlight.selection.selector import Selector
 from ostlight.selection.spent import Spent
@@ -108,10 +109,16 @@ class Checks:
                 )
         if all(row["state"] != "ok" for row in table):
             yield "no sample got a score"
-        (entry,) = (e for e in selection.folder.ledger.read() if e.stage == "score")
+        (entry,) = self._scored()
         spent = {f.name: getattr(entry, f.name) for f in dataclasses.fields(Spent)}
         if min(spent.values()) < 0:
             yield f"it spent less than nothing ({spent}); self.spent.add takes what was paid"
+
+    def _scored(self) -> list[Entry]:
+        """Ledger lines of the selector's own scoring in the first run, not of those that scored for it."""
+        config = self.runs.config(BASE)
+        lines = RunFolder.of(config).ledger.read()
+        return [e for e in lines if e.stage == "score" and e.selector == config.selector.shown]
 
     def determinism(self) -> Found:
         self.runs.select("again")
@@ -214,8 +221,7 @@ class Checks:
                 yield f"with {budget.label} it keeps {len(first)} of {usable}; use budget.size(len(scores))"
             if budget.tokens is not None and tokens[first].sum() > budget.tokens:
                 yield f"with {budget.label} it keeps {tokens[first].sum()} tokens; add up scores.tokens"
-        stages = [e.stage for e in RunFolder.of(config).ledger.read()]
-        if stages.count("score") != 1:
+        if len(self._scored()) != 1:
             yield "another budget scored the pool anew"
 
     def nothing_usable(self) -> Found:

@@ -11,11 +11,13 @@ from ostlight.testing import check_selector
 
 OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
 OPTIONS: dict[str, dict[str, Any]] = {
+    "combine": {"how": "cascade", "of": [{"name": "loss", "keep": 0.5}, {"name": "length"}]},
     "deita": {"complexity": None, "quality": None},
     "ost": {"estimator": "exact", "scope": "head"},
 }
 """Options a selector cannot do without, or that make it quick enough here."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
     ("ost", {"estimator": "exact"}),
     ("ost", {"estimator": "second_order", "probes": 4}),
     ("ost", {"estimator": "first_order", "optimizer": "adam"}),

@@ -11,6 +11,7 @@ from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.families import Families
 from ostlight.reporting.figures import Scale, clipped
 from ostlight.reporting.matrix import coded_tags
+from ostlight.reporting.noise import CERTAIN
 
 MOST = 100_000
 """Rows carried; of a larger pool the best and the worst, as many of each."""
@@ -27,7 +28,7 @@ def packed(evidence: Evidence, families: Families | None, scale: Scale) -> dict[
         order = np.concatenate([order[: MOST // 2], order[-(MOST // 2) :]])
     numbers = {"utility" if evidence.is_utility else "score": evidence.score * scale.factor}
     if evidence.noise is not None:
-        numbers["± noise"] = evidence.noise * scale.factor
+        numbers["± 95%"] = CERTAIN * evidence.noise * scale.factor
     if evidence.curvature_cost is not None:
         numbers["curvature cost"] = evidence.curvature_cost * scale.factor
     numbers |= {name: evidence.columns[name] for name in ("cosine", "loss") if name in evidence.columns}

@@ -13,6 +13,7 @@ from ostlight.config.load import vary
 from ostlight.config.schema import Config
 from ostlight.errors import BenchmarkError, ConfigError
 from ostlight.run.folder import RunFolder
+from ostlight.run.logs import log_comparison
 from ostlight.run.tasks import Failure, Room, failures, unsettled, work
 from ostlight.selection.registry import is_registered_here
 from ostlight.stages.contest import Contest
@@ -53,6 +54,7 @@ def benchmark(config: Config) -> list[Line]:
     lines = summarise(results, baseline)
     title = f"{config.name}: {len(contests[0].pool):,} records, {len(config.benchmark.seeds)} seeds"
     write_all(results, lines, baseline, folder.path, title)
+    log_comparison(config.compute, folder.path)
     for table in rich_tables(lines, baseline, title, console.width):
         console.print(table)
     say(f"written to {folder.path}: {', '.join(WRITTEN)}")

@@ -109,9 +109,9 @@ def write_pool(folder: Path, samples: int, pictures: str) -> Path:
             Image.fromarray(slope.astype(np.uint8)).save(folder / f"{k}.{kind}")
     with (folder / "pool.jsonl").open("w") as file:
         for n in range(samples):
-            question, answer = f"how many dots are in picture {n}? " + "Look closely. " * 20, f"There are {n}. " * 20
-            said = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
             image = {} if shape is None else {"image": f"{n % 64}.{shape[2]}"}
+            question = f"{'<image>' * len(image)}how many dots are in picture {n}? " + "Look closely. " * 20
+            said = [{"from": "human", "value": question}, {"from": "gpt", "value": f"There are {n}. " * 20}]
             file.write(json.dumps({"id": str(n), **image, "conversations": said}) + "\n")
     return folder / "pool.jsonl"
 

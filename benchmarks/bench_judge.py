@@ -123,7 +123,8 @@ def start(folder: Path, name: str, pool: Path, port: int) -> subprocess.Popen[by
         "folder": str(folder),
         "pool": {"path": str(pool)},
         "selector": {"name": "llm_judge", "options": options},
-        "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
+        # Whole rounds of requests: 1024 is a multiple of the concurrency.
+        "compute": {"accelerator": "cpu", "progress": False, "logger": "none", "shard_size": 1024},
     }
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -14,10 +16,12 @@ from ostlight.errors import BadRecord
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.pictures import messages_of
 from ostlight_selectors.llm_judge.replies import Replies
-from ostlight_selectors.llm_judge.reply import Judgement, judgement
+from ostlight_selectors.llm_judge.reply import Judgement, Reply, judgement
 from ostlight_selectors.llm_judge.rubric import Rubric
 from ostlight_selectors.llm_judge.server import Server, request_of
 
+AHEAD = 8
+"""Samples whose pictures are decoded and whose messages are written while others wait for the server."""
 ASKED_AGAIN = ("reply_unparsable", "reply_refused")
 
 
@@ -33,7 +37,8 @@ class RemoteJudge:
 
     def __init__(self, options: JudgeOptions, rubric: Rubric, server: Server, replies: Replies) -> None:
         self.options, self.rubric, self.server, self.replies = options, rubric, server, replies
-        self._threads = ThreadPoolExecutor(options.concurrency, thread_name_prefix="judge")
+        self._slots = threading.BoundedSemaphore(options.concurrency)
+        self._threads = ThreadPoolExecutor(options.concurrency + AHEAD, thread_name_prefix="judge")
 
     def judge(self, samples: Sequence[Sample], device: torch.device) -> list[Judgement | BadRecord]:
         """A judgement of each sample, or why there is none.
@@ -49,6 +54,10 @@ class RemoteJudge:
             self._threads.shutdown(wait=True, cancel_futures=True)
             raise
 
+    def _ask(self, messages: list[dict[str, Any]]) -> Reply:
+        with self._slots:
+            return self.server.ask(messages)
+
     def _judge(self, sample: Sample) -> Judgement | BadRecord:
         unusable: tuple[str, str] | None = None
         failure: BadRecord | None = None
@@ -58,7 +67,7 @@ class RemoteJudge:
                 messages = messages_of(self.rubric.conversation(sample, one_word=one_word, unusable=unusable))
                 asked = json.dumps([request_of(self.options), self.options.mode, messages, attempt])
                 key = hashlib.sha256(asked.encode()).hexdigest()[:32]
-                reply = self.replies.get(key, lambda messages=messages: self.server.ask(messages))  # type: ignore[misc]
+                reply = self.replies.get(key, lambda messages=messages: self._ask(messages))  # type: ignore[misc]
                 return judgement(reply, self.rubric, self.options.mode, self.options.min_mass)
             except BadRecord as bad:
                 failure = bad

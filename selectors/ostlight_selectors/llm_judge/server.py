@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -58,6 +59,7 @@ class Server:
         self._client = openai.OpenAI(
             base_url=options.base_url, api_key=key or "none", timeout=options.timeout_s, max_retries=0
         )
+        weakref.finalize(self, self._client.close)
         self._options, self._rubric, self._spent, self._say = options, rubric, spent, say
         self._one_word = options.mode == "logprobs"
         self._extras = list(self._wanted_extras())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +12,12 @@ import pytest
 from ostlight.selection import registry
 from ostlight.testing import check_selector
 
+sys.path.insert(0, str(Path(__file__).parent / "llm_judge"))
+from protocol import Loopback, Send, scored
+
 OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
 OPTIONS: dict[str, dict[str, Any]] = {
+    "active": {"estimator": "first_order", "scope": "head", "eta": 0.05, "answers": 2, "max_new_tokens": 4},
     "combine": {"how": "cascade", "of": [{"name": "loss", "keep": 0.5}, {"name": "length"}]},
     "deita": {"complexity": None, "quality": None},
     "ost": {"estimator": "exact", "scope": "head"},
@@ -25,15 +32,31 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def by_length(body: dict[str, Any], n: int) -> Send:
+    """A judge that says the same of the same answer."""
+    return scored(1 + len(body["messages"][1]["content"][-1]["text"]) % 5)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[dict[str, Any]]:
+    server = Loopback(by_length)
+    yield {"model": "m", "base_url": server.url, "price": {"input": 1.0, "output": 2.0}}
+    server.close()
+
+
+def options_of(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.getfixturevalue("judge") if name == "llm_judge" else OPTIONS.get(name, {})
+
+
 @pytest.mark.parametrize("name", OURS)
-def test_it_holds_the_contract(name: str):
-    check_selector(name, OPTIONS.get(name), processes=False)
+def test_it_holds_the_contract(name: str, request: pytest.FixtureRequest):
+    check_selector(name, options_of(name, request), processes=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
-def test_it_holds_the_contract_killed_and_on_two_ranks(name: str):
-    check_selector(name, OPTIONS.get(name))
+def test_it_holds_the_contract_killed_and_on_two_ranks(name: str, request: pytest.FixtureRequest):
+    check_selector(name, options_of(name, request))
 
 
 @pytest.mark.slow

@@ -50,13 +50,13 @@ def test_its_test_passes(guide: ModuleType):
 
 
 def test_no_class_is_left_out():
-    assert {"LongAnswers", "AnswerLength", "HardForTheProxy", "BrightPictures", "Asked", "OneAnswerOnce"} == set(
+    assert {"LongestFirst", "AnswerLength", "HardForTheProxy", "BrightPictures", "Asked", "OneAnswerOnce"} == set(
         CLASSES
     )
 
 
 def test_its_registered_name_is_found(guide: ModuleType, settings):
-    assert len(ostlight.select(settings(selector={"name": "long-answers"}), "budget.count=6").kept) == 6
+    assert len(ostlight.select(settings(selector={"name": "longest-first"}), "budget.count=6").kept) == 6
 
 
 def test_its_configuration_binds(tmp_path: Path):

@@ -15,6 +15,7 @@ from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
+from ostlight.utility.forward_only import ForwardOnly
 from ostlight.utility.sketched import Sketched
 
 FEWEST, MOST, SHARE = 16, 64, 0.01
@@ -53,7 +54,7 @@ def rank_agreement(
     parameters: Mapping[str, nn.Parameter],
     anchors: AnchorSet,
     eta: float,
-    sketched: Sketched,
+    sketched: Sketched | ForwardOnly,
     singles: Sequence[Batch],
     scale: Mapping[str, Tensor] | None = None,
 ) -> Agreement:

@@ -22,6 +22,7 @@ from ostlight.utility.agreement import rank_agreement, sample_count
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.exact_head import ExactHead, untied_linear_head
+from ostlight.utility.forward_only import ForwardOnly
 from ostlight.utility.gradient import train_only
 from ostlight.utility.per_sample import refuse_mixing
 from ostlight.utility.preconditioner import Scale, adam_scale
@@ -34,6 +35,8 @@ OPTIMIZERS = ("sgd", "adam")
 OBJECTIVES = ("sample", "set")
 NORMS = 64
 """Pool samples over which the median gradient norm is taken."""
+TRIED = 8
+"""Pool samples on which the step of the forward passes is found."""
 
 
 class OneStepTrain(Selector):
@@ -46,8 +49,8 @@ class OneStepTrain(Selector):
     @dataclass
     class Options:
         """Attributes:
-        estimator: ``exact`` (the definition; a pass over all anchors per sample), ``second_order`` (slope and sketched
-            curvature, about one training step per sample) or ``first_order`` (slope alone).
+        estimator: ``second_order`` (slope and sketched curvature, about one training step per sample), ``exact`` (the
+            definition; a pass over all anchors per sample) or ``first_order`` (slope alone).
         scope: parameters the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
         eta: step size; ``null`` makes the median simulated step as long as the median step of the warm-up.
         probes: curvature probes of ``second_order``.
@@ -57,9 +60,10 @@ class OneStepTrain(Selector):
         batch_size: of the mini-batches of ``objective: set``; the target's.
         targets: how the estimators' fixed vectors (one, or 1 + ``probes``, for each anchor group, each as large as the
             scope) are held: ``full``, ``bf16``, ``offload`` (the machine's memory) or ``split`` (over the ranks).
+        backward: off, ``first_order`` takes two forward passes instead, for any architecture and with less memory.
         """
 
-        estimator: str = "exact"
+        estimator: str = "second_order"
         scope: str = "blocks"
         eta: float | None = None
         probes: int = 64
@@ -67,6 +71,7 @@ class OneStepTrain(Selector):
         objective: str = "sample"
         batch_size: int = 32
         targets: str = "full"
+        backward: bool = True
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -107,6 +112,13 @@ class OneStepTrain(Selector):
             raise SelectorError(
                 "selector.options.objective=set needs estimator=second_order: sets are picked by its probes"
             )
+        if not self.options.backward and self.options.estimator != "first_order":
+            raise SelectorError(
+                "selector.options.backward=false is for estimator=first_order; "
+                f"{self.options.estimator} needs gradients"
+            )
+        if not self.options.backward and self.options.targets != "full":
+            raise SelectorError("selector.options.backward=false holds one vector, in full; leave targets=full")
         for name in ("eta", "probes", "batch_size"):
             value = getattr(self.options, name)
             if value is not None and value <= 0:
@@ -129,34 +141,42 @@ class OneStepTrain(Selector):
         anchors: AnchorSet,
         eta: float,
         scale: Scale | None,
-    ) -> Exact | ExactHead | Sketched:
+    ) -> Exact | ExactHead | Sketched | ForwardOnly:
         name, proxy = self.options.estimator, setting.proxy
         if name == "exact":
             head = untied_linear_head(proxy.model, parameters)
             if head is not None and scale is None:
                 return ExactHead(proxy.model, head, anchors, eta)
             return Exact(proxy.model, parameters, anchors, eta, scale)
-        probes = self.options.probes if name == "second_order" else 0
-        sketched = Sketched(
-            proxy.model,
-            parameters,
-            anchors,
-            eta,
-            probes,
-            setting.seed,
-            scale,
-            hold=self.options.targets,
-            cache=proxy.folder / TARGETS,
-            say=setting.say,
-        )
-        setting.note("targets_bytes", sum(sketched.holding.sizes.values()))
         singles = list(proxy.examples(sample_count(proxy.records)))
+        estimator: Sketched | ForwardOnly
+        cache = proxy.folder / TARGETS
+        if self.options.backward:
+            estimator = Sketched(
+                proxy.model,
+                parameters,
+                anchors,
+                eta,
+                self.options.probes if name == "second_order" else 0,
+                setting.seed,
+                scale,
+                hold=self.options.targets,
+                cache=cache,
+                say=setting.say,
+            )
+            setting.note("targets_bytes", sum(estimator.holding.sizes.values()))
+            if singles:
+                estimator.verify(singles[0])
+        else:
+            estimator = ForwardOnly(
+                proxy.model, parameters, anchors, eta, singles[:TRIED], scale, cache=cache, say=setting.say
+            )
+            setting.note("forward_error", estimator.relative_error)
         if singles:
-            sketched.verify(singles[0])
-            found = rank_agreement(proxy.model, parameters, anchors, eta, sketched, singles, scale)
+            found = rank_agreement(proxy.model, parameters, anchors, eta, estimator, singles, scale)
             setting.say(found.line(name))
             setting.note("rank_agreement", found.note(name))
-        return sketched
+        return estimator
 
     def inputs(self) -> dict[str, str]:
         # Where the vectors lie changes no score; half precision does.

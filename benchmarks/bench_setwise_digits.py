@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -125,7 +125,8 @@ class Picker:
         phi = {"K=16": scored.phi(16), "K=64": scored.phi(64)}
         clusters = gradient_clusters(scored.f, phi["K=64"], 2 * CLASSES, scored.seed)
         by_cluster = quota_limits(clusters, size)
-        helpful = quota_limits(clusters, size, counts=scored.f > 0)
+        helps = Counter(clusters[scored.f > 0].astype(str).tolist())
+        helpful = quota_limits(clusters, size, weights=helps)
         eta = scored.eta
         alone = {k: eta * scored.f - eta**2 / 2 * (p**2).sum(1) for k, p in phi.items()}
         exact = {scale: scored.exact(scale.eta) for scale in SINGLE_SCALES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,17 +13,23 @@ from ostlight.selection.scores import Scores
 DEFAULT_FRACTION = 0.2
 """The share at which arXiv 2605.07488 found the largest gain for fixed compute."""
 
+ANCHOR_GROUP, GRADIENT_CLUSTER = "anchors.group", "gradients.cluster"
+"""Kinds of samples that are no tags, for ``Budget.within``; ``ostlight.selection.kinds`` says what they are."""
+
 
 @dataclass
 class Budget:
-    """One of the first four says how much (none: a fifth); ``within`` spends it tag by tag.
+    """One of the first four says how much (none: a fifth); ``within`` gives every kind of sample a share of it.
 
     Attributes:
         fraction: share of the scored samples, above 0, at most 1.
         count: number of samples.
         tokens: number of tokens, counted by the target's tokenizer.
         threshold: the lowest score kept; any number may pass.
-        within: a tag; each of its values gets its share of the budget, as large as its share of the pool.
+        within: a tag: each of its values gets a share of the budget as large as its share of the pool. Or
+            ``anchors.group``: each group of the anchors gets a share as large as its share of the anchors, and a sample
+            counts for the group it helps most. Or ``gradients.cluster``: the same by clusters of gradients, for pools
+            without tags.
     """
 
     fraction: float | None = None
@@ -87,23 +94,51 @@ class Budget:
         assert self.count is not None, "size is asked of budgets by fraction or count"
         return min(self.count, available)
 
-    def shares(self, sizes: dict[str, int], tokens: dict[str, int] | None = None) -> dict[str, Budget]:
-        """One budget for each tag value, in proportion to its samples (its tokens, for a token budget).
+    def shares(
+        self,
+        sizes: Mapping[str, int],
+        tokens: Mapping[str, int] | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> dict[str, Budget]:
+        """One budget for each kind; kinds that get nothing are left out.
 
         Args:
-            sizes: scored samples of each value.
+            sizes: scored samples of each kind.
             tokens: their tokens, needed by a token budget.
+            weights: shares are in proportion to these; by default to what there is, in samples or tokens.
         """
         if self.threshold is not None:
-            return {value: replace(self, within=None) for value in sizes}
+            return {kind: replace(self, within=None) for kind in sizes}
         if self.tokens is not None:
             assert tokens is not None, "a token budget is shared by tokens"
-            return {v: Budget(tokens=n) for v, n in apportion(self.tokens, tokens).items() if n}
+            return {k: Budget(tokens=n) for k, n in shared_out(self.tokens, tokens, weights).items() if n}
         wanted = self.size(sum(sizes.values()))
-        return {v: Budget(count=n) for v, n in apportion(wanted, sizes).items() if n}
+        return {k: Budget(count=n) for k, n in shared_out(wanted, sizes, weights).items() if n}
 
 
-def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
+def shared_out(total: float, room: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, int]:
+    """Whole numbers in proportion to ``weights``, never more than there is ``room``; what is over goes to the others.
+
+    Args:
+        total: to be shared; no more than the whole room is.
+        room: the most each kind can take.
+        weights: by default the room. A kind that is not named weighs nothing, and takes only what no other can.
+    """
+    shares = dict.fromkeys(room, 0)
+    left = int(min(total, sum(room.values())))
+    while left:
+        free = {k: int(r) - shares[k] for k, r in room.items() if shares[k] < int(r)}
+        basis = {k: (room if weights is None else weights).get(k, 0) for k in free}
+        if not free:
+            break
+        given = apportion(left, basis if sum(basis.values()) else free)
+        for kind, more in given.items():
+            shares[kind] += min(more, free[kind])
+            left -= min(more, free[kind])
+    return shares
+
+
+def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers in proportion to ``weights`` that add up to ``total`` (largest remainders; ties by name)."""
     whole = sum(weights.values())
     exact = {k: total * w / whole for k, w in weights.items()}

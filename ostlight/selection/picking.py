@@ -6,34 +6,36 @@ import numpy as np
 
 from ostlight.errors import SelectorError
 from ostlight.selection.budget import Budget
+from ostlight.selection.kinds import kind_by_kind
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 
 
 def pick_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
-    """Rows of ``scores`` the selector keeps, best first; tag by tag where the budget says ``within``.
+    """Rows of ``scores`` the selector keeps, best first; kind by kind where the budget says ``within``, unless the
+    selector sees to that itself.
 
     A selector is not asked about a table without rows: its evidence columns are not there.
 
     Raises:
         SelectorError: ``pick`` returned rows that do not exist, or one twice.
-        DataError: ``budget.within`` names a tag no sample has.
+        DataError: ``budget.within`` names a tag no sample has, or kinds that these scores do not tell apart.
     """
     if not len(scores):
         return np.array([], dtype=np.int64)
-    if budget.within is None:
+    if budget.tokens is None:
+        return _picked(selector, scores, budget)
+    # A sample that no budget of this size can afford must not stand in the way of the others.
+    affordable = np.flatnonzero(scores.tokens <= budget.tokens)
+    if not len(affordable):
+        return affordable
+    return affordable[_picked(selector, scores.take(affordable), budget)]
+
+
+def _picked(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
+    if budget.within is None or selector.picks_within:
         return _checked(selector, scores, budget)
-    values = scores.tag(budget.within)
-    rows_of = {value: np.flatnonzero(values == value) for value in sorted(set(values))}
-    sizes = {value: len(rows) for value, rows in rows_of.items()}
-    tokens = {v: int(scores.tokens[r].sum()) for v, r in rows_of.items()} if budget.tokens is not None else None
-    chosen = [
-        rows_of[value][_checked(selector, scores.take(rows_of[value]), share)]
-        for value, share in budget.shares(sizes, tokens).items()
-    ]
-    # Best of each tag first, then the second of each: a prefix of the ranking is itself spread over the tags.
-    ranked = [(k / len(rows), v, int(row)) for v, rows in enumerate(chosen) for k, row in enumerate(rows)]
-    return np.array([row for _, _, row in sorted(ranked)], dtype=np.int64)
+    return kind_by_kind(scores, budget, lambda part, share: _checked(selector, part, share))
 
 
 def _checked(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:

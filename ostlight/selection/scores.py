@@ -155,6 +155,11 @@ class Scores:
         return self.setting.trial(self.positions[np.asarray(rows, dtype=np.int64)])
 
     @property
+    def in_run(self) -> bool:
+        """Whether there is a ``setting``."""
+        return self._setting is not None
+
+    @property
     def setting(self) -> PickSetting:
         """Raises:
         SelectorError: the table was read by hand, so there is no run to ask.

@@ -43,12 +43,15 @@ class Selector(ABC):
         pick_options: options that only ``pick`` reads; changing them picks anew and does not score anew.
         compute_options: options that say where and how a score is computed and leave it as it is (an address, a number
             of threads, a price list); changing them does not score anew either.
+        picks_within: whether ``pick`` itself sees to the shares of ``budget.within``; where it does not, it is called
+            once for each kind of sample, with that kind's rows and its part of the budget.
         ignores_budget: whether ``pick`` keeps the same whatever the budget; a benchmark then trains it once a seed.
     """
 
     uses_proxy: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = True
     seeded: ClassVar[bool] = False
+    picks_within: ClassVar[bool] = False
     ignores_budget: ClassVar[bool] = False
     pick_options: ClassVar[tuple[str, ...]] = ()
     compute_options: ClassVar[tuple[str, ...]] = ()
@@ -134,7 +137,7 @@ def _refuse_malformed(cls: type[Selector]) -> None:
         elif len(inspect.signature(method).parameters) != len(parameters):
             got = ", ".join(inspect.signature(method).parameters)
             refuse(f"{name} takes ({got})", f"define it as `def {name}({', '.join(parameters)})`")
-    for flag in ("uses_proxy", "needs_answers", "seeded", "ignores_budget"):
+    for flag in ("uses_proxy", "needs_answers", "seeded", "picks_within", "ignores_budget"):
         if not isinstance(getattr(cls, flag), bool):
             refuse(f"{flag} is {getattr(cls, flag)!r}", "set it to True or False")
     if not (isinstance(cls.Options, type) and dataclasses.is_dataclass(cls.Options)):

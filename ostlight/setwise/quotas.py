@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ostlight.selection.budget import apportion
+from ostlight.selection.budget import shared_out
 from ostlight.setwise.limits import Limits
 from ostlight.setwise.objective import ROWS_AT_ONCE, checked
 
@@ -17,9 +17,9 @@ FITTED_ROWS = 100_000
 
 def quota_limits(
     labels: Sequence[str] | np.ndarray,
-    total: int,
+    total: float,
     costs: np.ndarray | None = None,
-    counts: np.ndarray | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Limits:
     """``total`` samples (tokens, where ``costs`` are given), shared out in proportion by largest remainders.
 
@@ -27,32 +27,24 @@ def quota_limits(
         labels: ``[N]`` the kind of each sample.
         total: the budget, at least 1.
         costs: ``[N]`` tokens of each sample.
-        counts: ``[N]`` booleans, the samples that count towards their kind's share; all by default. A kind's share is
-            never more than it has: what is over goes to the other kinds.
+        weights: what each kind's share is in proportion to; by default what there is of it. A kind's share is never
+            more than it has: what is over goes to the other kinds.
 
     Raises:
-        ValueError: lengths that do not fit, a budget below 1, or no sample that counts.
+        ValueError: lengths that do not fit, a budget below 1, or weights of none of the kinds.
     """
     names, groups = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     sizes = np.ones(len(groups)) if costs is None else np.asarray(costs, dtype=np.float64)
-    if len(sizes) != len(groups) or (counts is not None and len(counts) != len(groups)):
-        raise ValueError(f"{len(groups)} labels need as many costs and counts; got {len(sizes)} costs")
+    if len(sizes) != len(groups):
+        raise ValueError(f"{len(groups)} labels need as many costs; got {len(sizes)}")
     if total < 1:
         raise ValueError(f"the budget must be at least 1; got {total}")
-    weights = np.bincount(groups, sizes if counts is None else sizes * counts, minlength=len(names))
-    room = np.bincount(groups, sizes, minlength=len(names))
-    if not weights.sum():
-        raise ValueError("no sample counts towards a share; leave `counts` away to share by all of them")
-    shares = np.zeros(len(names))
-    left = min(float(total), float(room.sum()))
-    while left >= 1:
-        open_ = np.flatnonzero(shares < room)
-        basis = weights[open_] if weights[open_].any() else (room - shares)[open_]
-        given = apportion(int(left), {f"{k:09d}": float(w) for k, w in zip(open_, basis, strict=True)})  # type: ignore[misc]
-        before = shares.copy()
-        shares[open_] = np.minimum(room[open_], shares[open_] + [given[f"{k:09d}"] for k in open_])
-        left -= float((shares - before).sum())
-    return Limits.by_group(groups.astype(np.int64), shares, None if costs is None else sizes)
+    if weights is not None and not any(weights.get(name) for name in names.tolist()):
+        raise ValueError(f"no kind has a weight; the kinds are {', '.join(names.tolist())}")
+    room = dict(zip(names.tolist(), np.bincount(groups, sizes, minlength=len(names)).tolist(), strict=True))
+    shares = shared_out(total, room, weights)
+    most = [float(shares[name]) for name in names.tolist()]
+    return Limits.by_group(groups.astype(np.int64), most, None if costs is None else sizes)
 
 
 def gradient_clusters(f: np.ndarray, phi: np.ndarray, clusters: int, seed: int = 0) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ostlight.errors import DivergedError
 from ostlight.setwise.pick import Pick
 
 
@@ -63,7 +64,8 @@ def choose_scale(
             them. Called once for each different set. A loss that is not finite (training diverged) is never chosen.
 
     Raises:
-        ValueError: no candidates, or none led to a finite loss.
+        ValueError: no candidates.
+        DivergedError: none led to a finite loss.
     """
     if not candidates:
         raise ValueError("no scales to choose from; give at least one candidate")
@@ -77,7 +79,7 @@ def choose_scale(
         tried.append(Tried(scale, found, known[key]))
     finite = [one for one in tried if math.isfinite(one.anchor_loss)]
     if not finite:
-        raise ValueError(
+        raise DivergedError(
             f"training on each of the {len(tried)} sets ended in a loss that is not finite "
             f"({', '.join(one.scale.label for one in tried)}); lower the learning rate of the brief training"
         )

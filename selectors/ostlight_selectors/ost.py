@@ -14,10 +14,11 @@ from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.batch import Batch
 from ostlight.run.fingerprint import TARGETS
 from ostlight.selection.budget import Budget
+from ostlight.selection.kinds import kind_by_kind
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
+from ostlight.selection.sets import pick_best_set
 from ostlight.selection.setting import Setting
-from ostlight.setwise import Limits, SetObjective, pick_set
 from ostlight.utility.agreement import rank_agreement, sample_count
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
@@ -43,7 +44,8 @@ class OneStepTrain(Selector):
     """Utility of one SGD step on each sample, measured on the anchors (arXiv 2605.07488)."""
 
     uses_proxy = True
-    pick_options = ("objective", "batch_size")
+    picks_within = True
+    pick_options = ("objective", "set_eta", "batch_size")
     compute_options = ("targets",)
 
     @dataclass
@@ -57,7 +59,8 @@ class OneStepTrain(Selector):
         optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
         objective: what is ranked: ``sample`` (each by itself, as in the paper) or ``set`` (what a mini-batch of the
             subset does, redundancy and noise counted; needs the probes of ``second_order``).
-        batch_size: of the mini-batches of ``objective: set``; the target's.
+        set_eta: step size of ``objective: set``; ``null`` tries a few on the proxy and reads the anchors.
+        batch_size: of the mini-batches of ``objective: set``; ``null`` tries a few.
         targets: how the estimators' fixed vectors (one, or 1 + ``probes``, for each anchor group, each as large as the
             scope) are held: ``full``, ``bf16``, ``offload`` (the machine's memory) or ``split`` (over the ranks).
         backward: off, ``first_order`` takes two forward passes instead, for any architecture and with less memory.
@@ -69,7 +72,8 @@ class OneStepTrain(Selector):
         probes: int = 64
         optimizer: str = "sgd"
         objective: str = "sample"
-        batch_size: int = 32
+        set_eta: float | None = None
+        batch_size: int | None = None
         targets: str = "full"
         backward: bool = True
 
@@ -119,7 +123,7 @@ class OneStepTrain(Selector):
             )
         if not self.options.backward and self.options.targets != "full":
             raise SelectorError("selector.options.backward=false holds one vector, in full; leave targets=full")
-        for name in ("eta", "probes", "batch_size"):
+        for name in ("eta", "probes", "set_eta", "batch_size"):
             value = getattr(self.options, name)
             if value is not None and value <= 0:
                 raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
@@ -190,17 +194,8 @@ class OneStepTrain(Selector):
         return self.estimator.columns(batch)
 
     def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
-        if self.options.objective == "sample" or not len(scores):
-            return budget.top(scores)
-        if budget.threshold is not None:
-            raise SelectorError(
-                "budget.threshold ranks single samples; objective=set takes a fraction, count or tokens"
-            )
-        slopes, phi, eta = scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0])
-        if budget.tokens is not None:
-            limits, size = Limits.tokens(budget.tokens, scores.tokens), budget.tokens / float(np.mean(scores.tokens))
-        else:
-            size = budget.size(len(scores))
-            limits = Limits.count(int(size), len(scores))
-        objective = SetObjective.minibatch(slopes, phi, eta=eta, batch_size=self.options.batch_size, size=size)
-        return pick_set(objective, limits).rows
+        if self.options.objective == "set":
+            return pick_best_set(scores, budget, self.options.set_eta, self.options.batch_size)
+        if budget.within is not None:
+            return kind_by_kind(scores, budget, lambda part, share: share.top(part))
+        return budget.top(scores)

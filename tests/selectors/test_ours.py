@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import ostlight
 from ostlight.errors import SelectorError
+from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import Scores
 from ostlight.setwise import minibatch_value
+from ostlight.training import trial
 
 SET = {"estimator": "second_order", "probes": 8, "eta": 0.05, "objective": "set"}
+AT_SCALE = SET | {"set_eta": 0.05, "batch_size": 32}
 
 
 def test_loss_keeps_the_easiest_or_the_hardest(settings):
@@ -23,7 +27,7 @@ def test_loss_keeps_the_easiest_or_the_hardest(settings):
 
 def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
     alone = ostlight.select(settings(selector={"name": "ost", "options": SET | {"objective": "sample"}}))
-    together = ostlight.select(settings(selector={"name": "ost", "options": SET}))
+    together = ostlight.select(settings(selector={"name": "ost", "options": AT_SCALE}))
     assert [e.stage for e in together.folder.ledger.read()] == ["score", "pick", "pick"]
     scores = Scores.read(together.folder.scores)
     slopes, phi = scores.column("slope"), scores.column("phi")
@@ -32,13 +36,38 @@ def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
     assert len(together.kept) == len(alone.kept) == 10
 
 
-def test_a_set_within_tags_and_within_tokens(settings):
+def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scored_again(settings, monkeypatch, capsys):
+    monkeypatch.setattr(trial, "TRIAL_STEPS", 2)
     config = settings(selector={"name": "ost", "options": SET})
+    for budget in ("budget.count=10", "budget.count=20"):
+        folder = ostlight.select(config, budget).folder
+    entries = folder.ledger.read()
+    assert [e.stage for e in entries] == ["score", "pick", "pick"]
+    assert all(2 <= e.more["trials"] <= 7 and e.flops > 0 for e in entries[1:])
+    assert [e.more["set"]["samples"] for e in entries[1:]] == [10, 20]
+    assert read_notes(folder.path / "selector")["set"] == entries[2].more["set"]
+    assert capsys.readouterr().out.count("of 7 scales tried") == 2
+
+
+def test_a_set_within_tags_and_within_tokens(settings):
+    config = settings(selector={"name": "ost", "options": AT_SCALE})
     selection = ostlight.select(config, "budget.fraction=0.3", "budget.within=task")
     tasks = Scores.read(selection.folder.scores).tag("task")[selection.kept]
     assert len(set(tasks)) == 7
     fewer = ostlight.select(config, "budget.tokens=200")
     assert 0 < sum(Scores.read(fewer.folder.scores).tokens[fewer.kept]) <= 200
+
+
+@pytest.mark.parametrize("objective", ["sample", "set"])
+def test_shares_by_the_anchors_groups(settings, objective: str):
+    anchors = settings()["anchors"] | {"group": "task"}
+    options = AT_SCALE | {"objective": objective}
+    config = settings(selector={"name": "ost", "options": options}, anchors=anchors)
+    selection = ostlight.select(config, "budget.count=14", "budget.within=anchors.group")
+    best = Scores.read(selection.folder.scores).column("utility_by_group").argmax(1)
+    counts, there = np.bincount(best[selection.kept], minlength=7), np.bincount(best, minlength=7)
+    assert counts.sum() == 14
+    assert (counts >= np.minimum(there, 2)).all()
 
 
 def test_a_set_needs_probes_and_a_size(settings):

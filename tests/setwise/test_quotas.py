@@ -21,18 +21,19 @@ def test_token_shares_follow_tokens():
     assert limits.most.tolist() == [75, 25]
 
 
-def test_only_samples_that_count_earn_a_share_and_what_a_kind_lacks_goes_to_others():
+def test_shares_follow_the_weights_and_what_a_kind_lacks_goes_to_others():
     labels = ["a"] * 2 + ["b"] * 10
-    assert quota_limits(labels, 4, counts=np.array([True] * 2 + [True] * 2 + [False] * 8)).most.tolist() == [2, 2]
-    assert quota_limits(labels, 6, counts=np.array([True] * 2 + [False] * 10)).most.tolist() == [2, 4]
+    assert quota_limits(labels, 4, weights={"a": 1, "b": 1}).most.tolist() == [2, 2]
+    assert quota_limits(labels, 6, weights={"a": 1}).most.tolist() == [2, 4]
+    assert quota_limits(labels, 6, weights={"a": 3, "b": 1, "elsewhere": 9}).most.tolist() == [2, 4]
     assert quota_limits(labels, 99).most.tolist() == [2, 10]
 
 
 def test_quotas_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match="the budget must be at least 1; got 0"):
         quota_limits(["a", "b"], 0)
-    with pytest.raises(ValueError, match="no sample counts towards a share"):
-        quota_limits(["a", "b"], 1, counts=np.zeros(2, dtype=bool))
+    with pytest.raises(ValueError, match="no kind has a weight; the kinds are a, b"):
+        quota_limits(["a", "b"], 1, weights={"c": 1})
     with pytest.raises(ValueError, match="2 labels need as many costs"):
         quota_limits(["a", "b"], 1, np.ones(3))
 

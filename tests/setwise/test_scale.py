@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from ostlight.errors import DivergedError
 from ostlight.setwise import Limits, Pick, Scale, SetObjective, choose_scale, pick_set
 
 RNG = np.random.default_rng(0)
@@ -46,7 +47,7 @@ def test_equal_sets_are_trained_on_once_and_the_first_of_equals_is_kept():
 def test_a_diverged_training_is_never_chosen():
     losses = iter([math.nan, 5.0, -math.inf])
     assert choose_scale(CANDIDATES, pick, lambda rows: next(losses)).best.scale == CANDIDATES[1]
-    with pytest.raises(ValueError, match=r"each of the 3 sets .* \(eta=0.1 B=8, eta=0.5 B=8, e=2\)"):
+    with pytest.raises(DivergedError, match=r"each of the 3 sets .* \(eta=0.1 B=8, eta=0.5 B=8, e=2\)"):
         choose_scale(CANDIDATES, pick, lambda rows: math.inf)
     with pytest.raises(ValueError, match="give at least one candidate"):
         choose_scale([], pick, lambda rows: 0.0)

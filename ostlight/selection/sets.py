@@ -1,0 +1,130 @@
+"""A set for a budget, from stored columns: the shares it keeps to, the scale it is picked at, what is told of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ostlight.errors import SelectorError
+from ostlight.selection.budget import Budget
+from ostlight.selection.kinds import Kinds
+from ostlight.selection.scores import Scores
+from ostlight.setwise import Choice, Limits, Pick, Scale, SetObjective, Tried, choose_scale, pick_set, quota_limits
+
+MULTIPLES = (1.0, 10.0, 100.0)
+"""Step sizes tried, as multiples of the sample's own; sets of many samples bear longer steps (docs/setwise.md)."""
+
+BATCH_SIZES = (32, 256)
+"""Mini-batches tried."""
+
+
+def pick_best_set(
+    scores: Scores, budget: Budget, eta: float | None = None, batch_size: int | None = None
+) -> np.ndarray:
+    """Rows of the set that the mini-batch objective prefers, shares of ``budget.within`` kept to jointly, best first.
+
+    Where ``eta`` or ``batch_size`` is left open a few values are tried on the run's proxy (``Scores.trial``), among
+    them the ranking sample by sample where both are; the set after which the anchors fare best is kept. What was tried
+    and how far the set may be from the best one is noted as ``set``.
+
+    Args:
+        scores: with the columns ``slope``, ``phi`` and ``eta``.
+        budget: a fraction, count or number of tokens.
+        eta: step size of the objective.
+        batch_size: of the objective's mini-batches.
+
+    Raises:
+        SelectorError: a threshold; no run to try sets in.
+        DivergedError: the trials of all sets diverged.
+        DataError: as ``Kinds.of``.
+    """
+    if budget.threshold is not None:
+        raise SelectorError("budget.threshold ranks single samples; objective=set takes a fraction, count or tokens")
+    limits = _limits(scores, budget)
+    if limits is None:
+        return np.empty(0, dtype=np.int64)
+    slopes, phi, own = scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0])
+
+    def pick(scale: Scale, columns: slice = slice(None)) -> Pick:
+        settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": limits.size}
+        return pick_set(SetObjective.minibatch(slopes, phi[:, columns], **settings), limits)
+
+    tried = candidates(own, eta, batch_size)
+    if len(tried) == 1:
+        only = Tried(tried[0], pick(tried[0]), math.nan)
+        choice = Choice(only, (only,))
+    else:
+        choice = choose_scale(tried, pick, scores.trial)
+    if scores.in_run:
+        scores.setting.note("set", facts(choice, budget, phi.shape[1]))
+        scores.setting.say(line(choice))
+    return choice.best.pick.rows
+
+
+def candidates(own: float, eta: float | None, batch_size: int | None) -> list[Scale]:
+    """The scales to try.
+
+    Args:
+        own: the step size single samples were scored with.
+        eta, batch_size: fixed where given.
+    """
+    etas = [eta] if eta is not None else [own * multiple for multiple in MULTIPLES]
+    sizes = [batch_size] if batch_size is not None else BATCH_SIZES
+    alone = [Scale(own, 1)] if eta is None and batch_size is None else []
+    return [*alone, *(Scale(e, b) for e in etas for b in sizes)]
+
+
+def _limits(scores: Scores, budget: Budget) -> Limits | None:
+    """``None`` where nothing fits."""
+    costs = scores.tokens if budget.tokens is not None else None
+    total = budget.tokens if budget.tokens is not None else budget.size(len(scores))
+    if not len(scores):
+        return None
+    if budget.within is not None:
+        kinds = Kinds.of(scores, budget.within)
+        limits = quota_limits(kinds.labels, total, costs, kinds.weights)
+    elif costs is not None:
+        limits = Limits.tokens(total, costs)
+    else:
+        limits = Limits.count(total, len(scores))
+    return limits if limits.open(limits.most).any() else None
+
+
+def facts(choice: Choice, budget: Budget, probes: int) -> dict[str, Any]:
+    """Plain data of a choice, for the run's notes; losses are ``None`` where no trial was made, or it diverged."""
+    best = choice.best
+    return {
+        "budget": budget.label,
+        "samples": len(best.pick.rows),
+        "probes": probes,
+        **_scale(best),
+        "bound": best.pick.bound,
+        "greedy_value": best.pick.greedy_value,
+        "greedy_gap": best.pick.greedy_gap,
+        "tried": [_scale(one) for one in choice.tried],
+    }
+
+
+def _scale(one: Tried) -> dict[str, Any]:
+    loss = one.anchor_loss if math.isfinite(one.anchor_loss) else None
+    scale = {"eta": one.scale.eta, "batch_size": one.scale.batch_size}
+    return {**scale, "value": one.pick.value, "gap": one.pick.gap, "anchor_loss": loss}
+
+
+def line(choice: Choice) -> str:
+    """One line for the user: the scale, how it was chosen, how good the set is known to be."""
+    best = choice.best
+    told = f"set: {len(best.pick.rows):,} samples at {best.scale.label}"
+    if len(choice.tried) > 1:
+        told += f", of {len(choice.tried)} scales tried the one after which the anchors' loss is lowest "
+        told += f"({best.anchor_loss:.4g}; {_others(choice.tried)})"
+    return told + f"; value {best.pick.value:.4g}, the best set's is at most {best.pick.gap:.2g} higher"
+
+
+def _others(tried: Sequence[Tried]) -> str:
+    alone = [one.anchor_loss for one in tried if one.scale.batch_size == 1]
+    worst = f"the highest is {max(one.anchor_loss for one in tried):.4g}"
+    return f"sample by sample {alone[0]:.4g}, {worst}" if alone else worst

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.model.batch import Batch, by_token_budget
@@ -82,7 +83,7 @@ class Scoring(L.LightningModule):
         """
         while True:
             try:
-                return self.selector.setup(self.setting)
+                return self._counted_setup()
             except Exception as error:
                 if not self.selector.uses_proxy or not out_of_memory(error):
                     raise
@@ -93,6 +94,16 @@ class Scoring(L.LightningModule):
                         "smaller proxy or scope, or fewer anchors"
                     ) from error
             self._lower(halved, "while setting up")
+
+    def _counted_setup(self) -> None:
+        """Anchor gradients and probes are part of a selector's price: their operations are counted in full."""
+        if not self.selector.uses_proxy:
+            return self.selector.setup(self.setting)
+        with FlopCounterMode(display=False) as counter:
+            self.selector.setup(self.setting)
+        self.entry.flops += counter.get_total_flops()
+        self.entry.more["setup_flops"] = counter.get_total_flops()
+        return None
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:
         with torch.enable_grad():

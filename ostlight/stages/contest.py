@@ -107,10 +107,9 @@ class Contest:
 
     @cached_property
     def cell_inputs(self) -> dict[str, Any]:
-        """Everything all cells depend on, besides what they train on and how."""
+        """Everything all cells depend on; the untrained model on nothing else."""
         elsewhere = dict.fromkeys(("path", "training", "patience", "checkpoint_minutes"))
         return {
-            "pool": self.pool.fingerprint()[:16],
             "test": open_pool(self.config.test, "test").fingerprint()[:16],
             "target.path": fingerprint.of_model(self.config.target.path, "target"),
             "target": dataclasses.asdict(self.config.target) | elsewhere,

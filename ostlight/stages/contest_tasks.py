@@ -192,8 +192,15 @@ class CellTask:
 
     @cached_property
     def key(self) -> str:
-        how = [dataclasses.asdict(self.training), self.cell.seed] if self.pick else []
-        return "cell " + fingerprint.of_values([self.contest.cell_inputs, self.picked["positions"], how])
+        made_from: dict[str, Any] = dict(self.contest.cell_inputs)
+        if self.pick:
+            made_from |= {
+                "pool": self.contest.pool.fingerprint()[:16],
+                "kept": self.picked["positions"],
+                "training": dataclasses.asdict(self.training),
+                "seed": self.cell.seed,
+            }
+        return f"cell {fingerprint.of_values(made_from)}"
 
     @property
     def file(self) -> Path:

@@ -32,5 +32,8 @@ def selection_cost(proxy: Sequence[Entry], scoring: Sequence[Entry], picking: En
 
 
 def _whole(name: str, attempts: Sequence[Entry], records: int) -> float:
+    """The setting up of the last attempt, and the rest by the record."""
     seen = sum(e.samples for e in attempts)
-    return sum(getattr(e, name) for e in attempts) * (records / seen if seen else 1)
+    setups = [e.more.get("setup_flops", 0.0) if name == "flops" else 0.0 for e in attempts]
+    by_record = sum(getattr(e, name) for e in attempts) - sum(setups)
+    return setups[-1] + by_record * (records / seen if seen else 1)

@@ -1,0 +1,158 @@
+"""Turns a finished benchmark into its page under docs/results/: question, command, tables, picture, what the run noted.
+
+    python benchmarks/results_page.py runs/accuracy
+
+Nothing on the page is typed but what stands below its last heading, which is kept when the page is made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from sklearn.metrics import roc_auc_score
+
+from ostlight.config.load import load_config
+from ostlight.config.schema import Config
+
+ROOT = Path(__file__).parents[1]
+READING = "## What it says"
+ANSWER_IS_RIGHT = ("clean", "near_duplicate")
+"""Defects (and their absence) that leave an answer right."""
+JUDGE = "llm_judge"
+SURE = 0.5
+"""A judge's probability of yes above which it calls an answer right."""
+
+
+def page(run: Path, config: Config, source: Path, before: str) -> str:
+    """The page's Markdown.
+
+    Args:
+        run: the benchmark's folder, finished.
+        config: its resolved configuration.
+        source: the YAML it was run from; the comment at its head asks the question.
+        before: the page as it was, whose reading is kept.
+    """
+    comment = [line.removeprefix("#").strip() for line in source.read_text().splitlines() if line.startswith("#")]
+    commands = [line.removeprefix("Run:").strip() for line in comment if line.startswith(("python ", "Run:"))]
+    told = " ".join(line for line in comment if not line.startswith(("python ", "Run:")))
+    parts = [
+        f"# {config.name.capitalize()}",
+        told,
+        "\n".join(f"    {command}" for command in commands),
+        f"Configuration: [{source.relative_to(ROOT)}](../../{source.relative_to(ROOT)}). This page was written by "
+        f"`benchmarks/results_page.py`. Accuracies in percent with Student's 95% interval over the training seeds; "
+        "differences are paired, with a bootstrap interval over seeds and test items. Selection counts warm-up, "
+        f"scoring and picking. {machine()}",
+        f"![accuracy and cost]({config.name}.png)",
+        "## Accuracy",
+        (run / "table.md").read_text().strip(),
+        "## Cost",
+        (run / "costs.md").read_text().strip(),
+    ]
+    found = what_the_scores_know(run, config)
+    if found:
+        parts += ["## What the scores know of the truth", found]
+    noted = notes(run)
+    if noted:
+        parts += ["## What the runs noted", noted]
+    reading = before[before.index(READING) + len(READING) :].strip() if READING in before else ""
+    return "\n\n".join([*parts, READING, reading]).rstrip() + "\n"
+
+
+def machine() -> str:
+    """Processor and versions."""
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
+    kinds = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    return f"Made on {len(names) or '?'} cores of {names[0] if names else platform.processor()}; {kinds}."
+
+
+def what_the_scores_know(run: Path, config: Config) -> str:
+    """How well each score tells right answers from wrong ones, read after the fact; a judge's own accuracy."""
+    assert config.benchmark is not None
+    names = {s.shown: s.name for s in config.benchmark.selectors}
+    rows = []
+    for folder in sorted((run / "selectors").iterdir()):
+        label = folder.name.rpartition("-")[0]
+        if names.get(label) not in (JUDGE, "deita", "ost", "loss"):
+            continue
+        own = load_config(folder / "config.yaml")
+        truth = Path(str(own.pool.path)).parent / "truth.parquet"
+        if not truth.is_file():
+            continue
+        table = pq.read_table(truth)
+        defect = dict(zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True))
+        scores = pq.read_table(folder / "scores", columns=["id", "score"])
+        pairs = [
+            (s, defect[i])
+            for i, s in zip(*(scores[c].to_pylist() for c in ("id", "score")), strict=True)
+            if s is not None
+        ]
+        values = np.array([s for s, _ in pairs])
+        right = np.array([d in ANSWER_IS_RIGHT for _, d in pairs])
+        area = f"{roc_auc_score(right, values):.3f}" if 0 < right.sum() < len(right) else ""
+        said = judged(values, [d for _, d in pairs]) if names[label] == JUDGE else ""
+        rows.append(f"| {folder.name} | {len(pairs):,} | {area} | {said} |")
+    head = "| scores | records | AUROC, right answers against wrong | as a judge |\n| --- | ---: | ---: | --- |\n"
+    return head + "\n".join(rows) if rows else ""
+
+
+def judged(values: np.ndarray, defects: list[str]) -> str:
+    """Accuracy of yes and no, over all and by defect."""
+    by: dict[str, list[bool]] = {}
+    for value, defect in zip(values, defects, strict=True):
+        by.setdefault(defect, []).append((value > SURE) == (defect in ANSWER_IS_RIGHT))
+    whole = [x for found in by.values() for x in found]
+    each = ", ".join(f"{defect} {100 * np.mean(found):.0f}%" for defect, found in sorted(by.items()))
+    return f"{100 * np.mean(whole):.1f}% right ({each})"
+
+
+def notes(run: Path) -> str:
+    """What each warm-up kept, and what each selector noted of its run."""
+    lines = []
+    for file in sorted(run.glob("proxies/*/proxy/warmup.json")):
+        said = json.loads(file.read_text())
+        losses = dict(said.get("losses") or [])
+        kept = said.get("kept_step")
+        if kept is not None:
+            lines.append(
+                f"- {file.parents[1].name}: warmed up on {said['samples']:,} samples, kept at step {kept}; loss on the "
+                f"{said['watched_on']} {losses[0]:.3f} before, {losses[kept]:.3f} after"
+            )
+    for file in sorted(run.glob("selectors/*/selector/notes.json")):
+        said = json.loads(file.read_text())
+        told = [f"eta {said['eta']:.4g}"] if isinstance(said.get("eta"), int | float) else []
+        agreement = said.get("rank_agreement")
+        if isinstance(agreement, dict) and agreement.get("spearman") is not None:
+            told.append(f"Spearman {agreement['spearman']:.2f} with `exact` on {agreement.get('samples', '?')} samples")
+        if told:
+            lines.append(f"- {file.parents[1].name}: {', '.join(told)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished benchmark")
+    parser.add_argument("--config", type=Path, default=None, help="its YAML; by default configs/benchmark/NAME.yaml")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    options = parser.parse_args()
+    config = load_config(options.run / "config.yaml")
+    source = (options.config or ROOT / "configs" / "benchmark" / f"{config.name}.yaml").resolve()
+    file = options.out / f"{config.name}.md"
+    before = file.read_text() if file.exists() else ""
+    options.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(page(options.run, config, source, before))
+    shutil.copyfile(options.run / "table.png", options.out / f"{config.name}.png")
+    print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A finished benchmark becomes its page; what was written below the last heading stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import results_page
+
+import ostlight
+from ostlight.config import load_config
+
+
+def test_the_page_holds_the_tables_and_keeps_its_reading(settings, digits, tmp_path: Path):
+    section = {
+        "selectors": [{"name": "random"}, {"name": "loss"}],
+        "budgets": [{"fraction": 0.25}],
+        "seeds": [0],
+        "truth": str(digits.truth),
+        "workers": 1,
+    }
+    values = settings(benchmark=section)
+    source = results_page.ROOT / "configs" / "benchmark" / "proxy.yaml"
+    ostlight.benchmark(values)
+    run = Path(values["folder"]) / "run"
+    config = load_config(run / "config.yaml")
+    first = results_page.page(run, config, source, "")
+    assert (run / "table.md").read_text().strip() in first
+    assert "    ostlight benchmark configs/benchmark/proxy.yaml" in first
+    assert "| loss-" in first
+    assert first.endswith(f"{results_page.READING}\n")
+    again = results_page.page(run, config, source, first + "\nIt is so.\n")
+    assert again == first.rstrip() + "\n\nIt is so.\n"
+
+
+def test_a_judges_accuracy_is_told_by_defect():
+    said = results_page.judged(np.array([0.9, 0.2, 0.7, 0.1]), ["clean", "clean", "truncated", "near_duplicate"])
+    assert said == "25.0% right (clean 50%, near_duplicate 0%, truncated 0%)"
+
+
+def test_notes_tell_what_the_warm_up_kept(tmp_path: Path):
+    folder = tmp_path / "proxies" / "proxy-1" / "proxy"
+    folder.mkdir(parents=True)
+    losses = [[0, 1.5], [4, 0.5]]
+    said = {"samples": 100, "watched_on": "development set", "kept_step": 4, "losses": losses}
+    (folder / "warmup.json").write_text(json.dumps(said))
+    assert "kept at step 4; loss on the development set 1.500 before, 0.500 after" in results_page.notes(tmp_path)

@@ -209,7 +209,8 @@ def save(model: torch.nn.Module, folder: Path, family: str = "llava") -> None:
 
 def write_log(folder: Path) -> None:
     """``LOG.md`` beside the checkpoints, from the ``training.json`` of each."""
-    entries = [json.loads(path.read_text()) for path in sorted(folder.glob("*/training.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/training.json"))]
+    entries = [entry for entry in found if "size" in entry]  # judges and scorers may lie beside the bases
     lines = ["# How the base checkpoints were made", "", "Written by `benchmarks/train_digitmath_base.py`.", ""]
     for entry in entries:
         lines += [

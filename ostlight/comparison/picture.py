@@ -100,8 +100,8 @@ def _draw_front(axes: Axes, lines: Sequence[Line], names: Sequence[str], colours
             markersize=8 if on else 7,
             zorder=2,
         )
-    _name_points(axes, [(line.total_flops, 100 * line.accuracy[ALL].mean, n) for line, n, _ in shown])
     axes.set_xscale("log")
+    _name_points(axes, [(line.total_flops, 100 * line.accuracy[ALL].mean, n) for line, n, _ in shown])
     axes.set_xlabel("FLOPs of selection and training (filled: nothing is better for less)")
     axes.set_ylabel("accuracy, %")
     axes.grid(color="#e3e3e3")
@@ -118,4 +118,16 @@ def _name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     at = -1e9
     for x, y, name in sorted(points, key=lambda p: p[1]):
         at = max(at + gap, y)
-        axes.annotate(name, (x, y), xytext=(x * 1.07, at), fontsize=8, va="center", color="#444444")
+        told = axes.annotate(
+            name,
+            (x, y),
+            xytext=(8, at),
+            textcoords=("offset points", "data"),
+            fontsize=8,
+            va="center",
+            color="#444444",
+        )
+        # A name may be wider than the axes of two points that nearly coincide; it must not push them to nothing.
+        told.set_in_layout(False)
+    left, right = min(x for x, _, _ in points), max(x for x, _, _ in points)
+    axes.set_xlim(left / 1.3, right * 1.3 * (right / left) ** 0.35 * 1.4)

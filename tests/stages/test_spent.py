@@ -53,8 +53,9 @@ def test_a_selectors_spending_is_in_the_benchmarks_results(settings, tmp_path: P
     paid = {
         (x["selector"], x["metric"]): x["value"] for x in lines if x["metric"] in ("selection_calls", "selection_price")
     }
-    assert paid == {("paying", "selection_calls"): 48, ("paying", "selection_price"): 24.0}
-    assert "; 48 calls; price 24.00" in (tmp_path / "runs/run/table.md").read_text()
+    free = {(name, metric): 0 for name in ("base", "random") for metric in ("selection_calls", "selection_price")}
+    assert paid == free | {("paying", "selection_calls"): 48, ("paying", "selection_price"): 24.0}
+    assert "| 48 | 24.00 |" in (tmp_path / "runs/run/costs.md").read_text()
 
 
 @pytest.mark.slow

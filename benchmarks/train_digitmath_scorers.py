@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from train_digitmath_base import Collator, Example, jitter, rate_at, save
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
@@ -96,7 +97,7 @@ class JudgeBatches:
 
     def asked(self, part: str) -> Example:
         record, answer, how = one(part, self.rng, share_right=0.5)
-        turns = (Turn("user", f"{IMAGE_MARK}\n{record.question.text}"), Turn("assistant", answer))
+        turns = (Turn("user", f"{IMAGE_MARK}\n{record.question.text}"), Turn("assistant", answer, trained=True))
         (said,) = self.rubric.conversation(Sample("", turns), one_word=True).turns
         pixels = render(record.cells)
         return Example(
@@ -107,8 +108,23 @@ class JudgeBatches:
         )
 
     def __call__(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """The verdict is learnt beside the right answers themselves: who can foretell a word sees that it is wrong."""
         while True:
-            yield self.collate([self.asked("pretraining") for _ in range(size)])
+            examples = [self.asked("pretraining") for _ in range(size)]
+            batch = self.collate(examples)
+            labels = batch["labels"]
+            labels[:, -1] = IGNORED  # the verdict alone, not the end behind it
+            verdict = labels.shape[1] - 2
+            for row, example in enumerate(examples):
+                if example.answer == "yes":
+                    behind = verdict - 1 - len(self._ids(example.question.rpartition("\n")[2]))
+                    length = len(self._ids(example.question.split("\n")[1]))
+                    place = slice(behind - length, behind)
+                    labels[row, place] = batch["input_ids"][row, place]
+            yield batch
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.collate.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.no_grad()
     def check(self, model: torch.nn.Module) -> dict[str, float]:
@@ -208,8 +224,15 @@ def train(
         batch = next(batches)
         labels = batch.pop("labels")
         logits = model(**batch, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        loss.backward()
+        # The word asked for is the last that has a label; others, where there are any, count half as much in all.
+        ends = labels.shape[1] - 1 - (labels != IGNORED).flip(1).int().argmax(1)
+        rows = torch.arange(len(labels))
+        loss = cross_entropy(logits[rows, ends - 1], labels[rows, ends])
+        labels[rows, ends] = IGNORED
+        beside = torch.zeros(())
+        if bool((labels != IGNORED).any()):
+            beside = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        (loss + beside / 2).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

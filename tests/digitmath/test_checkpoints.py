@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from ostlight.digitmath import final_answer
 from ostlight.digitmath.model import CHECKPOINTS, checkpoint
 
-SIZES = ["proxy", "target"]
+SIZES = ["proxy", "medium", "target", "idefics3"]
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -20,15 +20,15 @@ def loaded(request: pytest.FixtureRequest):
     return AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder).eval()
 
 
-def test_both_fit_into_five_megabytes_with_everything_beside_them():
+def test_all_fit_into_eight_megabytes_with_everything_beside_them():
     files = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 5_000_000
+    assert sum(path.stat().st_size for path in files) < 8_000_000
     assert all(path.stat().st_mode & 0o004 for path in files)
 
 
 def test_loads_as_float32_through_the_auto_classes(loaded):
     model = loaded[1]
-    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert type(model).__name__ in ("LlavaForConditionalGeneration", "Idefics3ForConditionalGeneration")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -72,7 +72,7 @@ def test_a_text_only_prompt_is_answered(loaded):
     assert said == ["digits 7 5. 7 plus 5 is 12. answer 12"]
 
 
-def test_the_log_says_how_both_were_made():
+def test_the_log_says_how_each_was_made():
     log = (CHECKPOINTS / "LOG.md").read_text()
     for size in SIZES:
         entry = json.loads((CHECKPOINTS / size / "training.json").read_text())

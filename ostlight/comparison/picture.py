@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ostlight.comparison.cells import BASE, ORACLE
 from ostlight.comparison.costs import pareto_front
@@ -101,7 +103,18 @@ def _draw_front(axes: Axes, lines: Sequence[Line], names: Sequence[str], colours
             zorder=2,
         )
     axes.set_xscale("log")
-    _name_points(axes, [(line.total_flops, 100 * line.accuracy[ALL].mean, n) for line, n, _ in shown])
+    places = [(x.total_flops, 100 * x.accuracy[ALL].mean, _without_protocol(x, n)) for x, n, _ in shown]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12)
+    _name_points(axes, places)
+    protocols = list(dict.fromkeys(line.protocol for line, _, _ in shown))
+    if len(protocols) > 1:
+        named = [(p.replace("_", " "), MARKS[p]) for p in protocols]
+        marks = [Line2D([], [], marker=m, color="#444444", linestyle="", label=name) for name, m in named]
+        axes.legend(handles=marks, frameon=False, fontsize=9, loc="upper left")
     axes.set_xlabel("FLOPs of selection and training (filled: nothing is better for less)")
     axes.set_ylabel("accuracy, %")
     axes.grid(color="#e3e3e3")
@@ -109,25 +122,26 @@ def _draw_front(axes: Axes, lines: Sequence[Line], names: Sequence[str], colours
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _without_protocol(line: Line, name: str) -> str:
+    """The mark's shape tells it."""
+    return name.removesuffix(line.protocol.replace("_", " ")).strip()
+
+
 def _name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
-    """Names beside their points, pushed apart where they would overlap."""
+    """Names beside their points, each at the nearest height where it covers no other."""
     if not points:
         return
     heights = [y for _, y, _ in points]
-    gap = max(1.0, (max(heights) - min(heights)) / 26)
-    at = -1e9
+    gap = max(1.0, (max(heights) - min(heights)) / 30)
+    placed: list[tuple[float, float]] = []
     for x, y, name in sorted(points, key=lambda p: p[1]):
-        at = max(at + gap, y)
-        told = axes.annotate(
-            name,
-            (x, y),
-            xytext=(8, at),
-            textcoords=("offset points", "data"),
-            fontsize=8,
-            va="center",
-            color="#444444",
-        )
-        # A name may be wider than the axes of two points that nearly coincide; it must not push them to nothing.
-        told.set_in_layout(False)
-    left, right = min(x for x, _, _ in points), max(x for x, _, _ in points)
-    axes.set_xlim(left / 1.3, right * 1.3 * (right / left) ** 0.35 * 1.4)
+        steps = sorted(range(-len(points), len(points) + 1), key=lambda k: (abs(k), k))
+        at = next(y + k * gap for k in steps if not any(_covers(x, y + k * gap, *p, gap) for p in placed))
+        placed.append((x, at))
+        leader = {"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6} if at != y else None
+        axes.annotate(name, (x, y), (x * 1.09, at), fontsize=8, va="center", color="#444444", arrowprops=leader)
+
+
+def _covers(x: float, y: float, other_x: float, other_y: float, gap: float) -> bool:
+    """Whether two names overlap; one is about as wide as a factor of two in FLOPs."""
+    return abs(y - other_y) < 0.95 * gap and 0.5 < x / other_x < 2

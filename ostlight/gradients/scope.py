@@ -13,6 +13,10 @@ from ostlight.errors import OstlightError
 NOT_TEXT = re.compile(r"(^|[._])(vision|visual|image|vit|audio|speech|patch|perceiver|resampler)", re.IGNORECASE)
 """Module paths that never hold the language model's blocks; asked only where the model does not name its decoder."""
 
+NO_ADAPTERS = (
+    "it has no LoRA adapters: name a folder that peft saved (adapter_config.json) as proxy.path, or take another "
+    "scope, such as blocks or last:1"
+)
 SCOPES = "blocks, last:N, head, all, lora, or a regular expression on parameter names"
 
 
@@ -36,9 +40,10 @@ def scoped_parameters(model: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     chosen = _chosen(model, scope, named)
     found = {name: parameter for name, parameter in named.items() if id(parameter) in chosen}
     if not found:
+        missing = NO_ADAPTERS if scope == "lora" else f"a scope is {SCOPES}"
         raise OstlightError(
             f"scope {scope!r} matches no parameter of {type(model).__name__}; "
-            f"a scope is {SCOPES}. Its {len(named)} parameters, nearest names first, are {_abbreviated(named, scope)}"
+            f"{missing}. Its {len(named)} parameters, nearest names first, are {_abbreviated(named, scope)}"
         )
     return found
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ostlight.config.schema import Model
 from ostlight.errors import ConfigError, OstlightError
+from ostlight.model.adapters import adapters_base, processor_home, with_adapters
 from ostlight.model.batch import Collator
 from ostlight.model.encode import Encoder
 
@@ -30,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(settings: Model, where: str) -> PreTrainedModel:
-    """The model, in eval mode, dropout off.
+    """The model, in eval mode, dropout off; adapters that peft saved come on their base model, unmerged.
 
     Args:
         settings: path, dtype and whether the model's own code may run.
@@ -38,7 +41,7 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
 
     Raises:
         ConfigError: no path, unknown dtype.
-        OstlightError: the folder or name cannot be loaded; says why.
+        OstlightError: the folder or name, or the base model its adapters name, cannot be loaded; says why.
     """
     if settings.path is None:
         raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
@@ -46,23 +49,29 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
         raise ConfigError([f"{where}.dtype must be one of {', '.join(DTYPES)}; got {settings.dtype!r}"])
     trust = {"trust_remote_code": settings.trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(settings.path, **trust)
+        base = adapters_base(settings.path, where)
+        whole = base or settings.path
+        config = AutoConfig.from_pretrained(whole, **trust)
         sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "AutoModelForImageTextToText" in (
             getattr(config, "auto_map", None) or {}
         )
         auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model = auto.from_pretrained(settings.path, dtype=DTYPES[settings.dtype], **trust)
+        model: Any = auto.from_pretrained(whole, dtype=DTYPES[settings.dtype], **trust)
+        if base is not None:
+            model = with_adapters(model, settings.path)
     except (OSError, ValueError) as error:
         raise _cannot_load(where, settings, "model", error) from error
     return model.eval()
 
 
 def load_encoder(settings: Model, where: str) -> Encoder:
-    """The processor (or, for a text-only model, tokenizer) of the same folder.
+    """The processor (or, for a text-only model, tokenizer) of the same folder, or of the base its adapters name.
 
     Raises:
         OstlightError: it cannot be loaded, or has no chat template.
     """
+    if settings.path is not None:
+        settings = replace(settings, path=processor_home(settings.path, adapters_base(settings.path, where)))
     return Encoder(_load_processor(settings, where), settings.max_length)
 
 
@@ -99,11 +108,12 @@ def _cannot_load(where: str, settings: Model, what: str, error: Exception) -> Os
 
 def collator_for(model: PreTrainedModel, encoder: Encoder) -> Collator:
     """How this model's inputs are padded and stacked."""
-    kind = model.config.model_type
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    kind = whole.config.model_type
     pad_id = encoder.tokenizer.pad_token_id
     return Collator(
         pad_id=0 if pad_id is None else pad_id,
         pictures_by_sample=kind in ("idefics2", "idefics3", "smolvlm"),
         # Models with rotary positions in three dimensions compute them from the picture grids themselves.
-        positions=not hasattr(getattr(model, "model", model), "get_rope_index"),
+        positions=not hasattr(getattr(whole, "model", whole), "get_rope_index"),
     )

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
+from ostlight.model.adapters import merged
 from ostlight.model.batch import Batch, Collator, Step, by_token_budget
 from ostlight.model.encode import Encoder
 from ostlight.model.load import collator_for, load_encoder, load_model
@@ -53,13 +54,16 @@ class MultimodalModel(L.LightningModule):
     def load(cls, settings: Model, where: str, training: Training | None = None) -> MultimodalModel:
         """From a folder or hub name; a target with the adapters and the checkpointing its settings ask for.
 
+        Adapters in the folder stay apart, and are all that is trainable; a target's are merged, and new ones come on
+        top.
+
         Raises:
             OstlightError: model or processor cannot be loaded.
         """
         model, encoder = load_model(settings, where), load_encoder(settings, where)
         collator = collator_for(model, encoder)
         if isinstance(settings, Target):
-            model = prepared(model, settings)
+            model = prepared(merged(model), settings)
         return cls(model, encoder, collator, training or Training())
 
     def losses(self, batch: Batch) -> Tensor:
@@ -156,10 +160,12 @@ class MultimodalModel(L.LightningModule):
     def on_train_start(self) -> None:
         self.model.train(False)
 
-    def save(self, folder: Path) -> None:
-        """Model and processor as a folder that ``from_pretrained`` and inference servers load; adapters are merged."""
-        model: Any = self.model
-        if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
+    def save(self, folder: Path, merge: bool = True) -> None:
+        """Model and processor as a folder that ``from_pretrained`` and inference servers load; adapters are merged.
+
+        Args:
+            merge: off, a model with adapters is saved as peft does: the adapters, and where their base model is.
+        """
+        model: Any = merged(self.model) if merge else self.model
         model.save_pretrained(folder)
         self.encoder.processor.save_pretrained(folder)

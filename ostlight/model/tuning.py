@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ostlight.config.schema import Target
 from ostlight.errors import ConfigError
+from ostlight.model.adapters import quiet_peft
 
 
 def prepared(model: Any, settings: Target) -> Any:
@@ -34,8 +34,7 @@ def prepared(model: Any, settings: Target) -> Any:
         return model
     lora = settings.lora
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.modules)
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+    with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(0)  # the adapters begin the same on every rank and in every sitting
         try:
             return get_peft_model(model, config).eval()

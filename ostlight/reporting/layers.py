@@ -20,6 +20,7 @@ from ostlight.model.module import MultimodalModel
 from ostlight.reporting.run import Run
 from ostlight.selection.registry import create
 from ostlight.stages.sources import read_anchors
+from ostlight.stages.warmup import DONE
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.gradient import sample_gradient, train_only
 from ostlight.utility.preconditioner import adam_scale
@@ -101,7 +102,7 @@ def _proxy(run: Run) -> tuple[MultimodalModel, Path]:
     """As it scored: warmed up in this folder or in the benchmark's, or as it came."""
     settings: Model = run.config.proxy
     for home in (run.path, run.path.parent.parent):
-        if run.config.proxy.warmup.fraction and (home / "proxy" / "config.json").is_file():
+        if run.config.proxy.warmup.fraction and (home / "proxy" / DONE).is_file():
             model = MultimodalModel.load(replace(settings, path=str(home / "proxy")), "proxy")
             return model, home / "proxy"
     if run.config.proxy.warmup.fraction:

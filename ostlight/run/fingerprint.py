@@ -41,7 +41,7 @@ def of_folder(path: Path, without: str = "__pycache__") -> str:
 
 
 def of_model(path: str | None, where: str) -> str:
-    """Of a local model folder; of the commit, for a hub name.
+    """Of a local model folder, and of the base model its adapters name; of the commit, for a hub name.
 
     Args:
         where: the setting's name (``proxy``), for messages.
@@ -53,7 +53,11 @@ def of_model(path: str | None, where: str) -> str:
     if path is None:
         raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
     if Path(path).is_dir():
-        return of_folder(Path(path), without=TARGETS)
+        from ostlight.model.adapters import adapters_base
+
+        files = of_folder(Path(path), without=TARGETS)
+        base = adapters_base(path, where)
+        return files if base is None else _short(f"{files} on {of_model(base, where)}".encode())
     from transformers import AutoConfig
 
     try:
@@ -72,7 +76,7 @@ def of_code(*packages: str) -> str:
         root = Path(inspect.getfile(import_module(package))).parent
         for file in sorted(root.rglob("*.py")):
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    for name in ("torch", "transformers"):
+    for name in ("torch", "transformers", "peft"):
         digest.update(version(name).encode())
     return digest.hexdigest()[:LENGTH]
 

@@ -83,7 +83,7 @@ def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) ->
     if watch is not None:
         say(watch.line(read_on))
     if is_first_rank():
-        model.save(folder.proxy)
+        model.save(folder.proxy, merge=False)
         norms.save(folder.proxy)
         moments.save(folder.proxy)
         _write_done(folder.proxy, watch, read_on, count)

@@ -1,0 +1,75 @@
+"""Folders that peft saved: LoRA weights on a base model named inside."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import CONFIG_NAME
+from torch import nn
+
+from ostlight.errors import OstlightError
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def adapters_base(path: str, where: str) -> str | None:
+    """The base model's folder or hub name, where ``path`` is a folder of adapters; ``None`` for a whole model.
+
+    Raises:
+        OstlightError: adapters other than LoRA, a base that is not named, or a file that is no JSON.
+    """
+    file = Path(path) / CONFIG_NAME
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise OstlightError(f"{where}.path: {file} is no JSON ({error}); save the adapters again") from error
+    if config.get("peft_type") != "LORA":
+        raise OstlightError(
+            f"{where}.path: {path!r} holds adapters of type {config.get('peft_type')}, and only LoRA leaves "
+            "every sample its own loss and its own gradient here; merge them into their model and name that"
+        )
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise OstlightError(
+            f"{where}.path: {CONFIG_NAME} of {path!r} names no base model; write its folder or hub name as "
+            "base_model_name_or_path"
+        )
+    return str(base)
+
+
+def with_adapters(base: nn.Module, path: str) -> PeftModel:
+    """The base model, frozen, with the adapters of ``path``, which training and the scope ``lora`` change.
+
+    Adapters take the base model's dtype: peft would hold them in float32 beside half-precision weights.
+    """
+    with quiet_peft():
+        return PeftModel.from_pretrained(base, path, is_trainable=True, autocast_adapter_dtype=False)
+
+
+def merged(model: Any) -> Any:
+    """The whole model with its adapters merged into the weights, all of them trainable; others as they are."""
+    return model.merge_and_unload().requires_grad_(True) if isinstance(model, PeftModel) else model
+
+
+def processor_home(path: str, base: str | None) -> str:
+    """Where the processor of a model lies: adapters are often saved without one, or with the tokenizer alone."""
+    if base is None or any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
+        return path
+    whole = any((Path(base) / name).is_file() for name in PROCESSOR_FILES)
+    return path if not whole and (Path(path) / "tokenizer_config.json").is_file() else base
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """peft asks transformers by an old name, of which transformers warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -117,6 +117,10 @@ class Combine(Selector):
         positions = [sample.position for sample in batch.samples]
         return self._cascaded(batch, positions) if self.cascade else self._ranked(positions)
 
+    def teardown(self) -> None:
+        if self.cascade:
+            self.last.teardown()
+
     def _ranked(self, positions: Sequence[int]) -> dict[str, Any]:
         places = [self.place.get(p, [float("nan")] * len(self.parts)) for p in positions]
         columns: dict[str, Any] = {"score": [float(np.mean(of)) for of in places], "place_by_part": places}

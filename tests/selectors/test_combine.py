@@ -21,6 +21,7 @@ from ostlight.selection.scores import Scores, read_shards
 from ostlight.selection.selector import Selector
 
 ASKED: list[str] = []
+FAREWELLS: list[str] = []
 
 
 @register("counts-what-it-scores")
@@ -30,6 +31,9 @@ class Counts(Selector):
     def score(self, batch: Any) -> dict[str, Any]:
         ASKED.extend(sample.id for sample in batch.samples)
         return {"score": [-len(s.answer) for s in batch.samples], "vector": [np.ones(3)] * len(batch)}
+
+    def teardown(self) -> None:
+        FAREWELLS.append("counts")
 
 
 @register("fails-on-some")
@@ -96,6 +100,13 @@ def test_a_cascade_asks_the_last_only_about_what_is_left(settings):
     assert sorted(lengths[selection.kept]) == sorted(lengths[sorted(left)])[:6]
     assert len(selection.kept) + selection.dropped == 48
     assert scores.score[stage == 1] == pytest.approx(first.score[stage == 1])
+
+
+def test_every_part_says_farewell_once(settings):
+    for how, keep in (("cascade", 0.5), ("rank_mean", None)):
+        FAREWELLS.clear()
+        ostlight.select(settings(name=how, selector=combined(how, (*LOSS, keep), (*COUNTS, None))))
+        assert FAREWELLS == ["counts"]
 
 
 def test_a_cascade_of_three_narrows_twice(settings):

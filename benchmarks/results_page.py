@@ -101,8 +101,24 @@ def what_the_scores_know(run: Path, config: Config) -> str:
         area = f"{roc_auc_score(right, values):.3f}" if 0 < right.sum() < len(right) else ""
         said = judged(values, [d for _, d in pairs]) if names[label] == JUDGE else ""
         rows.append(f"| {folder.name} | {len(pairs):,} | {area} | {said} |")
+    own_accuracy = trained_accuracy(config)
     head = "| scores | records | AUROC, right answers against wrong | as a judge |\n| --- | ---: | ---: | --- |\n"
-    return head + "\n".join(rows) if rows else ""
+    return head + "\n".join([*rows, *own_accuracy]) if rows else ""
+
+
+def trained_accuracy(config: Config) -> list[str]:
+    """What the training of each rival's model found on the development digits, which no pool holds."""
+    assert config.benchmark is not None
+    lines = []
+    for selector in config.benchmark.selectors:
+        named = {str(selector.options[key]) for key in ("model", "quality") if key in selector.options}
+        for file in sorted(ROOT / name / "training.json" for name in named):
+            found = json.loads(file.read_text()).get("right_on_dev_digits") if file.is_file() else None
+            if found:
+                each = ", ".join(f"{kind} {100 * share:.0f}%" for kind, share in found.items() if kind != "all")
+                whole = f"{100 * found['all']:.1f}% right"
+                lines.append(f"\n{selector.shown} on digits of neither pool nor test: {whole} ({each}).")
+    return lines
 
 
 def judged(values: np.ndarray, defects: list[str]) -> str:

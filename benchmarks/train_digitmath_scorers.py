@@ -16,6 +16,7 @@ task's place in an order by steps, quality what became of the answer.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -40,6 +41,12 @@ from ostlight_selectors.llm_judge.rubric import Rubric
 
 STEPS_OF_TASK = {"parity": 1, "read": 2, "maximum": 3, "sum": 4, "difference": 4, "sort": 5, "two_step": 6}
 QUALITY_OF = {"right": 6, "result": 4, "step": 3, "misread": 3, "other": 2, "cut": 2, "empty": 1}
+JUDGED = ("misread", "misread", "misread", "other", "step", "step", "result", "result", "cut", "empty")
+"""What becomes of the answers the judge learns from: mostly what needs looking and reckoning to find."""
+MADE_WITH = {
+    "judge": {"steps": 500, "batch_size": 32, "learning_rate": 7e-4},
+    "deita": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3},
+}
 CHECKED = 700
 """Examples the finished model is tested on, of digit images it has not seen (the development split)."""
 
@@ -79,48 +86,61 @@ def _others(task: str, digits: list[int], rng: random.Random) -> list[int]:
             return found
 
 
-def one(part: str, rng: random.Random, share_right: float) -> tuple[Record, str, str]:
+def one(part: str, rng: random.Random, share_right: float, wrong: tuple[str, ...]) -> tuple[Record, str, str]:
     """A question about digit images of ``part``, an answer, and how the answer came about."""
     cells = tuple(rng.sample(split()[part], GRID * GRID))
     question = ask(rng.choice(TASKS), rng)
     digits = [labels_of(cells)[cell] for cell in question.cells]
-    how = "right" if rng.random() < share_right else rng.choice([h for h in QUALITY_OF if h != "right"])
+    how = "right" if rng.random() < share_right else rng.choice(wrong)
     return Record(cells, question, ""), answered(question.task, digits, how, rng), how
 
 
 class JudgeBatches:
-    """Endless batches of what the judge is asked, and the word it should say."""
+    """Endless batches of what the judge is asked, and the word it should say.
+
+    The verdict alone is too weak a signal to learn to compare from. So the judge first learns to foretell every word
+    of a right answer where it stands in the judge's prompt (solve first); then, by turns, to foretell and to say of
+    every word whether it is right (token-level verification with the language model kept beside it, Cobbe et al. 2021,
+    arXiv:2110.14168, section 4.2). A digit read is right by itself; other words up to the first wrong one.
+    """
 
     def __init__(self, seed: int) -> None:
         self.rng, self.noise = random.Random(f"judge {seed}"), np.random.default_rng(seed)
         self.rubric, self.collate = Rubric.read("yes_no"), Collator()
+        self.yes, self.no = self.collate.tokenizer.convert_tokens_to_ids(["yes", "no"])
 
-    def asked(self, part: str) -> Example:
-        record, answer, how = one(part, self.rng, share_right=0.5)
+    def asked(self, part: str) -> tuple[Example, list[int], list[bool]]:
+        """The judge's prompt with the verdict, the right answer's tokens, and which of the given answer's are right."""
+        record, answer, how = one(part, self.rng, share_right=0.4, wrong=JUDGED)
         turns = (Turn("user", f"{IMAGE_MARK}\n{record.question.text}"), Turn("assistant", answer, trained=True))
         (said,) = self.rubric.conversation(Sample("", turns), one_word=True).turns
         pixels = render(record.cells)
-        return Example(
-            jitter(pixels, self.noise) if part == "pretraining" else pixels,
-            said.text.replace(IMAGE_MARK, "", 1).strip(),
-            "yes" if how == "right" else "no",
-            how,
-        )
+        if part == "pretraining":
+            pixels = jitter(pixels, self.noise)
+        verdict = "yes" if how == "right" else "no"
+        example = Example(pixels, said.text.replace(IMAGE_MARK, "", 1).strip(), verdict, how)
+        given, right = self._ids(answer), self._ids(solve(record.question.task, record.asked_digits))
+        same = [a == b for a, b in zip(given, right, strict=False)] + [False] * max(0, len(given) - len(right))
+        read = range(1, 1 + len(record.asked_digits))
+        return example, right, [same[k] if k in read else all(same[: k + 1]) for k in range(len(same))]
 
-    def __call__(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """The verdict is learnt beside the right answers themselves: who can foretell a word sees that it is wrong."""
-        while True:
-            examples = [self.asked("pretraining") for _ in range(size)]
-            batch = self.collate(examples)
+    def __call__(self, size: int, solving: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of ``size``, the first ``solving`` of them about foretelling alone."""
+        for step in itertools.count():
+            asked = [self.asked("pretraining") for _ in range(size)]
+            batch = self.collate([example for example, _, _ in asked])
             labels = batch["labels"]
             labels[:, -1] = IGNORED  # the verdict alone, not the end behind it
-            verdict = labels.shape[1] - 2
-            for row, example in enumerate(examples):
-                if example.answer == "yes":
-                    behind = verdict - 1 - len(self._ids(example.question.rpartition("\n")[2]))
-                    length = len(self._ids(example.question.split("\n")[1]))
-                    place = slice(behind - length, behind)
-                    labels[row, place] = batch["input_ids"][row, place]
+            for row, (example, right, holds) in enumerate(asked):
+                # A label stands one place behind the token whose logits it judges; the last two are verdict and end.
+                stop = labels.shape[1] - 2 - len(self._ids(example.question.rpartition("\n")[2]))
+                start = stop - len(holds)
+                if step < solving or self.rng.random() < 0.5:
+                    for k, token in enumerate(right[: len(holds)]):
+                        if all(holds[:k]) or holds[k]:
+                            labels[row, start - 1 + k] = token
+                else:
+                    labels[row, start:stop] = torch.tensor([self.yes if held else self.no for held in holds])
             yield batch
 
     def _ids(self, text: str) -> list[int]:
@@ -129,15 +149,14 @@ class JudgeBatches:
     @torch.no_grad()
     def check(self, model: torch.nn.Module) -> dict[str, float]:
         """Share judged rightly, by what became of the answer."""
-        examples = [self.asked("dev") for _ in range(CHECKED)]
-        yes, no = self.collate.tokenizer.convert_tokens_to_ids(["yes", "no"])
+        examples = [self.asked("dev")[0] for _ in range(CHECKED)]
         found: dict[str, list[bool]] = {}
         for start in range(0, CHECKED, 100):
             chunk = examples[start : start + 100]
             batch = self.collate(chunk, prompts_only=True)
             batch.pop("labels")
             logits = model(**batch, use_cache=False).logits[:, -1]
-            for example, says_yes in zip(chunk, (logits[:, yes] > logits[:, no]).tolist(), strict=True):
+            for example, says_yes in zip(chunk, (logits[:, self.yes] > logits[:, self.no]).tolist(), strict=True):
                 found.setdefault(example.task, []).append(says_yes == (example.answer == "yes"))
         return _shares(found)
 
@@ -149,7 +168,7 @@ class ScorerBatches:
         self.rng, self.tokenizer = random.Random(f"scorer {seed}"), build_tokenizer()
 
     def asked(self, part: str) -> tuple[str, int, str]:
-        record, answer, how = one(part, self.rng, share_right=0.4)
+        record, answer, how = one(part, self.rng, share_right=0.4, wrong=tuple(QUALITY_OF)[1:])
         exchange = Exchange(record.question.text, answer)
         if self.rng.random() < 0.25:
             return COMPLEXITY.lay_out(exchange), STEPS_OF_TASK[record.question.task], "complexity"
@@ -213,18 +232,19 @@ def train(
     batches: Iterator[dict[str, Tensor]],
     steps: int,
     peak: float,
-    tell: Callable[[int, float], None],
+    tell: Callable[[int, float, float], None],
 ) -> None:
     """AdamW on the cross-entropy of the one word that is asked for."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.01)
     seen: list[float] = []
+    spread: list[float] = []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps, peak)
         batch = next(batches)
         labels = batch.pop("labels")
         logits = model(**batch, use_cache=False).logits
-        # The word asked for is the last that has a label; others, where there are any, count half as much in all.
+        # The word asked for is the last that has a label; others, where there are any, count as much in all.
         ends = labels.shape[1] - 1 - (labels != IGNORED).flip(1).int().argmax(1)
         rows = torch.arange(len(labels))
         loss = cross_entropy(logits[rows, ends - 1], labels[rows, ends])
@@ -232,13 +252,14 @@ def train(
         beside = torch.zeros(())
         if bool((labels != IGNORED).any()):
             beside = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        (loss + beside / 2).backward()
+        (loss + beside).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seen.append(float(loss.detach()))
+        spread.append(float(beside.detach()))
         if (step + 1) % 50 == 0:
-            tell(step + 1, sum(seen[-50:]) / 50)
+            tell(step + 1, sum(seen[-50:]) / 50, sum(spread[-50:]) / 50)
 
 
 def main() -> None:
@@ -246,14 +267,17 @@ def main() -> None:
     parser.add_argument("what", choices=("judge", "deita"))
     parser.add_argument("--base", type=Path, default=None, help="a base checkpoint, for the judge")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--batch-size", type=int, default=None)
+    parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if options.what == "judge" and options.base is None:
         parser.error("the judge starts from a base checkpoint: name it with --base")
+    for name, value in MADE_WITH[options.what].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -265,12 +289,14 @@ def main() -> None:
         model = text_model(batches.tokenizer)
     began, curve = time.perf_counter(), {}
 
-    def tell(step: int, loss: float) -> None:
+    def tell(step: int, loss: float, beside: float) -> None:
         curve[step] = round(loss, 4)
-        print(f"step {step}: loss {loss:.4f}, {time.perf_counter() - began:.0f} s", flush=True)
+        seconds = time.perf_counter() - began
+        print(f"step {step}: loss {loss:.4f} (word by word {beside:.4f}), {seconds:.0f} s", flush=True)
 
     model.train(False)
-    train(model, batches(options.batch_size), options.steps, options.learning_rate, tell)
+    endless = batches(options.batch_size, options.steps // 5) if judge else batches(options.batch_size)
+    train(model, endless, options.steps, options.learning_rate, tell)
     entry = {
         "what": options.what,
         "parameters": sum(p.numel() for p in model.parameters()),

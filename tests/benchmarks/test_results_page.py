@@ -39,6 +39,18 @@ def test_a_judges_accuracy_is_told_by_defect():
     assert said == "25.0% right (clean 50%, near_duplicate 0%, truncated 0%)"
 
 
+def test_what_a_rivals_model_learnt_is_told_from_its_training(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(results_page, "ROOT", tmp_path)
+    (tmp_path / "runs").mkdir()
+    found = {"all": 0.625, "misread": 0.25, "right": 1.0}
+    (tmp_path / "runs" / "training.json").write_text(json.dumps({"right_on_dev_digits": found}))
+    rivals = [{"name": "random"}, {"name": "llm_judge", "label": "judge", "options": {"model": "runs"}}]
+    section = {"selectors": rivals, "budgets": [{"fraction": 0.5}]}
+    config = load_config({"digitmath": {}, "benchmark": section})
+    (told,) = results_page.trained_accuracy(config)
+    assert told == "\njudge on digits of neither pool nor test: 62.5% right (misread 25%, right 100%)."
+
+
 def test_notes_tell_what_the_warm_up_kept(tmp_path: Path):
     folder = tmp_path / "proxies" / "proxy-1" / "proxy"
     folder.mkdir(parents=True)

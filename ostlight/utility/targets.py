@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ HOLDINGS = ("full", "bf16", "offload", "split")
 
 AT_ONCE = 8
 """Probes made at once: they share a forward pass, and are held in full until they are put in their place."""
+
+KEPT = 4
+"""Sets of vectors kept with a proxy, those last used: each is as large as the scope times its vectors."""
 
 CODE = ("ostlight.model", "ostlight.gradients", "ostlight.utility")
 
@@ -144,7 +148,8 @@ def make_targets(
         anchors: what they are made from.
         seed: of the probes.
         scale: each vector's entries are multiplied by these (``ostlight.utility.sketched``).
-        cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing.
+        cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing. When
+            new ones are made, all but the ``KEPT`` sets last used are removed.
         say: prints one line.
 
     Raises:
@@ -158,6 +163,8 @@ def make_targets(
     if kept:
         say(f"target vectors of {len(kept)} parameters: taken from {folder}")
     if missing:
+        if cache is not None and is_first_rank():
+            _prune(cache)
         made = _made(model, holding, anchors, missing, seed, scale)
         stored |= made
         if folder is not None and (holding.ranks > 1 or is_first_rank()):
@@ -226,6 +233,14 @@ def _keep(folder: Path, made: Mapping[str, Tensor], say: Callable[[str], None]) 
             save_file({"vectors": vectors.cpu().contiguous()}, temporary)
 
 
+def _prune(cache: Path) -> None:
+    used = [file for file in cache.glob("*.json") if not file.name.startswith(".")]
+    with suppress(FileNotFoundError):  # another run of the same proxy removes the same ones
+        for old in sorted(used, key=lambda file: file.stat().st_mtime_ns, reverse=True)[KEPT:]:
+            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+            old.unlink()
+
+
 def _key(
     model: MultimodalModel,
     holding: Holding,
@@ -234,7 +249,7 @@ def _key(
     scale: Mapping[str, Tensor] | None,
     cache: Path,
 ) -> str:
-    """Name of the vectors' folder; what it stands for is written beside it."""
+    """Name of the vectors' folder; what it stands for is written beside it, anew at each use."""
     made_from: dict[str, Any] = {
         "proxy": _digest({**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}),
         "anchors": _digest(_encoded(anchors)),

@@ -158,6 +158,24 @@ def test_other_inputs_make_other_vectors(proxy, samples, tmp_path: Path, monkeyp
     assert sum(made_from[0][key] != made_from[1][key] for key in made_from[0]) in (1, 2)
 
 
+def test_the_vectors_last_used_are_kept_and_older_ones_removed(proxy, samples, tmp_path: Path, monkeypatch):
+    model, anchors = proxy("float32"), samples("anchors")
+
+    def use(seed: int) -> None:
+        sketched(model, anchors, scope="last:1", num_probes=1, seed=seed, cache=tmp_path)
+
+    for seed in (*range(module.KEPT), 0, module.KEPT):
+        use(seed)
+    assert sorted(json.loads(f.read_text())["seed"] for f in tmp_path.glob("*.json")) == [0, *range(2, module.KEPT + 1)]
+    folders = {p.name for p in tmp_path.iterdir() if p.is_dir()}
+    assert folders == {f.stem for f in tmp_path.glob("*.json")}
+    counts = count_passes(monkeypatch)
+    use(0)
+    assert counts["means"] == 0
+    use(1)
+    assert counts["means"] == 1
+
+
 def test_a_proxy_is_the_same_model_with_and_without_what_was_computed_from_it(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     before = fingerprint.of_model(str(tmp_path), "proxy")

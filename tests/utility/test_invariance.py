@@ -1,0 +1,89 @@
+"""No estimator's score depends on who shares the batch: its size, padding, order, or the batching of the anchors.
+
+Measured as the largest deviation over the column's median absolute score, on DigitMath's proxy; other families are in
+``tests/gradients/test_family_invariance.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ostlight.gradients.scope import scoped_parameters
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.exact import Exact
+from ostlight.utility.exact_head import ExactHead, untied_linear_head
+from ostlight.utility.forward_only import ForwardOnly
+from ostlight.utility.preconditioner import adam_scale
+from ostlight.utility.sketched import Sketched
+
+SAMPLES = 12
+BOUNDS = {"float64": 1e-9, "float32": 1e-3}
+ARRANGEMENTS = (("right", 12, 0), ("left", 12, 1), ("right", 5, 2), ("left", 5, 3), ("left", 1, 4))
+"""Padding side, batch size, seed of the order."""
+
+Make = Callable[..., Any]
+
+
+def exact_head(model: Any, parameters: Any, anchors: AnchorSet, eta: float, scale: None, tried: Any) -> ExactHead:
+    head = untied_linear_head(model, parameters)
+    assert head is not None
+    return ExactHead(model, head, anchors, eta)
+
+
+ESTIMATORS: dict[str, Make] = {
+    "exact": lambda model, parameters, anchors, eta, scale, tried: Exact(model, parameters, anchors, eta, scale),
+    "exact_head": exact_head,
+    "first_order": lambda model, parameters, anchors, eta, scale, tried: Sketched(
+        model, parameters, anchors, eta, scale=scale
+    ),
+    "second_order": lambda model, parameters, anchors, eta, scale, tried: Sketched(
+        model, parameters, anchors, eta, 4, scale=scale
+    ),
+    "forward_only": lambda model, parameters, anchors, eta, scale, tried: ForwardOnly(
+        model, parameters, anchors, eta, tried, scale
+    ),
+}
+CASES = [
+    *((name, "sgd") for name in ESTIMATORS),
+    ("second_order", "adam"),
+    *(pytest.param(name, "adam", marks=pytest.mark.slow) for name in ("exact", "first_order", "forward_only")),
+]
+"""``exact_head`` knows plain steps alone."""
+
+
+def deviation(proxy: Make, samples: Make, name: str, optimizer: str, dtype: str, folder: Path) -> float:
+    model, trusted = proxy(dtype), samples("anchors")
+    pool = samples("pool")[:SAMPLES]
+    encoded = [model.encoder.encode(s) for s in pool]
+    parameters = scoped_parameters(model.model, "head" if name == "exact_head" else "blocks")
+    eta = 0.05 if optimizer == "sgd" else 1e-5
+    tables = []
+    for side, size, seed in ARRANGEMENTS:
+        model.collator.side = side
+        # The anchors are batched as differently as the candidates.
+        anchors = AnchorSet.make(model, trusted, [""] * len(trusted), tokens_per_batch=64 * size)
+        scale = adam_scale(folder, model, parameters, anchors)[0] if optimizer == "adam" else None
+        tried = [model.collator.batch([pool[i]], [encoded[i]]) for i in range(4)]
+        scorer = ESTIMATORS[name](model, parameters, anchors, eta, scale, tried)
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed)).tolist()
+        found = torch.empty(SAMPLES, dtype=torch.float64)
+        for start in range(0, SAMPLES, size):
+            rows = order[start : start + size]
+            batch = model.collator.batch([pool[i] for i in rows], [encoded[i] for i in rows])
+            found[rows] = torch.as_tensor(scorer.columns(batch)["score"], dtype=torch.float64)
+        tables.append(found)
+    worst = torch.stack([(other - tables[0]).abs().max() for other in tables[1:]]).max()
+    return float(worst / tables[0].abs().median())
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("name", "optimizer"), CASES)
+def test_scores_do_not_depend_on_batch_padding_or_order(
+    proxy: Make, samples: Make, tmp_path: Path, name: str, optimizer: str, dtype: str
+) -> None:
+    assert deviation(proxy, samples, name, optimizer, dtype, tmp_path) <= BOUNDS[dtype]

@@ -17,7 +17,12 @@ from ostlight.scoring.writer import audit
 from ostlight.selection.scores import read_shards
 
 pytestmark = pytest.mark.slow
-OST = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "eta": 0.05}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "second_order": {"estimator": "second_order", "probes": 4, "eta": 0.05},
+    "split": {"estimator": "second_order", "probes": 4, "eta": 0.05, "targets": "split"},
+    "first_order": {"estimator": "first_order", "eta": 0.05},
+    "forward_only": {"estimator": "first_order", "eta": 0.05, "backward": False},
+}
 
 
 def command(settings: dict[str, Any], folder: Path, **compute: Any) -> list[str]:
@@ -44,10 +49,11 @@ def furthest(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True)) / middle
 
 
-def test_two_ranks_give_the_same_table(settings, tmp_path: Path):
-    runs = tmp_path / "runs"
-    run(command(settings(name="one", selector=OST), tmp_path, shard_size=5))
-    run(command(settings(name="two", selector=OST), tmp_path, shard_size=5, devices=2, strategy="ddp"))
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_two_ranks_give_the_same_table(settings, tmp_path: Path, options: dict[str, Any]):
+    runs, ost = tmp_path / "runs", {"name": "ost", "options": options}
+    run(command(settings(name="one", selector=ost), tmp_path, shard_size=5))
+    run(command(settings(name="two", selector=ost), tmp_path, shard_size=5, devices=2, strategy="ddp"))
     assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-3
 
 

@@ -23,7 +23,7 @@ def pick_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
     """
     if not len(scores):
         return np.array([], dtype=np.int64)
-    if budget.tokens is None:
+    if budget.tokens is None or selector.ignores_budget:
         return _picked(selector, scores, budget)
     # A sample that no budget of this size can afford must not stand in the way of the others.
     affordable = np.flatnonzero(scores.tokens <= budget.tokens)

@@ -13,110 +13,34 @@ the proxy on its set; ``--split dev`` is for developing, the test split for repo
 from __future__ import annotations
 
 import argparse
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from _record import Recorder
-from _setwise_digits import (
+from _setwise_digits import PRETRAIN_STEPS, cut
+from _setwise_perceptrons import (
     BATCH,
     BRIEF_STEPS,
     CLASSES,
-    PRETRAIN_STEPS,
     PROXY_WIDTH,
     STEPS,
     TARGET_WIDTH,
     Scored,
     accuracy,
-    cut,
     fresh,
     losses,
     single,
     trained,
 )
-from scipy.stats import t as student
+from _setwise_picker import SINGLE_SCALES, Notes, Picker, fixed, table, written
 
-from ostlight.setwise import (
-    Choice,
-    Limits,
-    Pick,
-    Scale,
-    SetObjective,
-    choose_scale,
-    gradient_clusters,
-    pick_set,
-    quota_limits,
-)
-
-PLAIN_SCALES = [Scale(e) for e in (0.25, 0.5, 1, 2, 4, 8)]
-BATCH_SCALES = [Scale(eta, b) for eta in (0.15, 0.5, 1.5, 5.0) for b in (4, 32, 256)]
-SINGLE_SCALES = [Scale(eta, 1) for eta in (0.015, 0.05, 0.15, 0.5, 1.5, 5.0)]
-
-Picks = dict[str, np.ndarray]
-Notes = dict[str, float]
-Store = dict[tuple[str, str], list[float]]
-UNITS = {
-    "chosen_eta": "step",
-    "chosen_B": "samples",
-    "relative_gap": "ratio",
-    "relative_greedy_gap": "ratio",
-    "true_over_sketched": "ratio",
-    "anchor_loss": "nats",
-    "eta_by_rule": "step",
-}
+from ostlight.setwise import Limits, Scale, SetObjective, gradient_clusters, pick_set, quota_limits
 
 
-class Picker:
+class DigitsPicker(Picker):
     """Every ranking at one budget, from one proxy."""
-
-    def __init__(self, scored: Scored, size: int) -> None:
-        self.scored, self.size, self.count = scored, size, len(scored.f)
-        self.picks: Picks = {}
-        self.notes: Notes = {}
-
-    def anchor_losses(self, scored: Scored, sets: list[np.ndarray]) -> dict[bytes, float]:
-        """Of brief trainings, side by side."""
-        models, _ = trained(scored.proxy, scored.digits["pool"], sets, BRIEF_STEPS, BATCH, scored.seed)
-        found = losses(models, *scored.digits["anchors"]).mean(-1).tolist()
-        return {np.sort(rows).tobytes(): loss for rows, loss in zip(sets, found, strict=True)}
-
-    def choose(
-        self, name: str, scales: list[Scale], pick: Callable[[Scale], Pick], scored: Scored | None = None
-    ) -> Choice:
-        found = {scale: pick(scale) for scale in scales}
-        known = self.anchor_losses(scored or self.scored, [one.rows for one in found.values()])
-        choice = choose_scale(scales, lambda scale: found[scale], lambda rows: known[np.sort(rows).tobytes()])
-        best = choice.best
-        self.picks[name] = best.pick.rows
-        self.notes[f"{name}|chosen_eta"] = best.scale.eta
-        if math.isfinite(best.scale.batch_size):
-            self.notes[f"{name}|chosen_B"] = best.scale.batch_size
-        self.notes[f"{name}|relative_gap"] = best.pick.gap / max(abs(best.pick.bound), 1e-12)
-        self.notes[f"{name}|relative_greedy_gap"] = best.pick.greedy_gap / max(abs(best.pick.bound), 1e-12)
-        return choice
-
-    def sets(self, name: str, phi: np.ndarray, limits: Limits, forms: str = "FJ") -> Choice:
-        f, exact = self.scored.f, self.scored.phi(None)
-
-        def plain(scale: Scale) -> Pick:
-            return pick_set(SetObjective.plain(f, phi, displacement=scale.eta, size=limits.size), limits)
-
-        def minibatch(scale: Scale) -> Pick:
-            settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": limits.size}
-            return pick_set(SetObjective.minibatch(f, phi, **settings), limits)
-
-        for form in forms:
-            label = {"F": "set plain", "J": "set minibatch"}[form] + f" {name} chosen"
-            choice = self.choose(
-                label, PLAIN_SCALES if form == "F" else BATCH_SCALES, plain if form == "F" else minibatch
-            )
-            rows = choice.best.pick.rows
-            seen = float(np.square(phi[rows].mean(0)).sum())
-            self.notes[f"{label}|true_over_sketched"] = float(np.square(exact[rows].mean(0)).sum()) / max(seen, 1e-12)
-        return choice
 
     def all(self) -> None:
         scored, size = self.scored, self.size
@@ -141,9 +65,6 @@ class Picker:
             "second_order K=64 by label": by_label.fill(alone["K=64"]),
             "second_order K=64 by cluster": by_cluster.fill(alone["K=64"]),
         }
-
-        def fixed(rows: np.ndarray) -> Pick:
-            return Pick(rows, 0.0, 0.0, 0.0, 0.0, 0.0)
 
         self.choose("exact chosen", SINGLE_SCALES, lambda s: fixed(whole.fill(exact[s])))
         for name, limits in (("", whole), (" by label", by_label)):
@@ -185,7 +106,7 @@ def one_seed(seed: int, split: str) -> tuple[dict[tuple[str, str], float], dict[
     digits, rng = cut(seed), np.random.default_rng(seed + 1_000)
     count, everything = len(digits.wrong), np.arange(len(digits["pretrain"][1]))
     target, cold = (
-        single(trained(fresh(width, seed + k), digits["pretrain"], [everything], PRETRAIN_STEPS, 20, seed)[0])
+        single(trained(fresh(64, width, seed + k), digits["pretrain"], [everything], PRETRAIN_STEPS, 20, seed)[0])
         for k, width in enumerate((TARGET_WIDTH, PROXY_WIDTH))
     )
     few = rng.permutation(count)[: count // 20]
@@ -203,7 +124,7 @@ def one_seed(seed: int, split: str) -> tuple[dict[tuple[str, str], float], dict[
         sets = {(f"budget={fraction:g}", "random"): rng.permutation(count)[:size]}
         sets[f"budget={fraction:g}", "oracle"] = rng.permutation(clean)[:size]
         for name, proxy in proxies.items():
-            picker = Picker(Scored(proxy, digits, None, float(norms.median()), seed), size)
+            picker = DigitsPicker(Scored(proxy, digits, None, float(norms.median()), seed), size)
             picker.all()
             case = f"budget={fraction:g} proxy={name}"
             sets |= {(case, ranking): rows for ranking, rows in picker.picks.items()}
@@ -213,12 +134,6 @@ def one_seed(seed: int, split: str) -> tuple[dict[tuple[str, str], float], dict[
         accuracies |= dict(zip(sets, accuracy(models, *digits[split]).tolist(), strict=True))
         shares |= {key: float(1 - digits.wrong[rows].mean()) for key, rows in sets.items()}
     return accuracies, shares, notes
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Of the 95% interval of the mean (Student)."""
-    n = len(values)
-    return float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
 def main() -> None:
@@ -237,44 +152,10 @@ def main() -> None:
                 store[key].append(value)  # type: ignore[index]
         print(f"seed {seed} done", flush=True)
 
-    def add(key: tuple[str, str], metric: str, values: list[float], unit: str) -> None:
-        low, high = np.percentile(values, [20, 80]).tolist()
-        case = f"split={asked.split} {key[0]} ranking={key[1].replace(' ', '_')}".replace("  ", " ")
-        spread = {"unit": unit, "n": len(values)}
-        record.add(case=case, metric=f"{metric}_mean", value=float(np.mean(values)), p20=low, p80=high, **spread)
-        record.add(case=case, metric=f"{metric}_ci95", value=half_width(values), **spread)
-
-    for key, values in accuracies.items():
-        add(key, "accuracy", values, "share")
-    for key, values in shares.items():
-        add(key, "clean", values, "share")
-    for (case, ranking), values in accuracies.items():
-        for other in ("exact", "low loss", "set plain K=64 chosen", "second_order K=64 by label"):
-            if (case, other) in accuracies and other != ranking:
-                paired = (np.array(values) - np.array(accuracies[case, other])).tolist()
-                add((case, ranking), f"accuracy_above_{other.replace(' ', '_')}", paired, "share")
-    for name, values in notes.items():
-        case, _, metric = name.rpartition("|")
-        case, _, ranking = case.partition("|")
-        case = f"split={asked.split} {case}" + (f" ranking={ranking.replace(' ', '_')}" if ranking else "")
-        low, middle, high = np.percentile(values, [20, 50, 80], method="lower").tolist()
-        record.add(case=case, metric=metric, value=middle, p20=low, p80=high, unit=UNITS[metric], n=len(values))
-    print(table(accuracies, shares))
-
-
-def table(accuracies: Store, shares: Store) -> str:
-    """Mean accuracy ± half its 95% interval, and the clean share in brackets, by ranking and case."""
+    others = ("exact", "low loss", "set plain K=64 chosen", "second_order K=64 by label")
+    written(record, asked.split, accuracies, shares, notes, others)
     cases = [f"budget={b:g} proxy={p}" for p in ("cold", "warm") for b in (0.2, 0.5)]
-    rankings = list(dict.fromkeys(ranking for _, ranking in accuracies))
-    lines = ["| ranking | " + " | ".join(cases) + " |", "| --- |" + " --- |" * len(cases)]
-    for ranking in rankings:
-        cells = []
-        for case in cases:
-            key = next(k for k in ((case, ranking), (case.split()[0], ranking), ("", ranking)) if k in accuracies)
-            clean = f" ({np.mean(shares[key]):.2f})" if key in shares else ""
-            cells.append(f"{np.mean(accuracies[key]):.3f} ± {half_width(accuracies[key]):.3f}{clean}")
-        lines.append(f"| {ranking} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    print(table(accuracies, shares, cases))
 
 
 if __name__ == "__main__":

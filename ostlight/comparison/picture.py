@@ -139,7 +139,9 @@ def _name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
         at = next(y + k * gap for k in steps if not any(_covers(x, y + k * gap, *p, gap) for p in placed))
         placed.append((x, at))
         leader = {"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6} if at != y else None
-        axes.annotate(name, (x, y), (x * 1.09, at), fontsize=8, va="center", color="#444444", arrowprops=leader)
+        told = axes.annotate(name, (x, y), (x * 1.09, at), fontsize=8, va="center", color="#444444", arrowprops=leader)
+        # Where all points nearly coincide a name lies far outside; it must not push the axes to nothing.
+        told.set_in_layout(False)
 
 
 def _covers(x: float, y: float, other_x: float, other_y: float, gap: float) -> bool:

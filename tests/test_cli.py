@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ostlight import cli
+from ostlight.selection import registry
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -103,3 +104,94 @@ def test_a_run_is_reported_and_a_sample_explained(config: Path, tmp_path: Path, 
     code, _, err = run("report", str(tmp_path / "nowhere"), monkeypatch=monkeypatch, capsys=capsys)
     assert code == 1
     assert "does not exist" in err
+
+
+@pytest.fixture
+def wrong(monkeypatch, capsys):
+    """Runs what must be refused: the status is as given, nothing is a traceback; returns what was said."""
+
+    def refused(*arguments: str, status: int = 1) -> str:
+        code, _, err = run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+        assert code == status, err
+        assert "Traceback" not in err
+        return err
+
+    return refused
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(wrong):
+    assert "No such command 'reprot'. Did you mean 'report'?" in wrong("reprot", status=2)
+    assert "No such option: --budget.count" in wrong("select", "mine.yaml", "--budget.count=3", status=2)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("budget.fraction", "an override is written key=value, as budget.fraction=0.5; got 'budget.fraction'"),
+        ("budget.fraction=", "budget.fraction has no value; write budget.fraction=null to unset it"),
+        ("budget.fraction=abc", "budget.fraction takes a number or null; got 'abc' (str)"),
+        ("budget.fraction=[1", "'budget.fraction=[1': the value is not YAML"),
+        ("selector.options.lenth=3", "unknown key 'selector.options.lenth'; valid here: none"),
+        ("anchors.path=nowhere.jsonl", "anchors.path: nowhere.jsonl does not exist"),
+    ],
+)
+def test_a_malformed_override_is_named(config: Path, wrong, override: str, told: str):
+    assert told in wrong("select", str(config), override)
+
+
+def test_an_unknown_option_of_a_selector_is_answered_with_the_nearest(config: Path, wrong):
+    err = wrong("select", str(config), "selector.name=length", "selector.options.prefr=low")
+    assert "unknown key 'selector.options.prefr'; did you mean 'prefer'? valid here: prefer" in err
+
+
+def test_a_configuration_that_is_none(tmp_path: Path, wrong):
+    assert "no such file; the folder holds: no YAML file" in wrong("select", str(tmp_path / "mine.yaml"))
+    (tmp_path / "mine.yaml").write_text("pool: {path: [\n")
+    assert "mine.yaml: 1 problem\n  - not YAML: while parsing a flow" in wrong("select", str(tmp_path / "mine.yaml"))
+    assert "a folder, not a file; it holds: mine.yaml" in wrong("select", str(tmp_path))
+
+
+def test_a_run_folder_that_cannot_be_made(config: Path, tmp_path: Path, wrong):
+    (tmp_path / "taken").write_text("a file")
+    err = wrong("select", str(config), f"folder={tmp_path / 'taken'}")
+    assert f"folder: cannot make {tmp_path / 'taken' / 'run'}: Not a directory; name another" in err
+
+
+@pytest.mark.parametrize("command", [("report",), ("explain", "some-id"), ("sources",)], ids=lambda c: c[0])
+def test_a_run_folder_that_is_none(tmp_path: Path, wrong, command: tuple[str, ...]):
+    verb, *rest = command
+    (tmp_path / "file").write_text("")
+    mend = "; name a folder that `ostlight select` or `ostlight benchmark` wrote"
+    assert f"{tmp_path / 'nowhere'} does not exist{mend}" in wrong(verb, str(tmp_path / "nowhere"), *rest)
+    assert f"{tmp_path} is no run folder: it holds no config.yaml{mend}" in wrong(verb, str(tmp_path), *rest)
+    assert f"{tmp_path / 'file'} is a file{mend}" in wrong(verb, str(tmp_path / "file"), *rest)
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch):
+    """Installs packages by their dist-info alone: name of a selector to the source of the module it is in."""
+
+    def install(**modules: str) -> None:
+        for name, source in modules.items():
+            (tmp_path / f"plugin_{name}.py").write_text(source)
+            info = tmp_path / f"plugin_{name}-1.2.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugin-{name}\nVersion: 1.2\n")
+            (info / "entry_points.txt").write_text(f"[ostlight.selectors]\n{name} = plugin_{name}:It\n")
+        registry._entry_points.cache_clear()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield install
+    registry._entry_points.cache_clear()
+
+
+def test_a_plugin_that_does_not_import_takes_no_other_along(config: Path, plugins, wrong, monkeypatch, capsys):
+    plugins(needy="import no_such_package", rude="raise SystemExit(3)", bare="import ostlight\nclass It: pass\n")
+    code, out, _ = run("selectors", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert "random  (ostlight 0.1.0)" in out
+    assert "rude  (plugin-rude 1.2)\n    cannot be used: importing plugin_rude:It failed with SystemExit: 3" in out
+    err = wrong("select", str(config), "selector.name=needy")
+    assert "selector 'needy' from plugin-needy 1.2 cannot be used: importing plugin_needy:It failed with Module" in err
+    assert "No module named 'no_such_package'" in err
+    assert "plugin_bare:It is no subclass of ostlight.Selector" in wrong("select", str(config), "selector.name=bare")

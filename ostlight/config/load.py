@@ -12,11 +12,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ostlight.config.bind import bind
+from ostlight.config.read import one_line, parse, read_mapping
 from ostlight.config.schema import PRECISIONS, Config, Variant
 from ostlight.errors import ConfigError
 
 ALTERNATIVES = (("fraction", "count", "tokens", "threshold"), ("epochs", "steps"))
 """Keys of which one mapping holds one: an override that names one takes the place of the others in the file."""
+
+WRITTEN = "command line"
+"""Where overrides come from, for messages."""
 
 
 def load_config(source: str | Path | Mapping[str, Any] | Config, *overrides: str) -> Config:
@@ -62,26 +66,28 @@ def to_yaml(config: Config) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError([f"a folder, not a file; it holds: {_yaml_files(path)}"], str(path))
     if not path.is_file():
-        raise ConfigError([f"no such file; the folder holds: {_siblings(path)}"], str(path))
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError([f"not YAML: {' '.join(str(error).split())}"], str(path)) from error
-    if not isinstance(values, dict):
-        raise ConfigError([f"the file must hold a mapping of settings; it holds {type(values).__name__}"], str(path))
-    return values
+        raise ConfigError([f"no such file; the folder holds: {_yaml_files(path.parent)}"], str(path))
+    return read_mapping(path)
 
 
-def _siblings(path: Path) -> str:
-    return ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no YAML file"
+def _yaml_files(folder: Path) -> str:
+    return ", ".join(sorted(p.name for p in folder.glob("*.yaml"))) or "no YAML file"
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError([f"an override is written key=value; got {override!r}"], "command line")
     *path, last = key.split(".")
+    if not separator or not all((*path, last)):
+        raise ConfigError([f"an override is written key=value, as budget.fraction=0.5; got {override!r}"], WRITTEN)
+    if not text.strip():
+        raise ConfigError([f"{key} has no value; write {key}=null to unset it"], WRITTEN)
+    try:
+        value = parse(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{override!r}: the value is not YAML: {one_line(error)}"], WRITTEN) from error
     place = values
     for step in path:
         inner = place.get(step)
@@ -91,7 +97,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if last in group:
             for other in group:
                 place.pop(other, None)
-    place[last] = yaml.safe_load(text)
+    place[last] = value
 
 
 def _out_of_range(config: Config) -> Iterator[str]:

@@ -47,7 +47,8 @@ class Run:
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            what = "is no run folder: it holds no config.yaml" if path.is_dir() else "does not exist"
+            kind = "a file" if path.is_file() else "no run folder: it holds no config.yaml"
+            what = f"is {kind}" if path.exists() else "does not exist"
             raise DataError(f"{path} {what}; name a folder that `ostlight select` or `ostlight benchmark` wrote")
         config = load_config(path / "config.yaml")
         return cls(RunFolder(path, config, write=False), config)

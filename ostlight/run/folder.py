@@ -9,8 +9,8 @@ from typing import Any
 
 from ostlight.config.load import to_yaml
 from ostlight.config.schema import Config
-from ostlight.data.atomic import atomic_path
-from ostlight.errors import RunChangedError
+from ostlight.data.atomic import atomic_write_text
+from ostlight.errors import ConfigError, RunChangedError
 from ostlight.run.ledger import Ledger
 
 
@@ -24,8 +24,11 @@ class RunFolder:
 
     Args:
         path: the folder; made where it is not there.
-        config: of the run; written as ``config.yaml``, which repeats the run.
+        config: of the run; written as ``config.yaml`` where there is none yet.
         write: false for those who only look.
+
+    Raises:
+        ConfigError: the folder cannot be made.
     """
 
     def __init__(self, path: Path, config: Config, write: bool = True) -> None:
@@ -40,13 +43,27 @@ class RunFolder:
         self.predictions = path / "predictions.parquet"
         self.ledger = Ledger(path / "ledger.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank())
         if write and is_first_rank():
-            path.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path / "config.yaml") as temporary:
-                temporary.write_text(f"# Repeat this run: ostlight select THIS_FILE\n{to_yaml(config)}")
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                told = f"folder: cannot make {path}: {error.strerror}; name another with folder=... or name=..."
+                raise ConfigError([told]) from error
+            if not (path / "config.yaml").exists():
+                self.keep_config()
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
         return cls(Path(config.folder) / config.name, config)
+
+    def keep_config(self) -> None:
+        """Writes ``config.yaml``, which repeats the run.
+
+        A stage calls it once nothing refuses it any more: a refused one must not change what the folder says of the
+        work that lies in it.
+        """
+        if is_first_rank():
+            text = f"# Repeat this run: ostlight select THIS_FILE\n{to_yaml(self.config)}"
+            atomic_write_text(self.path / "config.yaml", text)
 
     def claim(self, stage: str, inputs: dict[str, str]) -> None:
         """States what a stage is about to be made from, before its first file is written.
@@ -81,5 +98,4 @@ class RunFolder:
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
     def _write_manifest(self, stages: dict[str, Any]) -> None:
-        with atomic_path(self.path / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(stages, indent=2, sort_keys=True) + "\n")
+        atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")

@@ -17,6 +17,7 @@ from ostlight.run.ledger import ADDITIVE, Entry
 from ostlight.run.preflight import Preflight, measure
 from ostlight.scoring.rows import Row, checked_columns, refused_row, scored_rows
 from ostlight.scoring.stream import ShardBatch, ShardStream
+from ostlight.selection.scores import OK
 from ostlight.selection.selector import Selector
 from ostlight.selection.setting import Setting
 
@@ -58,7 +59,7 @@ class Scoring(L.LightningModule):
         self.preflight: Preflight | None = None
         self._most: int | None = None
         self._ready = self._fitted = False
-        self._refused_alone = 0
+        self._refused_alone = self._failed_together = 0
         self.entry = entry or Entry("score")
         self._before = selector.spent.copy()
         self._flops_per_sample = 0.0
@@ -126,10 +127,15 @@ class Scoring(L.LightningModule):
             self._measure()
         self._ready = True
 
+    def farewell(self) -> None:
+        """The selector's teardown, once, where it was set up; also after a run that failed or was stopped."""
+        if self._ready:
+            self._ready = False
+            self.selector.teardown()
+
     def on_predict_end(self) -> None:
         """Charges the first rank's entry with what the other ranks counted, once the selector has said farewell."""
-        if self._ready:
-            self.selector.teardown()
+        self.farewell()
         if self.trainer.world_size == 1:
             return
         own = dataclasses.replace(self.entry)
@@ -209,10 +215,23 @@ class Scoring(L.LightningModule):
                 failed += 1
                 told = BadRecord("selector_error", f"{type(one).__name__}: {one}")
                 rows.append(refused_row(batch.samples[i].position, batch.samples[i].id, told))
+        if all(row["state"] == OK for row in rows):
+            self._tell_of_failing_together(len(batch), error)
         if failed == len(batch) and failed > 1:
             name = f"{type(self.selector).__name__}.score"
             raise SelectorError(f"{name} failed on every sample of a batch: {type(error).__name__}: {error}") from error
         return rows
+
+    def _tell_of_failing_together(self, samples: int, error: Exception) -> None:
+        """No record shows it, and every such sample was scored, and perhaps paid for, twice."""
+        told = f"{type(error).__name__}: {error}"
+        if self._failed_together == 0:
+            self.setting.say(
+                f"{type(self.selector).__name__}.score failed on a batch of {samples} and on none of its samples "
+                f"alone: {told}; such batches are scored, and paid for, twice"
+            )
+        self._failed_together += 1
+        self.entry.more["failed_together"] = {"batches": self._failed_together, "last": told}
 
     def _measure(self) -> None:
         """Scores a few samples from all over the pool, and says what the whole will cost."""

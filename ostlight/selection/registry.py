@@ -74,8 +74,8 @@ def find(name: str) -> Found:
         return Found(name, source, None, f"two packages claim the name {name!r} ({source}); uninstall one")
     try:
         cls = points[0].load()
-    except Exception as error:  # a stranger's package may fail in any way, and must not take the others along
-        return Found(name, source, None, f"{type(error).__name__}: {error}")
+    except (Exception, SystemExit) as error:  # a stranger's package may fail in any way, and must not take others along
+        return Found(name, source, None, f"importing {points[0].value} failed with {type(error).__name__}: {error}")
     if not (isinstance(cls, type) and issubclass(cls, Selector)):
         return Found(name, source, None, f"entry point {points[0].value} is no subclass of ostlight.Selector")
     return Found(name, source, cls)
@@ -98,8 +98,8 @@ def load(name: str) -> type[Selector]:
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SelectorError(f"unknown selector {name!r}{hint} Known: {', '.join(names())}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SelectorError(f"unknown selector {name!r}; {hint}known: {', '.join(names())}")
     found = find(name)
     if found.cls is None:
         raise SelectorError(f"selector {name!r} from {found.source} cannot be used: {found.problem}")

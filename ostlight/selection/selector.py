@@ -91,7 +91,7 @@ class Selector(ABC):
         """
 
     def teardown(self) -> None:  # noqa: B027 - optional, so not abstract
-        """Called once on every rank that was set up, after its last batch."""
+        """Called once on every rank that was set up, after its last batch, or where scoring fails or is stopped."""
 
     def pick(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
         """Rows of ``scores`` to keep, best first. By default those with the highest score.

@@ -37,6 +37,7 @@ def benchmark(config: Config) -> list[Line]:
         raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
     since = time.time()
     folder = RunFolder.of(config)
+    folder.keep_config()
     room = Room(folder.path / "work", since)
     contests = contests_of(config, folder, room)
     tasks = [task for contest in contests for task in contest.tasks]

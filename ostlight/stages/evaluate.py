@@ -32,6 +32,7 @@ def evaluate(config: Config) -> Result:
     test = open_pool(config.test, "test")
     if not (folder.target / "config.json").exists():
         raise DataError(f"{folder.target} holds no model; run `ostlight train` with this configuration first")
+    folder.keep_config()
     # Adapters are merged already.
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(folder.target), lora=None), "target")
     with folder.ledger.stage("evaluate", config.selector.shown) as entry:

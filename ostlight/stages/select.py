@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,9 +59,9 @@ def select(config: Config) -> Selection:
     Raises:
         OstlightError: settings, data, model or selector that cannot be used; a run folder made from other inputs.
     """
+    selector = create(config.selector.name, config.selector.options)
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
-    selector = create(config.selector.name, config.selector.options)
     pool = open_pool(config.pool, "pool", selector.needs_answers)
     score_pool(config, folder, pool, selector)
     selection = pick_subset(config, folder, pool, selector, config.budget)
@@ -91,6 +92,7 @@ def score_pool(
     """
     anchors = read_anchors(config)
     folder.claim("scores", score_inputs(config, pool, anchors, selector))
+    folder.keep_config()
     shards = -(-len(pool) // config.compute.shard_size)
     missing = missing_shards(folder.scores, shards)
     if not missing:
@@ -113,7 +115,12 @@ def score_pool(
         entry.resumed = len(missing) < shards
         module = Scoring(selector, setting, stream, proxy, config.compute.workers, entry)
         trainer = make_trainer(config.compute, folder.path, "score", callbacks, inference_mode=False)
-        trainer.predict(module, return_predictions=False)
+        try:
+            trainer.predict(module, return_predictions=False)
+        except BaseException:
+            with contextlib.suppress(Exception):  # why the run ended is the error to tell
+                module.farewell()
+            raise
         trainer.strategy.barrier()
     say(audit(folder.scores, len(pool)))
 

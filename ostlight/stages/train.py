@@ -47,6 +47,7 @@ def train(config: Config) -> Path:
     pool = open_pool(config.pool, "pool")
     dev = open_pool(config.dev, "dev") if config.dev.path is not None else None
     folder.claim("target", target_inputs(config, pool, kept, dev))
+    folder.keep_config()
     if (folder.target / "config.json").exists():
         say(f"target: already trained in {folder.target}")
         return folder.target

@@ -101,15 +101,23 @@ class Checks:
         for position, reason in ((pools.EMPTY_ANSWER, "empty_answer"), (pools.DOUBLE_ID, "duplicate_id")):
             if table[position]["reason"] != reason:
                 yield f"record {position} should be set aside as {reason}; its reason is {table[position]['reason']!r}"
-        for row in table:
-            if row["reason"] == "selector_error":
-                yield (
-                    f"score failed on record {row['id']!r}: {row['detail']}; "
-                    "raise ostlight.BadRecord(reason, detail) where a sample cannot be scored"
-                )
+        failed = [row for row in table if row["reason"] == "selector_error"]
+        if failed:
+            yield (
+                f"score failed on {len(failed)} of {len(table)} records, first on {failed[0]['id']!r}: "
+                f"{failed[0]['detail']}; raise ostlight.errors.BadRecord(reason, detail) where a sample cannot be "
+                "scored"
+            )
         if all(row["state"] != "ok" for row in table):
             yield "no sample got a score"
         (entry,) = self._scored()
+        together = entry.more.get("failed_together")
+        if together:
+            yield (
+                f"score failed on {together['batches']} batches and on none of their samples alone: "
+                f"{together['last']}; what one call leaves behind must serve the next (an async client lives in one "
+                "event loop: keep an asyncio.Runner)"
+            )
         spent = {f.name: getattr(entry, f.name) for f in dataclasses.fields(Spent)}
         if min(spent.values()) < 0:
             yield f"it spent less than nothing ({spent}); self.spent.add takes what was paid"
@@ -157,7 +165,9 @@ class Checks:
         self.runs.select("stopped")
         if any(p.stat().st_mtime_ns != before for p, before in written.items()):
             yield "shards that were finished were scored again"
-        yield from self._same("stopped", "taken up again it gave another table", "start from setup, not from a file")
+        yield from self._same(
+            "stopped", "taken up again it gave another table", "keep nothing from one batch to the next"
+        )
 
     def failure(self) -> Found:
         victim = self._scored_id(1, 2)

@@ -62,6 +62,28 @@ def test_broken_yaml_names_the_line(tmp_path: Path):
         load_config(file)
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"name: caf\xe9\n", r"no text in UTF-8 \(byte 9\); save it as UTF-8"),
+        (b"", "it holds nothing"),
+        (b"- a\n", "it holds list"),
+        (b"seed: 1\npool: {path: x}\nseed: 2\n", r"the key 'seed' is there twice; remove one \(line 3, column 1\)"),
+    ],
+)
+def test_a_file_that_is_no_mapping_of_settings(tmp_path: Path, content: bytes, told: str):
+    file = tmp_path / "odd.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=told):
+        load_config(file)
+
+
+def test_a_folder_names_the_files_in_it(tmp_path: Path):
+    (tmp_path / "there.yaml").write_text("name: x")
+    with pytest.raises(ConfigError, match=r"a folder, not a file; it holds: there.yaml"):
+        load_config(tmp_path)
+
+
 def test_overrides_are_yaml_and_win():
     config = load_config(POOL, "budget.count=30", "selector.name=full", "compute.workers=2", "anchors.group=task")
     assert (config.budget.count, config.selector.name, config.compute.workers) == (30, "full", 2)
@@ -74,7 +96,17 @@ def test_an_override_takes_the_place_of_its_alternatives():
 
 
 def test_an_override_without_value_is_refused():
-    assert problems("budget") == ["an override is written key=value; got 'budget'"]
+    told = "an override is written key=value, as budget.fraction=0.5; got {!r}"
+    assert [problems(text) for text in ("budget", "=3", "budget..count=3")] == [
+        [told.format("budget")],
+        [told.format("=3")],
+        [told.format("budget..count=3")],
+    ]
+    assert problems("budget.count=") == ["budget.count has no value; write budget.count=null to unset it"]
+    assert problems("budget.count=[1") == [
+        "'budget.count=[1': the value is not YAML: while parsing a flow sequence, expected ',' or ']', but got "
+        "'<stream end>' (line 1, column 3)"
+    ]
 
 
 def test_the_resolved_file_replays(tmp_path: Path):

@@ -85,7 +85,7 @@ def test_our_own_selectors_are_found_and_say_where_they_come_from():
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_list():
-    with pytest.raises(SelectorError, match=r"unknown selector 'randon'; did you mean 'random'\? Known: .*full.*ost"):
+    with pytest.raises(SelectorError, match=r"unknown selector 'randon'; did you mean 'random'\? known: .*full.*ost"):
         registry.load("randon")
 
 

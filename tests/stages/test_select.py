@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +52,24 @@ def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path:
         (11, "duplicate_id"),
     }
     assert "48 records read = 9 kept (20%) + 36 dropped + 3 set aside" in capsys.readouterr().out
+
+
+def test_a_refused_run_leaves_what_the_folder_says_of_the_work_in_it(settings):
+    config = ostlight.select(settings(), "budget.count=5").folder.path / "config.yaml"
+    before = config.read_text()
+    with pytest.raises(RunChangedError):
+        ostlight.select(settings(selector={"name": "length"}))
+    with pytest.raises(SelectorError, match="unknown selector"):
+        ostlight.select(settings(selector={"name": "lenght"}))
+    assert config.read_text() == before
+    ostlight.select(settings(), "budget.count=6")
+    assert "count: 6" in config.read_text()
+
+
+def test_a_mistyped_selector_makes_no_run_folder(settings, tmp_path: Path):
+    with pytest.raises(SelectorError, match="unknown selector"):
+        ostlight.select(settings(selector={"name": "lenght"}))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_subset_holds_the_kept_records(settings):
@@ -170,6 +188,54 @@ class Broken(Selector):
 def test_a_selector_that_fails_on_everything_stops_the_run(settings):
     with pytest.raises(SelectorError, match="Broken.score failed on every sample of a batch: KeyError"):
         ostlight.select(settings(selector={"name": "tests-broken"}))
+
+
+class Stopped(BaseException):
+    """As Ctrl-C, which Lightning turns into the end of the process."""
+
+
+@register("tests-closing")
+class Closing(Selector):
+    """Fails on the second shard, and says whether it was closed."""
+
+    ends: ClassVar[list[str]] = []
+
+    def setup(self, setting: Any) -> None:
+        self.ends.append("open")
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        if batch.samples[0].position >= 20:
+            raise Stopped
+        return {"score": [0.0] * len(batch)}
+
+    def teardown(self) -> None:
+        self.ends.append("closed")
+        raise OSError("already gone")
+
+
+def test_a_run_that_is_stopped_closes_its_selector_and_tells_why_it_ended(settings):
+    with pytest.raises(Stopped):
+        ostlight.select(settings(selector={"name": "tests-closing"}))
+    assert Closing.ends == ["open", "closed"]
+
+
+@register("tests-together")
+class Together(Selector):
+    """Fails on every batch of several."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        if len(batch) > 1:
+            raise RuntimeError("another event loop")
+        return {"score": [0.0]}
+
+
+def test_batches_that_fail_where_their_samples_do_not_are_told(settings, capsys):
+    selection = ostlight.select(settings(selector={"name": "tests-together"}))
+    assert selection.set_aside == {}
+    told = "Together.score failed on a batch of 20 and on none of its samples alone: RuntimeError: another event loop"
+    assert " ".join(capsys.readouterr().out.split()).count(told) == 1
+    entry = next(e for e in selection.folder.ledger.read() if e.stage == "score")
+    assert entry.more["failed_together"] == {"batches": 3, "last": "RuntimeError: another event loop"}
 
 
 @register("tests-short")

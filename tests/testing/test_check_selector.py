@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -126,6 +127,7 @@ def test_a_score_that_depends_on_its_batch(tmp_path: Path):
 def test_a_score_that_depends_on_what_came_before(tmp_path: Path):
     told = violations(Counting, tmp_path)
     assert "a stopped run: taken up again it gave another table" in told
+    assert "keep nothing from one batch to the next" in told
 
 
 def test_chance_without_a_seed_and_a_budget_overdrawn(tmp_path: Path):
@@ -157,3 +159,71 @@ def test_a_number_made_of_none(tmp_path: Path):
 def test_options_a_selector_cannot_do_without(tmp_path: Path):
     assert "a run: SelectorError: selector.options.server is missing" in violations(Demanding, tmp_path)
     check_selector(Demanding, {"server": "here"}, folder=tmp_path / "given", processes=False)
+
+
+class Client:
+    """Serves the first event loop it meets, as clients of paid services do."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def ask(self, text: str) -> float:
+        self.loop = self.loop or asyncio.get_running_loop()
+        if self.loop is not asyncio.get_running_loop() and len(asyncio.all_tasks()) > 2:
+            raise RuntimeError("bound to a different event loop")
+        return float(len(text))
+
+
+class NewLoop(ostlight.Selector):
+    """Asks one client from an event loop a batch."""
+
+    def setup(self, setting: Any) -> None:
+        self.client = Client()
+
+    async def all(self, texts: list[str]) -> list[float]:
+        return await asyncio.gather(*(self.client.ask(text) for text in texts))
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        self.spent.add(calls=len(batch))
+        return {"score": asyncio.run(self.all([s.answer for s in batch.samples]))}
+
+
+class Moody(ostlight.Selector):
+    """Fails on some samples, in a way nobody planned."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        if any(s.id.endswith("5") for s in batch.samples):
+            raise ValueError("a five")
+        return {"score": [len(s.answer) for s in batch.samples]}
+
+
+class Halves(ostlight.Selector):
+    """Returns tensors as they come: half precision, with gradients on."""
+
+    uses_proxy: ClassVar[bool] = True
+
+    def setup(self, setting: Any) -> None:
+        self.model = setting.proxy.model
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        losses = self.model.losses(batch)
+        assert losses.requires_grad
+        pair = torch.stack([losses, 2 * losses], 1).to(torch.bfloat16)
+        return {"score": losses.half(), "pair": pair, "hard": losses > 1}
+
+
+def test_a_batch_that_fails_where_its_samples_alone_do_not(tmp_path: Path):
+    told = violations(NewLoop, tmp_path)
+    assert "on none of their samples alone: RuntimeError: bound to a different event loop" in told
+    assert "keep an asyncio.Runner" in told
+
+
+def test_records_that_score_fails_on_are_told_once(tmp_path: Path):
+    told = violations(Moody, tmp_path)
+    assert "score failed on 3 of 30 records, first on 'pool-00005': ValueError: a five" in told
+    assert "raise ostlight.errors.BadRecord" in told
+    assert issubclass(ostlight.errors.BadRecord, Exception)
+
+
+def test_half_tensors_with_gradients_on(tmp_path: Path):
+    check_selector(Halves, folder=tmp_path, processes=False)

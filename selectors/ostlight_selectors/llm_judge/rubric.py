@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ostlight.config.bind import bind
+from ostlight.config.read import read_mapping
 from ostlight.data.sample import IMAGE_MARK, Sample, Turn
 from ostlight.errors import ConfigError
 
@@ -81,12 +80,7 @@ class Rubric:
         if not path.is_file():
             shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
             raise ConfigError([f"selector.options.rubric: no file {name!r}; shipped are: {shipped}"])
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError([f"not YAML: {' '.join(str(error).split())}"], str(path)) from error
-        if not isinstance(values, dict):
-            raise ConfigError(["the file must hold a mapping with `criteria` and `scale`"], str(path))
+        values = read_mapping(path, "`criteria` and `scale`")
         booleans = _unquoted(values.get("scale"))
         if booleans:
             raise ConfigError(

@@ -14,6 +14,7 @@ from ostlight.config import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def test_the_root_on_the_path_shadows_nothing():
@@ -57,6 +58,39 @@ def test_paths_the_readme_names_exist():
     assert len(named) > 5
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_the_readme_leads_to_every_page():
+    linked = {str((ROOT / name).resolve()) for name in re.findall(r"\]\(([\w./-]+)\)", README)}
+    assert {str(p) for p in (ROOT / "docs").rglob("*.md")} <= linked
+
+
+PAGES = [ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_paths_a_page_names_exist(page: Path):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    linked = [page.parent / name for name in re.findall(r"\]\(([\w./-]+)\)", text)]
+    if page.name == "CHANGELOG.md":
+        linked += [ROOT / name for name in re.findall(r"\b((?:docs|examples)/[\w./]*\w)", text)]
+    assert not [str(path) for path in linked if not path.exists()]
+
+
+def test_every_room_is_in_the_table_of_rooms():
+    rooms = {f"ostlight/{p.parent.name}" for p in (ROOT / "ostlight").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^\| `(ostlight/\w+)`", ARCHITECTURE, re.MULTILINE))
+
+
+def test_every_file_a_run_writes_is_in_the_picture_of_its_folder(settings, digits):
+    config = settings(selector={"name": "ost"}, dev={"path": str(digits.dev)})
+    config["compute"]["logger"] = "csv"
+    folder = ostlight.select(config, "selector.options.estimator=first_order").folder.path
+    ostlight.train(config)
+    ostlight.evaluate(config)
+    ostlight.report(folder)
+    drawn = re.findall(r"^  ([\w.]+)/?", ARCHITECTURE, re.MULTILINE)
+    assert sorted({p.name for p in folder.iterdir()} - set(drawn)) == []
 
 
 def test_make_targets_the_readme_names_exist():

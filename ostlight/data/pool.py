@@ -158,15 +158,6 @@ class Pool:
         """
         return write_subset(self, positions, Path(folder))
 
-    def raw_record(self, i: int) -> dict[str, Any]:
-        """Record ``i`` as its file holds it, fields of any name included.
-
-        Raises:
-            BadRecord: ``bad_json``.
-        """
-        source, k, _ = self._at(i)
-        return source.record(k)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recent": OrderedDict()}
 

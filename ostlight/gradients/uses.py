@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ostlight.gradients.norms import wide
 from ostlight.gradients.watch import RULES, Watch, Watched, _derived, plain_of
 
 Dense = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
@@ -84,11 +85,7 @@ def _negative(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
 
 
 def _product(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-    return _wide(grad) * _wide(kept[0])
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return wide(grad) * wide(kept[0])
 
 
 def _bound(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +201,7 @@ def _layer_norm(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
     axes, eps = tuple(range(-len(given["normalized_shape"]), 0)), given.get("eps", 1e-5)
 
     def scaled(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-        return _wide(grad) * F.layer_norm(_wide(kept[0]), kept[0].shape[axes[0] :], eps=eps)
+        return wide(grad) * F.layer_norm(wide(kept[0]), kept[0].shape[axes[0] :], eps=eps)
 
     parts: list[tuple[Watched, Dense]] = [(weight, scaled)] if isinstance(weight, Watched) else []
     parts += [(bias, _itself)] if isinstance(bias, Watched) else []
@@ -221,7 +218,7 @@ def _rms_norm(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
     eps = torch.finfo(inputs.dtype).eps if eps is None else eps
 
     def scaled(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-        return _wide(grad) * F.rms_norm(_wide(kept[0]), kept[0].shape[-axes:], eps=eps)
+        return wide(grad) * F.rms_norm(wide(kept[0]), kept[0].shape[-axes:], eps=eps)
 
     return watch.tap(func(**plain_of(given)), DenseUse(watch, [(weight, scaled)]), inputs)
 

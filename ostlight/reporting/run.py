@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from ostlight.digitmath.build import Files
 from ostlight.errors import DataError, OstlightError
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry
+from ostlight.selection.notes import read_notes
 
 D = TypeVar("D", Data, Anchors)
 
@@ -64,8 +64,7 @@ class Run:
     @cached_property
     def notes(self) -> dict[str, Any]:
         """Facts the selector kept of the run (``Setting.note``)."""
-        file = self.path / "selector" / "notes.json"
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        return read_notes(self.path / "selector")
 
     @cached_property
     def ledger(self) -> list[Entry]:

@@ -88,11 +88,6 @@ class RunFolder:
         if before is None and is_first_rank():
             self._write_manifest(stages | {stage: inputs})
 
-    def forget(self, stage: str) -> None:
-        """Drops a stage that is about to be made anew."""
-        if is_first_rank():
-            self._write_manifest({k: v for k, v in self._manifest().items() if k != stage})
-
     def _manifest(self) -> dict[str, Any]:
         file = self.path / "manifest.json"
         return dict(json.loads(file.read_text())) if file.exists() else {}

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
-from ostlight.data.atomic import atomic_path
+from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Result, evaluate_model, read_questions
 from ostlight.model.module import MultimodalModel
@@ -42,8 +42,8 @@ def evaluate(config: Config) -> Result:
         entry.samples = len(questions.samples)
     with atomic_path(folder.predictions) as temporary:
         pq.write_table(result.predictions, temporary)
-    with atomic_path(folder.path / "accuracy.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in _lines(config, result)))
+    lines = "".join(json.dumps(line) + "\n" for line in _lines(config, result))
+    atomic_write_text(folder.path / "accuracy.jsonl", lines)
     log_metrics(config.compute, folder.path, "evaluate", {f"accuracy/{k}": v for k, v in result.accuracy.items()})
     for name, accuracy in result.accuracy.items():
         kinds = "".join(f", {kind} {value:.3f}" for kind, value in result.kinds[name].items())

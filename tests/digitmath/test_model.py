@@ -99,5 +99,5 @@ def test_sizes_untied_head_and_one_vision_token_per_cell(size: str):
 def test_an_unknown_size_names_the_known_ones():
     with pytest.raises(ConfigError, match="proxy, medium, target, large, idefics3"):
         build_model("huge")
-    with pytest.raises(ConfigError, match="proxy, target"):
+    with pytest.raises(ConfigError, match="proxy, scorer, target"):
         checkpoint("huge")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from transformers import (
     CLIPVisionConfig,
@@ -25,6 +26,8 @@ from ostlight.digitmath.tokenizer import CHAT_TEMPLATE, IDEFICS3_SPECIALS, MAX_T
 from ostlight.errors import ConfigError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+AnyModel = TypeVar("AnyModel", LlavaForConditionalGeneration, Idefics3ForConditionalGeneration)
+
 CLASS_TOKENS = 1
 HALF = [0.5, 0.5, 0.5]
 """Mean and spread by which pixels come to lie from -1 to 1."""
@@ -32,7 +35,10 @@ HALF = [0.5, 0.5, 0.5]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Widths, depths and family; the head is untied."""
+    """Widths, depths, family and the square pictures it takes; the head is untied.
+
+    A vision token stands for a patch of ``patch`` x ``patch`` pixels; as it is here, for a digit.
+    """
 
     hidden: int
     layers: int
@@ -41,6 +47,8 @@ class Shape:
     vision_hidden: int
     vision_layers: int = 1
     family: str = "llava"
+    pixels: int = PICTURE_PIXELS
+    patch: int = CELL_PIXELS
 
 
 SIZES = {
@@ -68,7 +76,7 @@ def checkpoint(size: str) -> Path:
 
 def build_processor(family: str = "llava") -> LlavaProcessor | Idefics3Processor:
     """Tokenizer and image processor. Pictures are taken as they are: never resized, cropped or blurred."""
-    return _idefics3_processor() if family == "idefics3" else _llava_processor()
+    return _idefics3_processor() if family == "idefics3" else llava_processor(SIZES["proxy"], build_tokenizer())
 
 
 def build_model(size: str) -> LlavaForConditionalGeneration | Idefics3ForConditionalGeneration:
@@ -81,15 +89,12 @@ def build_model(size: str) -> LlavaForConditionalGeneration | Idefics3ForConditi
         raise ConfigError([f"no model size {size!r}; the sizes are {', '.join(SIZES)}"], "digitmath")
     shape = SIZES[size]
     tokenizer = build_tokenizer(IDEFICS3_SPECIALS if shape.family == "idefics3" else ())
-    model = _idefics3_model(shape, tokenizer) if shape.family == "idefics3" else _llava_model(shape, tokenizer)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model
+    return _idefics3_model(shape, tokenizer) if shape.family == "idefics3" else llava_model(shape, tokenizer)
 
 
-def _llava_processor() -> LlavaProcessor:
-    side = {"height": PICTURE_PIXELS, "width": PICTURE_PIXELS}
+def llava_processor(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """What lays out text and pictures for ``llava_model``."""
+    side = {"height": shape.pixels, "width": shape.pixels}
     images = CLIPImageProcessorPil(
         do_resize=False,
         do_center_crop=False,
@@ -101,34 +106,35 @@ def _llava_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
-        patch_size=CELL_PIXELS,
+        tokenizer=tokenizer,
+        patch_size=shape.patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=CLASS_TOKENS,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def _llava_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+def llava_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """A fresh LLaVA with random weights (torch's global generator), float32: CLIP's vision tower before a Llama."""
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_hidden,
         intermediate_size=2 * shape.vision_hidden,
         num_hidden_layers=shape.vision_layers,
         num_attention_heads=4,
         projection_dim=shape.vision_hidden,
-        image_size=PICTURE_PIXELS,
-        patch_size=CELL_PIXELS,
+        image_size=shape.pixels,
+        patch_size=shape.patch,
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=_text(shape, tokenizer),
-        image_token_index=vocabulary()[IMAGE_MARK],
-        image_seq_length=GRID * GRID,
+        image_token_index=tokenizer.get_vocab()[IMAGE_MARK],
+        image_seq_length=(shape.pixels // shape.patch) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )
-    return LlavaForConditionalGeneration(config)
+    return _with_ends(LlavaForConditionalGeneration(config), tokenizer)
 
 
 def _idefics3_processor() -> Idefics3Processor:
@@ -162,7 +168,15 @@ def _idefics3_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Idefics
         pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
         tie_word_embeddings=False,
     )
-    return Idefics3ForConditionalGeneration(config)
+    return _with_ends(Idefics3ForConditionalGeneration(config), tokenizer)
+
+
+def _with_ends(model: AnyModel, tokenizer: PreTrainedTokenizerFast) -> AnyModel:
+    """The model, knowing where an answer it writes begins and ends."""
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
 
 
 def _text(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

@@ -45,20 +45,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> dict[str, int]:
+def vocabulary(words: str = WORDS) -> dict[str, int]:
     """Token to id. A piece that continues a word starts with ``##``, so that ``12.`` is ``1 ##2 ##.``"""
     characters = [*string.digits, *string.ascii_lowercase, *string.punctuation]
-    tokens = [*SPECIALS, *characters, *(f"##{character}" for character in characters), *sorted(WORDS.split())]
+    tokens = [*SPECIALS, *characters, *(f"##{character}" for character in characters), *sorted(words.split())]
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
 
-def build_tokenizer(more_specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer(more_specials: Sequence[str] = (), words: str = WORDS) -> PreTrainedTokenizerFast:
     """Lower-cases, splits at white space, spells what it does not know; decoding gives single-spaced text back.
 
     Args:
         more_specials: tokens of a model family, which come after all others.
+        words: the whole words it knows, in lower case.
     """
-    tokenizer = Tokenizer(models.WordPiece(vocabulary(), unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary(words), unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)

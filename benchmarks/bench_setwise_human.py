@@ -121,7 +121,7 @@ def one_seed(cut: Cut, seed: int, split: str, rankings: bool = True) -> tuple[No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "human_noise")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the records")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "bench_setwise_human", help="keeps the features")
     parser.add_argument("--out", type=Path, help="append the figures to this file")
     parser.add_argument("--seeds", type=int, default=5)

@@ -44,7 +44,7 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
     commands = [line.removeprefix("Run:").strip() for line in comment if line.startswith(("python ", "Run:"))]
     told = " ".join(line for line in comment if not line.startswith(("python ", "Run:")))
     parts = [
-        f"# {config.name.capitalize()}",
+        f"# {config.name.replace('_', ' ').capitalize()}",
         told,
         "\n".join(f"    {command}" for command in commands),
         f"Configuration: [{source.relative_to(ROOT)}](../../{source.relative_to(ROOT)}). This page was written by "

@@ -53,6 +53,8 @@ class Contest:
         self.truth = _read_truth(self.settings.truth)
         self.cells = plan_cells(self.settings, self.truth is not None, variant)
         self._scores: dict[tuple[str, int], ScoreTask] = {}
+        self.scored_as: dict[str, str] = {}
+        """By what scores are made from, the label of the first choice that needs them: others may only pick otherwise."""
 
     def _with_pool(self, config: Config, room: Room) -> Config:
         if config.digitmath is None:
@@ -72,7 +74,9 @@ class Contest:
     @cached_property
     def tasks(self) -> list[Task]:
         """Stages first, in the order of the cells that need them."""
-        stages = {stage.key: stage for cell in self.cell_tasks for stage in with_needs(cell)[:-1]}
+        stages: dict[str, Task] = {}
+        for stage in (stage for cell in self.cell_tasks for stage in with_needs(cell)[:-1]):
+            stages.setdefault(stage.key, stage)
         return [*stages.values(), *self.cell_tasks]
 
     def scores(self, choice: SelectorChoice, seed: int) -> ScoreTask:

@@ -77,6 +77,7 @@ class ScoreTask:
         made_from = fingerprint.of_values(score_inputs(config, contest.pool, contest.anchors, self.selector))
         self.key = f"scores {made_from}"
         label = f"{choice.shown}-seed{seed}" if self.selector.seeded else choice.shown
+        label = contest.scored_as.setdefault(made_from, label)
         self.name = f"scores of {label}" + (f", {contest.variant}" if contest.variant else "")
         own = contest.own(config, f"{file_name(label)}-{made_from[:8]}", "selectors")
         self.config = dataclasses.replace(own, digitmath=None)

@@ -80,3 +80,10 @@ def test_it_writes_every_ranking(data: Path, tmp_path: Path, monkeypatch: pytest
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"pool\.parquet is missing.*--data"):
         load(tmp_path / "none", tmp_path)
+
+
+def test_the_folder_must_be_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["bench"])
+    with pytest.raises(SystemExit):
+        bench_setwise_human.main()
+    assert "--data" in capsys.readouterr().err

@@ -157,6 +157,26 @@ def test_variants_share_what_they_make_from_the_same(contest):
     assert "variant" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])
 
 
+def test_choices_that_only_pick_otherwise_are_scored_once(contest):
+    options = {"probes": 4, "set_eta": 0.1, "batch_size": 8}
+    section = contest["benchmark"] | {
+        "selectors": [
+            {"name": "ost", "options": options},
+            {"name": "ost", "label": "set", "options": options | {"objective": "set"}},
+        ],
+        "seeds": [0],
+        "baseline": "ost",
+    }
+    lines = ostlight.benchmark(contest | {"benchmark": section})
+    folder = Path(contest["folder"]) / "run"
+    assert [line.label for line in lines] == ["base", "oracle", "ost", "set"]
+    (scored,) = (folder / "selectors").iterdir()
+    assert scored.name.startswith("ost-")
+    assert len(list((scored / "picks").glob("*.json"))) == 2
+    alone, together = lines[2:]
+    assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
+
+
 def test_bad_variants_and_baselines_are_all_told(contest):
     section = contest["benchmark"] | {
         "baseline": "best",

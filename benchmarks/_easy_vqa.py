@@ -1,0 +1,215 @@
+"""easy-VQA: one coloured shape a picture, one-word answers; clean as it comes, so the flaws are put in here.
+
+The folder holds ``train.json`` and ``test.json`` in LLaVA's form beside the pictures they name. Kinds of questions:
+``shape`` (what shape is present?), ``colour`` (what color is the circle?), ``presence`` (is there a red shape?) and
+``absence`` (the same with a "not" or "no" in it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from _real_pools import Cut, Record, needed
+
+from ostlight.data.sample import IMAGE_MARK
+from ostlight.digitmath.config import CLEAN
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+YES_OR_NO = ("no", "yes")
+ANSWERS = {"shape": SHAPES, "colour": COLOURS, "presence": YES_OR_NO, "absence": YES_OR_NO}
+"""By kind."""
+
+BASE_KINDS = ("colour", "presence", "absence")
+"""What base models have begun to learn; to name a shape is left for the pool to teach."""
+
+DEFECTS = ("negation", "confused", "wrong", "other_picture", "empty")
+LOOK_ALIKES = {"teal": "green", "green": "teal", "brown": "red", "red": "brown", "gray": "black", "black": "gray"}
+EMPTY = ("this is a picture", "it depends on the picture", "the image shows a shape")
+SOURCES = {
+    "careful": (),
+    "hasty": ("negation", "empty"),
+    "nearsighted": ("confused",),
+    "careless": ("wrong", "other_picture"),
+}
+"""Generators by name, each with the flaws it makes; a clean record is any one's."""
+
+SHARES = {"base": 0.45, "pool": 0.45, "anchors": 0.025, "dev": 0.075}
+"""Of the pictures of the train split; no picture is in two parts. The test split is the test."""
+
+
+def default_defects() -> dict[str, float]:
+    """Two systematic errors that most questions of their skill follow, and a little of everything else."""
+    return {"negation": 0.14, "confused": 0.10, "wrong": 0.05, "other_picture": 0.05, "empty": 0.03}
+
+
+@dataclass(frozen=True)
+class EasyVqa:
+    """Sizes count records: the kinds in equal numbers, and within each the answers (as it comes, five of six say no).
+
+    Attributes:
+        defects: share of the pool for each: ``negation`` answers as if the "not" were not there, ``confused`` names a
+            colour's look-alike, always the same, ``wrong`` gives any other answer of its kind, ``other_picture`` that
+            of another picture, ``empty`` says nothing. A record has one at most.
+    """
+
+    pool: int = 3000
+    anchors: int = 100
+    dev: int = 400
+    test: int = 1200
+    base: int = 3600
+    seed: int = 0
+    defects: Mapping[str, float] = field(default_factory=default_defects)
+
+    def problems(self) -> list[str]:
+        """What makes the rates unusable, in words."""
+        unknown = [name for name in self.defects if name not in DEFECTS]
+        found = [f"no defect is called {name!r}; there are {', '.join(DEFECTS)}" for name in unknown]
+        off = [f"{name}={rate:g}" for name, rate in self.defects.items() if not 0 <= rate <= 1]
+        found += [f"a rate is a number from 0 to 1; got {one}" for one in off]
+        if not off and sum(self.defects.values()) > 1:
+            found.append(f"the rates sum to {sum(self.defects.values()):g}; they may not exceed 1")
+        return found
+
+
+def cut_easy_vqa(data: Path, config: EasyVqa) -> Cut:
+    """All parts from the folder; the same configuration gives the same records.
+
+    Raises:
+        SystemExit: the folder lacks its files, holds too few records, or the rates cannot be met; one line.
+    """
+    if found := config.problems():
+        raise SystemExit(f"defects: {'; '.join(found)}")
+    needed(data, ("train.json", "test.json"), "the easy-VQA records")
+    test = read(data, "test")
+    tested = {picture_of(record) for record in test}
+    dealt = deal(read(data, "train"), tested, config.seed)
+    parts = {
+        part: draw(dealt[part], size, tuple(ANSWERS), config.seed, part)
+        for part, size in (("pool", config.pool), ("anchors", config.anchors), ("dev", config.dev))
+    }
+    parts["test"] = draw(test, config.test, tuple(ANSWERS), config.seed, "test")
+    parts["base"] = draw(dealt["base"], config.base, BASE_KINDS, config.seed, "base")
+    parts["pool"], defects = spoil(parts["pool"], config)
+    return Cut(parts, defects)
+
+
+def read(data: Path, split: str) -> list[Record]:
+    """Every record of a split, with its kind."""
+    rows = json.loads((data / f"{split}.json").read_text())
+    needed(data, sorted({row["image"] for row in rows if not (data / row["image"]).is_file()})[:3], "the pictures")
+    pictures = {name: (data / name).read_bytes() for name in {row["image"] for row in rows}}
+    return [record_of(row, pictures[row["image"]]) for row in rows]
+
+
+def record_of(row: Mapping, picture: bytes) -> Record:
+    asked, told = (turn["value"] for turn in row["conversations"])
+    question = asked.removeprefix(IMAGE_MARK).strip()
+    return Record(row["id"], picture, question, told, {"kind": kind_of(question, told)})
+
+
+def kind_of(question: str, answer: str) -> str:
+    """Which of ``KINDS``.
+
+    Raises:
+        SystemExit: an answer that none of them has.
+    """
+    for kind in ("shape", "colour"):
+        if answer in ANSWERS[kind]:
+            return kind
+    if answer not in YES_OR_NO:
+        raise SystemExit(f"easy-VQA has no answer {answer!r} (to {question!r})")
+    return "absence" if {"not", "no"} & set(question.rstrip("?").split()) else "presence"
+
+
+def picture_of(record: Record) -> str:
+    """What tells one picture from another: its bytes."""
+    return hashlib.sha256(record.picture).hexdigest()
+
+
+def deal(records: Iterable[Record], taken: set[str], seed: int) -> dict[str, list[Record]]:
+    """The records by part: each picture, with all its questions, goes to one; a picture of ``taken`` to none."""
+    by_picture: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if (picture := picture_of(record)) not in taken:
+            by_picture[picture].append(record)
+    order = random.Random(f"easy-VQA {seed} pictures").sample(sorted(by_picture), len(by_picture))
+    dealt, begin, share = {}, 0, 0.0
+    for part, more in SHARES.items():
+        share += more
+        end = round(share * len(order))
+        dealt[part] = [record for picture in order[begin:end] for record in by_picture[picture]]
+        begin = end
+    return dealt
+
+
+def draw(records: Sequence[Record], size: int, kinds: Sequence[str], seed: int, part: str) -> list[Record]:
+    """``size`` of the records at random and in random order, as many of each kind and, within it, of each answer.
+
+    Raises:
+        SystemExit: there are too few of one.
+    """
+    rng, drawn = random.Random(f"easy-VQA {seed} {part}"), []
+    for kind, of_kind in zip(kinds, evenly(size, len(kinds)), strict=True):
+        answers = ANSWERS[kind]
+        for answer, wanted in zip(answers, evenly(of_kind, len(answers)), strict=True):
+            there = [r for r in records if (r.tags["kind"], r.answer) == (kind, answer)]
+            if wanted > len(there):
+                asked = f"{wanted} {kind} questions with the answer {answer}"
+                raise SystemExit(f"{part}: {asked} asked for, its pictures have {len(there)}")
+            drawn += rng.sample(there, wanted)
+    return rng.sample(drawn, len(drawn))
+
+
+def evenly(total: int, parts: int) -> list[int]:
+    """``total`` in equal whole numbers, up to one."""
+    return [total // parts + (k < total % parts) for k in range(parts)]
+
+
+def spoil(records: Sequence[Record], config: EasyVqa) -> tuple[list[Record], list[str]]:
+    """The pool with its flaws and a tag ``source``, and the flaw of each record."""
+    rng = random.Random(f"easy-VQA {config.seed} defects")
+    chosen: dict[int, str] = {}
+    for defect in DEFECTS:  # those that are particular about the question come first
+        free = [k for k, record in enumerate(records) if k not in chosen and may_have(record, defect)]
+        wanted = round(config.defects.get(defect, 0.0) * len(records))
+        if wanted > len(free):
+            raise SystemExit(f"defects: {wanted} records asked for {defect}, {len(free)} can have it; lower the rate")
+        chosen.update(dict.fromkeys(rng.sample(free, wanted), defect))
+    defects = [chosen.get(k, CLEAN) for k in range(len(records))]
+    answers = [
+        record.answer if defect == CLEAN else flawed(record, defect, records, rng)
+        for record, defect in zip(records, defects, strict=True)
+    ]
+    makers = {d: [s for s, made in SOURCES.items() if d in made] or list(SOURCES) for d in (CLEAN, *DEFECTS)}
+    sources = [rng.choice(makers[defect]) for defect in defects]
+    spoilt = [
+        replace(record, answer=answer, tags={**record.tags, "source": source})
+        for record, answer, source in zip(records, answers, sources, strict=True)
+    ]
+    return spoilt, defects
+
+
+def may_have(record: Record, defect: str) -> bool:
+    """Whether the flaw changes the record's answer at all."""
+    if defect == "negation":
+        return record.tags["kind"] == "absence"
+    return defect != "confused" or record.answer in LOOK_ALIKES
+
+
+def flawed(record: Record, defect: str, records: Sequence[Record], rng: random.Random) -> str:
+    """The answer with the flaw; never the right one."""
+    if defect == "confused":
+        return LOOK_ALIKES[record.answer]
+    if defect == "empty":
+        return rng.choice(EMPTY)
+    if defect == "other_picture":
+        same_kind = [other.answer for other in records if other.tags["kind"] == record.tags["kind"]]
+        return rng.choice([answer for answer in same_kind if answer != record.answer])
+    return rng.choice([answer for answer in ANSWERS[record.tags["kind"]] if answer != record.answer])

@@ -1,0 +1,50 @@
+"""Photographs of ten classes, 32x32 pixels, with one person's answer each: real mistakes, none put in here.
+
+The folder holds ``pool``, ``anchors``, ``dev`` and ``test`` as Parquet (LLaVA's ``conversations``, picture bytes) and
+``truth.csv``, which tells whose answer in the pool is wrong. A tag ``label`` is added: the answer as it was given.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from _real_pools import Cut, Record, needed
+
+from ostlight.data.sample import IMAGE_MARK
+from ostlight.digitmath.config import CLEAN
+
+PARTS = ("pool", "anchors", "dev", "test")
+WRONG = "wrong"
+BASE_SHARE = 0.05
+"""Of the pool, labels as they are, that base models see beside the anchors: there is no other clean data."""
+
+
+def cut_human_noise(data: Path, seed: int = 0) -> Cut:
+    """All parts from the folder.
+
+    Raises:
+        SystemExit: the folder lacks its files, or a pool record its truth; one line.
+    """
+    needed(data, [*(f"{part}.parquet" for part in PARTS), "truth.csv"], "the human-noise records")
+    parts = {part: read(data / f"{part}.parquet") for part in PARTS}
+    pool = parts["pool"]
+    few = np.random.default_rng(seed).permutation(len(pool))[: round(BASE_SHARE * len(pool))]
+    parts["base"] = [*parts["anchors"], *(pool[k] for k in sorted(few))]
+    with (data / "truth.csv").open(newline="") as file:
+        wrong = {row["id"]: row["wrong"] == "1" for row in csv.DictReader(file)}
+    if unknown := [record.id for record in pool if record.id not in wrong]:
+        raise SystemExit(f"{data / 'truth.csv'} says nothing of {len(unknown)} records of the pool, {unknown[0]} first")
+    return Cut(parts, [WRONG if wrong[record.id] else CLEAN for record in pool])
+
+
+def read(file: Path) -> list[Record]:
+    """Every record of a file."""
+    found = []
+    for row in pq.read_table(file).to_pylist():
+        asked, told = (turn["value"].strip() for turn in row["conversations"])
+        question = asked.removeprefix(IMAGE_MARK).strip()
+        found.append(Record(row["id"], row["image"]["bytes"], question, told, {"label": told}))
+    return found

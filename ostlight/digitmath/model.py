@@ -26,11 +26,11 @@ from ostlight.digitmath.tokenizer import CHAT_TEMPLATE, IDEFICS3_SPECIALS, MAX_T
 from ostlight.errors import ConfigError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-AnyModel = TypeVar("AnyModel", LlavaForConditionalGeneration, Idefics3ForConditionalGeneration)
-
 CLASS_TOKENS = 1
 HALF = [0.5, 0.5, 0.5]
 """Mean and spread by which pixels come to lie from -1 to 1."""
+
+AnyModel = TypeVar("AnyModel", LlavaForConditionalGeneration, Idefics3ForConditionalGeneration)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class Contest:
         self.cells = plan_cells(self.settings, self.truth is not None, variant)
         self._scores: dict[tuple[str, int], ScoreTask] = {}
         self.scored_as: dict[str, str] = {}
-        """By what scores are made from, the label of the first choice that needs them: others may only pick otherwise."""
+        """By what scores are made from, the label of the first choice that needs them; others only pick otherwise."""
 
     def _with_pool(self, config: Config, room: Room) -> Config:
         if config.digitmath is None:

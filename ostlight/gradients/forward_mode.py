@@ -62,7 +62,7 @@ def directional_derivatives(
             not fit the scope.
     """
     _check(parameters, direction)
-    with _shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
+    with shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         return _central(losses, shift, direction, size)
 
 
@@ -85,7 +85,7 @@ def find_step(
         raise OstlightError("the direction is zero everywhere; a derivative along it says nothing")
     largest = LARGEST_SHIFT * _norm(parameters) / length
     sizes = [largest * 0.25**rung for rung in range(RUNGS)]
-    with _shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
+    with shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         tried = [_central(losses, shift, direction, size) for size in sizes]
     steps = [
         Step(size, float((coarse - fine).square().mean().sqrt() / fine.square().mean().sqrt()))
@@ -115,7 +115,7 @@ def _central(losses: Losses, shift: Shift, direction: Mapping[str, Tensor], size
 
 
 @contextmanager
-def _shiftable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Shift]:
+def shiftable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Shift]:
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def shift(direction: Mapping[str, Tensor], size: float) -> None:

@@ -88,7 +88,7 @@ def mean_gradients(anchors: Anchors, parameters: dict[str, nn.Parameter]) -> dic
         OstlightError: an anchor's loss is no finite number (without an answer token, say).
     """
     totals: dict[Hashable, Vectors] = {group: _zeros(parameters) for group in anchors.sizes}
-    with _asking(parameters):
+    with asking(parameters):
         for indices, logits, labels in anchors.runs():
             losses = per_sample_losses(logits, labels)
             for index, loss in zip(indices, losses.tolist(), strict=True):
@@ -97,7 +97,7 @@ def mean_gradients(anchors: Anchors, parameters: dict[str, nn.Parameter]) -> dic
             rows_of = _rows_by_group(anchors, indices)
             for number, (group, rows) in enumerate(rows_of.items(), start=1):
                 mean = losses[rows].sum() / anchors.sizes[group]
-                gradients = _gradients(mean, None, parameters, keep=number < len(rows_of))
+                gradients = gradients_of(mean, None, parameters, keep=number < len(rows_of))
                 for name, gradient in gradients.items():
                     totals[group][name] += gradient
     return totals
@@ -121,7 +121,7 @@ def curvature_probes(
     wanted = range(num_probes) if only is None else only
     totals: dict[Hashable, Vectors] = {group: _zeros(parameters, len(wanted)) for group in anchors.sizes}
     tokens_of: Counter[Hashable] = Counter()
-    with _asking(parameters):
+    with asking(parameters):
         for indices, logits, labels in anchors.runs():
             answers = _Answers.of(logits, labels, indices)
             drawn = answers.draw(num_probes, seed)
@@ -132,7 +132,7 @@ def curvature_probes(
                 tokens_of[group] += 1
             for number, (probe, group, rows) in enumerate(passes, start=1):
                 signal = answers.signal(drawn[:, probe], probe, seed, rows, anchors.sizes[group])
-                gradients = _gradients(logits, signal, parameters, keep=number < len(passes))
+                gradients = gradients_of(logits, signal, parameters, keep=number < len(passes))
                 for name, gradient in gradients.items():
                     totals[group][name][wanted.index(probe)] += gradient
     for group in anchors.sizes:
@@ -210,7 +210,8 @@ def _rows_by_group(anchors: Anchors, indices: Iterable[int]) -> dict[Hashable, l
     return rows
 
 
-def _gradients(of: Tensor, signal: Tensor | None, parameters: dict[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:
+def gradients_of(of: Tensor, signal: Tensor | None, parameters: dict[str, nn.Parameter], keep: bool) -> Vectors:
+    """By plain autograd, in at least fp32; ``keep`` keeps the graph for another call."""
     found = torch.autograd.grad(of, list(parameters.values()), signal, retain_graph=keep, allow_unused=True)
     return {name: wide(gradient) for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
@@ -225,7 +226,7 @@ def _zeros(parameters: dict[str, nn.Parameter], *leading: int) -> Vectors:
 
 
 @contextmanager
-def _asking(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+def asking(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
     """The scope asks for gradients, whatever it did before."""
     before = {parameter: parameter.requires_grad for parameter in parameters.values()}
     try:

@@ -27,7 +27,8 @@ class ProxySetting:
         model: warmed up, in eval mode; on the rank's device once scoring starts.
         folder: where the proxy lies, with what its warm-up left.
         records: size of the pool.
-        examples: some encodable samples of the pool, drawn at random, each in a batch of its own on the model's device.
+        examples: some encodable samples of the pool, drawn at random, each in a batch of its own on the model's
+            device; the first of many are those of a few.
         update_norm: median distance the given parameters moved in a step of the warm-up; ``None`` without a warm-up.
         lr: the warm-up's learning rate.
         tokens_per_batch: padded tokens in one forward pass.

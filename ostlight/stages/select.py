@@ -174,8 +174,9 @@ def _proxy_setting(
 
 
 def _examples(proxy: MultimodalModel, encoder: Encoder, pool: Pool, seed: int, count: int) -> Iterator[Batch]:
-    drawn = np.random.default_rng(seed).choice(len(pool), size=min(count, len(pool)), replace=False)
-    for _, read in pool.read(np.sort(drawn).tolist()):
+    # The first of a longer draw are those of a shorter one, so that a selector can ask for some and then for others.
+    drawn = np.random.default_rng(seed).permutation(len(pool))[:count]
+    for _, read in pool.read(drawn.tolist()):
         if isinstance(read, Sample):
             try:
                 yield proxy.collator.batch([read], [encoder.encode(read)]).to(proxy.device)

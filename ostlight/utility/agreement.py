@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -15,8 +14,14 @@ from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
-from ostlight.utility.forward_only import ForwardOnly
-from ostlight.utility.sketched import Sketched
+from ostlight.utility.gradient import in_full_precision
+
+
+class Estimator(Protocol):
+    """Whatever scores a batch."""
+
+    def columns(self, batch: Batch) -> dict[str, Any]: ...
+
 
 FEWEST, MOST, SHARE = 16, 64, 0.01
 """Samples looked at: a share of the pool, within bounds. Each costs a pass over all anchors."""
@@ -54,7 +59,7 @@ def rank_agreement(
     parameters: Mapping[str, nn.Parameter],
     anchors: AnchorSet,
     eta: float,
-    sketched: Sketched | ForwardOnly,
+    estimator: Estimator,
     singles: Sequence[Batch],
     scale: Mapping[str, Tensor] | None = None,
 ) -> Agreement:
@@ -62,11 +67,8 @@ def rank_agreement(
 
     Half-precision weights are copied to float32 for ``exact``, which would lose its step in them.
     """
-    ours = [float(sketched.columns(single)["score"][0]) for single in singles]
-    if next(iter(parameters.values())).dtype.itemsize < 4:
-        model = copy.deepcopy(model).float()
-        named = dict(model.model.named_parameters())
-        parameters = {name: named[name] for name in parameters}
+    ours = [float(estimator.columns(single)["score"][0]) for single in singles]
+    model, parameters = in_full_precision(model, parameters)
     exact = Exact(model, parameters, anchors, eta, scale)
     definition = [float(exact.columns(single)["score"][0]) for single in singles]
     pairs = [(a, b) for a, b in zip(ours, definition, strict=True) if math.isfinite(a) and math.isfinite(b)]

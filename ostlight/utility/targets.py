@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import SelectorError
 from ostlight.gradients.norms import wide
-from ostlight.gradients.probes import Anchors, curvature_probes, mean_gradients
+from ostlight.gradients.probes import Anchors, Vectors, curvature_probes, mean_gradients
 from ostlight.gradients.targets import SplitTargets, Targets, shares
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
@@ -57,6 +57,7 @@ class Holding:
         probes: K; the vectors are group by group its mean gradient and its K probes.
         how: one of ``HOLDINGS``.
         device: the computing one.
+        directions: vectors that follow, common to all groups.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -64,6 +65,7 @@ class Holding:
     probes: int
     how: str
     device: torch.device
+    directions: int = 0
 
     @property
     def ranks(self) -> int:
@@ -72,7 +74,7 @@ class Holding:
 
     @property
     def count(self) -> int:
-        return len(self.groups) * (1 + self.probes)
+        return len(self.groups) * (1 + self.probes) + self.directions
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +110,10 @@ class Holding:
         """For the user, before they are made."""
         entries = sum(p.numel() for p in self.parameters.values())
         whole = sum(self.sizes.values())
-        groups = f"{len(self.groups)} groups x (1 + {self.probes})" if len(self.groups) > 1 else f"1 + {self.probes}"
+        groups = "1" if len(self.groups) == 1 else f"{len(self.groups)} groups"
+        if self.probes or not self.directions:
+            groups = f"{groups} + {self.probes}" if len(self.groups) == 1 else f"{groups} x (1 + {self.probes})"
+        groups += f" + {self.directions}" if self.directions else ""
         where = {
             "full": f"on {self.place}",
             "bf16": f"in bf16 on {self.place}",
@@ -127,8 +132,21 @@ class Holding:
         others = [f"targets={how}" for how in HOLDINGS[1:] if how != self.how]
         raise SelectorError(
             f"{self.line()}, but only {_size(room)} are free: take fewer probes (selector.options.probes, now "
-            f"{self.probes}), a smaller scope (last:N, lora), or {', '.join(others)}"
+            f"{self.probes or self.directions}), a smaller scope (last:N, lora), or {', '.join(others)}"
         )
+
+
+class Directions(Protocol):
+    """Vectors common to all groups, made from more than the anchors."""
+
+    key: Mapping[str, Any]
+    """What they depend on beside proxy, anchors and scope, as JSON holds it."""
+
+    def prepare(self, folder: Path | None) -> None:
+        """Called once before ``vectors``, with the folder in which the vectors are kept."""
+
+    def vectors(self, names: Sequence[str], only: range) -> Vectors:
+        """``[len(only), *shape]`` for each of these parameters."""
 
 
 def make_targets(
@@ -139,6 +157,7 @@ def make_targets(
     scale: Mapping[str, Tensor] | None = None,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
+    directions: Directions | None = None,
 ) -> Targets:
     """The vectors, from ``cache`` as far as they are there, else made and kept there.
 
@@ -151,11 +170,15 @@ def make_targets(
         cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing. When
             new ones are made, all but the ``KEPT`` sets last used are removed.
         say: prints one line.
+        directions: gives the vectors that ``holding.directions`` counts.
 
     Raises:
         OstlightError: too few anchors for the probes, an anchor without a finite loss.
     """
-    folder = None if cache is None else cache / _key(model, holding, anchors, seed, scale, cache)
+    further = {} if directions is None else dict(directions.key)
+    folder = None if cache is None else cache / _key(model, holding, anchors, seed, scale, cache, further)
+    if directions is not None:
+        directions.prepare(folder)
     names = holding.mine()
     kept = [name for name in names if folder is not None and (folder / f"{name}.safetensors").exists()]
     missing = [name for name in names if name not in kept]
@@ -165,7 +188,7 @@ def make_targets(
     if missing:
         if cache is not None and is_first_rank():
             _prune(cache)
-        made = _made(model, holding, anchors, missing, seed, scale)
+        made = _made(model, holding, anchors, missing, seed, scale, directions)
         stored |= made
         if folder is not None and (holding.ranks > 1 or is_first_rank()):
             _keep(folder, made, say)
@@ -183,6 +206,7 @@ def _made(
     names: list[str],
     seed: int,
     scale: Mapping[str, Tensor] | None,
+    directions: Directions | None,
 ) -> dict[str, Tensor]:
     parameters = {name: holding.parameters[name] for name in names}
     trusted = anchors_for_probes(model, anchors)
@@ -192,11 +216,13 @@ def _made(
         for name, p in parameters.items()
     }
 
+    def put_at(found: Mapping[str, Tensor], start: int) -> None:
+        for name, vectors in found.items():
+            stored[name][start : start + len(vectors)] = vectors if scale is None else vectors * scale[name]
+
     def put(found: Mapping[Hashable, Mapping[str, Tensor]], first: int) -> None:
         for k, group in enumerate(holding.groups):
-            for name, vectors in found[group].items():
-                start = k * (1 + holding.probes) + first
-                stored[name][start : start + len(vectors)] = vectors if scale is None else vectors * scale[name]
+            put_at(found[group], k * (1 + holding.probes) + first)
 
     means = mean_gradients(trusted, parameters)
     put({group: {name: v.unsqueeze(0) for name, v in vectors.items()} for group, vectors in means.items()}, 0)
@@ -204,6 +230,10 @@ def _made(
     for first in range(0, holding.probes, AT_ONCE):
         some = range(first, min(holding.probes, first + AT_ONCE))
         put(curvature_probes(trusted, parameters, holding.probes, seed, some), 1 + first)
+    for first in range(0, holding.directions, AT_ONCE):
+        assert directions is not None, "they are counted"
+        some = range(first, min(holding.directions, first + AT_ONCE))
+        put_at(directions.vectors(names, some), holding.count - holding.directions + first)
     return stored
 
 
@@ -248,18 +278,20 @@ def _key(
     seed: int,
     scale: Mapping[str, Tensor] | None,
     cache: Path,
+    further: Mapping[str, Any],
 ) -> str:
     """Name of the vectors' folder; what it stands for is written beside it, anew at each use."""
     made_from: dict[str, Any] = {
-        "proxy": _digest({**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}),
-        "anchors": _digest(_encoded(anchors)),
+        "proxy": digest_of({**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}),
+        "anchors": digest_of(_encoded(anchors)),
         "groups": anchors.groups,
         "parameters": list(holding.parameters),
         "probes": holding.probes,
         "seed": seed,
-        "scale": None if scale is None else _digest(scale),
+        "scale": None if scale is None else digest_of(scale),
         "dtype": str(holding.dtype),
         "code": fingerprint.of_code(*CODE),
+        **further,
     }
     key = fingerprint.of_values(made_from)
     if is_first_rank():
@@ -277,7 +309,8 @@ def _encoded(anchors: AnchorSet) -> dict[str, Tensor]:
     return dict(sorted(seen.items()))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The same for the same names, types, shapes and bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()

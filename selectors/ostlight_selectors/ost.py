@@ -25,13 +25,17 @@ from ostlight.utility.exact import Exact
 from ostlight.utility.exact_head import ExactHead, untied_linear_head
 from ostlight.utility.forward_only import ForwardOnly
 from ostlight.utility.gradient import train_only
+from ostlight.utility.inner_products import InnerProducts
 from ostlight.utility.per_sample import refuse_mixing
 from ostlight.utility.preconditioner import Scale, adam_scale
+from ostlight.utility.projected import SNAPSHOTS, Projected
 from ostlight.utility.sketched import Sketched
 from ostlight.utility.step_size import eta_by_rule, first_adam_step
 from ostlight.utility.targets import HOLDINGS
 
-ESTIMATORS = ("exact", "first_order", "second_order")
+ESTIMATORS = ("projected", "exact", "first_order", "second_order")
+PROBES = {"projected": 32, "second_order": 64}
+"""Vectors beside the mean gradient, by estimator, where the options name no number (docs/fidelity.md)."""
 OPTIMIZERS = ("sgd", "adam")
 OBJECTIVES = ("sample", "set")
 NORMS = 64
@@ -51,25 +55,28 @@ class OneStepTrain(Selector):
     @dataclass
     class Options:
         """Attributes:
-        estimator: ``second_order`` (slope and sketched curvature, about one training step per sample), ``exact`` (the
-            definition; a pass over all anchors per sample) or ``first_order`` (slope alone).
+        estimator: ``projected`` (what the step does to the anchors' answers, from a few measured steps; about one
+            training step per sample), ``exact`` (the definition; a pass over all anchors per sample), ``first_order``
+            (slope alone) or ``second_order`` (slope and sketched curvature).
         scope: parameters the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
         eta: step size; ``null`` makes the median simulated step as long as the median step of the warm-up.
-        probes: curvature probes of ``second_order``.
+        probes: measured directions of ``projected``, curvature probes of ``second_order``; ``null`` takes what serves
+            each: 32 and 64.
         optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
         objective: what is ranked: ``sample`` (each by itself, as in the paper) or ``set`` (what a mini-batch of the
-            subset does, redundancy and noise counted; needs the probes of ``second_order``).
+            subset does, redundancy and noise counted; needs ``projected`` or ``second_order``).
         set_eta: step size of ``objective: set``; ``null`` tries a few on the proxy and reads the anchors.
         batch_size: of the mini-batches of ``objective: set``; ``null`` tries a few.
-        targets: how the estimators' fixed vectors (one, or 1 + ``probes``, for each anchor group, each as large as the
-            scope) are held: ``full``, ``bf16``, ``offload`` (the machine's memory) or ``split`` (over the ranks).
+        targets: how the estimators' fixed vectors (one for each anchor group and the probes, which ``second_order`` has
+            for each group; each as large as the scope) are held: ``full``, ``bf16``, ``offload`` (the machine's
+            memory) or ``split`` (over the ranks).
         backward: off, ``first_order`` takes two forward passes instead, for any architecture and with less memory.
         """
 
-        estimator: str = "second_order"
+        estimator: str = "projected"
         scope: str = "blocks"
         eta: float | None = None
-        probes: int = 64
+        probes: int | None = None
         optimizer: str = "sgd"
         objective: str = "sample"
         set_eta: float | None = None
@@ -112,9 +119,10 @@ class OneStepTrain(Selector):
             value = getattr(self.options, name)
             if value not in valid:
                 raise SelectorError(f"selector.options.{name} must be one of {', '.join(valid)}; got {value!r}")
-        if self.options.objective == "set" and self.options.estimator != "second_order":
+        if self.options.objective == "set" and self.options.estimator not in PROBES:
             raise SelectorError(
-                "selector.options.objective=set needs estimator=second_order: sets are picked by its probes"
+                "selector.options.objective=set needs estimator=projected or second_order: sets are picked by their "
+                "curvature columns"
             )
         if not self.options.backward and self.options.estimator != "first_order":
             raise SelectorError(
@@ -145,37 +153,31 @@ class OneStepTrain(Selector):
         anchors: AnchorSet,
         eta: float,
         scale: Scale | None,
-    ) -> Exact | ExactHead | Sketched | ForwardOnly:
+    ) -> Exact | ExactHead | InnerProducts | ForwardOnly:
         name, proxy = self.options.estimator, setting.proxy
         if name == "exact":
             head = untied_linear_head(proxy.model, parameters)
             if head is not None and scale is None:
                 return ExactHead(proxy.model, head, anchors, eta)
             return Exact(proxy.model, parameters, anchors, eta, scale)
-        singles = list(proxy.examples(sample_count(proxy.records)))
-        estimator: Sketched | ForwardOnly
-        cache = proxy.folder / TARGETS
-        if self.options.backward:
-            estimator = Sketched(
-                proxy.model,
-                parameters,
-                anchors,
-                eta,
-                self.options.probes if name == "second_order" else 0,
-                setting.seed,
-                scale,
-                hold=self.options.targets,
-                cache=cache,
-                say=setting.say,
-            )
+        looked_at = sample_count(proxy.records)
+        singles = list(proxy.examples(looked_at))
+        held: dict[str, Any] = {"scale": scale, "cache": proxy.folder / TARGETS, "say": setting.say}
+        estimator: InnerProducts | ForwardOnly
+        if not self.options.backward:
+            estimator = ForwardOnly(proxy.model, parameters, anchors, eta, singles[:TRIED], **held)
+            setting.note("forward_error", estimator.relative_error)
+        else:
+            probes = self.options.probes or PROBES.get(name, 0)
+            held["hold"] = self.options.targets
+            if name == "projected":
+                snapshots = list(proxy.examples(looked_at + SNAPSHOTS * probes))[-SNAPSHOTS * probes :]
+                estimator = Projected(proxy.model, parameters, anchors, eta, snapshots, probes, **held)
+            else:
+                estimator = Sketched(proxy.model, parameters, anchors, eta, probes, setting.seed, **held)
             setting.note("targets_bytes", sum(estimator.holding.sizes.values()))
             if singles:
                 estimator.verify(singles[0])
-        else:
-            estimator = ForwardOnly(
-                proxy.model, parameters, anchors, eta, singles[:TRIED], scale, cache=cache, say=setting.say
-            )
-            setting.note("forward_error", estimator.relative_error)
         if singles:
             found = rank_agreement(proxy.model, parameters, anchors, eta, estimator, singles, scale)
             setting.say(found.line(name))
@@ -187,7 +189,7 @@ class OneStepTrain(Selector):
         return {"targets": "bf16" if self.options.targets == "bf16" else "full"}
 
     def teardown(self) -> None:
-        if isinstance(self.estimator, Sketched):
+        if isinstance(self.estimator, InnerProducts):
             self.estimator.leave()
 
     def score(self, batch: Batch) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ostlight.selection.scores import read_shards
 
 pytestmark = pytest.mark.slow
 OPTIONS: dict[str, dict[str, Any]] = {
+    "projected": {"estimator": "projected", "probes": 4, "eta": 0.05, "targets": "split"},
     "second_order": {"estimator": "second_order", "probes": 4, "eta": 0.05},
     "split": {"estimator": "second_order", "probes": 4, "eta": 0.05, "targets": "split"},
     "first_order": {"estimator": "first_order", "eta": 0.05},

@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
     ("ost", {"estimator": "exact"}),
+    ("ost", {"estimator": "projected", "probes": 4}),
     ("ost", {"estimator": "second_order", "probes": 4}),
     ("ost", {"estimator": "first_order", "optimizer": "adam"}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),

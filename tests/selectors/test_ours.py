@@ -72,7 +72,7 @@ def test_shares_by_the_anchors_groups(settings, objective: str):
 
 def test_a_set_needs_probes_and_a_size(settings):
     first = {"name": "ost", "options": {"estimator": "first_order", "objective": "set"}}
-    with pytest.raises(SelectorError, match="objective=set needs estimator=second_order"):
+    with pytest.raises(SelectorError, match="objective=set needs estimator=projected or second_order"):
         ostlight.select(settings(selector=first))
     with pytest.raises(SelectorError, match="objective=set takes a fraction, count or tokens"):
         ostlight.select(settings(name="two", selector={"name": "ost", "options": SET}), "budget.threshold=0")
@@ -81,7 +81,7 @@ def test_a_set_needs_probes_and_a_size(settings):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("ost", {"estimator": "third_order"}, "estimator must be one of exact, first_order, second_order"),
+        ("ost", {"estimator": "third_order"}, "estimator must be one of projected, exact, first_order, second_order"),
         ("ost", {"eta": -1.0}, "eta must be above 0; got -1.0"),
         ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
         ("loss", {"prefer": "odd"}, "prefer must be low, high or middle; got 'odd'"),

@@ -19,6 +19,7 @@ from ostlight.utility.exact import Exact
 from ostlight.utility.exact_head import ExactHead, untied_linear_head
 from ostlight.utility.forward_only import ForwardOnly
 from ostlight.utility.preconditioner import adam_scale
+from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
 
 SAMPLES = 12
@@ -43,6 +44,9 @@ ESTIMATORS: dict[str, Make] = {
     ),
     "second_order": lambda model, parameters, anchors, eta, scale, tried: Sketched(
         model, parameters, anchors, eta, 4, scale=scale
+    ),
+    "projected": lambda model, parameters, anchors, eta, scale, tried: Projected(
+        model, parameters, anchors, eta, tried, 4, scale
     ),
     "forward_only": lambda model, parameters, anchors, eta, scale, tried: ForwardOnly(
         model, parameters, anchors, eta, tried, scale

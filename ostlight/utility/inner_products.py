@@ -1,0 +1,104 @@
+"""What all estimators share that take each sample's gradient against a few fixed vectors and drop it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ostlight.gradients.engine import GradientDots
+from ostlight.gradients.rows import RowMap
+from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.failures import failures
+from ostlight.utility.gradient import train_only
+from ostlight.utility.targets import Directions, Holding, make_targets, slope_norm
+
+
+class InnerProducts(ABC):
+    """Utilities of a whole batch from one forward and one backward pass.
+
+    Args:
+        model, parameters, anchors, eta: as for ``Exact``; half-precision weights are fine here.
+        probes: K curvature probes for each anchor group.
+        directions: vectors common to all groups, and how many.
+        seed: of the probes.
+        scale: as for ``Exact``. ``<P g_i, t> = <g_i, P t>`` for a diagonal ``P``, so the fixed vectors carry it.
+        hold, cache, say: where the fixed vectors are held and kept (``ostlight.utility.targets``); their size is said
+            before they are made.
+
+    Raises:
+        SelectorError: the fixed vectors do not fit where they are to be held.
+        OstlightError: a layer the gradient engine cannot treat, or too few anchors for the probes.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        parameters: Mapping[str, nn.Parameter],
+        anchors: AnchorSet,
+        eta: float,
+        probes: int,
+        directions: tuple[Directions, int] | None,
+        seed: int,
+        scale: Mapping[str, Tensor] | None,
+        hold: str,
+        cache: Path | None,
+        say: Callable[[str], None],
+    ) -> None:
+        train_only(model, parameters)
+        self.model, self.parameters, self.eta = model, dict(parameters), eta
+        self.sizes: dict[Hashable, int] = dict(Counter(anchors.groups))
+        self.names = anchors.names
+        further, count = directions or (None, 0)
+        self.holding = Holding(self.parameters, self.sizes, probes, hold, model.device, count)
+        say(self.holding.line())
+        self.holding.refuse_if_too_large()
+        self.targets = make_targets(model, self.holding, anchors, seed, scale, cache, say, further)
+        self.slope_norm = slope_norm(self.targets, self.sizes, probes)
+        self.engine, self.rows = GradientDots(model, self.parameters), RowMap(model.model)
+
+    def leave(self) -> None:
+        """This rank is done; needed where the vectors are split over ranks."""
+        self.targets.leave()
+
+    def verify(self, batch: Batch) -> float:
+        """Compares the engine with plain autograd on a few samples; the largest relative deviation.
+
+        Raises:
+            OstlightError: it is larger than rounding explains; names the parameter.
+        """
+        return self.engine.verify(lambda: self.model.losses(batch), self.rows.of(batch.inputs))
+
+    def columns(self, batch: Batch) -> dict[str, Any]:
+        """Utilities and what came along, one value a sample.
+
+        Returns:
+            ``score`` (``u_i``), ``loss``, ``grad_norm``, ``slope`` (``<g_i, g_V>``), ``eta``, ``cosine`` of ``g_i``
+            with ``g_V``; with curvature ``phi``, so that sets can be picked later; with groups ``utility_by_group`` in
+            the order of ``names``; ``failure`` where loss or gradient are not finite.
+        """
+        found = self.engine.products(
+            lambda: self.model.losses(batch), self.rows.of(batch.inputs), self.targets, squared_norms=True
+        )
+        norms, told = found.squared_norms.sqrt(), self.utilities(found.dots)
+        lengths = (norms * self.slope_norm).clamp_min(torch.finfo(torch.float64).tiny)
+        columns: dict[str, Any] = {
+            "score": told["score"],
+            "loss": found.losses.double(),
+            "grad_norm": norms,
+            "slope": told["slope"],
+            "eta": [self.eta] * len(batch),
+            "cosine": told["slope"] / lengths,
+        }
+        return columns | told | failures(found)
+
+    @abstractmethod
+    def utilities(self, dots: Tensor) -> dict[str, Tensor]:
+        """``score`` and ``slope`` ``[N]``, and what else the inner products ``[N, M]`` tell."""

@@ -1,0 +1,136 @@
+"""The utility from a few measured steps: the logits' way in a reduced basis, the cross-entropy in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ostlight.data.atomic import atomic_path
+from ostlight.errors import BadRecord
+from ostlight.gradients.probes import Vectors
+from ostlight.gradients.responses import Responses, measured
+from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
+from ostlight.run.folder import is_first_rank
+from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.gradient import in_full_precision, sample_gradient
+from ostlight.utility.inner_products import InnerProducts
+from ostlight.utility.targets import anchors_for_probes, digest_of
+
+SNAPSHOTS = 2
+"""Samples stepped on for each direction that is kept."""
+
+
+class Projected(InnerProducts):
+    """Utilities of a whole batch from one forward and one backward pass, in nats:
+
+        u_i ~ L_V(z) - L_V(z - eta sum_k phi_k rho_k) + eta (<g_i, g_V> - sum_k phi_k <rho_k, grad_z L_V>)
+
+    with the anchors' logits ``z``, K measured directions ``rho_k`` and the sample's coordinates ``phi_k``
+    (``ostlight.gradients.responses``): the network linear in its weights, the cross-entropy as it is. The last term is
+    the slope of what lies outside the directions. ``||phi||^2`` is the curvature ``g_i' H g_i`` within them.
+
+    Groups cost one vector each and no directions of their own: the loss of each is read off the same moved logits.
+
+    Args:
+        model, parameters, anchors, eta, scale, hold, cache, say: as for ``InnerProducts``.
+        snapshots: samples of the pool, one a batch, whose steps are measured: ``2 S`` passes over the anchors.
+        count: K directions that are kept, each a vector as large as the scope.
+
+    Raises:
+        SelectorError, OstlightError: as ``InnerProducts``; no snapshot can be stepped on.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        parameters: Mapping[str, nn.Parameter],
+        anchors: AnchorSet,
+        eta: float,
+        snapshots: Sequence[Batch],
+        count: int,
+        scale: Mapping[str, Tensor] | None = None,
+        hold: str = "full",
+        cache: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        steps = _Steps(model, parameters, anchors, eta, snapshots, count, scale)
+        super().__init__(model, parameters, anchors, eta, 0, (steps, count), 0, scale, hold, cache, say)
+        self.responses = steps.responses.to(model.device)
+        self.inside = self.responses.slopes
+
+    def utilities(self, dots: Tensor) -> dict[str, Tensor]:
+        slopes, phi = dots.double().tensor_split([len(self.sizes)], dim=1)
+        outside = slopes - phi @ self.inside.T
+        by_group = self.eta * outside + self.responses.falls(phi, self.eta)
+        shares = torch.tensor(list(self.sizes.values()), dtype=torch.float64, device=dots.device)
+        shares = shares / shares.sum()
+        told = {"score": by_group @ shares, "slope": slopes @ shares, "phi": phi.float()}
+        if self.names:
+            order = [list(self.sizes).index(name) for name in self.names]
+            told["utility_by_group"] = by_group[:, order]
+        return told
+
+
+class _Steps:
+    """The measured steps, kept beside the vectors that are made from them."""
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        parameters: Mapping[str, nn.Parameter],
+        anchors: AnchorSet,
+        eta: float,
+        snapshots: Sequence[Batch],
+        count: int,
+        scale: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._model, self._parameters, self._scale = model, parameters, scale
+        self._anchors, self._eta, self._snapshots, self._count = anchors, eta, snapshots, count
+        self.key: Mapping[str, Any] = {"directions": count, "eta": eta, "snapshots": digest_of(_seen(snapshots))}
+        self.responses: Responses
+
+    def prepare(self, folder: Path | None) -> None:
+        file = None if folder is None else folder / "responses"
+        if file is not None and file.exists():
+            self.responses = Responses(**load_file(file))
+            return
+        model, parameters = self._full
+        trusted = anchors_for_probes(model, self._anchors)
+        with torch.autocast(model.device.type, enabled=False):  # its rounding is as large as a step's response
+            self.responses = measured(trusted, parameters, self._gradients, self._eta, self._count)
+        if file is not None and is_first_rank():
+            with atomic_path(file) as temporary:
+                save_file({name: t.contiguous().cpu() for name, t in vars(self.responses).items()}, temporary)
+
+    def vectors(self, names: Sequence[str], only: range) -> Vectors:
+        model, parameters = self._full
+        trusted = anchors_for_probes(model, self._anchors)
+        return self.responses.to(model.device).vectors(trusted, {name: parameters[name] for name in names}, only)
+
+    @cached_property
+    def _full(self) -> tuple[MultimodalModel, dict[str, nn.Parameter]]:
+        return in_full_precision(self._model, self._parameters)
+
+    def _gradients(self) -> Iterator[Vectors]:
+        for single in self._snapshots:
+            try:
+                _, found = sample_gradient(self._model, list(self._parameters.values()), single)
+            except BadRecord:
+                continue  # the record meets the same refusal, and is kept with it, when it is scored
+            step = dict(zip(self._parameters, found, strict=True))
+            yield step if self._scale is None else {name: g * self._scale[name] for name, g in step.items()}
+
+
+def _seen(snapshots: Sequence[Batch]) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+    for place, single in enumerate(snapshots):
+        seen |= {f"{place:09d}.{key}": value for key, value in single.encoded[0].inputs.items()}
+        seen[f"{place:09d}.labels"] = single.encoded[0].labels
+    return seen

@@ -30,6 +30,7 @@ from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.gradient import norm, sample_gradient, train_only
 from ostlight.utility.preconditioner import Scale, SecondMoments
+from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
 from ostlight.utility.step_size import UpdateNorms, first_adam_step, median_update_norm
 
@@ -140,6 +141,28 @@ def sketched(
         rows, columns = [place[id(sample)] for sample in batch.samples], scorer.columns(batch)
         slopes[rows], phi[rows], norms[rows] = (columns[c].numpy() for c in ("slope", "phi", "grad_norm"))
     return slopes, phi, norms
+
+
+def projected(
+    proxy: Warmed,
+    samples: Sequence[Sample],
+    snapshots: Sequence[Sample],
+    count: int,
+    etas: Sequence[float],
+    scale: Scale | None = None,
+) -> np.ndarray:
+    """``[len(etas), N]`` utilities from ``count`` directions, which are measured once, at the middle eta."""
+    singles = proxy.singles(snapshots)
+    scorer = Projected(proxy.model, proxy.parameters, proxy.anchors, etas[len(etas) // 2], singles, count, scale)
+    batches = proxy.model.batches(samples, TOKENS_PER_BATCH)
+    place = {id(sample): row for row, sample in enumerate(samples)}
+    found = np.zeros((len(etas), len(samples)))
+    for batch in batches:
+        rows = [place[id(sample)] for sample in batch.samples]
+        for k, eta in enumerate(etas):
+            scorer.eta = eta
+            found[k, rows] = scorer.columns(batch)["score"].numpy()
+    return found
 
 
 def definitions(

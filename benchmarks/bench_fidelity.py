@@ -22,24 +22,27 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _fidelity import BATCH_SIZE, WARM_UPS, Responses, Warmed, World, definitions, sketched, trained_gain
+from _fidelity import BATCH_SIZE, WARM_UPS, Responses, Warmed, World, definitions, projected, sketched, trained_gain
 from _record import Recorder
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from ostlight.model.batch import Batch
 from ostlight.setwise.objective import minibatch_value
 from ostlight.utility.preconditioner import adam_scale
+from ostlight.utility.projected import SNAPSHOTS
 from ostlight.utility.step_size import eta_by_rule
 
 ETAS = {"rule/3": 1 / 3, "rule": 1.0, "3rule": 3.0}
 RULE = list(ETAS).index("rule")
 PROBES = (4, 16, 64, 256)
+DIRECTIONS = (16, 32, 64)
 NOT_A_FLAW = ("clean", "near_duplicate")
 """A near-duplicate is right, only redundant: no utility of one sample can tell."""
 
@@ -55,15 +58,18 @@ class Plan:
     pool: int = 2500
     scored: int = 100
     probes: tuple[int, ...] = PROBES
+    directions: tuple[int, ...] = DIRECTIONS
     subsets: int = 30
     subset_of: int = 600
     subset_size: int = 100
     lds: tuple[str, ...] = ("0.05", "two_passes")
     adam: tuple[str, ...] = ("0.05", "two_passes")
     adam_probes: int = 64
+    adam_directions: int = 32
+    explained: bool = True
 
 
-QUICK = Plan((0,), ("0.05",), 300, 16, (4, 16), 4, 60, 32, ("0.05",), ("0.05",), 16)
+QUICK = Plan((0,), ("0.05",), 300, 16, (4, 16), (4,), 4, 60, 32, ("0.05",), ("0.05",), 16, 4)
 
 
 def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
@@ -79,6 +85,25 @@ def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
     facts: Facts = {"eta": np.array(eta), "dev_loss": np.array(proxy.dev_loss), "slopes": slopes, "phi": phi}
     facts |= {"norms": norms[: plan.scored], "exact": definitions(proxy, singles, etas)}
     facts["flawed"] = np.array([world.defects[k] not in NOT_A_FLAW for k in drawn[: plan.scored]])
+    others = samples[plan.scored :]
+    for k in plan.directions:
+        facts[f"projected{k}"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, etas)
+    if name in plan.adam:
+        scale, _ = adam_scale(proxy.folder, proxy.model, proxy.parameters, proxy.anchors)
+        adam_eta = eta_by_rule(proxy.model, proxy.parameters, singles[:64], proxy.update_norm, scale)
+        adam_etas, k = [adam_eta * factor for factor in ETAS.values()], plan.adam_directions
+        facts["adam_eta"] = np.array(adam_eta)
+        facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, world.seed, scale)
+        facts["adam_exact"] = definitions(proxy, singles, adam_etas, scale)
+        facts["adam_projected"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, adam_etas, scale)
+    return facts | (explanations(world, name, plan, proxy, singles, drawn, etas) if plan.explained else {})
+
+
+def explanations(
+    world: World, name: str, plan: Plan, proxy: Warmed, singles: list[Batch], drawn: np.ndarray, etas: list[float]
+) -> Facts:
+    """Where the rest is lost, and what training on subsets does: the costly part."""
+    facts: Facts = {}
     responses = Responses.of(proxy, singles)
     near = responses.projected()
     facts |= {"gauss_newton": responses.gauss_newton, "hessian": responses.hessian}
@@ -87,12 +112,6 @@ def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
     for k in plan.probes[:3]:
         for how, every in (("drawn", False), ("signed", True)):
             facts[f"{how}{k}"] = responses.resampled(k, every, world.seed)
-    if name in plan.adam:
-        scale, _ = adam_scale(proxy.folder, proxy.model, proxy.parameters, proxy.anchors)
-        adam_eta = eta_by_rule(proxy.model, proxy.parameters, singles[:64], proxy.update_norm, scale)
-        facts["adam_eta"] = np.array(adam_eta)
-        facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, world.seed, scale)
-        facts["adam_exact"] = definitions(proxy, singles, [adam_eta * factor for factor in ETAS.values()], scale)
     if name in plan.lds:
         rng = np.random.default_rng(2000 + world.seed)
         rows = np.stack([rng.permutation(plan.subset_of)[: plan.subset_size] for _ in range(plan.subsets)])
@@ -117,8 +136,11 @@ def utilities(facts: Facts, plan: Plan, place: int) -> dict[str, np.ndarray]:
     found = {"estimator=exact": facts["exact"][place], "estimator=first_order": eta * slopes}
     for k in plan.probes:
         found[f"estimator=second_order K={k}"] = second(np.square(leading(phi, k)).sum(1))
-    found |= {f"estimator={name}": second(facts[name]) for name in ("gauss_newton", "hessian")}
-    return found | {f"estimator={name}": facts[name][place] for name in ("linear_logits", "linear_logits_half")}
+    found |= {f"estimator=projected K={k}": facts[f"projected{k}"][place] for k in plan.directions}
+    if "hessian" in facts:
+        found |= {f"estimator={name}": second(facts[name]) for name in ("gauss_newton", "hessian")}
+        found |= {f"estimator={name}": facts[name][place] for name in ("linear_logits", "linear_logits_half")}
+    return found
 
 
 def overlap(a: np.ndarray, b: np.ndarray, share: float) -> float:
@@ -167,7 +189,7 @@ def figures(facts: Facts, name: str, plan: Plan) -> dict[tuple[str, str], float]
         for estimator, values in utilities(facts, plan, place).items():
             add(f"{estimator} warmup={name} eta={label}", agreement(values, facts["exact"][place], facts))
         terms = {"slope": eta * facts["slopes"][:n], "exact": facts["exact"][place]}
-        terms |= {part: eta**2 / 2 * facts[part] for part in ("gauss_newton", "hessian")}
+        terms |= {part: eta**2 / 2 * facts[part] for part in ("gauss_newton", "hessian") if part in facts}
         add(f"warmup={name} eta={label}", {f"median_{part}": float(np.median(v)) for part, v in terms.items()})
         if "gains" in facts:
             for k in (0, *plan.probes):
@@ -177,11 +199,13 @@ def figures(facts: Facts, name: str, plan: Plan) -> dict[tuple[str, str], float]
             eta = float(facts["adam_eta"]) * factor
             first = eta * facts["adam_slopes"]
             second = first - eta**2 / 2 * np.square(facts["adam_phi"]).sum(1)
-            for estimator, values in (("first_order", first), (f"second_order K={plan.adam_probes}", second)):
+            shaped = {"first_order": first, f"second_order K={plan.adam_probes}": second}
+            shaped[f"projected K={plan.adam_directions}"] = facts["adam_projected"][place]
+            for estimator, values in shaped.items():
                 figures_of = agreement(values, facts["adam_exact"][place], facts)
                 add(f"estimator={estimator} optimizer=adam warmup={name} eta={label}", figures_of)
     slope, eta = facts["slopes"][:n], float(facts["eta"])
-    for k in plan.probes[:3]:
+    for k in plan.probes[:3] if "hessian" in facts else ():
         for how in ("drawn", "signed"):
             error = np.median(np.abs(facts[f"{how}{k}"] / np.maximum(facts["gauss_newton"], 1e-30) - 1))
             rank = rank_correlation(eta * slope - eta**2 / 2 * facts[f"{how}{k}"], facts["exact"][RULE])
@@ -231,13 +255,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one small pool, one proxy: does it run?")
     parser.add_argument("--seeds", type=int, nargs="+", default=None)
     parser.add_argument("--warm-ups", nargs="+", choices=tuple(WARM_UPS), default=None)
+    parser.add_argument("--brief", action="store_true", help="leaves out what explains the losses, and the subsets")
     parser.add_argument("--facts", type=Path, default=None, help="folder that keeps what each proxy gave")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    plan = QUICK if options.quick else Plan()
+    plan = replace(QUICK if options.quick else Plan(), explained=not options.brief)
     recorder = Recorder("bench_fidelity", options.out)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.facts or Path(scratch)) / ("quick" if options.quick else "full")
+        folder = folder / "brief" if options.brief else folder
         names = options.warm_ups or plan.warm_ups
         found: dict[str, list[dict[tuple[str, str], float]]] = {name: [] for name in names}
         for seed in options.seeds or plan.seeds:

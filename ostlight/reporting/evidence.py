@@ -30,13 +30,14 @@ class Evidence:
         ids: ``[N]``.
         position, score: ``[N]``.
         columns: ``[N]`` float64 by name: those of ``NUMBERS`` the selector left.
-        phi: ``[N, W]`` float32, ``None`` without curvature probes.
+        phi: ``[N, W]`` float32, ``None`` without curvature columns.
         by_group: ``[N, G]`` utilities by anchor group, ``None`` without groups.
         groups: the anchor groups' names.
         tags: by tag, ``[N]`` text; empty text where a sample lacks it.
         rank: ``[N]`` place among the kept (0 is best), -1 for those dropped; ``None`` where nothing was picked yet.
         records, set_aside: of the pool.
         noted_eta: step size in the run's notes, where the scores have no such column.
+        drawn: whether ``phi`` comes from random probes and so has a sampling error; measured directions have none.
     """
 
     ids: list[str]
@@ -51,6 +52,7 @@ class Evidence:
     records: int
     set_aside: int
     noted_eta: float | None = None
+    drawn: bool = True
 
     @classmethod
     def read(cls, run: Run) -> Evidence:
@@ -85,6 +87,7 @@ class Evidence:
             records=sum(pq.read_metadata(part).num_rows for part in parts),
             set_aside=sum(pq.read_metadata(part).num_rows for part in parts) - len(ids),
             noted_eta=run.notes.get("eta"),
+            drawn=run.notes.get("curvature", "drawn") == "drawn",
         )
 
     @property
@@ -116,15 +119,17 @@ class Evidence:
 
     @cached_property
     def curvature_cost(self) -> np.ndarray | None:
-        """``[N]`` ``eta^2 / 2 ||phi||^2``, nats: what the step's own curvature takes off the utility."""
+        """``[N]`` what the utility lacks of the slope's promise, nats: the step's own curvature takes it."""
         if self.phi is None or "eta" not in self.columns:
             return None
-        return self.columns["eta"] ** 2 / 2 * np.einsum("nk,nk->n", self.phi, self.phi, dtype=np.float64)
+        return self.columns["eta"] * self.columns["slope"] - self.score
 
     @cached_property
     def noise(self) -> np.ndarray | None:
         """``[N]`` standard error of the utility from the sketch, nats; ``None`` where there is no sketch to err."""
-        if self.phi is None or "eta" not in self.columns or not measurable(self.phi.shape[1], self.probe_groups):
+        if self.phi is None or "eta" not in self.columns or not self.drawn:
+            return None
+        if not measurable(self.phi.shape[1], self.probe_groups):
             return None
         return self.columns["eta"] ** 2 / 2 * curvature_error(self.phi, self.probe_groups)
 

@@ -44,10 +44,10 @@ class Active(Selector):
         leave_out_harmful: a label that turns out to hurt is left out of the training, so it counts 0.
         """
 
-        estimator: str = "second_order"
+        estimator: str = "projected"
         scope: str = "blocks"
         eta: float | None = None
-        probes: int = 64
+        probes: int | None = None
         answers: int = 4
         max_new_tokens: int = 64
         leave_out_harmful: bool = True

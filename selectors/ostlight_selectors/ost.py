@@ -168,7 +168,8 @@ class OneStepTrain(Selector):
             estimator = ForwardOnly(proxy.model, parameters, anchors, eta, singles[:TRIED], **held)
             setting.note("forward_error", estimator.relative_error)
         else:
-            probes = self.options.probes or PROBES.get(name, 0)
+            probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
+            setting.note("curvature", "measured" if name == "projected" else "drawn")
             held["hold"] = self.options.targets
             if name == "projected":
                 snapshots = list(proxy.examples(looked_at + SNAPSHOTS * probes))[-SNAPSHOTS * probes :]

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from ostlight.gradients.engine import GradientDots
 from ostlight.gradients.forward_mode import directional_derivatives, find_step
 from ostlight.gradients.probes import Anchors, mean_gradients
+from ostlight.gradients.responses import LIKELIEST, Responses
 from ostlight.gradients.rows import RowMap
 from ostlight.gradients.scope import scoped_parameters, unwrapped
 from ostlight.model.losses import IGNORED, per_sample_losses
 
 ANCHORS = 100
 PROBES = (4, 16, 64)
+DIRECTIONS = 32
 NAIVE_PROBES = 16
 
 Inputs = dict[str, Tensor]
@@ -151,6 +153,7 @@ def contenders_of(setting: Setting, probes: tuple[int, ...] = PROBES) -> list[Co
         Contender("estimator=first_order how=central_difference", central_difference(setting), n, may_fail=True),
         Contender("estimator=first_order how=engine", by_engine(setting, 0), n),
         *(Contender(f"estimator=second_order K={k}", by_engine(setting, k), n) for k in probes),
+        Contender(f"estimator=projected K={DIRECTIONS}", by_responses(setting, DIRECTIONS), n),
     ]
     if NAIVE_PROBES in probes:
         k = NAIVE_PROBES
@@ -179,6 +182,28 @@ def training_step(setting: Setting) -> Callable[[], Tensor]:
 def by_engine(setting: Setting, probes: int, norms: bool = True) -> Callable[[], Tensor]:
     targets, rows = setting.first_targets(probes), RowMap(setting.model)
     return lambda: setting.engine.products(setting.losses, rows.of(setting.inputs), targets, squared_norms=norms).dots
+
+
+def by_responses(setting: Setting, count: int) -> Callable[[], Tensor]:
+    """The inner products and then the anchors' cross-entropy at every sample's moved logits, directions random."""
+    products = by_engine(setting, min(count, setting.num_probes))
+    labels = torch.cat([batch[1] for _, batch in setting.anchors.batches])
+    tokens, words = (
+        int((labels[:, 1:] != IGNORED).sum()),
+        min(LIKELIEST + 2, setting.trained.config.get_text_config().vocab_size),
+    )
+    generator = torch.Generator(setting.device).manual_seed(0)
+    drawn = torch.randn(1 + count, tokens, words, generator=generator, device=setting.device)
+    ids = torch.zeros(tokens, words, dtype=torch.long, device=setting.device)
+    weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=setting.device)
+    responses = Responses(ids, drawn[0], weights, 1e-3 * drawn[1 : 1 + min(count, setting.num_probes)])
+
+    def run() -> Tensor:
+        dots = products()
+        responses.falls(dots[:, 1:], 1e-3)
+        return dots
+
+    return run
 
 
 def central_difference(setting: Setting) -> Callable[[], Tensor]:

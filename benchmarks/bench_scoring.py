@@ -122,7 +122,7 @@ def bars_of(name: str, setting: Setting) -> dict[str, float]:
     """What must hold: the speed-up at least, everything else at most."""
     if setting.shape.name == "digitmath":
         return {}
-    engine = "how=engine" in name or ("second_order" in name and "norms=off" not in name)
+    engine = "how=engine" in name or (("second_order" in name or "projected" in name) and "norms=off" not in name)
     bars = {"peak_memory_ratio": 1.15} if engine else {}
     if name.endswith("second_order K=16"):
         blocks = 1.2 if setting.shape.name == "1b" else 1.35

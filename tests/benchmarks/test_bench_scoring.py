@@ -47,6 +47,7 @@ def test_every_contender_is_timed_behind_a_green_check_and_recorded(
         "estimator=first_order how=engine",
         "estimator=second_order K=4",
         "estimator=second_order K=16",
+        "estimator=projected K=32",
         "estimator=second_order K=16 norms=off",
         "estimator=naive_loop K=16",
         "estimator=naive_vmap K=16",

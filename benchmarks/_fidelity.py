@@ -151,16 +151,14 @@ def projected(
     etas: Sequence[float],
     scale: Scale | None = None,
 ) -> np.ndarray:
-    """``[len(etas), N]`` utilities from ``count`` directions, which are measured once, at the middle eta."""
-    singles = proxy.singles(snapshots)
-    scorer = Projected(proxy.model, proxy.parameters, proxy.anchors, etas[len(etas) // 2], singles, count, scale)
-    batches = proxy.model.batches(samples, TOKENS_PER_BATCH)
+    """``[len(etas), N]`` utilities from ``count`` directions, measured anew at each eta."""
+    singles, batches = proxy.singles(snapshots), proxy.model.batches(samples, TOKENS_PER_BATCH)
     place = {id(sample): row for row, sample in enumerate(samples)}
     found = np.zeros((len(etas), len(samples)))
-    for batch in batches:
-        rows = [place[id(sample)] for sample in batch.samples]
-        for k, eta in enumerate(etas):
-            scorer.eta = eta
+    for k, eta in enumerate(etas):
+        scorer = Projected(proxy.model, proxy.parameters, proxy.anchors, eta, singles, count, scale)
+        for batch in batches:
+            rows = [place[id(sample)] for sample in batch.samples]
             found[k, rows] = scorer.columns(batch)["score"].numpy()
     return found
 

@@ -42,7 +42,7 @@ from ostlight.utility.step_size import eta_by_rule
 ETAS = {"rule/3": 1 / 3, "rule": 1.0, "3rule": 3.0}
 RULE = list(ETAS).index("rule")
 PROBES = (4, 16, 64, 256)
-DIRECTIONS = (16, 32, 64)
+DIRECTIONS = (32,)
 NOT_A_FLAW = ("clean", "near_duplicate")
 """A near-duplicate is right, only redundant: no utility of one sample can tell."""
 

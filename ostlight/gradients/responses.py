@@ -5,7 +5,8 @@ weights over the length of the step. What moved logits do to the cross-entropy i
 parabola (``ostlight.gradients.probes``) stops being right as soon as a confident answer is overturned. So all that is
 needed of a sample is ``J g``, and that in a few coordinates, since samples of a pool move the anchors in few ways:
 
-- S samples of the pool are stepped on, and what each step does to the logits is read (``2 S`` passes over the anchors).
+- S samples of the pool are stepped on, and what each step does to the logits is read (``3 S`` passes over the anchors:
+  a little way in both directions, and the whole step).
 - The K principal directions ``rho_k`` of these responses are kept, orthonormal under the loss's own metric
   ``W = w_t (diag(p_t) - p_t p_t')``, in which the squared length of ``J g`` is the Gauss-Newton curvature ``g' H g``.
 - A sample's coordinates ``phi_k = <rho_k, W J g> = <g, J' W rho_k>`` are inner products of its gradient with K fixed
@@ -53,12 +54,16 @@ class Responses:
         logits: ``[R, C]`` where the model stands.
         weights: ``[G, R]`` float64: each group's mean loss from the tokens' losses, groups in the anchors' order.
         directions: ``[K, R, C]`` ``rho_k``; zero where fewer were found.
+        places: ``[S]`` which of the given steps were taken.
+        taken: ``[S, G]`` float64: how far each group's mean loss really fell with each of them.
     """
 
     words: Tensor
     logits: Tensor
     weights: Tensor
     directions: Tensor
+    places: Tensor
+    taken: Tensor
 
     def to(self, device: torch.device) -> Responses:
         return Responses(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -113,9 +118,10 @@ def measured(
     eta: float,
     count: int,
 ) -> Responses:
-    """Takes each step in both directions, with weights put back bit for bit, and keeps ``count`` principal directions.
+    """Takes each step, with weights put back bit for bit, and keeps ``count`` principal directions.
 
-    All are taken at the same length, ``SHIFT`` of the median of ``eta`` times what ``steps`` gives.
+    The directions are read at the same length for all, ``SHIFT`` of the median step's, and both ways; what a step does
+    to the loss is read at its own.
 
     Args:
         anchors: run without gradients, in at least fp32.
@@ -130,8 +136,9 @@ def measured(
         raise OstlightError("no sample of the pool gives a gradient to step along; there is nothing to project on")
     length = SHIFT * eta * float(usable.median())
     words, logits, weights = _stand(anchors)
-    found = []
-    for step, own in zip(steps(), lengths.tolist(), strict=True):
+    before = torch.logsumexp(logits.double(), -1) - logits[:, 0].double()
+    found, places, taken = [], [], []
+    for place, (step, own) in enumerate(zip(steps(), lengths.tolist(), strict=True)):
         if not own > 0:
             continue
         with shiftable(parameters) as shift:
@@ -139,15 +146,20 @@ def measured(
             ahead = _seen(anchors, words, logits.shape[1])
             shift(step, -length / own)
             behind = _seen(anchors, words, logits.shape[1])
+            shift(step, -eta)
+            there = _seen(anchors, words, logits.shape[1]).double()
         response = (ahead - behind) / (2 * length)
         if bool(response.isfinite().all()):
             found.append(response)
+            places.append(place)
+            taken.append(weights @ (before - torch.logsumexp(there, -1) + there[:, 0]))
     if not found:
         raise OstlightError(
             f"steps of the length {length:.3g} leave no finite logits on the anchors; take a smaller eta"
         )
     directions = principal(torch.stack(found), logits, _pooled(anchors, weights), count)
-    return Responses(words, logits, weights, directions)
+    told = (torch.tensor(places, device=logits.device), torch.stack(taken))
+    return Responses(words, logits, weights, directions, *told)
 
 
 def principal(responses: Tensor, logits: Tensor, weights: Tensor, count: int) -> Tensor:

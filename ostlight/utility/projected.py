@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from ostlight.utility.targets import anchors_for_probes, digest_of
 SNAPSHOTS = 2
 """Samples stepped on for each direction that is kept."""
 
+NEARNESS = 8.0
+"""How quickly what is known of one step's bend stops telling about another's: ``exp(-8 (1 - cosine))``."""
+
 
 class Projected(InnerProducts):
     """Utilities of a whole batch from one forward and one backward pass, in nats:
@@ -35,6 +39,10 @@ class Projected(InnerProducts):
     with the anchors' logits ``z``, K measured directions ``rho_k`` and the sample's coordinates ``phi_k``
     (``ostlight.gradients.responses``): the network linear in its weights, the cross-entropy as it is. The last term is
     the slope of what lies outside the directions. ``||phi||^2`` is the curvature ``g_i' H g_i`` within them.
+
+    To this comes what the network's own bend adds, guessed from the measured steps, whose utilities are known
+    (Gaussian-process regression; Rasmussen and Williams 2006, equation 2.25): samples whose coordinates point the same
+    way bend alike, in proportion to their curvature.
 
     Groups cost one vector each and no directions of their own: the loss of each is read off the same moved logits.
 
@@ -64,11 +72,28 @@ class Projected(InnerProducts):
         super().__init__(model, parameters, anchors, eta, 0, (steps, count), 0, scale, hold, cache, say)
         self.responses = steps.responses.to(model.device)
         self.inside = self.responses.slopes
+        self.bend = self._bend([snapshots[place] for place in self.responses.places.tolist()])
+
+    def _bend(self, taken: Sequence[Batch]) -> Bend:
+        slopes, phi = self._parts(torch.cat([self._dots(single) for single in taken]))
+        rest = self.responses.taken - self._linear(slopes, phi)
+        finite = rest.isfinite().all(1)
+        return Bend.of(phi[finite], rest[finite], self.eta)
+
+    def _dots(self, single: Batch) -> Tensor:
+        return self.engine.products(lambda: self.model.losses(single), self.rows.of(single.inputs), self.targets).dots
+
+    def _parts(self, dots: Tensor) -> tuple[Tensor, ...]:
+        """``[N, G]`` slopes and ``[N, K]`` coordinates."""
+        return dots.double().tensor_split([len(self.sizes)], dim=1)
+
+    def _linear(self, slopes: Tensor, phi: Tensor) -> Tensor:
+        """``[N, G]`` utilities were the network linear in its weights."""
+        return self.eta * (slopes - phi @ self.inside.T) + self.responses.falls(phi, self.eta)
 
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
-        slopes, phi = dots.double().tensor_split([len(self.sizes)], dim=1)
-        outside = slopes - phi @ self.inside.T
-        by_group = self.eta * outside + self.responses.falls(phi, self.eta)
+        slopes, phi = self._parts(dots)
+        by_group = self._linear(slopes, phi) + self.bend(phi)
         shares = torch.tensor(list(self.sizes.values()), dtype=torch.float64, device=dots.device)
         shares = shares / shares.sum()
         told = {"score": by_group @ shares, "slope": slopes @ shares, "phi": phi.float()}
@@ -76,6 +101,41 @@ class Projected(InnerProducts):
             order = [list(self.sizes).index(name) for name in self.names]
             told["utility_by_group"] = by_group[:, order]
         return told
+
+
+@dataclass(frozen=True)
+class Bend:
+    """What utilities lack when the network is taken as linear, as known from S steps.
+
+    Attributes:
+        phi: ``[S, K]`` their coordinates.
+        weights: ``[S, G]`` of the kernel's values.
+        eta: step size.
+    """
+
+    phi: Tensor
+    weights: Tensor
+    eta: float
+
+    @classmethod
+    def of(cls, phi: Tensor, rest: Tensor, eta: float) -> Bend:
+        """From ``[S, G]`` differences. Noise as large as the median step's variance keeps single ones from ruling."""
+        kernel = cls(phi, rest, eta)._kernel(phi)
+        noise = kernel.diagonal().median() if len(phi) else kernel.new_zeros(())
+        if not noise > 0:
+            return cls(phi, torch.zeros_like(rest), eta)
+        eye = torch.eye(len(phi), dtype=kernel.dtype, device=kernel.device)
+        return cls(phi, torch.linalg.solve(kernel + noise * eye, rest), eta)
+
+    def __call__(self, phi: Tensor) -> Tensor:
+        """``[N, G]``, nats."""
+        return self._kernel(phi) @ self.weights
+
+    def _kernel(self, phi: Tensor) -> Tensor:
+        tiny = torch.finfo(phi.dtype).tiny
+        units, known = (p / p.norm(dim=1, keepdim=True).clamp_min(tiny) for p in (phi, self.phi))
+        ours, theirs = (self.eta**2 * p.square().sum(1) for p in (phi, self.phi))
+        return torch.exp(NEARNESS * (units @ known.T - 1)) * torch.outer(ours, theirs)
 
 
 class _Steps:

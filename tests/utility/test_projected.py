@@ -115,3 +115,28 @@ def test_it_is_what_ost_does_unless_told_otherwise(settings):
     scores = Scores(read_shards(selection.folder.scores))
     assert scores.column("phi").shape[1] == 6
     assert read_notes(selection.folder.path / "selector")["rank_agreement"]["estimator"] == "projected"
+
+
+def test_the_measured_steps_are_known_by_their_definition(proxy, samples):
+    model, pool = proxy("float64"), samples("pool")[:6]
+    scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool, "blocks", 0.02, 3, groups=True)
+    (batch,) = model.batches(pool, 10_000)
+    exact = Exact(model, parameters, anchors, 0.02).columns(batch)["utility_by_group"]
+    order = [list(scorer.sizes).index(name) for name in scorer.names]
+    place = {id(sample): row for row, sample in enumerate(batch.samples)}
+    definition = torch.tensor([exact[place[id(sample)]] for sample in pool], dtype=torch.float64)
+    assert scorer.responses.places.tolist() == list(range(6))
+    assert torch.allclose(scorer.responses.taken[:, order], definition, rtol=1e-9, atol=1e-15)
+
+
+def test_what_a_step_bends_is_told_to_those_that_point_its_way_and_to_no_others():
+    known = torch.eye(3, dtype=torch.float64) * 2
+    rest = torch.tensor([[1.0], [-2.0], [4.0]], dtype=torch.float64)
+    bend = module.Bend.of(known, rest, eta=0.5)
+    # Equal steps at right angles: noise as large as each one's variance halves what is believed of it.
+    assert torch.allclose(bend(known), rest / 2, rtol=1e-2)
+    assert torch.allclose(bend(3 * known[:1]), 9 * bend(known[:1]))
+    assert bend(-known).abs().max() < 1e-3
+    assert torch.equal(bend(torch.zeros(1, 3, dtype=torch.float64)), torch.zeros(1, 1, dtype=torch.float64))
+    assert torch.equal(module.Bend.of(known[:0], rest[:0], 0.5)(known), torch.zeros(3, 1, dtype=torch.float64))
+    assert torch.equal(module.Bend.of(0 * known, rest, 0.5)(known), torch.zeros(3, 1, dtype=torch.float64))

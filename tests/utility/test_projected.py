@@ -124,7 +124,8 @@ def test_the_measured_steps_are_known_by_their_definition(proxy, samples):
     exact = Exact(model, parameters, anchors, 0.02).columns(batch)["utility_by_group"]
     order = [list(scorer.sizes).index(name) for name in scorer.names]
     place = {id(sample): row for row, sample in enumerate(batch.samples)}
-    definition = torch.tensor([exact[place[id(sample)]] for sample in pool], dtype=torch.float64)
+    taken = [single.samples[0] for single in model.batches(pool, 1)]
+    definition = torch.tensor([exact[place[id(sample)]] for sample in taken], dtype=torch.float64)
     assert scorer.responses.places.tolist() == list(range(6))
     assert torch.allclose(scorer.responses.taken[:, order], definition, rtol=1e-9, atol=1e-15)
 

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= benchmarks/results
+# One process a core: the models here are too small for two threads.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all lint bench gpu clean
 
@@ -17,10 +19,10 @@ demo: $(VENV)/.installed
 	$(BIN)/ostlight benchmark configs/demo.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not cuda"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cuda"
 
 test-all: test
-	$(BIN)/python -m pytest -m "slow and not cuda"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not cuda"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

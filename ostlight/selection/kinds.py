@@ -81,7 +81,8 @@ def _need(scores: Scores, within: str, *columns: str) -> None:
     if missing:
         raise DataError(
             f"budget.within={within} needs the column {missing[0]!r}, which these scores lack; "
-            "selector ost with estimator projected or second_order writes it (utilities by group where anchors.group is set)"
+            "selector ost with estimator projected or second_order writes it "
+            "(utilities by group where anchors.group is set)"
         )
 
 

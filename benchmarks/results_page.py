@@ -21,6 +21,9 @@ from sklearn.metrics import roc_auc_score
 
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
+from ostlight.run.folder import RunFolder
+from ostlight.run.tasks import Room
+from ostlight.stages.benchmark import contests_of
 
 ROOT = Path(__file__).parents[1]
 READING = "## What it says"
@@ -57,14 +60,38 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
         "## Cost",
         (run / "costs.md").read_text().strip(),
     ]
-    found = what_the_scores_know(run, config)
+    names = folder_names(run, config)
+    found = what_the_scores_know(run, config, names)
     if found:
         parts += ["## What the scores know of the truth", found]
-    noted = notes(run)
+    noted = notes(run, names)
     if noted:
         parts += ["## What the runs noted", noted]
     reading = before[before.index(READING) + len(READING) :].strip() if READING in before else ""
     return "\n\n".join([*parts, READING, reading]).rstrip() + "\n"
+
+
+def folder_names(run: Path, config: Config) -> dict[str, str]:
+    """What the folders of warm-ups and scores are called in the tables: by variant, where there are any."""
+    users: dict[str, list[str]] = {}
+    shown: dict[str, str] = {}
+    for contest in contests_of(config, RunFolder.of(config), Room(run / "work", 0.0)):
+        assert config.benchmark is not None
+        for choice in config.benchmark.selectors:
+            task = contest.scores(choice, config.seed)
+            for stage, name in ((task, choice.shown), (task.proxy, "warm-up")):
+                if stage is None:
+                    continue
+                folder = stage.config.name
+                shown[folder] = name
+                users.setdefault(folder, [])
+                if contest.variant and contest.variant not in users[folder]:
+                    users[folder].append(contest.variant)
+    many = len(config.benchmark.variants) if config.benchmark else 0
+    return {
+        folder: name + (f" ({'; '.join(users[folder])})" if 0 < len(users[folder]) < many else "")
+        for folder, name in shown.items()
+    }
 
 
 def machine() -> str:
@@ -75,7 +102,7 @@ def machine() -> str:
     return f"Made on {len(names) or '?'} cores of {names[0] if names else platform.processor()}; {kinds}."
 
 
-def what_the_scores_know(run: Path, config: Config) -> str:
+def what_the_scores_know(run: Path, config: Config, shown: dict[str, str]) -> str:
     """How well each score tells right answers from wrong ones, read after the fact; a judge's own accuracy."""
     assert config.benchmark is not None
     names = {s.shown: s.name for s in config.benchmark.selectors}
@@ -100,7 +127,7 @@ def what_the_scores_know(run: Path, config: Config) -> str:
         right = np.array([d in ANSWER_IS_RIGHT for _, d in pairs])
         area = f"{roc_auc_score(right, values):.3f}" if 0 < right.sum() < len(right) else ""
         said = judged(values, [d for _, d in pairs]) if names[label] == JUDGE else ""
-        rows.append(f"| {folder.name} | {len(pairs):,} | {area} | {said} |")
+        rows.append(f"| {shown.get(folder.name, folder.name)} | {len(pairs):,} | {area} | {said} |")
     own_accuracy = trained_accuracy(config)
     head = "| scores | records | AUROC, right answers against wrong | as a judge |\n| --- | ---: | ---: | --- |\n"
     return head + "\n".join([*rows, *own_accuracy]) if rows else ""
@@ -131,7 +158,7 @@ def judged(values: np.ndarray, defects: list[str]) -> str:
     return f"{100 * np.mean(whole):.1f}% right ({each})"
 
 
-def notes(run: Path) -> str:
+def notes(run: Path, shown: dict[str, str]) -> str:
     """What each warm-up kept, and what each selector noted of its run."""
     lines = []
     for file in sorted(run.glob("proxies/*/proxy/warmup.json")):
@@ -140,7 +167,7 @@ def notes(run: Path) -> str:
         kept = said.get("kept_step")
         if kept is not None:
             lines.append(
-                f"- {file.parents[1].name}: warmed up on {said['samples']:,} samples, kept at step {kept}; loss on the "
+                f"- {shown.get(file.parents[1].name, file.parents[1].name)}: warmed up on {said['samples']:,} samples, kept at step {kept}; loss on the "
                 f"{said['watched_on']} {losses[0]:.3f} before, {losses[kept]:.3f} after"
             )
     for file in sorted(run.glob("selectors/*/selector/notes.json")):
@@ -150,7 +177,7 @@ def notes(run: Path) -> str:
         if isinstance(agreement, dict) and agreement.get("spearman") is not None:
             told.append(f"Spearman {agreement['spearman']:.2f} with `exact` on {agreement.get('samples', '?')} samples")
         if told:
-            lines.append(f"- {file.parents[1].name}: {', '.join(told)}")
+            lines.append(f"- {shown.get(file.parents[1].name, file.parents[1].name)}: {', '.join(told)}")
     return "\n".join(lines)
 
 

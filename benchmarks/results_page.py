@@ -162,13 +162,13 @@ def notes(run: Path, shown: dict[str, str]) -> str:
     """What each warm-up kept, and what each selector noted of its run."""
     lines = []
     for file in sorted(run.glob("proxies/*/proxy/warmup.json")):
-        said = json.loads(file.read_text())
+        said, name = json.loads(file.read_text()), file.parents[1].name
         losses = dict(said.get("losses") or [])
         kept = said.get("kept_step")
         if kept is not None:
             lines.append(
-                f"- {shown.get(file.parents[1].name, file.parents[1].name)}: warmed up on {said['samples']:,} samples, kept at step {kept}; loss on the "
-                f"{said['watched_on']} {losses[0]:.3f} before, {losses[kept]:.3f} after"
+                f"- {shown.get(name, name)}: warmed up on {said['samples']:,} samples, kept at step {kept}; loss on "
+                f"the {said['watched_on']} {losses[0]:.3f} before, {losses[kept]:.3f} after"
             )
     for file in sorted(run.glob("selectors/*/selector/notes.json")):
         said = json.loads(file.read_text())

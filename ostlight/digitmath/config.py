@@ -33,7 +33,7 @@ class DigitMath:
         test: clean samples for the final figures.
         seed: of the questions and defects. Which digit images belong to which part never changes, because the
             base checkpoints have seen some of them.
-        defects: share of the pool for each defect; a name left out has none of it.
+        defects: share of the pool for each defect; a name left out has none of it. ``null`` is ``default_defects``.
         anchor_defects: the same for the anchors: what a trusted set is worth that is not quite to be trusted.
         sources: generators by name, each with the defects it makes. Where there are any, every pool record carries a
             tag ``source``: a flawed record that of a generator which makes its flaw, a clean one that of any.
@@ -45,14 +45,19 @@ class DigitMath:
     dev: int = 350
     test: int = 1050
     seed: int = 0
-    defects: dict[str, float] = field(default_factory=default_defects)
+    defects: dict[str, float] | None = None
     anchor_defects: dict[str, float] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
     unlabelled: bool = False
 
     def counts(self) -> dict[str, int]:
         """Number of pool samples with each defect, in the order of ``DEFECTS``."""
-        return _counts(self.defects, self.pool)
+        return _counts(self._rates, self.pool)
+
+    @property
+    def _rates(self) -> dict[str, float]:
+        # The default is no value of the setting: a configuration's rates are merged into what is there.
+        return default_defects() if self.defects is None else self.defects
 
     def anchor_counts(self) -> dict[str, int]:
         """The same for the anchors."""
@@ -72,7 +77,7 @@ class DigitMath:
             if name not in DEFECTS
         ]
         found += [
-            *_problems_of_rates("defects", self.defects),
+            *_problems_of_rates("defects", self._rates),
             *_problems_of_rates("anchor_defects", self.anchor_defects),
         ]
         if found:

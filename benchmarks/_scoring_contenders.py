@@ -196,7 +196,9 @@ def by_responses(setting: Setting, count: int) -> Callable[[], Tensor]:
     drawn = torch.randn(1 + count, tokens, words, generator=generator, device=setting.device)
     ids = torch.zeros(tokens, words, dtype=torch.long, device=setting.device)
     weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=setting.device)
-    responses = Responses(ids, drawn[0], weights, 1e-3 * drawn[1 : 1 + min(count, setting.num_probes)])
+    directions = 1e-3 * drawn[1 : 1 + min(count, setting.num_probes)]
+    none_taken = (ids[:0, 0], weights[:, :0].T)
+    responses = Responses(ids, drawn[0], weights, directions, *none_taken)
 
     def run() -> Tensor:
         dots = products()

@@ -80,10 +80,10 @@ def find_step(
         OstlightError: as ``directional_derivatives``; or no step gives finite losses.
     """
     _check(parameters, direction)
-    length = _norm(direction)
+    length = norm_of(direction)
     if length == 0:
         raise OstlightError("the direction is zero everywhere; a derivative along it says nothing")
-    largest = LARGEST_SHIFT * _norm(parameters) / length
+    largest = LARGEST_SHIFT * norm_of(parameters) / length
     sizes = [largest * 0.25**rung for rung in range(RUNGS)]
     with shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         tried = [_central(losses, shift, direction, size) for size in sizes]
@@ -142,5 +142,5 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
             raise OstlightError(f"the direction has {got} for parameter {name} of shape {list(parameter.shape)}")
 
 
-def _norm(vectors: Mapping[str, Tensor]) -> float:
+def norm_of(vectors: Mapping[str, Tensor]) -> float:
     return sum(float(vector.detach().double().square().sum()) for vector in vectors.values()) ** 0.5

@@ -87,7 +87,7 @@ def mean_gradients(anchors: Anchors, parameters: dict[str, nn.Parameter]) -> dic
     Raises:
         OstlightError: an anchor's loss is no finite number (without an answer token, say).
     """
-    totals: dict[Hashable, Vectors] = {group: _zeros(parameters) for group in anchors.sizes}
+    totals: dict[Hashable, Vectors] = {group: zeros(parameters) for group in anchors.sizes}
     with asking(parameters):
         for indices, logits, labels in anchors.runs():
             losses = per_sample_losses(logits, labels)
@@ -119,7 +119,7 @@ def curvature_probes(
         OstlightError: fewer answer tokens in a group than probes: the sketch would be wider than what it sketches.
     """
     wanted = range(num_probes) if only is None else only
-    totals: dict[Hashable, Vectors] = {group: _zeros(parameters, len(wanted)) for group in anchors.sizes}
+    totals: dict[Hashable, Vectors] = {group: zeros(parameters, len(wanted)) for group in anchors.sizes}
     tokens_of: Counter[Hashable] = Counter()
     with asking(parameters):
         for indices, logits, labels in anchors.runs():
@@ -216,7 +216,7 @@ def gradients_of(of: Tensor, signal: Tensor | None, parameters: dict[str, nn.Par
     return {name: wide(gradient) for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
 
-def _zeros(parameters: dict[str, nn.Parameter], *leading: int) -> Vectors:
+def zeros(parameters: dict[str, nn.Parameter], *leading: int) -> Vectors:
     return {
         name: wide(torch.zeros((), dtype=parameter.dtype, device=parameter.device)).new_zeros(
             *leading, *parameter.shape

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
-from ostlight.gradients.forward_mode import shiftable
+from ostlight.gradients.forward_mode import norm_of, shiftable
 from ostlight.gradients.norms import wide
-from ostlight.gradients.probes import Anchors, Vectors, asking, gradients_of
+from ostlight.gradients.probes import Anchors, Vectors, asking, gradients_of, zeros
 from ostlight.model.losses import IGNORED
 
 LIKELIEST = 16
@@ -96,7 +96,7 @@ class Responses:
     def vectors(self, anchors: Anchors, parameters: dict[str, nn.Parameter], only: range) -> Vectors:
         """``J' W rho_k`` for these k: ``[len(only), *shape]`` per parameter. A backward pass over the anchors each."""
         signal = _metric(self.logits, _pooled(anchors, self.weights))
-        totals = {n: wide(torch.zeros_like(p)).new_zeros(len(only), *p.shape) for n, p in parameters.items()}
+        totals = zeros(parameters, len(only))
         start = 0
         with asking(parameters):
             for _, logits, labels in anchors.runs():
@@ -130,7 +130,7 @@ def measured(
     Raises:
         OstlightError: no step of finite length moves the anchors by a finite distance.
     """
-    lengths = torch.tensor([_norm(step) for step in steps()], dtype=torch.float64)
+    lengths = torch.tensor([norm_of(step) for step in steps()], dtype=torch.float64)
     usable = lengths[lengths.isfinite() & (lengths > 0)]
     if not len(usable):
         raise OstlightError("no sample of the pool gives a gradient to step along; there is nothing to project on")
@@ -250,7 +250,3 @@ def _seen_by_batch(anchors: Anchors, words: Tensor, width: int) -> Iterator[Tens
             chosen, targets = answer_tokens(logits, labels)
             yield lumped(chosen, words[start : start + len(targets)], width)
             start += len(targets)
-
-
-def _norm(vectors: Vectors) -> float:
-    return sum(float(vector.double().square().sum()) for vector in vectors.values()) ** 0.5

@@ -28,10 +28,26 @@ class Names:
         k = _index_of(self._later_given, i)
         return None if k is None else int(self._first_given[k])
 
+    def drawn(self, count: int, seed: int) -> np.ndarray:
+        """Positions of ``count`` records at random, or of all; they hang on the names and the seed alone.
+
+        The same records in another order give the same draw, and the first of a longer draw are those of a shorter one.
+        """
+        tickets = _mixed(self._keys ^ _mixed(np.array([seed % 2**64], np.uint64)))
+        return np.argsort(tickets, kind="stable")[:count]
+
     def content_name(self, i: int) -> str:
         """Name of a record without an id: a hash of its content, then ``-2``, ``-3`` where the same comes again."""
         k = _index_of(self._later_unnamed, i)
         return f"{int(self._keys[i]):016x}" + ("" if k is None else f"-{self._rank[k]}")
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """A permutation of the 64-bit numbers that looks random: SplitMix64 (Steele, Lea and Flood 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _repeats(keys: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

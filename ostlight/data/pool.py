@@ -111,6 +111,13 @@ class Pool:
             except BadRecord as bad:
                 yield int(i), bad
 
+    def draw(self, count: int, seed: int) -> list[int]:
+        """Positions of ``count`` records at random, or of all; the same records whatever order the pool has.
+
+        The first of a longer draw are those of a shorter one.
+        """
+        return self._names.drawn(count, seed).tolist()
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files and ``save_to_disk`` folders, in the order of the numbering."""

@@ -174,9 +174,7 @@ def _proxy_setting(
 
 
 def _examples(proxy: MultimodalModel, encoder: Encoder, pool: Pool, seed: int, count: int) -> Iterator[Batch]:
-    # The first of a longer draw are those of a shorter one, so that a selector can ask for some and then for others.
-    drawn = np.random.default_rng(seed).permutation(len(pool))[:count]
-    for _, read in pool.read(drawn.tolist()):
+    for _, read in pool.read(pool.draw(count, seed)):
         if isinstance(read, Sample):
             try:
                 yield proxy.collator.batch([read], [encoder.encode(read)]).to(proxy.device)

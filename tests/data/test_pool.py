@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ostlight.data.pool import Pool
@@ -63,6 +64,24 @@ def test_records_without_an_id_are_named_by_their_content(jsonl: Callable, chat:
     assert ids[4] == f"{ids[0]}-3"
     assert len(set(ids)) == 5
     assert [pool[i].id for i in range(5)] == [Pool.open(path)[i].id for i in range(5)]
+
+
+def test_a_draw_hangs_on_the_records_and_the_seed_and_not_on_their_order(jsonl: Callable, chat: Callable) -> None:
+    chats = [chat("q", str(k), id=f"r{k}") if k % 2 else chat("q", str(k)) for k in range(60)]
+    pool, backwards = (Pool.open(jsonl(*some, name=n)) for some, n in ((chats, "a.jsonl"), (chats[::-1], "b.jsonl")))
+    drawn = answers(pool, pool.draw(40, seed=3))
+    assert drawn == answers(backwards, backwards.draw(40, seed=3))
+    assert drawn[:7] == answers(pool, pool.draw(7, seed=3))
+    assert len(set(drawn)) == 40
+    assert drawn != answers(pool, pool.draw(40, seed=4)) != answers(pool, range(40))
+    assert sorted(pool.draw(1000, seed=-1)) == list(range(60))
+
+
+def test_every_record_is_drawn_as_often_as_another(jsonl: Callable, chat: Callable) -> None:
+    pool = Pool.open(jsonl(*(chat("q", str(k)) for k in range(20))))
+    times = np.bincount([position for seed in range(4000) for position in pool.draw(5, seed)], minlength=20)
+    chi_squared = float(((times - 1000) ** 2 / 1000).sum())
+    assert chi_squared < 44, times  # 19 degrees of freedom: chance exceeds this once in a thousand
 
 
 def test_the_fingerprint_follows_the_bytes_and_not_the_place(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:

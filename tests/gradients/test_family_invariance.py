@@ -1,4 +1,4 @@
-"""First and second order give a sample the same score in any batch, through the classes of every family.
+"""Every estimator gives a sample the same score in any batch, through the classes of every family.
 
 Padding, stacking of pictures and positions are the project's own (``Collator``); what a family's processor does to a
 sample alone is not part of this.
@@ -22,9 +22,12 @@ from ostlight.model.encode import SEQUENCE_KEYS, Encoded
 from ostlight.model.load import collator_for
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.inner_products import InnerProducts
+from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
 
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-3}
+ETA = 0.05
 SEEDS = (1, 2)
 ARRANGEMENTS: tuple[tuple[str, list[list[int]]], ...] = (
     ("right", [[0, 1, 2, 3, 4, 5]]),
@@ -53,11 +56,29 @@ def batched(model: MultimodalModel, rows: Sequence[int], parts: Sequence[Encoded
     return model.collator.batch(samples, [parts[k] for k in rows])
 
 
+def first_order(
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+) -> InnerProducts:
+    return Sketched(model, parameters, anchors, ETA, 0)
+
+
+def second_order(
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+) -> InnerProducts:
+    return Sketched(model, parameters, anchors, ETA, 4)
+
+
+def projected(
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+) -> InnerProducts:
+    return Projected(model, parameters, anchors, ETA, singles, 4)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["float64", "float32"])
-@pytest.mark.parametrize("probes", [0, 4], ids=["first_order", "second_order"])
+@pytest.mark.parametrize("estimator", [first_order, second_order, projected])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_scores_do_not_depend_on_batch_padding_or_order(
-    tiny: Callable[..., nn.Module], family: str, probes: int, dtype: torch.dtype
+    tiny: Callable[..., nn.Module], family: str, estimator: Callable[..., InnerProducts], dtype: torch.dtype
 ) -> None:
     bare: Any = tiny(family).to(dtype)
     # What is loaded by default; the eager one casts its fp64 mask to fp32, where a row of padding alone becomes NaN.
@@ -71,7 +92,7 @@ def test_scores_do_not_depend_on_batch_padding_or_order(
         model.collator.side = side  # type: ignore[assignment]
         weights = torch.full((1, len(trusted)), 1 / len(trusted), dtype=torch.float64)
         anchors = AnchorSet([batched(model, rows, trusted) for rows in batches], batches, [""] * 6, [], weights)
-        scorer = Sketched(model, parameters, anchors, 0.05, probes)
+        scorer = estimator(model, parameters, anchors, [batched(model, [k], pool) for k in range(6)])
         found = torch.empty(6, dtype=torch.float64)
         for rows in batches:
             found[rows] = scorer.columns(batched(model, rows, pool))["score"].double()

@@ -42,6 +42,7 @@ class Active(Selector):
         answers: candidates the proxy writes for each sample.
         max_new_tokens: longest candidate.
         leave_out_harmful: a label that turns out to hurt is left out of the training, so it counts 0.
+        hide_answers: no answer of the pool is looked at, to try on an annotated pool what would have been annotated.
         """
 
         estimator: str = "projected"
@@ -51,6 +52,7 @@ class Active(Selector):
         answers: int = 4
         max_new_tokens: int = 64
         leave_out_harmful: bool = True
+        hide_answers: bool = False
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -123,11 +125,12 @@ class Active(Selector):
 
     def _candidates(self, batch: Batch) -> list[list[Sample]]:
         """The samples with each answer that is to be tried; their own alone where they have one."""
-        bare = [i for i, sample in enumerate(batch.samples) if not any(t.trained for t in sample.turns)]
+        samples = [_asked(sample) for sample in batch.samples] if self.options.hide_answers else batch.samples
+        bare = [i for i, sample in enumerate(samples) if not any(t.trained for t in sample.turns)]
         texts = dict(zip(bare, _answers(self.model, batch, bare, self.options), strict=True))
         return [
             [_answered(sample, text) for text in texts[i]] if i in texts else [sample]
-            for i, sample in enumerate(batch.samples)
+            for i, sample in enumerate(samples)
         ]
 
 
@@ -150,6 +153,12 @@ def _answers(model: MultimodalModel, batch: Batch, rows: Sequence[int], options:
         )
     texts = model.encoder.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [list(dict.fromkeys(t for t in texts[k * count : (k + 1) * count] if t.strip())) for k in range(len(rows))]
+
+
+def _asked(sample: Sample) -> Sample:
+    """Up to the last answer, the earlier ones as context."""
+    last = max((k for k, turn in enumerate(sample.turns) if turn.role == "assistant"), default=len(sample.turns))
+    return replace(sample, turns=tuple(replace(turn, trained=False) for turn in sample.turns[:last]))
 
 
 def _answered(sample: Sample, text: str) -> Sample:

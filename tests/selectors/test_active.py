@@ -86,6 +86,16 @@ def test_the_plain_expectation_on_request(active):
     assert (scores.score == scores.column("expected_utility")).all()
 
 
+def test_hidden_answers_count_as_none(active, settings, digits):
+    bare = Scores.read(ostlight.select(active("bare")).folder.scores)
+    chosen = {"name": "active", "options": ACTIVE | {"hide_answers": True}}
+    whole = settings(name="hidden", pool={"path": str(digits.pool)}, selector=chosen)
+    hidden = Scores.read(ostlight.select(whole).folder.scores)
+    answers = [scores.table["answers"].to_pylist()[:10] for scores in (bare, hidden)]
+    assert answers[0] == answers[1]
+    assert hidden.score[:10] == pytest.approx(bare.score[:10], rel=1e-3, abs=1e-7)
+
+
 def test_the_step_size_comes_from_the_proxys_first_answers(active, capsys):
     ostlight.select(active(eta=None, estimator="second_order", probes=4))
     assert "eta = " in capsys.readouterr().out

@@ -12,6 +12,7 @@ import json
 import platform
 import re
 import shutil
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
+from ostlight.comparison.results import Interval
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
 from ostlight.run.folder import RunFolder
@@ -30,6 +32,7 @@ READING = "## What it says"
 ANSWER_IS_RIGHT = ("clean", "near_duplicate")
 """Defects (and their absence) that leave an answer right."""
 JUDGE = "llm_judge"
+FEWEST_REPETITIONS = 3
 SURE = 0.5
 """A judge's probability of yes above which it calls an answer right."""
 
@@ -61,6 +64,9 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
         (run / "costs.md").read_text().strip(),
     ]
     names = folder_names(run, config)
+    repeated = over_repetitions(run, config)
+    if repeated:
+        parts += ["## Over the repetitions", repeated]
     found = what_the_scores_know(run, config, names)
     if found:
         parts += ["## What the scores know of the truth", found]
@@ -69,6 +75,31 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
         parts += ["## What the runs noted", noted]
     reading = before[before.index(READING) + len(READING) :].strip() if READING in before else ""
     return "\n\n".join([*parts, READING, reading]).rstrip() + "\n"
+
+
+def over_repetitions(run: Path, config: Config) -> str:
+    """Means over variants that are repetitions of one another, which differ in seeds alone; with differences to the
+    baseline, paired by variant, and Student's interval over the variants."""
+    assert config.benchmark is not None
+    repetitions = [v.label for v in config.benchmark.variants if all("seed=" in o for o in v.overrides)]
+    if len(repetitions) < FEWEST_REPETITIONS or len(repetitions) < len(config.benchmark.variants):
+        return ""
+    accuracy: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for line in (run / "results.jsonl").read_text().splitlines():
+        cell = json.loads(line)
+        if (cell["group"], cell["metric"]) == ("all", "accuracy"):
+            row = accuracy.setdefault((cell["selector"], cell["budget"], cell["protocol"]), defaultdict(list))
+            row[cell["variant"]].append(100 * cell["value"])
+    means = {row: np.array([np.mean(found[v]) for v in repetitions]) for row, found in accuracy.items()}
+    baseline = config.benchmark.baseline
+    lines = [f"| selector | budget | protocol | accuracy (95%) | difference to {baseline} (95%) |"]
+    lines.append("| --- | --- | --- | ---: | ---: |")
+    for (selector, *at), values in means.items():
+        rival, whole = means.get((baseline, *at)), Interval.of(values)
+        apart = None if rival is None or selector == baseline else Interval.of(values - rival)
+        paired = "" if apart is None else f"{apart.mean:+.1f} ± {apart.half:.1f}"
+        lines.append(f"| {selector} | {' | '.join(at)} | {whole.mean:.1f} ± {whole.half:.1f} | {paired} |")
+    return "\n".join(lines)
 
 
 def folder_names(run: Path, config: Config) -> dict[str, str]:

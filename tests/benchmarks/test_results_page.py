@@ -58,3 +58,25 @@ def test_notes_tell_what_the_warm_up_kept(tmp_path: Path):
     said = {"samples": 100, "watched_on": "development set", "kept_step": 4, "losses": losses}
     (folder / "warmup.json").write_text(json.dumps(said))
     assert "kept at step 4; loss on the development set 1.500 before, 0.500 after" in results_page.notes(tmp_path, {})
+
+
+def test_variants_that_differ_in_seeds_alone_are_repetitions(tmp_path: Path):
+    values = {"exact": (0.50, 0.60, 0.70), "ost": (0.55, 0.67, 0.73), "base": (0.1, 0.1, 0.1)}
+    cells = [
+        {"selector": s, "budget": "20%" * (s != "base"), "protocol": "", "seed": 0, "variant": f"pool {k}"}
+        | {"group": "all", "metric": "accuracy", "value": value}
+        for s, row in values.items()
+        for k, value in enumerate(row)
+    ]
+    (tmp_path / "results.jsonl").write_text("\n".join(map(json.dumps, [*cells, cells[0] | {"group": "sum"}])))
+    exact = {"name": "ost", "label": "exact", "options": {"estimator": "exact"}}
+    section = {"selectors": [{"name": "ost"}, exact], "budgets": [{"fraction": 0.2}], "baseline": "exact"}
+    variants = [{"label": f"pool {k}", "overrides": [f"digitmath.seed={k}", f"seed={k}"]} for k in range(3)]
+    config = load_config({"digitmath": {}, "benchmark": section | {"variants": variants}})
+    told = results_page.over_repetitions(tmp_path, config).splitlines()
+    assert told[2] == "| exact | 20% |  | 60.0 ± 24.8 |  |"
+    assert told[3] == "| ost | 20% |  | 65.0 ± 22.8 | +5.0 ± 5.0 |"
+    assert told[4] == "| base |  |  | 10.0 ± 0.0 |  |"
+    variants[0]["overrides"] = ["digitmath.anchors=10"]
+    config = load_config({"digitmath": {}, "benchmark": section | {"variants": variants}})
+    assert results_page.over_repetitions(tmp_path, config) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,10 @@ FRAME = "#9aa0a6"
 COLOURS = ("#2e6f95", "#c97b2a", "#5b8c5a", "#8a5a83", "#b5473c", "#6b6b3a", "#3a8a8c", "#a0567a", "#4f5d75", "#9c7a3c")
 MARKS = {"fixed_compute": "o", "proportional": "s", "": "D"}
 ROW_INCHES = 0.27
+BESIDE, LETTER = 0.02, 0.013
+"""Between a point and its name, and a letter's width; of the axes' width."""
+LINE = 1 / 24
+"""A name's height, of the axes'."""
 
 
 def draw(lines: Sequence[Line], path: Path, title: str) -> None:
@@ -102,7 +107,6 @@ def _draw_front(axes: Axes, lines: Sequence[Line], names: Sequence[str], colours
             markersize=8 if on else 7,
             zorder=2,
         )
-    axes.set_xscale("log")
     places = [(x.total_flops, 100 * x.accuracy[ALL].mean, _without_protocol(x, n)) for x, n, _ in shown]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -128,22 +132,36 @@ def _without_protocol(line: Line, name: str) -> str:
 
 
 def _name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
-    """Names beside their points, each at the nearest height where it covers no other."""
+    """Names beside their points, on the side with more room, each at the nearest height where it covers nothing."""
     if not points:
         return
-    heights = [y for _, y, _ in points]
-    gap = max(1.0, (max(heights) - min(heights)) / 30)
-    placed: list[tuple[float, float]] = []
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    across = {x: math.log(x / left) / math.log(right / left) for x, _, _ in points}
+    gap = LINE * (top - bottom)
+    taken = [(across[x] - BESIDE / 2, across[x] + BESIDE / 2, y) for x, y, _ in points]
     for x, y, name in sorted(points, key=lambda p: p[1]):
-        steps = sorted(range(-len(points), len(points) + 1), key=lambda k: (abs(k), k))
-        at = next(y + k * gap for k in steps if not any(_covers(x, y + k * gap, *p, gap) for p in placed))
-        placed.append((x, at))
+        side = 1 if across[x] < 0.5 else -1
+        ends = across[x] + side * BESIDE, across[x] + side * (BESIDE + len(name) * LETTER)
+        steps = sorted(range(-2 * len(points), 2 * len(points) + 1), key=lambda k: (abs(k), k))
+        free = (
+            y + k * gap for k in steps if not any(_covers(min(ends), max(ends), y + k * gap, t, gap) for t in taken)
+        )
+        at = next(free, y)
+        taken.append((min(ends), max(ends), at))
         leader = {"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6} if at != y else None
-        told = axes.annotate(name, (x, y), (x * 1.09, at), fontsize=8, va="center", color="#444444", arrowprops=leader)
-        # Where all points nearly coincide a name lies far outside; it must not push the axes to nothing.
-        told.set_in_layout(False)
+        place = (left * (right / left) ** ends[0], at)
+        told = axes.annotate(
+            name,
+            (x, y),
+            place,
+            fontsize=8,
+            va="center",
+            ha="left" if side > 0 else "right",
+            color="#444444",
+            arrowprops=leader,
+        )
+        told.set_in_layout(False)  # a name that lies far outside must not push the axes to nothing
 
 
-def _covers(x: float, y: float, other_x: float, other_y: float, gap: float) -> bool:
-    """Whether two names overlap; one is about as wide as a factor of two in FLOPs."""
-    return abs(y - other_y) < 0.95 * gap and 0.5 < x / other_x < 2
+def _covers(start: float, stop: float, y: float, taken: tuple[float, float, float], gap: float) -> bool:
+    return abs(y - taken[2]) < 0.95 * gap and start < taken[1] and taken[0] < stop

@@ -112,7 +112,7 @@ def _draw_front(axes: Axes, lines: Sequence[Line], names: Sequence[str], colours
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.1)
     _name_points(axes, places)
     protocols = list(dict.fromkeys(line.protocol for line, _, _ in shown))
     if len(protocols) > 1:

@@ -22,6 +22,7 @@ from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry
 from ostlight.run.tasks import Task
+from ostlight.run.trainer import first_device
 from ostlight.scoring.writer import missing_shards
 from ostlight.selection.budget import Budget
 from ostlight.selection.scores import Scores
@@ -220,6 +221,7 @@ class CellTask:
             quiet = dataclasses.replace(contest.config.compute, progress=False, logger="none")
             with contest.home.ledger.stage("train", self.name) as training:
                 fit(model, contest.data.view(kept), quiet, contest.home.path, self.name, self.cell.seed, training)
+        model.to(first_device(contest.config.compute))
         result = evaluate_model(model, contest.questions, contest.config.evaluation)
         found = {
             "accuracy": result.accuracy,

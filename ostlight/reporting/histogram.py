@@ -127,9 +127,9 @@ def _bars(counts: dict[str, np.ndarray], edges: np.ndarray, x: Axis, y: Axis) ->
 
 
 def _lines(lines: dict[str, float], x: Axis) -> list[Line]:
+    # A text stands towards the middle, and higher than the lines it reaches over: those begin below it.
     middle = (x.begin + x.end) / 2
-    ordered = sorted(lines.items(), key=lambda item: item[1])
-    return [
-        Line(x.at(value), text, "start" if x.at(value) < middle else "end", row)
-        for row, (text, value) in enumerate(ordered)
-    ]
+    placed = sorted((x.at(value), text) for text, value in lines.items())
+    left, right = ([p for p in placed if (p[0] < middle) is side] for side in (True, False))
+    sides = [*((*p, "start") for p in left), *((*p, "end") for p in reversed(right))]
+    return [Line(at, text, anchor, row) for row, (at, text, anchor) in enumerate(sides)]

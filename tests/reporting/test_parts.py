@@ -97,6 +97,17 @@ def test_the_histogram_counts_every_sample_once(evidence: Evidence):
     assert plot.lines[0].x == plot.zero
 
 
+def test_no_budgets_line_crosses_anothers_text(evidence: Evidence):
+    low, high = np.quantile(evidence.score, [0.05, 0.95])
+    budgets = {f"{k}%": float(v) for k, v in enumerate(np.linspace(low, high, 7))}
+    drawn = histogram(evidence, budgets, Scale(1.0, ""), WIDE).lines
+    assert [line.row for line in drawn] == list(range(7))
+    for side in ("start", "end"):
+        for one, other in itertools.permutations([line for line in drawn if line.anchor == side], 2):
+            reached_over = other.x > one.x if side == "start" else other.x < one.x
+            assert not reached_over or other.row > one.row
+
+
 def test_axes_put_ticks_on_round_values():
     assert Axis(0, 10, 0, 100).ticks(5, "{:g}".format) == [
         (0, "0"),

@@ -24,7 +24,7 @@ FRAME = "#9aa0a6"
 COLOURS = ("#2e6f95", "#c97b2a", "#5b8c5a", "#8a5a83", "#b5473c", "#6b6b3a", "#3a8a8c", "#a0567a", "#4f5d75", "#9c7a3c")
 MARKS = {"fixed_compute": "o", "proportional": "s", "": "D"}
 ROW_INCHES = 0.27
-BESIDE, LETTER = 0.02, 0.013
+BESIDE, LETTER = 0.02, 0.0115
 """Between a point and its name, and a letter's width; of the axes' width."""
 LINE = 1 / 24
 """A name's height, of the axes'."""
@@ -139,29 +139,36 @@ def _name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     across = {x: math.log(x / left) / math.log(right / left) for x, _, _ in points}
     gap = LINE * (top - bottom)
     taken = [(across[x] - BESIDE / 2, across[x] + BESIDE / 2, y) for x, y, _ in points]
+    rows = [bottom + (k + 0.5) * gap for k in range(round(1 / LINE))]
     for x, y, name in sorted(points, key=lambda p: p[1]):
-        side = 1 if across[x] < 0.5 else -1
-        ends = across[x] + side * BESIDE, across[x] + side * (BESIDE + len(name) * LETTER)
-        steps = sorted(range(-2 * len(points), 2 * len(points) + 1), key=lambda k: (abs(k), k))
-        free = (
-            y + k * gap for k in steps if not any(_covers(min(ends), max(ends), y + k * gap, t, gap) for t in taken)
-        )
-        at = next(free, y)
-        taken.append((min(ends), max(ends), at))
+        inner = 1 if across[x] < 0.5 else -1
+        tried = [
+            (inner, y),
+            *((side, row) for row in sorted(rows, key=lambda r: abs(r - y)) for side in (inner, -inner)),
+        ]
+        spans = [(side, row, *_span(across[x], side, name)) for side, row in tried]
+        free = (s for s in spans if s[2] >= 0 and s[3] <= 1 and not any(_covers(*s[1:], t, gap) for t in taken))
+        side, at, start, stop = next(free, spans[0])
+        taken.append((start, stop, at))
         leader = {"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6} if at != y else None
-        place = (left * (right / left) ** ends[0], at)
         told = axes.annotate(
             name,
             (x, y),
-            place,
+            (left * (right / left) ** (start if side > 0 else stop), at),
             fontsize=8,
             va="center",
             ha="left" if side > 0 else "right",
             color="#444444",
             arrowprops=leader,
         )
-        told.set_in_layout(False)  # a name that lies far outside must not push the axes to nothing
+        told.set_in_layout(False)  # a name must not push the axes to nothing
 
 
-def _covers(start: float, stop: float, y: float, taken: tuple[float, float, float], gap: float) -> bool:
+def _span(at: float, side: int, name: str) -> tuple[float, float]:
+    """Where a name begins and ends on that side of its point."""
+    near, far = at + side * BESIDE, at + side * (BESIDE + len(name) * LETTER)
+    return min(near, far), max(near, far)
+
+
+def _covers(y: float, start: float, stop: float, taken: tuple[float, float, float], gap: float) -> bool:
     return abs(y - taken[2]) < 0.95 * gap and start < taken[1] and taken[0] < stop

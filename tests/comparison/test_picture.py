@@ -18,6 +18,7 @@ CASES = {
         (1.45e12, 82.0, "ost 20% within task"),
     ],
     "over decades": [(10.0**k, 50 + k, f"number {k}") for k in range(9, 15)],
+    "many at the top": [(1e12 * 1.1 ** (k % 6), 80 + k / 8, f"selector {k} 20% within task") for k in range(14)],
     "on one spot": [(1e12, 50.0, f"number {k}") for k in range(6)],
 }
 
@@ -34,6 +35,7 @@ def test_names_are_inside_and_apart(points: list[tuple[float, float, str]]) -> N
     assert set(boxes) == {name for _, _, name in points}
     for name, box in boxes.items():
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, name
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, name
     for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
         assert not box.overlaps(its), (one, other)
     plt.close(figure)

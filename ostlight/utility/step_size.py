@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import lightning as L
@@ -61,7 +61,7 @@ def first_adam_step(parameters: Mapping[str, nn.Parameter], lr: float) -> float:
 def eta_by_rule(
     model: MultimodalModel,
     parameters: Mapping[str, nn.Parameter],
-    singles: Sequence[Batch],
+    singles: Iterable[Batch],
     update_norm: float,
     scale: Mapping[str, Tensor] | None = None,
 ) -> float:

@@ -38,8 +38,9 @@ PROBES = {"projected": 32, "second_order": 64}
 """Vectors beside the mean gradient, by estimator, where the options name no number (docs/fidelity.md)."""
 OPTIMIZERS = ("sgd", "adam")
 OBJECTIVES = ("sample", "set")
-NORMS = 64
-"""Pool samples over which the median gradient norm is taken."""
+NORMS = 256
+"""Pool samples over which the median gradient norm is taken. On DigitMath another draw moves it by a quarter (95%); of 64
+samples by half, which was two or three points of accuracy."""
 TRIED = 8
 """Pool samples on which the step of the forward passes is found."""
 
@@ -142,7 +143,7 @@ class OneStepTrain(Selector):
         length = setting.proxy.update_norm(parameters)
         told = "the warm-up's median update" if length is not None else "Adam's first update"
         length = first_adam_step(parameters, setting.proxy.lr) if length is None else length
-        eta = eta_by_rule(model, parameters, list(setting.proxy.examples(NORMS)), length, scale)
+        eta = eta_by_rule(model, parameters, setting.proxy.examples(NORMS), length, scale)
         setting.say(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
         return eta
 

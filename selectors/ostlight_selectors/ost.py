@@ -39,8 +39,8 @@ PROBES = {"projected": 32, "second_order": 64}
 OPTIMIZERS = ("sgd", "adam")
 OBJECTIVES = ("sample", "set")
 NORMS = 256
-"""Pool samples over which the median gradient norm is taken. On DigitMath another draw moves it by a quarter (95%), of 64
-by half, which was two or three points of accuracy."""
+"""Pool samples over which the median gradient norm is taken. On DigitMath another draw moves it by a quarter (95%),
+of 64 by half, which was two or three points of accuracy."""
 TRIED = 8
 """Pool samples on which the step of the forward passes is found."""
 

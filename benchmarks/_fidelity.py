@@ -32,6 +32,7 @@ from ostlight.utility.gradient import norm, sample_gradient, train_only
 from ostlight.utility.preconditioner import Scale, SecondMoments
 from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
 from ostlight.utility.step_size import UpdateNorms, first_adam_step, median_update_norm
 
 TOKENS_PER_BATCH = 4096
@@ -124,6 +125,9 @@ class Warmed:
         loss = mean_loss(model, model.batches(world.dev, TOKENS_PER_BATCH))
         return cls(model, parameters, anchors, length, loss, folder)
 
+    def step(self, eta: float, scale: Scale | None = None) -> Step:
+        return Step(self.model, self.parameters, self.anchors, eta, scale)
+
     def singles(self, samples: Sequence[Sample]) -> list[Batch]:
         return [batch for sample in samples for batch in self.model.batches([sample], TOKENS_PER_BATCH)]
 
@@ -132,7 +136,7 @@ def sketched(
     proxy: Warmed, samples: Sequence[Sample], probes: int, seed: int, scale: Scale | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slopes ``[N]``, sketches ``[N, K]`` and gradient norms ``[N]``; none of them depends on eta."""
-    scorer = Sketched(proxy.model, proxy.parameters, proxy.anchors, 1.0, probes, seed, scale)
+    scorer = Sketched(proxy.step(1.0, scale), probes, seed)
     batches = proxy.model.batches(samples, TOKENS_PER_BATCH)
     scorer.verify(batches[0].rows([0]))
     place = {id(sample): row for row, sample in enumerate(samples)}
@@ -156,7 +160,7 @@ def projected(
     place = {id(sample): row for row, sample in enumerate(samples)}
     found = np.zeros((len(etas), len(samples)))
     for k, eta in enumerate(etas):
-        scorer = Projected(proxy.model, proxy.parameters, proxy.anchors, eta, singles, count, scale)
+        scorer = Projected(proxy.step(eta, scale), singles, count)
         for batch in batches:
             rows = [place[id(sample)] for sample in batch.samples]
             found[k, rows] = scorer.columns(batch)["score"].numpy()
@@ -169,7 +173,7 @@ def definitions(
     """``[len(etas), N]`` utilities by their definition."""
     found = []
     for eta in etas:
-        exact = Exact(proxy.model, proxy.parameters, proxy.anchors, eta, scale)
+        exact = Exact(proxy.step(eta, scale))
         found.append([float(exact.one(single)["score"]) for single in singles])
     return np.array(found)
 

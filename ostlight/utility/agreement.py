@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from scipy.stats import spearmanr
-from torch import Tensor, nn
 
 from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
-from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
-from ostlight.utility.gradient import in_full_precision
+from ostlight.utility.step import Step
 
 
 class Estimator(Protocol):
@@ -54,22 +51,13 @@ def sample_count(records: int) -> int:
     return min(MOST, max(FEWEST, round(SHARE * records)))
 
 
-def rank_agreement(
-    model: MultimodalModel,
-    parameters: Mapping[str, nn.Parameter],
-    anchors: AnchorSet,
-    eta: float,
-    estimator: Estimator,
-    singles: Sequence[Batch],
-    scale: Mapping[str, Tensor] | None = None,
-) -> Agreement:
+def rank_agreement(step: Step, estimator: Estimator, singles: Sequence[Batch]) -> Agreement:
     """Scores the given samples both ways.
 
     Half-precision weights are copied to float32 for ``exact``, which would lose its step in them.
     """
     ours = [float(estimator.columns(single)["score"][0]) for single in singles]
-    model, parameters = in_full_precision(model, parameters)
-    exact = Exact(model, parameters, anchors, eta, scale)
+    exact = Exact(step.in_full_precision())
     definition = [float(exact.columns(single)["score"][0]) for single in singles]
     pairs = [(a, b) for a, b in zip(ours, definition, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:

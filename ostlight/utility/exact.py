@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
-from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.gradient import norm, sample_gradient, train_only
+from ostlight.utility.step import Step
 
 
 class Exact:
@@ -24,34 +22,23 @@ class Exact:
     for any model and scope. After every sample the weights are put back bit for bit, from a copy.
 
     Args:
-        model: in float32 or float64. Half-precision weights would swallow the step in rounding: pass
-            ``model.float()``.
-        parameters: what the step changes, by name.
-        anchors: what the loss is read on.
-        eta: step size of the simulated step.
-        scale: what each gradient entry is multiplied by before the step (``adam_scale``); ``None`` for SGD.
+        step: on weights in float32 or float64. Half precision would swallow it in rounding: pass
+            ``step.in_full_precision()``.
 
     Raises:
         ValueError: the weights are in half precision.
         SelectorError: the anchors' loss is no finite number.
     """
 
-    def __init__(
-        self,
-        model: MultimodalModel,
-        parameters: Mapping[str, nn.Parameter],
-        anchors: AnchorSet,
-        eta: float,
-        scale: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, step: Step) -> None:
+        parameters = step.parameters
         half = [n for n, p in parameters.items() if p.dtype not in (torch.float32, torch.float64)]
         if half:
             raise ValueError(f"exact takes float32 or float64 weights; {half[0]} is {parameters[half[0]].dtype}")
-        train_only(model, parameters)
-        self.model, self.parameters, self.anchors, self.eta = model, list(parameters.values()), anchors, eta
-        self._scale = [scale[name] for name in parameters] if scale is not None else None
+        train_only(step.model, parameters)
+        self.step, self.anchors, self.parameters = step, step.anchors, list(parameters.values())
         self._kept = [p.detach().clone() for p in self.parameters]
-        self.base = anchors.losses(model)
+        self.base = self.anchors.losses(step.model)
         if not bool(torch.isfinite(self.base).all()):
             raise SelectorError(
                 f"the proxy's mean loss on the anchors is {float(self.base[0])}; mend the anchors or take another proxy"
@@ -79,9 +66,9 @@ class Exact:
         Raises:
             BadRecord: the loss or the gradient is not finite.
         """
-        loss, gradient = sample_gradient(self.model, self.parameters, single)
-        step = gradient if self._scale is None else [g * s for g, s in zip(gradient, self._scale, strict=True)]
-        utility = self.base - self._after_step(step)
+        loss, gradient = sample_gradient(self.step.model, self.parameters, single)
+        shaped = self.step.shaped(dict(zip(self.step.parameters, gradient, strict=True)))
+        utility = self.base - self._after(list(shaped.values()))
         columns: dict[str, Any] = {
             "score": float(utility[0]),
             "loss": float(loss),
@@ -91,12 +78,12 @@ class Exact:
             columns["utility_by_group"] = utility[1:].tolist()
         return columns
 
-    def _after_step(self, step: list[Tensor]) -> Tensor:
+    def _after(self, shaped: list[Tensor]) -> Tensor:
         try:
             with torch.no_grad():
-                for parameter, g in zip(self.parameters, step, strict=True):
-                    parameter.sub_(g, alpha=self.eta)
-            return self.anchors.losses(self.model)
+                for parameter, g in zip(self.parameters, shaped, strict=True):
+                    parameter.sub_(g, alpha=self.step.eta)
+            return self.anchors.losses(self.step.model)
         finally:
             with torch.no_grad():
                 for parameter, kept in zip(self.parameters, self._kept, strict=True):

@@ -12,7 +12,7 @@ from ostlight.errors import BadRecord
 from ostlight.model.batch import Batch
 from ostlight.model.losses import IGNORED
 from ostlight.model.module import MultimodalModel
-from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.step import Step
 from ostlight_kernels import one_step_head
 
 
@@ -32,18 +32,17 @@ class ExactHead:
     candidates, and a candidate costs one forward pass and no backward pass.
 
     Args:
-        model: any whose output layer is linear.
+        step: plain SGD, of a model whose output layer is linear.
         head: from ``untied_linear_head``.
-        anchors, eta: as for ``Exact``.
     """
 
-    def __init__(self, model: MultimodalModel, head: nn.Linear, anchors: AnchorSet, eta: float) -> None:
-        self.model, self.head, self.eta, self.names = model, head, eta, anchors.names
-        seen = [self._features(batch) for batch in anchors.batches]
+    def __init__(self, step: Step, head: nn.Linear) -> None:
+        self.model, self.head, self.eta, self.names = step.model, head, step.eta, step.anchors.names
+        seen = [self._features(batch) for batch in step.anchors.batches]
         longest = max(labels.shape[1] for _, _, labels in seen)
         self.anchor_features = torch.cat([_widened(h, longest, 0.0) for _, h, _ in seen])
         self.anchor_labels = torch.cat([_widened(labels, longest, IGNORED) for _, _, labels in seen])
-        self.weights = anchors.weights
+        self.weights = step.anchors.weights
 
     def columns(self, batch: Batch) -> dict[str, Any]:
         """As ``Exact.columns``."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ostlight.errors import BadRecord, OstlightError, SelectorError
 from ostlight.gradients.forward_mode import directional_derivatives, find_step
 from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.targets import Holding, make_targets
+from ostlight.utility.step import Step
+from ostlight.utility.targets import IN_MEMORY, Holding, Keeping, make_targets
 
 LARGEST_ERROR = 0.05
 """Relative error, by the step's own estimate, above which the difference is no derivative."""
@@ -29,9 +28,8 @@ class ForwardOnly:
     of the column's median in fp64 and 4e-4 in fp32 (other estimators: 3e-13 and 1e-4).
 
     Args:
-        model: in float32 or float64, where the shift is not lost in rounding.
-        parameters, anchors, eta, scale, cache, say: as for ``Sketched``; the anchors without groups, since each
-            would cost two more passes.
+        step: on weights in float32 or float64, where the shift is not lost in rounding; its anchors without groups,
+            since each would cost two more passes.
         tried: some samples, one a batch, on which the difference's step is found and its error measured.
 
     Attributes:
@@ -42,17 +40,8 @@ class ForwardOnly:
         OstlightError: half-precision weights, no sample to try on, or an error above ``LARGEST_ERROR``.
     """
 
-    def __init__(
-        self,
-        model: MultimodalModel,
-        parameters: Mapping[str, nn.Parameter],
-        anchors: AnchorSet,
-        eta: float,
-        tried: Sequence[Batch],
-        scale: Mapping[str, Tensor] | None = None,
-        cache: Path | None = None,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
+    def __init__(self, step: Step, tried: Sequence[Batch], keeping: Keeping = IN_MEMORY) -> None:
+        model, anchors = step.model, step.anchors
         if anchors.names:
             raise SelectorError(
                 f"backward=false takes two forward passes for each of the {len(anchors.names)} anchor groups, more "
@@ -61,18 +50,18 @@ class ForwardOnly:
         if not tried:
             raise OstlightError("backward=false needs a usable sample of the pool to find its step on; there is none")
         _refuse_autocast(model)
-        self.model, self.parameters, self.eta = model, dict(parameters), eta
+        self.model, self.parameters, self.eta = model, dict(step.parameters), step.eta
         holding = Holding(self.parameters, {anchors.groups[0]: len(anchors.groups)}, 0, "full", model.device)
-        say(holding.line())
-        targets = make_targets(model, holding, anchors, 0, scale, cache, say)
+        keeping.say(holding.line())
+        targets = make_targets(step, holding, 0, keeping)
         self.direction = {name: targets[name][0] for name in self.parameters}
         batch = _together(tried)
-        step = find_step(lambda: model.losses(batch), self.parameters, self.direction, model)
-        self.size, self.relative_error = step.size, step.relative_error
-        said = f"first order from two forward passes: its own error is about {step.relative_error:.1g} of a slope"
-        if step.relative_error > LARGEST_ERROR:
+        shift = find_step(lambda: model.losses(batch), self.parameters, self.direction, model)
+        self.size, self.relative_error = shift.size, shift.relative_error
+        said = f"first order from two forward passes: its own error is about {shift.relative_error:.1g} of a slope"
+        if shift.relative_error > LARGEST_ERROR:
             raise OstlightError(f"{said}, above {LARGEST_ERROR}: set backward=true, or load the proxy in float64")
-        say(f"{said} (root mean square over {len(batch)} samples)")
+        keeping.say(f"{said} (root mean square over {len(batch)} samples)")
 
     def columns(self, batch: Batch) -> dict[str, Any]:
         """``score``, ``slope``, ``eta``, and ``loss``: the mean of both passes, off by the square of the step;

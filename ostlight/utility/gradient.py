@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,17 +17,6 @@ def train_only(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None
     wanted = {id(p) for p in parameters.values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
-
-
-def in_full_precision(
-    model: MultimodalModel, parameters: Mapping[str, nn.Parameter]
-) -> tuple[MultimodalModel, dict[str, nn.Parameter]]:
-    """As they are where the weights can hold a small step, else a copy in float32."""
-    if next(iter(parameters.values())).dtype.itemsize >= 4:
-        return model, dict(parameters)
-    copied = copy.deepcopy(model).float()
-    named = dict(copied.model.named_parameters())
-    return copied, {name: named[name] for name in parameters}
 
 
 def sample_gradient(

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
+from collections.abc import Hashable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ostlight.gradients.engine import GradientDots
 from ostlight.gradients.rows import RowMap
 from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
-from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.failures import failures
 from ostlight.utility.gradient import train_only
-from ostlight.utility.targets import Directions, Holding, make_targets, slope_norm
+from ostlight.utility.step import Step
+from ostlight.utility.targets import Directions, Holding, Keeping, make_targets, slope_norm
 
 
 class InnerProducts(ABC):
     """Utilities of a whole batch from one forward and one backward pass.
 
     Args:
-        model, parameters, anchors, eta: as for ``Exact``; half-precision weights are fine here.
+        step: half-precision weights are fine here. ``<P g_i, t> = <g_i, P t>`` for a diagonal ``P``, so the fixed
+            vectors carry it.
         probes: K curvature probes for each anchor group.
         directions: vectors common to all groups, and how many.
         seed: of the probes.
-        scale: as for ``Exact``. ``<P g_i, t> = <g_i, P t>`` for a diagonal ``P``, so the fixed vectors carry it.
-        hold, cache, say: where the fixed vectors are held and kept (``ostlight.utility.targets``); their size is said
-            before they are made.
+        keeping: of the fixed vectors; their size is said before they are made.
 
     Raises:
         SelectorError: the fixed vectors do not fit where they are to be held.
@@ -39,30 +36,19 @@ class InnerProducts(ABC):
     """
 
     def __init__(
-        self,
-        model: MultimodalModel,
-        parameters: Mapping[str, nn.Parameter],
-        anchors: AnchorSet,
-        eta: float,
-        probes: int,
-        directions: tuple[Directions, int] | None,
-        seed: int,
-        scale: Mapping[str, Tensor] | None,
-        hold: str,
-        cache: Path | None,
-        say: Callable[[str], None],
+        self, step: Step, probes: int, directions: tuple[Directions, int] | None, seed: int, keeping: Keeping
     ) -> None:
-        train_only(model, parameters)
-        self.model, self.parameters, self.eta = model, dict(parameters), eta
-        self.sizes: dict[Hashable, int] = dict(Counter(anchors.groups))
-        self.names = anchors.names
+        train_only(step.model, step.parameters)
+        self.model, self.eta = step.model, step.eta
+        self.sizes: dict[Hashable, int] = dict(Counter(step.anchors.groups))
+        self.names = step.anchors.names
         further, count = directions or (None, 0)
-        self.holding = Holding(self.parameters, self.sizes, probes, hold, model.device, count)
-        say(self.holding.line())
+        self.holding = Holding(step.parameters, self.sizes, probes, keeping.hold, step.model.device, count)
+        keeping.say(self.holding.line())
         self.holding.refuse_if_too_large()
-        self.targets = make_targets(model, self.holding, anchors, seed, scale, cache, say, further)
+        self.targets = make_targets(step, self.holding, seed, keeping, further)
         self.slope_norm = slope_norm(self.targets, self.sizes, probes)
-        self.engine, self.rows = GradientDots(model, self.parameters), RowMap(model.model)
+        self.engine, self.rows = GradientDots(step.model, dict(step.parameters)), RowMap(step.model.model)
 
     def leave(self) -> None:
         """This rank is done; needed where the vectors are split over ranks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,19 +10,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ostlight.data.atomic import atomic_path
 from ostlight.errors import BadRecord
 from ostlight.gradients.probes import Vectors
 from ostlight.gradients.responses import Responses, measured
 from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
 from ostlight.run.folder import is_first_rank
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.gradient import in_full_precision, sample_gradient
+from ostlight.utility.gradient import sample_gradient
 from ostlight.utility.inner_products import InnerProducts
-from ostlight.utility.targets import anchors_for_probes, digest_of
+from ostlight.utility.step import Step
+from ostlight.utility.targets import IN_MEMORY, Keeping, anchors_for_probes, digest_of
 
 SNAPSHOTS = 2
 """Samples stepped on for each direction that is kept."""
@@ -47,7 +46,7 @@ class Projected(InnerProducts):
     Groups cost one vector each and no directions of their own: the loss of each is read off the same moved logits.
 
     Args:
-        model, parameters, anchors, eta, scale, hold, cache, say: as for ``InnerProducts``.
+        step, keeping: as for ``InnerProducts``.
         snapshots: samples of the pool, one a batch, whose steps are measured: ``2 S`` passes over the anchors.
         count: K directions that are kept, each a vector as large as the scope.
 
@@ -55,22 +54,10 @@ class Projected(InnerProducts):
         SelectorError, OstlightError: as ``InnerProducts``; no snapshot can be stepped on.
     """
 
-    def __init__(
-        self,
-        model: MultimodalModel,
-        parameters: Mapping[str, nn.Parameter],
-        anchors: AnchorSet,
-        eta: float,
-        snapshots: Sequence[Batch],
-        count: int,
-        scale: Mapping[str, Tensor] | None = None,
-        hold: str = "full",
-        cache: Path | None = None,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        steps = _Steps(model, parameters, anchors, eta, snapshots, count, scale)
-        super().__init__(model, parameters, anchors, eta, 0, (steps, count), 0, scale, hold, cache, say)
-        self.responses = steps.responses.to(model.device)
+    def __init__(self, step: Step, snapshots: Sequence[Batch], count: int, keeping: Keeping = IN_MEMORY) -> None:
+        steps = _Steps(step, snapshots, count)
+        super().__init__(step, 0, (steps, count), 0, keeping)
+        self.responses = steps.responses.to(step.model.device)
         self.inside = self.responses.slopes
         self.bend = self._bend([snapshots[place] for place in self.responses.places.tolist()])
 
@@ -141,19 +128,9 @@ class Bend:
 class _Steps:
     """The measured steps, kept beside the vectors that are made from them."""
 
-    def __init__(
-        self,
-        model: MultimodalModel,
-        parameters: Mapping[str, nn.Parameter],
-        anchors: AnchorSet,
-        eta: float,
-        snapshots: Sequence[Batch],
-        count: int,
-        scale: Mapping[str, Tensor] | None,
-    ) -> None:
-        self._model, self._parameters, self._scale = model, parameters, scale
-        self._anchors, self._eta, self._snapshots, self._count = anchors, eta, snapshots, count
-        self.key: Mapping[str, Any] = {"directions": count, "eta": eta, "snapshots": digest_of(_seen(snapshots))}
+    def __init__(self, step: Step, snapshots: Sequence[Batch], count: int) -> None:
+        self._step, self._snapshots, self._count = step, snapshots, count
+        self.key: Mapping[str, Any] = {"directions": count, "eta": step.eta, "snapshots": digest_of(_seen(snapshots))}
         self.responses: Responses
 
     def prepare(self, folder: Path | None) -> None:
@@ -161,31 +138,30 @@ class _Steps:
         if file is not None and file.exists():
             self.responses = Responses(**load_file(file))
             return
-        model, parameters = self._full
-        trusted = anchors_for_probes(model, self._anchors)
-        with torch.autocast(model.device.type, enabled=False):  # its rounding is as large as a step's response
-            self.responses = measured(trusted, parameters, self._gradients, self._eta, self._count)
+        trusted = anchors_for_probes(self._full.model, self._step.anchors)
+        with torch.autocast(self._step.model.device.type, enabled=False):  # its rounding is as large as a response
+            self.responses = measured(trusted, self._full.parameters, self._gradients, self._step.eta, self._count)
         if file is not None and is_first_rank():
             with atomic_path(file) as temporary:
                 save_file({name: t.contiguous().cpu() for name, t in vars(self.responses).items()}, temporary)
 
     def vectors(self, names: Sequence[str], only: range) -> Vectors:
-        model, parameters = self._full
-        trusted = anchors_for_probes(model, self._anchors)
-        return self.responses.to(model.device).vectors(trusted, {name: parameters[name] for name in names}, only)
+        trusted = anchors_for_probes(self._full.model, self._step.anchors)
+        parameters = {name: self._full.parameters[name] for name in names}
+        return self.responses.to(self._step.model.device).vectors(trusted, parameters, only)
 
     @cached_property
-    def _full(self) -> tuple[MultimodalModel, dict[str, nn.Parameter]]:
-        return in_full_precision(self._model, self._parameters)
+    def _full(self) -> Step:
+        return self._step.in_full_precision()
 
     def _gradients(self) -> Iterator[Vectors]:
+        names = list(self._step.parameters)
         for single in self._snapshots:
             try:
-                _, found = sample_gradient(self._model, list(self._parameters.values()), single)
+                _, found = sample_gradient(self._step.model, list(self._step.parameters.values()), single)
             except BadRecord:
                 continue  # the record meets the same refusal, and is kept with it, when it is scored
-            step = dict(zip(self._parameters, found, strict=True))
-            yield step if self._scale is None else {name: g * self._scale[name] for name, g in step.items()}
+            yield self._step.shaped(dict(zip(names, found, strict=True)))
 
 
 def _seen(snapshots: Sequence[Batch]) -> dict[str, Tensor]:

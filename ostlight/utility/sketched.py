@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ostlight.gradients.estimators import pooled, sketches
-from ostlight.model.module import MultimodalModel
-from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.inner_products import InnerProducts
+from ostlight.utility.step import Step
+from ostlight.utility.targets import IN_MEMORY, Keeping
 
 
 class Sketched(InnerProducts):
@@ -25,29 +22,18 @@ class Sketched(InnerProducts):
     the step sizes training really uses.
 
     Args:
+        step, keeping: as for ``InnerProducts``.
         num_probes: K; 0 for first order. With groups, each group gets K probes of its own, and ``phi`` is
             ``[N, K * groups]``.
-        model, parameters, anchors, eta, seed, scale, hold, cache, say: as for ``InnerProducts``.
+        seed: of the probes.
 
     Raises:
         SelectorError, OstlightError: as ``InnerProducts``.
     """
 
-    def __init__(
-        self,
-        model: MultimodalModel,
-        parameters: Mapping[str, nn.Parameter],
-        anchors: AnchorSet,
-        eta: float,
-        num_probes: int = 0,
-        seed: int = 0,
-        scale: Mapping[str, Tensor] | None = None,
-        hold: str = "full",
-        cache: Path | None = None,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
+    def __init__(self, step: Step, num_probes: int = 0, seed: int = 0, keeping: Keeping = IN_MEMORY) -> None:
         self.num_probes = num_probes
-        super().__init__(model, parameters, anchors, eta, num_probes, None, seed, scale, hold, cache, say)
+        super().__init__(step, num_probes, None, seed, keeping)
 
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
         parts = sketches(dots, self.sizes, self.num_probes)

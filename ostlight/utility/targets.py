@@ -26,6 +26,7 @@ from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import is_first_rank
 from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.step import Step
 
 HOLDINGS = ("full", "bf16", "offload", "split")
 """Where and how the vectors are held.
@@ -45,6 +46,26 @@ KEPT = 4
 """Sets of vectors kept with a proxy, those last used: each is as large as the scope times its vectors."""
 
 CODE = ("ostlight.model", "ostlight.gradients", "ostlight.utility")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where the vectors are held and kept.
+
+    Attributes:
+        hold: one of ``HOLDINGS``.
+        cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing. When
+            new ones are made, all but the ``KEPT`` sets last used are removed.
+        say: prints one line.
+    """
+
+    hold: str = "full"
+    cache: Path | None = None
+    say: Callable[[str], None] = lambda line: None
+
+
+IN_MEMORY = Keeping()
+"""In full on the device, and gone with the process."""
 
 
 @dataclass(frozen=True)
@@ -150,33 +171,24 @@ class Directions(Protocol):
 
 
 def make_targets(
-    model: MultimodalModel,
-    holding: Holding,
-    anchors: AnchorSet,
-    seed: int,
-    scale: Mapping[str, Tensor] | None = None,
-    cache: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    directions: Directions | None = None,
+    step: Step, holding: Holding, seed: int, keeping: Keeping, directions: Directions | None = None
 ) -> Targets:
-    """The vectors, from ``cache`` as far as they are there, else made and kept there.
+    """The vectors, from the cache as far as they are there, else made and kept there.
 
     Args:
-        model: the proxy.
+        step: its anchors are what they are made from; each vector's entries are multiplied by its scale
+            (``ostlight.utility.inner_products``).
         holding: what is wanted.
-        anchors: what they are made from.
         seed: of the probes.
-        scale: each vector's entries are multiplied by these (``ostlight.utility.sketched``).
-        cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing. When
-            new ones are made, all but the ``KEPT`` sets last used are removed.
-        say: prints one line.
+        keeping: where.
         directions: gives the vectors that ``holding.directions`` counts.
 
     Raises:
         OstlightError: too few anchors for the probes, an anchor without a finite loss.
     """
     further = {} if directions is None else dict(directions.key)
-    folder = None if cache is None else cache / _key(model, holding, anchors, seed, scale, cache, further)
+    cache, say = keeping.cache, keeping.say
+    folder = None if cache is None else cache / _key(step, holding, seed, cache, further)
     if directions is not None:
         directions.prepare(folder)
     names = holding.mine()
@@ -188,7 +200,7 @@ def make_targets(
     if missing:
         if cache is not None and is_first_rank():
             _prune(cache)
-        made = _made(model, holding, anchors, missing, seed, scale, directions)
+        made = _made(step, holding, missing, seed, directions)
         stored |= made
         if folder is not None and (holding.ranks > 1 or is_first_rank()):
             _keep(folder, made, say)
@@ -200,16 +212,10 @@ def make_targets(
 
 
 def _made(
-    model: MultimodalModel,
-    holding: Holding,
-    anchors: AnchorSet,
-    names: list[str],
-    seed: int,
-    scale: Mapping[str, Tensor] | None,
-    directions: Directions | None,
+    step: Step, holding: Holding, names: list[str], seed: int, directions: Directions | None
 ) -> dict[str, Tensor]:
     parameters = {name: holding.parameters[name] for name in names}
-    trusted = anchors_for_probes(model, anchors)
+    trusted = anchors_for_probes(step.model, step.anchors)
     pinned = holding.how == "offload" and holding.device.type == "cuda"
     stored = {
         name: torch.empty(holding.count, *p.shape, dtype=holding.dtype, device=holding.place, pin_memory=pinned)
@@ -218,7 +224,7 @@ def _made(
 
     def put_at(found: Mapping[str, Tensor], start: int) -> None:
         for name, vectors in found.items():
-            stored[name][start : start + len(vectors)] = vectors if scale is None else vectors * scale[name]
+            stored[name][start : start + len(vectors)] = vectors if step.scale is None else vectors * step.scale[name]
 
     def put(found: Mapping[Hashable, Mapping[str, Tensor]], first: int) -> None:
         for k, group in enumerate(holding.groups):
@@ -271,24 +277,17 @@ def _prune(cache: Path) -> None:
             old.unlink()
 
 
-def _key(
-    model: MultimodalModel,
-    holding: Holding,
-    anchors: AnchorSet,
-    seed: int,
-    scale: Mapping[str, Tensor] | None,
-    cache: Path,
-    further: Mapping[str, Any],
-) -> str:
+def _key(step: Step, holding: Holding, seed: int, cache: Path, further: Mapping[str, Any]) -> str:
     """Name of the vectors' folder; what it stands for is written beside it, anew at each use."""
+    proxy = step.model.model
     made_from: dict[str, Any] = {
-        "proxy": digest_of({**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}),
-        "anchors": digest_of(_encoded(anchors)),
-        "groups": anchors.groups,
+        "proxy": digest_of({**dict(proxy.named_parameters()), **dict(proxy.named_buffers())}),
+        "anchors": digest_of(_encoded(step.anchors)),
+        "groups": step.anchors.groups,
         "parameters": list(holding.parameters),
         "probes": holding.probes,
         "seed": seed,
-        "scale": None if scale is None else digest_of(scale),
+        "scale": None if step.scale is None else digest_of(step.scale),
         "dtype": str(holding.dtype),
         "code": fingerprint.of_code(*CODE),
         **further,

@@ -30,8 +30,9 @@ from ostlight.utility.per_sample import refuse_mixing
 from ostlight.utility.preconditioner import Scale, adam_scale
 from ostlight.utility.projected import SNAPSHOTS, Projected
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
 from ostlight.utility.step_size import eta_by_rule, first_adam_step
-from ostlight.utility.targets import HOLDINGS
+from ostlight.utility.targets import HOLDINGS, Keeping
 
 ESTIMATORS = ("projected", "exact", "first_order", "second_order")
 PROBES = {"projected": 32, "second_order": 64}
@@ -107,7 +108,7 @@ class OneStepTrain(Selector):
         setting.note("groups", anchors.names)
         count = sum(p.numel() for p in parameters.values())
         setting.say(f"utilities over {count:,} parameters (scope {options.scope}), {len(setting.anchors)} anchors")
-        self.estimator = self._estimator(setting, parameters, anchors, eta, scale)
+        self.estimator = self._estimator(setting, Step(model, parameters, anchors, eta, scale))
 
     def _check_options(self) -> None:
         choices = (
@@ -147,41 +148,31 @@ class OneStepTrain(Selector):
         setting.say(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
         return eta
 
-    def _estimator(
-        self,
-        setting: Setting,
-        parameters: Mapping[str, nn.Parameter],
-        anchors: AnchorSet,
-        eta: float,
-        scale: Scale | None,
-    ) -> Exact | ExactHead | InnerProducts | ForwardOnly:
+    def _estimator(self, setting: Setting, step: Step) -> Exact | ExactHead | InnerProducts | ForwardOnly:
         name, proxy = self.options.estimator, setting.proxy
         if name == "exact":
-            head = untied_linear_head(proxy.model, parameters)
-            if head is not None and scale is None:
-                return ExactHead(proxy.model, head, anchors, eta)
-            return Exact(proxy.model, parameters, anchors, eta, scale)
+            head = untied_linear_head(step.model, step.parameters)
+            return Exact(step) if head is None or step.scale is not None else ExactHead(step, head)
         looked_at = sample_count(proxy.records)
         singles = list(proxy.examples(looked_at))
-        held: dict[str, Any] = {"scale": scale, "cache": proxy.folder / TARGETS, "say": setting.say}
+        keeping = Keeping(self.options.targets, proxy.folder / TARGETS, setting.say)
         estimator: InnerProducts | ForwardOnly
         if not self.options.backward:
-            estimator = ForwardOnly(proxy.model, parameters, anchors, eta, singles[:TRIED], **held)
+            estimator = ForwardOnly(step, singles[:TRIED], keeping)
             setting.note("forward_error", estimator.relative_error)
         else:
             probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
             setting.note("curvature", "measured" if name == "projected" else "drawn")
-            held["hold"] = self.options.targets
             if name == "projected":
                 snapshots = list(proxy.examples(looked_at + SNAPSHOTS * probes))[-SNAPSHOTS * probes :]
-                estimator = Projected(proxy.model, parameters, anchors, eta, snapshots, probes, **held)
+                estimator = Projected(step, snapshots, probes, keeping)
             else:
-                estimator = Sketched(proxy.model, parameters, anchors, eta, probes, setting.seed, **held)
+                estimator = Sketched(step, probes, setting.seed, keeping)
             setting.note("targets_bytes", sum(estimator.holding.sizes.values()))
             if singles:
                 estimator.verify(singles[0])
         if singles:
-            found = rank_agreement(proxy.model, parameters, anchors, eta, estimator, singles, scale)
+            found = rank_agreement(step, estimator, singles)
             setting.say(found.line(name))
             setting.note("rank_agreement", found.note(name))
         return estimator

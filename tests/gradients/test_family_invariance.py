@@ -25,6 +25,7 @@ from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.inner_products import InnerProducts
 from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
 
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-3}
 ETA = 0.05
@@ -59,19 +60,19 @@ def batched(model: MultimodalModel, rows: Sequence[int], parts: Sequence[Encoded
 def first_order(
     model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
 ) -> InnerProducts:
-    return Sketched(model, parameters, anchors, ETA, 0)
+    return Sketched(Step(model, parameters, anchors, ETA), 0)
 
 
 def second_order(
     model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
 ) -> InnerProducts:
-    return Sketched(model, parameters, anchors, ETA, 4)
+    return Sketched(Step(model, parameters, anchors, ETA), 4)
 
 
 def projected(
     model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
 ) -> InnerProducts:
-    return Projected(model, parameters, anchors, ETA, singles, 4)
+    return Projected(Step(model, parameters, anchors, ETA), singles, 4)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["float64", "float32"])

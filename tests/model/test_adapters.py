@@ -26,6 +26,7 @@ from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.gradient import dot, sample_gradient
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
 
 ADAPTED = r".*language_model.*(q_proj|down_proj)"
 
@@ -56,7 +57,7 @@ def test_scores_agree_with_a_float64_loop_over_single_samples(adapters: Path, sa
     parameters = scoped_parameters(model.model, "lora")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 200)
     batch = model.batches(samples("pool")[:6], 10_000)[0]
-    found = Sketched(model, parameters, anchors, eta=0.5).columns(batch)
+    found = Sketched(Step(model, parameters, anchors, eta=0.5)).columns(batch)
     weights = list(parameters.values())
     trusted = [sample_gradient(model, weights, s)[1] for b in anchors.batches for s in b.singles()]
     mean = [torch.stack(parts).mean(0) for parts in zip(*trusted, strict=True)]
@@ -70,10 +71,10 @@ def test_exact_tends_to_the_slope_as_eta_goes_to_zero(adapters: Path, samples) -
     parameters = scoped_parameters(model.model, "lora")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 200)
     batch = model.batches(samples("pool")[:4], 10_000)[0]
-    slopes = Sketched(model, parameters, anchors, 1.0).columns(batch)["slope"]
+    slopes = Sketched(Step(model, parameters, anchors, 1.0)).columns(batch)["slope"]
     off = []
     for eta in (1e-4, 1e-5):
-        found = torch.tensor(Exact(model, parameters, anchors, eta).columns(batch)["score"], dtype=torch.float64)
+        found = torch.tensor(Exact(Step(model, parameters, anchors, eta)).columns(batch)["score"], dtype=torch.float64)
         off.append(float((found / eta - slopes).abs().max() / slopes.abs().median()))
     assert off[1] < 1e-2
     assert off[0] / off[1] == pytest.approx(10, rel=0.5)

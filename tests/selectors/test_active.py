@@ -19,6 +19,7 @@ from ostlight.model.losses import IGNORED
 from ostlight.selection.scores import Scores
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
+from ostlight.utility.step import Step
 
 ACTIVE = {"estimator": "exact", "scope": "head", "eta": 0.05, "answers": 3, "max_new_tokens": 12}
 
@@ -50,7 +51,7 @@ def test_the_score_is_the_expectation_over_the_proxys_answers(active, proxy, sam
     model = proxy("float32")
     parameters = scoped_parameters(model.model, "head")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 16_384)
-    exact = Exact(model, parameters, anchors, 0.05)
+    exact = Exact(Step(model, parameters, anchors, 0.05))
     pool = samples("pool")[:11]
 
     def one(sample: Sample) -> tuple[float, float]:

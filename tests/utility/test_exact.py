@@ -12,6 +12,7 @@ from ostlight.gradients.scope import scoped_parameters
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
 
 SCOPES = ["blocks", "last:1", "head", "all", r"mlp\.down_proj"]
 
@@ -44,7 +45,7 @@ def by_hand(model, scope: str, sample, anchors, eta: float) -> float:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_exact_is_the_definition(proxy, samples, scope: str):
     model = proxy("float64")
-    exact = Exact(model, scoped_parameters(model.model, scope), anchor_set(model, samples), eta=0.05)
+    exact = Exact(Step(model, scoped_parameters(model.model, scope), anchor_set(model, samples), eta=0.05))
     for single, sample in zip(
         model.batches(samples("pool")[:3], 1), sorted_by_length(model, samples("pool")[:3]), strict=True
     ):
@@ -59,7 +60,7 @@ def sorted_by_length(model, chosen):
 def test_weights_are_put_back_bit_for_bit(proxy, samples):
     model = proxy("float32")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    exact = Exact(model, scoped_parameters(model.model, "all"), anchor_set(model, samples), eta=0.3)
+    exact = Exact(Step(model, scoped_parameters(model.model, "all"), anchor_set(model, samples), eta=0.3))
     for single in model.batches(samples("pool")[:4], 1):
         exact.one(single)
     for name, parameter in model.named_parameters():
@@ -68,7 +69,7 @@ def test_weights_are_put_back_bit_for_bit(proxy, samples):
 
 def test_weights_are_put_back_when_the_anchors_fail(proxy, samples, monkeypatch):
     model = proxy("float32")
-    exact = Exact(model, scoped_parameters(model.model, "all"), anchor_set(model, samples), eta=0.3)
+    exact = Exact(Step(model, scoped_parameters(model.model, "all"), anchor_set(model, samples), eta=0.3))
     before = [p.detach().clone() for p in model.parameters()]
     monkeypatch.setattr(AnchorSet, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -81,11 +82,11 @@ def test_exact_tends_to_first_order_as_eta_goes_to_zero(proxy, samples):
     parameters = scoped_parameters(model.model, "blocks")
     anchors = anchor_set(model, samples)
     singles = model.batches(samples("pool")[:4], 1)
-    first_order = Sketched(model, parameters, anchors, 1.0)
+    first_order = Sketched(Step(model, parameters, anchors, 1.0))
     slopes = [float(first_order.columns(s)["score"][0]) for s in singles]
     errors = []
     for eta in (1e-4, 1e-5):
-        exact = [Exact(model, parameters, anchors, eta).one(s)["score"] / eta for s in singles]
+        exact = [Exact(Step(model, parameters, anchors, eta)).one(s)["score"] / eta for s in singles]
         errors.append(max(abs(e - s) / abs(s) for e, s in zip(exact, slopes, strict=True)))
     assert errors[1] < 1e-2
     # The difference is curvature, of first order in eta: ten times smaller a step, ten times smaller an error.
@@ -97,7 +98,7 @@ def test_group_utilities_average_to_the_whole(proxy, samples, estimator):
     model = proxy("float64")
     anchors = anchor_set(model, samples, by_task=True)
     assert len(anchors.names) == 7
-    scorer = estimator(model, scoped_parameters(model.model, "blocks"), anchors, 0.05)
+    scorer = estimator(Step(model, scoped_parameters(model.model, "blocks"), anchors, 0.05))
     row = {name: values[0] for name, values in scorer.columns(model.batches(samples("pool")[:1], 1)[0]).items()}
     # 14 anchors, two a task: the mean over tasks is the mean over anchors. The model's norm layers round to float32
     # whatever its dtype, and the backward passes of the groups round apart.
@@ -107,12 +108,12 @@ def test_group_utilities_average_to_the_whole(proxy, samples, estimator):
 def test_half_precision_weights_are_refused(proxy, samples):
     model = proxy("bfloat16")
     with pytest.raises(ValueError, match="exact takes float32 or float64 weights; .* is torch.bfloat16"):
-        Exact(model, scoped_parameters(model.model, "blocks"), anchor_set(model, samples), 0.1)
+        Exact(Step(model, scoped_parameters(model.model, "blocks"), anchor_set(model, samples), 0.1))
 
 
 def test_a_loss_that_is_no_number_is_a_bad_record(proxy, samples):
     model = proxy("float32")
-    exact = Exact(model, scoped_parameters(model.model, "blocks"), anchor_set(model, samples), 0.1)
+    exact = Exact(Step(model, scoped_parameters(model.model, "blocks"), anchor_set(model, samples), 0.1))
     single = model.batches(samples("pool")[:1], 1)[0]
     single.inputs["pixel_values"][:] = float("nan")
     with pytest.raises(BadRecord, match="loss_not_finite"):

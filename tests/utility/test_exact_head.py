@@ -9,6 +9,7 @@ from ostlight.gradients.scope import scoped_parameters
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.exact_head import ExactHead, untied_linear_head
+from ostlight.utility.step import Step
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-3)])
@@ -19,8 +20,8 @@ def test_it_is_exact(proxy, samples, dtype: str, bound: float):
     assert head is not None
     anchors = AnchorSet.make(model, samples("anchors"), [s.tags["task"] for s in samples("anchors")], 200)
     batch = model.batches(samples("pool")[:6], 10_000)[0]
-    fast = ExactHead(model, head, anchors, 0.3).columns(batch)
-    slow = Exact(model, parameters, anchors, 0.3).columns(batch)
+    fast = ExactHead(Step(model, parameters, anchors, 0.3), head).columns(batch)
+    slow = Exact(Step(model, parameters, anchors, 0.3)).columns(batch)
     for name in ("score", "loss", "grad_norm", "utility_by_group"):
         found = torch.as_tensor(fast[name]).double()
         expected = torch.tensor(slow[name], dtype=torch.float64)
@@ -45,5 +46,5 @@ def test_a_sample_without_a_finite_loss_is_told(proxy, samples):
     assert head is not None
     batch = model.batches(samples("pool")[:3], 10_000)[0]
     batch.inputs["pixel_values"][1] = float("nan")
-    failures = ExactHead(model, head, anchors, 0.3).columns(batch)["failure"]
+    failures = ExactHead(Step(model, parameters, anchors, 0.3), head).columns(batch)["failure"]
     assert [f is not None for f in failures] == [False, True, False]

@@ -15,6 +15,8 @@ from ostlight.utility import forward_only
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.forward_only import ForwardOnly
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
+from ostlight.utility.targets import Keeping
 
 
 # The model's norm layers round to float32 whatever its dtype, and a difference shows it.
@@ -24,10 +26,12 @@ def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str,
     parameters = scoped_parameters(model.model, "blocks")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    forward = ForwardOnly(model, parameters, anchors, 0.1, model.batches(samples("pool")[:8], 1), say=said.append)
+    forward = ForwardOnly(
+        Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:8], 1), Keeping(say=said.append)
+    )
     batch = model.batches(samples("pool")[8:24], 10_000)[0]
     found = forward.columns(batch)
-    expected = Sketched(model, parameters, anchors, 0.1).columns(batch)
+    expected = Sketched(Step(model, parameters, anchors, 0.1)).columns(batch)
     off = (found["slope"] - expected["slope"]).square().mean().sqrt() / expected["slope"].square().mean().sqrt()
     assert float(off) <= bar
     assert float(off) <= 10 * forward.relative_error + 1e-7
@@ -75,7 +79,7 @@ def test_what_makes_no_sense_is_refused(settings, digits, proxy, samples, monkey
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
     with pytest.raises(OstlightError, match=r"above 0\.0: set backward=true"):
         ForwardOnly(
-            model, scoped_parameters(model.model, "last:1"), anchors, 0.1, model.batches(samples("pool")[:4], 1)
+            Step(model, scoped_parameters(model.model, "last:1"), anchors, 0.1), model.batches(samples("pool")[:4], 1)
         )
 
 
@@ -83,7 +87,7 @@ def test_a_loss_that_is_no_number_is_told(proxy, samples, tmp_path: Path):
     model = proxy("float32")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
     parameters = scoped_parameters(model.model, "last:1")
-    forward = ForwardOnly(model, parameters, anchors, 0.1, model.batches(samples("pool")[:4], 1))
+    forward = ForwardOnly(Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:4], 1))
     batch = model.batches(samples("pool")[:3], 10_000)[0]
     batch.inputs["pixel_values"][1] = float("nan")
     assert [f is not None for f in forward.columns(batch)["failure"]] == [False, True, False]

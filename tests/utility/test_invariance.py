@@ -21,6 +21,7 @@ from ostlight.utility.forward_only import ForwardOnly
 from ostlight.utility.preconditioner import adam_scale
 from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
 
 SAMPLES = 12
 BOUNDS = {"float64": 1e-9, "float32": 1e-3}
@@ -30,27 +31,19 @@ ARRANGEMENTS = (("right", 12, 0), ("left", 12, 1), ("right", 5, 2), ("left", 5, 
 Make = Callable[..., Any]
 
 
-def exact_head(model: Any, parameters: Any, anchors: AnchorSet, eta: float, scale: None, tried: Any) -> ExactHead:
-    head = untied_linear_head(model, parameters)
+def exact_head(step: Step, tried: Any) -> ExactHead:
+    head = untied_linear_head(step.model, step.parameters)
     assert head is not None
-    return ExactHead(model, head, anchors, eta)
+    return ExactHead(step, head)
 
 
 ESTIMATORS: dict[str, Make] = {
-    "exact": lambda model, parameters, anchors, eta, scale, tried: Exact(model, parameters, anchors, eta, scale),
+    "exact": lambda step, tried: Exact(step),
     "exact_head": exact_head,
-    "first_order": lambda model, parameters, anchors, eta, scale, tried: Sketched(
-        model, parameters, anchors, eta, scale=scale
-    ),
-    "second_order": lambda model, parameters, anchors, eta, scale, tried: Sketched(
-        model, parameters, anchors, eta, 4, scale=scale
-    ),
-    "projected": lambda model, parameters, anchors, eta, scale, tried: Projected(
-        model, parameters, anchors, eta, tried, 4, scale
-    ),
-    "forward_only": lambda model, parameters, anchors, eta, scale, tried: ForwardOnly(
-        model, parameters, anchors, eta, tried, scale
-    ),
+    "first_order": lambda step, tried: Sketched(step),
+    "second_order": lambda step, tried: Sketched(step, 4),
+    "projected": lambda step, tried: Projected(step, tried, 4),
+    "forward_only": lambda step, tried: ForwardOnly(step, tried),
 }
 CASES = [
     *((name, "sgd") for name in ESTIMATORS),
@@ -73,7 +66,7 @@ def deviation(proxy: Make, samples: Make, name: str, optimizer: str, dtype: str,
         anchors = AnchorSet.make(model, trusted, [""] * len(trusted), tokens_per_batch=64 * size)
         scale = adam_scale(folder, model, parameters, anchors)[0] if optimizer == "adam" else None
         tried = [model.collator.batch([pool[i]], [encoded[i]]) for i in range(4)]
-        scorer = ESTIMATORS[name](model, parameters, anchors, eta, scale, tried)
+        scorer = ESTIMATORS[name](Step(model, parameters, anchors, eta, scale), tried)
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed)).tolist()
         found = torch.empty(SAMPLES, dtype=torch.float64)
         for start in range(0, SAMPLES, size):

@@ -20,13 +20,16 @@ from ostlight.utility.exact import Exact
 from ostlight.utility.preconditioner import adam_scale
 from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
+from ostlight.utility.targets import Keeping
 
 
 def scorer_of(model: Any, anchors: list[Any], snapshots: list[Any], scope: str, eta: float, count: int, **more: Any):
     names = [s.tags["task"] for s in anchors] if more.pop("groups", False) else [""] * len(anchors)
     made = AnchorSet.make(model, anchors, names, 200)
     parameters = scoped_parameters(model.model, scope)
-    return Projected(model, parameters, made, eta, model.batches(snapshots, 1), count, **more), parameters, made
+    step = Step(model, parameters, made, eta)
+    return Projected(step, model.batches(snapshots, 1), count, Keeping(**more)), parameters, made
 
 
 @pytest.mark.parametrize("groups", [False, True])
@@ -38,13 +41,13 @@ def test_where_the_network_is_linear_in_the_scope_it_is_the_definition(proxy, sa
     scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool, "head", 3.0, 8, groups=groups)
     (batch,) = model.batches(pool, 10_000)
     found = scorer.columns(batch)
-    definition = Exact(model, parameters, anchors, 3.0).columns(batch)
+    definition = Exact(Step(model, parameters, anchors, 3.0)).columns(batch)
     assert found["score"].tolist() == pytest.approx(definition["score"], rel=1e-6)
     if groups:
         told = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
         assert torch.allclose(found["utility_by_group"], told, rtol=1e-6)
     # A step this long is no parabola.
-    second = Sketched(model, parameters, anchors, 3.0, 16).columns(batch)["score"]
+    second = Sketched(Step(model, parameters, anchors, 3.0), 16).columns(batch)["score"]
     assert (second - torch.tensor(definition["score"])).abs().median() > 0.1 * second.abs().median()
 
 
@@ -55,7 +58,7 @@ def test_what_lies_outside_the_directions_still_counts_to_first_order(proxy, sam
     (batch,) = model.batches(pool[10:16], 10_000)
     found = scorer.columns(batch)
     assert found["score"].tolist() == pytest.approx((eta * found["slope"]).tolist(), rel=1e-2)
-    expected = Sketched(model, parameters, anchors, eta).columns(batch)
+    expected = Sketched(Step(model, parameters, anchors, eta)).columns(batch)
     for name in ("slope", "cosine", "loss", "grad_norm"):
         assert torch.allclose(torch.as_tensor(found[name]), torch.as_tensor(expected[name]), rtol=1e-6)
 
@@ -68,11 +71,9 @@ def test_it_ranks_like_the_definition_where_a_parabola_does_not(proxy, samples, 
     scale = adam_scale(tmp_path, model, parameters, anchors)[0] if optimizer == "adam" else None
     eta = 0.003 if scale is None else 2e-5
     singles = model.batches(samples("pool"), 1)
-    ours = Projected(model, parameters, anchors, eta, singles[:24], 12, scale)
-    agreements = [
-        rank_agreement(model, parameters, anchors, eta, estimator, singles[24:], scale).spearman
-        for estimator in (ours, Sketched(model, parameters, anchors, eta, 64, scale=scale))
-    ]
+    step = Step(model, parameters, anchors, eta, scale)
+    ours = Projected(step, singles[:24], 12)
+    agreements = [rank_agreement(step, estimator, singles[24:]).spearman for estimator in (ours, Sketched(step, 64))]
     assert agreements[0] > 0.85
     assert agreements[0] > agreements[1]
 
@@ -121,7 +122,7 @@ def test_the_measured_steps_are_known_by_their_definition(proxy, samples):
     model, pool = proxy("float64"), samples("pool")[:6]
     scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool, "blocks", 0.02, 3, groups=True)
     (batch,) = model.batches(pool, 10_000)
-    exact = Exact(model, parameters, anchors, 0.02).columns(batch)["utility_by_group"]
+    exact = Exact(Step(model, parameters, anchors, 0.02)).columns(batch)["utility_by_group"]
     order = [list(scorer.sizes).index(name) for name in scorer.names]
     place = {id(sample): row for row, sample in enumerate(batch.samples)}
     taken = [single.samples[0] for single in model.batches(pool, 1)]

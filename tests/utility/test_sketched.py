@@ -14,6 +14,7 @@ from ostlight.utility.exact import Exact
 from ostlight.utility.gradient import dot, sample_gradient
 from ostlight.utility.preconditioner import adam_scale
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def anchor_gradient(model, parameters, anchors):
 def test_the_slope_is_the_inner_product(setup, samples):
     model, parameters, anchors = setup
     batch = model.batches(samples("pool")[:5], 10_000)[0]
-    columns = Sketched(model, parameters, anchors, eta=0.5).columns(batch)
+    columns = Sketched(Step(model, parameters, anchors, eta=0.5)).columns(batch)
     target = anchor_gradient(model, parameters, anchors)
     for k, single in enumerate(batch.singles()):
         loss, gradient = sample_gradient(model, list(parameters.values()), single)
@@ -53,7 +54,7 @@ def test_the_slope_is_the_inner_product(setup, samples):
 def test_the_curvature_comes_off_the_slope(setup, samples):
     model, parameters, anchors = setup
     batch = model.batches(samples("pool")[:5], 10_000)[0]
-    columns = Sketched(model, parameters, anchors, eta=0.5, num_probes=3).columns(batch)
+    columns = Sketched(Step(model, parameters, anchors, eta=0.5), num_probes=3).columns(batch)
     # Seven groups of three probes each: the pooled sketch has all of them.
     assert columns["phi"].shape == (5, 21)
     assert columns["utility_by_group"].shape == (5, 7)
@@ -67,8 +68,8 @@ def test_small_steps_rank_as_exact_does(proxy, samples):
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
     singles = model.batches(samples("pool")[:30], 1)
     for probes in (0, 16):
-        sketched = Sketched(model, parameters, anchors, 2e-4, num_probes=probes)
-        found = rank_agreement(model, parameters, anchors, 2e-4, sketched, singles)
+        sketched = Sketched(Step(model, parameters, anchors, 2e-4), num_probes=probes)
+        found = rank_agreement(Step(model, parameters, anchors, 2e-4), sketched, singles)
         assert found.samples == 30
         assert found.spearman > 0.95
 
@@ -97,7 +98,7 @@ def test_an_adam_step_is_the_scaled_step(setup, samples, tmp_path):
     (single,) = model.batches(samples("pool")[:1], 1)
     _, gradient = sample_gradient(model, list(parameters.values()), single)
     before = mean_loss(model, anchors.batches)
-    found = Exact(model, parameters, anchors, 1e-5, scale).one(single)["score"]
+    found = Exact(Step(model, parameters, anchors, 1e-5, scale)).one(single)["score"]
     kept = [p.detach().clone() for p in parameters.values()]
     with torch.no_grad():
         for (name, p), g in zip(parameters.items(), gradient, strict=True):
@@ -107,7 +108,7 @@ def test_an_adam_step_is_the_scaled_step(setup, samples, tmp_path):
     with torch.no_grad():
         for p, k in zip(parameters.values(), kept, strict=True):
             p.copy_(k)
-    slope = Sketched(model, parameters, anchors, 1.0, scale=scale).columns(single)["slope"]
+    slope = Sketched(Step(model, parameters, anchors, 1.0, scale)).columns(single)["slope"]
     by_hand = [g * scale[name] for name, g in zip(parameters, gradient, strict=True)]
     assert float(slope[0]) == pytest.approx(float(dot(by_hand, anchor_gradient(model, parameters, anchors))), rel=1e-5)
 
@@ -116,4 +117,4 @@ def test_too_few_anchors_for_the_probes(proxy, samples):
     model = proxy("float32")
     anchors = AnchorSet.make(model, samples("anchors")[:2], ["", ""], 10_000)
     with pytest.raises(OstlightError, match=r"999 probes from \d+ answer tokens of 2 anchors: add anchors"):
-        Sketched(model, scoped_parameters(model.model, "last:1"), anchors, 0.1, num_probes=999)
+        Sketched(Step(model, scoped_parameters(model.model, "last:1"), anchors, 0.1), num_probes=999)

@@ -24,6 +24,8 @@ from ostlight.selection.scores import read_shards
 from ostlight.utility import targets as module
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.sketched import Sketched
+from ostlight.utility.step import Step
+from ostlight.utility.targets import Keeping
 
 PROBES = 11
 """More than are made at once."""
@@ -32,7 +34,9 @@ PROBES = 11
 def sketched(model: Any, anchors: list[Any], groups: bool = False, scope: str = "blocks", **options: Any) -> Sketched:
     names = [s.tags["task"] if groups else "" for s in anchors]
     made = AnchorSet.make(model, anchors, names, options.pop("tokens_per_batch", 200))
-    return Sketched(model, scoped_parameters(model.model, scope), made, 0.05, **{"num_probes": PROBES} | options)
+    step = Step(model, scoped_parameters(model.model, scope), made, 0.05, options.pop("scale", None))
+    own = {name: options.pop(name) for name in ("num_probes", "seed") if name in options}
+    return Sketched(step, **{"num_probes": PROBES} | own, keeping=Keeping(**options))
 
 
 def columns(scorer: Sketched, batch: Any) -> dict[str, Tensor]:
@@ -98,7 +102,7 @@ def test_a_second_scorer_takes_the_vectors_from_the_proxys_folder(proxy, samples
     # Another batching of the anchors and another way of holding change nothing they depend on.
     for options in ({}, {"tokens_per_batch": 10_000}, {"hold": "offload"}):
         taken = sketched(model, samples("anchors"), cache=tmp_path, say=said.append, **options)
-        assert all(torch.equal(made.targets[name], taken.targets[name]) for name in made.parameters)
+        assert all(torch.equal(made.targets[name], taken.targets[name]) for name in made.holding.parameters)
         again = columns(taken, batch)
         # A file's bytes lie differently in memory, and matrix products round by that.
         assert all((first[name] - again[name]).abs().max() <= 1e-5 * first[name].abs().median() for name in first)
@@ -113,7 +117,7 @@ def test_what_was_not_finished_is_made_and_the_rest_taken(proxy, samples, tmp_pa
     first = sketched(model, samples("anchors"), cache=tmp_path)
     (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
     files = sorted(folder.iterdir())
-    assert [f.name.removesuffix(".safetensors") for f in files] == sorted(first.parameters)
+    assert [f.name.removesuffix(".safetensors") for f in files] == sorted(first.holding.parameters)
     for file in files[::2]:
         file.unlink()
     counts = count_passes(monkeypatch)
@@ -261,4 +265,4 @@ def test_vectors_split_over_two_ranks_say_what_full_ones_say(proxy, samples, tmp
     # Both shares are kept, so a run on one rank takes them all.
     said: list[str] = []
     sketched(model, anchors, cache=tmp_path / "cache", say=said.append)
-    assert f"target vectors of {len(full.parameters)} parameters: taken from" in said[-1]
+    assert f"target vectors of {len(full.holding.parameters)} parameters: taken from" in said[-1]

@@ -53,6 +53,7 @@ class Contest:
         self.truth = _read_truth(self.settings.truth)
         self.cells = plan_cells(self.settings, self.truth is not None, variant)
         self._scores: dict[tuple[str, int], ScoreTask] = {}
+        self._proxies: dict[int, ProxyTask] = {}
         self.scored_as: dict[str, str] = {}
         """By what scores are made from, the label of the first choice that needs them; others only pick otherwise."""
 
@@ -87,9 +88,10 @@ class Contest:
             self._scores[choice.shown, seed] = ScoreTask(self, choice, selector, seed)
         return self._scores[choice.shown, seed]
 
-    @cached_property
-    def proxy(self) -> ProxyTask:
-        return ProxyTask(self)
+    def proxy(self, seed: int) -> ProxyTask:
+        if seed not in self._proxies:
+            self._proxies[seed] = ProxyTask(self, seed)
+        return self._proxies[seed]
 
     @cached_property
     def anchors(self) -> TrustedSet:

@@ -44,16 +44,20 @@ def with_needs(task: Task) -> list[Task]:
 
 
 class ProxyTask:
-    """The warmed-up proxy, in ``proxies/``."""
+    """The warmed-up proxy, in ``proxies/``: one for all, but for selectors that draw at random and so have a run of
+    their own for every seed."""
 
     needs: Sequence[Task] = ()
 
-    def __init__(self, contest: Contest) -> None:
+    def __init__(self, contest: Contest, seed: int) -> None:
         self.contest = contest
-        made_from = fingerprint.of_values(proxy_inputs(contest.config, contest.pool, contest.anchors))
+        config = dataclasses.replace(contest.config, seed=seed)
+        made_from = fingerprint.of_values(proxy_inputs(config, contest.pool, contest.anchors))
         self.key = f"proxy {made_from}"
-        self.name = f"warm-up {contest.variant}".strip()
-        self.config = contest.own(contest.config, f"proxy-{made_from[:8]}", "proxies")
+        of = [contest.variant] if contest.variant else []
+        of += [f"seed {seed}"] if seed != contest.config.seed else []
+        self.name = " ".join(["warm-up", ", ".join(of)]).strip()
+        self.config = contest.own(config, f"proxy-{made_from[:8]}", "proxies")
         self.warms = self.config.proxy.warmup.fraction > 0
 
     @cached_property
@@ -72,7 +76,7 @@ class ScoreTask:
 
     def __init__(self, contest: Contest, choice: SelectorChoice, selector: Selector, seed: int) -> None:
         self.contest, self.selector = contest, selector
-        self.proxy = contest.proxy if selector.uses_proxy else None
+        self.proxy = contest.proxy(seed) if selector.uses_proxy else None
         self.needs: Sequence[Task] = [self.proxy] if self.proxy else []
         config = dataclasses.replace(contest.config, seed=seed, selector=choice)
         made_from = fingerprint.of_values(score_inputs(config, contest.pool, contest.anchors, self.selector))

@@ -177,6 +177,17 @@ def test_choices_that_only_pick_otherwise_are_scored_once(contest):
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
 
 
+def test_a_selector_that_draws_and_uses_the_proxy_has_a_proxy_of_its_own_for_each_seed(contest):
+    parts = [{"name": "loss", "keep": 0.5}, {"name": "random"}]
+    combined = {"name": "combine", "label": "half", "options": {"how": "cascade", "of": parts}}
+    section = contest["benchmark"] | {"selectors": [{"name": "random"}, combined, {"name": "loss"}]}
+    warm = {"fraction": 0.25, "training": {"epochs": 1, "batch_size": 4, "lr": 1e-4}}
+    lines = ostlight.benchmark(contest | {"benchmark": section, "proxy": contest["proxy"] | {"warmup": warm}})
+    assert [(line.label, line.seeds) for line in lines][2:] == [("random", 2), ("half", 2), ("loss", 2)]
+    folder = Path(contest["folder"]) / "run"
+    assert len(list((folder / "proxies").iterdir())) == 2, "the benchmark's own seed is one of them"
+
+
 def test_bad_variants_and_baselines_are_all_told(contest):
     section = contest["benchmark"] | {
         "baseline": "best",

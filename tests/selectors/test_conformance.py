@@ -30,7 +30,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ost", {"estimator": "second_order", "probes": 4}),
     ("ost", {"estimator": "first_order", "optimizer": "adam"}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),
-    ("ost", {"estimator": "first_order", "objective": "helpful"}),
 ]
 
 

@@ -229,7 +229,7 @@ def test_the_whole_benchmark_runs_on_a_miniature(
     prepared(name, shapes if name == "easy_vqa" else photographs, tmp_path, monkeypatch)
     config = to_plain(load_config(ROOT / "configs" / "benchmark" / f"{name}.yaml"))
     section = config["benchmark"]
-    section |= {"seeds": [0], "workers": 1, "budgets": section["budgets"][1:]}
+    section |= {"seeds": [0], "workers": 1, "budgets": section["budgets"][-1:]}
     for choice in section["selectors"]:
         if choice["name"] == "ost":
             choice["options"] |= {"probes": 4, "set_eta": 0.1, "batch_size": 32}  # a few anchors carry no more probes

@@ -53,7 +53,8 @@ def benchmark(config: Config) -> list[Line]:
         raise BenchmarkError(_told(broken))
     baseline = config.benchmark.compared_to
     lines = summarise(results, baseline)
-    title = f"{config.name}: {len(contests[0].pool):,} records, {len(config.benchmark.seeds)} seeds"
+    count = len(config.benchmark.seeds)
+    title = f"{config.name}: {len(contests[0].pool):,} records, {count} seed{'s' * (count != 1)}"
     write_all(results, lines, baseline, folder.path, title)
     log_comparison(config.compute, folder.path)
     for table in rich_tables(lines, baseline, title, console.width):

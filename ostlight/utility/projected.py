@@ -21,7 +21,7 @@ from ostlight.run.folder import is_first_rank
 from ostlight.utility.gradient import sample_gradient
 from ostlight.utility.inner_products import InnerProducts
 from ostlight.utility.step import Step
-from ostlight.utility.targets import IN_MEMORY, Keeping, anchors_for_probes, digest_of
+from ostlight.utility.targets import IN_MEMORY, Keeping, anchors_for_probes, digest_of, seen_of
 
 SNAPSHOTS = 2
 """Samples stepped on for each direction that is kept."""
@@ -130,7 +130,8 @@ class _Steps:
 
     def __init__(self, step: Step, snapshots: Sequence[Batch], count: int) -> None:
         self._step, self._snapshots, self._count = step, snapshots, count
-        self.key: Mapping[str, Any] = {"directions": count, "eta": step.eta, "snapshots": digest_of(_seen(snapshots))}
+        shown = seen_of(enumerate(single.encoded[0] for single in snapshots))
+        self.key: Mapping[str, Any] = {"directions": count, "eta": step.eta, "snapshots": digest_of(shown)}
         self.responses: Responses
 
     def prepare(self, folder: Path | None) -> None:
@@ -162,11 +163,3 @@ class _Steps:
             except BadRecord:
                 continue  # the record meets the same refusal, and is kept with it, when it is scored
             yield self._step.shaped(dict(zip(names, found, strict=True)))
-
-
-def _seen(snapshots: Sequence[Batch]) -> dict[str, Tensor]:
-    seen: dict[str, Tensor] = {}
-    for place, single in enumerate(snapshots):
-        seen |= {f"{place:09d}.{key}": value for key, value in single.encoded[0].inputs.items()}
-        seen[f"{place:09d}.labels"] = single.encoded[0].labels
-    return seen

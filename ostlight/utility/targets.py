@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from ostlight.errors import SelectorError
 from ostlight.gradients.norms import wide
 from ostlight.gradients.probes import Anchors, Vectors, curvature_probes, mean_gradients
 from ostlight.gradients.targets import SplitTargets, Targets, shares
+from ostlight.model.encode import Encoded
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import is_first_rank
@@ -282,7 +283,7 @@ def _key(step: Step, holding: Holding, seed: int, cache: Path, further: Mapping[
     proxy = step.model.model
     made_from: dict[str, Any] = {
         "proxy": digest_of({**dict(proxy.named_parameters()), **dict(proxy.named_buffers())}),
-        "anchors": digest_of(_encoded(step.anchors)),
+        "anchors": digest_of(seen_of(_numbered(step.anchors))),
         "groups": step.anchors.groups,
         "parameters": list(holding.parameters),
         "probes": holding.probes,
@@ -298,13 +299,17 @@ def _key(step: Step, holding: Holding, seed: int, cache: Path, further: Mapping[
     return key
 
 
-def _encoded(anchors: AnchorSet) -> dict[str, Tensor]:
-    """What the model sees of each anchor, whatever the batches."""
-    seen: dict[str, Tensor] = {}
+def _numbered(anchors: AnchorSet) -> Iterator[tuple[int, Encoded]]:
     for indices, batch in zip(anchors.indices, anchors.batches, strict=True):
-        for index, encoded in zip(indices, batch.encoded, strict=True):
-            seen |= {f"{index:09d}.{key}": value for key, value in encoded.inputs.items()}
-            seen[f"{index:09d}.labels"] = encoded.labels
+        yield from zip(indices, batch.encoded, strict=True)
+
+
+def seen_of(numbered: Iterable[tuple[int, Encoded]]) -> dict[str, Tensor]:
+    """What the model sees of each sample, by the samples' numbers, whatever the batches."""
+    seen: dict[str, Tensor] = {}
+    for number, encoded in numbered:
+        seen |= {f"{number:09d}.{key}": value for key, value in encoded.inputs.items()}
+        seen[f"{number:09d}.labels"] = encoded.labels
     return dict(sorted(seen.items()))
 
 

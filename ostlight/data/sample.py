@@ -95,6 +95,12 @@ class Sample:
         """Text of the last trained turn."""
         return self.turns[self._last_answer()].text
 
+    @property
+    def last_reply(self) -> int:
+        """Index of the last assistant turn, trained on or not; the number of turns where there is none."""
+        replies = (k for k in range(len(self.turns) - 1, -1, -1) if self.turns[k].role == "assistant")
+        return next(replies, len(self.turns))
+
     def _last_answer(self) -> int:
         for k in range(len(self.turns) - 1, -1, -1):
             if self.turns[k].trained:

@@ -72,10 +72,9 @@ class Encoder:
 
     def encode_prompt(self, sample: Sample) -> Encoded:
         """The sample up to its last answer, ready for generation; no label is set."""
-        turns = sample.turns
-        last = next((k for k in range(len(turns) - 1, -1, -1) if turns[k].role == "assistant"), len(turns))
+        last = sample.last_reply
         text = self._template(sample, last, prompt=True)
-        images = sum(t.text.count(IMAGE_MARK) for t in turns[:last])
+        images = sum(t.text.count(IMAGE_MARK) for t in sample.turns[:last])
         inputs = self._process(text, sample, images)
         return Encoded(inputs, torch.full_like(inputs["input_ids"], IGNORED))
 

@@ -157,8 +157,7 @@ def _answers(model: MultimodalModel, batch: Batch, rows: Sequence[int], options:
 
 def _asked(sample: Sample) -> Sample:
     """Up to the last answer, the earlier ones as context."""
-    last = max((k for k, turn in enumerate(sample.turns) if turn.role == "assistant"), default=len(sample.turns))
-    return replace(sample, turns=tuple(replace(turn, trained=False) for turn in sample.turns[:last]))
+    return replace(sample, turns=tuple(replace(turn, trained=False) for turn in sample.turns[: sample.last_reply]))
 
 
 def _answered(sample: Sample, text: str) -> Sample:

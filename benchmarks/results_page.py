@@ -209,7 +209,21 @@ def notes(run: Path, shown: dict[str, str]) -> str:
             told.append(f"Spearman {agreement['spearman']:.2f} with `exact` on {agreement.get('samples', '?')} samples")
         if told:
             lines.append(f"- {shown.get(file.parents[1].name, file.parents[1].name)}: {', '.join(told)}")
+        lines += [f"  - {line}" for line in trials(file.parents[1] / "ledger.jsonl")]
     return "\n".join(lines)
+
+
+def trials(ledger: Path) -> list[str]:
+    """What was tried for each budget, and what was kept."""
+    told = {}
+    for entry in map(json.loads, ledger.read_text().splitlines()):
+        found = entry["more"].get("trial")
+        if found:
+            losses = ", ".join(
+                f"{name} {'diverged' if loss is None else f'{loss:.4f}'}" for name, loss in found["losses"].items()
+            )
+            told[found["budget"]] = f"{found['budget']}: kept {found['kept']}; loss after each trial: {losses}"
+    return list(told.values())
 
 
 def main() -> None:

@@ -86,6 +86,13 @@ def _need(scores: Scores, within: str, *columns: str) -> None:
         )
 
 
+def ranked(scores: Scores, budget: Budget) -> np.ndarray:
+    """Rows of the highest scores that fit, best first; of each kind its own where the budget says ``within``."""
+    if budget.within is None:
+        return budget.top(scores)
+    return kind_by_kind(scores, budget, lambda part, share: share.top(part))
+
+
 def kind_by_kind(scores: Scores, budget: Budget, pick: Callable[[Scores, Budget], np.ndarray]) -> np.ndarray:
     """Rows picked from each kind of ``budget.within`` by itself, best of each kind first, then the second of each: a
     prefix of the ranking is itself spread over the kinds.

@@ -38,16 +38,18 @@ class PickSetting:
     """What a stage lends to ``pick`` beside the table.
 
     Attributes:
-        trial: the anchors' mean loss after a brief training of the proxy on the records at these positions.
+        trial: the trusted samples' mean loss after a brief training of the proxy on the records at these positions.
         anchor_groups: the group of each anchor.
         note: keeps a fact of the pick by name, for the ledger and the report; the value is plain data.
         say: prints one line for the user, once, not once a rank.
+        seed: the run's seed.
     """
 
     trial: Callable[[np.ndarray], float]
     anchor_groups: Callable[[], Sequence[str]]
     note: Callable[[str, Any], None]
     say: Callable[[str], None]
+    seed: int
 
 
 class Scores:
@@ -143,13 +145,14 @@ class Scores:
         return Scores(self.table, setting)
 
     def trial(self, rows: Sequence[int] | np.ndarray) -> float:
-        """The anchors' mean loss in nats after a fresh copy of the run's proxy was trained briefly on these rows.
+        """What training on these rows leads to: mean loss, in nats, on the development set, or on the anchors where no
+        development set is named, after a brief training of the proxy as it was before its warm-up.
 
         Lets ``pick`` compare sets by what they really do, without test data; the cost goes to the run's ledger. Every
         trial takes as many steps as any other (``ostlight.training.trial``), and infinite means that it diverged.
 
         Raises:
-            SelectorError: the run has no proxy or no anchors, or there is no run.
+            SelectorError: the run has no proxy or no trusted samples, or there is no run.
             DataError: no rows.
         """
         return self.setting.trial(self.positions[np.asarray(rows, dtype=np.int64)])
@@ -166,7 +169,7 @@ class Scores:
         """
         if self._setting is None:
             raise SelectorError(
-                "these scores belong to no run, so there is no proxy to try a set on and no anchors to read; "
+                "these scores belong to no run, so there is no proxy to try a set on and no trusted samples to read; "
                 "pick through `ostlight select` or `ostlight benchmark`"
             )
         return self._setting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ def pick_best_set(
     """Rows of the set that the mini-batch objective prefers, shares of ``budget.within`` kept to jointly, best first.
 
     Where ``eta`` or ``batch_size`` is left open a few values are tried on the run's proxy (``Scores.trial``), among
-    them the ranking sample by sample where both are; the set after which the anchors fare best is kept. What was tried
-    and how far the set may be from the best one is noted as ``set``.
+    them the ranking sample by sample where both are; the set after which the trusted samples fare best is kept. What
+    was tried and how far the set may be from the best one is noted as ``set``.
 
     Args:
         scores: with the columns ``slope``, ``phi`` and ``eta``.
@@ -43,28 +44,53 @@ def pick_best_set(
     """
     if budget.threshold is not None:
         raise SelectorError("budget.threshold ranks single samples; objective=set takes a fraction, count or tokens")
-    limits = _limits(scores, budget)
-    if limits is None:
+    picker = SetPicker.of(scores, budget)
+    if picker is None:
         return np.empty(0, dtype=np.int64)
-    slopes, phi, own = scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0])
-
-    def pick(scale: Scale, columns: slice = slice(None)) -> Pick:
-        settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": limits.size}
-        return pick_set(SetObjective.minibatch(slopes, phi[:, columns], **settings), limits)
-
-    tried = candidates(own, eta, batch_size)
+    alone = [Scale(picker.eta, 1)] if eta is None and batch_size is None else []
+    tried = alone + scales(picker.eta, eta, batch_size)
     if len(tried) == 1:
-        only = Tried(tried[0], pick(tried[0]), math.nan)
+        only = Tried(tried[0], picker.pick(tried[0]), math.nan)
         choice = Choice(only, (only,))
     else:
-        choice = choose_scale(tried, pick, scores.trial)
+        choice = choose_scale(tried, picker.pick, scores.trial)
     if scores.in_run:
-        scores.setting.note("set", facts(choice, budget, phi.shape[1]))
+        scores.setting.note("set", facts(choice, budget, picker.phi.shape[1]))
         scores.setting.say(line(choice))
     return choice.best.pick.rows
 
 
-def candidates(own: float, eta: float | None, batch_size: int | None) -> list[Scale]:
+@dataclass(frozen=True)
+class SetPicker:
+    """Picks sets for one budget, from stored columns.
+
+    Attributes:
+        slopes: ``[N]``.
+        phi: ``[N, K]``.
+        eta: the step size single samples were scored with.
+        limits: what a set may hold.
+    """
+
+    slopes: np.ndarray
+    phi: np.ndarray
+    eta: float
+    limits: Limits
+
+    @classmethod
+    def of(cls, scores: Scores, budget: Budget) -> SetPicker | None:
+        """``None`` where nothing fits the budget."""
+        limits = _limits(scores, budget)
+        if limits is None:
+            return None
+        return cls(scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0]), limits)
+
+    def pick(self, scale: Scale) -> Pick:
+        """The set of the scale's mini-batch objective, shares of ``budget.within`` kept to jointly."""
+        settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": self.limits.size}
+        return pick_set(SetObjective.minibatch(self.slopes, self.phi, **settings), self.limits)
+
+
+def scales(own: float, eta: float | None = None, batch_size: int | None = None) -> list[Scale]:
     """The scales to try.
 
     Args:
@@ -73,8 +99,7 @@ def candidates(own: float, eta: float | None, batch_size: int | None) -> list[Sc
     """
     etas = [eta] if eta is not None else [own * multiple for multiple in MULTIPLES]
     sizes = [batch_size] if batch_size is not None else BATCH_SIZES
-    alone = [Scale(own, 1)] if eta is None and batch_size is None else []
-    return [*alone, *(Scale(e, b) for e in etas for b in sizes)]
+    return [Scale(e, b) for e in etas for b in sizes]
 
 
 def _limits(scores: Scores, budget: Budget) -> Limits | None:
@@ -109,9 +134,9 @@ def facts(choice: Choice, budget: Budget, probes: int) -> dict[str, Any]:
 
 
 def _scale(one: Tried) -> dict[str, Any]:
-    loss = one.anchor_loss if math.isfinite(one.anchor_loss) else None
+    loss = one.loss if math.isfinite(one.loss) else None
     scale = {"eta": one.scale.eta, "batch_size": one.scale.batch_size}
-    return {**scale, "value": one.pick.value, "gap": one.pick.gap, "anchor_loss": loss}
+    return {**scale, "value": one.pick.value, "gap": one.pick.gap, "loss": loss}
 
 
 def line(choice: Choice) -> str:
@@ -119,12 +144,12 @@ def line(choice: Choice) -> str:
     best = choice.best
     told = f"set: {len(best.pick.rows):,} samples at {best.scale.label}"
     if len(choice.tried) > 1:
-        told += f", of {len(choice.tried)} scales tried the one after which the anchors' loss is lowest "
-        told += f"({best.anchor_loss:.4g}; {_others(choice.tried)})"
+        told += f", of {len(choice.tried)} scales tried the one after which the loss on trusted samples is lowest "
+        told += f"({best.loss:.4g}; {_others(choice.tried)})"
     return told + f"; value {best.pick.value:.4g}, the best set's is at most {best.pick.gap:.2g} higher"
 
 
 def _others(tried: Sequence[Tried]) -> str:
-    alone = [one.anchor_loss for one in tried if one.scale.batch_size == 1]
-    worst = f"the highest is {max(one.anchor_loss for one in tried):.4g}"
+    alone = [one.loss for one in tried if one.scale.batch_size == 1]
+    worst = f"the highest is {max(one.loss for one in tried):.4g}"
     return f"sample by sample {alone[0]:.4g}, {worst}" if alone else worst

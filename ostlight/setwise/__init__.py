@@ -6,7 +6,7 @@ from ostlight.setwise.objective import SetObjective, minibatch_value, plain_valu
 from ostlight.setwise.pick import Pick, pick_set
 from ostlight.setwise.quotas import gradient_clusters, quota_limits
 from ostlight.setwise.relaxed import Relaxed, relaxed, rounded
-from ostlight.setwise.scale import Choice, Scale, Tried, choose_scale
+from ostlight.setwise.scale import Choice, Scale, Tried, choose_scale, losses_after
 
 __all__ = [
     "Choice",
@@ -20,6 +20,7 @@ __all__ = [
     "exchanged",
     "gradient_clusters",
     "greedy",
+    "losses_after",
     "minibatch_value",
     "pick_set",
     "plain_value",

@@ -32,16 +32,16 @@ class Scale:
 
 @dataclass(frozen=True)
 class Tried:
-    """One candidate: its set, and the anchors' mean loss in nats after a brief training of the proxy on the set."""
+    """One candidate: its set, and the mean loss in nats on trusted samples after training the proxy briefly on it."""
 
     scale: Scale
     pick: Pick
-    anchor_loss: float
+    loss: float
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate of the lowest anchor loss, and all that were tried, in the order given."""
+    """The candidate of the lowest loss, and all that were tried, in the order given."""
 
     best: Tried
     tried: tuple[Tried, ...]
@@ -50,17 +50,17 @@ class Choice:
 def choose_scale(
     candidates: Sequence[Scale],
     pick: Callable[[Scale], Pick],
-    anchor_loss_after: Callable[[np.ndarray], float],
+    loss_after: Callable[[np.ndarray], float],
 ) -> Choice:
-    """Picks a set with each candidate, trains the proxy briefly on it and keeps the one whose anchors fare best.
+    """Picks a set with each candidate, trains the proxy on it and keeps the one after which trusted samples fare best.
 
-    The anchors gave the objective its slopes and curvature; reading them once more uses nothing new and nothing of the
-    test data, but with few anchors it favours sets that fit these anchors.
+    Best read on others than the anchors, which gave the objective its slopes and curvature: few anchors would favour
+    sets that fit them.
 
     Args:
         candidates: at least one; of equally good ones the first is kept.
         pick: the set for a scale.
-        anchor_loss_after: given the rows of a set, the anchors' mean loss after training a fresh copy of the proxy on
+        loss_after: given the rows of a set, the trusted samples' mean loss after training a fresh copy of the proxy on
             them. Called once for each different set. A loss that is not finite (training diverged) is never chosen.
 
     Raises:
@@ -69,18 +69,33 @@ def choose_scale(
     """
     if not candidates:
         raise ValueError("no scales to choose from; give at least one candidate")
+    picks = [pick(scale) for scale in candidates]
+    losses = losses_after([(s.label, p.rows) for s, p in zip(candidates, picks, strict=True)], loss_after)
+    tried = tuple(Tried(*one) for one in zip(candidates, picks, losses, strict=True))
+    finite = [one for one in tried if math.isfinite(one.loss)]
+    return Choice(min(finite, key=lambda one: one.loss), tried)
+
+
+def losses_after(sets: Sequence[tuple[str, np.ndarray]], loss_after: Callable[[np.ndarray], float]) -> list[float]:
+    """The loss after training on each set, in the order given.
+
+    Args:
+        sets: name and rows of each; of sets that hold the same rows only the first is trained on.
+        loss_after: the loss after training on some rows; not finite where the training diverged.
+
+    Raises:
+        DivergedError: none led to a finite loss.
+    """
     known: dict[bytes, float] = {}
-    tried = []
-    for scale in candidates:
-        found = pick(scale)
-        key = np.sort(found.rows).tobytes()
+    found = []
+    for _, rows in sets:
+        key = np.sort(rows).tobytes()
         if key not in known:
-            known[key] = float(anchor_loss_after(found.rows))
-        tried.append(Tried(scale, found, known[key]))
-    finite = [one for one in tried if math.isfinite(one.anchor_loss)]
-    if not finite:
+            known[key] = float(loss_after(rows))
+        found.append(known[key])
+    if not any(math.isfinite(loss) for loss in found):
         raise DivergedError(
-            f"training on each of the {len(tried)} sets ended in a loss that is not finite "
-            f"({', '.join(one.scale.label for one in tried)}); lower the learning rate of the brief training"
+            f"training on each of the {len(sets)} sets ended in a loss that is not finite "
+            f"({', '.join(name for name, _ in sets)}); lower the learning rate of the brief training"
         )
-    return Choice(min(finite, key=lambda one: one.anchor_loss), tuple(tried))
+    return found

@@ -127,7 +127,7 @@ class PickTask:
     def run(self) -> None:
         task, place, pool = self.scores, self.scores.place, self.contest.pool
         scores = Scores.read(place.scores)
-        rows, entry = pick(task.config, place, pool, task.selector, scores, self.budget, proxy_home=task.proxy_home)
+        rows, entry = pick(task.config, place, pool, task.selector, scores, self.budget)
         if not len(rows):
             raise DataError(f"{self.name}: the budget keeps no sample")
         warmed = task.proxy_home.ledger.read() if task.proxy else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from ostlight.selection.scores import PickSetting, Scores
 from ostlight.selection.selector import Selector
 from ostlight.stages.say import say
 from ostlight.stages.sources import read_anchors
-from ostlight.stages.warmup import load_proxy
+from ostlight.stages.warmup import load_untrained_proxy, read_trusted
 from ostlight.training.trial import Trials
 
 
@@ -31,12 +31,8 @@ def pick(
     selector: Selector,
     scores: Scores,
     budget: Budget,
-    proxy_home: RunFolder | None = None,
 ) -> tuple[np.ndarray, Entry]:
     """Rows of ``scores`` the selector keeps, best first, and what choosing them cost, as the ledger has it.
-
-    Args:
-        proxy_home: the run folder that holds the warmed-up proxy; by default ``folder``.
 
     Raises:
         DataError: a budget that needs columns the scores lack.
@@ -45,15 +41,13 @@ def pick(
     with folder.ledger.stage("pick", config.selector.shown, selector.spent) as entry:
         if budget.tokens is not None:
             scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
-        setting = _pick_setting(config, folder, proxy_home or folder, pool, selector, entry)
+        setting = _pick_setting(config, folder, pool, selector, entry)
         rows = pick_rows(selector, scores.lent(setting), budget)
         entry.samples = len(scores)
     return rows, entry
 
 
-def _pick_setting(
-    config: Config, folder: RunFolder, home: RunFolder, pool: Pool, selector: Selector, entry: Entry
-) -> PickSetting:
+def _pick_setting(config: Config, folder: RunFolder, pool: Pool, selector: Selector, entry: Entry) -> PickSetting:
     name = config.selector.name
     anchors = cache(lambda: read_anchors(config))
 
@@ -63,19 +57,20 @@ def _pick_setting(
             raise SelectorError(
                 f"selector {name!r} asks for a trial without `uses_proxy = True` in its class; declare it"
             )
-        if not anchors().samples:
+        trusted, _ = read_trusted(config, anchors())
+        if not trusted:
             raise SelectorError(
-                f"selector {name!r} asks for a trial, which is read on the anchors; "
-                "name a file of trusted samples in anchors.path"
+                f"selector {name!r} asks for a trial, which is read on trusted samples; "
+                "name a file of them in dev.path or anchors.path"
             )
-        trusted, compute = anchors().samples, config.compute
-        return Trials(lambda: load_proxy(config, home), pool, trusted, compute, folder.path, config.seed, entry)
+        fresh = partial(load_untrained_proxy, config)
+        return Trials(fresh, pool, trusted, config.compute, folder.path, config.seed, entry)
 
     def note(fact: str, value: object) -> None:
         write_note(folder.path / "selector", fact, value)
         entry.more[fact] = value
 
-    return PickSetting(lambda positions: trials()(positions), lambda: anchors().groups, note, say)
+    return PickSetting(lambda positions: trials()(positions), lambda: anchors().groups, note, say, config.seed)
 
 
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:

@@ -47,9 +47,14 @@ def warm_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSe
 
 def load_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
     """The proxy as it scores, once it is warmed up: from ``folder.proxy``, or as it came where there is no warm-up."""
-    warmed = config.proxy.warmup.fraction > 0
-    settings = dataclasses.replace(config.proxy, path=str(folder.proxy)) if warmed else config.proxy
-    return MultimodalModel.load(settings, "proxy", config.proxy.warmup.training)
+    if config.proxy.warmup.fraction > 0:
+        config = dataclasses.replace(config, proxy=dataclasses.replace(config.proxy, path=str(folder.proxy)))
+    return load_untrained_proxy(config)
+
+
+def load_untrained_proxy(config: Config) -> MultimodalModel:
+    """The proxy as it came, with the settings of its warm-up."""
+    return MultimodalModel.load(config.proxy, "proxy", config.proxy.warmup.training)
 
 
 def proxy_inputs(config: Config, pool: Pool, anchors: TrustedSet) -> dict[str, str]:
@@ -65,12 +70,20 @@ def proxy_inputs(config: Config, pool: Pool, anchors: TrustedSet) -> dict[str, s
     }
 
 
+def read_trusted(config: Config, anchors: TrustedSet) -> tuple[list[Sample], str]:
+    """The development set where there is one, else the anchors, and the name of what was read."""
+    if config.dev.path is not None:
+        dev = open_pool(config.dev, "dev")
+        return [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)], "development set"
+    return anchors.samples, "anchors (no development set is named)"
+
+
 def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) -> None:
     settings = config.proxy.warmup
-    model = MultimodalModel.load(config.proxy, "proxy", settings.training)
+    model = load_untrained_proxy(config)
     count = max(1, round(settings.fraction * len(pool)))
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(pool), size=count, replace=False))
-    trusted, read_on = _watched(config, anchors)
+    trusted, read_on = read_trusted(config, anchors)
     norms, moments = UpdateNorms(), SecondMoments()
     watch = LossWatch(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
     with folder.ledger.stage("warm-up") as entry:
@@ -94,10 +107,3 @@ def _write_done(folder: Path, watch: LossWatch | None, read_on: str, count: int)
     if watch is not None:
         told |= {"kept_step": watch.kept_step, "losses": watch.losses}
     (folder / DONE).write_text(json.dumps(told, indent=2) + "\n")
-
-
-def _watched(config: Config, anchors: TrustedSet) -> tuple[list[Sample], str]:
-    if config.dev.path is not None:
-        dev = open_pool(config.dev, "dev")
-        return [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)], "development set"
-    return anchors.samples, "anchors (no development set is named)"

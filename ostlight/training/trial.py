@@ -27,12 +27,13 @@ TRIAL_STEPS = 100
 
 
 class Trials:
-    """Trains a fresh copy of the proxy on records of the pool and reads the anchors; every call costs one training.
+    """Trains a fresh copy of the proxy on records of the pool and reads trusted samples; every call costs one training.
 
     Args:
-        load: a fresh copy of the proxy, with the settings of its warm-up; all but their length are kept.
+        load: a fresh copy of the proxy, with the settings of its warm-up; all but their length are kept. Best not
+            warmed up yet: what has learnt the pool learns little more from any part of it.
         pool: where the records are.
-        anchors: at least one.
+        trusted: at least one.
         compute, folder: as for ``fit``.
         seed: of the order of the samples, the same for every trial.
         entry: the ledger's; what trials cost is added to it.
@@ -42,19 +43,19 @@ class Trials:
         self,
         load: Callable[[], MultimodalModel],
         pool: Pool,
-        anchors: Sequence[Sample],
+        trusted: Sequence[Sample],
         compute: Compute,
         folder: Path,
         seed: int,
         entry: Entry,
     ) -> None:
-        self._load, self._pool, self._anchors = load, pool, anchors
+        self._load, self._pool, self._trusted = load, pool, trusted
         self._compute = dataclasses.replace(compute, progress=False, logger="none")
         self._folder, self._seed, self._entry = folder, seed, entry
         self._data: EncodedPool | None = None
 
     def __call__(self, positions: np.ndarray) -> float:
-        """The anchors' mean loss in nats after the training; infinite where the training diverged.
+        """The trusted samples' mean loss in nats after the training; infinite where the training diverged.
 
         Raises:
             DataError: no record to train on.
@@ -63,7 +64,7 @@ class Trials:
         model.training_settings = dataclasses.replace(model.training_settings, epochs=None, steps=TRIAL_STEPS)
         if self._data is None:
             self._data = EncodedPool(self._pool, [], model.encoder)
-        reader, cost = _AnchorReader(self._anchors, self._compute.tokens_per_batch), Entry("trial")
+        reader, cost = _Reader(self._trusted, self._compute.tokens_per_batch), Entry("trial")
         try:
             data = self._data.view(positions)
             fit(model, data, self._compute, self._folder, "trial", self._seed, cost, callbacks=[reader])
@@ -75,16 +76,16 @@ class Trials:
         return reader.loss
 
 
-class _AnchorReader(Callback):
-    """Reads the anchors once training has ended, while the model is still on its device."""
+class _Reader(Callback):
+    """Reads the trusted samples once training has ended, while the model is still on its device."""
 
-    def __init__(self, anchors: Sequence[Sample], tokens_per_batch: int) -> None:
-        self._anchors, self._tokens_per_batch = anchors, tokens_per_batch
+    def __init__(self, trusted: Sequence[Sample], tokens_per_batch: int) -> None:
+        self._trusted, self._tokens_per_batch = trusted, tokens_per_batch
         self.loss, self.flops = math.inf, 0.0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModel), "trials train the models of this project"
         with FlopCounterMode(display=False) as counter:
-            loss = mean_loss(pl_module, pl_module.batches(self._anchors, self._tokens_per_batch))
+            loss = mean_loss(pl_module, pl_module.batches(self._trusted, self._tokens_per_batch))
         self.flops = float(counter.get_total_flops())
         self.loss = loss if math.isfinite(loss) else math.inf

@@ -14,11 +14,12 @@ from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.batch import Batch
 from ostlight.run.fingerprint import TARGETS
 from ostlight.selection.budget import Budget
-from ostlight.selection.kinds import kind_by_kind
+from ostlight.selection.kinds import ranked
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.sets import pick_best_set
 from ostlight.selection.setting import Setting
+from ostlight.selection.tried import pick_by_trial
 from ostlight.utility.agreement import rank_agreement, sample_count
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
@@ -38,7 +39,7 @@ ESTIMATORS = ("projected", "exact", "first_order", "second_order")
 PROBES = {"projected": 32, "second_order": 64}
 """Vectors beside the mean gradient, by estimator, where the options name no number (docs/fidelity.md)."""
 OPTIMIZERS = ("sgd", "adam")
-OBJECTIVES = ("sample", "set")
+OBJECTIVES = ("sample", "set", "trial")
 NORMS = 256
 """Pool samples over which the median gradient norm is taken. On DigitMath another draw moves it by a quarter (95%),
 of 64 by half, which was two or three points of accuracy."""
@@ -65,9 +66,10 @@ class OneStepTrain(Selector):
         probes: measured directions of ``projected``, curvature probes of ``second_order``; ``null`` takes what serves
             each: 32 and 64.
         optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
-        objective: what is ranked: ``sample`` (each by itself, as in the paper) or ``set`` (what a mini-batch of the
-            subset does, redundancy and noise counted; needs ``projected`` or ``second_order``).
-        set_eta: step size of ``objective: set``; ``null`` tries a few on the proxy and reads the anchors.
+        objective: what is kept: ``sample`` by sample the best, as in the paper; the best ``set`` (what a mini-batch
+            of it does, redundancy and noise counted; needs ``projected`` or ``second_order``); or by ``trial`` the best
+            of these, low loss and a draw at random, by what brief trainings of the proxy on them do.
+        set_eta: step size of ``objective: set``; ``null`` tries a few on the proxy.
         batch_size: of the mini-batches of ``objective: set``; ``null`` tries a few.
         targets: how the estimators' fixed vectors (one for each anchor group and the probes, which ``second_order`` has
             for each group; each as large as the scope) are held: ``full``, ``bf16``, ``offload`` (the machine's
@@ -191,6 +193,6 @@ class OneStepTrain(Selector):
     def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
         if self.options.objective == "set":
             return pick_best_set(scores, budget, self.options.set_eta, self.options.batch_size)
-        if budget.within is not None:
-            return kind_by_kind(scores, budget, lambda part, share: share.top(part))
-        return budget.top(scores)
+        if self.options.objective == "trial":
+            return pick_by_trial(scores, budget)
+        return ranked(scores, budget)

@@ -23,6 +23,7 @@ from ostlight.reporting.page import write_report
 from ostlight.reporting.pareto import pareto
 from ostlight.reporting.run import Run
 from ostlight.reporting.standing import read_standings
+from ostlight.selection.notes import write_note
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,20 @@ def test_what_is_missing_is_said(made: Path, tmp_path: Path):
     assert "the target was not trained" in said
     assert shown["scored"]["kept"] is None
     assert "not at hand" in write_report(bare).read_text()
+
+
+def test_what_was_tried_is_told(made: Path, tmp_path: Path):
+    import shutil
+
+    tried = tmp_path / "tried"
+    shutil.copytree(made, tried)
+    losses = {"sample by sample": 0.625, "set eta=0.1 B=32": None, "at random": 0.5}
+    note = {"budget": "20%", "samples": 4, "kept": "at random", "losses": losses}
+    write_note(tried / "selector", "trial", note)
+    page = write_report(tried).read_text()
+    assert "Kept: <b>at random</b>" in page
+    assert "at random <b>0.5</b>, sample by sample <b>0.625</b>, set eta=0.1 B=32 <b>diverged</b>." in page
+    assert "the pool needs no choice" in page
 
 
 def test_a_run_without_scores_is_still_a_page(made: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from ostlight.errors import DivergedError, SelectorError
 from ostlight.scoring.rows import to_table
 from ostlight.selection.budget import Budget
 from ostlight.selection.scores import PickSetting, Scores
-from ostlight.selection.sets import candidates, pick_best_set
+from ostlight.selection.sets import pick_best_set, scales
 from ostlight.setwise import Limits, Scale, SetObjective, minibatch_value, pick_set
 
 ETA, ROWS, PROBES = 0.1, 60, 4
@@ -51,19 +51,18 @@ class Run:
             }
             for i in range(ROWS)
         ]
-        setting = PickSetting(self.trial, list, self.notes.__setitem__, self.said.append)
+        setting = PickSetting(self.trial, list, self.notes.__setitem__, self.said.append, 0)
         scores = Scores(to_table(rows)).lent(setting)
         return scores if order is None else scores.take(order)
 
 
-def test_the_scales_tried_hold_the_ranking_by_single_samples():
-    scales = candidates(ETA, None, None)
-    assert scales[0] == Scale(ETA, 1)
-    assert {s.batch_size for s in scales[1:]} == {32, 256}
-    assert {round(s.eta / ETA, 6) for s in scales[1:]} == {1, 10, 100}
-    assert candidates(ETA, 2.0, 16) == [Scale(2.0, 16)]
-    assert [s.eta for s in candidates(ETA, 2.0, None)] == [2.0, 2.0]
-    assert [s.batch_size for s in candidates(ETA, None, 16)] == [16] * 3
+def test_the_scales_tried():
+    tried = scales(ETA)
+    assert {s.batch_size for s in tried} == {32, 256}
+    assert {round(s.eta / ETA, 6) for s in tried} == {1, 10, 100}
+    assert scales(ETA, 2.0, 16) == [Scale(2.0, 16)]
+    assert [s.eta for s in scales(ETA, 2.0)] == [2.0, 2.0]
+    assert [s.batch_size for s in scales(ETA, batch_size=16)] == [16] * 3
 
 
 def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told():
@@ -76,7 +75,7 @@ def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told():
     assert told["value"] == pytest.approx(minibatch_value(SLOPES, PHI, rows, 10 * ETA, 32))
     assert told["gap"] == pytest.approx(told["bound"] - told["value"])
     assert told["greedy_gap"] >= 0
-    assert [one["anchor_loss"] for one in told["tried"]].count(0.5) >= 1
+    assert [one["loss"] for one in told["tried"]].count(0.5) >= 1
     assert len(told["tried"]) == 7
     assert (told["samples"], told["probes"], told["budget"]) == (12, PROBES, "12")
     (line,) = run.said
@@ -89,7 +88,7 @@ def test_batches_of_one_are_the_ranking_by_single_samples():
     alone = pick_best_set(run.scores(), Budget(count=9), eta=ETA, batch_size=1)
     assert alone.tolist() == Budget(count=9).top(run.scores()).tolist()
     assert run.tried == []
-    assert run.notes["set"]["anchor_loss"] is None
+    assert run.notes["set"]["loss"] is None
 
 
 def test_a_fixed_scale_needs_no_run():

@@ -58,6 +58,23 @@ def test_a_set_within_tags_and_within_tokens(settings):
     assert 0 < sum(Scores.read(fewer.folder.scores).tokens[fewer.kept]) <= 200
 
 
+def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, monkeypatch, capsys):
+    monkeypatch.setattr(trial, "TRIAL_STEPS", 2)
+    config = settings(selector={"name": "ost", "options": SET | {"objective": "trial"}})
+    for budget in ("budget.count=10", "budget.count=20"):
+        selection = ostlight.select(config, budget)
+    entries = selection.folder.ledger.read()
+    assert [e.stage for e in entries] == ["score", "pick", "pick"]
+    losses = entries[2].more["trial"]["losses"]
+    assert {"sample by sample", "low loss", "at random"} < set(losses)
+    assert entries[2].more["trials"] == len(losses) > 3
+    assert read_notes(selection.folder.path / "selector")["trial"] == entries[2].more["trial"]
+    assert len(selection.kept) == 20
+    assert capsys.readouterr().out.count(" on the trusted samples after a brief training of the proxy; ") == 2
+    ranking = ostlight.select(config, "budget.threshold=0", "name=threshold").folder.ledger.read()[-1]
+    assert "trials" not in ranking.more
+
+
 @pytest.mark.parametrize("objective", ["sample", "set"])
 def test_shares_by_the_anchors_groups(settings, objective: str):
     anchors = settings()["anchors"] | {"group": "task"}

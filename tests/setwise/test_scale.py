@@ -22,17 +22,17 @@ def pick(scale: Scale) -> Pick:
     return pick_set(objective, Limits.count(12, 60))
 
 
-def test_the_lowest_anchor_loss_is_chosen_and_all_figures_are_kept():
+def test_the_lowest_loss_is_chosen_and_all_figures_are_kept():
     losses = iter([0.9, 0.4, 0.6])
     seen = []
 
-    def anchor_loss_after(rows: np.ndarray) -> float:
+    def loss_after(rows: np.ndarray) -> float:
         seen.append(rows.tolist())
         return next(losses)
 
-    choice = choose_scale(CANDIDATES, pick, anchor_loss_after)
+    choice = choose_scale(CANDIDATES, pick, loss_after)
     assert choice.best.scale == CANDIDATES[1]
-    assert [one.anchor_loss for one in choice.tried] == [0.9, 0.4, 0.6]
+    assert [one.loss for one in choice.tried] == [0.9, 0.4, 0.6]
     assert seen == [pick(scale).rows.tolist() for scale in CANDIDATES]
     assert [one.scale.label for one in choice.tried] == ["eta=0.1 B=8", "eta=0.5 B=8", "e=2"]
 

@@ -47,10 +47,13 @@ def _short(monkeypatch):
 WARM = {"fraction": 0.2, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
 
 
-def test_a_selector_tries_sets_on_the_warmed_up_proxy(settings):
-    config = settings(selector={"name": "test-tries-halves"})
-    config["proxy"] |= {"warmup": WARM}
-    selection = ostlight.select(config)
+def _halves(config: dict) -> list[float]:
+    folder = ostlight.select(config | {"selector": {"name": "test-tries-halves"}}).folder
+    return json.loads((folder.path / "selector" / "notes.json").read_text())["halves"]
+
+
+def test_a_selector_tries_sets_on_the_proxy(settings):
+    selection = ostlight.select(settings(selector={"name": "test-tries-halves"}))
     picking = next(e for e in selection.folder.ledger.read() if e.stage == "pick")
     assert picking.more["trials"] == 2
     assert picking.flops > 0
@@ -59,6 +62,23 @@ def test_a_selector_tries_sets_on_the_warmed_up_proxy(settings):
     assert notes["halves"] == picking.more["halves"]
     halves = np.array_split(Scores.read(selection.folder.scores).positions, 2)
     assert selection.kept.tolist() == halves[int(np.argmin(notes["halves"]))].tolist()
+
+
+def test_trials_start_from_the_proxy_as_it_came(settings):
+    settings_of_warm_up = {"warmup": WARM | {"fraction": 0}}
+    cold = settings(name="cold")
+    cold["proxy"] |= settings_of_warm_up
+    warmed = settings(name="warmed")
+    warmed["proxy"] |= {"warmup": WARM}
+    assert _halves(warmed) == pytest.approx(_halves(cold), rel=1e-6)
+
+
+def test_trials_are_read_on_the_development_set_and_without_one_on_the_anchors(settings):
+    other = settings()["test"]
+    on_anchors = _halves(settings(name="anchors"))
+    on_dev = _halves(settings(name="dev", dev=other))
+    assert on_dev == pytest.approx(_halves(settings(name="as-anchors", anchors=other)), rel=1e-6)
+    assert on_dev != pytest.approx(on_anchors, rel=1e-3)
 
 
 def test_a_benchmark_counts_trials_once_in_every_cell_that_uses_them(settings):
@@ -81,7 +101,9 @@ def test_without_a_proxy_without_anchors_and_without_a_run(settings):
     with pytest.raises(SelectorError, match="'test-tries-blindly' asks for a trial.*without `uses_proxy = True`"):
         ostlight.select(settings(selector={"name": "test-tries-blindly"}))
     config = settings(name="bare", selector={"name": "test-tries-halves"}, anchors={})
-    with pytest.raises(SelectorError, match=r"asks for a trial, which is read on the anchors.*anchors\.path"):
+    with pytest.raises(
+        SelectorError, match=r"asks for a trial, which is read on trusted samples.*dev\.path or anchors\.path"
+    ):
         ostlight.select(config)
     scores = Scores.read(ostlight.select(settings(name="random")).folder.scores)
     with pytest.raises(SelectorError, match="belong to no run"):

@@ -1,0 +1,121 @@
+"""Of the subsets tried the one that does best is kept, and every one is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ostlight.errors import DivergedError, SelectorError
+from ostlight.scoring.rows import to_table
+from ostlight.selection.budget import Budget
+from ostlight.selection.draws import draws
+from ostlight.selection.scores import PickSetting, Scores
+from ostlight.selection.sets import SetPicker, scales
+from ostlight.selection.tried import DRAW, LOW_LOSS, RANKING, pick_by_trial
+from ostlight.setwise import Scale
+
+ROWS, ETA, SEED = 60, 0.1, 5
+RNG = np.random.default_rng(4)
+SLOPES, PHI, LOSSES = RNG.standard_normal(ROWS), 2 * RNG.standard_normal((ROWS, 4)), RNG.uniform(0, 3, ROWS)
+UTILITIES = ETA * SLOPES - ETA**2 / 2 * (PHI**2).sum(1)
+TASKS = np.array(list("aaabbc" * (ROWS // 6)))
+BUDGET = Budget(count=12)
+
+
+class Run:
+    """What a stage lends: the loss after each subset by a rule, and everything that was said."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss, self.tried = loss, []
+        self.notes: dict[str, Any] = {}
+        self.said: list[str] = []
+
+    def trial(self, positions: np.ndarray) -> float:
+        self.tried.append(set(positions.tolist()))
+        return float(self.loss(set(positions.tolist())))
+
+    def scores(self, *without: str) -> Scores:
+        columns = {"score": UTILITIES, "slope": SLOPES, "phi": PHI.tolist(), "loss": LOSSES, "eta": [ETA] * ROWS}
+        rows = [
+            {"position": i, "id": f"s{i}", "state": "ok", "tags": [("task", TASKS[i])], "tokens": 1 + i % 7}
+            | {name: values[i] for name, values in columns.items() if name not in without}
+            for i in range(ROWS)
+        ]
+        setting = PickSetting(self.trial, list, self.notes.__setitem__, self.said.append, SEED)
+        return Scores(to_table(rows)).lent(setting)
+
+
+def the_set(scale: Scale) -> set[int]:
+    picker = SetPicker.of(Run(len).scores(), BUDGET)
+    assert picker is not None
+    return set(picker.pick(scale).rows.tolist())
+
+
+SUBSETS = {
+    RANKING: set(np.argsort(-UTILITIES)[:12].tolist()),
+    LOW_LOSS: set(np.argsort(LOSSES)[:12].tolist()),
+    DRAW: set(np.argsort(draws(SEED, [f"s{i}" for i in range(ROWS)]))[-12:].tolist()),
+    **{f"set eta={scale.eta:g} B={scale.batch_size}": the_set(scale) for scale in scales(ETA)},
+}
+
+
+@pytest.mark.parametrize("best", SUBSETS)
+def test_whichever_does_best_is_kept_and_all_are_told(best: str):
+    run = Run(lambda rows: 0.25 if rows == SUBSETS[best] else 0.75)
+    assert set(pick_by_trial(run.scores(), BUDGET).tolist()) == SUBSETS[best]
+    assert list(map(set, dict.fromkeys(map(frozenset, SUBSETS.values())))) == run.tried, "equal subsets are tried once"
+    told = json.loads(json.dumps(run.notes["trial"]))
+    assert told["losses"] == {name: 0.25 if rows == SUBSETS[best] else 0.75 for name, rows in SUBSETS.items()}
+    assert SUBSETS[told["kept"]] == SUBSETS[best]
+    assert (told["samples"], told["budget"]) == (12, "12")
+    (line,) = run.said
+    assert f"{told['kept']}: loss 0.25" in line
+    assert ("needs no choice" in line) == (best == DRAW)
+
+
+def test_of_equals_the_ranking_is_kept_best_first():
+    assert pick_by_trial(Run(len).scores(), BUDGET).tolist() == np.argsort(-UTILITIES)[:12].tolist()
+
+
+def test_a_subset_whose_training_diverged_is_never_kept():
+    run = Run(lambda rows: math.inf if rows == SUBSETS[RANKING] else 2.0)
+    assert set(pick_by_trial(run.scores(), BUDGET).tolist()) == SUBSETS[LOW_LOSS]
+    assert run.notes["trial"]["losses"][RANKING] is None
+    with pytest.raises(DivergedError, match=f"each of the {len(SUBSETS)} sets"):
+        pick_by_trial(Run(lambda rows: math.inf).scores(), BUDGET)
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(count=12, within="task"), Budget(tokens=60), Budget(tokens=60, within="task")]
+)
+def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
+    run = Run(len)
+    scores = run.scores()
+    pick_by_trial(scores, budget)
+    assert list(run.notes["trial"]["losses"]) == list(SUBSETS)
+    for rows in map(list, run.tried):
+        assert (len(rows) == 12) if budget.count else (scores.tokens[rows].sum() <= 60)
+        if budget.within and budget.count:
+            assert [(TASKS[rows] == task).sum() for task in "abc"] == [6, 4, 2]
+
+
+def test_without_curvature_no_sets_are_tried():
+    run = Run(len)
+    pick_by_trial(run.scores("phi", "slope", "eta"), BUDGET)
+    assert list(run.notes["trial"]["losses"]) == [RANKING, LOW_LOSS, DRAW]
+
+
+@pytest.mark.parametrize("budget", [Budget(threshold=0.0), Budget(fraction=1.0)])
+def test_nothing_is_tried_where_there_is_nothing_to_choose(budget: Budget):
+    run = Run(len)
+    assert pick_by_trial(run.scores(), budget).tolist() == budget.top(run.scores()).tolist()
+    assert run.tried == run.said == []
+
+
+def test_subsets_cannot_be_tried_without_a_run():
+    with pytest.raises(SelectorError, match="belong to no run"):
+        pick_by_trial(Scores(Run(len).scores().table), BUDGET)

@@ -220,9 +220,10 @@ def trials(ledger: Path) -> list[str]:
         found = entry["more"].get("trial")
         if found:
             losses = ", ".join(
-                f"{name} {'diverged' if loss is None else f'{loss:.4f}'}" for name, loss in found["losses"].items()
+                f"{name} {'diverged' if each is None else f'{np.mean(each):.4f}'}"
+                for name, each in found["losses"].items()
             )
-            told[found["budget"]] = f"{found['budget']}: kept {found['kept']}; loss after each trial: {losses}"
+            told[found["budget"]] = f"{found['budget']}: kept {found['kept']}; mean loss after its trials: {losses}"
     return list(told.values())
 
 

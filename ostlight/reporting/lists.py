@@ -21,8 +21,7 @@ def budget_line(score: np.ndarray, kept: int) -> float:
 def margins(evidence: Evidence, within: str | None = None) -> np.ndarray | None:
     """``[N]`` score minus the budget's line; where the budget was spent tag by tag, the line of the sample's own tag.
 
-    ``None`` where nothing was picked. Where a set was picked as a whole the line is where a ranking of single samples
-    would have drawn it.
+    ``None`` where nothing was picked, or where the kept are not the highest scores (a set, a draw): no line parts them.
     """
     if evidence.kept is None:
         return None
@@ -31,6 +30,9 @@ def margins(evidence: Evidence, within: str | None = None) -> np.ndarray | None:
     values = np.zeros(len(evidence)) if values is None else values
     for value in set(values.tolist()):
         rows = np.flatnonzero(values == value)
+        kept, dropped = (evidence.score[rows[evidence.kept[rows] == side]] for side in (True, False))
+        if len(kept) and len(dropped) and kept.min() < dropped.max():
+            return None
         found[rows] = evidence.score[rows] - budget_line(evidence.score[rows], int(evidence.kept[rows].sum()))
     return found
 

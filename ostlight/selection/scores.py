@@ -38,14 +38,15 @@ class PickSetting:
     """What a stage lends to ``pick`` beside the table.
 
     Attributes:
-        trial: the trusted samples' mean loss after a brief training of the proxy on the records at these positions.
+        trial: the trusted samples' mean loss after a brief training of the proxy on the records at these positions, in
+            an order that hangs on the second number.
         anchor_groups: the group of each anchor.
         note: keeps a fact of the pick by name, for the ledger and the report; the value is plain data.
         say: prints one line for the user, once, not once a rank.
         seed: the run's seed.
     """
 
-    trial: Callable[[np.ndarray], float]
+    trial: Callable[[np.ndarray, int], float]
     anchor_groups: Callable[[], Sequence[str]]
     note: Callable[[str, Any], None]
     say: Callable[[str], None]
@@ -144,18 +145,19 @@ class Scores:
         """The same rows, picked from in a run."""
         return Scores(self.table, setting)
 
-    def trial(self, rows: Sequence[int] | np.ndarray) -> float:
+    def trial(self, rows: Sequence[int] | np.ndarray, repeat: int = 0) -> float:
         """What training on these rows leads to: mean loss, in nats, on the development set, or on the anchors where no
         development set is named, after a brief training of the proxy as it was before its warm-up.
 
         Lets ``pick`` compare sets by what they really do, without test data; the cost goes to the run's ledger. Every
         trial takes as many steps as any other (``ostlight.training.trial``), and infinite means that it diverged.
+        Another ``repeat`` is another order of the samples: how far two differ is the noise of a trial.
 
         Raises:
             SelectorError: the run has no proxy or no trusted samples, or there is no run.
             DataError: no rows.
         """
-        return self.setting.trial(self.positions[np.asarray(rows, dtype=np.int64)])
+        return self.setting.trial(self.positions[np.asarray(rows, dtype=np.int64)], repeat)
 
     @property
     def in_run(self) -> bool:

@@ -1,29 +1,33 @@
-"""Several subsets for a budget, each tried on the proxy: what is kept is what does it most good."""
+"""Several subsets for a budget, each tried on the proxy: kept is what does it most good."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
+from ostlight.errors import DivergedError
 from ostlight.selection.budget import Budget
 from ostlight.selection.draws import draws
 from ostlight.selection.kinds import ranked
 from ostlight.selection.scores import Scores
-from ostlight.selection.sets import SetPicker, scales
+from ostlight.selection.sets import BATCH_SIZES, SetPicker, scales
 from ostlight.setwise import losses_after
 
-RANKING, LOW_LOSS, DRAW = "sample by sample", "low loss", "at random"
+REPEATS = 2
+"""Trials of each subset, in different orders of its samples: what they differ by is the noise of a trial."""
+
+RANKING, DRAW, LOW_LOSS = "sample by sample", "at random", "low loss"
 
 
 def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     """Rows of the subset after which the trusted samples fare best, of a few read from the stored columns.
 
-    Tried are the ranking by score, low loss, a draw at random, and sets (where the scores hold ``phi``), each within
+    Tried are the ranking by score, a draw at random, low loss, and sets (where the scores hold ``phi``), each within
     the budget and its shares. Where a pool is sound the draw wins, because the best-ranked are narrower than the pool;
-    where it is not, it depends on what is wrong, which no column tells (docs/setwise.md). What was tried, and what
-    came of it, is noted as ``trial``. A threshold fixes the subset, so nothing is tried there.
+    where it is not, it depends on what is wrong, which no column tells (docs/setwise.md). Of those that no other beats
+    beyond the noise of the trials the first in this order is kept. What was tried, and what came of it, is noted as
+    ``trial``. A threshold fixes the subset, so nothing is tried there.
 
     Args:
         scores: with the column ``loss``; ``slope``, ``phi`` and ``eta`` for sets.
@@ -38,27 +42,50 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
         return rows
     subsets = {
         RANKING: rows,
-        LOW_LOSS: ranked(scores.with_score(-scores.column("loss")), budget),
         DRAW: ranked(scores.with_score(np.array(draws(scores.setting.seed, scores.ids))), budget),
+        LOW_LOSS: ranked(scores.with_score(-scores.column("loss")), budget),
         **_sets(scores, budget),
     }
-    losses = dict(zip(subsets, losses_after(list(subsets.items()), scores.trial), strict=True))
-    kept = min((name for name in losses if math.isfinite(losses[name])), key=lambda name: losses[name])
-    told = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
+    tried = [losses_after(list(subsets.items()), partial(scores.trial, repeat=r)) for r in range(REPEATS)]
+    losses = dict(zip(subsets, np.transpose(tried).tolist(), strict=True))
+    kept = list(subsets)[first_of_the_best(np.transpose(tried))]
+    told = {name: each if np.isfinite(each).all() else None for name, each in losses.items()}
     scores.setting.note("trial", {"budget": budget.label, "samples": len(subsets[kept]), "kept": kept, "losses": told})
     scores.setting.say(_line(kept, losses, len(subsets[kept])))
     return subsets[kept]
+
+
+def first_of_the_best(losses: np.ndarray) -> int:
+    """The first subset whose mean loss is within one standard error of a difference from the lowest.
+
+    Whatever is simplest comes first, as in the one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984,
+    "Classification and Regression Trees", section 3.4.3). Noise grows with the loss, so logarithms are compared.
+
+    Args:
+        losses: ``[subsets, repeats]``, in nats; infinite where a training diverged, and then never chosen.
+
+    Raises:
+        DivergedError: no subset has finite losses alone.
+    """
+    logs = np.log(np.maximum(losses, np.finfo(np.float64).tiny))
+    means, finite = logs.mean(1), np.isfinite(logs).all(1)
+    if not finite.any():
+        raise DivergedError("every subset's training diverged in some order; lower the warm-up's learning rate")
+    noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
+    return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
 
 
 def _sets(scores: Scores, budget: Budget) -> dict[str, np.ndarray]:
     picker = SetPicker.of(scores, budget) if "phi" in scores else None
     if picker is None:
         return {}
-    return {f"set {scale.label}": picker.pick(scale).rows for scale in scales(picker.eta)}
+    tried = scales(picker.eta, batch_size=min(BATCH_SIZES))
+    return {f"set {scale.label}": picker.pick(scale).rows for scale in tried}
 
 
-def _line(kept: str, losses: Mapping[str, float], samples: int) -> str:
-    others = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items() if name != kept)
-    told = f"trial: {samples:,} samples, {kept}: loss {losses[kept]:.4g} on the trusted samples after a brief training "
-    told += f"of the proxy; {others}"
-    return told + ("; nothing chosen trains it better, so this pool needs no choice here" if kept == DRAW else "")
+def _line(kept: str, losses: dict[str, list[float]], samples: int) -> str:
+    means = {name: float(np.mean(each)) for name, each in losses.items()}
+    others = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items() if name != kept)
+    told = f"trial: {samples:,} samples, {kept}: loss {means[kept]:.4g} on the trusted samples after a brief training "
+    told += f"of the proxy, mean of {REPEATS}; {others}"
+    return told + ("; no choice trains it better, so a draw will do here" if kept == DRAW else "")

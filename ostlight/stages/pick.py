@@ -70,7 +70,7 @@ def _pick_setting(config: Config, folder: RunFolder, pool: Pool, selector: Selec
         write_note(folder.path / "selector", fact, value)
         entry.more[fact] = value
 
-    return PickSetting(lambda positions: trials()(positions), lambda: anchors().groups, note, say, config.seed)
+    return PickSetting(lambda *of: trials()(*of), lambda: anchors().groups, note, say, config.seed)
 
 
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ class Trials:
         pool: where the records are.
         trusted: at least one.
         compute, folder: as for ``fit``.
-        seed: of the order of the samples, the same for every trial.
+        seed: of the order of the samples.
         entry: the ledger's; what trials cost is added to it.
     """
 
@@ -54,8 +54,12 @@ class Trials:
         self._folder, self._seed, self._entry = folder, seed, entry
         self._data: EncodedPool | None = None
 
-    def __call__(self, positions: np.ndarray) -> float:
+    def __call__(self, positions: np.ndarray, repeat: int = 0) -> float:
         """The trusted samples' mean loss in nats after the training; infinite where the training diverged.
+
+        Args:
+            positions: of the records.
+            repeat: another number takes the samples in another order, which tells the noise of a trial.
 
         Raises:
             DataError: no record to train on.
@@ -67,7 +71,7 @@ class Trials:
         reader, cost = _Reader(self._trusted, self._compute.tokens_per_batch), Entry("trial")
         try:
             data = self._data.view(positions)
-            fit(model, data, self._compute, self._folder, "trial", self._seed, cost, callbacks=[reader])
+            fit(model, data, self._compute, self._folder, "trial", self._seed + repeat, cost, callbacks=[reader])
         except DivergedError:
             reader.loss = math.inf
         self._entry.flops += cost.flops + reader.flops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_within_a_tag_each_value_has_its_own_line(evidence: Evidence):
     for source in set(evidence.tags["source"]):
         rows = evidence.tags["source"] == source
         assert (margin[rows] > 0).sum() == evidence.kept[rows].sum()
+
+
+def test_what_was_picked_as_a_set_has_no_line(evidence: Evidence):
+    order, picked = np.argsort(-evidence.score), copy.copy(evidence)
+    picked.rank = np.full(len(evidence), -1)
+    picked.rank[order[[0, 1, 3]]] = range(3)
+    assert margins(picked) is None
+    picked.rank[order[2]] = 3
+    assert margins(picked) is not None
 
 
 def test_the_histogram_counts_every_sample_once(evidence: Evidence):
@@ -175,13 +185,16 @@ def test_what_was_tried_is_told(made: Path, tmp_path: Path):
 
     tried = tmp_path / "tried"
     shutil.copytree(made, tried)
-    losses = {"sample by sample": 0.625, "set eta=0.1 B=32": None, "at random": 0.5}
+    losses = {"sample by sample": [0.625, 0.75], "set eta=0.1 B=32": None, "at random": [0.5, 0.25]}
     note = {"budget": "20%", "samples": 4, "kept": "at random", "losses": losses}
     write_note(tried / "selector", "trial", note)
     page = write_report(tried).read_text()
     assert "Kept: <b>at random</b>" in page
-    assert "at random <b>0.5</b>, sample by sample <b>0.625</b>, set eta=0.1 B=32 <b>diverged</b>." in page
-    assert "the pool needs no choice" in page
+    assert (
+        "at random <b>0.5 and 0.25</b>, sample by sample <b>0.625 and 0.75</b>, set eta=0.1 B=32 <b>diverged</b>."
+        in page
+    )
+    assert "so a draw will do" in page
 
 
 def test_a_run_without_scores_is_still_a_page(made: Path, tmp_path: Path):

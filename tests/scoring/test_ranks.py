@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from ostlight.scoring.writer import audit
+from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import read_shards
 
 pytestmark = pytest.mark.slow
@@ -79,3 +81,17 @@ def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: P
     run(command(settings(name="killed", selector=ost), tmp_path, shard_size=1))
     assert {p: p.stat().st_mtime_ns for p in before} == written
     assert furthest(scores(runs, "whole"), scores(runs, "killed")) < 1e-3
+
+
+def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path: Path):
+    """A trial trains on both ranks, each with its share of every batch."""
+    options, found = OPTIONS["second_order"] | {"objective": "trial"}, {}
+    for name, compute in (("one", {}), ("two", {"devices": 2, "strategy": "ddp"})):
+        config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
+        run(command(config, tmp_path, shard_size=5, **compute))
+        folder = tmp_path / "runs" / name
+        found[name] = read_notes(folder / "selector")["trial"], pq.read_table(folder / "selection.parquet")["kept"]
+    (one, kept), (two, kept_by_two) = found["one"], found["two"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-2)
+    assert two["kept"] == one["kept"]
+    assert kept_by_two == kept

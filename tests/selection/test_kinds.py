@@ -41,7 +41,9 @@ def scores_of(
         }
         for i, each in enumerate(utilities)
     ]
-    setting = PickSetting(lambda positions: 0.0, lambda: list(anchors), lambda name, value: None, lambda line: None, 0)
+    setting = PickSetting(
+        lambda positions, repeat: 0.0, lambda: list(anchors), lambda name, value: None, lambda line: None, 0
+    )
     return Scores(to_table(rows)).lent(setting)
 
 

@@ -32,7 +32,7 @@ class Run:
         self.said: list[str] = []
         self.loss = loss
 
-    def trial(self, positions: np.ndarray) -> float:
+    def trial(self, positions: np.ndarray, repeat: int) -> float:
         self.tried.append(positions)
         return float(self.loss(positions))
 

@@ -67,10 +67,12 @@ def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, mon
     assert [e.stage for e in entries] == ["score", "pick", "pick"]
     losses = entries[2].more["trial"]["losses"]
     assert {"sample by sample", "low loss", "at random"} < set(losses)
-    assert entries[2].more["trials"] == len(losses) > 3
+    assert 6 <= entries[2].more["trials"] <= 2 * len(losses) == 12
     assert read_notes(selection.folder.path / "selector")["trial"] == entries[2].more["trial"]
     assert len(selection.kept) == 20
-    assert capsys.readouterr().out.count(" on the trusted samples after a brief training of the proxy; ") == 2
+    assert (
+        capsys.readouterr().out.count(" on the trusted samples after a brief training of the proxy, mean of 2; ") == 2
+    )
     ranking = ostlight.select(config, "budget.threshold=0", "name=threshold").folder.ledger.read()[-1]
     assert "trials" not in ranking.more
 

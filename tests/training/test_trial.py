@@ -58,8 +58,9 @@ def test_every_trial_starts_afresh_and_adds_its_cost(setup):
     spent = copy.deepcopy(dataclasses.asdict(entry))
     other = trials(ROWS + 1)
     assert trials(ROWS) == first != other
-    assert entry.flops == pytest.approx(3 * spent["flops"], rel=0.2)
-    assert (spent["more"]["trials"], entry.more["trials"]) == (1, 3)
+    assert trials(ROWS, 1) != first, "another order"
+    assert entry.flops == pytest.approx(4 * spent["flops"], rel=0.2)
+    assert (spent["more"]["trials"], entry.more["trials"]) == (1, 4)
 
 
 def test_a_trial_that_diverges_is_infinitely_bad_and_paid_for(setup):

@@ -28,6 +28,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ost` tries several subsets on the proxy by default; here it is enough that it does."""
+    monkeypatch.setattr("ostlight.training.trial.TRIAL_STEPS", 2)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A DigitMath set of 48 pool records, 14 anchors, 14 development and 21 test questions."""

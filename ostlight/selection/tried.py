@@ -21,7 +21,7 @@ RANKING, DRAW, LOW_LOSS = "sample by sample", "at random", "low loss"
 
 
 def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
-    """Rows of the subset after which the trusted samples fare best, of a few read from the stored columns.
+    """Rows of the subset after which the trusted samples fare best, of a few read from the stored columns, best first.
 
     Tried are the ranking by score, a draw at random, low loss, and sets (where the scores hold ``phi``), each within
     the budget and its shares. Where a pool is sound the draw wins, because the best-ranked are narrower than the pool;
@@ -42,10 +42,11 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
         return rows
     subsets = {
         RANKING: rows,
-        DRAW: ranked(scores.with_score(np.array(draws(scores.setting.seed, scores.ids))), budget),
-        LOW_LOSS: ranked(scores.with_score(-scores.column("loss")), budget),
+        DRAW: _best_first(scores, np.array(draws(scores.setting.seed, scores.ids)), budget),
+        LOW_LOSS: _best_first(scores, -scores.column("loss"), budget),
         **_sets(scores, budget),
     }
+    scores.setting.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
     tried = [losses_after(list(subsets.items()), partial(scores.trial, repeat=r)) for r in range(REPEATS)]
     losses = dict(zip(subsets, np.transpose(tried).tolist(), strict=True))
     kept = list(subsets)[first_of_the_best(np.transpose(tried))]
@@ -73,6 +74,12 @@ def first_of_the_best(losses: np.ndarray) -> int:
         raise DivergedError("every subset's training diverged in some order; lower the warm-up's learning rate")
     noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
     return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
+
+
+def _best_first(scores: Scores, by: np.ndarray, budget: Budget) -> np.ndarray:
+    """What another number than the score keeps, in the order of the score."""
+    rows = ranked(scores.with_score(by), budget)
+    return rows[np.lexsort((scores.positions[rows], -scores.score[rows]))]
 
 
 def _sets(scores: Scores, budget: Budget) -> dict[str, np.ndarray]:

@@ -64,7 +64,7 @@ def _pick_setting(config: Config, folder: RunFolder, pool: Pool, selector: Selec
                 "name a file of them in dev.path or anchors.path"
             )
         fresh = partial(load_untrained_proxy, config)
-        return Trials(fresh, pool, trusted, config.compute, folder.path, config.seed, entry)
+        return Trials(fresh, pool, trusted, config.compute, folder.path, config.seed, entry, say)
 
     def note(fact: str, value: object) -> None:
         write_note(folder.path / "selector", fact, value)

@@ -37,6 +37,7 @@ class Trials:
         compute, folder: as for ``fit``.
         seed: of the order of the samples.
         entry: the ledger's; what trials cost is added to it.
+        say: told before the first trial what one costs.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Trials:
         folder: Path,
         seed: int,
         entry: Entry,
+        say: Callable[[str], None],
     ) -> None:
         self._load, self._pool, self._trusted = load, pool, trusted
         self._compute = dataclasses.replace(compute, progress=False, logger="none")
         self._folder, self._seed, self._entry = folder, seed, entry
+        self._say: Callable[[str], None] | None = say
         self._data: EncodedPool | None = None
 
     def __call__(self, positions: np.ndarray, repeat: int = 0) -> float:
@@ -71,9 +74,10 @@ class Trials:
         reader, cost = _Reader(self._trusted, self._compute.tokens_per_batch), Entry("trial")
         try:
             data = self._data.view(positions)
-            fit(model, data, self._compute, self._folder, "trial", self._seed + repeat, cost, callbacks=[reader])
+            fit(model, data, self._compute, self._folder, "trial", self._seed + repeat, cost, self._say, [reader])
         except DivergedError:
             reader.loss = math.inf
+        self._say = None
         self._entry.flops += cost.flops + reader.flops
         self._entry.tokens += cost.tokens
         self._entry.more["trials"] = self._entry.more.get("trials", 0) + 1

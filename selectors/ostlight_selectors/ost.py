@@ -66,9 +66,9 @@ class OneStepTrain(Selector):
         probes: measured directions of ``projected``, curvature probes of ``second_order``; ``null`` takes what serves
             each: 32 and 64.
         optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
-        objective: what is kept: ``sample`` by sample the best, as in the paper; the best ``set`` (what a mini-batch
-            of it does, redundancy and noise counted; needs ``projected`` or ``second_order``); or by ``trial`` the best
-            of these, low loss and a draw at random, by what brief trainings of the proxy on them do.
+        objective: what is kept: ``sample`` (the best sample by sample, as in the paper), ``set`` (the best set: what a
+            mini-batch of it does, redundancy and noise counted; needs ``projected`` or ``second_order``) or ``trial``
+            (the first of these, a draw at random, low loss or a set, whichever a brief training of the proxy favours).
         set_eta: step size of ``objective: set``; ``null`` tries a few on the proxy.
         batch_size: of the mini-batches of ``objective: set``; ``null`` tries a few.
         targets: how the estimators' fixed vectors (one for each anchor group and the probes, which ``second_order`` has
@@ -82,7 +82,7 @@ class OneStepTrain(Selector):
         eta: float | None = None
         probes: int | None = None
         optimizer: str = "sgd"
-        objective: str = "sample"
+        objective: str = "trial"
         set_eta: float | None = None
         batch_size: int | None = None
         targets: str = "full"

@@ -55,7 +55,7 @@ def furthest(one: list[float], other: list[float]) -> float:
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_two_ranks_give_the_same_table(settings, tmp_path: Path, options: dict[str, Any]):
-    runs, ost = tmp_path / "runs", {"name": "ost", "options": options}
+    runs, ost = tmp_path / "runs", {"name": "ost", "options": options | {"objective": "sample"}}
     run(command(settings(name="one", selector=ost), tmp_path, shard_size=5))
     run(command(settings(name="two", selector=ost), tmp_path, shard_size=5, devices=2, strategy="ddp"))
     assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-3
@@ -63,7 +63,7 @@ def test_two_ranks_give_the_same_table(settings, tmp_path: Path, options: dict[s
 
 @pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
 def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: Path, options: dict[str, Any]):
-    runs, ost = tmp_path / "runs", {"name": "ost", "options": options}
+    runs, ost = tmp_path / "runs", {"name": "ost", "options": options | {"objective": "sample"}}
     run(command(settings(name="whole", selector=ost), tmp_path, shard_size=1))
     arguments = command(settings(name="killed", selector=ost), tmp_path, shard_size=1, devices=2, strategy="ddp")
     process = subprocess.Popen(
@@ -85,7 +85,7 @@ def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: P
 
 def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path: Path):
     """A trial trains on both ranks, each with its share of every batch."""
-    options, found = OPTIONS["second_order"] | {"objective": "trial"}, {}
+    options, found = OPTIONS["second_order"], {}
     for name, compute in (("one", {}), ("two", {"devices": 2, "strategy": "ddp"})):
         config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
         run(command(config, tmp_path, shard_size=5, **compute))

@@ -10,7 +10,6 @@ from ostlight.errors import SelectorError
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import Scores
 from ostlight.setwise import minibatch_value
-from ostlight.training import trial
 
 SET = {"estimator": "second_order", "probes": 8, "eta": 0.05, "objective": "set"}
 AT_SCALE = SET | {"set_eta": 0.05, "batch_size": 32}
@@ -36,8 +35,7 @@ def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
     assert len(together.kept) == len(alone.kept) == 10
 
 
-def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scored_again(settings, monkeypatch, capsys):
-    monkeypatch.setattr(trial, "TRIAL_STEPS", 2)
+def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scored_again(settings, capsys):
     config = settings(selector={"name": "ost", "options": SET})
     for budget in ("budget.count=10", "budget.count=20"):
         folder = ostlight.select(config, budget).folder
@@ -58,9 +56,10 @@ def test_a_set_within_tags_and_within_tokens(settings):
     assert 0 < sum(Scores.read(fewer.folder.scores).tokens[fewer.kept]) <= 200
 
 
-def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, monkeypatch, capsys):
-    monkeypatch.setattr(trial, "TRIAL_STEPS", 2)
-    config = settings(selector={"name": "ost", "options": SET | {"objective": "trial"}})
+def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, capsys):
+    config = settings(
+        selector={"name": "ost", "options": {name: value for name, value in SET.items() if name != "objective"}}
+    )
     for budget in ("budget.count=10", "budget.count=20"):
         selection = ostlight.select(config, budget)
     entries = selection.folder.ledger.read()

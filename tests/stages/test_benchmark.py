@@ -161,7 +161,7 @@ def test_choices_that_only_pick_otherwise_are_scored_once(contest):
     options = {"probes": 4, "set_eta": 0.1, "batch_size": 8}
     section = contest["benchmark"] | {
         "selectors": [
-            {"name": "ost", "options": options},
+            {"name": "ost", "options": options | {"objective": "sample"}},
             {"name": "ost", "label": "set", "options": options | {"objective": "set"}},
         ],
         "seeds": [0],

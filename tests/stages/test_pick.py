@@ -13,7 +13,6 @@ from ostlight.errors import SelectorError
 from ostlight.selection.registry import register
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.training import trial
 
 
 @register("test-tries-halves")
@@ -37,11 +36,6 @@ class TriesBlindly(TriesHalves):
     """The same without a proxy."""
 
     uses_proxy = False
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch):
-    monkeypatch.setattr(trial, "TRIAL_STEPS", 2)
 
 
 WARM = {"fraction": 0.2, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}

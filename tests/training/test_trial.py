@@ -33,7 +33,12 @@ def setup(proxy, samples, digits, tmp_path, monkeypatch):
             return model
 
         entry = Entry("pick")
-        return Trials(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0, entry), entry, compute
+        pool, trusted = Pool.open(digits.pool), samples("anchors")
+        return (
+            Trials(load, pool, trusted, compute, tmp_path, 0, entry, entry.more.setdefault("said", []).append),
+            entry,
+            compute,
+        )
 
     return make
 
@@ -61,6 +66,8 @@ def test_every_trial_starts_afresh_and_adds_its_cost(setup):
     assert trials(ROWS, 1) != first, "another order"
     assert entry.flops == pytest.approx(4 * spent["flops"], rel=0.2)
     assert (spent["more"]["trials"], entry.more["trials"]) == (1, 4)
+    (line,) = entry.more["said"]
+    assert line.startswith("trial: 4 steps: about "), "told once, before the first"
 
 
 def test_a_trial_that_diverges_is_infinitely_bad_and_paid_for(setup):

@@ -20,15 +20,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "active": {"estimator": "first_order", "scope": "head", "eta": 0.05, "answers": 2, "max_new_tokens": 4},
     "combine": {"how": "cascade", "of": [{"name": "loss", "keep": 0.5}, {"name": "length"}]},
     "deita": {"complexity": None, "quality": None},
-    "ost": {"estimator": "exact", "scope": "head"},
+    "ost": {"estimator": "exact", "scope": "head", "objective": "sample"},
 }
 """Options a selector cannot do without, or that make it quick enough here."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
-    ("ost", {"estimator": "exact"}),
+    ("ost", {"estimator": "exact", "objective": "sample"}),
     ("ost", {"estimator": "projected", "probes": 4}),
-    ("ost", {"estimator": "second_order", "probes": 4}),
-    ("ost", {"estimator": "first_order", "optimizer": "adam"}),
+    ("ost", {"estimator": "second_order", "probes": 4, "objective": "sample"}),
+    ("ost", {"estimator": "first_order", "optimizer": "adam", "objective": "sample"}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),
 ]
 

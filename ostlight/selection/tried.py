@@ -27,18 +27,18 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     the budget and its shares. Where a pool is sound the draw wins, because the best-ranked are narrower than the pool;
     where it is not, it depends on what is wrong, which no column tells (docs/setwise.md). Of those that no other beats
     beyond the noise of the trials the first in this order is kept. What was tried, and what came of it, is noted as
-    ``trial``. A threshold fixes the subset, so nothing is tried there.
+    ``trial``. A threshold fixes the subset, so nothing is tried there; outside a run (in a cascade, or by hand) there
+    is no proxy to try on, and the ranking is kept.
 
     Args:
         scores: with the column ``loss``; ``slope``, ``phi`` and ``eta`` for sets.
 
     Raises:
-        SelectorError: no run to try subsets in.
         DivergedError: the trials of all subsets diverged.
         DataError: as ``Kinds.of``.
     """
     rows = ranked(scores, budget)
-    if budget.threshold is not None or len(rows) in (0, len(scores)):
+    if budget.threshold is not None or len(rows) in (0, len(scores)) or not scores.in_run:
         return rows
     subsets = {
         RANKING: rows,

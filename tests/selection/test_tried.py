@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ostlight.errors import DivergedError, SelectorError
+from ostlight.errors import DivergedError
 from ostlight.scoring.rows import to_table
 from ostlight.selection.budget import Budget
 from ostlight.selection.draws import draws
@@ -147,6 +147,6 @@ def test_nothing_is_tried_where_there_is_nothing_to_choose(budget: Budget):
     assert run.tried == run.said == []
 
 
-def test_subsets_cannot_be_tried_without_a_run():
-    with pytest.raises(SelectorError, match="belong to no run"):
-        pick_by_trial(Scores(Run(len).scores().table), BUDGET)
+def test_outside_a_run_the_ranking_is_kept():
+    scores = Scores(Run(len).scores().table)
+    assert pick_by_trial(scores, BUDGET).tolist() == BUDGET.top(scores).tolist()

@@ -235,5 +235,7 @@ def test_the_whole_benchmark_runs_on_a_miniature(
             choice["options"] |= {"probes": 4, "set_eta": 0.1, "batch_size": 32}  # a few anchors carry no more probes
     small = ("target.training.steps=2", "proxy.warmup.training.epochs=0.5", "compute.progress=false")
     lines = ostlight.benchmark(config, *small)
-    assert [line.label for line in lines] == ["base", "oracle", "full", "random", "loss", "ost", "set"]
+    named = [choice.get("label") or choice["name"] for choice in section["selectors"]]
+    assert [line.label for line in lines] == ["base", "oracle", *named]
+    assert {"random", "loss", "ost", "set"} <= set(named)
     assert all(line.defect_share is not None for line in lines[1:])

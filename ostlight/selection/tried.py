@@ -47,9 +47,10 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
         **_sets(scores, budget),
     }
     scores.setting.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
-    tried = [losses_after(list(subsets.items()), partial(scores.trial, repeat=r)) for r in range(REPEATS)]
-    losses = dict(zip(subsets, np.transpose(tried).tolist(), strict=True))
-    kept = list(subsets)[first_of_the_best(np.transpose(tried))]
+    named = list(subsets.items())
+    tried = np.transpose([losses_after(named, partial(scores.trial, repeat=r)) for r in range(REPEATS)])
+    losses = dict(zip(subsets, tried.tolist(), strict=True))
+    kept, _ = named[first_of_the_best(tried)]
     told = {name: each if np.isfinite(each).all() else None for name, each in losses.items()}
     scores.setting.note("trial", {"budget": budget.label, "samples": len(subsets[kept]), "kept": kept, "losses": told})
     scores.setting.say(_line(kept, losses, len(subsets[kept])))

@@ -70,7 +70,9 @@ def _pick_setting(config: Config, folder: RunFolder, pool: Pool, selector: Selec
         write_note(folder.path / "selector", fact, value)
         entry.more[fact] = value
 
-    return PickSetting(lambda *of: trials()(*of), lambda: anchors().groups, note, say, config.seed)
+    return PickSetting(
+        lambda positions, repeat: trials()(positions, repeat), lambda: anchors().groups, note, say, config.seed
+    )
 
 
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:

@@ -59,9 +59,8 @@ def test_a_selector_tries_sets_on_the_proxy(settings):
 
 
 def test_trials_start_from_the_proxy_as_it_came(settings):
-    settings_of_warm_up = {"warmup": WARM | {"fraction": 0}}
     cold = settings(name="cold")
-    cold["proxy"] |= settings_of_warm_up
+    cold["proxy"] |= {"warmup": WARM | {"fraction": 0}}
     warmed = settings(name="warmed")
     warmed["proxy"] |= {"warmup": WARM}
     assert _halves(warmed) == pytest.approx(_halves(cold), rel=1e-6)

@@ -86,22 +86,32 @@ def _need(scores: Scores, within: str, *columns: str) -> None:
         )
 
 
-def ranked(scores: Scores, budget: Budget) -> np.ndarray:
-    """Rows of the highest scores that fit, best first; of each kind its own where the budget says ``within``."""
+def ranked(scores: Scores, budget: Budget, kinds: Kinds | None = None) -> np.ndarray:
+    """Rows of the highest scores that fit, best first; of each kind its own where the budget says ``within``.
+
+    Args:
+        kinds: as for ``kind_by_kind``.
+    """
     if budget.within is None:
         return budget.top(scores)
-    return kind_by_kind(scores, budget, lambda part, share: share.top(part))
+    return kind_by_kind(scores, budget, lambda part, share: share.top(part), kinds)
 
 
-def kind_by_kind(scores: Scores, budget: Budget, pick: Callable[[Scores, Budget], np.ndarray]) -> np.ndarray:
+def kind_by_kind(
+    scores: Scores,
+    budget: Budget,
+    pick: Callable[[Scores, Budget], np.ndarray],
+    kinds: Kinds | None = None,
+) -> np.ndarray:
     """Rows picked from each kind of ``budget.within`` by itself, best of each kind first, then the second of each: a
     prefix of the ranking is itself spread over the kinds.
 
     Args:
         pick: rows of the scores it is given, best first, within the budget it is given.
+        kinds: those of ``budget.within``, where they are known already.
     """
     assert budget.within is not None, "called for budgets with kinds"
-    kinds = Kinds.of(scores, budget.within)
+    kinds = kinds or Kinds.of(scores, budget.within)
     rows_of = {kind: np.flatnonzero(kinds.labels == kind) for kind in sorted(set(kinds.labels))}
     sizes = {kind: len(rows) for kind, rows in rows_of.items()}
     tokens = {k: int(scores.tokens[r].sum()) for k, r in rows_of.items()} if budget.tokens is not None else None

@@ -77,9 +77,9 @@ class SetPicker:
     limits: Limits
 
     @classmethod
-    def of(cls, scores: Scores, budget: Budget) -> SetPicker | None:
-        """``None`` where nothing fits the budget."""
-        limits = _limits(scores, budget)
+    def of(cls, scores: Scores, budget: Budget, kinds: Kinds | None = None) -> SetPicker | None:
+        """``None`` where nothing fits the budget; ``kinds`` are those of ``budget.within``, where they are known."""
+        limits = _limits(scores, budget, kinds)
         if limits is None:
             return None
         return cls(scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0]), limits)
@@ -102,14 +102,14 @@ def scales(own: float, eta: float | None = None, batch_size: int | None = None) 
     return [Scale(e, b) for e in etas for b in sizes]
 
 
-def _limits(scores: Scores, budget: Budget) -> Limits | None:
+def _limits(scores: Scores, budget: Budget, kinds: Kinds | None) -> Limits | None:
     """``None`` where nothing fits."""
     costs = scores.tokens if budget.tokens is not None else None
     total = budget.tokens if budget.tokens is not None else budget.size(len(scores))
     if not len(scores):
         return None
     if budget.within is not None:
-        kinds = Kinds.of(scores, budget.within)
+        kinds = kinds or Kinds.of(scores, budget.within)
         limits = quota_limits(kinds.labels, total, costs, kinds.weights)
     elif costs is not None:
         limits = Limits.tokens(total, costs)

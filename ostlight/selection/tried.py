@@ -9,7 +9,7 @@ import numpy as np
 from ostlight.errors import DivergedError
 from ostlight.selection.budget import Budget
 from ostlight.selection.draws import draws
-from ostlight.selection.kinds import ranked
+from ostlight.selection.kinds import Kinds, ranked
 from ostlight.selection.scores import Scores
 from ostlight.selection.sets import BATCH_SIZES, SetPicker, scales
 from ostlight.setwise import losses_after
@@ -37,14 +37,15 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
         DivergedError: the trials of all subsets diverged.
         DataError: as ``Kinds.of``.
     """
-    rows = ranked(scores, budget)
+    kinds = Kinds.of(scores, budget.within) if budget.within is not None else None
+    rows = ranked(scores, budget, kinds)
     if budget.threshold is not None or len(rows) in (0, len(scores)) or not scores.in_run:
         return rows
     subsets = {
         RANKING: rows,
-        DRAW: _best_first(scores, np.array(draws(scores.setting.seed, scores.ids)), budget),
-        LOW_LOSS: _best_first(scores, -scores.column("loss"), budget),
-        **_sets(scores, budget),
+        DRAW: _best_first(scores, np.array(draws(scores.setting.seed, scores.ids)), budget, kinds),
+        LOW_LOSS: _best_first(scores, -scores.column("loss"), budget, kinds),
+        **_sets(scores, budget, kinds),
     }
     scores.setting.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
     named = list(subsets.items())
@@ -77,14 +78,14 @@ def first_of_the_best(losses: np.ndarray) -> int:
     return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
 
 
-def _best_first(scores: Scores, by: np.ndarray, budget: Budget) -> np.ndarray:
+def _best_first(scores: Scores, by: np.ndarray, budget: Budget, kinds: Kinds | None) -> np.ndarray:
     """What another number than the score keeps, in the order of the score."""
-    rows = ranked(scores.with_score(by), budget)
+    rows = ranked(scores.with_score(by), budget, kinds)
     return rows[np.lexsort((scores.positions[rows], -scores.score[rows]))]
 
 
-def _sets(scores: Scores, budget: Budget) -> dict[str, np.ndarray]:
-    picker = SetPicker.of(scores, budget) if "phi" in scores else None
+def _sets(scores: Scores, budget: Budget, kinds: Kinds | None) -> dict[str, np.ndarray]:
+    picker = SetPicker.of(scores, budget, kinds) if "phi" in scores else None
     if picker is None:
         return {}
     tried = scales(picker.eta, batch_size=min(BATCH_SIZES))

@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,9 +65,8 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
         (run / "costs.md").read_text().strip(),
     ]
     names = folder_names(run, config)
-    repeated = over_repetitions(run, config)
-    if repeated:
-        parts += ["## Over the repetitions", repeated]
+    for title, variants in repetitions(config).items():
+        parts += [f"## {title}", over(variants, run, config)]
     found = what_the_scores_know(run, config, names)
     if found:
         parts += ["## What the scores know of the truth", found]
@@ -77,20 +77,27 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
     return "\n\n".join([*parts, READING, reading]).rstrip() + "\n"
 
 
-def over_repetitions(run: Path, config: Config) -> str:
-    """Means over variants that are repetitions of one another, which differ in seeds alone; with differences to the
-    baseline, paired by variant, and Student's interval over the variants."""
+def repetitions(config: Config) -> dict[str, list[str]]:
+    """Variants to take a mean over, by the heading it stands under: those that differ in seeds alone, and all that have
+    a seed of their own, where there are enough of them."""
     assert config.benchmark is not None
-    repetitions = [v.label for v in config.benchmark.variants if all("seed=" in o for o in v.overrides)]
-    if len(repetitions) < FEWEST_REPETITIONS or len(repetitions) < len(config.benchmark.variants):
-        return ""
+    variants = config.benchmark.variants
+    alike = [v.label for v in variants if v.overrides and all("seed=" in o for o in v.overrides)]
+    own = [v.label for v in variants if any("seed=" in o for o in v.overrides)]
+    found = {"Over the repetitions": alike} | ({"Over all pools": own} if own != alike else {})
+    return {title: labels for title, labels in found.items() if len(labels) >= FEWEST_REPETITIONS}
+
+
+def over(variants: Sequence[str], run: Path, config: Config) -> str:
+    """Means over these variants; with differences to the baseline, paired by variant, and Student's interval."""
+    assert config.benchmark is not None
     accuracy: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for line in (run / "results.jsonl").read_text().splitlines():
         cell = json.loads(line)
         if (cell["group"], cell["metric"]) == ("all", "accuracy"):
             row = accuracy.setdefault((cell["selector"], cell["budget"], cell["protocol"]), defaultdict(list))
             row[cell["variant"]].append(100 * cell["value"])
-    means = {row: np.array([np.mean(found[v]) for v in repetitions]) for row, found in accuracy.items()}
+    means = {row: np.array([np.mean(found[v]) for v in variants]) for row, found in accuracy.items()}
     baseline = config.benchmark.baseline
     lines = [f"| selector | budget | protocol | accuracy (95%) | difference to {baseline} (95%) |"]
     lines.append("| --- | --- | --- | ---: | ---: |")

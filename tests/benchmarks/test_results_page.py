@@ -73,10 +73,21 @@ def test_variants_that_differ_in_seeds_alone_are_repetitions(tmp_path: Path):
     section = {"selectors": [{"name": "ost"}, exact], "budgets": [{"fraction": 0.2}], "baseline": "exact"}
     variants = [{"label": f"pool {k}", "overrides": [f"digitmath.seed={k}", f"seed={k}"]} for k in range(3)]
     config = load_config({"digitmath": {}, "benchmark": section | {"variants": variants}})
-    told = results_page.over_repetitions(tmp_path, config).splitlines()
+    assert results_page.repetitions(config) == {"Over the repetitions": ["pool 0", "pool 1", "pool 2"]}
+    told = results_page.over(["pool 0", "pool 1", "pool 2"], tmp_path, config).splitlines()
     assert told[2] == "| exact | 20% |  | 60.0 ± 24.8 |  |"
     assert told[3] == "| ost | 20% |  | 65.0 ± 22.8 | +5.0 ± 5.0 |"
     assert told[4] == "| base |  |  | 10.0 ± 0.0 |  |"
-    variants[0]["overrides"] = ["digitmath.anchors=10"]
-    config = load_config({"digitmath": {}, "benchmark": section | {"variants": variants}})
-    assert results_page.over_repetitions(tmp_path, config) == ""
+
+
+def test_pools_of_several_kinds_have_a_mean_of_their_own():
+    def found(*overrides: list[str]) -> dict[str, list[str]]:
+        variants = [{"label": str(k), "overrides": o} for k, o in enumerate(overrides)]
+        section = {"selectors": [{"name": "random"}], "budgets": [{"fraction": 0.2}], "variants": variants}
+        return results_page.repetitions(load_config({"digitmath": {}, "benchmark": section}))
+
+    alike = [[f"seed={k}"] for k in range(3)]
+    assert found(*alike) == {"Over the repetitions": ["0", "1", "2"]}
+    several = found(*alike, ["seed=3", "digitmath.anchors=10"])
+    assert several == {"Over the repetitions": ["0", "1", "2"], "Over all pools": ["0", "1", "2", "3"]}
+    assert found(["digitmath.anchors=10"], ["seed=1"], ["seed=2"]) == {}

@@ -224,13 +224,14 @@ def trials(ledger: Path) -> list[str]:
     """What was tried for each budget, and what was kept."""
     told = {}
     for entry in map(json.loads, ledger.read_text().splitlines()):
-        found = entry["more"].get("trial")
+        found = entry["more"].get("noted", {}).get("trial")
         if found:
             losses = ", ".join(
                 f"{name} {'diverged' if each is None else f'{np.mean(each):.4f}'}"
                 for name, each in found["losses"].items()
             )
-            told[found["budget"]] = f"{found['budget']}: kept {found['kept']}; mean loss after its trials: {losses}"
+            budget = entry["more"]["budget"]
+            told[budget] = f"{budget}: kept {found['kept']}; mean loss after its trials: {losses}"
     return list(told.values())
 
 

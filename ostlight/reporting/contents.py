@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,8 @@ from ostlight.reporting.standing import COSTS, in_common, read_standings
 from ostlight.run.ledger import Entry, total
 from ostlight.selection.budget import Budget
 
+NOT_FACTS = ("rank_agreement", "groups", "trial")
+"""Notes that the page shows elsewhere."""
 SHOWN_FAMILIES = 24
 MEMBERS = 6
 """Members of a family that are shown."""
@@ -101,9 +104,24 @@ class Scored:
             "family_count": None if self.families is None else len(self.families.sizes),
             "in_families": 0 if self.families is None else int(self.families.sizes.sum()),
             "agreement": self.run.notes.get("rank_agreement"),
-            "notes": self.run.notes,
+            "trials": {b: noted["trial"] for b, noted in self._picks().items() if isinstance(noted.get("trial"), dict)},
+            "facts": list(self._facts()),
             "data": packed(evidence, self.families, self.scale),
         }
+
+    def _picks(self) -> dict[str, dict[str, Any]]:
+        """What was noted while the budgets of this page were picked."""
+        return {b.label: self.run.picks[b.label] for b in self._budgets() if b.label in self.run.picks}
+
+    def _facts(self) -> Iterator[tuple[str, str, Any]]:
+        """Budget (none for what holds for all), name and value of each fact without a place of its own on the page."""
+        for budget, noted in {"": self.run.notes, **self._picks()}.items():
+            for name, value in noted.items():
+                if name in NOT_FACTS:
+                    continue
+                if isinstance(value, dict):
+                    value = {k: v for k, v in value.items() if not isinstance(v, dict | list)}
+                yield budget, name, value
 
     def _lines(self) -> dict[str, float]:
         """The run's own line; in a benchmark the line of each of its budgets."""

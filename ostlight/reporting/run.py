@@ -67,6 +67,12 @@ class Run:
         return read_notes(self.path / "selector")
 
     @cached_property
+    def picks(self) -> dict[str, dict[str, Any]]:
+        """Facts noted while a budget was picked (``PickSetting.note``), by the budget's label; of the last time."""
+        entries = [e.more for e in self.folder.ledger.read() if e.stage == "pick"]
+        return {more["budget"]: more.get("noted", {}) for more in entries if "budget" in more}
+
+    @cached_property
     def ledger(self) -> list[Entry]:
         """What the run paid; a benchmark's warm-ups stand in folders of their own."""
         warmed = [RunFolder(p.parent, self.config, write=False) for p in self.path.glob("proxies/*/ledger.jsonl")]

@@ -24,15 +24,22 @@ def write_note(folder: Path, name: str, value: Any) -> None:
     Raises:
         SelectorError: the value is not plain data, or holds NaN or infinity, which JSON does not know.
     """
+    check_note(name, value)
+    if is_first_rank():
+        notes = read_notes(folder) | {name: value}
+        atomic_write_text(folder / FILE, json.dumps(notes, indent=2, sort_keys=True) + "\n")
+
+
+def check_note(name: str, value: Any) -> None:
+    """Raises:
+    SelectorError: the value is not plain data, or holds NaN or infinity.
+    """
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise SelectorError(
             f"the note {name!r} is no JSON ({error}): use numbers, text, lists and dicts, and null for what is unknown"
         ) from error
-    if is_first_rank():
-        notes = read_notes(folder) | {name: value}
-        atomic_write_text(folder / FILE, json.dumps(notes, indent=2, sort_keys=True) + "\n")
 
 
 def read_notes(folder: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def pick_best_set(
     else:
         choice = choose_scale(tried, picker.pick, scores.trial)
     if scores.in_run:
-        scores.setting.note("set", facts(choice, budget, picker.phi.shape[1]))
+        scores.setting.note("set", facts(choice, picker.phi.shape[1]))
         scores.setting.say(line(choice))
     return choice.best.pick.rows
 
@@ -118,11 +118,10 @@ def _limits(scores: Scores, budget: Budget, kinds: Kinds | None) -> Limits | Non
     return limits if limits.open(limits.most).any() else None
 
 
-def facts(choice: Choice, budget: Budget, probes: int) -> dict[str, Any]:
+def facts(choice: Choice, probes: int) -> dict[str, Any]:
     """Plain data of a choice, for the run's notes; losses are ``None`` where no trial was made, or it diverged."""
     best = choice.best
     return {
-        "budget": budget.label,
         "samples": len(best.pick.rows),
         "probes": probes,
         **_scale(best),

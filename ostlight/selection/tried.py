@@ -53,7 +53,7 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     losses = dict(zip(subsets, tried.tolist(), strict=True))
     kept, _ = named[first_of_the_best(tried)]
     told = {name: each if np.isfinite(each).all() else None for name, each in losses.items()}
-    scores.setting.note("trial", {"budget": budget.label, "samples": len(subsets[kept]), "kept": kept, "losses": told})
+    scores.setting.note("trial", {"samples": len(subsets[kept]), "kept": kept, "losses": told})
     scores.setting.say(_line(kept, losses, len(subsets[kept])))
     return subsets[kept]
 

@@ -14,7 +14,7 @@ from ostlight.model.load import load_encoder
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry
 from ostlight.selection.budget import Budget
-from ostlight.selection.notes import write_note
+from ostlight.selection.notes import check_note
 from ostlight.selection.picking import pick_rows
 from ostlight.selection.scores import PickSetting, Scores
 from ostlight.selection.selector import Selector
@@ -44,6 +44,7 @@ def pick(
         setting = _pick_setting(config, folder, pool, selector, entry)
         rows = pick_rows(selector, scores.lent(setting), budget)
         entry.samples = len(scores)
+        entry.more["budget"] = budget.label
     return rows, entry
 
 
@@ -67,8 +68,8 @@ def _pick_setting(config: Config, folder: RunFolder, pool: Pool, selector: Selec
         return Trials(fresh, pool, trusted, config.compute, folder.path, config.seed, entry, say)
 
     def note(fact: str, value: object) -> None:
-        write_note(folder.path / "selector", fact, value)
-        entry.more[fact] = value
+        check_note(fact, value)
+        entry.more.setdefault("noted", {})[fact] = value
 
     return PickSetting(
         lambda positions, repeat: trials()(positions, repeat), lambda: anchors().groups, note, say, config.seed

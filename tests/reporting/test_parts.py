@@ -24,7 +24,7 @@ from ostlight.reporting.page import write_report
 from ostlight.reporting.pareto import pareto
 from ostlight.reporting.run import Run
 from ostlight.reporting.standing import read_standings
-from ostlight.selection.notes import write_note
+from ostlight.run.ledger import Entry
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +186,21 @@ def test_what_was_tried_is_told(made: Path, tmp_path: Path):
     tried = tmp_path / "tried"
     shutil.copytree(made, tried)
     losses = {"sample by sample": [0.625, 0.75], "set eta=0.1 B=32": None, "at random": [0.5, 0.25]}
-    note = {"budget": "20%", "samples": 4, "kept": "at random", "losses": losses}
-    write_note(tried / "selector", "trial", note)
+    note = {"samples": 4, "kept": "at random", "losses": losses}
+    run = Run.open(tried)
+    label = run.config.budget.label
+    picks = {"7 samples": {"trial": note | {"kept": "other"}}, label: {"trial": note, "gap": {"of": 0.5}}}
+    for budget, noted in picks.items():
+        run.folder.ledger.add(Entry("pick", more={"budget": budget, "noted": noted}))
     page = write_report(tried).read_text()
     assert "Kept: <b>at random</b>" in page
     assert (
-        "at random <b>0.5 and 0.25</b>, sample by sample <b>0.625 and 0.75</b>, set eta=0.1 B=32 <b>diverged</b>."
+        "sample by sample <b>0.625 and 0.75</b>, set eta=0.1 B=32 <b>diverged</b>, at random <b>0.5 and 0.25</b>."
         in page
     )
     assert "so a draw will do" in page
+    assert f"gap ({label})</dt><dd>of <b>0.5</b>" in page
+    assert "Kept: <b>other</b>" not in page
 
 
 def test_a_run_without_scores_is_still_a_page(made: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,6 @@ import pytest
 import yaml
 
 from ostlight.scoring.writer import audit
-from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import read_shards
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,8 @@ def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path
         config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
         run(command(config, tmp_path, shard_size=5, **compute))
         folder = tmp_path / "runs" / name
-        found[name] = read_notes(folder / "selector")["trial"], pq.read_table(folder / "selection.parquet")["kept"]
+        noted = json.loads((folder / "ledger.jsonl").read_text().splitlines()[-1])["more"]["noted"]
+        found[name] = noted["trial"], pq.read_table(folder / "selection.parquet")["kept"]
     (one, kept), (two, kept_by_two) = found["one"], found["two"]
     assert list(two["losses"]) == list(one["losses"])
     for name, losses in one["losses"].items():

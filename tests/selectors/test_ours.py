@@ -7,7 +7,6 @@ import pytest
 
 import ostlight
 from ostlight.errors import SelectorError
-from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import Scores
 from ostlight.setwise import minibatch_value
 
@@ -42,8 +41,7 @@ def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scor
     entries = folder.ledger.read()
     assert [e.stage for e in entries] == ["score", "pick", "pick"]
     assert all(2 <= e.more["trials"] <= 7 and e.flops > 0 for e in entries[1:])
-    assert [e.more["set"]["samples"] for e in entries[1:]] == [10, 20]
-    assert read_notes(folder.path / "selector")["set"] == entries[2].more["set"]
+    assert [e.more["noted"]["set"]["samples"] for e in entries[1:]] == [10, 20]
     assert capsys.readouterr().out.count("of 7 scales tried") == 2
 
 
@@ -64,10 +62,10 @@ def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, cap
         selection = ostlight.select(config, budget)
     entries = selection.folder.ledger.read()
     assert [e.stage for e in entries] == ["score", "pick", "pick"]
-    losses = entries[2].more["trial"]["losses"]
+    losses = entries[2].more["noted"]["trial"]["losses"]
     assert {"sample by sample", "low loss", "at random"} < set(losses)
     assert 6 <= entries[2].more["trials"] <= 2 * len(losses) == 12
-    assert read_notes(selection.folder.path / "selector")["trial"] == entries[2].more["trial"]
+    assert [e.more["budget"] for e in entries[1:]] == ["10", "20"]
     assert len(selection.kept) == 20
     assert (
         capsys.readouterr().out.count(" on the trusted samples after a brief training of the proxy, mean of 2; ") == 2

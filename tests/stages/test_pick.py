@@ -43,7 +43,7 @@ WARM = {"fraction": 0.2, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
 
 def _halves(config: dict) -> list[float]:
     folder = ostlight.select(config | {"selector": {"name": "test-tries-halves"}}).folder
-    return json.loads((folder.path / "selector" / "notes.json").read_text())["halves"]
+    return folder.ledger.read()[-1].more["noted"]["halves"]
 
 
 def test_a_selector_tries_sets_on_the_proxy(settings):
@@ -52,10 +52,9 @@ def test_a_selector_tries_sets_on_the_proxy(settings):
     assert picking.more["trials"] == 2
     assert picking.flops > 0
     assert picking.device_s > 0
-    notes = json.loads((selection.folder.path / "selector" / "notes.json").read_text())
-    assert notes["halves"] == picking.more["halves"]
+    assert picking.more["budget"] == "20%"
     halves = np.array_split(Scores.read(selection.folder.scores).positions, 2)
-    assert selection.kept.tolist() == halves[int(np.argmin(notes["halves"]))].tolist()
+    assert selection.kept.tolist() == halves[int(np.argmin(picking.more["noted"]["halves"]))].tolist()
 
 
 def test_trials_start_from_the_proxy_as_it_came(settings):

@@ -94,7 +94,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         place[step] = dict(inner) if isinstance(inner, Mapping) else {}
         place = place[step]
     for group in ALTERNATIVES:
-        if last in group:
+        if last in group and value is not None:
             for other in group:
                 place.pop(other, None)
     place[last] = value

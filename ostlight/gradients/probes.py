@@ -41,11 +41,13 @@ class Anchors:
             stands in exactly one of them.
         groups: one key for each anchor; all the same where there are no groups. Each group gets vectors of its own,
             with weights within the group.
+        ids: what each anchor is called in messages; its index, where none are given.
     """
 
     forward: Callable[[Any], tuple[Tensor, Tensor]]
     batches: Sequence[tuple[Sequence[int], Any]]
     groups: Sequence[Hashable]
+    ids: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         seen = Counter(index for indices, _ in self.batches for index in indices)
@@ -70,6 +72,9 @@ class Anchors:
         """Anchors in each group, the groups in the order they first appear."""
         return dict(Counter(self.groups))
 
+    def called(self, index: int) -> str:
+        return f"anchor {self.ids[index]!r}" if self.ids else f"anchor {index}"
+
     def runs(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """``(indices, logits, labels)`` of each batch, with a graph."""
         for indices, batch in self.batches:
@@ -93,7 +98,7 @@ def mean_gradients(anchors: Anchors, parameters: dict[str, nn.Parameter]) -> dic
             losses = per_sample_losses(logits, labels)
             for index, loss in zip(indices, losses.tolist(), strict=True):
                 if not isfinite(loss):
-                    raise OstlightError(f"anchor {index} has the loss {loss}; mend it or leave it out")
+                    raise OstlightError(f"{anchors.called(index)} has the loss {loss}; mend it or leave it out")
             rows_of = _rows_by_group(anchors, indices)
             for number, (group, rows) in enumerate(rows_of.items(), start=1):
                 mean = losses[rows].sum() / anchors.sizes[group]
@@ -137,10 +142,8 @@ def curvature_probes(
                     totals[group][name][wanted.index(probe)] += gradient
     for group in anchors.sizes:
         if tokens_of[group] < num_probes:
-            raise OstlightError(
-                f"{num_probes} probes from {tokens_of[group]} answer tokens of {anchors.sizes[group]} anchors"
-                f"{f' in group {group}' if len(anchors.sizes) > 1 else ''}: add anchors, or ask for fewer probes"
-            )
+            where = f" in group {group}" if len(anchors.sizes) > 1 else ""
+            raise OstlightError(too_few(num_probes, tokens_of[group], anchors.sizes[group], where))
     return totals
 
 
@@ -201,6 +204,13 @@ class _Answers:
         signal = torch.zeros(self.shape, dtype=self.dtype, device=errors.device)
         signal[self.place] = errors.to(self.dtype)
         return signal
+
+
+def too_few(wanted: int, tokens: int, anchors: int, where: str = "") -> str:
+    return (
+        f"{wanted} probes from {tokens} answer tokens of {anchors} anchors{where}: "
+        f"add anchors (anchors.path), or ask for fewer probes (selector.options.probes={tokens} at most)"
+    )
 
 
 def _rows_by_group(anchors: Anchors, indices: Iterable[int]) -> dict[Hashable, list[int]]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ostlight.errors import OstlightError
 from ostlight.gradients.forward_mode import norm_of, shiftable
 from ostlight.gradients.norms import wide
-from ostlight.gradients.probes import Anchors, Vectors, asking, gradients_of, zeros
+from ostlight.gradients.probes import Anchors, Vectors, asking, gradients_of, too_few, zeros
 from ostlight.model.losses import IGNORED
 
 LIKELIEST = 16
@@ -128,7 +128,8 @@ def measured(
         steps: called twice; each time the same gradients, one after the other.
 
     Raises:
-        OstlightError: no step of finite length moves the anchors by a finite distance.
+        OstlightError: fewer answer tokens than directions; no step of finite length moves the anchors by a finite
+            distance.
     """
     lengths = torch.tensor([norm_of(step) for step in steps()], dtype=torch.float64)
     usable = lengths[lengths.isfinite() & (lengths > 0)]
@@ -136,6 +137,8 @@ def measured(
         raise OstlightError("no sample of the pool gives a gradient to step along; there is nothing to project on")
     length = SHIFT * eta * float(usable.median())
     words, logits, weights = _stand(anchors)
+    if len(logits) < count:
+        raise OstlightError(too_few(count, len(logits), len(anchors.groups)))
     before = torch.logsumexp(logits.double(), -1) - logits[:, 0].double()
     found, places, taken = [], [], []
     for place, (step, own) in enumerate(zip(steps(), lengths.tolist(), strict=True)):

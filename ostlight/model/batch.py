@@ -58,6 +58,15 @@ class Batch:
         """Every sample in a batch of its own, without padding."""
         return (self.rows([i]) for i in range(len(self)))
 
+    @staticmethod
+    def together(batches: Sequence[Batch]) -> Batch:
+        """The samples of several encoded batches in one, on the first one's device."""
+        collator = batches[0].collator
+        assert collator is not None, "what was not encoded has nothing to stack"
+        samples = [sample for batch in batches for sample in batch.samples]
+        encoded = [one for batch in batches for one in batch.encoded]
+        return collator.batch(samples, encoded).to(batches[0].labels.device)
+
 
 @dataclass
 class Collator:

@@ -145,7 +145,8 @@ def line(choice: Choice) -> str:
     if len(choice.tried) > 1:
         told += f", of {len(choice.tried)} scales tried the one after which the loss on trusted samples is lowest "
         told += f"({best.loss:.4g}; {_others(choice.tried)})"
-    return told + f"; value {best.pick.value:.4g}, the best set's is at most {best.pick.gap:.2g} higher"
+    told += f"; value {best.pick.value:.4g}, the best set's is at most {best.pick.gap:.2g} higher"
+    return told + f"; relaxed less greedy {best.pick.greedy_gap:.2g}"
 
 
 def _others(tried: Sequence[Tried]) -> str:

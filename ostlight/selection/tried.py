@@ -12,7 +12,7 @@ from ostlight.selection.draws import draws
 from ostlight.selection.kinds import Kinds, ranked
 from ostlight.selection.scores import Scores
 from ostlight.selection.sets import BATCH_SIZES, SetPicker, scales
-from ostlight.setwise import losses_after
+from ostlight.setwise import Pick, losses_after
 
 REPEATS = 2
 """Trials of each subset, in different orders of its samples: what they differ by is the noise of a trial."""
@@ -26,9 +26,9 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     Tried are the ranking by score, a draw at random, low loss, and sets (where the scores hold ``phi``), each within
     the budget and its shares. Where a pool is sound the draw wins, because the best-ranked are narrower than the pool;
     where it is not, it depends on what is wrong, which no column tells (docs/setwise.md). Of those that no other beats
-    beyond the noise of the trials the first in this order is kept. What was tried, and what came of it, is noted as
-    ``trial``. A threshold fixes the subset, so nothing is tried there; outside a run (in a cascade, or by hand) there
-    is no proxy to try on, and the ranking is kept.
+    beyond the noise of the trials the first in this order is kept. What was tried, what came of it, and how far each
+    set may be from the best one, is noted as ``trial``. A threshold fixes the subset, so nothing is tried there;
+    outside a run (in a cascade, or by hand) there is no proxy to try on, and the ranking is kept.
 
     Args:
         scores: with the column ``loss``; ``slope``, ``phi`` and ``eta`` for sets.
@@ -41,11 +41,12 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     rows = ranked(scores, budget, kinds)
     if budget.threshold is not None or len(rows) in (0, len(scores)) or not scores.in_run:
         return rows
+    sets = _sets(scores, budget, kinds)
     subsets = {
         RANKING: rows,
         DRAW: _best_first(scores, np.array(draws(scores.setting.seed, scores.ids)), budget, kinds),
         LOW_LOSS: _best_first(scores, -scores.column("loss"), budget, kinds),
-        **_sets(scores, budget, kinds),
+        **{name: pick.rows for name, pick in sets.items()},
     }
     scores.setting.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
     named = list(subsets.items())
@@ -53,7 +54,9 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     losses = dict(zip(subsets, tried.tolist(), strict=True))
     kept, _ = named[first_of_the_best(tried)]
     told = {name: each if np.isfinite(each).all() else None for name, each in losses.items()}
-    scores.setting.note("trial", {"samples": len(subsets[kept]), "kept": kept, "losses": told})
+    gaps = {name: {"value": s.value, "gap": s.gap, "greedy_gap": s.greedy_gap} for name, s in sets.items()}
+    note = {"samples": len(subsets[kept]), "kept": kept, "losses": told, "sets": gaps}
+    scores.setting.note("trial", note)
     scores.setting.say(_line(kept, losses, len(subsets[kept])))
     return subsets[kept]
 
@@ -84,12 +87,12 @@ def _best_first(scores: Scores, by: np.ndarray, budget: Budget, kinds: Kinds | N
     return rows[np.lexsort((scores.positions[rows], -scores.score[rows]))]
 
 
-def _sets(scores: Scores, budget: Budget, kinds: Kinds | None) -> dict[str, np.ndarray]:
+def _sets(scores: Scores, budget: Budget, kinds: Kinds | None) -> dict[str, Pick]:
     picker = SetPicker.of(scores, budget, kinds) if "phi" in scores else None
     if picker is None:
         return {}
     tried = scales(picker.eta, batch_size=min(BATCH_SIZES))
-    return {f"set {scale.label}": picker.pick(scale).rows for scale in tried}
+    return {f"set {scale.label}": picker.pick(scale) for scale in tried}
 
 
 def _line(kept: str, losses: dict[str, list[float]], samples: int) -> str:

@@ -97,8 +97,9 @@ def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) ->
         say(watch.line(read_on))
     if is_first_rank():
         model.save(folder.proxy, merge=False)
-        norms.save(folder.proxy)
-        moments.save(folder.proxy)
+        if watch is None or watch.kept_step:  # steps that were all undone say nothing of this proxy
+            norms.save(folder.proxy)
+            moments.save(folder.proxy)
         _write_done(folder.proxy, watch, read_on, count)
 
 

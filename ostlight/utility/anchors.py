@@ -55,6 +55,12 @@ class AnchorSet:
         weights = torch.tensor(rows, dtype=torch.float64, device=model.device)
         return cls(batches, indices, list(groups), names, weights / weights.sum(1, keepdim=True))
 
+    @property
+    def ids(self) -> dict[int, str]:
+        """What each anchor is called, by its place as they were given."""
+        pairs = zip(self.indices, self.batches, strict=True)
+        return {k: s.id for rows, batch in pairs for k, s in zip(rows, batch.samples, strict=True)}
+
     def losses(self, model: MultimodalModel) -> Tensor:
         """``[1 + groups]`` float64: ``L_V`` and each group's mean loss, in nats, without gradients."""
         with torch.no_grad():

@@ -38,7 +38,8 @@ class Exact:
         train_only(step.model, parameters)
         self.step, self.anchors, self.parameters = step, step.anchors, list(parameters.values())
         self._kept = [p.detach().clone() for p in self.parameters]
-        self.base = self.anchors.losses(step.model)
+        with self._unrounded():
+            self.base = self.anchors.losses(step.model)
         if not bool(torch.isfinite(self.base).all()):
             raise SelectorError(
                 f"the proxy's mean loss on the anchors is {float(self.base[0])}; mend the anchors or take another proxy"
@@ -51,8 +52,13 @@ class Exact:
             ``score`` (``u_i``), ``loss`` (``l_i``), ``grad_norm``; where the anchors have groups ``utility_by_group``
             in the order of ``anchors.names``; ``failure`` where loss or gradient are not finite.
         """
-        rows = [self._one(single) for single in batch.singles()]
+        with self._unrounded():
+            rows = [self._one(single) for single in batch.singles()]
         return {name: [row.get(name) for row in rows] for name in {k: None for row in rows for k in row}}
+
+    def _unrounded(self) -> torch.autocast:
+        """The change of a loss is smaller than what mixed precision rounds off the loss."""
+        return torch.autocast(self.step.model.device.type, enabled=False)
 
     def _one(self, single: Batch) -> dict[str, Any]:
         try:

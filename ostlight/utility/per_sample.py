@@ -41,10 +41,5 @@ def refuse_mixing(model: MultimodalModel, anchors: AnchorSet) -> float:
 
 def _unequal(anchors: AnchorSet) -> Batch:
     """Batches run from short to long: the first and last rows of all are the most unlike in length."""
-    rows = [(batch, row) for batch in anchors.batches for row in range(len(batch))]
-    chosen = rows if len(rows) <= 4 else rows[:2] + rows[-2:]
-    collator = anchors.batches[0].collator
-    assert collator is not None, "anchors are encoded"
-    samples = [batch.samples[row] for batch, row in chosen]
-    encoded = [batch.encoded[row] for batch, row in chosen]
-    return collator.batch(samples, encoded).to(anchors.batches[0].labels.device)
+    singles = [single for batch in anchors.batches for single in batch.singles()]
+    return Batch.together(singles if len(singles) <= 4 else singles[:2] + singles[-2:])

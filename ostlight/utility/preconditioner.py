@@ -53,7 +53,7 @@ def adam_scale(
 ) -> tuple[Scale, str]:
     """``1 / (sqrt(v) + eps)`` for the given parameters, and where ``v`` was taken from, in words.
 
-    ``v`` is the warm-up's second moments; where the warm-up was skipped, the mean square of the anchors' gradients.
+    ``v`` is the warm-up's second moments; where it was skipped or undone, the mean square of the anchors' gradients.
 
     Raises:
         OstlightError: the stored moments lack a parameter of the scope.
@@ -68,7 +68,8 @@ def adam_scale(
             )
         moments, source = {n: stored[n] for n in parameters}, "the warm-up's second moments"
     else:
-        moments, source = _anchor_moments(model, parameters, anchors), "the anchors' gradients: no warm-up was done"
+        moments = _anchor_moments(model, parameters, anchors)
+        source = "the anchors' gradients: no step of a warm-up was kept"
     scale = {n: 1 / (v.sqrt() + EPSILON) for n, v in moments.items()}
     return {n: s.to(parameters[n].device) for n, s in scale.items()}, source
 

@@ -18,15 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ostlight.data.atomic import atomic_path, atomic_write_text
-from ostlight.errors import SelectorError
+from ostlight.errors import BadRecord, SelectorError
 from ostlight.gradients.norms import wide
-from ostlight.gradients.probes import Anchors, Vectors, curvature_probes, mean_gradients
+from ostlight.gradients.probes import Anchors, Vectors, asking, curvature_probes, mean_gradients
 from ostlight.gradients.targets import SplitTargets, Targets, shares
 from ostlight.model.encode import Encoded
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import is_first_rank
 from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.gradient import sample_gradient
 from ostlight.utility.step import Step
 
 HOLDINGS = ("full", "bf16", "offload", "split")
@@ -231,7 +232,7 @@ def _made(
         for k, group in enumerate(holding.groups):
             put_at(found[group], k * (1 + holding.probes) + first)
 
-    means = mean_gradients(trusted, parameters)
+    means = finite_means(step.model, step.anchors, parameters)
     put({group: {name: v.unsqueeze(0) for name, v in vectors.items()} for group, vectors in means.items()}, 0)
     del means
     for first in range(0, holding.probes, AT_ONCE):
@@ -244,12 +245,34 @@ def _made(
     return stored
 
 
+def finite_means(
+    model: MultimodalModel, anchors: AnchorSet, parameters: dict[str, nn.Parameter]
+) -> dict[Hashable, Vectors]:
+    """``mean_gradients``, or the anchor that spoils them.
+
+    Raises:
+        OstlightError: an anchor's loss or gradient is not finite; names the anchor.
+    """
+    means = mean_gradients(anchors_for_probes(model, anchors), parameters)
+    if all(bool(vector.isfinite().all()) for vectors in means.values() for vector in vectors.values()):
+        return means
+    with asking(parameters):
+        for single in (single for batch in anchors.batches for single in batch.singles()):
+            try:
+                sample_gradient(model, list(parameters.values()), single)
+            except BadRecord as error:
+                told = f"anchor {single.samples[0].id!r}: {error}; mend it, leave it out, or take another proxy"
+                raise SelectorError(told) from error
+    raise SelectorError("the anchors' gradients are finite one by one and not in sum; take another proxy")
+
+
 def anchors_for_probes(model: MultimodalModel, anchors: AnchorSet) -> Anchors:
     """The anchors as the gradients' room takes them."""
     return Anchors(
         forward=lambda batch: (model.logits(batch), batch.labels),
         batches=list(zip(anchors.indices, anchors.batches, strict=True)),
         groups=anchors.groups,
+        ids=[name for _, name in sorted(anchors.ids.items())],
     )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ostlight.errors import SelectorError
 from ostlight.gradients.engine import GradientDots
-from ostlight.gradients.probes import Anchors, mean_gradients
 from ostlight.gradients.rows import RowMap
 from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.batch import Batch
@@ -23,6 +22,7 @@ from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.failures import failures
 from ostlight.utility.gradient import train_only
 from ostlight.utility.preconditioner import adam_scale
+from ostlight.utility.targets import finite_means
 
 
 class Less(Selector):
@@ -112,11 +112,6 @@ def _mean_gradients(
     model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet
 ) -> tuple[list[str], dict[str, Tensor]]:
     """The groups' names, in the order they first appear, and ``[groups, *shape]`` per parameter."""
-    trusted = Anchors(
-        forward=lambda batch: (model.logits(batch), batch.labels),
-        batches=list(zip(anchors.indices, anchors.batches, strict=True)),
-        groups=anchors.groups,
-    )
-    means = mean_gradients(trusted, parameters)
+    means = finite_means(model, anchors, parameters)
     stacked = {name: torch.stack([mean[name] for mean in means.values()]) for name in parameters}
     return [str(group) for group in means], stacked

@@ -159,6 +159,7 @@ class OneStepTrain(Selector):
         singles = list(proxy.examples(looked_at))
         keeping = Keeping(self.options.targets, proxy.folder / TARGETS, setting.say)
         estimator: InnerProducts | ForwardOnly
+        small = False
         if not self.options.backward:
             estimator = ForwardOnly(step, singles[:TRIED], keeping)
             setting.note("forward_error", estimator.relative_error)
@@ -166,15 +167,17 @@ class OneStepTrain(Selector):
             probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
             setting.note("curvature", "measured" if name == "projected" else "drawn")
             if name == "projected":
-                snapshots = list(proxy.examples(looked_at + SNAPSHOTS * probes))[-SNAPSHOTS * probes :]
-                estimator = Projected(step, snapshots, probes, keeping)
+                examples = list(proxy.examples(looked_at + SNAPSHOTS * probes))
+                unseen = examples[looked_at:]
+                small = len(unseen) < probes
+                estimator = Projected(step, examples if small else unseen, probes, keeping)
             else:
                 estimator = Sketched(step, probes, setting.seed, keeping)
             setting.note("targets_bytes", sum(estimator.holding.sizes.values()))
             if singles:
-                estimator.verify(singles[0])
+                estimator.verify(Batch.together(singles[:2]))
         if singles:
-            found = rank_agreement(step, estimator, singles)
+            found = rank_agreement(step, estimator, singles, seen=small)
             setting.say(found.line(name))
             setting.note("rank_agreement", found.note(name))
         return estimator

@@ -93,6 +93,8 @@ def test_overrides_are_yaml_and_win():
 def test_an_override_takes_the_place_of_its_alternatives():
     config = load_config(POOL | {"budget": {"fraction": 0.5}}, "budget.count=30")
     assert (config.budget.fraction, config.budget.count) == (None, 30)
+    config = load_config(POOL | {"budget": {"fraction": 0.5}}, "budget.count=30", "budget.fraction=null")
+    assert (config.budget.fraction, config.budget.count) == (None, 30)
 
 
 def test_an_override_without_value_is_refused():

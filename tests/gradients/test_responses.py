@@ -50,6 +50,13 @@ def test_within_the_measured_steps_the_squared_coordinates_are_the_gauss_newton_
     assert torch.allclose(phi.square().sum(1), expected, rtol=1e-3)
 
 
+def test_more_directions_than_answer_tokens_are_refused() -> None:
+    model = Bigram()
+    told = r"18 probes from 17 answer tokens of 5 anchors: add anchors \(anchors.path\), or ask for fewer"
+    with pytest.raises(OstlightError, match=told):
+        read(model, steps_of(model, 2), 18)
+
+
 def test_outside_them_part_of_the_curvature_is_seen_and_more_with_more_directions() -> None:
     model = Bigram()
     steps, others = steps_of(model, 12), steps_of(model, 8, seed=1)

@@ -32,6 +32,8 @@ def test_a_warm_up_that_ruins_the_proxy_is_undone(settings, capsys):
     assert told["kept_step"] == 0
     now, before = (load_file(f / "model.safetensors") for f in (selection.folder.proxy, checkpoint("proxy")))
     assert all(torch.equal(now[k], before[k].to(now[k].dtype)) for k in before)
+    left = {file.name for file in selection.folder.proxy.iterdir()}
+    assert not left & {"update_norms.npz", "second_moments.safetensors"}, "undone steps shape nothing"
 
 
 def test_the_development_set_is_watched_where_there_is_one(settings, digits):

@@ -42,6 +42,15 @@ def by_hand(model, scope: str, sample, anchors, eta: float) -> float:
     return before - after
 
 
+def test_mixed_precision_does_not_round_the_step_away(proxy, samples):
+    model = proxy("float32")
+    exact = Exact(Step(model, scoped_parameters(model.model, "blocks"), anchor_set(model, samples), eta=0.05))
+    (batch,) = model.batches(samples("pool")[:4], 10_000)
+    plain = exact.columns(batch)["score"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert exact.columns(batch)["score"] == plain
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_exact_is_the_definition(proxy, samples, scope: str):
     model = proxy("float64")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.errors import SelectorError
+from ostlight.errors import OstlightError, SelectorError
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.per_sample import refuse_mixing
@@ -30,7 +30,7 @@ def test_real_proxies_pass(proxy, samples, dtype: str, bar: float):
     assert refuse_mixing(model, anchors) <= bar
 
 
-@pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order"])
+@pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
 def test_logits_that_mix_samples_are_named(settings, monkeypatch, estimator: str):
     mix(monkeypatch)
     ost = {"name": "ost", "options": {"estimator": estimator, "eta": 0.1, "probes": 2}}
@@ -46,10 +46,34 @@ def test_a_group_of_one_anchor_is_refused(proxy, samples):
         AnchorSet.make(proxy("float32"), samples("anchors"), groups, 10_000)
 
 
-@pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order"])
+@pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
 def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, samples, monkeypatch, estimator: str):
-    """One sample's gradient becomes infinite in the backward pass, at the middle layer, its loss staying finite."""
     broken = samples("pool")[5].id
+    break_gradients(monkeypatch, broken)
+    ost = {"name": "ost", "options": {"estimator": estimator, "eta": 0.1, "probes": 2}}
+    selection = ostlight.select(settings(selector=ost))
+    assert selection.set_aside == {"gradient_not_finite": 1}
+    table = ostlight.selection.scores.read_shards(selection.folder.scores).to_pylist()
+    (row,) = [r for r in table if r["state"] == "set_aside"]
+    assert row["id"] == broken
+    assert "layers.0" in row["detail"]
+    assert row["score"] is None
+
+
+@pytest.mark.parametrize("estimator", ["first_order", "second_order", "projected"])
+def test_an_anchor_whose_gradient_is_no_number_is_named(settings, samples, monkeypatch, estimator: str):
+    broken = samples("anchors")[5].id
+    break_gradients(monkeypatch, broken)
+    ost = {"name": "ost", "options": {"estimator": estimator, "eta": 0.1, "probes": 2}}
+    with pytest.raises(
+        OstlightError,
+        match=rf"anchor '{broken}': gradient_not_finite: the gradient of .*layers\.0.* holds NaN or infinity",
+    ):
+        ostlight.select(settings(selector=ost))
+
+
+def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """One sample's gradient becomes infinite in the backward pass, at the middle layer, its loss staying finite."""
     plain = MultimodalModel.logits
 
     def poisoned(self, batch):
@@ -68,11 +92,3 @@ def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, 
             handle.remove()
 
     monkeypatch.setattr(MultimodalModel, "logits", poisoned)
-    ost = {"name": "ost", "options": {"estimator": estimator, "eta": 0.1, "probes": 2}}
-    selection = ostlight.select(settings(selector=ost))
-    assert selection.set_aside == {"gradient_not_finite": 1}
-    table = ostlight.selection.scores.read_shards(selection.folder.scores).to_pylist()
-    (row,) = [r for r in table if r["state"] == "set_aside"]
-    assert row["id"] == broken
-    assert "layers.0" in row["detail"]
-    assert row["score"] is None

@@ -77,6 +77,7 @@ def test_small_steps_rank_as_exact_does(proxy, samples):
 def test_agreement_is_told_and_warns():
     assert "0.95 (Spearman, 30 samples)" in Agreement(0.95, 30).line("second_order")
     assert "estimator exact, would be safer" in Agreement(0.3, 30).line("first_order")
+    assert "30 samples, which it was made from" in Agreement(0.95, 30, seen=True).line("projected")
     assert "not measurable" in Agreement(float("nan"), 0).line("first_order")
     assert [sample_count(n) for n in (10, 3000, 10**6)] == [16, 30, 64]
 
@@ -84,7 +85,7 @@ def test_agreement_is_told_and_warns():
 def test_adam_without_warm_up_takes_the_anchors_second_moments(setup, samples, tmp_path):
     model, parameters, anchors = setup
     scale, source = adam_scale(tmp_path, model, parameters, anchors)
-    assert source == "the anchors' gradients: no warm-up was done"
+    assert source == "the anchors' gradients: no step of a warm-up was kept"
     singles = [s for batch in anchors.batches for s in batch.singles()]
     name = next(iter(parameters))
     squares = [sample_gradient(model, [parameters[name]], s)[1][0].float() ** 2 for s in singles]

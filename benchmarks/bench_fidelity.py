@@ -34,7 +34,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from ostlight.model.batch import Batch
-from ostlight.setwise.objective import minibatch_value
+from ostlight.setwise.objective import minibatch_value, plain_value
 from ostlight.utility.preconditioner import adam_scale
 from ostlight.utility.projected import SNAPSHOTS
 from ostlight.utility.step_size import eta_by_rule
@@ -98,13 +98,18 @@ def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
         facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, world.seed, scale)
         facts["adam_exact"] = definitions(proxy, singles, adam_etas, scale)
         facts["adam_projected"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, adam_etas, scale)
-    return facts | (explanations(world, name, plan, proxy, singles, drawn, etas) if plan.explained else {})
+    if name in plan.lds:
+        rng = np.random.default_rng(2000 + world.seed)
+        rows = np.stack([rng.permutation(plan.subset_of)[: plan.subset_size] for _ in range(plan.subsets)])
+        facts["subsets"] = rows
+        facts["gains"] = np.array([trained_gain(proxy, world, np.sort(drawn[r]), world.seed, 1) for r in rows])
+        snapshots, k = others[: SNAPSHOTS * plan.directions[0]], plan.directions[0]
+        facts["projected_all"] = projected(proxy, samples, snapshots, k, etas[RULE : RULE + 1])[0]
+    return facts | (explanations(world, plan, proxy, singles, etas) if plan.explained else {})
 
 
-def explanations(
-    world: World, name: str, plan: Plan, proxy: Warmed, singles: list[Batch], drawn: np.ndarray, etas: list[float]
-) -> Facts:
-    """Where the rest is lost, and what training on subsets does: the costly part."""
+def explanations(world: World, plan: Plan, proxy: Warmed, singles: list[Batch], etas: list[float]) -> Facts:
+    """Where the rest is lost: the costly part."""
     facts: Facts = {}
     responses = Responses.of(proxy, singles)
     near = responses.projected()
@@ -114,11 +119,6 @@ def explanations(
     for k in plan.probes[:3]:
         for how, every in (("drawn", False), ("signed", True)):
             facts[f"{how}{k}"] = responses.resampled(k, every, world.seed)
-    if name in plan.lds:
-        rng = np.random.default_rng(2000 + world.seed)
-        rows = np.stack([rng.permutation(plan.subset_of)[: plan.subset_size] for _ in range(plan.subsets)])
-        facts["subsets"] = rows
-        facts["gains"] = np.array([trained_gain(proxy, world, np.sort(drawn[r]), world.seed, 1) for r in rows])
     return facts
 
 
@@ -168,13 +168,17 @@ def agreement(found: np.ndarray, exact: np.ndarray, facts: Facts) -> dict[str, f
 
 
 def datamodelling(facts: Facts, probes: int, eta: float) -> dict[str, float]:
-    """Rank correlation, over the subsets, of what is predicted with what training on them did. K = 0: first order."""
+    """Rank correlation, over the subsets, of what is predicted with what training on them did. K = 0: first order.
+
+    ``lds_plain`` is F(S), one step along all of the subset, as long as all the steps of the pass together.
+    """
     slopes, phi = facts["slopes"], leading(facts["phi"], probes) if probes else facts["phi"][:, :0]
     own = eta * slopes - eta**2 / 2 * np.square(phi).sum(1)
     sums = np.array([own[rows].sum() for rows in facts["subsets"]])
     batches = np.array([minibatch_value(slopes, phi, rows, eta, BATCH_SIZE) for rows in facts["subsets"]])
-    gains = facts["gains"]
-    return {"lds_sum": rank_correlation(sums, gains), "lds_minibatch": rank_correlation(batches, gains)}
+    plain = np.array([plain_value(slopes, phi, rows, eta / BATCH_SIZE) for rows in facts["subsets"]])
+    predicted = {"lds_sum": sums, "lds_minibatch": batches, "lds_plain": plain}
+    return {metric: rank_correlation(values, facts["gains"]) for metric, values in predicted.items()}
 
 
 def figures(facts: Facts, name: str, plan: Plan) -> dict[tuple[str, str], float]:
@@ -197,6 +201,10 @@ def figures(facts: Facts, name: str, plan: Plan) -> dict[tuple[str, str], float]
             for k in (0, *plan.probes):
                 estimator = f"second_order K={k}" if k else "first_order"
                 add(f"estimator={estimator} warmup={name} eta={label}", datamodelling(facts, k, eta))
+            if place == RULE:
+                sums = np.array([facts["projected_all"][rows].sum() for rows in facts["subsets"]])
+                told = {"lds_sum": rank_correlation(sums, facts["gains"])}
+                add(f"estimator=projected K={plan.directions[0]} warmup={name} eta={label}", told)
         if "adam_eta" in facts:
             eta = float(facts["adam_eta"]) * factor
             first = eta * facts["adam_slopes"]
@@ -236,7 +244,8 @@ def table(medians: Mapping[tuple[str, str], float], metric: str, name: str) -> l
     rows = [case.removesuffix(ending) for case, found in medians if found == metric and case.endswith(ending)]
     lines = [f"| {metric}, warm-up {name} | {' | '.join(ETAS)} |", "| --- |" + " --- |" * len(ETAS)]
     for row in rows:
-        cells = [f"{medians[f'{row} warmup={name} eta={label}', metric]:.2f}" for label in ETAS]
+        known = [medians.get((f"{row} warmup={name} eta={label}", metric)) for label in ETAS]
+        cells = ["" if value is None else f"{value:.2f}" for value in known]
         lines.append(f"| {row.removeprefix('estimator=')} | {' | '.join(cells)} |")
     return [*lines, ""] if rows else []
 
@@ -257,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one small pool, one proxy: does it run?")
     parser.add_argument("--seeds", type=int, nargs="+", default=None)
     parser.add_argument("--warm-ups", nargs="+", choices=tuple(WARM_UPS), default=None)
-    parser.add_argument("--brief", action="store_true", help="leaves out what explains the losses, and the subsets")
+    parser.add_argument("--brief", action="store_true", help="leaves out what explains the losses")
     parser.add_argument("--facts", type=Path, default=None, help="folder that keeps what each proxy gave")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -277,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"seed {seed}, warm-up {name}: done", flush=True)
     for name, every in found.items():
         medians = record(recorder, every)
-        for metric in ("spearman_exact", "top20_overlap", "auroc_defect", "lds_sum", "lds_minibatch"):
+        for metric in ("spearman_exact", "top20_overlap", "auroc_defect", "lds_sum", "lds_minibatch", "lds_plain"):
             print("\n".join(table(medians, metric, name)))
 
 

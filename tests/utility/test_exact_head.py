@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+import transformers
+from torch import Tensor, nn
 
+from ostlight.config.schema import Training
 from ostlight.gradients.scope import scoped_parameters
+from ostlight.model.batch import Batch
+from ostlight.model.encode import Encoded
+from ostlight.model.load import collator_for
+from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.exact import Exact
 from ostlight.utility.exact_head import ExactHead, untied_linear_head
@@ -48,3 +59,78 @@ def test_a_sample_without_a_finite_loss_is_told(proxy, samples):
     batch.inputs["pixel_values"][1] = float("nan")
     failures = ExactHead(Step(model, parameters, anchors, 0.3), head).columns(batch)["failure"]
     assert [f is not None for f in failures] == [False, True, False]
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "tie_word_embeddings": False, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def llama() -> nn.Module:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+
+
+def granite() -> nn.Module:
+    return transformers.GraniteForCausalLM(transformers.GraniteConfig(**SIZES, logits_scaling=8.0))
+
+
+def gemma2() -> nn.Module:
+    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SIZES, final_logit_softcapping=2.0))
+
+
+def hooked() -> nn.Module:
+    model: Any = llama()
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits / 8)
+    return model
+
+
+def hooked_outside() -> nn.Module:
+    model = llama()
+
+    def halve(module: nn.Module, inputs: Any, output: Any) -> Any:
+        output.logits = output.logits / 2
+        return output
+
+    model.register_forward_hook(halve)
+    return model
+
+
+def both_paths(build: Callable[[], nn.Module], dtype: torch.dtype) -> tuple[ExactHead, Tensor, Tensor]:
+    """``ExactHead``, its scores, and those of ``Exact``."""
+    torch.manual_seed(0)
+    bare: Any = build().eval()
+    encoder: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    model = MultimodalModel(bare, encoder, collator_for(bare, encoder), Training()).to(dtype)
+
+    def batch(count: int, length: int) -> Batch:
+        ids = torch.randint(1, SIZES["vocab_size"], (count, length))
+        parts = [Encoded({"input_ids": row}, row.masked_fill(torch.arange(length) < 3, -100)) for row in ids]
+        return model.collator.batch([SimpleNamespace(id=str(k)) for k in range(count)], parts)  # type: ignore[misc]
+
+    weights = torch.full((1, 5), 0.2, dtype=torch.float64)
+    anchors = AnchorSet([batch(3, 7), batch(2, 9)], [[0, 1, 2], [3, 4]], [""] * 5, [], weights)
+    step, candidates = Step(model, scoped_parameters(bare, "head"), anchors, 0.3), batch(4, 8)
+    head = untied_linear_head(model, step.parameters)
+    assert head is not None
+    fast, slow = ExactHead(step, head), Exact(step)
+    found, expected = (torch.as_tensor(one.columns(candidates)["score"]).double() for one in (fast, slow))
+    return fast, found, expected
+
+
+@pytest.mark.parametrize("build", [granite, gemma2, hooked, hooked_outside])
+def test_logits_that_are_not_the_heads_own_take_the_general_path(
+    build: Callable[[], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    fast, found, expected = both_paths(build, torch.float64)
+    assert isinstance(fast.general, Exact)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+    assert "gives other logits than its head" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_heads_own_logits_take_the_closed_form(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    fast, found, expected = both_paths(llama, dtype)
+    assert fast.general is None
+    torch.testing.assert_close(found, expected, rtol=1e-3 if dtype == torch.float32 else 1e-6, atol=0.0)
+    assert not caplog.text

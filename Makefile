@@ -6,7 +6,7 @@ OUT ?= benchmarks/results
 # One process a core: the models here are too small for two threads.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all lint bench gpu clean
+.PHONY: demo test test-all lint bench clean
 
 # torch first and pinned: what comes after finds it there and fetches no other build.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -38,13 +38,27 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --shape digitmath
 	$(BIN)/python benchmarks/bench_deita_filter.py --out $(OUT)/bench_deita_filter.jsonl
 
-# On a CUDA machine, with the Python that holds its torch and triton; installs nothing.
-gpu: export PYTHONPATH := .:kernels:selectors
+# On a CUDA machine, with the Python that holds its torch and triton; installs nothing. Every phase runs, whatever became
+# of those before it; the exit status tells.
+GPU_BENCHES := gpu-bench_grad_dots gpu-bench_one_step_head gpu-bench_scoring
+AFTER_FAILURES := $(MAKE) --keep-going --jobs=1 --no-print-directory
+
 gpu:
-	$(PYTHON) -m pytest -m cuda tests/kernels
-	$(PYTHON) benchmarks/bench_grad_dots.py --device cuda --out $(OUT)/bench_grad_dots.jsonl
-	$(PYTHON) benchmarks/bench_one_step_head.py --device cuda --out $(OUT)/bench_one_step_head.jsonl
-	$(PYTHON) benchmarks/bench_scoring.py --device cuda --out $(OUT)/bench_scoring.jsonl --shape 1b
+	$(AFTER_FAILURES) gpu-test gpu-bench
+
+gpu-bench:
+	$(AFTER_FAILURES) $(GPU_BENCHES)
+
+gpu-test $(GPU_BENCHES): export PYTHONPATH := .:kernels:selectors$(addprefix :,$(PYTHONPATH))
+# Not the tests' common fixtures: they need packages that such a machine may lack.
+gpu-test:
+	$(PYTHON) -m pytest -m cuda --confcutdir=tests/kernels tests/kernels
+
+gpu-bench_scoring: SHAPE := --shape 1b
+$(GPU_BENCHES): gpu-%:
+	$(PYTHON) benchmarks/$*.py --device cuda --out $(OUT)/$*.jsonl $(SHAPE)
+
+.PHONY: gpu gpu-test gpu-bench $(GPU_BENCHES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

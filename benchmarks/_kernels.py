@@ -137,7 +137,15 @@ def draw_roofline(path: Path, title: str, ceilings: Ceilings, points: dict[str, 
     pyplot.close(figure)
 
 
+class Refused(SystemExit):
+    """What was found wrong, and so is not timed."""
+
+
 def refuse_unless(holds: bool, what: str) -> None:
-    """A wrong result is not timed."""
+    """A wrong result is not timed.
+
+    Raises:
+        Refused: says ``what``; where nobody catches it the benchmark ends.
+    """
     if not holds:
-        raise SystemExit(f"not timed: {what}")
+        raise Refused(f"not timed: {what}")

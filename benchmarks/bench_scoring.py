@@ -4,9 +4,12 @@
     python benchmarks/bench_scoring.py --device cpu --out benchmarks/results/bench_scoring.jsonl --scope lora
     python benchmarks/bench_scoring.py --device cuda --out benchmarks/results/bench_scoring.jsonl --shape 1b
 
-A training step is forward, full backward and AdamW of all parameters, on the same batch. Contenders take turns, in
-another order each round, each between two training steps; a figure is the median of the rounds' ratios. Memory is what
+A training step is forward, full backward and AdamW of all parameters, on the same batch. A contender's every turn is
+between two training steps, and its ratio is to the mean of these; a figure is the median of the ratios. Memory is what
 a pass holds beyond model and targets, over what the forward pass of a training step leaves for its backward pass.
+
+One contender comes after the other and is recorded as soon as it is done. One that fails, or whose inner products are
+not those of plain autograd, is left out; the exit status is 1 at the end, but for a failure of what may fail.
 
 Weights, tokens and probes are random: none of them changes what is computed. `exact` is timed on one sample a round.
 Engine passes take gradient norms along, as the `ost` selector does; `norms=off` says what they cost.
@@ -21,46 +24,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _kernels import Spread, refuse_unless
+from _kernels import Refused, Spread, refuse_unless
 from _memory import peak_bytes
 from _record import Recorder
 from _scoring_contenders import PROBES, Contender, Setting, contenders_of, losses_of, training_step
 from _scoring_shapes import SHAPES
 from torch import Tensor
 
+EXACT = "estimator=exact"
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def usable(setting: Setting, contenders: list[Contender]) -> list[Contender]:
-    """Those whose inner products agree with plain autograd on one sample.
+class Check:
+    """That a contender's inner products agree with plain autograd on one sample.
 
     An error is measured against the product itself and against what a random target of its length would give; over
     the product of the norms, which is larger by the root of the number of parameters, hardly any error would show.
-
-    Raises:
-        SystemExit: one of them does not agree.
     """
-    expected, typical = on_one_sample(setting)
-    target_dtype = next(iter(setting.targets.values())).dtype
-    rounding = 5e-2 if torch.bfloat16 in (setting.shape.dtype, target_dtype) else 1e-3
-    kept = []
-    for contender in contenders:
-        try:
-            found = contender.run()[0].double()
-        except Exception as failure:
-            if not contender.may_fail:
-                raise
-            print(f"left out: {contender.name}: {type(failure).__name__}: {str(failure).strip()[:160]}", flush=True)
-            continue
-        if contender.name == "estimator=exact":
+
+    def __init__(self, setting: Setting) -> None:
+        self.expected, self.typical = on_one_sample(setting)
+        target_dtype = next(iter(setting.targets.values())).dtype
+        self.rounding = 5e-2 if torch.bfloat16 in (setting.shape.dtype, target_dtype) else 1e-3
+
+    def __call__(self, contender: Contender) -> None:
+        """Raises:
+        Refused: it does not agree.
+        """
+        found = contender.run()[0].double()
+        if contender.name == EXACT:
             refuse_unless(bool(found.isfinite().all()), f"{contender.name} is {found}")
-        else:
-            these = slice(0, len(found))
-            error = float(((found - expected[these]).abs() / (expected[these].abs() + typical[these])).max())
-            allowed = 5e-2 if contender.name.endswith("central_difference") else rounding
-            refuse_unless(error <= allowed, f"{contender.name} is {error:.3g} off plain autograd, {allowed:g} allowed")
-        kept.append(contender)
-    return kept
+            return
+        these = slice(0, len(found))
+        scale = self.expected[these].abs() + self.typical[these]
+        error = float(((found - self.expected[these]).abs() / scale).max())
+        allowed = 5e-2 if contender.name.endswith("central_difference") else self.rounding
+        refuse_unless(error <= allowed, f"{contender.name} is {error:.3g} off plain autograd, {allowed:g} allowed")
 
 
 def on_one_sample(setting: Setting) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def on_one_sample(setting: Setting) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one contender, a value a round; ``memory`` is over the activations of a training step."""
+    """Of one contender, a value a turn; ``memory`` is over the activations of a training step."""
 
     contender: Contender
     ratios: list[float]
@@ -86,26 +86,47 @@ class Figures:
     memory: float
 
 
-def measure(setting: Setting, contenders: list[Contender], rounds: int) -> list[Figures]:
-    step = training_step(setting)
-    step()
-    activations = peak_bytes(
-        lambda: losses_of(setting.trained, setting.inputs, setting.labels), setting.device, setting.known
-    )
-    memory = [peak_bytes(one.run, setting.device, setting.known) / activations for one in contenders]
-    ratios: list[list[float]] = [[] for _ in contenders]
-    seconds: list[list[float]] = [[] for _ in contenders]
-    for first in range(rounds):
-        before = clocked(step, setting.device)
-        for turn in range(len(contenders)):
-            k = (first + turn) % len(contenders)
-            took = clocked(contenders[k].run, setting.device)
-            after = clocked(step, setting.device)
-            a_sample = (before + after) / 2 / setting.shape.batch
-            seconds[k].append(took / contenders[k].samples)
-            ratios[k].append(seconds[k][-1] / a_sample)
+class Clock:
+    """Times contenders between training steps, which are warm and whose activations are known."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.step = setting, training_step(setting)
+        self.step()
+        trained = (setting.trained, setting.inputs, setting.labels)
+        self.activations = peak_bytes(lambda: losses_of(*trained), setting.device, setting.known)
+
+    def figures(self, contender: Contender, turns: int) -> Figures:
+        setting = self.setting
+        memory = peak_bytes(contender.run, setting.device, setting.known) / self.activations
+        ratios, seconds = [], []
+        before = clocked(self.step, setting.device)
+        for _ in range(turns):
+            seconds.append(clocked(contender.run, setting.device) / contender.samples)
+            after = clocked(self.step, setting.device)
+            ratios.append(seconds[-1] / ((before + after) / 2 / setting.shape.batch))
             before = after
-    return [Figures(*parts) for parts in zip(contenders, ratios, seconds, memory, strict=True)]
+        return Figures(contender, ratios, seconds, memory)
+
+
+def time_all(recorder: Recorder, setting: Setting, contenders: list[Contender], turns: int) -> tuple[list[str], bool]:
+    """Checks, times and records one contender after the other.
+
+    Returns:
+        The table's lines, each figure with its bar; whether all went well but for what may fail.
+    """
+    check, clock = Check(setting), Clock(setting)
+    lines, well, exactly = list(TABLE), True, None
+    for contender in contenders:
+        try:
+            check(contender)
+            figures = clock.figures(contender, turns)
+        except (Exception, Refused) as failure:
+            print(f"left out: {contender.name}: {type(failure).__name__}: {str(failure).strip()[:160]}", flush=True)
+            well = well and contender.may_fail and not isinstance(failure, Refused)
+            continue
+        exactly = figures if contender.name == EXACT else exactly
+        lines.append(record(recorder, setting, figures, exactly))
+    return lines, well
 
 
 def clocked(function: Callable[[], object], device: str) -> float:
@@ -132,29 +153,30 @@ def bars_of(name: str, setting: Setting) -> dict[str, float]:
     return bars
 
 
-def record(recorder: Recorder, setting: Setting, figures: list[Figures]) -> list[str]:
-    """Writes all figures; the table's lines, each figure with its bar."""
-    shape, exactly = setting.shape, figures[0]
+def record(recorder: Recorder, setting: Setting, figures: Figures, exactly: Figures | None) -> str:
+    """Writes a contender's figures, over those of ``exact`` where it was not left out; its line of the table."""
+    shape, name = setting.shape, figures.contender.name
     target_dtype = next(iter(setting.targets.values())).dtype
     suffix = "" if target_dtype == shape.dtype else f" targets={short(target_dtype)}"
-    lines = [f"| {' | '.join(('contender', *METRICS))} |", "| --- | --- | --- | --- | --- |"]
-    for one in figures:
-        name = one.contender.name
-        case = f"{name} scope={setting.scope} device={setting.device} shape={shape.name} T={shape.tokens} "
-        case += f"batch={shape.batch}{suffix}"
-        spreads = {
-            "ratio_to_train_step": Spread.of(one.ratios),
-            "samples_per_s": Spread.of([1 / s for s in one.seconds]),
-            "speedup_over_exact": Spread.of([a / b for a, b in zip(exactly.ratios, one.ratios, strict=True)]),
-        }
-        for metric, spread in spreads.items():
-            spread.record(recorder, case, metric, METRICS[metric])
-        recorder.add(case=case, metric="peak_memory_ratio", value=one.memory, unit="ratio", n=1)
-        values = {metric: spread.value for metric, spread in spreads.items()} | {"peak_memory_ratio": one.memory}
-        bars = bars_of(name, setting)
-        cells = [f"{values[metric]:.3g}{beside(metric, values[metric], bars.get(metric))}" for metric in METRICS]
-        lines.append(f"| {' | '.join((name, *cells))} |")
-    return lines
+    case = f"{name} scope={setting.scope} device={setting.device} shape={shape.name} T={shape.tokens} "
+    case += f"batch={shape.batch}{suffix}"
+    spreads = {
+        "ratio_to_train_step": Spread.of(figures.ratios),
+        "samples_per_s": Spread.of([1 / s for s in figures.seconds]),
+    }
+    if exactly:
+        over_exact = [a / b for a, b in zip(exactly.ratios, figures.ratios, strict=True)]
+        spreads["speedup_over_exact"] = Spread.of(over_exact)
+    for metric, spread in spreads.items():
+        spread.record(recorder, case, metric, METRICS[metric])
+    recorder.add(case=case, metric="peak_memory_ratio", value=figures.memory, unit="ratio", n=1)
+    values = {metric: spread.value for metric, spread in spreads.items()} | {"peak_memory_ratio": figures.memory}
+    bars = bars_of(name, setting)
+    cells = [
+        f"{values[metric]:.3g}{beside(metric, values[metric], bars.get(metric))}" if metric in values else "-"
+        for metric in METRICS
+    ]
+    return f"| {' | '.join((name, *cells))} |"
 
 
 METRICS = {
@@ -163,6 +185,7 @@ METRICS = {
     "peak_memory_ratio": "ratio",
     "speedup_over_exact": "ratio",
 }
+TABLE = (f"| {' | '.join(('contender', *METRICS))} |", "| --- | --- | --- | --- | --- |")
 
 
 def beside(metric: str, value: float, bar: float | None) -> str:
@@ -184,7 +207,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="256x4")
     parser.add_argument("--scope", choices=("blocks", "lora"), default="blocks")
     parser.add_argument("--target-dtype", choices=DTYPES, help="default: the weights'")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each contender")
     parser.add_argument("--threads", type=int, default=2, help="on the CPU; 1 where other work takes the cores")
     chosen = parser.parse_args()
     if chosen.device == "cpu":
@@ -196,9 +219,9 @@ def main() -> None:
     held = sum(target[0].nbytes for target in setting.targets.values())
     sizes = ", ".join(f"K={k} {(1 + k) * held / 2**20:.0f} MiB" for k in PROBES)
     print(f"{held // dtype.itemsize:,} parameters in scope; targets in {short(dtype)}: {sizes}", flush=True)
-    print(
-        "\n".join(record(recorder, setting, measure(setting, usable(setting, contenders_of(setting)), chosen.rounds)))
-    )
+    lines, well = time_all(recorder, setting, contenders_of(setting), chosen.rounds)
+    print("\n".join(lines))
+    raise SystemExit(not well)
 
 
 if __name__ == "__main__":

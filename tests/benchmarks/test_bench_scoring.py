@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import _memory
 import _scoring_contenders
@@ -40,24 +42,24 @@ def test_every_contender_is_timed_behind_a_green_check_and_recorded(
     scope: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = setting_of(scope)
-    contenders = bench_scoring.usable(setting, _scoring_contenders.contenders_of(setting, probes=(4, 16)))
-    assert [one.name for one in contenders] == [
-        "estimator=exact",
-        "estimator=first_order how=central_difference",
-        "estimator=first_order how=engine",
-        "estimator=second_order K=4",
-        "estimator=second_order K=16",
-        "estimator=projected K=32",
-        "estimator=second_order K=16 norms=off",
-        "estimator=naive_loop K=16",
-        "estimator=naive_vmap K=16",
-    ], capsys.readouterr().out
+    contenders = _scoring_contenders.contenders_of(setting, probes=(4, 16))
     before = [parameter.detach().clone() for parameter in setting.model.parameters()]
-    figures = bench_scoring.measure(setting, contenders, rounds=2)
+    out = tmp_path / "scoring.jsonl"
+    lines, well = bench_scoring.time_all(Recorder("bench_scoring", out), setting, contenders, turns=2)
+    assert well, capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| estimator=exact",
+        "| estimator=first_order how=central_difference",
+        "| estimator=first_order how=engine",
+        "| estimator=second_order K=4",
+        "| estimator=second_order K=16",
+        "| estimator=projected K=32",
+        "| estimator=second_order K=16 norms=off",
+        "| estimator=naive_loop K=16",
+        "| estimator=naive_vmap K=16",
+    ]
     assert all(torch.equal(a, b) for a, b in zip(before, setting.model.parameters(), strict=True))
 
-    out = tmp_path / "scoring.jsonl"
-    lines = bench_scoring.record(Recorder("bench_scoring", out), setting, figures)
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(records) == 4 * len(contenders)
     assert len(lines) == 2 + len(contenders)
@@ -72,23 +74,52 @@ def test_every_contender_is_timed_behind_a_green_check_and_recorded(
     assert any("bar <=" in line and "bar >=" in line for line in lines)
 
 
-def test_a_wrong_engine_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def broken() -> torch.Tensor:
+    raise RuntimeError("beyond me\nin detail")
+
+
+def timed(contenders: list[_scoring_contenders.Contender], setting: Any, out: Path) -> tuple[bool, list[str]]:
+    """Whether all went well, and the contenders on record."""
+    _, well = bench_scoring.time_all(Recorder("bench_scoring", out), setting, contenders, turns=1)
+    cases = [json.loads(line)["case"].split(" scope=")[0] for line in out.read_text().splitlines()]
+    return well, list(dict.fromkeys(cases))
+
+
+def test_a_wrong_engine_is_left_out_and_the_rest_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setting = setting_of()
-    right = _scoring_contenders.contenders_of(setting, probes=(4,))
-    wrong = [replace(one, run=lambda one=one: 1.01 * one.run()) for one in right if "K=4" in one.name]
-    with pytest.raises(SystemExit, match="not timed: estimator=second_order K=4 is .* off plain autograd"):
-        bench_scoring.usable(setting, wrong)
+    by_name = {one.name: one for one in _scoring_contenders.contenders_of(setting, probes=(4, 16))}
+    first, second, third = (by_name[f"estimator={name}"] for name in ("exact", "second_order K=4", "second_order K=16"))
+    wrong = replace(second, run=lambda: 1.01 * second.run(), may_fail=True)
+    well, names = timed([first, wrong, third], setting, tmp_path / "out.jsonl")
+    assert not well
+    assert names == [first.name, third.name]
+    told = f"left out: {second.name}: Refused: not timed: {second.name} is .* off plain autograd"
+    assert re.search(told, capsys.readouterr().out)
 
 
-def test_what_may_fail_is_left_out_aloud_and_what_may_not_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
-    def broken() -> torch.Tensor:
-        raise RuntimeError("beyond me\nin detail")
+@pytest.mark.parametrize("may_fail", [True, False])
+def test_what_fails_is_left_out_aloud_and_tells_in_the_end_unless_it_may(
+    may_fail: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = setting_of()
+    fails = _scoring_contenders.Contender("estimator=exact", broken, 1, may_fail)
+    engine = _scoring_contenders.contenders_of(setting, probes=())[2]
+    well, names = timed([fails, engine], setting, tmp_path / "out.jsonl")
+    assert well == may_fail
+    assert names == [engine.name]
+    assert "left out: estimator=exact: RuntimeError: beyond me\nin detail\n" in capsys.readouterr().out
+    assert "speedup_over_exact" not in (tmp_path / "out.jsonl").read_text()
 
-    setting = setting_of(dtype=torch.bfloat16)
-    assert bench_scoring.usable(setting, [_scoring_contenders.Contender("x", broken, 1, may_fail=True)]) == []
-    assert capsys.readouterr().out == "left out: x: RuntimeError: beyond me\nin detail\n"
-    with pytest.raises(RuntimeError, match="beyond me"):
-        bench_scoring.usable(setting, [_scoring_contenders.Contender("x", broken, 1)])
+
+def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench_scoring.SHAPES, "256x4", MINI)
+    monkeypatch.setattr(sys, "argv", ["bench_scoring.py", "--device", "cpu", "--threads", "1", "--rounds", "1"])
+    for run, status in ((torch.ones(1, 1).clone, 0), (broken, 1)):
+        contender = _scoring_contenders.Contender("estimator=exact", run, 1)
+        monkeypatch.setattr(bench_scoring, "contenders_of", lambda _, contender=contender: [contender])
+        with pytest.raises(SystemExit) as end:
+            bench_scoring.main()
+        assert int(end.value.code) == status  # type: ignore[arg-type]
 
 
 def test_peak_counts_what_is_alive_at_once_and_nothing_known() -> None:

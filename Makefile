@@ -50,9 +50,9 @@ gpu-bench:
 	$(AFTER_FAILURES) $(GPU_BENCHES)
 
 gpu-test $(GPU_BENCHES): export PYTHONPATH := .:kernels:selectors$(addprefix :,$(PYTHONPATH))
-# Not the tests' common fixtures: they need packages that such a machine may lack.
+# Neither the tests' common fixtures nor pytest-timeout: such a machine may lack the packages.
 gpu-test:
-	$(PYTHON) -m pytest -m cuda --confcutdir=tests/kernels tests/kernels
+	$(PYTHON) -m pytest -m cuda -W ignore::pytest.PytestConfigWarning --confcutdir=tests/kernels tests/kernels
 
 gpu-bench_scoring: SHAPE := --shape 1b
 $(GPU_BENCHES): gpu-%:

@@ -26,7 +26,8 @@ def made(target: str, folder: Path) -> tuple[int, list[str]]:
 
 
 PATH = ".:kernels:selectors:/carried"
-TESTS = f"{PATH} -m pytest -m cuda --confcutdir=tests/kernels tests/kernels"
+OPTIONS = ["-W", "ignore::pytest.PytestConfigWarning", "--confcutdir=tests/kernels", "tests/kernels"]
+TESTS = f"{PATH} -m pytest -m cuda {' '.join(OPTIONS)}"
 BENCHES = [
     f"{PATH} benchmarks/bench_grad_dots.py --device cuda --out results/bench_grad_dots.jsonl",
     f"{PATH} benchmarks/bench_one_step_head.py --device cuda --out results/bench_one_step_head.jsonl",
@@ -46,7 +47,7 @@ def test_every_phase_runs_and_a_failure_tells(target: str, expected: list[str], 
 
 def test_the_kernels_tests_need_nothing_of_the_framework() -> None:
     absent = ("omegaconf", "wandb", "lightning", "peft", "typer", "pyarrow", "transformers")
-    options = ["-n0", "-m", "", "--confcutdir=tests/kernels", "tests/kernels"]
+    options = ["-p", "no:xdist", "-p", "no:timeout", *OPTIONS]
     few = ["-k", "test_the_switch or test_only_padding or test_anchor_weights"]
     code = f"import sys; sys.modules |= dict.fromkeys({absent}); import pytest; sys.exit(pytest.main({options + few}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -38,7 +38,9 @@ def log_sum_exp_kernel(
             b_logits += tl.load(p_bias + r_v, mask=r_v < V, other=0.0).to(tl.float32)[None, :]
         b_logits = tl.where((r_v < V)[None, :], b_logits, float("-inf"))
         b_higher = tl.maximum(b_top, tl.max(b_logits, 1))
-        b_sum = b_sum * tl.exp(b_top - b_higher) + tl.sum(tl.exp(b_logits - b_higher[:, None]), 1)
+        # Where a bias of -inf rules out every word so far, -inf minus -inf would be NaN.
+        b_offset = tl.where(b_higher > float("-inf"), b_higher, 0.0)
+        b_sum = b_sum * tl.exp(b_top - b_offset) + tl.sum(tl.exp(b_logits - b_offset[:, None]), 1)
         b_top = b_higher
     r_out = tl.program_id(1) * R + r_r
     tl.store(p_top + r_out, b_top, mask=r_r < R)

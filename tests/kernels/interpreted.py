@@ -130,9 +130,14 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
+BARRED = {"padded vocabulary": slice(64, None), "first words ruled out": slice(0, 64)}
+
+
 def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     if name == "small slices":
         case = test_one_step_head.head(n=3, v=70, eta=0.5, dtype=dtype)
+    elif name in BARRED:
+        case = test_one_step_head.padded(BARRED[name], dtype=dtype)
     elif name == "no answer":
         case = test_one_step_head.head(dtype=dtype)
         case["labels"][1] = -100
@@ -141,7 +146,9 @@ def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
     problem = HeadProblem.of(*(case[k] for k in keys), None)
     small = 1024 if name == "small slices" else 2**20
-    with patch.multiple(one_step_head, ERRORS_BYTES=small, STEPS_BYTES=small):
+    # One program has all tiles in its turn, a whole one without a possible word among them.
+    programs = 1 if name in BARRED else one_step_head.PROGRAMS
+    with patch.multiple(one_step_head, ERRORS_BYTES=small, STEPS_BYTES=small, PROGRAMS=programs):
         got = one_step_head.launch(problem, case["weight"], case["bias"], HEAD_TILES)
     return {
         "got": got,
@@ -168,7 +175,7 @@ def rounded_sums(case: dict[str, Any]) -> Tensor:
 
 
 DOTS_CASES = [*SHAPES, "segments", "strided", "small workspace"]
-HEAD_CASES = [*HEADS, "no answer", "small slices"]
+HEAD_CASES = [*HEADS, *BARRED, "no answer", "small slices"]
 
 
 def main(out: Path) -> None:

@@ -37,6 +37,8 @@ HEAD_CASES = [
     "sure, huge step",
     "one of everything",
     "no candidate",
+    "padded vocabulary",
+    "first words ruled out",
     "no answer",
     "small slices",
 ]

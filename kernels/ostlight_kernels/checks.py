@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,20 @@ def check(holds: bool, argument: str, got: object, takes: str) -> None:
         raise ValueError(f"{argument}: got {got}, takes {takes}")
 
 
+def check_tensor(tensor: object, name: str) -> None:
+    """It is a tensor, dense, and has values."""
+    check(isinstance(tensor, Tensor), name, f"a {type(tensor).__name__}", "a tensor")
+    assert isinstance(tensor, Tensor)
+    check(tensor.layout == torch.strided, name, f"layout {tensor.layout}", "a dense (strided) tensor")
+    check(not tensor.is_meta, name, "device meta", "a tensor with values")
+
+
+def check_count(count: object, name: str) -> None:
+    """It is a whole number of at least 0."""
+    whole = isinstance(count, Integral) and not isinstance(count, bool) and int(count) >= 0
+    check(whole, name, repr(count), "a whole number, 0 or more")
+
+
 def _check_shape(tensor: Tensor, name: str, takes: str, *sizes: int | None) -> None:
     """``sizes`` are the wanted ones, ``None`` for any."""
     shape = tuple(tensor.shape)
@@ -38,10 +53,6 @@ def _check_device(tensor: Tensor, name: str, like: Tensor, like_name: str) -> No
     check(tensor.device == like.device, name, f"device {tensor.device}", f"the device of {like_name}, {like.device}")
 
 
-def _check_strided(tensor: Tensor, name: str) -> None:
-    check(tensor.layout == torch.strided, name, f"layout {tensor.layout}", "a dense (strided) tensor")
-
-
 def _check_labels(labels: Tensor, name: str, like: Tensor, like_name: str, vocabulary: int) -> None:
     check(labels.dtype in (torch.int64, torch.int32), name, f"dtype {labels.dtype}", "int64 or int32 token ids")
     _check_device(labels, name, like, like_name)
@@ -56,9 +67,11 @@ def _check_labels(labels: Tensor, name: str, like: Tensor, like_name: str, vocab
 def check_grad_dots(
     a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | Packing | None, num_samples: int | None
 ) -> None:
-    """The arguments of ``grad_dots``; the values in ``segments`` are checked by :meth:`Packing.of`."""
+    """The arguments of ``grad_dots``; the values in ``segments`` are checked by :class:`Packing`."""
+    from ostlight_kernels.packing import Packing  # which imports this module
+
     for name, tensor in (("a", a), ("b", b), ("targets", targets)):
-        _check_strided(tensor, name)
+        check_tensor(tensor, name)
     check(a.dtype in DTYPES, "a", f"dtype {a.dtype}", "bf16, fp16, fp32 or fp64")
     _check_shape(a, "a", "[N, T, D_in]", None, None, None)
     n, t, d_in = a.shape
@@ -72,10 +85,13 @@ def check_grad_dots(
     check(d_out >= 1, "b", f"shape {tuple(b.shape)}", "D_out of at least 1")
     _check_alike(b, "b", a, "a")
     _check_alike(targets, "targets", a, "a")
+    if num_samples is not None:
+        check_count(num_samples, "num_samples")
     if segments is None:
         wanted = num_samples is None or num_samples == n
         check(wanted, "num_samples", num_samples, f"None or N={n} of a where there are no segments")
-    elif isinstance(segments, Tensor):
+    elif not isinstance(segments, Packing):
+        check_tensor(segments, "segments")
         _check_shape(segments, "segments", f"[N, T] with N={n} and T={t} of a", n, t)
         _check_device(segments, "segments", a, "a")
         check(num_samples is not None, "num_samples", None, "the number of samples in segments")
@@ -98,8 +114,8 @@ def check_one_step_head(
 ) -> None:
     """The arguments of ``one_step_head``. Reads label values, so on a GPU it waits for it."""
     tensors = [("h", h), ("anchor_h", anchor_h), ("weight", weight)] + ([("bias", bias)] if bias is not None else [])
-    for name, tensor in tensors:
-        _check_strided(tensor, name)
+    for name, tensor in [*tensors, ("labels", labels), ("anchor_labels", anchor_labels)]:
+        check_tensor(tensor, name)
     check(h.dtype in DTYPES, "h", f"dtype {h.dtype}", "bf16, fp16, fp32 or fp64")
     _check_shape(weight, "weight", "[V, D]", None, None)
     vocabulary, d = weight.shape
@@ -119,8 +135,11 @@ def check_one_step_head(
     _check_labels(anchor_labels, "anchor_labels", h, "h", vocabulary)
     mute = torch.nonzero((anchor_labels != IGNORED).sum(1) == 0).flatten().tolist()
     check(not mute, "anchor_labels", f"no answer token in anchor {mute[:1]}", "at least one for every anchor")
-    check(isinstance(eta, (int, float)) and eta == eta and abs(eta) < float("inf"), "eta", eta, "a finite step size")
+    largest = torch.finfo(torch.promote_types(h.dtype, torch.float32)).max
+    finite = isinstance(eta, Real) and abs(eta) <= largest
+    check(finite, "eta", repr(eta), f"a number from {-largest:.3g} to {largest:.3g}")
     if anchor_weights is not None:
+        check_tensor(anchor_weights, "anchor_weights")
         _check_shape(anchor_weights, "anchor_weights", f"[A] with A={anchors} of anchor_h", anchors)
         _check_device(anchor_weights, "anchor_weights", h, "h")
         check(anchor_weights.is_floating_point(), "anchor_weights", f"dtype {anchor_weights.dtype}", "floating point")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ostlight_kernels import reference
 from ostlight_kernels._triton import tl, triton
-from ostlight_kernels.checks import check_grad_dots
+from ostlight_kernels.checks import check_grad_dots, check_tensor
 from ostlight_kernels.dispatch import capability, explain
 from ostlight_kernels.packing import Packing
 from ostlight_kernels.tiles import Tiles, table
@@ -251,8 +251,10 @@ def grad_dots(
         depend on the values of the others beside it.
 
     Raises:
-        ValueError: shape, dtype or device mismatch, no targets, or segments out of range; names the argument.
+        ValueError: no dense tensor, a mismatch of shape, dtype or device, no targets, or segments out of range; names
+            the argument, what it got and what it takes.
     """
+    check_tensor(a, "a")
     if explain(a).name == "reference":
         return reference.grad_dots(a, b, targets, segments, num_samples, allow_tf32=allow_tf32)
     check_grad_dots(a, b, targets, segments, num_samples)

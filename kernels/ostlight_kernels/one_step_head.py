@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ostlight_kernels import reference
 from ostlight_kernels._triton import triton
-from ostlight_kernels.checks import IGNORED, check_one_step_head
+from ostlight_kernels.checks import IGNORED, check_one_step_head, check_tensor
 from ostlight_kernels.dispatch import capability, explain
 from ostlight_kernels.head_kernels import errors_kernel, log_sum_exp_kernel, loss_change_kernel, steps_kernel
 from ostlight_kernels.head_problem import HeadProblem
@@ -211,7 +211,7 @@ def one_step_head(
         anchor_labels: ``[A, S]`` as ``labels``; every anchor has at least one token that counts.
         weight: ``[V, D]`` the head. For 16-bit weights the step is taken on the values in fp32, never rounded back.
         bias: ``[V]`` or ``None``; where it is given it takes the step too.
-        eta: step size.
+        eta: step size, a number.
         anchor_weights: ``[A]`` floats of at least 0, normalised here; ``None``: all alike.
 
     Returns:
@@ -220,9 +220,11 @@ def one_step_head(
         ``[A * S, V]`` are ever in memory.
 
     Raises:
-        ValueError: shape, dtype or device mismatch, labels outside the vocabulary, an anchor without an answer token,
-            unusable weights; names the argument.
+        ValueError: no dense tensor, a mismatch of shape, dtype or device, labels outside the vocabulary, an anchor
+            without an answer token, unusable weights, an eta that fp32 (fp64 for fp64 input) cannot hold; names the
+            argument, what it got and what it takes.
     """
+    check_tensor(h, "h")
     if explain(h).name == "reference":
         return reference.one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
     check_one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)

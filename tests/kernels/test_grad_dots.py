@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,6 +120,10 @@ BAD = {
     "b: got dtype torch.float16": lambda a, b, q: grad_dots(a, b.half(), q),
     "b: got device meta": lambda a, b, q: grad_dots(a, b.to("meta"), q),
     "a: got layout torch.sparse_coo": lambda a, b, q: grad_dots(a.to_sparse(), b, q),
+    "a: got device meta": lambda a, b, q: grad_dots(a.to("meta"), b.to("meta"), q.to("meta")),
+    "a: got a list, takes a tensor": lambda a, b, q: grad_dots(a.tolist(), b, q),
+    "b: got a ndarray, takes a tensor": lambda a, b, q: grad_dots(a, b.numpy(), q),
+    "targets: got a NoneType": lambda a, b, q: grad_dots(a, b, None),
     "targets: got M=0": lambda a, b, q: grad_dots(a, b, q[:0]),
     "targets: got shape (2, 4, 5), takes [M, D_out, D_in] with D_out=5": lambda a, b, q: grad_dots(a, b, q.mT),
     "targets: got dtype torch.float32": lambda a, b, q: grad_dots(a, b, q.float()),
@@ -125,6 +131,14 @@ BAD = {
     "num_samples: got None": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long()),
     "num_samples: got -1": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long(), -1),
     "num_samples: got 4": lambda a, b, q: grad_dots(a, b, q, Packing.of(torch.zeros(2, 3).long(), 3), 4),
+    "num_samples: got 2.0": lambda a, b, q: grad_dots(a, b, q, num_samples=2.0),
+    "num_samples: got '2'": lambda a, b, q: grad_dots(a, b, q, num_samples="2"),
+    "num_samples: got 5.0": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long(), 5.0),
+    "num_samples: got '5'": lambda a, b, q: Packing.of(torch.zeros(2, 3).long(), "5"),
+    "num_samples: got True": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long(), True),
+    "segments: got layout torch.sparse_coo": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).to_sparse(), 1),
+    "segments: got a list": lambda a, b, q: grad_dots(a, b, q, [[0, 0, 0], [0, 0, 0]], 1),
+    "segments: got a ndarray": lambda a, b, q: Packing.of(torch.zeros(2, 3).long().numpy(), 1),
     "segments: got shape (3, 2)": lambda a, b, q: grad_dots(a, b, q, torch.zeros(3, 2).long(), 1),
     "segments: got rows (3, 2)": lambda a, b, q: grad_dots(a, b, q, Packing.of(torch.zeros(3, 2).long(), 1)),
     "segments: got dtype torch.float32": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3), 1),
@@ -138,4 +152,44 @@ def test_bad_input_is_refused_by_name(message: str) -> None:
     a, b, targets = layer(2, 3, 4, 5, 2)
     with pytest.raises(ValueError) as refusal:  # noqa: PT011  the message is what is asserted
         BAD[message](a, b, targets)
+    assert str(refusal.value).startswith(message)
+
+
+PARTS: dict[str, Any] = {
+    "shape": (2, 3),
+    "num_samples": 2,
+    "order": torch.tensor([0, 1, 5]),
+    "starts": torch.tensor([0, 2, 3]),
+    "lengths": (2, 1),
+}
+MISFITS: dict[str, dict[str, Any]] = {
+    "shape: got (6,)": {"shape": (6,)},
+    "shape: got -2": {"shape": (-2, -3)},
+    "num_samples: got 2.0": {"num_samples": 2.0},
+    "order: got a list": {"order": [0, 1, 5]},
+    "order: got dtype torch.int32": {"order": PARTS["order"].int()},
+    "order: got shape (3, 1)": {"order": PARTS["order"][:, None]},
+    "order: got shape (3,), takes one contiguous row": {"order": torch.arange(6)[::2]},
+    "order: got device meta": {"order": PARTS["order"].to("meta"), "starts": PARTS["starts"].to("meta")},
+    "order: got 0 to 6, takes places of the 6 tokens": {"order": torch.tensor([0, 1, 6])},
+    "order: got -1 to 5": {"order": torch.tensor([0, -1, 5])},
+    "starts: got device meta": {"starts": PARTS["starts"].to("meta")},
+    "starts: got 2 from [0] to [3], takes 3 places": {"starts": torch.tensor([0, 3])},
+    "starts: got 3 from [0] to [4], takes 3 places from 0 to 3": {"starts": torch.tensor([0, 2, 4])},
+    "starts: got 3 from [1] to [3]": {"starts": torch.tensor([1, 2, 3])},
+    "starts: got places that fall": {"starts": torch.tensor([0, 4, 3])},
+    "lengths: got (1, 2), takes (2, 1)": {"lengths": (1, 2)},
+}
+
+
+def test_a_packing_can_be_made_by_hand() -> None:
+    a, b, targets = layer(2, 3, 4, 5, 2)
+    expected = grad_dots(a, b, targets, torch.tensor([[0, 0, -1], [-1, -1, 1]]), num_samples=2)
+    assert grad_dots(a, b, targets, Packing(**PARTS)).equal(expected)
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_a_packing_that_does_not_fit_together_is_refused(message: str) -> None:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011  the message is what is asserted
+        Packing(**PARTS | MISFITS[message])
     assert str(refusal.value).startswith(message)

@@ -173,6 +173,7 @@ def test_any_strides() -> None:
     torch.testing.assert_close(one_step_head(**case), expected)
 
 
+TENSORS = ("h", "labels", "anchor_h", "anchor_labels", "weight", "bias")
 BAD: dict[str, Inputs] = {
     "h: got shape (3, 4)": {"h": lambda x: x[..., 0]},
     "h: got shape (3, 4, 6), takes [N, T, D] with D=7": {"h": lambda x: x[..., :6]},
@@ -188,7 +189,22 @@ BAD: dict[str, Inputs] = {
     "weight: got shape (7,)": {"weight": lambda x: x[0]},
     "weight: got device meta": {"weight": lambda x: x.to("meta")},
     "bias: got shape (12,)": {"bias": lambda x: x[1:]},
+    "h: got device meta": {name: lambda x: x.to("meta") for name in TENSORS},
+    "h: got a list": {"h": lambda x: x.tolist()},
+    "labels: got a ndarray": {"labels": lambda x: x.numpy()},
+    "labels: got layout torch.sparse_coo": {"labels": lambda x: x.to_sparse()},
+    "anchor_labels: got layout torch.sparse_coo": {"anchor_labels": lambda x: x.to_sparse()},
+    "anchor_labels: got a list": {"anchor_labels": lambda x: x.tolist()},
+    "bias: got a list": {"bias": lambda x: x.tolist()},
     "eta: got nan": {"eta": lambda _: float("nan")},
+    "eta: got inf": {"eta": lambda _: float("inf")},
+    "eta: got tensor(0.1000), takes a number": {"eta": torch.tensor},
+    "eta: got '0.1'": {"eta": str},
+    "eta: got 1e+39, takes a number from -3.4e+38": {
+        "eta": lambda _: 1e39,
+        **{name: lambda x: x.float() for name in ("h", "anchor_h", "weight", "bias")},
+    },
+    "anchor_weights: got a list": {"anchor_weights": lambda _: [1.0, 1.0]},
     "anchor_weights: got shape (3,)": {"anchor_weights": lambda _: torch.ones(3)},
     "anchor_weights: got smallest -1.0": {"anchor_weights": lambda _: torch.tensor([-1.0, 2.0])},
     "anchor_weights: got smallest 0.0, sum 0.0": {"anchor_weights": lambda _: torch.zeros(2)},

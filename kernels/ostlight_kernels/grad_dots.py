@@ -22,7 +22,7 @@ WORKSPACE_BYTES = 256 * 2**20
 """Tiles of one launch. A tile is read back right after it was written, from the L2; this bounds the memory behind."""
 
 PARTIAL_BYTES = 64 * 2**20
-"""Inner products per tile, before they are summed."""
+"""Inner products per tile, before they are summed. Both are exceeded only where one group of samples needs more."""
 
 
 @triton.jit
@@ -163,6 +163,15 @@ def _rows(x: Tensor, packed: bool) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def blocks(total: int, places: int, targets: int, tiles: Tiles, itemsize: int) -> tuple[int, int]:
+    """Samples taken together, and places of their tiles in one launch, within the bounds on memory."""
+    tile_bytes = tiles.block_o * tiles.block_i * itemsize
+    samples = min(PARTIAL_BYTES // (4 * places * targets), WORKSPACE_BYTES // tile_bytes)
+    samples = max(samples // tiles.samples, 1) * tiles.samples
+    samples = min(samples, max(total, 1))
+    return samples, min(places, max(1, WORKSPACE_BYTES // (samples * tile_bytes)))
+
+
 def launch(
     a: Tensor, b: Tensor, targets: Tensor, packing: Packing | None, *, allow_tf32: bool, tiles: Tiles | None = None
 ) -> Tensor:
@@ -179,10 +188,8 @@ def launch(
     order, starts = (packing.order, packing.starts) if packing is not None else (a, a)
     constants = meta(tiles, a.dtype, m, packed, allow_tf32)
 
-    chunk = PARTIAL_BYTES // (4 * places * m) // tiles.samples * tiles.samples
-    chunk = min(max(chunk, tiles.samples), max(total, 1))
     kept = tile_dtype(a.dtype)
-    at_once = min(places, max(1, WORKSPACE_BYTES // (chunk * area * kept.itemsize)))
+    chunk, at_once = blocks(total, places, m, tiles, kept.itemsize)
     groups = -(-chunk // tiles.samples)
     workspace = torch.empty(at_once * chunk * area, dtype=kept, device=a.device)
     partial = torch.empty(places, chunk, m, dtype=torch.float32, device=a.device)

@@ -182,9 +182,9 @@ def launch(problem: HeadProblem, weight: Tensor, bias: Tensor | None, tiles: Hea
     anchor_lse = head.log_sum_exp(problem.anchor_x)
     token_bytes = step_tokens(longest, tiles)[0] * weight.element_size()
     block = max(1, min(STEPS_BYTES // (s * token_bytes), ERRORS_BYTES // (tiles.block_v * token_bytes)))
-    gains = [head.gains(problem.candidates(first, first + block), anchor_lse) for first in range(0, n, block)]
-    utilities = problem.utilities(torch.cat(gains) if gains else weight.new_zeros(0, s, dtype=torch.float64))
-    return utilities.float()
+    some = (problem.candidates(first, first + block) for first in range(0, n, block))
+    utilities = [one.utilities(head.gains(one, anchor_lse)).float() for one in some]
+    return torch.cat(utilities) if utilities else weight.new_zeros(0, dtype=torch.float32)
 
 
 @torch.no_grad()

@@ -13,12 +13,15 @@ from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.packing import Packing
 
 GRADIENT_BYTES = 32 * 2**20
-"""Largest block of gradients."""
+"""Largest block of gradients, and largest of the targets they meet."""
 
 LOGITS_BYTES = 8 * 2**20
 """Largest block of new logits."""
 
 SAMPLES_PER_BLOCK = 16
+
+TARGETS_PER_BLOCK = 128
+"""More targets meet the gradients in turns, where otherwise too few rows of these would fit."""
 
 FEW_COLUMNS = 32
 """Up to this many inputs (an adapter's rank) a CPU forms the transposed gradient several times faster."""
@@ -83,11 +86,16 @@ def _dots_and_squares(
 def _add_block(dots: Tensor, squares: Tensor | None, a: Tensor, b: Tensor, targets: Tensor) -> None:
     """``dots [M, n] += <targets, b' a>``, forming the gradients of the block's samples a few rows at a time."""
     n, _, d_in = a.shape
-    d_out = b.shape[2]
-    rows = max(1, min(d_out, GRADIENT_BYTES // max(1, n * d_in * a.element_size())))
+    m, d_out = len(targets), b.shape[2]
+    row_bytes = d_in * a.element_size()
+    rows = GRADIENT_BYTES // max(1, max(n, min(m, TARGETS_PER_BLOCK)) * row_bytes)
+    rows = max(1, min(d_out, rows))
+    at_once = min(m, max(1, GRADIENT_BYTES // (rows * row_bytes)))
     for row in range(0, d_out, rows):
         gradients = torch.bmm(b[:, :, row : row + rows].mT, a).flatten(1)
-        dots += _accumulating(targets[:, row : row + rows].flatten(1)) @ gradients.T
+        for first in range(0, m, at_once):
+            some = slice(first, first + at_once)
+            dots[some] += _accumulating(targets[some, row : row + rows].flatten(1)) @ gradients.T
         if squares is not None:
             squares += torch.linalg.vector_norm(gradients, dim=1).square()
 
@@ -123,11 +131,9 @@ def one_step_head(
     n, t, _ = problem.x.shape
     widest = max(t, 64) * anchor_x.shape[0] * anchor_x.element_size()
     block = max(1, min(SAMPLES_PER_BLOCK, LOGITS_BYTES // widest))
-    gains = [
-        _token_gains(problem.candidates(first, first + block), head, anchor_x, anchor_lse)
-        for first in range(0, n, block)
-    ]
-    return problem.utilities(torch.cat(gains) if gains else anchor_x.new_zeros(0, anchor_x.shape[0]))
+    some = (problem.candidates(first, first + block) for first in range(0, n, block))
+    utilities = [one.utilities(_token_gains(one, head, anchor_x, anchor_lse)) for one in some]
+    return torch.cat(utilities) if utilities else anchor_x.new_zeros(0)
 
 
 class _Head:

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import numpy as np
 import test_grad_dots

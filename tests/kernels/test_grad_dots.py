@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from _memory import peak_bytes
 from torch import Tensor
 
 from ostlight_kernels import Packing, grad_dots, reference
+from ostlight_kernels.tiles import table
 
 
 def oracle(a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | None = None, samples: int | None = None) -> Tensor:
@@ -57,6 +60,33 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, targets = layer(20, 5, 6, 9, 3)
     monkeypatch.setattr(reference, "GRADIENT_BYTES", 4 * 6 * 8 * 16)
     torch.testing.assert_close(grad_dots(a, b, targets), oracle(a, b, targets), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("targets", [5, 129, 700])
+def test_memory_is_bounded_whatever_the_number_of_targets(targets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = 2**16
+    monkeypatch.setattr(reference, "GRADIENT_BYTES", bound)
+    a, b, few = layer(20, 2, 40, 60, targets, torch.bfloat16)
+    results = 2 * 4 * 20 * targets
+    # Gradients, targets, each once more on its way into the product, and the inputs of a block.
+    assert peak_bytes(lambda: grad_dots(a, b, few), "cpu", [a, b, few]) <= 4 * bound + 2 * results + 2**15
+    torch.testing.assert_close(grad_dots(a, b, few).double(), oracle(a, b, few), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("samples", [1, 100, 10_000_000])
+@pytest.mark.parametrize("targets", [1, 17, 400])
+@pytest.mark.parametrize("sides", [(8, 8), (16, 4096), (4096, 14336)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_workspace_is_bounded(samples: int, targets: int, sides: tuple[int, int], dtype: torch.dtype) -> None:
+    module = import_module("ostlight_kernels.grad_dots")
+    for plain in table(dtype, 90):
+        tiles = plain.fitted(*sides)
+        places = -(-sides[0] // tiles.block_o) * -(-sides[1] // tiles.block_i)
+        itemsize = module.tile_dtype(dtype).itemsize
+        chunk, at_once = module.blocks(samples, places, targets, tiles, itemsize)
+        assert 1 <= chunk <= samples
+        assert chunk * at_once * tiles.block_o * tiles.block_i * itemsize <= module.WORKSPACE_BYTES
+        assert 4 * places * chunk * targets <= max(module.PARTIAL_BYTES, 4 * places * tiles.samples * targets)
 
 
 def test_any_strides() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from _memory import peak_bytes
 from torch import Tensor
 
 from ostlight_kernels import one_step_head, reference
@@ -161,6 +162,15 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = one_step_head(**case)
     monkeypatch.setattr(reference, "LOGITS_BYTES", 4096)
     torch.testing.assert_close(one_step_head(**case), expected, rtol=1e-10, atol=1e-14)
+
+
+def test_memory_does_not_grow_with_the_candidates() -> None:
+    """Beyond a copy of their tokens, which are small here beside ``[candidates, anchor tokens]``."""
+    peaks = []
+    for n in (64, 640):
+        case = head(n=n, t=1, anchors=1, s=3000, d=1, v=2)
+        peaks.append(peak_bytes(lambda case=case: one_step_head(**case), "cpu", []))
+    assert peaks[1] <= peaks[0] + 640 * 200
 
 
 def test_any_strides() -> None:

@@ -1,0 +1,60 @@
+"""The kernels' benchmarks on a CPU: they run, nothing wrong is timed, and plain PyTorch computes the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import bench_grad_dots
+import bench_one_step_head
+import pytest
+import torch
+from _kernels import Refused
+from _record import Recorder
+from torch import Tensor
+
+METRICS = {
+    bench_grad_dots: {
+        "ratio_to_weight_gradient", "per_target_ratio_to_weight_gradient",
+        "weight_gradient_time", "weight_gradient_best", "grad_dots_time", "grad_dots_best",
+    },
+    bench_one_step_head: {"speedup_over_step_and_measure", "time_per_candidate"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bench", METRICS, ids=lambda bench: bench.__name__)
+def test_the_cpu_path_runs(bench: ModuleType, tmp_path: Path) -> None:
+    with torch.no_grad():
+        bench.on_cpu(Recorder(bench.__name__, tmp_path / "out.jsonl"), rounds=1)
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {record["metric"] for record in records} == METRICS[bench]
+    assert all(record["value"] > 0 for record in records)
+
+
+@pytest.mark.parametrize(
+    ("bench", "baseline"), [(bench_grad_dots, "per_target"), (bench_one_step_head, "step_and_measure")]
+)
+def test_a_wrong_baseline_is_not_timed(bench: ModuleType, baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(bench, baseline)
+
+    def wrong(*given: object) -> Tensor:
+        return 1.01 * right(*given)
+
+    wrong.__name__ = baseline
+    monkeypatch.setattr(bench, baseline, wrong)
+    with torch.no_grad(), pytest.raises(Refused, match=f"not timed: {baseline} is off by"):
+        bench.on_cpu(Recorder("bench", None), rounds=1)
+
+
+@torch.no_grad()
+def test_kept_logits_give_the_utilities() -> None:
+    case = bench_one_step_head.inputs(2, 16, 4, 16, 64, 300, "cpu", torch.float32)
+    got = bench_one_step_head.KeptLogits(case, bench_one_step_head.changed_losses)()
+    bench_one_step_head.check_against_float64("eager", got, case, 3e-2)
+
+
+@torch.no_grad()
+def test_bmm_and_matmul_in_bf16_pass_their_check() -> None:
+    given = bench_grad_dots.inputs(4, 64, 96, 80, 17, "cpu", torch.bfloat16)
+    bench_grad_dots.check_against_float64("bmm_matmul", bench_grad_dots.form_and_multiply(*given), *given)

@@ -22,23 +22,36 @@ def _commit() -> str:
     return (head.stdout.strip() or "unknown") + ("+changes" if dirty.stdout.strip() else "")
 
 
-def _versions() -> dict[str, str]:
+def _versions(kind: str) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
-    for name in ("torch", "triton", "transformers", "lightning"):
+    found = {"os": platform.platform(), "python": platform.python_version()}
+    for name in ("torch", "numpy", "triton", "transformers", "lightning"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
+    if kind == "cuda":
+        found["driver"] = _driver()
     return found
+
+
+def _driver() -> str:
+    """Of the first GPU; a machine has one driver for all."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.splitlines()[0].strip()
 
 
 def _device(kind: str) -> str:
     if kind == "cuda":
-        return torch.cuda.get_device_name()
+        gib = torch.cuda.get_device_properties().total_memory / 2**30
+        return f"{torch.cuda.get_device_name()}, {gib:.1f} GiB"
     return f"{platform.machine()} {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
@@ -53,7 +66,7 @@ class Recorder:
 
     def __init__(self, bench: str, out: Path | str | None, device: str = "cpu") -> None:
         self.out = Path(out) if out else None
-        self._common = {"commit": _commit(), "device": _device(device), "versions": _versions()}
+        self._common = {"commit": _commit(), "device": _device(device), "versions": _versions(device)}
         self._bench = bench
         if self.out:
             self.out.parent.mkdir(parents=True, exist_ok=True)

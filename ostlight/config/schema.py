@@ -204,7 +204,8 @@ class Compute:
     """Where and how it runs; none of it changes a score beyond rounding.
 
     Attributes:
-        accelerator, devices, num_nodes: Lightning's Trainer arguments.
+        accelerator, devices, num_nodes: Lightning's Trainer arguments; a benchmark takes one device a task, and shares
+            the tasks (``benchmark.workers``).
         strategy: Lightning's too; ``fsdp`` shards the target (FSDP2), and is ``ddp`` for the stages before.
         precision: ``32-true``, ``bf16-mixed``, ``bf16-true`` or ``64-true``.
         tokens_per_batch: padded tokens in one forward pass; batches are filled with samples of like length.
@@ -254,8 +255,7 @@ class Benchmark:
         baseline: label of the row the others are compared to: a selector's, ``base`` or ``oracle``; ``null`` takes
             ``random`` where it takes part, else the first selector.
         workers: processes that share the cells; ``null`` takes one a device, or one a core without accelerator, each
-            with one thread. Several ``ostlight benchmark`` on one folder share them too. 1 runs all in this process,
-            and so does a cell that itself needs several devices.
+            with one thread. Several ``ostlight benchmark`` on one folder share them too. 1 runs all in this process.
         variants: none runs the configuration as it is. What variants have in common is made once.
     """
 

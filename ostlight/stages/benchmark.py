@@ -18,7 +18,7 @@ from ostlight.run.tasks import Failure, Room, failures, unsettled, work
 from ostlight.selection.registry import is_registered_here
 from ostlight.stages.contest import Contest
 from ostlight.stages.say import console, say
-from ostlight.stages.workers import places, share
+from ostlight.stages.workers import places, refuse_ranks, share
 
 
 def benchmark(config: Config) -> list[Line]:
@@ -30,12 +30,14 @@ def benchmark(config: Config) -> list[Line]:
         The table's lines.
 
     Raises:
-        ConfigError: no ``benchmark`` section.
+        ConfigError: no ``benchmark`` section; tasks that would each run on several devices.
         BenchmarkError: cells failed; the others are finished and the tables hold them.
     """
     if config.benchmark is None:
         raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
     since = time.time()
+    for varied in configs_of(config).values():
+        refuse_ranks(varied)
     folder = RunFolder.of(config)
     folder.keep_config()
     room = Room(folder.path / "work", since)
@@ -67,11 +69,13 @@ def benchmark(config: Config) -> list[Line]:
 
 def contests_of(config: Config, folder: RunFolder, room: Room) -> list[Contest]:
     """One for each variant; one where there are none."""
+    return [Contest(varied, folder, room, label) for label, varied in configs_of(config).items()]
+
+
+def configs_of(config: Config) -> dict[str, Config]:
+    """The configuration of each contest by its variant's label, which is empty where there are no variants."""
     assert config.benchmark is not None, "checked by benchmark"
-    variants = config.benchmark.variants
-    if not variants:
-        return [Contest(config, folder, room)]
-    return [Contest(vary(config, v), folder, room, v.label) for v in variants]
+    return {v.label: vary(config, v) for v in config.benchmark.variants} or {"": config}
 
 
 def work_on(config: Config, since: float, go_on: Callable[[], bool]) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
+from ostlight.errors import ConfigError
 from ostlight.run.tasks import Room
 
 PAUSE_S = 0.2
@@ -28,14 +29,13 @@ BYTES_PER_WEIGHT_BYTE = 4
 def places(config: Config) -> list[dict[str, str]]:
     """The environment of each worker; none where this process does all the work itself.
 
-    One worker for each device, or for each core where there is no accelerator, as many as memory holds. Work that
-    needs several devices itself, or that was started on several ranks, is not shared.
+    One worker for each device, or for each core where there is no accelerator, as many as memory holds.
     """
     assert config.benchmark is not None
-    wanted, compute = config.benchmark.workers, config.compute
-    if wanted == 1 or compute.devices * compute.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    wanted = config.benchmark.workers
+    if wanted == 1:
         return []
-    if compute.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if config.compute.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         told = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = told.split(",") if told else [str(k) for k in range(torch.cuda.device_count())]
         count = wanted or len(devices)
@@ -45,6 +45,28 @@ def places(config: Config) -> list[dict[str, str]]:
         count = wanted or min(cores, _fitting(config))
         found = [{"OMP_NUM_THREADS": str(max(1, cores // count))} for _ in range(count)]
     return found if len(found) > 1 else []
+
+
+def refuse_ranks(config: Config) -> None:
+    """Ranks would take different tasks and yet average their gradients: tasks are shared by processes of one device.
+
+    Raises:
+        ConfigError: a task would run on several devices, or this process is one of several ranks.
+    """
+    ranks = {
+        "compute.devices": config.compute.devices,
+        "compute.num_nodes": config.compute.num_nodes,
+        "WORLD_SIZE": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    problems = [
+        f"{name}={count}: a benchmark's tasks run on one device each; set it to 1. benchmark.workers shares the tasks "
+        "among this machine's devices, and `ostlight benchmark` started on further machines, on the same folder, "
+        "shares them too"
+        for name, count in ranks.items()
+        if count > 1
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _fitting(config: Config) -> int:

@@ -207,6 +207,20 @@ def test_bad_variants_and_baselines_are_all_told(contest):
         assert part in told
 
 
+def test_tasks_on_several_devices_are_refused_before_anything_is_written(contest, monkeypatch):
+    several = [{"label": "wide", "overrides": ["compute.num_nodes=2"]}]
+    for change in (
+        {"compute": contest["compute"] | {"devices": 2, "strategy": "ddp"}},
+        {"benchmark": contest["benchmark"] | {"variants": several}},
+    ):
+        with pytest.raises(ConfigError, match=r"(devices|num_nodes)=2: .* set it to 1. benchmark.workers shares"):
+            ostlight.benchmark(contest | change)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
+        ostlight.benchmark(contest)
+    assert not Path(contest["folder"]).exists()
+
+
 @pytest.mark.slow
 def test_worker_processes_and_another_job_share_the_cells(contest):
     ostlight.benchmark(contest)

@@ -99,13 +99,15 @@ class Room:
             return None
         return Failure(**json.loads(file.read_text()))
 
-    def bury(self, pid: int, code: int) -> None:
-        """A worker died: what it held failed."""
+    def bury(self, pid: int, code: int) -> bool:
+        """A worker died: what it held failed. False where it held nothing."""
         running = self._running(pid)
-        if running.exists():
-            held = json.loads(running.read_text())
-            self.fail(held["key"], Failure(held["task"], f"its process ended with code {code}"))
-            running.unlink()
+        if not running.exists():
+            return False
+        held = json.loads(running.read_text())
+        self.fail(held["key"], Failure(held["task"], f"its process ended with code {code}"))
+        running.unlink()
+        return True
 
     def _failure(self, key: str) -> Path:
         return self.path / "failures" / f"{_short(key)}.json"

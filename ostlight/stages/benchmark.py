@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ostlight.comparison.files import WRITTEN, write_all
 from ostlight.comparison.results import Line, summarise
@@ -31,12 +32,13 @@ def benchmark(config: Config) -> list[Line]:
 
     Raises:
         ConfigError: no ``benchmark`` section; tasks that would each run on several devices.
-        BenchmarkError: cells failed; the others are finished and the tables hold them.
+        BenchmarkError: cells failed; the others are finished and the tables hold them. Or no worker can be started.
     """
     if config.benchmark is None:
         raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
     since = time.time()
-    for varied in configs_of(config).values():
+    variants = configs_of(config).values()
+    for varied in variants:
         refuse_ranks(varied)
     folder = RunFolder.of(config)
     folder.keep_config()
@@ -46,7 +48,7 @@ def benchmark(config: Config) -> list[Line]:
     cells = [cell for contest in contests for cell in contest.cell_tasks]
     say(f"{len(cells)} cells: selector x budget x protocol x seed, each trained and tested on its own")
     if unsettled(tasks, room):
-        here = any(is_registered_here(s.name) for s in config.benchmark.selectors)
+        here = any(map(_needs_this_process, variants))
         share(folder.path, room, [] if here else places(contests[0].config), lambda: unsettled(tasks, room))
         work(tasks, room, say)
     results = [result for cell in cells if (result := cell.result()) is not None]
@@ -76,6 +78,23 @@ def configs_of(config: Config) -> dict[str, Config]:
     """The configuration of each contest by its variant's label, which is empty where there are no variants."""
     assert config.benchmark is not None, "checked by benchmark"
     return {v.label: vary(config, v) for v in config.benchmark.variants} or {"": config}
+
+
+def _needs_this_process(config: Config) -> bool:
+    """Whether a selector, or one that its options name, was registered by the running program."""
+    assert config.benchmark is not None, "checked by benchmark"
+    named = [(choice.name, choice.options) for choice in config.benchmark.selectors]
+    return any(is_registered_here(text) for text in _texts(named))
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from _texts(list(values.values()))
+    elif isinstance(values, Sequence):
+        for value in values:
+            yield from _texts(value)
 
 
 def work_on(config: Config, since: float, go_on: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
-from ostlight.errors import ConfigError
+from ostlight.errors import BenchmarkError, ConfigError
 from ostlight.run.tasks import Room
 
 PAUSE_S = 0.2
@@ -87,6 +87,9 @@ def share(folder: Path, room: Room, environments: list[dict[str, str]], unfinish
         folder: the run's.
         room: where the workers meet.
         unfinished: how many tasks are still open.
+
+    Raises:
+        BenchmarkError: a worker died without a task, and so would the one in its place; the others are stopped.
     """
     running: list[tuple[subprocess.Popen[bytes], dict[str, str]]] = []
     try:
@@ -98,10 +101,13 @@ def share(folder: Path, room: Room, environments: list[dict[str, str]], unfinish
                 if code is None:
                     continue
                 running.remove((worker, environment))
-                if code != 0:
-                    room.bury(worker.pid, code)
-                    if unfinished():
-                        running.append((_start(folder, room, environment), environment))
+                if code != 0 and not room.bury(worker.pid, code):
+                    raise BenchmarkError(
+                        f"a worker process ended with code {code} before it took a task; what it printed stands above. "
+                        "benchmark.workers=1 does without workers"
+                    )
+                if code != 0 and unfinished():
+                    running.append((_start(folder, room, environment), environment))
     finally:
         for worker, _ in running:
             worker.terminate()

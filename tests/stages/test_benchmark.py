@@ -18,7 +18,10 @@ from ostlight.comparison.table import rich_tables
 from ostlight.config import load_config
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import BenchmarkError, ConfigError, DataError
+from ostlight.selection import registry
 from ostlight.selection.budget import Budget
+from ostlight.selection.registry import load
+from ostlight.stages import benchmark as stages_benchmark
 from ostlight.stages import contest_tasks
 
 
@@ -219,6 +222,23 @@ def test_tasks_on_several_devices_are_refused_before_anything_is_written(contest
     with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
         ostlight.benchmark(contest)
     assert not Path(contest["folder"]).exists()
+
+
+def test_a_selector_of_this_program_deep_in_a_variant_needs_this_process(contest, monkeypatch):
+    class Mine(load("length")):
+        """Longest answers first, by a class no other process knows."""
+
+    monkeypatch.setitem(registry._registered, "mine", Mine)
+    started = []
+    monkeypatch.setattr(stages_benchmark, "share", lambda _, __, places, ___: started.append(len(places)))
+    monkeypatch.setattr(stages_benchmark, "work", lambda *_: None)
+    for named in ("length", "mine"):
+        combined = f"{{name: combine, options: {{of: [{{name: {named}}}, {{name: loss}}]}}}}"
+        varied = {"label": "it", "overrides": [f"benchmark.selectors=[{{name: random}}, {combined}]"]}
+        section = contest["benchmark"] | {"variants": [varied], "workers": 2}
+        with pytest.raises(BenchmarkError):
+            ostlight.benchmark(contest | {"benchmark": section})
+    assert started == [2, 0]
 
 
 @pytest.mark.slow

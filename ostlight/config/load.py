@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import operator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -16,8 +18,28 @@ from ostlight.config.read import one_line, parse, read_mapping
 from ostlight.config.schema import PRECISIONS, Config, Variant
 from ostlight.errors import ConfigError
 
+T = TypeVar("T")
+
 ALTERNATIVES = (("fraction", "count", "tokens", "threshold"), ("epochs", "steps"))
 """Keys of which one mapping holds one: an override that names one takes the place of the others in the file."""
+
+LEAST = {
+    0: ("compute.workers",),
+    1: (
+        "proxy.max_length",
+        "target.max_length",
+        "evaluation.max_new_tokens",
+        "evaluation.batch_size",
+        "compute.tokens_per_batch",
+        "compute.shard_size",
+        "compute.devices",
+        "compute.num_nodes",
+    ),
+}
+"""The least that settings which count something may be."""
+
+FRAME = ("base", "oracle")
+"""Rows of a benchmark's table that are no selectors."""
 
 WRITTEN = "command line"
 """Where overrides come from, for messages."""
@@ -111,9 +133,11 @@ def _out_of_range(config: Config) -> Iterator[str]:
         yield f"seeds must be at least 0; got {min(seeds)}"
     if not 0 <= config.proxy.warmup.fraction <= 1:
         yield f"proxy.warmup.fraction must be at least 0 and at most 1; got {config.proxy.warmup.fraction}"
-    for name in ("tokens_per_batch", "shard_size", "devices", "num_nodes"):
-        if getattr(config.compute, name) < 1:
-            yield f"compute.{name} must be at least 1; got {getattr(config.compute, name)}"
+    for least, names in LEAST.items():
+        for name in names:
+            value = operator.attrgetter(name)(config)
+            if value < least:
+                yield f"{name} must be at least {least}; got {value}"
     if config.compute.precision not in PRECISIONS:
         yield f"compute.precision must be one of {', '.join(PRECISIONS)}; got {config.compute.precision!r}"
     if config.compute.logger not in ("csv", "tensorboard", "wandb", "none"):
@@ -138,10 +162,25 @@ def _benchmark_problems(config: Config) -> Iterator[str]:
     for name in ("selectors", "budgets", "seeds", "protocols"):
         if not getattr(config.benchmark, name):
             yield f"benchmark.{name} is empty: name at least one"
+    if "proportional" in config.benchmark.protocols and config.target.training.steps is not None:
+        yield (
+            f"benchmark.protocols: proportional trains for the target's epochs, but target.training.steps="
+            f"{config.target.training.steps} fixes the steps; set target.training.epochs instead, or drop proportional"
+        )
     shown = [s.shown for s in config.benchmark.selectors]
-    for label in sorted({s for s in shown if shown.count(s) > 1}):
+    for label in _twice(shown):
         yield f"two benchmark.selectors are called {label!r}; give one of them a `label`"
-    baseline, rivals = config.benchmark.baseline, [*shown, "base", "oracle"]
+    for label in sorted({*FRAME} & {*shown}):
+        yield f"a benchmark.selector is called {label!r}, which is another row of the table; give it another `label`"
+    repeated: dict[str, list[Any]] = {
+        "seeds": config.benchmark.seeds,
+        "budgets": [b.label for b in config.benchmark.budgets],
+        "protocols": config.benchmark.protocols,
+    }
+    for name, values in repeated.items():
+        for value in _twice(values):
+            yield f"benchmark.{name} holds {value} twice, and one result would be counted as two; remove one"
+    baseline, rivals = config.benchmark.baseline, [*shown, *FRAME]
     if baseline is not None and baseline not in rivals:
         yield f"benchmark.baseline must be one of {', '.join(rivals)}; got {baseline!r}"
     if config.benchmark.workers is not None and config.benchmark.workers < 1:
@@ -149,12 +188,17 @@ def _benchmark_problems(config: Config) -> Iterator[str]:
     yield from _variant_problems(config)
 
 
+def _twice(values: Sequence[T]) -> list[T]:
+    """Those that are there more than once, each once."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
 def _variant_problems(config: Config) -> Iterator[str]:
     assert config.benchmark is not None
     labels = [v.label for v in config.benchmark.variants]
     if "" in labels:
         yield "benchmark.variants: every variant needs a label"
-    for label in sorted({x for x in labels if x and labels.count(x) > 1}):
+    for label in _twice([x for x in labels if x]):
         yield f"two benchmark.variants are called {label!r}"
     for variant in config.benchmark.variants:
         for text in variant.overrides:

@@ -128,5 +128,46 @@ def test_benchmarks_need_distinct_labels():
     assert problems(benchmark=section) == ["two benchmark.selectors are called 'ost'; give one of them a `label`"]
 
 
+def test_what_is_named_twice_in_a_benchmark_is_refused():
+    section = {
+        "selectors": [{"name": "ost"}, {"name": "loss", "label": "base"}],
+        "budgets": [{"fraction": 0.2}, {"count": 20}, {}],
+        "seeds": [0, 1, 0, 0],
+        "protocols": ["fixed_compute", "fixed_compute"],
+    }
+    told = "benchmark.{} holds {} twice, and one result would be counted as two; remove one"
+    assert problems(benchmark=section) == [
+        "a benchmark.selector is called 'base', which is another row of the table; give it another `label`",
+        told.format("seeds", 0),
+        told.format("budgets", "20%"),
+        told.format("protocols", "fixed_compute"),
+    ]
+
+
+def test_proportional_needs_epochs():
+    section = {"selectors": [{"name": "ost"}], "budgets": [{}], "protocols": ["proportional"]}
+    assert problems("target.training.steps=7", benchmark=section) == [
+        "benchmark.protocols: proportional trains for the target's epochs, but target.training.steps=7 fixes the "
+        "steps; set target.training.epochs instead, or drop proportional"
+    ]
+    load_config(POOL | {"benchmark": section}, "target.training.epochs=2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "proxy.max_length", "target.max_length", "evaluation.max_new_tokens", "evaluation.batch_size",
+        "compute.tokens_per_batch", "compute.shard_size", "compute.devices", "compute.num_nodes",
+    ],
+)  # fmt: skip
+def test_what_is_counted_is_at_least_one(name: str):
+    assert problems(f"{name}=0") == [f"{name} must be at least 1; got 0"]
+
+
+def test_workers_that_read_may_be_none_but_not_fewer():
+    load_config(POOL, "compute.workers=0")
+    assert problems("compute.workers=-1") == ["compute.workers must be at least 0; got -1"]
+
+
 def test_seeds_are_not_negative():
     assert problems("seed=-1") == ["seeds must be at least 0; got -1"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, ConfigError, DataError
 from ostlight.evaluation.accuracy import KINDS, AnswerAccuracy, is_right, kind_of
 from ostlight.evaluation.answers import final_answer, options_of
 from ostlight.evaluation.generate import generate_answers
@@ -66,6 +66,23 @@ def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
         first = next(iter(questions.refusals.values()), None)
         raise DataError(f"{', '.join(map(str, pool.files))}: no record can be used; the first says: {first}")
     return questions
+
+
+def refuse_unknown_tag(pool: Pool, by: str | None) -> None:
+    """Reads until a record has the tag.
+
+    Raises:
+        ConfigError: ``evaluation.by`` names a tag that no record of the set has.
+    """
+    records = (read.tags for _, read in pool.read(range(len(pool))) if isinstance(read, Sample))
+    there: set[str] = set()
+    for tags in records if by else ():
+        if by in tags:
+            return
+        there |= tags.keys()
+    if by:
+        found = ", ".join(sorted(there)) or "none"
+        raise ConfigError([f"evaluation.by is {by!r}, a tag no test record has; there are: {found}"])
 
 
 def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evaluation) -> Result:

@@ -18,7 +18,7 @@ from ostlight.comparison.cells import plan_cells
 from ostlight.config.schema import Config, SelectorChoice, Training
 from ostlight.data.sample import Sample
 from ostlight.errors import DataError
-from ostlight.evaluation.evaluate import Questions, read_questions
+from ostlight.evaluation.evaluate import Questions, read_questions, refuse_unknown_tag
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder
@@ -50,6 +50,7 @@ class Contest:
         assert self.config.benchmark is not None, "a pool takes nothing away"
         self.settings = self.config.benchmark
         self.pool = open_pool(self.config.pool, "pool")
+        refuse_unknown_tag(open_pool(self.config.test, "test"), self.config.evaluation.by)
         self.truth = _read_truth(self.settings.truth)
         self.cells = plan_cells(self.settings, self.truth is not None, variant)
         self._scores: dict[tuple[str, int], ScoreTask] = {}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import DataError
-from ostlight.evaluation.evaluate import Result, evaluate_model, read_questions
+from ostlight.evaluation.evaluate import Result, evaluate_model, read_questions, refuse_unknown_tag
 from ostlight.model.module import MultimodalModel
 from ostlight.run.folder import RunFolder
 from ostlight.run.logs import log_metrics
@@ -24,12 +24,13 @@ def evaluate(config: Config) -> Result:
     """Asks the run's target the questions of the test set; writes ``predictions.parquet`` and ``accuracy.jsonl``.
 
     Raises:
-        ConfigError: no test set is named.
+        ConfigError: no test set is named, or a tag in ``evaluation.by`` that none of its records has.
         DataError: the run has no trained target yet.
     """
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
     test = open_pool(config.test, "test")
+    refuse_unknown_tag(test, config.evaluation.by)
     if not (folder.target / "config.json").exists():
         raise DataError(f"{folder.target} holds no model; run `ostlight train` with this configuration first")
     folder.keep_config()

@@ -191,6 +191,12 @@ def test_a_selector_that_draws_and_uses_the_proxy_has_a_proxy_of_its_own_for_eac
     assert len(list((folder / "proxies").iterdir())) == 2, "the benchmark's own seed is one of them"
 
 
+def test_a_tag_no_test_record_has_is_told_before_anything_is_scored(contest):
+    with pytest.raises(ConfigError, match="evaluation.by is 'tusk', a tag no test record has; there are: task"):
+        ostlight.benchmark(contest | {"evaluation": contest["evaluation"] | {"by": "tusk"}})
+    assert not (Path(contest["folder"]) / "run" / "selectors").exists()
+
+
 def test_bad_variants_and_baselines_are_all_told(contest):
     section = contest["benchmark"] | {
         "baseline": "best",

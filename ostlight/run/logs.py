@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from ostlight.config.schema import Compute
@@ -15,13 +17,36 @@ from ostlight.run.folder import is_first_rank
 from ostlight.run.trainer import make_logger
 
 
-def log_metrics(compute: Compute, folder: Path, stage: str, metrics: Mapping[str, float]) -> None:
-    """Logs the figures a stage came to, on the first rank."""
-    logger = make_logger(compute.logger, folder, stage) if is_first_rank() else False
-    if isinstance(logger, bool):
+def log_metrics(
+    compute: Compute, folder: Path, stage: str, metrics: Mapping[str, float], after: LoggerOf | None = None
+) -> None:
+    """Logs the figures a stage came to, on the first rank.
+
+    Args:
+        after: the training the figures are of: they stand at its end, in its log.
+    """
+    if not is_first_rank():
         return
-    logger.log_metrics(dict(metrics), step=0)
-    logger.finalize("success")
+    logger = (after and after.logger) or make_logger(compute.logger, folder, stage)
+    if isinstance(logger, Logger):
+        logger.log_metrics(dict(metrics), step=after.steps if after else 0)
+        logger.finalize("success")
+
+
+class LoggerOf(Callback):
+    """Keeps the logger of a training for what is found out about the model afterwards.
+
+    Attributes:
+        logger: ``None`` before the training has ended, and where it logs nothing.
+        steps: of the optimiser.
+    """
+
+    def __init__(self) -> None:
+        self.logger: Logger | None = None
+        self.steps = 0
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.logger, self.steps = trainer.logger, trainer.global_step
 
 
 def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> None:
@@ -35,7 +60,7 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
         columns, *rows = list(csv.reader(file))
     pictures = sorted(folder.glob("*.png"))
     if isinstance(logger, WandbLogger):
-        logger.log_table("table", columns=columns, data=[[_number(value) for value in row] for row in rows])
+        logger.log_table("table", columns=columns, data=_typed(rows))
         for picture in pictures:
             logger.log_image(f"picture/{picture.stem}", [str(picture)])
     elif isinstance(logger, TensorBoardLogger):
@@ -47,8 +72,14 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
         logger.finalize("success")
 
 
-def _number(value: str) -> str | float:
+def _typed(rows: list[list[str]]) -> list[list[str | float | None]]:
+    """Numbers and gaps where a column holds nothing else; a table of Weights & Biases takes one type a column."""
+    columns = [_numbers(column) or list(column) for column in zip(*rows, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _numbers(column: Sequence[str]) -> list[str | float | None] | None:
     try:
-        return float(value)
+        return [float(value) if value else None for value in column]
     except ValueError:
-        return value
+        return None

@@ -21,6 +21,7 @@ from ostlight.evaluation.evaluate import evaluate_model
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry
+from ostlight.run.logs import LoggerOf, log_metrics
 from ostlight.run.tasks import Task
 from ostlight.run.trainer import first_device
 from ostlight.scoring.writer import missing_shards
@@ -218,15 +219,17 @@ class CellTask:
         return self.file.exists()
 
     def run(self) -> None:
-        contest, training = self.contest, Entry("train", self.cell.label)
+        contest, training, log = self.contest, Entry("train", self.cell.label), LoggerOf()
+        home, compute = contest.home.path, dataclasses.replace(contest.config.compute, progress=False)
         model = contest.target(self.training)
         if self.pick:
             kept = np.load(self.pick.file.with_suffix(".npy"))
-            quiet = dataclasses.replace(contest.config.compute, progress=False, logger="none")
             with contest.home.ledger.stage("train", self.name) as training:
-                fit(model, contest.data.view(kept), quiet, contest.home.path, self.name, self.cell.seed, training)
-        model.to(first_device(contest.config.compute))
+                data = contest.data.view(kept)
+                fit(model, data, compute, home, self.name, self.cell.seed, training, None, [log])
+        model.to(first_device(compute))
         result = evaluate_model(model, contest.questions, contest.config.evaluation)
+        log_metrics(compute, home, self.name, {f"accuracy/{k}": v for k, v in result.accuracy.items()}, log)
         found = {
             "accuracy": result.accuracy,
             "correct": "".join("1" if c else "0" for c in result.predictions["correct"].to_pylist()),

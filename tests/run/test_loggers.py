@@ -40,8 +40,45 @@ def test_tensorboard(settings):
     assert len(events.Scalars("loss")) == 3
 
 
+def compared(settings, digits, logger: str, **section: Any) -> Path:
+    """A benchmark of two cells: the untrained model, and one of three steps."""
+    section = {"selectors": [{"name": "random"}], "budgets": [{"fraction": 0.5}], "seeds": [0], "workers": 1} | section
+    config = settings(benchmark=section)
+    config["compute"] |= {"logger": logger}
+    ostlight.benchmark(config)
+    return Path(config["folder"]) / "run"
+
+
+def test_csv_of_every_cell_and_another_logger_runs_none_again(settings, digits):
+    folder = compared(settings, digits, "csv")
+    (cell,) = folder.glob("cells/random*.json")
+    trained, tested = json.loads(cell.read_text()), []
+    for name in ("base-seed0", "random-50%-fixed_compute-seed0"):
+        with (folder / "logs" / name / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        tested.append([float(r["accuracy/all"]) for r in rows if r["accuracy/all"]])
+    assert len([r for r in rows if r["loss"]]) == 3
+    assert tested[1] == [pytest.approx(trained["accuracy"]["all"])]
+    assert len(tested[0]) == 1
+    before = (folder / "ledger.jsonl").read_bytes()
+    compared(settings, digits, "none")
+    assert (folder / "ledger.jsonl").read_bytes() == before
+    assert len(list((folder / "cells").iterdir())) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_of_a_cell_holds_its_test_behind_its_training(settings, digits):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = compared(settings, digits, "tensorboard")
+    events = EventAccumulator(str(folder / "logs" / "random-50%-fixed_compute-seed0"))
+    events.Reload()
+    assert len(events.Scalars("loss")) == 3
+    assert [e.step for e in events.Scalars("accuracy/all")] == [3]
+
+
 def picture(folder: Path) -> None:
-    (folder / "table.csv").write_text("selected,accuracy\nost 20%,0.75\nrandom,0.5\n")
+    (folder / "table.csv").write_text("selected,accuracy,kept,seeds\nbase,0.4,,1\nost,0.75 ± 0.01,20,2\n")
     Image.new("RGB", (4, 3), "red").save(folder / "table.png")
 
 
@@ -55,7 +92,7 @@ def test_a_comparison_in_tensorboard(tmp_path: Path):
     events.Reload()
     assert events.Tags()["images"] == ["picture/table"]
     (text,) = events.Tensors("table/text_summary")
-    assert b"| ost 20% | 0.75 |" in text.tensor_proto.string_val[0]
+    assert "| ost | 0.75 ± 0.01 | 20 | 2 |".encode() in text.tensor_proto.string_val[0]
 
 
 def test_a_comparison_without_a_logger_is_its_files(tmp_path: Path):
@@ -105,6 +142,7 @@ def test_wandb_offline_holds_every_stage_and_the_comparison(settings, monkeypatc
     result = ostlight.evaluate(config)
     picture(folder)
     log_comparison(Compute(logger="wandb"), folder)
+    wandb.finish()
     wandb.teardown()  # waits until everything is written
     found = {}
     for run in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
@@ -120,5 +158,26 @@ def test_wandb_offline_holds_every_stage_and_the_comparison(settings, monkeypatc
     logged = {key for row in found["run-benchmark"] for key in row}
     assert {"table", "picture"} <= {key.split("/")[0] for key in logged}
     tables = list((folder / "wandb").glob("offline-run-*/files/media/table/*.table.json"))
-    assert json.loads(tables[0].read_text())["data"] == [["ost 20%", 0.75], ["random", 0.5]]
+    assert json.loads(tables[0].read_text())["data"] == [["base", "0.4", None, 1], ["ost", "0.75 ± 0.01", 20, 2]]
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_offline_holds_every_cell_of_parallel_workers(settings, digits, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = compared(settings, digits, "wandb", seeds=[0, 1], workers=2)
+    wandb.finish()
+    wandb.teardown()
+    found = {}
+    for run in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        told = next(r.run for r in records(run) if r.WhichOneof("record_type") == "run")
+        assert (told.project, told.run_group) == ("ostlight", "run")
+        found[told.display_name] = histories(run)
+    cells = {f"run-random-50%-fixed_compute-seed{seed}" for seed in (0, 1)}
+    assert set(found) == cells | {"run-base-seed0", "run-benchmark"}
+    for cell in cells:
+        assert len([row for row in found[cell] if "loss" in row]) == 3
+        assert len([row for row in found[cell] if "accuracy/all" in row]) == 1

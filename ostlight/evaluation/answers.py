@@ -8,25 +8,51 @@ from fractions import Fraction
 
 OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-Ha-h])\)|([A-H])[.):])\s*")
 LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:]\s*|$)(.*)", re.DOTALL)
-BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?")
+LEAD_IN = re.compile(r"(?:.*[.,;!?] )?(.*\b(?:answer|choice|option)\b(?: is\b)?[ :]*)(?=\S)", re.IGNORECASE)
+DENIAL = re.compile(r"\b(?:not|never|wrong|incorrect)\b|n['’]t\b", re.IGNORECASE)
+BOXED = r"\boxed{"
+BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)", re.DOTALL)
+BEFORE = re.compile(r"(?:[ :=]|\.{2,}|\.(?!\d))+")
+NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
+FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+MINUS = "\u2212"
 
 
 def final_answer(text: str, marker: str | None) -> str | None:
-    """What follows the last ``marker``, single-spaced and without closing punctuation.
+    """What follows the last ``marker``, single-spaced, without closing punctuation and the stars of bold type.
 
-    The marker counts only as a word of its own. Without one: what the last ``\\boxed{}`` holds, else the whole text.
+    The marker counts only as a word of its own; a colon or an equals sign may join it to the answer (``Answer:12``).
+    Without one: what the last ``\\boxed{}`` holds, else the whole text.
 
     Returns:
         ``None`` where the marker does not occur or nothing follows it: no answer was given.
     """
-    words = text.split()
     if marker is None:
-        boxed = BOXED.findall(text)
-        return " ".join(boxed[-1].split() if boxed else words) or None
-    for k in range(len(words) - 1, -1, -1):
-        if words[k].strip(".,:=").lower() == marker.lower():
-            return " ".join(words[k + 1 :]).strip(" .:=") or None
+        boxed = _last_boxed(text)
+        return _spaced(text if boxed is None else boxed) or None
+    spaced, word = _spaced(text), re.escape(" ".join(marker.split()))
+    found = list(re.finditer(rf"(?<!\S)[.,:=*]*{word}(?:[.,:=]*(?= |$)|[:=]+)", spaced, re.IGNORECASE))
+    if not found:
+        return None
+    answer = spaced[found[-1].end() :].rstrip(" .:=")
+    begin = BEFORE.match(answer)
+    return answer[begin.end() if begin else 0 :] or None
+
+
+def _spaced(text: str) -> str:
+    return " ".join(BOLD.sub(r"\1", text).split())
+
+
+def _last_boxed(text: str) -> str | None:
+    """What the last ``\\boxed{}`` holds whose brace is closed, braces inside and all."""
+    end = len(text)
+    while (begin := text.rfind(BOXED, 0, end)) >= 0:
+        start, depth = begin + len(BOXED), 1
+        for at in range(start, len(text)):
+            depth += (text[at] == "{") - (text[at] == "}")
+            if depth == 0:
+                return text[start:at]
+        end = begin
     return None
 
 
@@ -45,17 +71,28 @@ def options_of(question: str) -> dict[str, str]:
 
 
 def option_chosen(answer: str | None, options: Mapping[str, str]) -> str | None:
-    """The letter an answer means: by its letter (``B``, ``(b)``, ``B. a horse``), or by the option's whole text.
+    """The letter an answer means: by its letter (``B``, ``(b)``, ``B. a horse``), or by the option's whole text; or the
+    same behind ``the answer is``, ``option`` or ``choice``, unless these are denied.
 
     Returns:
         ``None`` where it means none of them, or where letter and text contradict each other.
     """
     if answer is None:
         return None
+    answer = _spaced(answer)
+    if (plainly := _option(answer, options)) is not None:
+        return plainly
+    lead_in = LEAD_IN.match(answer)
+    if lead_in is None or DENIAL.search(lead_in.group(1)):
+        return None
+    return _option(answer[lead_in.end() :], options)
+
+
+def _option(answer: str, options: Mapping[str, str]) -> str | None:
     by_text = [letter for letter, text in options.items() if same_answer(answer, text)]
     if len(by_text) == 1:
         return by_text[0]
-    said = LETTER.fullmatch(answer.strip())
+    said = LETTER.fullmatch(answer)
     if said is None or said.group(1).upper() not in options:
         return None
     letter, rest = said.group(1).upper(), said.group(2)
@@ -63,7 +100,7 @@ def option_chosen(answer: str | None, options: Mapping[str, str]) -> str | None:
 
 
 def is_number(text: str | None) -> bool:
-    """Whether a text is a number: ``7``, ``-1,024.5``, ``1/2``."""
+    """Whether a text is a number: ``7``, ``-1,024.5``, ``.5``, ``1/2``, ``\\frac{1}{2}``."""
     return text is not None and _number(text) is not None
 
 
@@ -78,7 +115,8 @@ def same_answer(given: str | None, expected: str | None) -> bool:
 
 
 def _number(text: str) -> Fraction | None:
-    compact = text.replace(",", "").replace(" ", "").rstrip(".")
+    compact = text.replace(",", "").replace(" ", "").replace(MINUS, "-").rstrip(".")
+    compact = FRACTION.sub(r"\1/\2", compact)
     if not NUMBER.fullmatch(compact):
         return None
     try:

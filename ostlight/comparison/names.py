@@ -3,20 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from ostlight.comparison.results import Line
+
+class Named(Protocol):
+    """What names a line; its variant does too, but stands in a column or heading of its own."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def budget(self) -> str: ...
+    @property
+    def protocol(self) -> str: ...
 
 
-def short_names(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
-    """A name for each line, without its variant and without what all trained lines have in common, and that."""
-    protocols = {line.protocol for line in lines if line.protocol}
-    budgets = [line.budget.partition(" within ") for line in lines]
-    tags = {tag for size, _, tag in budgets if size}
-    names = []
-    for line, (size, _, tag) in zip(lines, budgets, strict=True):
-        within = f"within {tag}" if tag and len(tags) > 1 else ""
-        protocol = line.protocol.replace("_", " ") if len(protocols) > 1 else ""
+@dataclass(frozen=True)
+class Common:
+    """What all trained lines share: the tag a budget is spent within, and the protocol, in words. Empty where they
+    differ or have none."""
+
+    within: str
+    protocol: str
+
+    @property
+    def words(self) -> list[str]:
+        """For a title."""
+        return [*([f"within {self.within}"] if self.within else []), *([self.protocol] if self.protocol else [])]
+
+
+def in_common(lines: Sequence[Named]) -> Common:
+    """To be said once, not in every name."""
+    return Common(
+        _only({line.budget.partition(" within ")[2] for line in lines if line.budget}),
+        _only({_words(line.protocol) for line in lines if line.protocol}),
+    )
+
+
+def short_names(lines: Sequence[Named]) -> list[str]:
+    """A name for each line, without its variant and without what all trained lines have in common."""
+    common, names = in_common(lines), []
+    for line in lines:
+        size, _, tag = line.budget.partition(" within ")
+        within = f"within {tag}" if tag and tag != common.within else ""
+        protocol = _words(line.protocol) if line.protocol and not common.protocol else ""
         names.append(" ".join(filter(None, [line.label, size, within, protocol])))
-    common = [f"within {tag}" for tag in tags if tag and len(tags) == 1]
-    common += [p.replace("_", " ") for p in protocols if len(protocols) == 1]
-    return names, common
+    return names
+
+
+def _only(values: set[str]) -> str:
+    return values.pop() if len(values) == 1 else ""
+
+
+def _words(protocol: str) -> str:
+    return protocol.replace("_", " ")

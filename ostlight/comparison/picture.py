@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ostlight.comparison.cells import BASE, ORACLE
 from ostlight.comparison.costs import pareto_front
-from ostlight.comparison.names import short_names
+from ostlight.comparison.names import in_common, short_names
 from ostlight.comparison.results import Line
 from ostlight.evaluation.evaluate import ALL
 
@@ -44,11 +44,11 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
     )
     labels = list(dict.fromkeys(line.label for line in lines if line.label not in (BASE, ORACLE)))
     colours = {label: COLOURS[k % len(COLOURS)] for k, label in enumerate(labels)} | {BASE: FRAME, ORACLE: FRAME}
-    names, common = short_names(lines)
+    names = short_names(lines)
     _draw_rows(axes[0][0], lines, names, colours)
     if with_front:
         _draw_front(axes[0][1], lines, names, colours)
-    figure.suptitle(", ".join([title, *common]), x=0.01, ha="left", fontsize=12)
+    figure.suptitle(", ".join([title, *in_common(lines).words]), x=0.01, ha="left", fontsize=12)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ostlight.comparison.costs import pareto_front
 from ostlight.comparison.differences import Difference
-from ostlight.comparison.names import short_names
+from ostlight.comparison.names import in_common, short_names
 from ostlight.comparison.results import Interval, Line
 from ostlight.evaluation.evaluate import ALL
 
@@ -113,10 +113,12 @@ def rich_tables(lines: Sequence[Line], baseline: str | None, title: str, width: 
 
     What all lines have in common goes into the title.
     """
-    short, common = short_names(lines)
     with_variant = any(line.variant for line in lines)
-    names = [f"{line.variant}: {name}" if with_variant else name for line, name in zip(lines, short, strict=True)]
-    title = ", ".join([title, *common])
+    names = [
+        f"{line.variant}: {name}" if with_variant else name
+        for line, name in zip(lines, short_names(lines), strict=True)
+    ]
+    title = ", ".join([title, *in_common(lines).words])
     accuracy, cost = accuracy_table(lines, baseline), cost_table(lines)
     groups = [g for g in lines[0].accuracy if g != ALL]
     head, rows = _named(names, accuracy, leave_out=())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ostlight.comparison.names import in_common
 from ostlight.errors import OstlightError
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.explorer import packed
@@ -23,7 +24,7 @@ from ostlight.reporting.pareto import pareto
 from ostlight.reporting.pictures import Album
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Card, cards, story
-from ostlight.reporting.standing import COSTS, in_common, read_standings
+from ostlight.reporting.standing import COSTS, read_standings
 from ostlight.run.ledger import Entry, total
 from ostlight.selection.budget import Budget
 

@@ -53,7 +53,7 @@ def pareto(standings: Sequence[Standing], cost: str, size: tuple[int, int]) -> P
     paid = [s for s in standings if s.cost(cost) > 0]
     if len(paid) < 2:
         return None
-    base = next((100 * s.accuracy[ALL].mean for s in standings if s.selector == BASE), None)
+    base = next((100 * s.accuracy[ALL].mean for s in standings if s.label == BASE), None)
     bands = {id(s): _band(s) for s in paid}
     values = [v for band in bands.values() for v in band] + ([base] if base is not None else [])
     low, high = min(values), max(values)

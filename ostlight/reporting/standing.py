@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ostlight.comparison.cells import BASE, ORACLE
+from ostlight.comparison.names import short_names
 from ostlight.comparison.results import Interval
 from ostlight.errors import DataError
 
@@ -19,19 +20,29 @@ ALL = "all"
 FIELDS = ("selector", "budget", "protocol", "seed", "group", "metric", "value")
 
 
+class Key(NamedTuple):
+    """What names a line."""
+
+    label: str
+    budget: str
+    protocol: str
+
+
 @dataclass(frozen=True)
 class Standing:
     """One selector at one budget and protocol, over its seeds.
 
     Attributes:
+        name: as short as it can be and still differ from the others.
         accuracy: by group, ``all`` among them; 0 to 1.
         metrics: mean over seeds of every other figure of the benchmark, by name.
         on_front: by kind of cost, whether nothing else is both cheaper and at least as accurate.
     """
 
-    selector: str
+    label: str
     budget: str
     protocol: str
+    name: str
     accuracy: dict[str, Interval]
     metrics: dict[str, float]
     on_front: dict[str, bool]
@@ -42,13 +53,9 @@ class Standing:
         return self.budget.partition(" within ")[0]
 
     @property
-    def name(self) -> str:
-        return " ".join(filter(None, [self.selector, self.size]))
-
-    @property
     def frames(self) -> bool:
         """Whether it is a bound, not a selector."""
-        return self.selector in (BASE, ORACLE)
+        return self.label in (BASE, ORACLE)
 
     def cost(self, kind: str) -> float:
         """Selection and training together, ``device_s`` or ``flops``."""
@@ -64,25 +71,17 @@ def cost(metrics: dict[str, float], kind: str) -> float:
     return sum(parts) if parts else float("nan")
 
 
-def in_common(standings: Sequence[Standing]) -> dict[str, str]:
-    """What all trained lines share, to be said once: ``within`` (a tag) and ``protocol``; absent where they differ."""
-    trained = [s for s in standings if s.protocol]
-    found = {"protocol": {s.protocol.replace("_", " ") for s in trained}}
-    found["within"] = {s.budget.partition(" within ")[2] for s in trained if s.budget}
-    return {name: values.pop() for name, values in found.items() if len(values) == 1}
-
-
 def read_standings(path: Path) -> list[Standing]:
     """From ``results.jsonl``, in its order.
 
     Raises:
         DataError: a line that is no result; names it.
     """
-    values: dict[tuple[str, str, str], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[Key, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         record = _record(path, number, line)
         if record["value"] is not None:
-            key = (record["selector"], record["budget"] or "", record["protocol"] or "")
+            key = Key(record["selector"], record["budget"] or "", record["protocol"] or "")
             values[key][record["metric"], record["group"]].append(float(record["value"]))
     accuracy = {
         key: {group: Interval.of(v) for (metric, group), v in found.items() if metric == "accuracy"}
@@ -97,8 +96,8 @@ def read_standings(path: Path) -> list[Standing]:
     rated = [key for key in values if ALL in accuracy[key]]
     fronts = {kind: _front([(cost(metrics[k], kind), accuracy[k][ALL].mean, k) for k in rated]) for kind in COSTS}
     return [
-        Standing(*key, accuracy[key], metrics[key], {kind: key in front for kind, front in fronts.items()})
-        for key in rated
+        Standing(*key, name, accuracy[key], metrics[key], {kind: key in front for kind, front in fronts.items()})
+        for key, name in zip(rated, short_names(rated), strict=True)
     ]
 
 
@@ -114,9 +113,11 @@ def _record(path: Path, number: int, line: str) -> dict:
         ) from error
 
 
-def _front(points: list[tuple[float, float, tuple[str, str, str]]]) -> set[tuple[str, str, str]]:
+def _front(points: list[tuple[float, float, Key]]) -> set[Key]:
     """Keys of the selectors (not of the bounds) that none beats in cost without losing accuracy."""
-    rivals = sorted((p for p in points if p[2][0] not in (BASE, ORACLE) and p[0] == p[0]), key=lambda p: (p[0], -p[1]))
+    rivals = sorted(
+        (p for p in points if p[2].label not in (BASE, ORACLE) and p[0] == p[0]), key=lambda p: (p[0], -p[1])
+    )
     front, best = set(), -1.0
     for _, accuracy, key in rivals:
         if accuracy > best:

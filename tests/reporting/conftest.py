@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,29 +41,30 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def results() -> Callable[[Path], None]:
-    """Writes the results of a small benchmark into a folder: three selectors, two budgets, two seeds."""
-    import json
+def results() -> Callable[..., None]:
+    """Writes the files of a small benchmark into a folder: three selectors, one of which falls behind from variant to
+    variant, two seeds."""
+    from ostlight.comparison.files import write_all
+    from ostlight.comparison.results import CellResult, summarise
 
-    def write(folder: Path) -> None:
-        lines = []
-
-        def add(selector: str, budget: str, accuracy: float, selection: float, training: float) -> None:
-            protocol = "" if selector == "base" else "fixed_compute"
-            for seed in (0, 1):
-                key = {"selector": selector, "budget": budget, "protocol": protocol, "seed": seed}
-                lines.extend(
-                    key | {"group": g, "metric": "accuracy", "value": accuracy + 0.01 * seed} for g in ("all", "sum")
-                )
-                costs = {"selection_s": selection, "training_s": training, "kept": 20, "defect_share": None}
-                costs |= {"selection_flops": 1e9 * selection, "training_flops": 1e9 * training}
-                lines.extend(key | {"group": "all", "metric": m, "value": v} for m, v in costs.items())
-
-        add("base", "", 0.3, 0, 0)
-        add("full", "", 0.5, 0, 100)
-        add("random", "20% within task", 0.45, 0, 20)
-        add("dear", "20% within task", 0.6, 400, 20)
-        add("good", "20% within task", 0.7, 30, 20)
-        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    def write(
+        folder: Path,
+        variants: Sequence[str] = ("",),
+        protocols: Sequence[str] = ("fixed_compute",),
+        budgets: Sequence[str] = ("20% within task",),
+    ) -> None:
+        cells = []
+        for place, variant in enumerate(variants):
+            trained = [("full", "", 50, 0, 100)]
+            for budget in budgets:
+                trained += [("random", budget, 45, 0, 20), ("dear", budget, 60, 400, 20)]
+                trained += [("good", budget, 70 - 15 * place, 30, 20)]
+            rows = [("base", "", 30, 0, 0, ""), *((*row, protocol) for protocol in protocols for row in trained)]
+            for (selector, budget, right, selection, training, protocol), seed in itertools.product(rows, (0, 1)):
+                share, correct = (right + seed) / 100, "1" * (right + seed) + "0" * (100 - right - seed)
+                costs = {"selection_s": selection, "training_s": training, "kept": 20, "variant": variant}
+                costs |= {"selection_flops": 1e9 * selection, "training_flops": 1e9 * training, "correct": correct}
+                cells.append(CellResult(selector, budget, protocol, seed, {"all": share, "sum": share}, **costs))
+        write_all(cells, summarise(cells, "random"), "random", folder, "made")
 
     return write

@@ -141,7 +141,7 @@ def test_axes_put_ticks_on_round_values():
 
 def test_the_front_is_what_nothing_cheaper_beats(tmp_path: Path, results: Any):
     results(tmp_path)
-    standings = {s.selector: s for s in read_standings(tmp_path / "results.jsonl")}
+    standings = {s.label: s for s in read_standings(tmp_path / "results.jsonl")}
     assert standings["good"].cost("device_s") == 50
     assert standings["good"].accuracy["all"].mean == pytest.approx(0.705)
     assert {name for name, s in standings.items() if s.on_front["flops"]} == {"random", "good"}

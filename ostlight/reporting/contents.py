@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,11 +21,11 @@ from ostlight.reporting.histogram import NARROW, WIDE, histogram
 from ostlight.reporting.lists import budget_line, lists, margins, undecided
 from ostlight.reporting.matrix import matrices
 from ostlight.reporting.noise import CERTAIN
-from ostlight.reporting.pareto import pareto
+from ostlight.reporting.pareto import Pareto, pareto
 from ostlight.reporting.pictures import Album
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Card, cards, story
-from ostlight.reporting.standing import COSTS, read_standings
+from ostlight.reporting.standing import COSTS, Standing, read_standings
 from ostlight.run.ledger import Entry, total
 from ostlight.selection.budget import Budget
 
@@ -39,7 +40,6 @@ REASON_EXAMPLES = 5
 def contents(run: Run) -> dict[str, Any]:
     """Everything the template asks for; parts the run holds nothing for are empty, and named in ``missing``."""
     standings = read_standings(run.path / "results.jsonl") if run.is_benchmark else []
-    plots = {cost: [pareto(standings, cost, size) for size in (WIDE, NARROW)] for cost in COSTS}
     scored = run.scored[0] if run.scored else None
     shown = Scored.read(scored).contents() if scored is not None else None
     if scored is None:
@@ -52,7 +52,8 @@ def contents(run: Run) -> dict[str, Any]:
         "standings": standings,
         "common": in_common(standings),
         "groups": [g for g in standings[0].accuracy if g != "all"] if standings else [],
-        "plots": {cost: pair for cost, pair in plots.items() if pair[0] is not None},
+        "variants": list(dict.fromkeys(s.variant for s in standings if s.variant)),
+        "plots": _plots(standings),
         "scored": shown,
         "others": [str(r.path.relative_to(run.path)) for r in run.scored[1:]] if run.is_benchmark else [],
         "reasons": _reasons(scored or run),
@@ -62,6 +63,17 @@ def contents(run: Run) -> dict[str, Any]:
         "settings": (run.path / "config.yaml").read_text(),
         "missing": missing,
     }
+
+
+def _plots(standings: list[Standing]) -> dict[str, dict[str, list[Pareto]]]:
+    """By variant (one without a name where there are none) and kind of cost, for a screen and for a telephone; those
+    alone that have something to plot."""
+    found: dict[str, dict[str, list[Pareto]]] = defaultdict(dict)
+    for variant, cost in itertools.product(dict.fromkeys(s.variant for s in standings), COSTS):
+        rivals = [s for s in standings if s.variant == variant]
+        if pair := [plot for size in (WIDE, NARROW) if (plot := pareto(rivals, cost, size)) is not None]:
+            found[variant][cost] = pair
+    return found
 
 
 @dataclass

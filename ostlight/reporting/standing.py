@@ -21,8 +21,9 @@ FIELDS = ("selector", "budget", "protocol", "seed", "group", "metric", "value")
 
 
 class Key(NamedTuple):
-    """What names a line."""
+    """What names a line; ``variant`` is empty where there are none."""
 
+    variant: str
     label: str
     budget: str
     protocol: str
@@ -33,12 +34,13 @@ class Standing:
     """One selector at one budget and protocol, over its seeds.
 
     Attributes:
-        name: as short as it can be and still differ from the others.
+        name: as short as it can be and still differ from the others of its variant.
         accuracy: by group, ``all`` among them; 0 to 1.
         metrics: mean over seeds of every other figure of the benchmark, by name.
-        on_front: by kind of cost, whether nothing else is both cheaper and at least as accurate.
+        on_front: by kind of cost, whether nothing else of its variant is both cheaper and at least as accurate.
     """
 
+    variant: str
     label: str
     budget: str
     protocol: str
@@ -81,7 +83,7 @@ def read_standings(path: Path) -> list[Standing]:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         record = _record(path, number, line)
         if record["value"] is not None:
-            key = Key(record["selector"], record["budget"] or "", record["protocol"] or "")
+            key = Key(record.get("variant", ""), record["selector"], record["budget"] or "", record["protocol"] or "")
             values[key][record["metric"], record["group"]].append(float(record["value"]))
     accuracy = {
         key: {group: Interval.of(v) for (metric, group), v in found.items() if metric == "accuracy"}
@@ -94,7 +96,7 @@ def read_standings(path: Path) -> list[Standing]:
         for key, found in values.items()
     }
     rated = [key for key in values if ALL in accuracy[key]]
-    fronts = {kind: _front([(cost(metrics[k], kind), accuracy[k][ALL].mean, k) for k in rated]) for kind in COSTS}
+    fronts = {kind: _fronts([(cost(metrics[k], kind), accuracy[k][ALL].mean, k) for k in rated]) for kind in COSTS}
     return [
         Standing(*key, name, accuracy[key], metrics[key], {kind: key in front for kind, front in fronts.items()})
         for key, name in zip(rated, short_names(rated), strict=True)
@@ -113,14 +115,14 @@ def _record(path: Path, number: int, line: str) -> dict:
         ) from error
 
 
-def _front(points: list[tuple[float, float, Key]]) -> set[Key]:
-    """Keys of the selectors (not of the bounds) that none beats in cost without losing accuracy."""
+def _fronts(points: list[tuple[float, float, Key]]) -> set[Key]:
+    """Keys of the selectors (not of the bounds) that none of their variant beats in cost without losing accuracy."""
     rivals = sorted(
         (p for p in points if p[2].label not in (BASE, ORACLE) and p[0] == p[0]), key=lambda p: (p[0], -p[1])
     )
-    front, best = set(), -1.0
+    front, best = set(), defaultdict[str, float](lambda: -1.0)
     for _, accuracy, key in rivals:
-        if accuracy > best:
+        if accuracy > best[key.variant]:
             front.add(key)
-            best = accuracy
+            best[key.variant] = accuracy
     return front

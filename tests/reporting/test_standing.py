@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browser import Browser
 
 from ostlight.reporting.page import write_report
 from ostlight.reporting.standing import read_standings
@@ -38,3 +39,32 @@ def test_what_all_lines_share_is_said_once(bench: Callable[..., Path]):
     assert "All are trained by fixed compute. The budgets are spent within each <bdi>task</bdi>." in page
     assert "<th>protocol</th>" not in page
     assert "good 20%</bdi>" in page
+
+
+def test_each_variant_has_lines_and_a_front_of_its_own(bench: Callable[..., Path]):
+    folder = bench(variants=("small target", "large target"))
+    standings = read_standings(folder / "results.jsonl")
+    good = {s.variant: s for s in standings if s.label == "good"}
+    assert [100 * s.accuracy["all"].mean for s in good.values()] == pytest.approx([70.5, 55.5])
+    assert {s.accuracy["all"].n for s in standings} == {2}
+    fronts = {v: {s.label for s in standings if s.on_front["flops"] and s.variant == v} for v in good}
+    assert fronts == {"small target": {"random", "good"}, "large target": {"random", "good", "dear"}}
+    page = write_report(folder).read_text()
+    assert "<th>variant</th>" in page
+    assert "good 20%, small target" in page
+
+
+def test_the_plots_are_shown_variant_by_variant(browser: Browser, bench: Callable[..., Path]):
+    browser.open(write_report(bench(variants=("small target", "large target"))), width=390)
+    assert browser.problems == []
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    shown = "[...document.querySelectorAll('#pareto .narrow .point.front title')]" + (
+        ".filter((t) => t.closest('svg').checkVisibility()).map((t) => t.textContent.split(':')[0])"
+    )
+    assert browser.run(shown) == ["random 20%", "good 20%"]
+    browser.click('#pareto [data-show="large target"]')
+    assert browser.run(shown) == ["random 20%", "dear 20%", "good 20%"]
+    browser.click('#pareto [data-show="device_s"]')
+    assert browser.run(shown) == ["random 20%", "dear 20%", "good 20%"]
+    browser.type("#standing input", "small target")
+    assert len(browser.texts("#standing-table tbody tr")) == 5

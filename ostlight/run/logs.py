@@ -72,14 +72,14 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
         logger.finalize("success")
 
 
-def _typed(rows: list[list[str]]) -> list[list[str | float | None]]:
-    """Numbers and gaps where a column holds nothing else; a table of Weights & Biases takes one type a column."""
-    columns = [_numbers(column) or list(column) for column in zip(*rows, strict=True)]
+def _typed(rows: Sequence[Sequence[str]]) -> list[list[str | float | None]]:
+    """Numbers where a column holds nothing else: Weights & Biases takes one type a column, and ``None`` for a blank."""
+    columns = [_column(values) for values in zip(*rows, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _numbers(column: Sequence[str]) -> list[str | float | None] | None:
+def _column(values: Sequence[str]) -> Sequence[str | float | None]:
     try:
-        return [float(value) if value else None for value in column]
+        return [float(value) if value else None for value in values]
     except ValueError:
-        return None
+        return [value or None for value in values]

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 import ostlight
+from ostlight.comparison.files import write_all
+from ostlight.comparison.results import CellResult, summarise
 from ostlight.config.schema import Compute
 from ostlight.run.logs import log_comparison
 
@@ -128,6 +130,36 @@ def records(run: Path) -> list[Any]:
 def histories(run: Path) -> list[dict[str, Any]]:
     items = (r.history.item for r in records(run) if r.WhichOneof("record_type") == "history")
     return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row} for row in items]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_real_comparison_with_blanks_in_wandb(tmp_path: Path, monkeypatch):
+    import wandb
+
+    monkeypatch.delenv("WANDB_MODE")
+    base = CellResult("base", "", "", 0, {"all": 0.25, "sum": 0.5}, correct="1000")
+    ours = [
+        CellResult(
+            label, "20%", "fixed_compute", s, {"all": 0.5, "sum": 1.0}, kept=20, correct="1100", training_flops=1e9
+        )
+        for label in ("random", "ost")
+        for s in (0, 1)
+    ]
+    cells = [base, *ours]
+    write_all(cells, summarise(cells, "random"), "random", tmp_path, "t")
+    log_comparison(Compute(logger="wandb"), tmp_path)
+    wandb.finish()  # the next run of this process is one of its own
+    wandb.teardown()  # waits until everything is written
+    (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert {"table", "picture"} <= {key.split("/")[0] for row in histories(run) for key in row}
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")
+    written = json.loads(file.read_text())
+    rows = [dict(zip(written["columns"], row, strict=True)) for row in written["data"]]
+    assert [row["selector"] for row in rows] == ["base", "random", "ost"]
+    assert [row["kept"] for row in rows] == [None, 20, 20]
+    assert [row["sum"] for row in rows] == [50, 100, 100]
+    assert [row["difference to random (95%)"] for row in rows] == [None, None, "+0.0 [+0.0, +0.0]"]
+    assert [row["selection FLOPs"] for row in rows] == [None] * 3
 
 
 @pytest.mark.slow

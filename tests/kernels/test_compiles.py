@@ -1,4 +1,8 @@
-"""Every configuration of the tables, compiled ahead of time: it builds, fits shared memory, and does not spill."""
+"""Every configuration of the tables, compiled ahead of time: it builds, fits shared memory, and does not spill.
+
+That is for sizes divisible by 16. Others load element by element, for which registers do not suffice: there the default
+of each table builds, fits, and spills no more than a bound.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -36,15 +40,26 @@ class Built:
     local_bytes: int
 
 
+SIZES = ("D", "D_in", "D_out", "T", "V", "width")
+Sizes = Literal["by 16", "any", "one"]
+"""Of a launch: divisible by 16 with aligned pointers, whatever with pointers that are not, or all 1."""
+
+
 def build(
-    kernel: Any, capability: int, constants: dict[str, Any], types: dict[str, str], folder: Path, warps: int, ones: bool
+    kernel: Any,
+    capability: int,
+    constants: dict[str, Any],
+    types: dict[str, str],
+    folder: Path,
+    warps: int,
+    sizes: Sizes,
 ) -> Built:
-    """Compile as a launch with 16-byte aligned pointers and widths divisible by 16 would, or with sizes all 1."""
+    """Compile as a launch of these sizes would."""
     names = kernel.arg_names
-    if ones:
+    if sizes == "one":
         constants = {n: 1 for n in names if not n.startswith("p_")} | constants
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    aligned = [n for n in names if n.startswith(("p_", "stride_")) or n in ("D", "D_in", "D_out", "T", "V", "width")]
+    aligned = [n for n in names if n.startswith(("p_", "stride_")) or n in SIZES] if sizes != "any" else []
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants}
     values = {(names.index(n),): value for n, value in constants.items()}
     source = ASTSource(kernel, signature, values, attributes)
@@ -59,41 +74,52 @@ def build(
     return Built(compiled.asm["ptx"], compiled.metadata.shared, *map(int, numbers))
 
 
-def assert_fits(built: Built, capability: int, dtype: torch.dtype) -> None:
+SPILLED_AT_ANY_SIZE = 1280
+"""Bytes per thread."""
+
+
+def assert_fits(built: Built, capability: int, dtype: torch.dtype, sizes: Sizes = "by 16") -> None:
     # The kernel reserves a kilobyte of static shared memory on sm_90 besides what it asks for.
     assert built.shared_bytes + 1024 <= SHARED_BYTES[capability]
-    assert built.stack_bytes == 0, "registers spilled"
+    assert built.stack_bytes <= (SPILLED_AT_ANY_SIZE if sizes == "any" else 0), "registers spilled"
     assert built.local_bytes == 0
     assert built.registers <= 255
     if dtype != torch.float32:
         assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in built.ptx
-        assert "cp.async" in built.ptx
+        assert "cp.async" in built.ptx or sizes == "any"
 
 
 def dots_build(
-    capability: int, dtype: str, tiles: Tiles, packed: bool, targets: int, folder: Path, ones: bool = False
+    capability: int, dtype: str, tiles: Tiles, packed: bool, targets: int, folder: Path, sizes: Sizes = "by 16"
 ) -> Built:
     kept = {v: k for k, v in DTYPES.items()}[grad_dots.tile_dtype(DTYPES[dtype])]
     types = dict.fromkeys(("p_a", "p_b", "p_targets"), f"*{dtype}")
     types |= dict.fromkeys(("p_order", "p_starts"), "*i64" if packed else f"*{dtype}")
     types |= {"p_tiles": f"*{kept}", "p_arrived": "*i32", "p_partial": "*fp32"}
     constants = grad_dots.meta(tiles, DTYPES[dtype], targets, packed, False)
-    return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps, ones)
+    return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps, sizes)
 
 
 def head_build(
-    capability: int, dtype: str, tiles: HeadTiles, name: str, tokens: int, folder: Path, ones: bool = False
+    capability: int,
+    dtype: str,
+    tiles: HeadTiles,
+    name: str,
+    tokens: int,
+    folder: Path,
+    sizes: Sizes = "by 16",
+    bias: bool = True,
 ) -> Built:
     kernel = getattr(head_kernels, name)
     t, block_t = one_step_head.step_tokens(tokens, tiles)
-    constants = one_step_head.head_meta(tiles, DTYPES[dtype], True)
+    constants = one_step_head.head_meta(tiles, DTYPES[dtype], bias)
     constants |= {"BLOCK_R": tiles.block_s, "BLOCK_S": tiles.block_s, "BLOCK_V": tiles.block_v, "BLOCK_T": block_t}
     constants |= {"STAGES": tiles.stages} | ({"T": t} if name == "loss_change_kernel" else {})
     types = {n: "*fp32" for n in kernel.arg_names if n.startswith("p_")} | {"p_y": "*i64", "p_anchor_y": "*i64"}
     in_dtype = ("p_x", "p_weight", "p_bias", "p_anchor_x", "p_steps", "p_errors", "p_label_weight", "p_label_bias")
     types |= dict.fromkeys(in_dtype, f"*{dtype}")
     constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
-    return build(kernel, capability, constants, types, folder, tiles.warps, ones)
+    return build(kernel, capability, constants, types, folder, tiles.warps, sizes)
 
 
 EVERY_DOTS = [
@@ -131,15 +157,36 @@ def test_sizes_of_one(tmp_path: Path) -> None:
     """A launch makes a constant of every integer that is 1; the kernels' arithmetic must stand that."""
     tiles, head_tiles = table(torch.bfloat16, 90)[0].fitted(1, 1), head_table(torch.bfloat16, 90)[0]
     for packed in (False, True):
-        assert dots_build(90, "bf16", tiles, packed, 1, tmp_path, ones=True).registers > 0
+        assert dots_build(90, "bf16", tiles, packed, 1, tmp_path, sizes="one").registers > 0
     for name in HEAD_KERNELS:
-        assert head_build(90, "bf16", head_tiles, name, 1, tmp_path, ones=True).registers > 0
+        assert head_build(90, "bf16", head_tiles, name, 1, tmp_path, sizes="one").registers > 0
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_default_of_one_step_head(capability: int, tmp_path: Path) -> None:
+def test_the_default_of_one_step_head(capability: int, bias: bool, tmp_path: Path) -> None:
     tiles = head_table(torch.bfloat16, capability)[0]
-    assert_fits(head_build(capability, "bf16", tiles, "loss_change_kernel", 64, tmp_path), capability, torch.bfloat16)
+    built = head_build(capability, "bf16", tiles, "loss_change_kernel", 64, tmp_path, bias=bias)
+    assert_fits(built, capability, torch.bfloat16)
+
+
+def test_any_size_of_grad_dots(tmp_path: Path) -> None:
+    built = dots_build(90, "bf16", table(torch.bfloat16, 90)[0], False, 17, tmp_path, sizes="any")
+    assert_fits(built, 90, torch.bfloat16, sizes="any")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_size_with_every_default(capability: int, dtype: str, tmp_path: Path) -> None:
+    tiles, head_tiles = table(DTYPES[dtype], capability)[0], head_table(DTYPES[dtype], capability)[0]
+    built = [dots_build(capability, dtype, tiles, packed, 17, tmp_path, sizes="any") for packed in (False, True)]
+    for name in HEAD_KERNELS:
+        built += [
+            head_build(capability, dtype, head_tiles, name, tokens, tmp_path, sizes="any") for tokens in (64, 150)
+        ]
+    for one in built:
+        assert_fits(one, capability, DTYPES[dtype], sizes="any")
 
 
 @pytest.mark.slow
@@ -157,5 +204,6 @@ def test_every_configuration_of_grad_dots(capability: int, dtype: str, tiles: Ti
 def test_every_configuration_of_one_step_head(
     capability: int, dtype: str, tiles: HeadTiles, name: str, tmp_path: Path
 ) -> None:
-    for tokens in (1, 64, 150):
-        assert_fits(head_build(capability, dtype, tiles, name, tokens, tmp_path), capability, DTYPES[dtype])
+    for tokens, bias in ((1, True), (64, True), (64, False), (150, True)):
+        built = head_build(capability, dtype, tiles, name, tokens, tmp_path, bias=bias)
+        assert_fits(built, capability, DTYPES[dtype])

@@ -13,10 +13,14 @@ from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import ConfigError, RunChangedError
 from ostlight.run.ledger import Ledger
 
+PLACES = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
+"""What tells ranks apart where ``RANK`` is not set: one of them is above 0 on all but the first."""
+
 
 def is_first_rank() -> bool:
     """True in the process that writes for all."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))) == 0
+    said = ("RANK",) if "RANK" in os.environ else PLACES
+    return all(int(os.environ.get(name, "0")) == 0 for name in said)
 
 
 class RunFolder:

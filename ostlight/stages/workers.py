@@ -17,6 +17,7 @@ import torch
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
 from ostlight.errors import BenchmarkError, ConfigError
+from ostlight.run.folder import PLACES, is_first_rank
 from ostlight.run.tasks import Room
 
 PAUSE_S = 0.2
@@ -65,6 +66,12 @@ def refuse_ranks(config: Config) -> None:
         for name, count in ranks.items()
         if count > 1
     ]
+    if not is_first_rank():
+        set_here = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", *PLACES) if name in os.environ)
+        problems.append(
+            f"{set_here}: this process is a rank of others, and only the first writes what a task costs; start each "
+            "`ostlight benchmark` as a job of its own"
+        )
     if problems:
         raise ConfigError(problems)
 

@@ -227,6 +227,10 @@ def test_tasks_on_several_devices_are_refused_before_anything_is_written(contest
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
         ostlight.benchmark(contest)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    with pytest.raises(ConfigError, match="SLURM_PROCID=3: this process is a rank of others"):
+        ostlight.benchmark(contest)
     assert not Path(contest["folder"]).exists()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -70,6 +71,12 @@ def make_trainer(
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise ConfigError([f"compute: Lightning refuses these settings: {told}"]) from error
+
+
+def wait_for_all() -> None:
+    """Until every rank is here, so that what one wrote is there for all; nothing where there is one rank."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
 
 
 def first_device(compute: Compute) -> torch.device:

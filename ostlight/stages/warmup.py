@@ -15,6 +15,7 @@ from ostlight.data.sample import Sample
 from ostlight.model.module import MultimodalModel
 from ostlight.run import fingerprint
 from ostlight.run.folder import RunFolder, is_first_rank
+from ostlight.run.trainer import wait_for_all
 from ostlight.stages.say import say
 from ostlight.stages.sources import TrustedSet, open_pool
 from ostlight.training.fit import fit
@@ -101,6 +102,7 @@ def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: TrustedSet) ->
             norms.save(folder.proxy)
             moments.save(folder.proxy)
         _write_done(folder.proxy, watch, read_on, count)
+    wait_for_all()
 
 
 def _write_done(folder: Path, watch: LossWatch | None, read_on: str, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,6 @@ from ostlight.model.module import MultimodalModel
 from ostlight.utility.exact import Exact
 from ostlight.utility.step import Step
 from ostlight_kernels import one_step_head
-
-log = logging.getLogger(__name__)
 
 
 def untied_linear_head(model: MultimodalModel, parameters: Mapping[str, nn.Parameter]) -> nn.Linear | None:
@@ -35,7 +32,7 @@ class ExactHead:
 
     The features the head sees do not change with the head, so one forward pass over the anchors serves all
     candidates, and a candidate costs one forward pass and no backward pass. Where a model changes its head's logits
-    (divides or caps them, say) the general ``Exact`` is taken instead, and logged.
+    (divides or caps them, say) the general ``Exact`` is taken instead.
 
     Args:
         step: plain SGD, of a model whose output layer is linear.
@@ -52,10 +49,6 @@ class ExactHead:
         self.model, self.head, self.eta, self.names = step.model, head, step.eta, step.anchors.names
         self.general = None if self._gives_the_logits(step.anchors.batches[0]) else Exact(step)
         if self.general:
-            log.warning(
-                "exact: %s gives other logits than its head, so every step is taken in full",
-                type(self.model.model).__name__,
-            )
             return
         seen = [self._features(batch) for batch in step.anchors.batches]
         longest = max(labels.shape[1] for _, _, labels in seen)
@@ -107,7 +100,8 @@ class ExactHead:
         caught: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
         try:
-            with torch.no_grad():
+            # Mixed precision would round the loss by more than a step changes it.
+            with torch.no_grad(), torch.autocast(batch.labels.device.type, enabled=False):
                 return self.model.logits(batch), caught
         finally:
             hook.remove()

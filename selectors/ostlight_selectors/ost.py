@@ -154,7 +154,12 @@ class OneStepTrain(Selector):
         name, proxy = self.options.estimator, setting.proxy
         if name == "exact":
             head = untied_linear_head(step.model, step.parameters)
-            return Exact(step) if head is None or step.scale is not None else ExactHead(step, head)
+            if head is None or step.scale is not None:
+                return Exact(step)
+            fast = ExactHead(step, head)
+            if fast.general is not None:
+                setting.say("exact: the logits are not the head's own alone, so every step is taken in full")
+            return fast
         looked_at = sample_count(proxy.records)
         singles = list(proxy.examples(looked_at))
         keeping = Keeping(self.options.targets, proxy.folder / TARGETS, setting.say)

@@ -83,6 +83,15 @@ def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: P
     assert furthest(scores(runs, "whole"), scores(runs, "killed")) < 1e-3
 
 
+def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_path: Path):
+    runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS["second_order"] | {"objective": "sample"}}
+    for name, compute in (("one", {}), ("two", {"devices": 2, "strategy": "ddp"})):
+        config = settings(name=name, selector=ost)
+        config["proxy"] |= {"warmup": {"fraction": 0.5, "training": {"steps": 3, "batch_size": 8, "lr": 1e-4}}}
+        run(command(config, tmp_path, shard_size=5, **compute))
+    assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-2
+
+
 def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path: Path):
     """A trial trains on both ranks, each with its share of every batch."""
     options, found = OPTIONS["second_order"], {}

@@ -109,11 +109,12 @@ class Collator:
         return pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=self.side)
 
 
-@dataclass
 class Step:
     """The samples of one optimiser step, on one rank.
 
-    Attributes:
+    No dataclass: Lightning would look into one for numbers to convert, and refuse the frozen samples it finds.
+
+    Args:
         micro_batches: forward and backward are done on these one after the other.
         weight: what each sample's loss counts: 1 over the samples of the step on all ranks, times the number of ranks,
             since gradients are averaged over ranks.
@@ -121,9 +122,8 @@ class Step:
             exchange gradients (and, sharded, weights) in step.
     """
 
-    micro_batches: list[Batch]
-    weight: float
-    filler: Batch | None = None
+    def __init__(self, micro_batches: list[Batch], weight: float, filler: Batch | None = None) -> None:
+        self.micro_batches, self.weight, self.filler = micro_batches, weight, filler
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Step:
         """On another device; Lightning calls it."""

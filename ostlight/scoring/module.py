@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import lightning as L
 import torch
@@ -107,7 +108,7 @@ class Scoring(L.LightningModule):
         return None
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:
-        with torch.enable_grad():
+        with torch.enable_grad(), _new_tensors_in_fp32():
             rows = self._scored(batch.batch) if len(batch.batch) else []
         self.entry.tokens += sum(batch.batch.tokens)
         self.entry.samples += len(batch.batch) + len(batch.refusals)
@@ -271,6 +272,17 @@ class Scoring(L.LightningModule):
 def out_of_memory(error: BaseException) -> bool:
     """Of the device, or of the machine: PyTorch has no class of its own for the latter."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _new_tensors_in_fp32() -> Iterator[None]:
+    """Lightning's ``bf16-true`` is for weights; what a selector sums up in tensors of its own would lose digits."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _lengths(batch: Batch) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,18 +28,18 @@ class Refusal:
     error: BadRecord
 
 
-@dataclass
 class ShardBatch:
-    """A batch and where it belongs. The last one of a shard says so and brings the shard's refusals."""
+    """A batch and where it belongs. The last one of a shard says so and brings the shard's refusals.
 
-    shard: int
-    batch: Batch
-    last: bool
-    refusals: list[Refusal]
+    No dataclass: Lightning would look into one for numbers to convert, and refuse the frozen samples it finds.
+    """
+
+    def __init__(self, shard: int, batch: Batch, last: bool, refusals: list[Refusal]) -> None:
+        self.shard, self.batch, self.last, self.refusals = shard, batch, last, refusals
 
     def to(self, device: torch.device | str, **kwargs: Any) -> ShardBatch:
         """On another device; Lightning calls it."""
-        return replace(self, batch=self.batch.to(device, **kwargs))
+        return ShardBatch(self.shard, self.batch.to(device, **kwargs), self.last, self.refusals)
 
 
 def shard_range(shard: int, shard_size: int, records: int) -> range:

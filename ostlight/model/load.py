@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
@@ -15,6 +18,7 @@ from ostlight.errors import ConfigError, OstlightError
 from ostlight.model.adapters import adapters_base, processor_home, with_adapters
 from ostlight.model.batch import Collator
 from ostlight.model.encode import Encoder
+from ostlight.model.memory import out_of_memory
 from ostlight.model.processor import load_processor
 
 disable_progress_bar()  # loading is told once, by the stage that loads
@@ -37,7 +41,7 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
     if settings.dtype not in DTYPES:
         raise ConfigError([f"{where}.dtype must be one of {', '.join(DTYPES)}; got {settings.dtype!r}"])
     trust = {"trust_remote_code": settings.trust_remote_code}
-    try:
+    with _loading("model", path, where):
         base = adapters_base(path, where)
         whole = base or path
         config = AutoConfig.from_pretrained(whole, **trust)
@@ -48,8 +52,6 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
         model: Any = auto.from_pretrained(whole, dtype=DTYPES[settings.dtype], **trust)
         if base is not None:
             model = with_adapters(model, path)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(where, path, "model", error) from error
     return model.eval()
 
 
@@ -62,10 +64,8 @@ def load_encoder(settings: Model, where: str) -> Encoder:
     """
     path = _path(settings, where)
     home = processor_home(path, adapters_base(path, where))
-    try:
+    with _loading("processor", home, where):
         processor = load_processor(home, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(where, home, "processor", error) from error
     return Encoder(processor, settings.max_length)
 
 
@@ -75,9 +75,21 @@ def _path(settings: Model, where: str) -> str:
     return settings.path
 
 
-def _cannot_load(where: str, path: str, what: str, error: Exception) -> OstlightError:
-    first = str(error).strip().splitlines()[0]
-    return OstlightError(f"{where}.path: cannot load the {what} of {path!r}: {first}")
+@contextmanager
+def _loading(what: str, path: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise OstlightError(f"{where}.path: cannot load the {what} of {path!r}: {_told(error, where)}") from error
+
+
+def _told(error: Exception, where: str) -> str:
+    if out_of_memory(error):
+        return f"out of memory; name a smaller model, or load it in half the bytes with {where}.dtype=bfloat16"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{first}; pip install {error.name.partition('.')[0]}"
+    return f"{first}; install what is missing" if isinstance(error, ImportError) else first
 
 
 def collator_for(model: PreTrainedModel, encoder: Encoder) -> Collator:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.model.batch import Batch, by_token_budget
+from ostlight.model.memory import out_of_memory
 from ostlight.model.module import MultimodalModel
 from ostlight.run.ledger import ADDITIVE, Entry
 from ostlight.run.preflight import Preflight, measure
@@ -267,11 +268,6 @@ class Scoring(L.LightningModule):
             except BadRecord:
                 continue
         return self.proxy.collator.batch(samples, encoded).to(self.device) if samples else None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Of the device, or of the machine: PyTorch has no class of its own for the latter."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ class Scored:
 
     def _picks(self) -> dict[str, dict[str, Any]]:
         """What was noted while the budgets of this page were picked."""
-        return {b.label: self.run.picks[b.label] for b in self._budgets() if b.label in self.run.picks}
+        return {b.label: self.run.picks[b.label] for b in self.budgets if b.label in self.run.picks}
 
     def _facts(self) -> Iterator[tuple[str, str, Any]]:
         """Budget (none for what holds for all), name and value of each fact without a place of its own on the page."""
@@ -144,14 +145,16 @@ class Scored:
                 f"budget {self.run.config.budget.label}": budget_line(score, int(self.evidence.kept.sum())),
             }
         found = {}
-        for budget in self._budgets():
+        for budget in self.budgets:
             if budget.threshold is not None:
                 found[budget.label] = budget.threshold
             elif budget.tokens is None:
                 found[budget.label] = budget_line(score, budget.size(len(score)))
         return found
 
-    def _budgets(self) -> list[Budget]:
+    @cached_property
+    def budgets(self) -> list[Budget]:
+        """The run's own, or those of the benchmark whose selector it is."""
         home = self.run.path.parent.parent
         try:
             benchmark = Run.open(home).config.benchmark

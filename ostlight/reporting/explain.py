@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,8 +14,10 @@ from ostlight.data.sample import IMAGE_MARK
 from ostlight.errors import BadRecord, DataError
 from ostlight.reporting.contents import Scored
 from ostlight.reporting.figures import clipped, harmless, plain, signed
+from ostlight.reporting.find import find
 from ostlight.reporting.layers import LayerSlope, layer_slopes
 from ostlight.reporting.noise import CERTAIN
+from ostlight.reporting.picks import Pick, picks_of
 from ostlight.reporting.pictures import described
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Story, story, why
@@ -25,7 +25,6 @@ from ostlight.selection.scores import SET_ASIDE, read_shards
 
 TEXT = 600
 """Characters of a turn that are printed."""
-NEAREST = 5
 ALIKE = 8
 """Near-duplicates that are named."""
 BAR = 24
@@ -37,7 +36,7 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
 
     Args:
         path: a run folder; of a benchmark's selectors the one with the most evidence.
-        sample_id: as in the pool.
+        sample_id: as in the pool, or the record's place in it, as ``#12`` (from 0).
         layers: loads the proxy again and says in which layers the gain lies, at the price of a pass over the anchors.
 
     Raises:
@@ -47,13 +46,17 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
     if not run.scored:
         raise DataError(f"{path} holds no scores; run `ostlight select` first")
     console = console or Console(highlight=False)
+    if run.is_benchmark:
+        console.print(Text(f"as scored in {run.scored[0].path}", style="dim"))
     run = run.scored[0]
-    aside = _set_aside(run, sample_id)
-    if aside is not None:
-        console.print(aside)
+    table = read_shards(run.folder.scores).select(["position", "id", "state", "reason", "field", "detail"])
+    row = find(table, sample_id, run.pool)
+    if row["state"] == SET_ASIDE:
+        console.print(_set_aside(row))
         return
     scored = Scored.read(run)
-    told = story(scored.evidence, _row(scored.evidence.ids, sample_id), scored.families, scored.margins)
+    place = int(np.searchsorted(scored.evidence.position, row["position"]))
+    told = story(scored.evidence, place, scored.families, scored.margins)
     console.print(Group(*_told(scored, told)))
     if layers:
         console.print(_layers(layer_slopes(run, told.position, scored.evidence.eta), scored))
@@ -61,39 +64,11 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
         console.print(Text("--layers loads the proxy and says in which layers", style="dim"))
 
 
-def _row(ids: Sequence[str], sample_id: str) -> int:
-    try:
-        return ids.index(sample_id)
-    except ValueError:
-        near = nearest_ids(ids, sample_id)
-        raise DataError(
-            f"no sample {clipped(sample_id, 100)!r} among the {len(ids):,} of this run; the nearest ids: "
-            f"{', '.join(near) or 'none'}"
-        ) from None
-
-
-def nearest_ids(ids: Sequence[str], wanted: str) -> list[str]:
-    """The few most like it: those that hold it first, then by common letters among those that begin alike."""
-    holding = [i for i in ids if wanted.lower() in i.lower()][:NEAREST]
-    if holding:
-        return holding
-    for letters in range(min(len(wanted), 8), -1, -2):
-        alike = [i for i in ids if i.startswith(wanted[:letters])]
-        near = difflib.get_close_matches(wanted, alike[:20_000], n=NEAREST, cutoff=0.5)
-        if near:
-            return near
-    return []
-
-
-def _set_aside(run: Run, sample_id: str) -> RenderableType | None:
-    """Why there is no score for it, where the run set it aside."""
-    table = read_shards(run.folder.scores)
-    found = table.filter(pc.and_(pc.equal(table["id"], pa.scalar(sample_id)), pc.equal(table["state"], SET_ASIDE)))
-    if not found.num_rows:
-        return None
-    row = found.select(["reason", "field", "detail"]).to_pylist()[0]
+def _set_aside(row: dict[str, Any]) -> RenderableType:
+    """Why there is no score for it."""
     where = f" (field {row['field']})" if row["field"] else ""
-    return Group(Text(sample_id, style="bold"), Text(harmless(f"set aside: {row['reason']}{where}: {row['detail']}")))
+    name = harmless(row["id"] or f"#{row['position']}")
+    return Group(Text(name, style="bold"), Text(harmless(f"set aside: {row['reason']}{where}: {row['detail']}")))
 
 
 def _told(scored: Scored, told: Story) -> list[RenderableType]:
@@ -105,6 +80,7 @@ def _told(scored: Scored, told: Story) -> list[RenderableType]:
     name = "utility" if scored.evidence.is_utility else "score"
     lines: list[RenderableType] = [head, Text(f"{name} {scale.show(told.score)} {scale.unit}{noise}")]
     lines.append(Text(f"place {told.place + 1:,} of {told.of:,} by {name}"))
+    lines += [Text(_part(pick)) for pick in picks_of(scored.run.path, scored.budgets, told.position)]
     if told.margin is not None:
         lines.append(Text(f"{scale.show(told.margin)} {scale.unit} from the line of its budget"))
     lines += [Text(harmless(sentence)) for sentence in why(told, scale)]
@@ -129,6 +105,11 @@ def _told(scored: Scored, told: Story) -> list[RenderableType]:
 
 def _state(told: Story) -> str:
     return f"kept, rank {told.rank + 1:,}" if told.rank is not None else told.state
+
+
+def _part(pick: Pick) -> str:
+    became = "dropped" if pick.rank is None else f"kept, rank {pick.rank + 1:,} of {pick.kept:,}"
+    return f"budget {pick.budget}: {became}"
 
 
 def _groups(told: Story, scored: Scored) -> Table:

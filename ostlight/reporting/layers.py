@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,13 +100,26 @@ def _by_layer(gradient: Mapping[str, Tensor], target: Mapping[str, Tensor], eta:
 
 
 def _proxy(run: Run) -> tuple[MultimodalModel, Path]:
-    """As it scored: warmed up in this folder or in the benchmark's, or as it came."""
+    """As it scored: warmed up in this folder or among the benchmark's, or as it came."""
     settings: Model = run.config.proxy
-    for home in (run.path, run.path.parent.parent):
-        if run.config.proxy.warmup.fraction and (home / "proxy" / DONE).is_file():
-            model = MultimodalModel.load(replace(settings, path=str(home / "proxy")), "proxy")
-            return model, home / "proxy"
-    if run.config.proxy.warmup.fraction:
-        raise DataError(f"the warmed-up proxy is not in {run.path / 'proxy'} any more")
-    path = settings.path or (str(checkpoint("proxy")) if run.config.digitmath is not None else None)
-    return MultimodalModel.load(replace(settings, path=path), "proxy"), run.path / "proxy"
+    if not run.config.proxy.warmup.fraction:
+        path = settings.path or (str(checkpoint("proxy")) if run.config.digitmath is not None else None)
+        return MultimodalModel.load(replace(settings, path=path), "proxy"), run.path / "proxy"
+    for folder in (run.path / "proxy", *_shared(run)):
+        if (folder / DONE).is_file():
+            return MultimodalModel.load(replace(settings, path=str(folder)), "proxy"), folder
+    raise DataError(f"the warmed-up proxy is not in {run.path / 'proxy'} any more, nor among those of a benchmark")
+
+
+def _shared(run: Run) -> Iterator[Path]:
+    """Proxies of a benchmark around this folder that were made from what its scores were made from."""
+    made_from = _manifest(run.path).get("scores", {}).items()
+    for home in sorted(run.path.parent.parent.glob("proxies/*/")):
+        warmed_from = _manifest(home).get("proxy")
+        if warmed_from is not None and warmed_from.items() <= made_from:
+            yield home / "proxy"
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, str]]:
+    file = folder / "manifest.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else {}

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 import ostlight
 from ostlight.errors import DataError
 from ostlight.reporting.evidence import Evidence
-from ostlight.reporting.explain import explain, nearest_ids
+from ostlight.reporting.explain import explain
+from ostlight.reporting.find import nearest_ids
 from ostlight.reporting.layers import layer_of, layer_slopes
 from ostlight.reporting.run import Run
+from ostlight.selection.scores import SET_ASIDE
 
 
 def test_it_tells_utility_groups_cosine_curvature_rank_and_picture(made: Path, capsys: pytest.CaptureFixture[str]):
@@ -46,6 +52,38 @@ def test_an_unknown_id_is_answered_with_the_nearest(made: Path):
         explain(made, "recor-0000012")
     with pytest.raises(DataError, match="record-0000120, record-0000121"):
         explain(made, "000012")
+
+
+@pytest.fixture
+def unnamed(made: Path, tmp_path: Path) -> Path:
+    """The run as it is when the records set aside could not be read: their ids are in the pool alone."""
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    (part,) = (run / "scores").glob("part-*")
+    table = pq.read_table(part)
+    ids = pc.if_else(pc.equal(table["state"], SET_ASIDE), pa.scalar(None, pa.string()), table["id"])
+    pq.write_table(table.set_column(table.column_names.index("id"), table.schema.field("id"), ids), part)
+    return run
+
+
+@pytest.mark.parametrize("said", ["#96", "record-0000096"])
+def test_a_record_without_id_in_the_scores_goes_by_its_place_and_by_its_own_id(
+    unnamed: Path, said: str, capsys: pytest.CaptureFixture[str]
+):
+    explain(unnamed, said)
+    assert "#96\nset aside: empty_answer: made so" in capsys.readouterr().out
+
+
+def test_places_name_scored_records_too(made: Path, capsys: pytest.CaptureFixture[str]):
+    explain(made, "#49")
+    assert capsys.readouterr().out.startswith("record-0000049  ")
+
+
+def test_no_unrelated_ids_are_suggested(unnamed: Path):
+    with pytest.raises(DataError, match=r"no record #400; the 400 of this run begin at #0$"):
+        explain(unnamed, "#400")
+    with pytest.raises(DataError, match=r"nearest ids: none; 4 without an id go by their place, as #96$"):
+        explain(unnamed, "holiday-96")
 
 
 def test_nothing_like_it_is_nothing():
@@ -89,6 +127,42 @@ def test_layers_are_printed_on_request(scored: Run, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "slope by layer" in out
     assert "layers.1" in out
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real benchmark of one selector, with a warmed-up proxy and two budgets."""
+    config: dict[str, Any] = {
+        "name": "bench",
+        "folder": str(tmp_path_factory.mktemp("compared")),
+        "digitmath": {"pool": 24, "anchors": 14, "dev": 14, "test": 14},
+        "proxy": {"warmup": {"fraction": 0.5, "training": {"steps": 1}}},
+        "target": {"training": {"steps": 1}},
+        "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
+        "benchmark": {
+            "selectors": [{"name": "ost", "options": {"estimator": "first_order", "objective": "sample"}}],
+            "budgets": [{"count": 4}, {"fraction": 0.5, "within": "task"}],
+            "seeds": [0],
+            "workers": 1,
+        },
+    }
+    ostlight.benchmark(config)
+    return Path(config["folder"]) / "bench"
+
+
+def test_of_a_benchmark_it_tells_each_budget_and_the_layers_of_its_proxy(
+    compared: Path, capsys: pytest.CaptureFixture[str]
+):
+    (run,) = Run.open(compared).scored
+    evidence = Evidence.read(run)
+    best = evidence.ids[int(np.argmax(evidence.score))]
+    explain(compared, best, layers=True)
+    out = capsys.readouterr().out
+    assert f"as scored in {run.path}" in out.replace("\n", "")
+    assert "budget 4: kept, rank 1 of 4\nbudget 50% within task: kept, rank " in out
+    assert "layers.1" in out
+    explain(compared, evidence.ids[int(np.argmin(evidence.score))])
+    assert "budget 4: dropped" in capsys.readouterr().out
 
 
 def test_a_real_run_is_reported(scored: Run, tmp_path: Path):

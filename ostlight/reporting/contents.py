@@ -40,7 +40,7 @@ REASON_EXAMPLES = 5
 
 def contents(run: Run) -> dict[str, Any]:
     """Everything the template asks for; parts the run holds nothing for are empty, and named in ``missing``."""
-    standings = read_standings(run.path / "results.jsonl") if run.is_benchmark else []
+    standings = read_standings(run.path) if run.is_benchmark else []
     scored = run.scored[0] if run.scored else None
     shown = Scored.read(scored).contents() if scored is not None else None
     if scored is None:
@@ -53,6 +53,7 @@ def contents(run: Run) -> dict[str, Any]:
         "standings": standings,
         "common": in_common(standings),
         "groups": [g for g in standings[0].accuracy if g != "all"] if standings else [],
+        "baseline": _baseline(run, standings),
         "variants": list(dict.fromkeys(s.variant for s in standings if s.variant)),
         "plots": _plots(standings),
         "scored": shown,
@@ -64,6 +65,12 @@ def contents(run: Run) -> dict[str, Any]:
         "settings": (run.path / "config.yaml").read_text(),
         "missing": missing,
     }
+
+
+def _baseline(run: Run, standings: list[Standing]) -> str | None:
+    """Who the lines are compared to; ``None`` where no line is."""
+    settings = run.config.benchmark
+    return settings.compared_to if settings and any(s.difference is not None for s in standings) else None
 
 
 def _plots(standings: list[Standing]) -> dict[str, dict[str, list[Pareto]]]:
@@ -117,6 +124,7 @@ class Scored:
             "families": self._family_cards(margin),
             "family_count": None if self.families is None else len(self.families.sizes),
             "in_families": 0 if self.families is None else int(self.families.sizes.sum()),
+            "within": sorted({b.within for b in self.budgets if b.within}),
             "agreement": self.run.notes.get("rank_agreement"),
             "trials": {b: noted["trial"] for b, noted in self._picks().items() if isinstance(noted.get("trial"), dict)},
             "facts": list(self._facts()),

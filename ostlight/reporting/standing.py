@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ostlight.errors import DataError
 
 ALL = "all"
 """The group of all questions."""
-FIELDS = ("selector", "budget", "protocol", "seed", "group", "metric", "value")
+NAMES = ("selector", "budget", "protocol")
 
 
 class Key(NamedTuple):
@@ -36,6 +37,8 @@ class Standing:
     Attributes:
         name: as short as it can be and still differ from the others of its variant.
         accuracy: by group, ``all`` among them; 0 to 1.
+        difference: ``mean``, ``low`` and ``high`` of the paired difference in accuracy to the baseline's line, 0 to 1;
+            ``None`` where there is no such line.
         metrics: mean over seeds of every other figure of the benchmark, by name.
         on_front: by kind of cost, whether nothing else of its variant is both cheaper and at least as accurate.
     """
@@ -46,6 +49,7 @@ class Standing:
     protocol: str
     name: str
     accuracy: dict[str, Interval]
+    difference: dict[str, float] | None
     metrics: dict[str, float]
     on_front: dict[str, bool]
 
@@ -73,17 +77,15 @@ def cost(metrics: dict[str, float], kind: str) -> float:
     return sum(parts) if parts else float("nan")
 
 
-def read_standings(path: Path) -> list[Standing]:
-    """From ``results.jsonl``, in its order.
+def read_standings(folder: Path) -> list[Standing]:
+    """From ``results.jsonl``, in its order; the differences from ``table.jsonl``.
 
     Raises:
         DataError: a line that is no result; names it.
     """
     values: dict[Key, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        record = _record(path, number, line)
+    for key, record in _records(folder / "results.jsonl", "group", "metric", "value"):
         if record["value"] is not None:
-            key = Key(record.get("variant", ""), record["selector"], record["budget"] or "", record["protocol"] or "")
             values[key][record["metric"], record["group"]].append(float(record["value"]))
     accuracy = {
         key: {group: Interval.of(v) for (metric, group), v in found.items() if metric == "accuracy"}
@@ -95,24 +97,34 @@ def read_standings(path: Path) -> list[Standing]:
         }
         for key, found in values.items()
     }
+    differences = {key: record["difference"] for key, record in _records(folder / "table.jsonl", "difference")}
     rated = [key for key in values if ALL in accuracy[key]]
     fronts = {kind: _fronts([(cost(metrics[k], kind), accuracy[k][ALL].mean, k) for k in rated]) for kind in COSTS}
     return [
-        Standing(*key, name, accuracy[key], metrics[key], {kind: key in front for kind, front in fronts.items()})
+        Standing(
+            *key,
+            name=name,
+            accuracy=accuracy[key],
+            difference=differences.get(key),
+            metrics=metrics[key],
+            on_front={kind: key in front for kind, front in fronts.items()},
+        )
         for key, name in zip(rated, short_names(rated), strict=True)
     ]
 
 
-def _record(path: Path, number: int, line: str) -> dict:
-    try:
-        record = json.loads(line)
-        if not isinstance(record, dict) or (lacking := [f for f in FIELDS if f not in record]):
-            raise ValueError(f"it lacks {', '.join(lacking) if isinstance(record, dict) else 'everything'}")
-        return record
-    except ValueError as error:
-        raise DataError(
-            f"{path}:{number} is no result ({error}); run `ostlight benchmark` again to write it"
-        ) from error
+def _records(path: Path, *fields: str) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """The lines of a file by what they are of; none where there is no file."""
+    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or (lacking := [f for f in (*NAMES, *fields) if f not in record]):
+                raise ValueError(f"it lacks {', '.join(lacking) if isinstance(record, dict) else 'everything'}")
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{number} is no result ({error}); run `ostlight benchmark` again to write it"
+            ) from error
+        yield Key(record.get("variant", ""), *(record[name] or "" for name in NAMES)), record
 
 
 def _fronts(points: list[tuple[float, float, Key]]) -> set[Key]:

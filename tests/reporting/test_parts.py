@@ -141,7 +141,7 @@ def test_axes_put_ticks_on_round_values():
 
 def test_the_front_is_what_nothing_cheaper_beats(tmp_path: Path, results: Any):
     results(tmp_path)
-    standings = {s.label: s for s in read_standings(tmp_path / "results.jsonl")}
+    standings = {s.label: s for s in read_standings(tmp_path)}
     assert standings["good"].cost("device_s") == 50
     assert standings["good"].accuracy["all"].mean == pytest.approx(0.705)
     assert {name for name, s in standings.items() if s.on_front["flops"]} == {"random", "good"}
@@ -159,7 +159,7 @@ def test_the_front_is_what_nothing_cheaper_beats(tmp_path: Path, results: Any):
 def test_a_line_that_is_no_result_is_named(tmp_path: Path):
     (tmp_path / "results.jsonl").write_text(json.dumps({"selector": "x"}) + "\n")
     with pytest.raises(DataError, match=r"results\.jsonl:1 is no result"):
-        read_standings(tmp_path / "results.jsonl")
+        read_standings(tmp_path)
 
 
 def test_what_is_missing_is_said(made: Path, tmp_path: Path):

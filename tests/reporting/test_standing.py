@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,9 +26,15 @@ def bench(made: Path, tmp_path: Path, results: Callable[..., None]) -> Callable[
     return write
 
 
+def compare(folder: Path, section: str) -> None:
+    """Gives the folder's configuration a benchmark section."""
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("benchmark: null\n", f"benchmark: {{{section}}}\n"))
+
+
 def test_two_protocols_and_mixed_budgets_are_told_apart(bench: Callable[..., Path]):
     folder = bench(protocols=("proportional", "fixed_compute"), budgets=("20%", "20% within task"))
-    names = [s.name for s in read_standings(folder / "results.jsonl")]
+    names = [s.name for s in read_standings(folder)]
     assert len(names) == len(set(names))
     assert {"base", "full fixed compute", "good 20% proportional", "good 20% within task proportional"} <= set(names)
     page = write_report(folder).read_text()
@@ -43,7 +51,7 @@ def test_what_all_lines_share_is_said_once(bench: Callable[..., Path]):
 
 def test_each_variant_has_lines_and_a_front_of_its_own(bench: Callable[..., Path]):
     folder = bench(variants=("small target", "large target"))
-    standings = read_standings(folder / "results.jsonl")
+    standings = read_standings(folder)
     good = {s.variant: s for s in standings if s.label == "good"}
     assert [100 * s.accuracy["all"].mean for s in good.values()] == pytest.approx([70.5, 55.5])
     assert {s.accuracy["all"].n for s in standings} == {2}
@@ -68,3 +76,28 @@ def test_the_plots_are_shown_variant_by_variant(browser: Browser, bench: Callabl
     assert browser.run(shown) == ["random 20%", "dear 20%", "good 20%"]
     browser.type("#standing input", "small target")
     assert len(browser.texts("#standing-table tbody tr")) == 5
+
+
+def test_the_difference_to_the_baseline_stands_beside_the_accuracy(bench: Callable[..., Path]):
+    folder = bench(variants=("small target", "large target"))
+    found = {(s.variant, s.label): s.difference for s in read_standings(folder)}
+    assert found["small target", "random"] is None
+    assert [found[v, "good"]["mean"] for v in ("small target", "large target")] == pytest.approx([0.25, 0.1])
+    assert "to <bdi>random" not in write_report(folder).read_text()
+    compare(folder, "selectors: [{name: random}], budgets: [{fraction: 0.2}]")
+    page = write_report(folder).read_text()
+    assert '<th class="n">to <bdi>random</bdi></th>' in page
+    assert re.search(r'<td class="n pos" data-v="0\.25">\+25\.0 <small>\[\+\d+\.\d, \+\d+\.\d\]</small>', page)
+
+
+def test_budgets_of_a_benchmark_that_are_spent_by_tag_are_said_to_have_lines_of_their_own(
+    made: Path, bench: Callable[..., Path]
+):
+    folder = bench()
+    place = folder / "selectors" / "ost"
+    shutil.copytree(made, place)
+    (place / "selection.parquet").unlink()
+    compare(folder, "selectors: [{name: random}], budgets: [{fraction: 0.2}, {fraction: 0.5, within: task}]")
+    page = write_report(folder).read_text()
+    assert "A dashed line is where a ranking of the whole pool would draw a budget's." in page
+    assert "A budget spent within each <i>task</i> has a line of its own in each." in page

@@ -8,12 +8,13 @@ Nothing on the page is typed but what stands below its last heading, which is ke
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,9 +48,11 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
         source: the YAML it was run from; the comment at its head asks the question.
         before: the page as it was, whose reading is kept.
     """
-    comment = [line.removeprefix("#").strip() for line in source.read_text().splitlines() if line.startswith("#")]
+    lines = source.read_text().splitlines()
+    comment = [line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
     commands = [line.removeprefix("Run:").strip() for line in comment if line.startswith(("python ", "Run:"))]
     told = " ".join(line for line in comment if not line.startswith(("python ", "Run:")))
+    users = folder_users(run, config)
     parts = [
         f"# {config.name.replace('_', ' ').capitalize()}",
         told,
@@ -57,14 +60,15 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
         f"Configuration: [{source.relative_to(ROOT)}](../../{source.relative_to(ROOT)}). This page was written by "
         f"`benchmarks/results_page.py`. Accuracies in percent with Student's 95% interval over the training seeds; "
         "differences are paired, with a bootstrap interval over seeds and test items. Selection counts warm-up, "
-        f"scoring and picking. {machine()}",
+        "scoring and picking. Not in the totals: the training of the models that were there before (bases, a judge, "
+        f"DEITA's scorer), and evaluation. {machine()}",
         f"![accuracy and cost]({config.name}.png)",
         "## Accuracy",
-        (run / "table.md").read_text().strip(),
+        with_judges((run / "table.md").read_text().strip(), judges(run, config, users)),
         "## Cost",
         (run / "costs.md").read_text().strip(),
     ]
-    names = folder_names(run, config)
+    names = folder_names(users, config)
     for title, variants in repetitions(config).items():
         parts += [f"## {title}", over(variants, run, config)]
     found = what_the_scores_know(run, config, names)
@@ -109,27 +113,51 @@ def over(variants: Sequence[str], run: Path, config: Config) -> str:
     return "\n".join(lines)
 
 
-def folder_names(run: Path, config: Config) -> dict[str, str]:
-    """What the folders of warm-ups and scores are called in the tables: by variant, where there are any."""
-    users: dict[str, list[str]] = {}
-    shown: dict[str, str] = {}
+def folder_users(run: Path, config: Config) -> dict[str, list[tuple[str, str]]]:
+    """Variant and name in the tables of those who use each folder of warm-ups and scores."""
+    assert config.benchmark is not None
+    users: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for contest in contests_of(config, RunFolder.of(config), Room(run / "work", 0.0)):
-        assert config.benchmark is not None
         for choice in config.benchmark.selectors:
             task = contest.scores(choice, config.seed)
             for stage, name in ((task, choice.shown), (task.proxy, "warm-up")):
-                if stage is None:
-                    continue
-                folder = stage.config.name
-                shown[folder] = name
-                users.setdefault(folder, [])
-                if contest.variant and contest.variant not in users[folder]:
-                    users[folder].append(contest.variant)
+                if stage is not None and (contest.variant, name) not in users[stage.config.name]:
+                    users[stage.config.name].append((contest.variant, name))
+    return users
+
+
+def folder_names(users: Mapping[str, Sequence[tuple[str, str]]], config: Config) -> dict[str, str]:
+    """What the folders are called on the page: with the variants that use them, where those are not all."""
     many = len(config.benchmark.variants) if config.benchmark else 0
-    return {
-        folder: name + (f" ({'; '.join(users[folder])})" if 0 < len(users[folder]) < many else "")
-        for folder, name in shown.items()
-    }
+    names = {}
+    for folder, found in users.items():
+        variants = list(dict.fromkeys(variant for variant, _ in found if variant))
+        names[folder] = found[-1][1] + (f" ({'; '.join(variants)})" if 0 < len(variants) < many else "")
+    return names
+
+
+def judges(run: Path, config: Config, users: Mapping[str, Sequence[tuple[str, str]]]) -> dict[tuple[str, str], str]:
+    """How often each judge is right of the pool's answers, by variant and name."""
+    assert config.benchmark is not None
+    labels = {s.shown for s in config.benchmark.selectors if s.name == JUDGE}
+    found = {}
+    for folder, lines in users.items():
+        mine = [line for line in lines if line[1] in labels]
+        known = scores_and_defects(run / "selectors" / folder) if mine else None
+        if known is not None:
+            found |= dict.fromkeys(mine, judged(*known).partition(" (")[0])
+    return found
+
+
+def with_judges(table: str, right: Mapping[tuple[str, str], str]) -> str:
+    """The table, each judge's lines marked with how often it is right, so that a weak one is not taken for judging."""
+    head, *rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in table.splitlines()]
+    at = head.index("selector")
+    for row in rows:
+        said = right.get((row[0] if at else "", row[at]))
+        row[at] += f" ({said})" if said else ""
+    told = "\n\nIn brackets: how often a judge's yes or no was right, of the pool it chose from." if right else ""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, *rows]) + told
 
 
 def machine() -> str:
@@ -149,26 +177,30 @@ def what_the_scores_know(run: Path, config: Config, shown: dict[str, str]) -> st
         label = folder.name.rpartition("-")[0]
         if names.get(label) not in (JUDGE, "deita", "ost", "loss"):
             continue
-        own = load_config(folder / "config.yaml")
-        truth = Path(str(own.pool.path)).parent / "truth.parquet"
-        if not truth.is_file():
+        known = scores_and_defects(folder)
+        if known is None:
             continue
-        table = pq.read_table(truth)
-        defect = dict(zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True))
-        scores = pq.read_table(folder / "scores", columns=["id", "score"])
-        pairs = [
-            (s, defect[i])
-            for i, s in zip(*(scores[c].to_pylist() for c in ("id", "score")), strict=True)
-            if s is not None
-        ]
-        values = np.array([s for s, _ in pairs])
-        right = np.array([d in ANSWER_IS_RIGHT for _, d in pairs])
+        values, defects = known
+        right = np.array([d in ANSWER_IS_RIGHT for d in defects])
         area = f"{roc_auc_score(right, values):.3f}" if 0 < right.sum() < len(right) else ""
-        said = judged(values, [d for _, d in pairs]) if names[label] == JUDGE else ""
-        rows.append(f"| {shown.get(folder.name, folder.name)} | {len(pairs):,} | {area} | {said} |")
+        said = judged(values, defects) if names[label] == JUDGE else ""
+        rows.append(f"| {shown.get(folder.name, folder.name)} | {len(values):,} | {area} | {said} |")
     own_accuracy = trained_accuracy(config)
     head = "| scores | records | AUROC, right answers against wrong | as a judge |\n| --- | ---: | ---: | --- |\n"
     return head + "\n".join([*rows, *own_accuracy]) if rows else ""
+
+
+def scores_and_defects(folder: Path) -> tuple[np.ndarray, list[str]] | None:
+    """``[N]`` scores and what is wrong with each sample, ``None`` where nobody knows."""
+    truth = Path(str(load_config(folder / "config.yaml").pool.path)).parent / "truth.parquet"
+    if not truth.is_file():
+        return None
+    table = pq.read_table(truth)
+    defect = dict(zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True))
+    scores = pq.read_table(folder / "scores", columns=["id", "score"])
+    rows = zip(*(scores[c].to_pylist() for c in ("id", "score")), strict=True)
+    pairs = [(s, defect[i]) for i, s in rows if s is not None]
+    return np.array([s for s, _ in pairs]), [d for _, d in pairs]
 
 
 def trained_accuracy(config: Config) -> list[str]:

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import results_page
 
 import ostlight
+from ostlight.comparison.results import CellResult, summarise
+from ostlight.comparison.table import accuracy_table
 from ostlight.config import load_config
 
 
@@ -37,6 +41,45 @@ def test_the_page_holds_the_tables_and_keeps_its_reading(settings, digits, tmp_p
 def test_a_judges_accuracy_is_told_by_defect():
     said = results_page.judged(np.array([0.9, 0.2, 0.7, 0.1]), ["clean", "clean", "truncated", "near_duplicate"])
     assert said == "25.0% right (clean 50%, near_duplicate 0%, truncated 0%)"
+
+
+def test_a_judges_lines_are_marked_with_its_own_accuracy(tmp_path: Path):
+    folder, pool = tmp_path / "selectors" / "judge-1", tmp_path / "pool"
+    (folder / "scores").mkdir(parents=True)
+    pool.mkdir()
+    (folder / "config.yaml").write_text(f"pool: {{path: {pool / 'pool.parquet'}}}")
+    defects = {"id": ["a", "b", "c", "d"], "defect": ["clean", "clean", "truncated", "truncated"]}
+    pq.write_table(pa.table(defects), pool / "truth.parquet")
+    pq.write_table(
+        pa.table({"id": ["a", "b", "c", "d"], "score": [0.9, 0.1, 0.2, None]}),
+        folder / "scores" / "part-000000.parquet",
+    )
+    rivals = [{"name": "random"}, {"name": "llm_judge", "label": "judge", "options": {"model": "runs"}}]
+    config = load_config({"digitmath": {}, "benchmark": {"selectors": rivals, "budgets": [{"fraction": 0.5}]}})
+    lines = [
+        CellResult(label, "50%", "", 0, {"all": 0.5}, variant=v) for v in ("x", "y") for label in ("random", "judge")
+    ]
+    table = accuracy_table(summarise(lines), None).markdown().strip()
+    users = {"random-1": [("x", "random"), ("y", "random")], "judge-1": [("y", "judge")]}
+    right = results_page.judges(tmp_path, config, users)
+    assert right == {("y", "judge"): "66.7% right"}
+    marked = results_page.with_judges(table, right)
+    assert "| y | judge (66.7% right) | 50% |" in marked
+    assert marked.partition("\n\n")[0].replace(" (66.7% right)", "") == table
+
+
+def test_the_comment_at_the_head_of_the_yaml_alone_asks_the_question(settings, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(results_page, "ROOT", tmp_path)
+    source = tmp_path / "asked.yaml"
+    source.write_text("# Is it so?\n# Run: ostlight benchmark asked.yaml\nname: asked\n# A step is a step.\n")
+    for name in ("table.md", "costs.md"):
+        (tmp_path / name).write_text("| selector |\n| --- |\n")
+    (tmp_path / "selectors").mkdir()
+    section = {"selectors": [{"name": "random"}], "budgets": [{"fraction": 0.25}]}
+    page = results_page.page(tmp_path, load_config(settings(name="asked", benchmark=section)), source, "")
+    assert page.startswith("# Asked\n\nIs it so?\n\n    ostlight benchmark asked.yaml\n")
+    assert "A step" not in page
+    assert "Not in the totals: the training of the models that were there before" in page
 
 
 def test_what_a_rivals_model_learnt_is_told_from_its_training(tmp_path: Path, monkeypatch):

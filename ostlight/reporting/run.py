@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from ostlight.config import load_config
 from ostlight.config.schema import Anchors, Config, Data
 from ostlight.data.pool import Pool
-from ostlight.data.quarantine import Quarantine
+from ostlight.data.quarantine import Quarantine, Row
 from ostlight.digitmath.build import Files
 from ostlight.errors import DataError, OstlightError
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry
 from ostlight.selection.notes import read_notes
+from ostlight.selection.scores import SET_ASIDE
 
 D = TypeVar("D", Data, Anchors)
 
@@ -95,7 +96,14 @@ class Run:
 
     @cached_property
     def quarantine(self) -> Quarantine:
-        return Quarantine.read(self.folder.quarantine) if self.folder.quarantine.is_file() else Quarantine()
+        """Of all stages; of a benchmark's selector, which writes none, what its scores tell: no file and number."""
+        if self.folder.quarantine.is_file():
+            return Quarantine.read(self.folder.quarantine)
+        if not any(self.folder.scores.glob("part-*.parquet")):
+            return Quarantine()
+        columns = ["position", "id", "reason", "field", "detail"]
+        table = pq.read_table(self.folder.scores, columns=columns, filters=[("state", "=", SET_ASIDE)])
+        return Quarantine(Row(**row, file="", record=0, stage="score") for row in table.to_pylist())
 
     @cached_property
     def pool(self) -> Pool | None:

@@ -90,14 +90,17 @@ def test_the_difference_to_the_baseline_stands_beside_the_accuracy(bench: Callab
     assert re.search(r'<td class="n pos" data-v="0\.25">\+25\.0 <small>\[\+\d+\.\d, \+\d+\.\d\]</small>', page)
 
 
-def test_budgets_of_a_benchmark_that_are_spent_by_tag_are_said_to_have_lines_of_their_own(
+def test_a_benchmark_tells_what_its_scores_set_aside_and_that_a_budget_spent_by_tag_has_lines_of_its_own(
     made: Path, bench: Callable[..., Path]
 ):
     folder = bench()
     place = folder / "selectors" / "ost"
     shutil.copytree(made, place)
-    (place / "selection.parquet").unlink()
+    for name in ("selection.parquet", "quarantine.parquet"):
+        (place / name).unlink()
     compare(folder, "selectors: [{name: random}], budgets: [{fraction: 0.2}, {fraction: 0.5, within: task}]")
     page = write_report(folder).read_text()
     assert "A dashed line is where a ranking of the whole pool would draw a budget's." in page
     assert "A budget spent within each <i>task</i> has a line of its own in each." in page
+    assert "No record was set aside" not in page
+    assert "<code>corrupt_image</code>" in page

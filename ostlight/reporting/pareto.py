@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ostlight.reporting.standing import ALL, Standing
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 18, 42
 LETTER, LINE = 6.6, 15
 """Width of a letter and height of a line of text, pixels."""
+Place = tuple[float, float]
 LABELS = {"device_s": "selection + training, device time", "flops": "selection + training, FLOPs"}
 
 
@@ -64,7 +66,8 @@ def pareto(standings: Sequence[Standing], cost: str, size: tuple[int, int]) -> P
     x = Axis(*spread, LEFT, width - RIGHT, logarithmic)
     y = Axis(max(0, low - room), min(100, high + room), height - BOTTOM, TOP)
     places = [(x.at(s.cost(cost)), y.at(100 * s.accuracy[ALL].mean)) for s in paid]
-    texts = _texts([s.name for s in paid], places, width)
+    corners = _corners([p for p, s in zip(places, paid, strict=True) if s.on_front[cost]], width - RIGHT)
+    texts = _texts([s.name for s in paid], places, corners, width)
     points = [
         Point(
             number=k + 1,
@@ -83,7 +86,7 @@ def pareto(standings: Sequence[Standing], cost: str, size: tuple[int, int]) -> P
         width=width,
         height=height,
         points=points,
-        front=_steps([p for p in points if p.kind == "front"], width - RIGHT),
+        front="M" + "L".join(f"{x} {y}" for x, y in corners) if corners else "",
         base=None if base is None else (y.at(base), f"untrained {base:.1f}"),
         x_ticks=x.ticks(width // 110, _shown(cost)),
         y_ticks=y.ticks(5, lambda v: f"{v:g}"),
@@ -110,20 +113,20 @@ def _shown(cost: str):
     return duration if cost == "device_s" else prefixed
 
 
-def _steps(points: list[Point], right: float) -> str:
-    """The front as a path: flat until something dearer is better."""
-    ordered = sorted(points, key=lambda p: p.x)
-    if not ordered:
-        return ""
-    path = f"M{ordered[0].x} {ordered[0].y}"
-    for p in ordered[1:]:
-        path += f"H{p.x}V{p.y}"
-    return f"{path}H{right}"
+def _corners(front: list[Place], right: float) -> list[Place]:
+    """The front as a line: flat until something dearer is better."""
+    corners: list[Place] = []
+    for x, y in sorted(front):
+        corners += [*([(x, corners[-1][1])] if corners else []), (x, y)]
+    return [*corners, (right, corners[-1][1])] if corners else []
 
 
-def _texts(names: list[str], places: list[tuple[float, float]], width: int) -> list[tuple[float, float, str] | None]:
+def _texts(
+    names: list[str], places: list[Place], front: list[Place], width: int
+) -> list[tuple[float, float, str] | None]:
     """Beside each mark, on the first of six places that is free; none where all are taken: the legend names it."""
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in places]
+    taken += [(min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in itertools.pairwise(front)]
     found: list[tuple[float, float, str] | None] = []
     for name, (x, y) in zip(names, places, strict=True):
         long = LETTER * len(name)

@@ -154,6 +154,11 @@ def test_the_front_is_what_nothing_cheaper_beats(tmp_path: Path, results: Any):
         "good 20%": "front",
     }
     assert plot.base is not None
+    good = plot.points[-1]
+    assert plot.front.startswith("M")
+    assert plot.front.endswith(f"L{good.x} {good.y}L{plot.right} {good.y}")
+    assert good.text is not None
+    assert good.text[2] == "end"  # to its right runs the front
 
 
 def test_a_line_that_is_no_result_is_named(tmp_path: Path):

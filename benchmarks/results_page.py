@@ -212,7 +212,7 @@ def trained_accuracy(config: Config) -> list[str]:
         for file in sorted(ROOT / name / "training.json" for name in named):
             found = json.loads(file.read_text()).get("right_on_dev_digits") if file.is_file() else None
             if found:
-                each = ", ".join(f"{kind} {100 * share:.0f}%" for kind, share in found.items() if kind != "all")
+                each = "; ".join(f"{kind} {100 * share:.0f}%" for kind, share in found.items() if kind != "all")
                 whole = f"{100 * found['all']:.1f}% right"
                 lines.append(f"\n{selector.shown} on digits of neither pool nor test: {whole} ({each}).")
     return lines

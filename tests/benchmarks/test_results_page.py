@@ -91,7 +91,7 @@ def test_what_a_rivals_model_learnt_is_told_from_its_training(tmp_path: Path, mo
     section = {"selectors": rivals, "budgets": [{"fraction": 0.5}]}
     config = load_config({"digitmath": {}, "benchmark": section})
     (told,) = results_page.trained_accuracy(config)
-    assert told == "\njudge on digits of neither pool nor test: 62.5% right (misread 25%, right 100%)."
+    assert told == "\njudge on digits of neither pool nor test: 62.5% right (misread 25%; right 100%)."
 
 
 def test_notes_tell_what_the_warm_up_kept(tmp_path: Path):

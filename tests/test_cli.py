@@ -98,7 +98,7 @@ def test_a_run_is_reported_and_a_sample_explained(config: Path, tmp_path: Path, 
     code, out, _ = run("explain", str(folder), "pool-00003", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert "of 48 by score" in out
-    code, _, err = run("explain", str(folder), "pool-99999", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = run("explain", str(folder), "pol-00003", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 1
     assert "the nearest ids: pool-000" in err
     code, _, err = run("report", str(tmp_path / "nowhere"), monkeypatch=monkeypatch, capsys=capsys)

@@ -45,10 +45,9 @@ def find(table: pa.Table, wanted: str, pool: Pool | None) -> dict[str, Any]:
             return row
     ids = [i for i in table["id"].to_pylist() if i is not None]
     by_place = f"; {len(unnamed):,} without an id go by their place, as #{unnamed[0]['position']}" if unnamed else ""
-    raise DataError(
-        f"no sample {clipped(wanted, 100)!r} among the {len(ids):,} of this run; the nearest ids: "
-        f"{', '.join(nearest_ids(ids, wanted)) or 'none'}{by_place}"
-    )
+    near = nearest_ids(ids, wanted)
+    told = f"the nearest ids: {', '.join(near)}" if near else f"none is like it, ids are such as {', '.join(ids[:1])}"
+    raise DataError(f"no sample {clipped(wanted, 100)!r} among the {len(ids):,} of this run; {told}{by_place}")
 
 
 def _said(pool: Pool, position: int) -> str | None:

@@ -103,8 +103,8 @@ def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
         rows = np.stack([rng.permutation(plan.subset_of)[: plan.subset_size] for _ in range(plan.subsets)])
         facts["subsets"] = rows
         facts["gains"] = np.array([trained_gain(proxy, world, np.sort(drawn[r]), world.seed, 1) for r in rows])
-        snapshots, k = others[: SNAPSHOTS * plan.directions[0]], plan.directions[0]
-        facts["projected_all"] = projected(proxy, samples, snapshots, k, etas[RULE : RULE + 1])[0]
+        k, at_rule = plan.directions[0], etas[RULE : RULE + 1]
+        facts["projected_all"] = projected(proxy, samples, others[: SNAPSHOTS * k], k, at_rule)[0]
     return facts | (explanations(world, plan, proxy, singles, etas) if plan.explained else {})
 
 

@@ -6,12 +6,9 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from ostlight.config.schema import Benchmark, Config, SelectorChoice, Training
+from ostlight.config.schema import BASE, ORACLE, Benchmark, Config, SelectorChoice, Training
 from ostlight.selection.budget import Budget
 from ostlight.selection.registry import load
-
-BASE = "base"
-ORACLE = "oracle"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ostlight.comparison.cells import ORACLE
 from ostlight.comparison.results import Line
+from ostlight.config.schema import ORACLE
 from ostlight.evaluation.evaluate import ALL
 
 

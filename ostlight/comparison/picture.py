@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ostlight.comparison.cells import BASE, ORACLE
 from ostlight.comparison.costs import pareto_front
 from ostlight.comparison.names import in_common, short_names
 from ostlight.comparison.results import Line
+from ostlight.config.schema import BASE, ORACLE
 from ostlight.evaluation.evaluate import ALL
 
 FRAME = "#9aa0a6"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from ostlight.comparison.cells import BASE
 from ostlight.comparison.differences import CONFIDENCE, Difference, paired_difference
+from ostlight.config.schema import BASE
 
 
 @dataclass

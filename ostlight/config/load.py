@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ostlight.config.bind import bind
 from ostlight.config.read import one_line, parse, read_mapping
-from ostlight.config.schema import PRECISIONS, Config, Variant
+from ostlight.config.schema import BASE, ORACLE, PRECISIONS, Config, Variant
 from ostlight.errors import ConfigError
 
 T = TypeVar("T")
@@ -37,9 +37,6 @@ LEAST = {
     ),
 }
 """The least that settings which count something may be."""
-
-FRAME = ("base", "oracle")
-"""Rows of a benchmark's table that are no selectors."""
 
 WRITTEN = "command line"
 """Where overrides come from, for messages."""
@@ -170,7 +167,7 @@ def _benchmark_problems(config: Config) -> Iterator[str]:
     shown = [s.shown for s in config.benchmark.selectors]
     for label in _twice(shown):
         yield f"two benchmark.selectors are called {label!r}; give one of them a `label`"
-    for label in sorted({*FRAME} & {*shown}):
+    for label in sorted({BASE, ORACLE} & {*shown}):
         yield f"a benchmark.selector is called {label!r}, which is another row of the table; give it another `label`"
     repeated: dict[str, list[Any]] = {
         "seeds": config.benchmark.seeds,
@@ -180,7 +177,7 @@ def _benchmark_problems(config: Config) -> Iterator[str]:
     for name, values in repeated.items():
         for value in _twice(values):
             yield f"benchmark.{name} holds {value} twice, and one result would be counted as two; remove one"
-    baseline, rivals = config.benchmark.baseline, [*shown, *FRAME]
+    baseline, rivals = config.benchmark.baseline, [*shown, BASE, ORACLE]
     if baseline is not None and baseline not in rivals:
         yield f"benchmark.baseline must be one of {', '.join(rivals)}; got {baseline!r}"
     if config.benchmark.workers is not None and config.benchmark.workers < 1:

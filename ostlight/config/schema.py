@@ -9,6 +9,8 @@ from ostlight.digitmath.config import DigitMath
 from ostlight.selection.budget import Budget
 
 ORDERS = ("shuffled", "easy_to_hard", "hard_to_easy", "annealed")
+BASE, ORACLE = "base", "oracle"
+"""Rows of a benchmark's table that are no selectors and frame them."""
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 
 

@@ -74,15 +74,16 @@ def refuse_unknown_tag(pool: Pool, by: str | None) -> None:
     Raises:
         ConfigError: ``evaluation.by`` names a tag that no record of the set has.
     """
-    records = (read.tags for _, read in pool.read(range(len(pool))) if isinstance(read, Sample))
+    if not by:
+        return
     there: set[str] = set()
-    for tags in records if by else ():
-        if by in tags:
-            return
-        there |= tags.keys()
-    if by:
-        found = ", ".join(sorted(there)) or "none"
-        raise ConfigError([f"evaluation.by is {by!r}, a tag no test record has; there are: {found}"])
+    for _, read in pool.read(range(len(pool))):
+        if isinstance(read, Sample):
+            if by in read.tags:
+                return
+            there |= read.tags.keys()
+    found = ", ".join(sorted(there)) or "none"
+    raise ConfigError([f"evaluation.by is {by!r}, a tag no test record has; there are: {found}"])
 
 
 def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evaluation) -> Result:

@@ -131,14 +131,14 @@ def measured(
         OstlightError: fewer answer tokens than directions; no step of finite length moves the anchors by a finite
             distance.
     """
+    words, logits, weights = _stand(anchors)
+    if len(logits) < count:
+        raise OstlightError(too_few(count, len(logits), len(anchors.groups)))
     lengths = torch.tensor([norm_of(step) for step in steps()], dtype=torch.float64)
     usable = lengths[lengths.isfinite() & (lengths > 0)]
     if not len(usable):
         raise OstlightError("no sample of the pool gives a gradient to step along; there is nothing to project on")
     length = SHIFT * eta * float(usable.median())
-    words, logits, weights = _stand(anchors)
-    if len(logits) < count:
-        raise OstlightError(too_few(count, len(logits), len(anchors.groups)))
     before = torch.logsumexp(logits.double(), -1) - logits[:, 0].double()
     found, places, taken = [], [], []
     for place, (step, own) in enumerate(zip(steps(), lengths.tolist(), strict=True)):

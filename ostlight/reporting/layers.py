@@ -15,7 +15,6 @@ from torch import Tensor
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import DataError
-from ostlight.gradients.probes import Anchors, mean_gradients
 from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.module import MultimodalModel
 from ostlight.reporting.run import Run
@@ -25,6 +24,7 @@ from ostlight.stages.warmup import DONE
 from ostlight.utility.anchors import AnchorSet
 from ostlight.utility.gradient import sample_gradient, train_only
 from ostlight.utility.preconditioner import adam_scale
+from ostlight.utility.targets import finite_means
 
 NUMBERED = re.compile(r"^(.*?)([^.]+\.\d+)(\.|$)")
 
@@ -64,12 +64,7 @@ def layer_slopes(run: Run, position: int, eta: float) -> list[LayerSlope]:
     if not trusted.samples:
         raise DataError("the anchors are not at hand, so their gradient cannot be taken again")
     sets = AnchorSet.make(model, trusted.samples, [""] * len(trusted.samples), config.compute.tokens_per_batch)
-    wanted = Anchors(
-        forward=lambda batch: (model.logits(batch), batch.labels),
-        batches=list(zip(sets.indices, sets.batches, strict=True)),
-        groups=sets.groups,
-    )
-    target = mean_gradients(wanted, parameters)[""]
+    target = finite_means(model, sets, parameters)[""]
     if getattr(options, "optimizer", "sgd") == "adam":
         scale, _ = adam_scale(folder, model, parameters, sets)
         target = {name: vector * scale[name] for name, vector in target.items()}

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ostlight.comparison.cells import BASE
+from ostlight.config.schema import BASE
 from ostlight.reporting.axes import Axis
 from ostlight.reporting.figures import duration, prefixed
 from ostlight.reporting.standing import ALL, Standing

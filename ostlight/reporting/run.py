@@ -70,7 +70,7 @@ class Run:
     @cached_property
     def picks(self) -> dict[str, dict[str, Any]]:
         """Facts noted while a budget was picked (``PickSetting.note``), by the budget's label; of the last time."""
-        entries = [e.more for e in self.folder.ledger.read() if e.stage == "pick"]
+        entries = [e.more for e in self.ledger if e.stage == "pick"]
         return {more["budget"]: more.get("noted", {}) for more in entries if "budget" in more}
 
     @cached_property

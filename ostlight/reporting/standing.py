@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ostlight.comparison.cells import BASE, ORACLE
 from ostlight.comparison.names import short_names
 from ostlight.comparison.results import Interval
+from ostlight.config.schema import BASE, ORACLE
 from ostlight.errors import DataError
 
 ALL = "all"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ostlight.comparison.cells import BASE, Cell, cell_training, file_name
+from ostlight.comparison.cells import Cell, cell_training, file_name
 from ostlight.comparison.results import CellResult
-from ostlight.config.schema import SelectorChoice
+from ostlight.config.schema import BASE, SelectorChoice
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import evaluate_model

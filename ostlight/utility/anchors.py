@@ -56,10 +56,11 @@ class AnchorSet:
         return cls(batches, indices, list(groups), names, weights / weights.sum(1, keepdim=True))
 
     @property
-    def ids(self) -> dict[int, str]:
-        """What each anchor is called, by its place as they were given."""
+    def ids(self) -> list[str]:
+        """What each anchor is called, as they were given."""
         pairs = zip(self.indices, self.batches, strict=True)
-        return {k: s.id for rows, batch in pairs for k, s in zip(rows, batch.samples, strict=True)}
+        placed = [(k, s.id) for rows, batch in pairs for k, s in zip(rows, batch.samples, strict=True)]
+        return [name for _, name in sorted(placed)]
 
     def losses(self, model: MultimodalModel) -> Tensor:
         """``[1 + groups]`` float64: ``L_V`` and each group's mean loss, in nats, without gradients."""

@@ -272,7 +272,7 @@ def anchors_for_probes(model: MultimodalModel, anchors: AnchorSet) -> Anchors:
         forward=lambda batch: (model.logits(batch), batch.labels),
         batches=list(zip(anchors.indices, anchors.batches, strict=True)),
         groups=anchors.groups,
-        ids=[name for _, name in sorted(anchors.ids.items())],
+        ids=anchors.ids,
     )
 
 

@@ -160,8 +160,10 @@ class OneStepTrain(Selector):
             if fast.general is not None:
                 setting.say("exact: the logits are not the head's own alone, so every step is taken in full")
             return fast
-        looked_at = sample_count(proxy.records)
-        singles = list(proxy.examples(looked_at))
+        probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
+        looked_at, stepped_on = sample_count(proxy.records), SNAPSHOTS * probes if name == "projected" else 0
+        examples = list(proxy.examples(looked_at + stepped_on))
+        singles, unseen = examples[:looked_at], examples[looked_at:]
         keeping = Keeping(self.options.targets, proxy.folder / TARGETS, setting.say)
         estimator: InnerProducts | ForwardOnly
         small = False
@@ -169,11 +171,8 @@ class OneStepTrain(Selector):
             estimator = ForwardOnly(step, singles[:TRIED], keeping)
             setting.note("forward_error", estimator.relative_error)
         else:
-            probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
             setting.note("curvature", "measured" if name == "projected" else "drawn")
             if name == "projected":
-                examples = list(proxy.examples(looked_at + SNAPSHOTS * probes))
-                unseen = examples[looked_at:]
                 small = len(unseen) < probes
                 estimator = Projected(step, examples if small else unseen, probes, keeping)
             else:

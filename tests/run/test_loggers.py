@@ -14,8 +14,11 @@ from PIL import Image
 import ostlight
 from ostlight.comparison.files import write_all
 from ostlight.comparison.results import CellResult, summarise
+from ostlight.config.load import load_config
 from ostlight.config.schema import Compute
 from ostlight.run.logs import log_comparison
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
 def trained(settings, logger: str) -> Path:
@@ -196,11 +199,11 @@ def test_wandb_offline_holds_every_stage_and_the_comparison(settings, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_offline_holds_every_cell_of_parallel_workers(settings, digits, monkeypatch):
+def test_the_demo_logs_every_cell_of_parallel_workers_in_wandb_offline(settings, digits, monkeypatch):
     import wandb
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = compared(settings, digits, "wandb", seeds=[0, 1], workers=2)
+    monkeypatch.delenv("WANDB_MODE")
+    folder = compared(settings, digits, load_config(DEMO).compute.logger, seeds=[0, 1], workers=2)
     wandb.finish()
     wandb.teardown()
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from _scoring_shapes import Shape
 from torch import Tensor, nn
 
+from ostlight.gradients.bends import Bend
 from ostlight.gradients.engine import GradientDots
 from ostlight.gradients.forward_mode import directional_derivatives, find_step
 from ostlight.gradients.probes import Anchors, mean_gradients
-from ostlight.gradients.responses import LIKELIEST, Responses
+from ostlight.gradients.responses import BENDS, LIKELIEST, SNAPSHOTS, Responses
 from ostlight.gradients.rows import RowMap
 from ostlight.gradients.scope import scoped_parameters, unwrapped
 from ostlight.model.losses import IGNORED, per_sample_losses
@@ -193,16 +195,23 @@ def by_responses(setting: Setting, count: int) -> Callable[[], Tensor]:
         min(LIKELIEST + 2, setting.trained.config.get_text_config().vocab_size),
     )
     generator = torch.Generator(setting.device).manual_seed(0)
-    drawn = torch.randn(1 + count, tokens, words, generator=generator, device=setting.device)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=setting.device)
+
+    moves, bends, eta = min(count, setting.num_probes), math.ceil(BENDS * count), 1e-3
     ids = torch.zeros(tokens, words, dtype=torch.long, device=setting.device)
     weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=setting.device)
-    directions = 1e-3 * drawn[1 : 1 + min(count, setting.num_probes)]
-    none_taken = (ids[:0, 0], weights[:, :0].T)
-    responses = Responses(ids, drawn[0], weights, directions, *none_taken)
+    ways = eta * drawn(moves + bends, tokens, words)
+    bent = drawn(SNAPSHOTS * count, bends).double()
+    places = torch.arange(len(bent), device=setting.device)
+    responses = Responses(ids, drawn(tokens, words), weights, ways[:moves], places, ways[moves:], bent)
+    bend = Bend.of(drawn(len(bent), moves).double(), bent, eta)
 
     def run() -> Tensor:
         dots = products()
-        responses.falls(dots[:, 1:], 1e-3)
+        phi = dots[:, 1:].double()
+        responses.falls(phi, eta, bend(phi))
         return dots
 
     return run

@@ -33,10 +33,10 @@ from _record import Recorder
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from ostlight.gradients.responses import SNAPSHOTS
 from ostlight.model.batch import Batch
 from ostlight.setwise.objective import minibatch_value, plain_value
 from ostlight.utility.preconditioner import adam_scale
-from ostlight.utility.projected import SNAPSHOTS
 from ostlight.utility.step_size import eta_by_rule
 from ostlight_selectors.ost import NORMS
 

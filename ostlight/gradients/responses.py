@@ -11,6 +11,8 @@ needed of a sample is ``J g``, and that in a few coordinates, since samples of a
   ``W = w_t (diag(p_t) - p_t p_t')``, in which the squared length of ``J g`` is the Gauss-Newton curvature ``g' H g``.
 - A sample's coordinates ``phi_k = <rho_k, W J g> = <g, J' W rho_k>`` are inner products of its gradient with K fixed
   vectors (K backward passes over the anchors), and ``J g`` is about ``sum_k phi_k rho_k``.
+- What the whole step did to the logits beyond ``-eta J g``, its bend, is kept in principal directions of its own: how
+  the network is curved in its weights, as far as these steps tell.
 
 This is a reduced basis from snapshots, as used for parametrised differential equations (Sirovich 1987), with the loss
 as the nonlinear part that is evaluated in full. Of the vocabulary each token keeps the label and the ``LIKELIEST``
@@ -19,6 +21,7 @@ others; the rest counts as one more word, whose logit is the logarithm of their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -37,11 +40,17 @@ LIKELIEST = 16
 SMALLEST_SHARE = 1e-4
 """Of the largest squared length: directions below are rounding, blown up by their normalisation, and are left out."""
 
+SNAPSHOTS = 2
+"""Samples stepped on for each direction that is kept."""
+
+BENDS = 0.5
+"""Directions in which steps bend, for each in which they move: half as many lose nothing (docs/fidelity.md)."""
+
 SHIFT = 0.1
 """Of the simulated step, in either direction: short enough that the half difference is the derivative to about a
 hundredth of what the step itself bends, long enough that fp32 logits are off by less than a thousandth of it."""
 
-ENTRIES_AT_ONCE = 1 << 22
+ENTRIES_AT_ONCE = 1 << 18
 """Of moved logits, in float64."""
 
 
@@ -55,7 +64,8 @@ class Responses:
         weights: ``[G, R]`` float64: each group's mean loss from the tokens' losses, groups in the anchors' order.
         directions: ``[K, R, C]`` ``rho_k``; zero where fewer were found.
         places: ``[S]`` which of the given steps were taken.
-        taken: ``[S, G]`` float64: how far each group's mean loss really fell with each of them.
+        bends: ``[B, R, C]`` in which the logits leave the straight way, orthonormal as the others.
+        bent: ``[S, B]`` float64: how far each taken step left it, in these.
     """
 
     words: Tensor
@@ -63,7 +73,8 @@ class Responses:
     weights: Tensor
     directions: Tensor
     places: Tensor
-    taken: Tensor
+    bends: Tensor
+    bent: Tensor
 
     def to(self, device: torch.device) -> Responses:
         return Responses(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -76,19 +87,23 @@ class Responses:
         along = torch.einsum("krc,rc->kr", self.directions.double(), errors)
         return self.weights @ along.T
 
-    def falls(self, phi: Tensor, eta: float) -> Tensor:
+    def falls(self, phi: Tensor, eta: float, bent: Tensor | None = None) -> Tensor:
         """How far each group's mean loss falls when the logits move by ``-eta sum_k phi_k rho_k``, however far that is.
 
         Args:
             phi: ``[N, K]``.
+            bent: ``[N, B]`` what to move along ``bends`` besides; nothing where not given.
 
         Returns:
             ``[N, G]`` float64, nats.
         """
         log_p, found = self.logits.double().log_softmax(-1), []
-        for some in phi.split(max(1, ENTRIES_AT_ONCE // max(1, self.logits.numel()))):
-            moved = (some.to(self.directions) @ self.directions.flatten(1)).view(len(some), *self.logits.shape)
-            moved = moved.double() * -eta
+        ways, bends = self.directions.flatten(1), self.bends.flatten(1)
+        along = (-eta * phi).to(ways)
+        aside = along.new_zeros(len(phi), len(bends)) if bent is None else bent.to(ways)
+        at_once = max(1, ENTRIES_AT_ONCE // max(1, self.logits.numel()))
+        for a, b in zip(along.split(at_once), aside.split(at_once), strict=True):
+            moved = torch.addmm(a @ ways, b, bends).view(len(a), *self.logits.shape).double()
             rise = torch.logsumexp(log_p + moved, -1) - moved[..., 0]
             found.append(-rise @ self.weights.T)
         return torch.cat(found) if found else phi.new_zeros(0, len(self.weights), dtype=torch.float64)
@@ -120,8 +135,8 @@ def measured(
 ) -> Responses:
     """Takes each step, with weights put back bit for bit, and keeps ``count`` principal directions.
 
-    The directions are read at the same length for all, ``SHIFT`` of the median step's, and both ways; what a step does
-    to the loss is read at its own.
+    The directions are read at the same length for all, ``SHIFT`` of the median step's, and both ways; a step's bend is
+    read at its own.
 
     Args:
         anchors: run without gradients, in at least fp32.
@@ -139,8 +154,7 @@ def measured(
     if not len(usable):
         raise OstlightError("no sample of the pool gives a gradient to step along; there is nothing to project on")
     length = SHIFT * eta * float(usable.median())
-    before = torch.logsumexp(logits.double(), -1) - logits[:, 0].double()
-    found, places, taken = [], [], []
+    found, places, bends = [], [], []
     for place, (step, own) in enumerate(zip(steps(), lengths.tolist(), strict=True)):
         if not own > 0:
             continue
@@ -150,19 +164,23 @@ def measured(
             shift(step, -length / own)
             behind = _seen(anchors, words, logits.shape[1])
             shift(step, -eta)
-            there = _seen(anchors, words, logits.shape[1]).double()
+            bend = _seen(anchors, words, logits.shape[1]) - logits
         response = (ahead - behind) / (2 * length)
-        if bool(response.isfinite().all()):
+        bend += eta * own * response
+        if bool(response.isfinite().all() and bend.isfinite().all()):
             found.append(response)
             places.append(place)
-            taken.append(weights @ (before - torch.logsumexp(there, -1) + there[:, 0]))
+            bends.append(bend)
     if not found:
         raise OstlightError(
             f"steps of the length {length:.3g} leave no finite logits on the anchors; take a smaller eta"
         )
-    directions = principal(torch.stack(found), logits, _pooled(anchors, weights), count)
-    told = (torch.tensor(places, device=logits.device), torch.stack(taken))
-    return Responses(words, logits, weights, directions, *told)
+    pooled = _pooled(anchors, weights)
+    directions = principal(torch.stack(found), logits, pooled, count)
+    ways = principal(torch.stack(bends), logits, pooled, math.ceil(BENDS * count))
+    signal = _metric(logits, pooled)
+    bent = torch.stack([signal(bend, slice(None)).double().flatten() @ ways.double().flatten(1).T for bend in bends])
+    return Responses(words, logits, weights, directions, torch.tensor(places, device=logits.device), ways, bent)
 
 
 def principal(responses: Tensor, logits: Tensor, weights: Tensor, count: int) -> Tensor:

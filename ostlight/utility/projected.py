@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ostlight.data.atomic import atomic_path
 from ostlight.errors import BadRecord
+from ostlight.gradients.bends import Bend
 from ostlight.gradients.probes import Vectors
 from ostlight.gradients.responses import Responses, measured
 from ostlight.model.batch import Batch
@@ -23,25 +23,18 @@ from ostlight.utility.inner_products import InnerProducts
 from ostlight.utility.step import Step
 from ostlight.utility.targets import IN_MEMORY, Keeping, anchors_for_probes, digest_of, seen_of
 
-SNAPSHOTS = 2
-"""Samples stepped on for each direction that is kept."""
-
-NEARNESS = 8.0
-"""How quickly what is known of one step's bend stops telling about another's: ``exp(-8 (1 - cosine))``."""
-
 
 class Projected(InnerProducts):
     """Utilities of a whole batch from one forward and one backward pass, in nats:
 
-        u_i ~ L_V(z) - L_V(z - eta sum_k phi_k rho_k) + eta (<g_i, g_V> - sum_k phi_k <rho_k, grad_z L_V>)
+        u_i ~ L_V(z) - L_V(z - eta sum_k phi_k rho_k + q_i) + eta (<g_i, g_V> - sum_k phi_k <rho_k, grad_z L_V>)
 
     with the anchors' logits ``z``, K measured directions ``rho_k`` and the sample's coordinates ``phi_k``
-    (``ostlight.gradients.responses``): the network linear in its weights, the cross-entropy as it is. The last term is
-    the slope of what lies outside the directions. ``||phi||^2`` is the curvature ``g_i' H g_i`` within them.
+    (``ostlight.gradients.responses``). The last term is the slope of what lies outside the directions. ``||phi||^2`` is
+    the curvature ``g_i' H g_i`` within them.
 
-    To this comes what the network's own bend adds, guessed from the measured steps, whose utilities are known
-    (Gaussian-process regression; Rasmussen and Williams 2006, equation 2.25): samples whose coordinates point the same
-    way bend alike, in proportion to their curvature.
+    ``q_i`` is what the network's own curvature adds to the way of the logits, told from the measured steps, of which it
+    is known (``ostlight.gradients.bends``). The cross-entropy is taken as it is.
 
     Groups cost one vector each and no directions of their own: the loss of each is read off the same moved logits.
 
@@ -62,10 +55,9 @@ class Projected(InnerProducts):
         self.bend = self._bend([snapshots[place] for place in self.responses.places.tolist()])
 
     def _bend(self, taken: Sequence[Batch]) -> Bend:
-        slopes, phi = self._parts(torch.cat([self._dots(single) for single in taken]))
-        rest = self.responses.taken - self._linear(slopes, phi)
-        finite = rest.isfinite().all(1)
-        return Bend.of(phi[finite], rest[finite], self.eta)
+        _, phi = self._parts(torch.cat([self._dots(single) for single in taken]))
+        known = phi.isfinite().all(1)
+        return Bend.of(phi[known], self.responses.bent[known], self.eta)
 
     def _dots(self, single: Batch) -> Tensor:
         return self.engine.products(lambda: self.model.losses(single), self.rows.of(single.inputs), self.targets).dots
@@ -74,13 +66,10 @@ class Projected(InnerProducts):
         """``[N, G]`` slopes and ``[N, K]`` coordinates."""
         return dots.double().tensor_split([len(self.sizes)], dim=1)
 
-    def _linear(self, slopes: Tensor, phi: Tensor) -> Tensor:
-        """``[N, G]`` utilities were the network linear in its weights."""
-        return self.eta * (slopes - phi @ self.inside.T) + self.responses.falls(phi, self.eta)
-
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
         slopes, phi = self._parts(dots)
-        by_group = self._linear(slopes, phi) + self.bend(phi)
+        outside = self.eta * (slopes - phi @ self.inside.T)
+        by_group = outside + self.responses.falls(phi, self.eta, self.bend(phi))
         shares = torch.tensor(list(self.sizes.values()), dtype=torch.float64, device=dots.device)
         shares = shares / shares.sum()
         told = {"score": by_group @ shares, "slope": slopes @ shares, "phi": phi.float()}
@@ -88,41 +77,6 @@ class Projected(InnerProducts):
             order = [list(self.sizes).index(name) for name in self.names]
             told["utility_by_group"] = by_group[:, order]
         return told
-
-
-@dataclass(frozen=True)
-class Bend:
-    """What utilities lack when the network is taken as linear, as known from S steps.
-
-    Attributes:
-        phi: ``[S, K]`` their coordinates.
-        weights: ``[S, G]`` of the kernel's values.
-        eta: step size.
-    """
-
-    phi: Tensor
-    weights: Tensor
-    eta: float
-
-    @classmethod
-    def of(cls, phi: Tensor, rest: Tensor, eta: float) -> Bend:
-        """From ``[S, G]`` differences. Noise as large as the median step's variance keeps single ones from ruling."""
-        kernel = cls(phi, rest, eta)._kernel(phi)
-        noise = kernel.diagonal().median() if len(phi) else kernel.new_zeros(())
-        if not noise > 0:
-            return cls(phi, torch.zeros_like(rest), eta)
-        eye = torch.eye(len(phi), dtype=kernel.dtype, device=kernel.device)
-        return cls(phi, torch.linalg.solve(kernel + noise * eye, rest), eta)
-
-    def __call__(self, phi: Tensor) -> Tensor:
-        """``[N, G]``, nats."""
-        return self._kernel(phi) @ self.weights
-
-    def _kernel(self, phi: Tensor) -> Tensor:
-        tiny = torch.finfo(phi.dtype).tiny
-        units, known = (p / p.norm(dim=1, keepdim=True).clamp_min(tiny) for p in (phi, self.phi))
-        ours, theirs = (self.eta**2 * p.square().sum(1) for p in (phi, self.phi))
-        return torch.exp(NEARNESS * (units @ known.T - 1)) * torch.outer(ours, theirs)
 
 
 class _Steps:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from ostlight.errors import SelectorError
+from ostlight.gradients.responses import SNAPSHOTS
 from ostlight.gradients.scope import scoped_parameters
 from ostlight.model.batch import Batch
 from ostlight.run.fingerprint import TARGETS
@@ -29,7 +30,7 @@ from ostlight.utility.gradient import train_only
 from ostlight.utility.inner_products import InnerProducts
 from ostlight.utility.per_sample import refuse_mixing
 from ostlight.utility.preconditioner import Scale, adam_scale
-from ostlight.utility.projected import SNAPSHOTS, Projected
+from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
 from ostlight.utility.step import Step
 from ostlight.utility.step_size import eta_by_rule, first_adam_step

@@ -92,6 +92,22 @@ def test_the_fall_is_that_of_a_network_linear_in_its_weights(groups: list[str] |
     assert (parabola - whole).abs().median() > 0.1 * whole.abs().median()
 
 
+def test_the_bend_leads_to_where_the_step_really_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is measured, at a length where the network is far from linear in its weights."""
+    monkeypatch.setattr(module, "SHIFT", 1e-3)
+    model = Bigram()
+    steps = [{n: 8 * v for n, v in step.items()} for step in steps_of(model, 4)]
+    found = read(model, steps, 8)
+    phi = coordinates(model, found, steps)
+    straight, really = found.falls(phi, ETA).mean(1), found.falls(phi, ETA, found.bent).mean(1)
+    here = torch.stack([cross_entropy(z, torch.tensor(IDS[i][PROMPT[i] :])) for i, z in enumerate(every_logit(model))])
+    for row, step in enumerate(steps):
+        there = every_logit(shifted(model, step, -ETA))
+        losses = [cross_entropy(z, torch.tensor(IDS[i][PROMPT[i] :])) for i, z in enumerate(there)]
+        assert float(really[row]) == pytest.approx(float((here - torch.stack(losses)).mean()), rel=1e-4)
+    assert (straight - really).abs().max() > 0.1 * really.abs().max()
+
+
 def every_logit(model: nn.Module) -> list[Tensor]:
     """Of each anchor's answer tokens."""
     with torch.no_grad():

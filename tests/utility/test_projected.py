@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.gradients import responses
+from ostlight.gradients import bends, responses
 from ostlight.gradients.scope import scoped_parameters
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import Scores, read_shards
@@ -53,11 +53,11 @@ def test_where_the_network_is_linear_in_the_scope_it_is_the_definition(proxy, sa
 
 def test_what_lies_outside_the_directions_still_counts_to_first_order(proxy, samples):
     model, pool = proxy("float64"), samples("pool")
-    eta = 1e-6
+    eta = 1e-5  # in shorter ones the float32 of the models' norms is what bends
     scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool[:2], "blocks", eta, 1)
     (batch,) = model.batches(pool[10:16], 10_000)
     found = scorer.columns(batch)
-    assert found["score"].tolist() == pytest.approx((eta * found["slope"]).tolist(), rel=1e-2)
+    assert found["score"].tolist() == pytest.approx((eta * found["slope"]).tolist(), rel=0.05)
     expected = Sketched(Step(model, parameters, anchors, eta)).columns(batch)
     for name in ("slope", "cosine", "loss", "grad_norm"):
         assert torch.allclose(torch.as_tensor(found[name]), torch.as_tensor(expected[name]), rtol=1e-6)
@@ -69,12 +69,12 @@ def test_it_ranks_like_the_definition_where_a_parabola_does_not(proxy, samples, 
     parameters = scoped_parameters(model.model, "blocks")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
     scale = adam_scale(tmp_path, model, parameters, anchors)[0] if optimizer == "adam" else None
-    eta = 0.003 if scale is None else 2e-5
+    eta = 0.001 if scale is None else 2e-5
     singles = model.batches(samples("pool"), 1)
     step = Step(model, parameters, anchors, eta, scale)
     ours = Projected(step, singles[:24], 12)
     agreements = [rank_agreement(step, estimator, singles[24:]).spearman for estimator in (ours, Sketched(step, 64))]
-    assert agreements[0] > 0.85
+    assert agreements[0] > 0.9
     assert agreements[0] > agreements[1]
 
 
@@ -118,27 +118,22 @@ def test_it_is_what_ost_does_unless_told_otherwise(settings):
     assert read_notes(selection.folder.path / "selector")["rank_agreement"]["estimator"] == "projected"
 
 
-def test_the_measured_steps_are_known_by_their_definition(proxy, samples):
+def test_steps_that_were_measured_are_told_as_the_definition_has_them(proxy, samples, monkeypatch):
+    """As many directions as steps, and nothing taken for noise."""
+    monkeypatch.setattr(bends, "NOISE", 1e-9)
+    monkeypatch.setattr(responses, "LIKELIEST", 10_000)
+    monkeypatch.setattr(responses, "SMALLEST_SHARE", 1e-12)
+    monkeypatch.setattr(responses, "BENDS", 1.0)
+    monkeypatch.setattr(responses, "SHIFT", 1e-2)
     model, pool = proxy("float64"), samples("pool")[:6]
-    scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool, "blocks", 0.02, 3, groups=True)
+    scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool, "blocks", 0.02, 6, groups=True)
     (batch,) = model.batches(pool, 10_000)
-    exact = Exact(Step(model, parameters, anchors, 0.02)).columns(batch)["utility_by_group"]
+    definition = Exact(Step(model, parameters, anchors, 0.02)).columns(batch)
+    found = scorer.columns(batch)
+    assert found["score"].tolist() == pytest.approx(definition["score"], rel=1e-2)
+    told = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
+    assert (found["utility_by_group"] - told).norm() < 0.02 * told.norm()
+    slopes, phi = scorer._parts(scorer._dots(batch))
+    straight = 0.02 * (slopes - phi @ scorer.inside.T) + scorer.responses.falls(phi, 0.02)
     order = [list(scorer.sizes).index(name) for name in scorer.names]
-    place = {id(sample): row for row, sample in enumerate(batch.samples)}
-    taken = [single.samples[0] for single in model.batches(pool, 1)]
-    definition = torch.tensor([exact[place[id(sample)]] for sample in taken], dtype=torch.float64)
-    assert scorer.responses.places.tolist() == list(range(6))
-    assert torch.allclose(scorer.responses.taken[:, order], definition, rtol=1e-9, atol=1e-15)
-
-
-def test_what_a_step_bends_is_told_to_those_that_point_its_way_and_to_no_others():
-    known = torch.eye(3, dtype=torch.float64) * 2
-    rest = torch.tensor([[1.0], [-2.0], [4.0]], dtype=torch.float64)
-    bend = module.Bend.of(known, rest, eta=0.5)
-    # Equal steps at right angles: noise as large as each one's variance halves what is believed of it.
-    assert torch.allclose(bend(known), rest / 2, rtol=1e-2)
-    assert torch.allclose(bend(3 * known[:1]), 9 * bend(known[:1]))
-    assert bend(-known).abs().max() < 1e-3
-    assert torch.equal(bend(torch.zeros(1, 3, dtype=torch.float64)), torch.zeros(1, 1, dtype=torch.float64))
-    assert torch.equal(module.Bend.of(known[:0], rest[:0], 0.5)(known), torch.zeros(3, 1, dtype=torch.float64))
-    assert torch.equal(module.Bend.of(0 * known, rest, 0.5)(known), torch.zeros(3, 1, dtype=torch.float64))
+    assert (straight[:, order] - told).norm() > 0.1 * told.norm()

@@ -25,7 +25,8 @@ def test_scores_are_those_of_double_precision_but_for_rounding(precision: str, s
     assert np.isfinite(found).all()
     exact = scores(config, "exact", "proxy.dtype=float64")
     off = np.abs(found - exact).max() / np.abs(exact).max()
-    assert off < (0.05 if precision.startswith("bf16") else 1e-4)
+    # A bend is a difference of nearly equal logits: of steps as short as these fp32 knows it to some thousandths.
+    assert off < (0.05 if precision.startswith("bf16") else 5e-3 if selector == "ost" else 1e-4)
 
 
 def scores(config: dict[str, Any], name: str, *overrides: str) -> np.ndarray:

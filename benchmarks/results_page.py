@@ -258,12 +258,12 @@ def trials(ledger: Path) -> list[str]:
     for entry in map(json.loads, ledger.read_text().splitlines()):
         found = entry["more"].get("noted", {}).get("trial")
         if found:
-            errors = ", ".join(
-                f"{name} {'diverged' if each is None else f'{np.mean(each):.2%}'}"
-                for name, each in found["errors"].items()
+            losses = ", ".join(
+                f"{name} {'diverged' if each is None else f'{np.mean(each):.4f}'}"
+                for name, each in found["losses"].items()
             )
             budget = entry["more"]["budget"]
-            told[budget] = f"{budget}: kept {found['kept']}; wrong tokens after its trials: {errors}"
+            told[budget] = f"{budget}: kept {found['kept']}; mean loss after its trials: {losses}"
     return list(told.values())
 
 

@@ -22,7 +22,7 @@ from ostlight.model.adapters import merged
 from ostlight.model.batch import Batch, Collator, Step, by_token_budget
 from ostlight.model.encode import Encoder
 from ostlight.model.load import collator_for, load_encoder, load_model
-from ostlight.model.losses import per_sample_errors, per_sample_losses
+from ostlight.model.losses import per_sample_losses
 from ostlight.model.tuning import blocks, prepared
 
 
@@ -69,10 +69,6 @@ class MultimodalModel(L.LightningModule):
     def losses(self, batch: Batch) -> Tensor:
         """``[N]`` mean cross-entropy over each sample's answer tokens, in nats."""
         return per_sample_losses(self.logits(batch), batch.labels)
-
-    def errors(self, batch: Batch) -> Tensor:
-        """``[N]`` share of each sample's answer tokens that another word outranks."""
-        return per_sample_errors(self.logits(batch), batch.labels)
 
     def logits(self, batch: Batch) -> Tensor:
         """``[N, T, V]`` next-token scores."""

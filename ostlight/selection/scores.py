@@ -38,8 +38,8 @@ class PickSetting:
     """What a stage lends to ``pick`` beside the table.
 
     Attributes:
-        trial: the share of the trusted samples' answer tokens that are wrong after a brief training of the proxy on the
-            records at these positions, in an order that hangs on the second number.
+        trial: the trusted samples' mean loss after a brief training of the proxy on the records at these positions, in
+            an order that hangs on the second number.
         anchor_groups: the group of each anchor.
         note: keeps a fact of the pick by name, for the ledger and the report; the value is plain data.
         say: prints one line for the user, once, not once a rank.
@@ -146,9 +146,8 @@ class Scores:
         return Scores(self.table, setting)
 
     def trial(self, rows: Sequence[int] | np.ndarray, repeat: int = 0) -> float:
-        """What training on these rows leads to: the share of answer tokens, from 0 to 1, that another word outranks, on
-        the development set, or on the anchors where no development set is named, after a brief training of the proxy
-        as it was before its warm-up. The mean over samples.
+        """What training on these rows leads to: mean loss, in nats, on the development set, or on the anchors where no
+        development set is named, after a brief training of the proxy as it was before its warm-up.
 
         Lets ``pick`` compare sets by what they really do, without test data; the cost goes to the run's ledger. Every
         trial takes as many steps as any other (``ostlight.training.trial``), and infinite means that it diverged.

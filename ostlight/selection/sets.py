@@ -119,7 +119,7 @@ def _limits(scores: Scores, budget: Budget, kinds: Kinds | None) -> Limits | Non
 
 
 def facts(choice: Choice, probes: int) -> dict[str, Any]:
-    """Plain data of a choice, for the run's notes; errors are ``None`` where no trial was made, or it diverged."""
+    """Plain data of a choice, for the run's notes; losses are ``None`` where no trial was made, or it diverged."""
     best = choice.best
     return {
         "samples": len(best.pick.rows),
@@ -133,9 +133,9 @@ def facts(choice: Choice, probes: int) -> dict[str, Any]:
 
 
 def _scale(one: Tried) -> dict[str, Any]:
-    error = one.loss if math.isfinite(one.loss) else None
+    loss = one.loss if math.isfinite(one.loss) else None
     scale = {"eta": one.scale.eta, "batch_size": one.scale.batch_size}
-    return {**scale, "value": one.pick.value, "gap": one.pick.gap, "error": error}
+    return {**scale, "value": one.pick.value, "gap": one.pick.gap, "loss": loss}
 
 
 def line(choice: Choice) -> str:
@@ -143,13 +143,13 @@ def line(choice: Choice) -> str:
     best = choice.best
     told = f"set: {len(best.pick.rows):,} samples at {best.scale.label}"
     if len(choice.tried) > 1:
-        told += f", of {len(choice.tried)} scales tried the one after which fewest tokens of the trusted answers are "
-        told += f"wrong ({best.loss:.2%}; {_others(choice.tried)})"
+        told += f", of {len(choice.tried)} scales tried the one after which the loss on trusted samples is lowest "
+        told += f"({best.loss:.4g}; {_others(choice.tried)})"
     told += f"; value {best.pick.value:.4g}, the best set's is at most {best.pick.gap:.2g} higher"
     return told + f"; relaxed less greedy {best.pick.greedy_gap:.2g}"
 
 
 def _others(tried: Sequence[Tried]) -> str:
     alone = [one.loss for one in tried if one.scale.batch_size == 1]
-    worst = f"the most is {max(one.loss for one in tried):.2%}"
-    return f"sample by sample {alone[0]:.2%}, {worst}" if alone else worst
+    worst = f"the highest is {max(one.loss for one in tried):.4g}"
+    return f"sample by sample {alone[0]:.4g}, {worst}" if alone else worst

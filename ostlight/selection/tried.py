@@ -51,34 +51,33 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     scores.setting.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
     named = list(subsets.items())
     tried = np.transpose([losses_after(named, partial(scores.trial, repeat=r)) for r in range(REPEATS)])
-    errors = dict(zip(subsets, tried.tolist(), strict=True))
+    losses = dict(zip(subsets, tried.tolist(), strict=True))
     kept, _ = named[first_of_the_best(tried)]
-    told = {name: each if np.isfinite(each).all() else None for name, each in errors.items()}
+    told = {name: each if np.isfinite(each).all() else None for name, each in losses.items()}
     gaps = {name: {"value": s.value, "gap": s.gap, "greedy_gap": s.greedy_gap} for name, s in sets.items()}
-    note = {"samples": len(subsets[kept]), "kept": kept, "errors": told, "sets": gaps}
+    note = {"samples": len(subsets[kept]), "kept": kept, "losses": told, "sets": gaps}
     scores.setting.note("trial", note)
-    scores.setting.say(_line(kept, errors, len(subsets[kept])))
+    scores.setting.say(_line(kept, losses, len(subsets[kept])))
     return subsets[kept]
 
 
-def first_of_the_best(errors: np.ndarray) -> int:
-    """The first subset whose mean error is within one standard error of a difference from the lowest.
+def first_of_the_best(losses: np.ndarray) -> int:
+    """The first subset whose mean loss is within one standard error of a difference from the lowest.
 
     Whatever is simplest comes first, as in the one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984,
-    "Classification and Regression Trees", section 3.4.3). The noise of a share grows with its square root, so the roots
-    are compared (Bartlett 1936, "The square root transformation in analysis of variance").
+    "Classification and Regression Trees", section 3.4.3). Noise grows with the loss, so logarithms are compared.
 
     Args:
-        errors: ``[subsets, repeats]``, shares; infinite where a training diverged, and then never chosen.
+        losses: ``[subsets, repeats]``, in nats; infinite where a training diverged, and then never chosen.
 
     Raises:
-        DivergedError: no subset has finite errors alone.
+        DivergedError: no subset has finite losses alone.
     """
-    roots = np.sqrt(errors)
-    means, finite = roots.mean(1), np.isfinite(roots).all(1)
+    logs = np.log(np.maximum(losses, np.finfo(np.float64).tiny))
+    means, finite = logs.mean(1), np.isfinite(logs).all(1)
     if not finite.any():
         raise DivergedError("every subset's training diverged in some order; lower the warm-up's learning rate")
-    noise = np.sqrt(roots[finite].var(1, ddof=1).mean() * 2 / errors.shape[1])
+    noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
     return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
 
 
@@ -96,9 +95,9 @@ def _sets(scores: Scores, budget: Budget, kinds: Kinds | None) -> dict[str, Pick
     return {f"set {scale.label}": picker.pick(scale) for scale in tried}
 
 
-def _line(kept: str, errors: dict[str, list[float]], samples: int) -> str:
-    means = {name: float(np.mean(each)) for name, each in errors.items()}
-    others = ", ".join(f"{name} {mean:.2%}" for name, mean in means.items() if name != kept)
-    told = f"trial: {samples:,} samples, {kept}: {means[kept]:.2%} of the trusted answers' tokens wrong after a brief "
-    told += f"training of the proxy, mean of {REPEATS}; {others}"
+def _line(kept: str, losses: dict[str, list[float]], samples: int) -> str:
+    means = {name: float(np.mean(each)) for name, each in losses.items()}
+    others = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items() if name != kept)
+    told = f"trial: {samples:,} samples, {kept}: loss {means[kept]:.4g} on the trusted samples after a brief training "
+    told += f"of the proxy, mean of {REPEATS}; {others}"
     return told + ("; no choice trains it better, so a draw will do here" if kept == DRAW else "")

@@ -32,8 +32,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Tried:
-    """One candidate: its set, and the loss on trusted samples after training the proxy briefly on it, whatever is lower
-    the better: nats, or a share of errors."""
+    """One candidate: its set, and the mean loss in nats on trusted samples after training the proxy briefly on it."""
 
     scale: Scale
     pick: Pick

@@ -20,7 +20,7 @@ from ostlight.model.module import MultimodalModel
 from ostlight.run.ledger import Entry
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
-from ostlight.training.watch import mean_of
+from ostlight.training.watch import mean_loss
 
 TRIAL_STEPS = 100
 """Optimiser steps of every trial, whatever the size of the set: trials are compared with each other."""
@@ -58,10 +58,7 @@ class Trials:
         self._data: EncodedPool | None = None
 
     def __call__(self, positions: np.ndarray, repeat: int = 0) -> float:
-        """How much of the trusted answers is wrong after the training; infinite where the training diverged.
-
-        Read is the mean share of answer tokens that another word outranks, not the loss: what a set teaches to be sure
-        of may be right more often and cost more nats (docs/results/human_noise.md).
+        """The trusted samples' mean loss in nats after the training; infinite where the training diverged.
 
         Args:
             positions: of the records.
@@ -79,12 +76,12 @@ class Trials:
             data = self._data.view(positions)
             fit(model, data, self._compute, self._folder, "trial", self._seed + repeat, cost, self._say, [reader])
         except DivergedError:
-            reader.error = math.inf
+            reader.loss = math.inf
         self._say = None
         self._entry.flops += cost.flops + reader.flops
         self._entry.tokens += cost.tokens
         self._entry.more["trials"] = self._entry.more.get("trials", 0) + 1
-        return reader.error
+        return reader.loss
 
 
 class _Reader(Callback):
@@ -92,11 +89,11 @@ class _Reader(Callback):
 
     def __init__(self, trusted: Sequence[Sample], tokens_per_batch: int) -> None:
         self._trusted, self._tokens_per_batch = trusted, tokens_per_batch
-        self.error, self.flops = math.inf, 0.0
+        self.loss, self.flops = math.inf, 0.0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModel), "trials train the models of this project"
         with FlopCounterMode(display=False) as counter:
-            error = mean_of(pl_module.errors, pl_module.batches(self._trusted, self._tokens_per_batch))
+            loss = mean_loss(pl_module, pl_module.batches(self._trusted, self._tokens_per_batch))
         self.flops = float(counter.get_total_flops())
-        self.error = error if math.isfinite(error) else math.inf
+        self.loss = loss if math.isfinite(loss) else math.inf

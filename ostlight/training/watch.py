@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -22,13 +22,8 @@ PATIENCE = 2
 
 def mean_loss(model: MultimodalModel, batches: list[Batch]) -> float:
     """``L_V``: mean over samples of the per-sample losses, in nats, summed in float64."""
-    return mean_of(model.losses, batches)
-
-
-def mean_of(measure: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> float:
-    """Mean over samples of ``[N]`` figures, summed in float64."""
     with torch.no_grad():
-        sums = [measure(b).double().sum() for b in batches]
+        sums = [model.losses(b).double().sum() for b in batches]
     return float(torch.stack(sums).sum() / sum(len(b) for b in batches))
 
 

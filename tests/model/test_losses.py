@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ostlight.model.batch import Batch, by_token_budget
-from ostlight.model.losses import IGNORED, per_sample_errors, per_sample_losses
+from ostlight.model.losses import IGNORED, per_sample_losses
 
 
 def test_it_is_the_mean_cross_entropy_over_answer_tokens():
@@ -24,18 +24,6 @@ def test_a_sample_without_answer_tokens_has_no_loss():
     losses = per_sample_losses(torch.zeros(2, 2, 4), labels)
     assert losses[0].isnan()
     assert losses[1] == pytest.approx(torch.tensor(4.0).log())
-
-
-def test_the_error_is_the_share_of_answer_tokens_that_another_word_outranks():
-    labels = torch.tensor([[IGNORED, 1, 2, 3], [IGNORED, IGNORED, 0, IGNORED], [IGNORED] * 4, [IGNORED, 2, IGNORED, 2]])
-    logits = torch.full((4, 4, 5), float("-inf"))
-    for sample, words in enumerate([[1, 0, 3, 4], [1, 0, 1, 1], [0] * 4, [2, 2, 1, 0]]):
-        logits[sample, range(4), words] = 1.0
-    errors = per_sample_errors(logits, labels)
-    assert errors[[0, 1, 3]].tolist() == pytest.approx([1 / 3, 0, 1 / 2])
-    assert errors[2].isnan()
-    logits[0, 1, 2] = torch.nan
-    assert per_sample_errors(logits, labels)[0].isnan(), "no number is no answer"
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-5)])

@@ -190,9 +190,9 @@ def test_what_was_tried_is_told(made: Path, tmp_path: Path):
 
     tried = tmp_path / "tried"
     shutil.copytree(made, tried)
-    errors = {"sample by sample": [0.0625, 0.075], "set eta=0.1 B=32": None, "at random": [0.005, 0.0]}
+    losses = {"sample by sample": [0.625, 0.75], "set eta=0.1 B=32": None, "at random": [0.5, 0.25]}
     sets = {"set eta=0.1 B=32": {"value": 1.0, "gap": 0.5, "greedy_gap": 0.25}}
-    note = {"samples": 4, "kept": "at random", "errors": errors, "sets": sets}
+    note = {"samples": 4, "kept": "at random", "losses": losses, "sets": sets}
     run = Run.open(tried)
     label = run.config.budget.label
     picks = {"7 samples": {"trial": note | {"kept": "other"}}, label: {"trial": note, "gap": {"of": 0.5}}}
@@ -201,8 +201,8 @@ def test_what_was_tried_is_told(made: Path, tmp_path: Path):
     page = write_report(tried).read_text()
     assert "Kept: <b>at random</b>" in page
     assert (
-        "sample by sample <b>6.25% and 7.5%</b>, set eta=0.1 B=32 <b>diverged</b> (relaxed less greedy 0.25), "
-        "at random <b>0.5% and 0%</b>." in page
+        "sample by sample <b>0.625 and 0.75</b>, set eta=0.1 B=32 <b>diverged</b> (relaxed less greedy 0.25), "
+        "at random <b>0.5 and 0.25</b>." in page
     )
     assert "so a draw will do" in page
     assert f"gap ({label})</dt><dd>of <b>0.5</b>" in page

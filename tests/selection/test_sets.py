@@ -75,12 +75,12 @@ def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told():
     assert told["value"] == pytest.approx(minibatch_value(SLOPES, PHI, rows, 10 * ETA, 32))
     assert told["gap"] == pytest.approx(told["bound"] - told["value"])
     assert told["greedy_gap"] >= 0
-    assert [one["error"] for one in told["tried"]].count(0.5) >= 1
+    assert [one["loss"] for one in told["tried"]].count(0.5) >= 1
     assert len(told["tried"]) == 7
     assert (told["samples"], told["probes"]) == (12, PROBES)
     (line,) = run.said
     assert "of 7 scales tried" in line
-    assert "(50.00%; sample by sample 9" in line
+    assert "(0.5; sample by sample 0.9" in line
 
 
 def test_batches_of_one_are_the_ranking_by_single_samples():
@@ -88,7 +88,7 @@ def test_batches_of_one_are_the_ranking_by_single_samples():
     alone = pick_best_set(run.scores(), Budget(count=9), eta=ETA, batch_size=1)
     assert alone.tolist() == Budget(count=9).top(run.scores()).tolist()
     assert run.tried == []
-    assert run.notes["set"]["error"] is None
+    assert run.notes["set"]["loss"] is None
 
 
 def test_a_fixed_scale_needs_no_run():

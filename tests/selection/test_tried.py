@@ -27,7 +27,7 @@ BUDGET = Budget(count=12)
 
 
 class Run:
-    """What a stage lends: the error after each subset by a rule, and everything that was said."""
+    """What a stage lends: the loss after each subset by a rule, and everything that was said."""
 
     def __init__(self, loss: Any) -> None:
         self.loss = loss
@@ -77,14 +77,14 @@ def test_whichever_does_best_is_kept_and_all_are_told(best: str):
     assert run.tried == once * REPEATS, "equal subsets are tried once in every order"
     assert run.repeats == [r for r in range(REPEATS) for _ in once]
     told = json.loads(json.dumps(run.notes["trial"]))
-    assert told["errors"] == {
+    assert told["losses"] == {
         name: [0.25 if rows == SUBSETS[best] else 0.75] * REPEATS for name, rows in SUBSETS.items()
     }
     assert SUBSETS[told["kept"]] == SUBSETS[best]
     assert told["samples"] == 12
     before, line = run.said
     assert "6 subsets are tried on the proxy, 12 trials at most" in before
-    assert f"{told['kept']}: 25.00% of the trusted answers' tokens wrong" in line
+    assert f"{told['kept']}: loss 0.25" in line
     assert ("a draw will do" in line) == (best == DRAW)
 
 
@@ -99,7 +99,7 @@ def test_the_first_that_none_beats_beyond_the_noise():
     noisy = np.array([[0.60, 0.40], [0.55, 0.38], [0.20, 0.21]])
     assert first_of_the_best(noisy[:2]) == 0
     assert first_of_the_best(noisy) == 2
-    assert first_of_the_best(10 * noisy[:2]) == 0, "whatever the unit"
+    assert first_of_the_best(10 * noisy[:2]) == 0, "whatever the unit of the loss"
     assert first_of_the_best(np.array([[0.1, np.inf], [0.9, 0.8]])) == 1
     with pytest.raises(DivergedError, match="in some order"):
         first_of_the_best(np.array([[0.1, np.inf], [np.inf, 0.8]]))
@@ -115,7 +115,7 @@ def test_noise_alone_seldom_leads_off_the_first():
 def test_a_subset_whose_training_diverged_is_never_kept():
     run = Run(lambda rows: math.inf if rows == SUBSETS[RANKING] else 2.0)
     assert set(pick_by_trial(run.scores(), BUDGET).tolist()) == SUBSETS[DRAW]
-    assert run.notes["trial"]["errors"][RANKING] is None
+    assert run.notes["trial"]["losses"][RANKING] is None
     with pytest.raises(DivergedError, match=f"each of the {len(SUBSETS)} sets"):
         pick_by_trial(Run(lambda rows: math.inf).scores(), BUDGET)
 
@@ -127,7 +127,7 @@ def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
     run = Run(len)
     scores = run.scores()
     pick_by_trial(scores, budget)
-    assert list(run.notes["trial"]["errors"]) == list(SUBSETS)
+    assert list(run.notes["trial"]["losses"]) == list(SUBSETS)
     for rows in map(list, run.tried):
         assert (len(rows) == 12) if budget.count else (scores.tokens[rows].sum() <= 60)
         if budget.within and budget.count:
@@ -137,7 +137,7 @@ def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
 def test_without_curvature_no_sets_are_tried():
     run = Run(len)
     pick_by_trial(run.scores("phi", "slope", "eta"), BUDGET)
-    assert list(run.notes["trial"]["errors"]) == [RANKING, DRAW, LOW_LOSS]
+    assert list(run.notes["trial"]["losses"]) == [RANKING, DRAW, LOW_LOSS]
 
 
 @pytest.mark.parametrize("budget", [Budget(threshold=0.0), Budget(fraction=1.0)])

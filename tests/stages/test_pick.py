@@ -26,9 +26,9 @@ class TriesHalves(Selector):
 
     def pick(self, scores, budget):
         halves = np.array_split(np.arange(len(scores)), 2)
-        errors = [scores.trial(half) for half in halves]
-        scores.setting.note("halves", errors)
-        return halves[int(np.argmin(errors))]
+        losses = [scores.trial(half) for half in halves]
+        scores.setting.note("halves", losses)
+        return halves[int(np.argmin(losses))]
 
 
 @register("test-tries-blindly")

@@ -40,7 +40,7 @@ class Projected(InnerProducts):
 
     Args:
         step, keeping: as for ``InnerProducts``.
-        snapshots: samples of the pool, one a batch, whose steps are measured: ``2 S`` passes over the anchors.
+        snapshots: samples of the pool, one a batch, whose steps are measured: ``3 S`` passes over the anchors.
         count: K directions that are kept, each a vector as large as the scope.
 
     Raises:

@@ -25,8 +25,10 @@ def test_scores_are_those_of_double_precision_but_for_rounding(precision: str, s
     assert np.isfinite(found).all()
     exact = scores(config, "exact", "proxy.dtype=float64")
     off = np.abs(found - exact).max() / np.abs(exact).max()
-    # A bend is a difference of nearly equal logits: of steps as short as these fp32 knows it to some thousandths.
-    assert off < (0.05 if precision.startswith("bf16") else 5e-3 if selector == "ost" else 1e-4)
+    bound = 0.05 if precision.startswith("bf16") else 1e-4
+    if (precision, selector) == ("32-true", "ost"):
+        bound = 5e-3  # a bend is a difference of nearly equal logits, and these steps are very short
+    assert off < bound
 
 
 def scores(config: dict[str, Any], name: str, *overrides: str) -> np.ndarray:

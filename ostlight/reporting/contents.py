@@ -57,7 +57,7 @@ def contents(run: Run) -> dict[str, Any]:
         "variants": list(dict.fromkeys(s.variant for s in standings if s.variant)),
         "plots": _plots(standings),
         "scored": shown,
-        "others": [str(r.path.relative_to(run.path)) for r in run.scored[1:]] if run.is_benchmark else [],
+        "places": _places(run),
         "reasons": _reasons(scored or run),
         "answers": answers,
         "ledger": entries,
@@ -65,6 +65,14 @@ def contents(run: Run) -> dict[str, Any]:
         "settings": (run.path / "config.yaml").read_text(),
         "missing": missing,
     }
+
+
+def _places(run: Run) -> list[tuple[str, str]]:
+    """The folders of a benchmark's scores, the shown one first, each with its variants in words."""
+    if not run.is_benchmark:
+        return []
+    places = [str(scored.path.relative_to(run.path)) for scored in run.scored]
+    return [(place, ", ".join(run.variants_scored.get(place, []))) for place in places]
 
 
 def _baseline(run: Run, standings: list[Standing]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +89,16 @@ class Run:
         folders = sorted(p.parent.parent for p in self.path.glob("selectors/*/scores/part-*.parquet"))
         runs = [Run.open(folder) for folder in dict.fromkeys(folders)]
         return sorted(runs, key=lambda run: -len(run.evidence_columns))
+
+    @cached_property
+    def variants_scored(self) -> dict[str, list[str]]:
+        """The variants of a benchmark that a folder of scores was made for, by its path within; empty without any."""
+        file, found = self.folder.scored, defaultdict[str, list[str]](list)
+        for line in file.read_text().splitlines() if file.is_file() else []:
+            row = json.loads(line)
+            if row["variant"] and row["variant"] not in found[row["scores"]]:
+                found[row["scores"]].append(row["variant"])
+        return dict(found)
 
     @cached_property
     def evidence_columns(self) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ostlight.comparison.costs import Offer, on_front
 from ostlight.comparison.names import short_names
 from ostlight.comparison.results import Interval
 from ostlight.config.schema import BASE, ORACLE
@@ -40,7 +41,7 @@ class Standing:
         difference: ``mean``, ``low`` and ``high`` of the paired difference in accuracy to the baseline's line, 0 to 1;
             ``None`` where there is no such line.
         metrics: mean over seeds of every other figure of the benchmark, by name.
-        on_front: by kind of cost, whether nothing else of its variant is both cheaper and at least as accurate.
+        on_front: by kind of cost, whether nothing else of its variant is at least as accurate for no more.
     """
 
     variant: str
@@ -99,7 +100,10 @@ def read_standings(folder: Path) -> list[Standing]:
     }
     differences = {key: record["difference"] for key, record in _records(folder / "table.jsonl", "difference")}
     rated = [key for key in values if ALL in accuracy[key]]
-    fronts = {kind: _fronts([(cost(metrics[k], kind), accuracy[k][ALL].mean, k) for k in rated]) for kind in COSTS}
+    fronts = {
+        kind: on_front([Offer(k.variant, k.label, cost(metrics[k], kind), accuracy[k][ALL].mean) for k in rated])
+        for kind in COSTS
+    }
     return [
         Standing(
             *key,
@@ -107,9 +111,9 @@ def read_standings(folder: Path) -> list[Standing]:
             accuracy=accuracy[key],
             difference=differences.get(key),
             metrics=metrics[key],
-            on_front={kind: key in front for kind, front in fronts.items()},
+            on_front={kind: front[place] for kind, front in fronts.items()},
         )
-        for key, name in zip(rated, short_names(rated), strict=True)
+        for place, (key, name) in enumerate(zip(rated, short_names(rated), strict=True))
     ]
 
 
@@ -125,16 +129,3 @@ def _records(path: Path, *fields: str) -> Iterator[tuple[Key, dict[str, Any]]]:
                 f"{path}:{number} is no result ({error}); run `ostlight benchmark` again to write it"
             ) from error
         yield Key(record.get("variant", ""), *(record[name] or "" for name in NAMES)), record
-
-
-def _fronts(points: list[tuple[float, float, Key]]) -> set[Key]:
-    """Keys of the selectors (not of the bounds) that none of their variant beats in cost without losing accuracy."""
-    rivals = sorted(
-        (p for p in points if p[2].label not in (BASE, ORACLE) and p[0] == p[0]), key=lambda p: (p[0], -p[1])
-    )
-    front, best = set(), defaultdict[str, float](lambda: -1.0)
-    for _, accuracy, key in rivals:
-        if accuracy > best[key.variant]:
-            front.add(key)
-            best[key.variant] = accuracy
-    return front

@@ -45,6 +45,7 @@ class RunFolder:
         self.subset = path / "subset"
         self.target = path / "target"
         self.predictions = path / "predictions.parquet"
+        self.scored = path / "scored.jsonl"
         self.ledger = Ledger(path / "ledger.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank())
         if write and is_first_rank():
             try:

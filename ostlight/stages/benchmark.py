@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ostlight.comparison.files import WRITTEN, write_all
@@ -12,12 +14,14 @@ from ostlight.comparison.results import Line, summarise
 from ostlight.comparison.table import rich_tables
 from ostlight.config.load import vary
 from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError
 from ostlight.run.folder import RunFolder
 from ostlight.run.logs import log_comparison
 from ostlight.run.tasks import Failure, Room, failures, unsettled, work
 from ostlight.selection.registry import is_registered_here
 from ostlight.stages.contest import Contest
+from ostlight.stages.contest_tasks import CellTask, ScoreTask, with_needs
 from ostlight.stages.say import console, say
 from ostlight.stages.workers import places, refuse_ranks, share
 
@@ -60,6 +64,7 @@ def benchmark(config: Config) -> list[Line]:
     count = len(config.benchmark.seeds)
     title = f"{config.name}: {len(contests[0].pool):,} records, {count} seed{'s' * (count != 1)}"
     write_all(results, lines, baseline, folder.path, title)
+    atomic_write_text(folder.scored, "".join(json.dumps(row) + "\n" for row in _scored(cells, folder.path)))
     log_comparison(config.compute, folder.path)
     for table in rich_tables(lines, baseline, title, console.width):
         console.print(table)
@@ -67,6 +72,16 @@ def benchmark(config: Config) -> list[Line]:
     if broken:
         raise BenchmarkError(_told(broken))
     return lines
+
+
+def _scored(cells: Sequence[CellTask], home: Path) -> list[dict[str, Any]]:
+    """``{scores, selector, variant}``: whose scores each folder holds; several may share one."""
+    made = [(cell.cell, stage) for cell in cells for stage in with_needs(cell) if isinstance(stage, ScoreTask)]
+    rows = [
+        {"scores": str(stage.place.path.relative_to(home)), "selector": cell.label, "variant": cell.variant}
+        for cell, stage in made
+    ]
+    return [row for place, row in enumerate(rows) if row not in rows[:place]]
 
 
 def contests_of(config: Config, folder: RunFolder, room: Room) -> list[Contest]:

@@ -22,6 +22,8 @@ from ostlight.model.encode import SEQUENCE_KEYS, Encoded
 from ostlight.model.load import collator_for
 from ostlight.model.module import MultimodalModel
 from ostlight.utility.anchors import AnchorSet
+from ostlight.utility.exact import Exact
+from ostlight.utility.forward_only import ForwardOnly
 from ostlight.utility.inner_products import InnerProducts
 from ostlight.utility.projected import Projected
 from ostlight.utility.sketched import Sketched
@@ -75,11 +77,26 @@ def projected(
     return Projected(Step(model, parameters, anchors, ETA), singles, 4)
 
 
+def exact(
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+) -> Exact:
+    return Exact(Step(model, parameters, anchors, ETA))
+
+
+def forward_only(
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+) -> ForwardOnly:
+    return ForwardOnly(Step(model, parameters, anchors, ETA), singles)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["float64", "float32"])
-@pytest.mark.parametrize("estimator", [first_order, second_order, projected])
+@pytest.mark.parametrize("estimator", [first_order, second_order, projected, exact, forward_only])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_scores_do_not_depend_on_batch_padding_or_order(
-    tiny: Callable[..., nn.Module], family: str, estimator: Callable[..., InnerProducts], dtype: torch.dtype
+    tiny: Callable[..., nn.Module],
+    family: str,
+    estimator: Callable[..., InnerProducts | Exact | ForwardOnly],
+    dtype: torch.dtype,
 ) -> None:
     bare: Any = tiny(family).to(dtype)
     # What is loaded by default; the eager one casts its fp64 mask to fp32, where a row of padding alone becomes NaN.
@@ -96,7 +113,8 @@ def test_scores_do_not_depend_on_batch_padding_or_order(
         scorer = estimator(model, parameters, anchors, [batched(model, [k], pool) for k in range(6)])
         found = torch.empty(6, dtype=torch.float64)
         for rows in batches:
-            found[rows] = scorer.columns(batched(model, rows, pool))["score"].double()
+            told = scorer.columns(batched(model, rows, pool))["score"]
+            found[rows] = torch.as_tensor(told, dtype=torch.float64)
         tables.append(found)
     worst = max(float((other - tables[0]).abs().max()) for other in tables[1:])
     assert worst <= BOUNDS[dtype] * float(tables[0].abs().median())

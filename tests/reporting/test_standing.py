@@ -56,7 +56,7 @@ def test_each_variant_has_lines_and_a_front_of_its_own(bench: Callable[..., Path
     assert [100 * s.accuracy["all"].mean for s in good.values()] == pytest.approx([70.5, 55.5])
     assert {s.accuracy["all"].n for s in standings} == {2}
     fronts = {v: {s.label for s in standings if s.on_front["flops"] and s.variant == v} for v in good}
-    assert fronts == {"small target": {"random", "good"}, "large target": {"random", "good", "dear"}}
+    assert fronts == {"small target": {"base", "random", "good"}, "large target": {"base", "random", "good", "dear"}}
     page = write_report(folder).read_text()
     assert "<th>variant</th>" in page
     assert "good 20%, small target" in page

@@ -25,8 +25,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "split": {"estimator": "second_order", "probes": 4, "eta": 0.05, "targets": "split"},
     "first_order": {"estimator": "first_order", "eta": 0.05},
     "forward_only": {"estimator": "first_order", "eta": 0.05, "backward": False},
+    "exact": {"estimator": "exact", "eta": 0.05},
+    "adam": {"estimator": "projected", "probes": 4, "eta": 1e-5, "optimizer": "adam"},
 }
-RESUMED = OPTIONS | {"exact": {"estimator": "exact", "eta": 0.05}}
 
 
 def command(settings: dict[str, Any], folder: Path, **compute: Any) -> list[str]:
@@ -61,7 +62,7 @@ def test_two_ranks_give_the_same_table(settings, tmp_path: Path, options: dict[s
     assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-3
 
 
-@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: Path, options: dict[str, Any]):
     runs, ost = tmp_path / "runs", {"name": "ost", "options": options | {"objective": "sample"}}
     run(command(settings(name="whole", selector=ost), tmp_path, shard_size=1))

@@ -18,6 +18,7 @@ from ostlight.comparison.table import rich_tables
 from ostlight.config import load_config
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import BenchmarkError, ConfigError, DataError
+from ostlight.reporting.page import write_report
 from ostlight.selection import registry
 from ostlight.selection.budget import Budget
 from ostlight.selection.registry import load
@@ -38,6 +39,10 @@ def contest(settings, digits):
     training = {"epochs": 0.25, "batch_size": 4, "lr": 1e-4}
     base = settings(benchmark=section)
     return base | {"target": base["target"] | {"training": training}}
+
+
+def scored(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
 
 
 def test_every_cell_once_and_all_outputs(contest, capsys):
@@ -155,6 +160,12 @@ def test_variants_share_what_they_make_from_the_same(contest):
     assert len(list((folder / "selectors").glob("loss-*"))) == 2
     assert len(list((folder / "cells").glob("*random*"))) == 1
     assert len(list((folder / "proxies").iterdir())) == 1
+    of = [(row["selector"], row["variant"]) for row in scored(folder)]
+    assert of == [(label, variant) for variant in ("as it is", "warmed up") for label in ("random", "loss")]
+    assert len({row["scores"] for row in scored(folder)}) == 3
+    page = write_report(folder).read_text()
+    assert "<b><bdi>loss</bdi></b> (<bdi>" in page
+    assert "(<bdi>as it is, warmed up</bdi>)" in page
     cold, warm = (line for line in lines if line.label == "loss")
     assert warm.selection_flops > cold.selection_flops > 0
     assert "variant" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])
@@ -173,9 +184,12 @@ def test_choices_that_only_pick_otherwise_are_scored_once(contest):
     lines = ostlight.benchmark(contest | {"benchmark": section})
     folder = Path(contest["folder"]) / "run"
     assert [line.label for line in lines] == ["base", "oracle", "ost", "set"]
-    (scored,) = (folder / "selectors").iterdir()
-    assert scored.name.startswith("ost-")
-    assert len(list((scored / "picks").glob("*.json"))) == 2
+    (place,) = (folder / "selectors").iterdir()
+    assert place.name.startswith("ost-")
+    assert [(row["scores"], row["selector"]) for row in scored(folder)] == [
+        (f"selectors/{place.name}", label) for label in ("ost", "set")
+    ]
+    assert len(list((place / "picks").glob("*.json"))) == 2
     alone, together = lines[2:]
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
 

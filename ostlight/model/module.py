@@ -23,6 +23,7 @@ from ostlight.model.batch import Batch, Collator, Step, by_token_budget
 from ostlight.model.encode import Encoder
 from ostlight.model.load import collator_for, load_encoder, load_model
 from ostlight.model.losses import per_sample_losses
+from ostlight.model.memory import TokenBudget
 from ostlight.model.tuning import blocks, prepared
 
 
@@ -46,6 +47,7 @@ class MultimodalModel(L.LightningModule):
         self.collator = collator
         self.training_settings = training
         self.total_steps = 0
+        self.budget = TokenBudget()
         # Micro-batches differ in length, so the gradient of a step is gathered by hand.
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the trained weights only
@@ -90,17 +92,12 @@ class MultimodalModel(L.LightningModule):
     def training_step(self, step: Step, step_index: int) -> Tensor:
         """One optimiser step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
         optimizer: Any = self.optimizers()
-        total = torch.zeros((), device=self.device)
-        micro_batches = [(micro, step.weight) for micro in step.micro_batches]
-        if step.filler is not None:
-            micro_batches += [(step.filler, 0.0)] * (self._most(len(micro_batches)) - len(micro_batches))
-        for k, (micro, weight) in enumerate(micro_batches):
-            # Gradients are exchanged between ranks once a step, with the last micro-batch.
-            held = hasattr(self.trainer.strategy.model, "no_sync") and k + 1 < len(micro_batches)
-            with self.trainer.strategy.model.no_sync() if held else nullcontext():  # type: ignore[union-attr, operator]
-                loss = self.losses(micro).sum() * weight
-                self.manual_backward(loss)
-            total += loss.detach().to(total.dtype)
+        if step.filler is None:
+            total = self.budget.run(step.micro_batches, lambda parts: self._backward([(p, step.weight) for p in parts]))
+        else:
+            # Ranks meet in every micro-batch, so none of them can try a step again alone.
+            weighted = [(micro, step.weight) for micro in step.micro_batches]
+            total = self._backward(weighted + [(step.filler, 0.0)] * (self._most(len(weighted)) - len(weighted)))
         if self.training_settings.clip is not None:
             # Lightning's own clipping refuses fused optimizers under mixed precision, though bf16 scales nothing.
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
@@ -111,6 +108,19 @@ class MultimodalModel(L.LightningModule):
         assert isinstance(mean, Tensor), "a tensor reduces to a tensor"
         self.log("loss", mean, prog_bar=True, batch_size=1)
         return mean
+
+    def _backward(self, micro_batches: Sequence[tuple[Batch, float]]) -> Tensor:
+        """The weighted sum of the losses, and its gradient in the weights."""
+        self.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for k, (micro, weight) in enumerate(micro_batches):
+            # Gradients are exchanged between ranks once a step, with the last micro-batch.
+            held = hasattr(self.trainer.strategy.model, "no_sync") and k + 1 < len(micro_batches)
+            with self.trainer.strategy.model.no_sync() if held else nullcontext():  # type: ignore[union-attr, operator]
+                loss = self.losses(micro).sum() * weight
+                self.manual_backward(loss)
+            total += loss.detach().to(total.dtype)
+        return total
 
     def _most(self, mine: int) -> int:
         return int(self.trainer.strategy.reduce(torch.tensor(mine, device=self.device), reduce_op="max"))

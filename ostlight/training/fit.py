@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
 from ostlight.errors import BadRecord, DataError, DivergedError
+from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.run.ledger import Entry
-from ostlight.run.preflight import measure
+from ostlight.run.preflight import Preflight, measure
 from ostlight.run.trainer import make_trainer
 from ostlight.training.checkpoints import Checkpoints, From
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
@@ -54,6 +55,7 @@ def fit(
     Raises:
         DataError: no sample to train on, or none that can be used.
         DivergedError: the loss became NaN or infinite.
+        OstlightError: memory runs out on single samples too; until then micro-batches are halved on a single device.
     """
     if not len(data):
         raise DataError(f"{stage}: no sample to train on; widen the budget or look at quarantine.parquet")
@@ -68,6 +70,7 @@ def fit(
         cost.flops, line = _estimate(model, steps, stage)
     else:
         model.to(trainer.strategy.root_device)
+        model.budget.say = _told_and_kept(entry, stage, say)
         cost.flops, line = _preflight(model, steps, stage)
     if say is not None:
         say(line)
@@ -86,6 +89,15 @@ def fit(
         say(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     cost.of_ranks(trainer.global_step, trainer.world_size)
     return data.refusals
+
+
+def _told_and_kept(entry: Entry, stage: str, say: Callable[[str], None] | None) -> Callable[[str], None]:
+    def told(what: str) -> None:
+        entry.more["out_of_memory"] = what
+        if say is not None:
+            say(f"{stage}: {what}")
+
+    return told
 
 
 class _Cost(Callback):
@@ -132,13 +144,16 @@ def _preflight(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[
     if not step.micro_batches:
         return 0.0, f"{stage}: none of the first samples can be used"
 
-    def once() -> None:
-        for micro in step.micro_batches:
-            model.losses(micro).mean().backward()
-        model.zero_grad(set_to_none=True)
+    def measured(micro_batches: list[Batch]) -> Preflight:
+        def once() -> None:
+            model.zero_grad(set_to_none=True)
+            for micro in micro_batches:
+                model.losses(micro).mean().backward()
+            model.zero_grad(set_to_none=True)
 
-    seen = sum(len(m) for m in step.micro_batches)
-    found = measure(once, seen, len(steps), len(steps))
+        return measure(once, sum(len(m) for m in micro_batches), len(steps), len(steps))
+
+    found = model.budget.run(step.micro_batches, measured)
     return found.flops, found.line(f"{stage}: {len(steps):,} steps")
 
 

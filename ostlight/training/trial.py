@@ -37,7 +37,7 @@ class Trials:
         compute, folder: as for ``fit``.
         seed: of the order of the samples.
         entry: the ledger's; what trials cost is added to it.
-        say: told before the first trial what one costs.
+        say: told before the first trial what one costs, and when memory runs out.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Trials:
         self._load, self._pool, self._trusted = load, pool, trusted
         self._compute = dataclasses.replace(compute, progress=False, logger="none")
         self._folder, self._seed, self._entry = folder, seed, entry
+        self._tell = say
         self._say: Callable[[str], None] | None = say
         self._data: EncodedPool | None = None
 
@@ -77,6 +78,11 @@ class Trials:
             fit(model, data, self._compute, self._folder, "trial", self._seed + repeat, cost, self._say, [reader])
         except DivergedError:
             reader.loss = math.inf
+        if model.budget.most is not None:
+            self._compute = dataclasses.replace(self._compute, tokens_per_batch=model.budget.most)
+            self._entry.more["out_of_memory"] = told = cost.more["out_of_memory"]
+            if self._say is None:
+                self._tell(f"trial: {told}")
         self._say = None
         self._entry.flops += cost.flops + reader.flops
         self._entry.tokens += cost.tokens

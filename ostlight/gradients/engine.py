@@ -29,7 +29,9 @@ class SampleProducts:
     Attributes:
         losses: ``[N]`` the losses the pass was taken on, detached.
         by_parameter: ``[N, M]`` fp64 inner products with the targets, per parameter; one that took no part is missing.
-        squared_norms_by_parameter: ``[N]`` fp64, per parameter; empty where norms were not asked for.
+            Unless they were asked for apart, those of small parameters may stand together under the name of one of
+            them; what is no finite number always stands under its own.
+        squared_norms_by_parameter: ``[N]`` fp64, likewise; empty where norms were not asked for.
     """
 
     losses: Tensor
@@ -77,6 +79,7 @@ class GradientDots:
         rows: RowOwners,
         targets: Mapping[str, Tensor] | None = None,
         squared_norms: bool = False,
+        apart: bool = False,
     ) -> SampleProducts:
         """One forward and one backward pass over a batch.
 
@@ -87,6 +90,7 @@ class GradientDots:
             targets: ``[M, *shape]`` per parameter of the scope, the same M for all, any float dtype; looked up by name
                 when the backward pass comes to the parameter, and let go at once (``ostlight.gradients.targets``).
             squared_norms: also take ``||g_i||^2``.
+            apart: keep every parameter's results apart, also small ones'.
 
         Raises:
             OstlightError: a use of a parameter that is not treated (named, with its layer), rows that cannot be
@@ -94,7 +98,7 @@ class GradientDots:
         """
         held = targets if targets is not None else {}
         num_targets = self._check(held)
-        sink = Products(self.parameters, rows, held, squared_norms)
+        sink = Products(self.parameters, rows, held, squared_norms, apart)
         watch = Watch(self.model, self.parameters, sink)
         with watch.placed(), torch.enable_grad():
             values = losses()
@@ -129,7 +133,7 @@ class GradientDots:
             name: torch.randn(1, *parameter.shape, generator=generator).to(parameter.device, _at_least_fp32(parameter))
             for name, parameter in self.parameters.items()
         }
-        found = self.products(losses, rows, targets)
+        found = self.products(losses, rows, targets, apart=True)
         worst, tolerance = 0.0, max(AGREEMENT[parameter.dtype] for parameter in self.parameters.values())
         if torch.is_autocast_enabled(next(iter(self.parameters.values())).device.type):
             tolerance = AGREEMENT[torch.bfloat16]

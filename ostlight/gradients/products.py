@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ostlight.errors import OstlightError
 from ostlight.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.gradients.rows import RowOwners
+from ostlight.gradients.waiting import SMALL, THIN, Waiting
 from ostlight.gradients.watch import Watched
 from ostlight_kernels import Packing, explain, grad_dots
 from ostlight_kernels.reference import grad_dots_and_squares
@@ -28,6 +29,7 @@ class Products:
         targets: ``[M, *parameter.shape]`` for every parameter's name, or empty for no products.
         norms: also take the squared norm of each sample's gradient. A parameter used once is done at once; the uses
             of one used several times are held until the pass ends, since the norm of a sum is no sum of norms.
+        apart: every parameter's results by themselves; else small ones may come together, under the name of one.
 
     Attributes:
         dots: ``[N, M]`` per parameter name, fp64.
@@ -35,7 +37,12 @@ class Products:
     """
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], rows: RowOwners, targets: Mapping[str, Tensor], norms: bool
+        self,
+        parameters: dict[str, nn.Parameter],
+        rows: RowOwners,
+        targets: Mapping[str, Tensor],
+        norms: bool,
+        apart: bool = True,
     ) -> None:
         self.dots: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
@@ -43,6 +50,7 @@ class Products:
         self._rows = rows
         self._targets = targets
         self._wants_norms = norms
+        self._waiting = Waiting(apart, self._take)
         self._uses: dict[str, int] = {}
         self._held: dict[str, list[Factor]] = {}
         self._known_owners: dict[tuple[bool, int, torch.device], Tensor] = {}
@@ -62,7 +70,16 @@ class Products:
         inputs, grad = _as_tokens(inputs), _as_tokens(grad)
         if self._targets:
             target = self._targets[name]
-            matrices = target.reshape(*target.shape[:2], -1).to(inputs.dtype)
+            matrices = target.reshape(*target.shape[:2], -1)
+            thin = min(inputs.shape[2], grad.shape[2]) <= THIN and self._row_is_sample(name, owners)
+            if thin and self._waits(name, inputs):
+                # The thinner side first: a CPU forms such gradients several times faster.
+                turned = inputs.shape[2] < grad.shape[2]
+                left, right = (inputs, grad) if turned else (grad, inputs)
+                formed = torch.bmm(wide(left).mT, wide(right))
+                self._waiting.add(name, formed, matrices.mT if turned else matrices)
+                return
+            matrices = matrices.to(inputs.dtype)
             given = (inputs, grad.to(inputs.dtype), matrices, self._packing(name, owners, inputs.shape[1]))
             if self._wants_norms and self._uses[name] == 1 and explain(inputs).name == "reference":
                 # Forming the gradients is the price of both; once is enough.
@@ -100,14 +117,29 @@ class Products:
             per_sample = rows.new_zeros(self._rows.num_samples, *watched.graph.shape).index_add_(0, owners, rows)
         for leaf, gradients in _to_leaves(watched, per_sample).items():
             if self._targets:
-                target = wide(self._targets[leaf]).flatten(1).to(gradients.dtype)
-                self._add(leaf, gradients.flatten(1) @ target.T)
+                target = self._targets[leaf]
+                if self._waits(leaf, gradients):
+                    self._waiting.add(leaf, gradients, target)
+                    continue
+                self._add(leaf, gradients.flatten(1) @ wide(target).flatten(1).to(gradients.dtype).T)
             self._factor(leaf, partial(Formed, gradients))
 
     def finish(self) -> None:
-        """Takes the norms still held: of parameters used several times, some of whose uses no gradient reached."""
+        """Takes what still waits, and the norms still held: of parameters used several times, some of whose uses no
+        gradient reached."""
+        self._waiting.finish()
         for name in list(self._held):
             self._take_norm(name)
+
+    def _waits(self, name: str, tensor: Tensor) -> bool:
+        """Whether this use is all of the parameter's gradient, and that is too small for a product of its own."""
+        small = self._parameters[name].numel() <= SMALL
+        return small and self._uses[name] == 1 and tensor.device.type == "cpu" and explain(tensor).name == "reference"
+
+    def _take(self, name: str, dots: Tensor, squares: Tensor) -> None:
+        self._add(name, dots)
+        if self._wants_norms:
+            self.norms[name] = squares.double()
 
     def _owners(self, name: str, length: int, device: torch.device) -> Tensor:
         key = (self._rows.sees_text(self._parameters[name]), length, device)

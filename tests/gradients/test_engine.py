@@ -123,9 +123,11 @@ def test_layer_agrees_with_the_loop(layer: str) -> None:
     targets = oracle.random_targets(parameters, 4)
     with families.DoublePrecision():
         singles = [oracle.gradient(parameters, lambda k=k: losses_of(model, x[k : k + 1])[0]) for k in range(N)]
-        got = GradientDots(model, parameters).products(
-            lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True
-        )
+        engine = GradientDots(model, parameters)
+        got = engine.products(lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True, apart=True)
+        together = engine.products(lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True)
+    assert oracle.relative_error(together.dots, got.dots) <= 1e-12
+    assert oracle.relative_error(together.squared_norms, got.squared_norms) <= 1e-12
     for name in parameters:
         expected = torch.stack([oracle.dots({name: one[name]}, targets) for one in singles])
         norms = torch.stack([oracle.squared_norm({name: one[name]}) for one in singles])

@@ -28,9 +28,11 @@ def agrees_with_the_loop(family: str, model: nn.Module, scope: str) -> None:
             oracle.gradient(parameters, lambda k=k: oracle.loss_of(model, families.alone(family, inputs, k))[0])
             for k in range(3)
         ]
-        got = GradientDots(model, parameters).products(
-            lambda: oracle.loss_of(model, inputs), RowMap(model).of(inputs), targets, squared_norms=True
-        )
+        engine, rows = GradientDots(model, parameters), RowMap(model).of(inputs)
+        got = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True, apart=True)
+        together = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True)
+    assert oracle.relative_error(together.dots, got.dots) <= 1e-9
+    assert oracle.relative_error(together.squared_norms, got.squared_norms) <= 1e-9
     expected = torch.stack([oracle.dots(single, targets) for single in singles])
     norms = torch.stack([oracle.squared_norm(single) for single in singles])
     assert oracle.relative_error(got.dots, expected) <= 1e-9

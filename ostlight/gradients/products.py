@@ -42,7 +42,7 @@ class Products:
         rows: RowOwners,
         targets: Mapping[str, Tensor],
         norms: bool,
-        apart: bool = True,
+        apart: bool,
     ) -> None:
         self.dots: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}

@@ -54,9 +54,8 @@ def furthest(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True)) / middle
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "float64") for name in OPTIONS), ("projected", "float32"), ("forward_only", "float32")]
-)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_two_ranks_give_the_same_table(settings, tmp_path: Path, name: str, dtype: str):
     runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS[name] | {"objective": "sample"}}
     precision, bound = {"float32": ("32-true", 1e-3), "float64": ("64-true", 1e-9)}[dtype]
@@ -64,7 +63,7 @@ def test_two_ranks_give_the_same_table(settings, tmp_path: Path, name: str, dtyp
         config = settings(name=called, selector=ost)
         config["proxy"] |= {"dtype": dtype}
         run(command(config, tmp_path, shard_size=5, precision=precision, **ranks))
-    assert furthest(scores(runs, "one"), scores(runs, "two")) <= bound
+    assert furthest(scores(runs, "one"), scores(runs, "two")) < bound
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -34,6 +34,12 @@ def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ostlight.training.trial.TRIAL_STEPS", 2)
 
 
+@pytest.fixture(autouse=True)
+def _few_compared_with_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing 16 samples with `exact` takes most of a small run; its own tests say how many they want."""
+    monkeypatch.setattr("ostlight.utility.agreement.FEWEST", 4)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A DigitMath set of 48 pool records, 14 anchors, 14 development and 21 test questions."""

@@ -41,31 +41,37 @@ class Checks:
     Args:
         runs: of the class under test.
         tolerance: see ``check_selector``.
-        processes: whether to run the check that needs processes of its own.
     """
 
-    def __init__(self, runs: Runs, tolerance: float, processes: bool) -> None:
-        self.runs, self.tolerance, self.processes = runs, tolerance, processes
+    def __init__(self, runs: Runs, tolerance: float) -> None:
+        self.runs, self.tolerance = runs, tolerance
         self.cause: BaseException | None = None
 
-    def violations(self) -> list[str]:
-        """Everything that is violated; without a first run that works, only what is wrong with that."""
+    def violations(self, here: bool = True, processes: bool = True) -> list[str]:
+        """Everything that is violated; without a first run that works, only what is wrong with that.
+
+        Args:
+            here: whether to check the rules that this process can.
+            processes: whether to check the rule that needs processes of its own.
+        """
         found = [*self._tried("options", self.options), *self._tried("a run", self.run)]
         if found:
             return found
         self.table = self.runs.rows(BASE)
-        rules: list[tuple[str, Callable[[], Found]]] = [
-            ("a second run", self.determinism),
-            ("other batches and another order", self.invariance),
-            ("a stopped run", self.resume),
-            ("a sample that fails", self.failure),
-            ("pick", self.pick),
-            ("a pool without a usable record", self.nothing_usable),
-            ("a run without anchors", self.no_anchors),
-        ]
-        if self.runs.cls.uses_proxy:
-            rules.append(("a sample the proxy makes NaN of", self.not_a_number))
-        if self.processes:
+        rules: list[tuple[str, Callable[[], Found]]] = []
+        if here:
+            rules += [
+                ("a second run", self.determinism),
+                ("other batches and another order", self.invariance),
+                ("a stopped run", self.resume),
+                ("a sample that fails", self.failure),
+                ("pick", self.pick),
+                ("a pool without a usable record", self.nothing_usable),
+                ("a run without anchors", self.no_anchors),
+            ]
+            if self.runs.cls.uses_proxy:
+                rules.append(("a sample the proxy makes NaN of", self.not_a_number))
+        if processes:
             rules.append(("a killed run and two ranks", self.ranks))
         return [violation for title, rule in rules for violation in self._tried(title, rule)]
 

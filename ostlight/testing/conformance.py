@@ -52,8 +52,8 @@ def check_selector(
         place.mkdir(parents=True, exist_ok=True)
         runs = Runs(tested, dict(options or {}), place / tested.__name__, Pools.make(place / "pools"))
         runs.folder.mkdir(exist_ok=True)
-        checks = Checks(runs, tolerance, processes)
-        violations = checks.violations()
+        checks = Checks(runs, tolerance)
+        violations = checks.violations(processes=processes)
     if violations:
         told = "\n".join(f"  - {violation}" for violation in violations)
         raise AssertionError(f"{tested.__name__} breaks the contract of a selector:\n{told}") from checks.cause

@@ -157,6 +157,7 @@ def test_a_changed_part_is_refused(settings):
         ostlight.select(settings(selector=combined("rank_mean", (*LOSS, None), ("length", {"prefer": "low"}, None))))
 
 
+@pytest.mark.slow
 def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
     config = settings(
         selector={"name": "random"},

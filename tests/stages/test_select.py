@@ -268,6 +268,7 @@ def test_full_keeps_everything_and_random_depends_on_the_seed(settings):
     assert one == again != two
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_batches_shards_or_workers(settings):
     ost = {"name": "ost", "options": {"estimator": "first_order", "eta": 0.1}}
     tables = []

@@ -57,6 +57,7 @@ def test_every_use_has_a_page_that_names_its_commands(path: Path):
     assert yaml.safe_load(path.read_text())["name"] == path.stem
 
 
+@pytest.mark.slow
 def test_filtering_keeps_what_helps_and_nothing_else(small):
     selection = ostlight.select(config("filter"), *small("selector.options.probes=8"))
     scores = Scores.read(selection.folder.scores)
@@ -79,6 +80,7 @@ def test_a_curriculum_trains_on_the_ranking(small):
     assert orders["annealed"] != orders["easy_to_hard"]
 
 
+@pytest.mark.slow
 def test_active_learning_names_questions_to_annotate(small):
     overrides = small(
         "budget.count=7",
@@ -95,6 +97,7 @@ def test_active_learning_names_questions_to_annotate(small):
     assert len(Scores.read(selection.folder.scores).table["answers"][0]) >= 1
 
 
+@pytest.mark.slow
 def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
     selection = ostlight.select(config("multitask"), *small("selector.options.probes=8"))
     scores = Scores.read(selection.folder.scores)
@@ -106,6 +109,7 @@ def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
     assert np.isfinite(by_group).all()
 
 
+@pytest.mark.slow
 def test_sources_run_from_the_configuration(small, capsys):
     selection = ostlight.select(config("sources"), *small("selector.options.probes=8"))
     matrix = ostlight.sources(selection.folder.path, "source")

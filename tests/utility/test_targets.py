@@ -213,6 +213,7 @@ def test_shares_are_even_and_the_same_everywhere():
     assert owners == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 1}
 
 
+@pytest.mark.slow
 def test_runs_with_a_resumed_rank_or_another_holding_share_vectors_and_scores(settings, monkeypatch, capsys):
     counts = count_passes(monkeypatch)
     ost = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "eta": 0.05}}

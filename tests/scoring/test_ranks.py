@@ -18,6 +18,7 @@ import yaml
 import ostlight
 from ostlight.scoring.writer import audit
 from ostlight.selection.scores import read_shards
+from ostlight.training import trial
 from ostlight.utility import agreement
 
 pytestmark = pytest.mark.slow
@@ -37,9 +38,10 @@ WHOLE = "audit: each of the 48 records has exactly one row"
 SELECT_ALL = """
 import sys
 import ostlight
+from ostlight.training import trial
 from ostlight.utility import agreement
-agreement.FEWEST = int(sys.argv[1])
-for file in sys.argv[2:]:
+agreement.FEWEST, trial.TRIAL_STEPS = map(int, sys.argv[1:3])
+for file in sys.argv[3:]:
     ostlight.select(file)
 """
 """The first run starts the other rank, and both serve all runs: starting them takes longer than what they do here."""
@@ -54,7 +56,7 @@ def write(settings: dict[str, Any], folder: Path, **compute: Any) -> Path:
 def start(files: list[Path]) -> subprocess.Popen[str]:
     script = files[0].parent / "select_all.py"  # the other rank is started with the same command line: no -c
     script.write_text(SELECT_ALL)
-    command = [sys.executable, script, str(agreement.FEWEST), *files]
+    command = [sys.executable, script, str(agreement.FEWEST), str(trial.TRIAL_STEPS), *files]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -136,8 +138,7 @@ def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path
     for name, compute in (("one", {}), ("two", TWO)):
         config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
         files[name] = write(config, tmp_path, shard_size=5, **compute)
-    # Both of them as processes: the trials' steps are shortened in this one only.
-    run_apart([files["one"]])
+    ostlight.select(files["one"])
     run_apart([files["two"]])
     for name in files:
         folder = tmp_path / "runs" / name

@@ -36,8 +36,8 @@ def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _few_compared_with_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comparing 16 samples with `exact` takes most of a small run; its own tests say how many they want."""
-    monkeypatch.setattr("ostlight.utility.agreement.FEWEST", 4)
+    """Comparing 16 samples with `exact` takes most of a small run; a test that counts them puts `sample_count` back."""
+    monkeypatch.setattr("ostlight_selectors.ost.sample_count", lambda records: 4)
 
 
 @pytest.fixture(scope="session")

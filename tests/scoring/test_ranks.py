@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 import ostlight
+import ostlight_selectors.ost
 from ostlight.scoring.writer import audit
 from ostlight.selection.scores import read_shards
 from ostlight.training import trial
-from ostlight.utility import agreement
 
 pytestmark = pytest.mark.slow
 TWO: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
@@ -39,8 +39,9 @@ SELECT_ALL = """
 import sys
 import ostlight
 from ostlight.training import trial
-from ostlight.utility import agreement
-agreement.FEWEST, trial.TRIAL_STEPS = map(int, sys.argv[1:3])
+from ostlight_selectors import ost
+compared, trial.TRIAL_STEPS = map(int, sys.argv[1:3])
+ost.sample_count = lambda records: compared
 for file in sys.argv[3:]:
     ostlight.select(file)
 """
@@ -56,11 +57,16 @@ def write(settings: dict[str, Any], folder: Path, **compute: Any) -> Path:
 def start(files: list[Path]) -> subprocess.Popen[str]:
     script = files[0].parent / "select_all.py"  # the other rank is started with the same command line: no -c
     script.write_text(SELECT_ALL)
-    command = [sys.executable, script, str(agreement.FEWEST), str(trial.TRIAL_STEPS), *files]
+    command = [sys.executable, script, str(ostlight_selectors.ost.sample_count(48)), str(trial.TRIAL_STEPS), *files]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def run_here(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ostlight.select(file)
+    assert WHOLE in capfd.readouterr().out
 
 
 def run_apart(files: list[Path]) -> None:
@@ -81,7 +87,7 @@ def furthest(one: list[float], other: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("dtype", "precision", "bound"), [("float64", "64-true", 1e-9), ("float32", "32-true", 1e-3)])
-def test_two_ranks_give_the_same_table(settings, tmp_path: Path, dtype: str, precision: str, bound: float):
+def test_two_ranks_give_the_same_table(settings, tmp_path: Path, capfd, dtype: str, precision: str, bound: float):
     on_two = []
     for name, options in OPTIONS.items():
         ost = {"name": "ost", "options": options | {"objective": "sample"}}
@@ -92,18 +98,17 @@ def test_two_ranks_give_the_same_table(settings, tmp_path: Path, dtype: str, pre
             if ranks:
                 on_two.append(file)
             else:
-                ostlight.select(file)
+                run_here(file, capfd)
     run_apart(on_two)
     runs = tmp_path / "runs"
     apart = {name: furthest(scores(runs, f"{name}-one"), scores(runs, f"{name}-two")) for name in OPTIONS}
     assert max(apart.values()) < bound, apart
 
 
-@pytest.mark.parametrize("name", ["projected", "exact", "adam"])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: Path, capfd, name: str):
-    """What differs between estimators here is what they keep of their set-up; stopping each is in the conformance."""
     runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS[name] | {"objective": "sample"}}
-    ostlight.select(write(settings(name="whole", selector=ost), tmp_path, shard_size=1))
+    run_here(write(settings(name="whole", selector=ost), tmp_path, shard_size=1), capfd)
     process = start([write(settings(name="killed", selector=ost), tmp_path, shard_size=1, **TWO)])
     deadline = time.monotonic() + 200
     while len(list((runs / "killed" / "scores").glob("part-*.parquet"))) < 3 and time.monotonic() < deadline:
@@ -113,32 +118,30 @@ def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: P
     before = set((runs / "killed" / "scores").glob("part-*.parquet"))
     assert 3 <= len(before) < 48, "the run was killed in the middle"
     written = {p: p.stat().st_mtime_ns for p in before}
-    capfd.readouterr()
-    ostlight.select(write(settings(name="killed", selector=ost), tmp_path, shard_size=1))
-    assert WHOLE in capfd.readouterr().out
+    run_here(write(settings(name="killed", selector=ost), tmp_path, shard_size=1), capfd)
     assert {p: p.stat().st_mtime_ns for p in before} == written
     assert furthest(scores(runs, "whole"), scores(runs, "killed")) < 1e-3
 
 
-def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_path: Path):
+def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_path: Path, capfd):
     runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS["second_order"] | {"objective": "sample"}}
     files = {}
     for name, compute in (("one", {}), ("two", TWO)):
         config = settings(name=name, selector=ost)
         config["proxy"] |= {"warmup": {"fraction": 0.5, "training": {"steps": 3, "batch_size": 8, "lr": 1e-4}}}
         files[name] = write(config, tmp_path, shard_size=5, **compute)
-    ostlight.select(files["one"])
+    run_here(files["one"], capfd)
     run_apart([files["two"]])
     assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-2
 
 
-def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path: Path):
+def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path: Path, capfd):
     """A trial trains on both ranks, each with its share of every batch."""
     options, files, found = OPTIONS["second_order"], {}, {}
     for name, compute in (("one", {}), ("two", TWO)):
         config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
         files[name] = write(config, tmp_path, shard_size=5, **compute)
-    ostlight.select(files["one"])
+    run_here(files["one"], capfd)
     run_apart([files["two"]])
     for name in files:
         folder = tmp_path / "runs" / name

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from ostlight.run.flops import FlopCounter
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def measure(work: Callable[[], None], measured_on: int, whole: float, per_rank: 
         whole: how many times ``work`` fits into the stage, over all ranks.
         per_rank: the same for this rank alone.
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     with counter:
         work()
     start = time.perf_counter()
@@ -53,7 +53,7 @@ def measure(work: Callable[[], None], measured_on: int, whole: float, per_rank: 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    return Preflight(seconds * per_rank, counter.get_total_flops() * whole, peak_bytes(), measured_on)
+    return Preflight(seconds * per_rank, counter.total * whole, peak_bytes(), measured_on)
 
 
 def peak_bytes() -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
+from ostlight.run.flops import FlopCounter
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.model.batch import Batch, by_token_budget
@@ -102,10 +102,10 @@ class Scoring(L.LightningModule):
         """Anchor gradients and probes are part of a selector's price: their operations are counted in full."""
         if not self.selector.uses_proxy:
             return self.selector.setup(self.setting)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             self.selector.setup(self.setting)
-        self.entry.flops += counter.get_total_flops()
-        self.entry.more["setup_flops"] = counter.get_total_flops()
+        self.entry.flops += counter.total
+        self.entry.more["setup_flops"] = counter.total
         return None
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:

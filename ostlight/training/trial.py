@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from torch.utils.flop_counter import FlopCounterMode
+from ostlight.run.flops import FlopCounter
 
 from ostlight.config.schema import Compute
 from ostlight.data.pool import Pool
@@ -99,7 +99,7 @@ class _Reader(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModel), "trials train the models of this project"
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             loss = mean_loss(pl_module, pl_module.batches(self._trusted, self._tokens_per_batch))
-        self.flops = float(counter.get_total_flops())
+        self.flops = float(counter.total)
         self.loss = loss if math.isfinite(loss) else math.inf

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from ostlight.run.flops import FlopCounter
 from transformers import PreTrainedTokenizerBase
 
 from ostlight.config.schema import Evaluation, Model
@@ -107,12 +107,12 @@ class LocalJudge:
     def _answers(self, conversations: list[Sample], prompts: list[Encoded]) -> list[Reply]:
         """One batch; its operations are counted on the first one and scaled by tokens afterwards."""
         answer = self._probabilities if self.mode == "logprobs" else self._generated
-        counter = FlopCounterMode(display=False)
+        counter = FlopCounter()
         with torch.no_grad(), nullcontext() if self._flops_per_token else counter:
             replies = answer(conversations, prompts)
         tokens_in, tokens_out = sum(r.tokens_in for r in replies), sum(r.tokens_out for r in replies)
         if not self._flops_per_token:
-            self._flops_per_token = counter.get_total_flops() / (tokens_in + tokens_out)
+            self._flops_per_token = counter.total / (tokens_in + tokens_out)
         flops = self._flops_per_token * (tokens_in + tokens_out)
         self.spent.add(tokens_in=tokens_in, tokens_out=tokens_out, flops=flops)
         return replies

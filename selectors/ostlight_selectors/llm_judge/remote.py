@@ -54,9 +54,10 @@ class RemoteJudge:
             self._threads.shutdown(wait=True, cancel_futures=True)
             raise
 
-    def _ask(self, messages: list[dict[str, Any]]) -> Reply:
+    def _reply(self, key: str, messages: list[dict[str, Any]]) -> Reply:
+        # A slot is free again once the reply is on disk: a kill loses no more replies than were asked for at once.
         with self._slots:
-            return self.server.ask(messages)
+            return self.replies.get(key, lambda: self.server.ask(messages))
 
     def _judge(self, sample: Sample) -> Judgement | BadRecord:
         unusable: tuple[str, str] | None = None
@@ -67,7 +68,7 @@ class RemoteJudge:
                 messages = messages_of(self.rubric.conversation(sample, one_word=one_word, unusable=unusable))
                 asked = json.dumps([request_of(self.options), self.options.mode, messages, attempt])
                 key = hashlib.sha256(asked.encode()).hexdigest()[:32]
-                reply = self.replies.get(key, lambda messages=messages: self._ask(messages))  # type: ignore[misc]
+                reply = self._reply(key, messages)
                 return judgement(reply, self.rubric, self.options.mode, self.options.min_mass)
             except BadRecord as bad:
                 failure = bad

@@ -24,7 +24,7 @@ from ostlight.stages.select import Selection
 from ostlight.stages.sources import open_pool
 from ostlight.testing import pools
 from ostlight.testing.compare import difference
-from ostlight.testing.processes import start
+from ostlight.testing.processes import kill_and_resume
 from ostlight.testing.runs import Runs
 
 BASE = "base"
@@ -259,17 +259,14 @@ class Checks:
                 yield f"the error should name anchors.path, and says: {error}; call setting.require_anchors(NAME)"
 
     def ranks(self) -> Found:
-        scores = self.runs.folder / "killed" / "scores"
-        killed = start(self.runs, "killed", {}, kill=True)
-        if killed.returncode != -9:
-            yield f"a new process could not run it: {_last_line(killed.stderr)}"
+        outcome = kill_and_resume(self.runs, "killed")
+        if not outcome.killed:
+            yield f"a new process could not run it: {_last_line(outcome.said)}"
             return
-        written = {p: p.stat().st_mtime_ns for p in scores.glob("part-*.parquet")}
-        resumed = start(self.runs, "killed", {"compute.devices": 2, "compute.strategy": "ddp"}, kill=False)
-        if resumed.returncode:
-            yield f"two ranks could not take it up: {_last_line(resumed.stderr)}"
+        if not outcome.resumed:
+            yield f"two ranks could not take it up: {_last_line(outcome.said)}"
             return
-        if any(p.stat().st_mtime_ns != before for p, before in written.items()):
+        if outcome.scored_again:
             yield "shards that were finished were scored again"
         mend = "setup runs on every rank, score on each rank's part of the pool: share nothing between samples"
         yield from self._same("killed", "killed and taken up by two ranks it gave another table", mend)

@@ -15,8 +15,8 @@ class FlopCounter(TorchDispatchMode):
     """Adds up the FLOPs of every operator within it, forward and backward, by torch's own formulas
     (``torch.utils.flop_counter``).
 
-    Counts what ``FlopCounterMode`` counts. That one keeps a book for every module and takes every operator apart anew, which
-    more than doubles the time of a small model's pass; a selector's whole setup is counted.
+    Counts what ``FlopCounterMode`` counts. That one keeps a book for every module and takes every operator apart anew,
+    which doubles the time of a small run: a selector's whole setup is counted.
     """
 
     def __init__(self) -> None:

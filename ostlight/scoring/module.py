@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
-from ostlight.run.flops import FlopCounter
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.model.batch import Batch, by_token_budget
 from ostlight.model.memory import out_of_memory
 from ostlight.model.module import MultimodalModel
+from ostlight.run.flops import FlopCounter
 from ostlight.run.ledger import ADDITIVE, Entry
 from ostlight.run.preflight import Preflight, measure
 from ostlight.scoring.rows import Row, checked_columns, refused_row, scored_rows

@@ -10,13 +10,13 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from ostlight.run.flops import FlopCounter
 
 from ostlight.config.schema import Compute
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import DivergedError
 from ostlight.model.module import MultimodalModel
+from ostlight.run.flops import FlopCounter
 from ostlight.run.ledger import Entry
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool

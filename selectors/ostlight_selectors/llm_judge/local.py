@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from ostlight.run.flops import FlopCounter
 from transformers import PreTrainedTokenizerBase
 
 from ostlight.config.schema import Evaluation, Model
@@ -18,6 +17,7 @@ from ostlight.evaluation.generate import generate_answers
 from ostlight.model.batch import by_token_budget
 from ostlight.model.encode import Encoded
 from ostlight.model.module import MultimodalModel
+from ostlight.run.flops import FlopCounter
 from ostlight.selection.spent import Spent
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.reply import Judgement, Reply, judgement

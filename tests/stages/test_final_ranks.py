@@ -20,22 +20,40 @@ from transformers import AutoModelForImageTextToText
 import ostlight
 from ostlight.run.ledger import Ledger
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # four processes that start torch
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+pytestmark = pytest.mark.slow
 
 
-def command(verb: str, config: dict[str, Any], folder: Path) -> list[str]:
-    file = folder / f"{config['name']}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return [sys.executable, "-m", "ostlight.cli", verb, str(file)]
+TRAIN_ALL = """
+import sys
+import ostlight
+for file in sys.argv[1:]:
+    ostlight.train(file)
+"""
+"""The first training starts the other rank, and both serve all of them: starting takes longer than training here."""
 
 
-def run(verb: str, config: dict[str, Any], folder: Path) -> str:
-    done = subprocess.run(
-        command(verb, config, folder), capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def start(configs: list[dict[str, Any]], folder: Path) -> subprocess.Popen[str]:
+    script = folder / "train_all.py"  # the other rank is started with the same command line: no -c
+    script.write_text(TRAIN_ALL)
+    files = [folder / f"{config['name']}.yaml" for config in configs]
+    for file, config in zip(files, configs, strict=True):
+        file.write_text(yaml.safe_dump(config))
+    return subprocess.Popen(
+        [sys.executable, script, *files], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def run_apart(configs: list[dict[str, Any]], folder: Path) -> str:
+    process = start(configs, folder)
+    told, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, told
+    return told
+
+
+def run_here(config: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> str:
+    ostlight.train(config)
+    return capfd.readouterr().out
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -78,45 +96,50 @@ def select_all_but_one_usable(config: dict[str, Any]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(file)), file)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
-def test_two_ranks_train_what_one_trains(final, tmp_path: Path, strategy: str, lora: dict[str, int] | None):
+def outcome(told: str) -> list[str]:
+    return [line for line in told.splitlines() if line.startswith("training kept")]
+
+
+def test_two_ranks_train_what_one_trains(final, tmp_path: Path, capfd):
     runs = tmp_path / "runs"
-    told = {}
-    for name, how in (("one", "auto"), ("two", strategy)):
-        config = final(name, how, lora=lora)
-        select_all_but_one_usable(config)
-        told[name] = run("train", config, tmp_path)
-    start = weights(Path(config["target"]["path"]))
-    one, two = weights(runs / "one" / "target"), weights(runs / "two" / "target")
-    assert distance(one, start) > 0
-    assert distance(one, two) < 1e-3 * distance(one, start)
-    for name in ("one", "two"):
-        aside = pq.read_table(runs / name / "quarantine.parquet").to_pylist()
+    on_two, told = [], []
+    for what, lora in (("full", None), ("lora", {"rank": 2})):
+        for strategy in ("auto", "ddp", "fsdp"):
+            config = final(f"{what}-{strategy}", strategy, lora=lora)
+            select_all_but_one_usable(config)
+            if strategy == "auto":
+                told += 2 * outcome(run_here(config, capfd))
+            else:
+                on_two.append(config)
+    assert outcome(run_apart(on_two, tmp_path)) == told
+    start = weights(Path(on_two[0]["target"]["path"]))
+    for what in ("full", "lora"):
+        one = weights(runs / f"{what}-auto" / "target")
+        assert distance(one, start) > 0
+        for strategy in ("ddp", "fsdp"):
+            assert distance(one, weights(runs / f"{what}-{strategy}" / "target")) < 1e-3 * distance(one, start)
+    for run in runs.iterdir():
+        aside = pq.read_table(run / "quarantine.parquet").to_pylist()
         assert [(q["position"], q["reason"], q["stage"]) for q in aside] == [(5, "corrupt_image", "train")]
-    lines = {n: next(x for x in t.splitlines() if x.startswith("training kept")) for n, t in told.items()}
-    assert lines["one"] == lines["two"]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_killed_ranks_go_on(final, tmp_path: Path, strategy: str):
+def test_two_killed_ranks_go_on(final, tmp_path: Path, capfd, strategy: str):
     runs = tmp_path / "runs"
     longer = {"epochs": 8, "batch_size": 4, "lr": 1e-3}
-    for name in ("whole", "killed"):
-        select_all_but_one_usable(final(name, strategy, training=longer, checkpoint_minutes=0))
-    run("train", final("whole", strategy, training=longer, checkpoint_minutes=0), tmp_path)
     config = final("killed", strategy, training=longer, checkpoint_minutes=0)
-    process = subprocess.Popen(
-        command("train", config, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, env=ENVIRONMENT,
-    )  # fmt: skip
+    alone = final("whole", training=longer, checkpoint_minutes=0)
+    for one in (config, alone):
+        select_all_but_one_usable(one)
+    run_here(alone, capfd)
+    process = start([config], tmp_path)
     deadline = time.monotonic() + 200
     while not (runs / "killed" / "checkpoint.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (runs / "killed" / "target").exists(), "the training was killed in the middle"
-    assert "goes on from step" in run("train", config, tmp_path)
+    assert "goes on from step" in run_apart([config], tmp_path)
     whole, resumed = weights(runs / "whole" / "target"), weights(runs / "killed" / "target")
     moved = distance(whole, weights(Path(config["target"]["path"])))
     assert distance(whole, resumed) < 1e-3 * moved

@@ -8,7 +8,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +28,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ost` tries several subsets on the proxy by default; here it is enough that it does."""
-    monkeypatch.setattr("ostlight.training.trial.TRIAL_STEPS", 2)
-
-
-@pytest.fixture(autouse=True)
-def _few_compared_with_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comparing 16 samples with `exact` takes most of a small run; a test that counts them puts `sample_count` back."""
-    monkeypatch.setattr("ostlight_selectors.ost.sample_count", lambda records: 4)
+@pytest.fixture(scope="session", autouse=True)
+def _small_runs() -> Iterator[None]:
+    """`ost` tries several subsets on the proxy by default; here it is enough that it does. Comparing 16 samples with
+    `exact` takes most of a small run; a test that counts them puts `sample_count` back. What a module's tests share is
+    made before any test begins, hence for the whole session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ostlight.training.trial.TRIAL_STEPS", 2)
+        patch.setattr("ostlight_selectors.ost.sample_count", lambda records: 4)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -103,12 +103,16 @@ def test_a_folder_without_scores_says_what_to_do(tmp_path: Path):
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A real run over a small DigitMath pool, with groups and probes."""
     folder = tmp_path_factory.mktemp("scored")
+    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "eta": 0.01}
     config: dict[str, Any] = {
         "name": "run",
         "folder": str(folder),
         "digitmath": {"pool": 24, "anchors": 14, "dev": 14, "test": 14},
         "anchors": {"group": "task"},
-        "selector": {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "eta": 0.01}},
+        "selector": {
+            "name": "ost",
+            "options": {"estimator": "second_order", "probes": 4, "eta": 0.01, "objective": "sample"},
+        },
         "proxy": {"warmup": {"fraction": 0}},
         "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
     }

@@ -109,10 +109,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "folder": str(folder),
         "digitmath": {"pool": 24, "anchors": 14, "dev": 14, "test": 14},
         "anchors": {"group": "task"},
-        "selector": {
-            "name": "ost",
-            "options": {"estimator": "second_order", "probes": 4, "eta": 0.01, "objective": "sample"},
-        },
+        "selector": {"name": "ost", "options": options},
         "proxy": {"warmup": {"fraction": 0}},
         "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
     }

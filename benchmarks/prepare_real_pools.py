@@ -30,7 +30,7 @@ RECIPES = {
             "target": Shape(128, 3, 4, 256, vision_hidden=96, vision_layers=2, pixels=64, patch=16),
         },
         by="kind",
-        steps=200,
+        steps=2000,
         lr=1e-3,
     ),
     "human_noise": Recipe(

@@ -14,7 +14,7 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.gradients.scope import scoped_parameters
 from ostlight.utility.step_size import eta_by_rule, median_update_norm
 
-OST = {"name": "ost", "options": {"estimator": "first_order"}}
+OST = {"name": "ost", "options": {"estimator": "first_order", "objective": "sample"}}
 
 
 def warmup(lr: float) -> dict:
@@ -64,7 +64,10 @@ def test_eta_makes_the_median_step_as_long_as_the_warm_ups(settings, proxy, samp
 
 
 def test_adam_steps_take_the_warm_ups_second_moments(settings, capsys):
-    adam = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "optimizer": "adam"}}
+    adam = {
+        "name": "ost",
+        "options": {"estimator": "second_order", "objective": "sample", "probes": 4, "optimizer": "adam"},
+    }
     selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=adam))
     out = capsys.readouterr().out
     assert "adam steps, shaped by the warm-up's second moments" in out

@@ -33,7 +33,7 @@ def test_real_proxies_pass(proxy, samples, dtype: str, bar: float):
 @pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
 def test_logits_that_mix_samples_are_named(settings, monkeypatch, estimator: str):
     mix(monkeypatch)
-    ost = {"name": "ost", "options": {"estimator": estimator, "eta": 0.1, "probes": 2}}
+    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
     with pytest.raises(
         SelectorError, match=r"loss is not per sample: anchor '.*' has the loss .* alone and .* beside 3"
     ):
@@ -50,7 +50,7 @@ def test_a_group_of_one_anchor_is_refused(proxy, samples):
 def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, samples, monkeypatch, estimator: str):
     broken = samples("pool")[5].id
     break_gradients(monkeypatch, broken)
-    ost = {"name": "ost", "options": {"estimator": estimator, "eta": 0.1, "probes": 2}}
+    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
     selection = ostlight.select(settings(selector=ost))
     assert selection.set_aside == {"gradient_not_finite": 1}
     table = ostlight.selection.scores.read_shards(selection.folder.scores).to_pylist()
@@ -64,7 +64,7 @@ def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, 
 def test_an_anchor_whose_gradient_is_no_number_is_named(settings, samples, monkeypatch, estimator: str):
     broken = samples("anchors")[5].id
     break_gradients(monkeypatch, broken)
-    ost = {"name": "ost", "options": {"estimator": estimator, "eta": 0.1, "probes": 2}}
+    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
     with pytest.raises(
         OstlightError,
         match=rf"anchor '{broken}': gradient_not_finite: the gradient of .*layers\.0.* holds NaN or infinity",

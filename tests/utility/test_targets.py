@@ -216,7 +216,7 @@ def test_shares_are_even_and_the_same_everywhere():
 @pytest.mark.slow
 def test_runs_with_a_resumed_rank_or_another_holding_share_vectors_and_scores(settings, monkeypatch, capsys):
     counts = count_passes(monkeypatch)
-    ost = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "eta": 0.05}}
+    ost = {"name": "ost", "options": {"estimator": "second_order", "objective": "sample", "probes": 4, "eta": 0.05}}
     selection = ostlight.select(settings(selector=ost))
     assert counts == {"means": 1, "probes": 1}
     before = read_shards(selection.folder.scores)["score"].to_pylist()

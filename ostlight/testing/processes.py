@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def main() -> None:
     found = {"killed": _status(_forked(killed)) == -signal.SIGKILL, "resumed": False, "scored_again": False}
     if found["killed"]:
         written = {p: p.stat().st_mtime_ns for p in scores.glob("part-*.parquet")}
-        found["resumed"] = _on_two_ranks(resumed)
+        found["resumed"] = on_two_ranks(resumed)
         found["scored_again"] = any(p.stat().st_mtime_ns != before for p, before in written.items())
     Path(sys.argv[2]).write_text(json.dumps(found))
 
@@ -119,8 +120,16 @@ def _status(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _on_two_ranks(work: Callable[[], None]) -> bool:
-    """Whether both came to their end; a rank that fails takes the other, which would wait for it, along."""
+def on_two_ranks(work: Callable[[], None], until: Callable[[], bool] = lambda: False) -> bool:
+    """Forks two processes that Lightning takes for the ranks of one run.
+
+    Args:
+        work: of each.
+        until: both are killed, as ``kill -9`` does, as soon as this is so.
+
+    Returns:
+        Whether both came to their end; a rank that fails takes the other, which would wait for it, along.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -128,13 +137,15 @@ def _on_two_ranks(work: Callable[[], None]) -> bool:
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
     ranks = {_forked(work, LOCAL_RANK=str(rank), **common) for rank in range(2)}
     while ranks:
-        child, status = os.wait()
+        child, status = os.waitpid(-1, os.WNOHANG)
         ranks.discard(child)
-        if status:
+        if status or until():
             for other in ranks:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)
             return False
+        if not child:
+            time.sleep(0.002)
     return True
 
 

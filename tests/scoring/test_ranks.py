@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +46,24 @@ for file in sys.argv[3:]:
 """The first run starts the other rank, and both serve all runs: starting them takes longer than what they do here."""
 
 
+KILL_ALL = """
+import sys
+from pathlib import Path
+import ostlight
+from ostlight.testing.processes import on_two_ranks
+from ostlight_selectors import ost
+ost.sample_count = lambda records: int(sys.argv[1])
+for file in map(Path, sys.argv[2:]):
+    scores = file.parent / "runs" / file.stem / "scores"
+    on_two_ranks(lambda: ostlight.select(file), until=lambda: len(list(scores.glob("part-*.parquet"))) >= 3)
+"""
+"""Every run is killed once it has three shards. Ranks are forked, so torch is imported once."""
+
+
 def write(settings: dict[str, Any], folder: Path, **compute: Any) -> Path:
     file = folder / f"{settings['name']}.yaml"
     file.write_text(yaml.safe_dump(settings | {"compute": settings["compute"] | compute}))
     return file
-
-
-def start(files: list[Path]) -> subprocess.Popen[str]:
-    script = files[0].parent / "select_all.py"  # the other rank is started with the same command line: no -c
-    script.write_text(SELECT_ALL)
-    command = [sys.executable, script, str(ostlight_selectors.ost.sample_count(48)), str(trial.TRIAL_STEPS), *files]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def run_here(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +71,20 @@ def run_here(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert WHOLE in capfd.readouterr().out
 
 
-def run_apart(files: list[Path]) -> None:
-    process = start(files)
-    told, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, told
+def run_apart(script: str, files: list[Path], *options: int) -> str:
+    file = files[0].parent / "script.py"  # another rank may be started with the same command line: no -c
+    file.write_text(script)
+    command = [sys.executable, file, str(ostlight_selectors.ost.sample_count(48)), *map(str, options), *files]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def select_on_two(files: list[Path]) -> None:
+    told = run_apart(SELECT_ALL, files, trial.TRIAL_STEPS)
     assert told.count(WHOLE) == len(files), told
 
 
@@ -99,28 +111,28 @@ def test_two_ranks_give_the_same_table(settings, tmp_path: Path, capfd, dtype: s
                 on_two.append(file)
             else:
                 run_here(file, capfd)
-    run_apart(on_two)
+    select_on_two(on_two)
     runs = tmp_path / "runs"
     apart = {name: furthest(scores(runs, f"{name}-one"), scores(runs, f"{name}-two")) for name in OPTIONS}
     assert max(apart.values()) < bound, apart
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_a_killed_run_resumes_with_another_number_of_ranks(settings, tmp_path: Path, capfd, name: str):
-    runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS[name] | {"objective": "sample"}}
-    run_here(write(settings(name="whole", selector=ost), tmp_path, shard_size=1), capfd)
-    process = start([write(settings(name="killed", selector=ost), tmp_path, shard_size=1, **TWO)])
-    deadline = time.monotonic() + 200
-    while len(list((runs / "killed" / "scores").glob("part-*.parquet"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    before = set((runs / "killed" / "scores").glob("part-*.parquet"))
-    assert 3 <= len(before) < 48, "the run was killed in the middle"
-    written = {p: p.stat().st_mtime_ns for p in before}
-    run_here(write(settings(name="killed", selector=ost), tmp_path, shard_size=1), capfd)
-    assert {p: p.stat().st_mtime_ns for p in before} == written
-    assert furthest(scores(runs, "whole"), scores(runs, "killed")) < 1e-3
+@pytest.mark.timeout(600)
+def test_killed_runs_resume_with_another_number_of_ranks(settings, tmp_path: Path, capfd):
+    runs, killed = tmp_path / "runs", {}
+    for name, options in OPTIONS.items():
+        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        run_here(write(settings(name=f"{name}-whole", selector=ost), tmp_path, shard_size=1), capfd)
+        killed[name] = write(settings(name=f"{name}-killed", selector=ost), tmp_path, shard_size=1, **TWO)
+    told = run_apart(KILL_ALL, list(killed.values()))
+    for name, options in OPTIONS.items():
+        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        before = set((runs / f"{name}-killed" / "scores").glob("part-*.parquet"))
+        assert 3 <= len(before) < 48, f"{name} was killed in the middle: {told}"
+        written = {p: p.stat().st_mtime_ns for p in before}
+        run_here(write(settings(name=f"{name}-killed", selector=ost), tmp_path, shard_size=1), capfd)
+        assert {p: p.stat().st_mtime_ns for p in before} == written
+        assert furthest(scores(runs, f"{name}-whole"), scores(runs, f"{name}-killed")) < 1e-3, name
 
 
 def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_path: Path, capfd):
@@ -131,7 +143,7 @@ def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_pat
         config["proxy"] |= {"warmup": {"fraction": 0.5, "training": {"steps": 3, "batch_size": 8, "lr": 1e-4}}}
         files[name] = write(config, tmp_path, shard_size=5, **compute)
     run_here(files["one"], capfd)
-    run_apart([files["two"]])
+    select_on_two([files["two"]])
     assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-2
 
 
@@ -142,7 +154,7 @@ def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path
         config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
         files[name] = write(config, tmp_path, shard_size=5, **compute)
     run_here(files["one"], capfd)
-    run_apart([files["two"]])
+    select_on_two([files["two"]])
     for name in files:
         folder = tmp_path / "runs" / name
         noted = json.loads((folder / "ledger.jsonl").read_text().splitlines()[-1])["more"]["noted"]

@@ -77,7 +77,7 @@ def run_apart(script: str, files: list[Path], *options: int) -> str:
     command = [sys.executable, file, str(ostlight_selectors.ost.sample_count(48)), *map(str, options), *files]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, env=environment, check=False
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

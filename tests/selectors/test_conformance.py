@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
     ("ost", {"estimator": "exact", "objective": "sample"}),
-    ("ost", {"estimator": "projected", "probes": 4, "objective": "sample"}),
+    ("ost", {"estimator": "projected", "probes": 4}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "sample"}),
     ("ost", {"estimator": "first_order", "optimizer": "adam", "objective": "sample"}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),

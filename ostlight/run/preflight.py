@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -18,7 +19,7 @@ class Preflight:
     """One measurement, scaled to the whole stage.
 
     Attributes:
-        seconds: expected for the stage, on this rank.
+        seconds: expected for the stage, on this rank; NaN where it was not timed.
         flops: of matrix products and attention, for the stage, all ranks.
         peak_bytes: highest memory of the process (CPU) or device so far, the measured samples included.
         measured_on: samples it was measured on.
@@ -37,7 +38,7 @@ class Preflight:
         )
 
 
-def measure(work: Callable[[], None], measured_on: int, whole: float, per_rank: float) -> Preflight:
+def measure(work: Callable[[], None], measured_on: int, whole: float, per_rank: float, timed: bool = True) -> Preflight:
     """Runs ``work`` twice: once counting operations (and warming up), once on the clock.
 
     Args:
@@ -45,16 +46,21 @@ def measure(work: Callable[[], None], measured_on: int, whole: float, per_rank: 
         measured_on: samples it treats.
         whole: how many times ``work`` fits into the stage, over all ranks.
         per_rank: the same for this rank alone.
+        timed: ``False`` leaves the second run out.
     """
     counter = FlopCounter()
     with counter:
         work()
+    seconds = _clocked(work) if timed else math.nan
+    return Preflight(seconds * per_rank, counter.total * whole, peak_bytes(), measured_on)
+
+
+def _clocked(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    return Preflight(seconds * per_rank, counter.total * whole, peak_bytes(), measured_on)
+    return time.perf_counter() - start
 
 
 def peak_bytes() -> int:

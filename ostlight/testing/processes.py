@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,10 +14,14 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from ostlight.config.schema import Model
+from ostlight.digitmath.model import checkpoint
 from ostlight.model.batch import Batch
+from ostlight.model.module import MultimodalModel
 from ostlight.run.folder import RunFolder
 from ostlight.selection.selector import Selector
 from ostlight.testing.pools import Pools
@@ -42,28 +48,63 @@ class Outcome:
 
 
 def kill_and_resume(runs: Runs, name: str) -> Outcome:
-    """The run ``name`` twice from a new Python process: killed in the middle, then with two ranks (gloo)."""
+    """The run ``name`` twice in processes of their own: killed in the middle, then with two ranks (gloo)."""
     order = {
         "home": home_of(runs.cls),
         "options": dict(runs.options),
         "folder": str(runs.folder),
         "pools": str(runs.pools.pool.parent),
         "name": name,
+        "path": [p or "." for p in sys.path],
+        "environment": os.environ | {"OMP_NUM_THREADS": "1"},
     }
-    file, outcome = runs.folder / f"{name}.json", runs.folder / f"{name}-outcome.json"
+    file = runs.folder / f"{name}.json"
     file.write_text(json.dumps(order))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "ostlight.testing.processes", str(file), str(outcome)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
+    told = "" if _server().carries_out(file) else f"it took longer than {TIMEOUT_S} seconds\n"
+    outcome, said = file.with_suffix(".outcome"), file.with_suffix(".said")
+    told += said.read_text() if said.exists() else ""
+    return (
+        Outcome(**json.loads(outcome.read_text()), said=told)
+        if outcome.exists()
+        else Outcome(False, False, False, told)
     )
-    if not outcome.exists():
-        return Outcome(False, False, False, done.stderr)
-    return Outcome(**json.loads(outcome.read_text()), said=done.stderr)
+
+
+class _Server:
+    """A process that carries orders out in forks of itself: importing torch and lightning takes longer than a run."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "ostlight.testing.processes"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path), "OMP_NUM_THREADS": "1"}
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+        atexit.register(self.close)
+
+    def carries_out(self, order: Path) -> bool:
+        """Whether it came to an end in time; else the server is of no use any more."""
+        assert self._process.stdin is not None, "a pipe"
+        assert self._process.stdout is not None, "a pipe"
+        try:
+            print(order, file=self._process.stdin, flush=True)
+            ready, _, _ = select.select([self._process.stdout], [], [], TIMEOUT_S)
+            ended = bool(ready) and bool(self._process.stdout.readline())
+        except BrokenPipeError:
+            ended = False
+        if not ended:
+            self.close()
+            _server.cache_clear()
+        return ended
+
+    def close(self) -> None:
+        """Ends it, and whatever it still runs."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+@cache
+def _server() -> _Server:
+    return _Server()
 
 
 def kill_in_the_middle(selector: Selector, scores: Path) -> None:
@@ -78,9 +119,22 @@ def kill_in_the_middle(selector: Selector, scores: Path) -> None:
     selector.score = deadly  # type: ignore[method-assign]
 
 
-def main() -> None:
-    """What the new process does. It forks, because to import torch and lightning takes longer than the runs."""
-    order = json.loads(Path(sys.argv[1]).read_text())
+def serve() -> None:
+    """What the server's process does: one order a line, answered by a line when it has come to its end."""
+    MultimodalModel.load(Model(path=str(checkpoint("proxy"))), "proxy")  # imports what every run would
+    for line in sys.stdin:
+        order = Path(line.rstrip("\n"))
+        print(_status(_forked(partial(_carry_out, order))), flush=True)
+
+
+def _carry_out(file: Path) -> None:
+    said = os.open(file.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    order = json.loads(file.read_text())
+    sys.path[:] = order["path"]
+    os.environ.clear()
+    os.environ.update(order["environment"])
     runs = Runs(load_from(order["home"]), order["options"], Path(order["folder"]), Pools.make(Path(order["pools"])))
     scores = RunFolder.of(runs.config(order["name"])).scores
 
@@ -97,7 +151,7 @@ def main() -> None:
         written = {p: p.stat().st_mtime_ns for p in scores.glob("part-*.parquet")}
         found["resumed"] = on_two_ranks(resumed)
         found["scored_again"] = any(p.stat().st_mtime_ns != before for p, before in written.items())
-    Path(sys.argv[2]).write_text(json.dumps(found))
+    file.with_suffix(".outcome").write_text(json.dumps(found))
 
 
 def _forked(work: Callable[[], None], **environment: str) -> int:
@@ -150,4 +204,4 @@ def on_two_ranks(work: Callable[[], None], until: Callable[[], bool] = lambda: F
 
 
 if __name__ == "__main__":
-    main()
+    serve()

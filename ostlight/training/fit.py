@@ -44,7 +44,7 @@ def fit(
         folder, stage: where and under which name loggers write.
         seed: of the order of the samples.
         entry: the ledger's, filled in here.
-        say: prints the preflight line; ``None`` leaves it out.
+        say: prints the preflight line; ``None`` leaves it and its timing out.
         callbacks: Lightning's.
         checkpoints: takes them; where there is one already, training goes on from it.
         shard: whether ``compute.strategy=fsdp`` shards this model.
@@ -71,7 +71,7 @@ def fit(
     else:
         model.to(trainer.strategy.root_device)
         model.budget.say = _told_and_kept(entry, stage, say)
-        cost.flops, line = _preflight(model, steps, stage)
+        cost.flops, line = _preflight(model, steps, stage, timed=say is not None)
     if say is not None:
         say(line)
     steps.rank, steps.world_size, steps.tokens = trainer.global_rank, trainer.world_size, 0
@@ -138,7 +138,7 @@ def _estimate(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[f
     return flops, f"{stage}: {len(steps):,} steps: {flops:.2g} FLOPs (estimated: six for every weight and token)"
 
 
-def _preflight(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[float, str]:
+def _preflight(model: MultimodalModel, steps: StepDataset, stage: str, timed: bool) -> tuple[float, str]:
     """FLOPs of the whole training, and the line that says what it will cost."""
     step = steps[0].to(model.device)
     if not step.micro_batches:
@@ -151,7 +151,7 @@ def _preflight(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[
                 model.losses(micro).mean().backward()
             model.zero_grad(set_to_none=True)
 
-        return measure(once, sum(len(m) for m in micro_batches), len(steps), len(steps))
+        return measure(once, sum(len(m) for m in micro_batches), len(steps), len(steps), timed)
 
     found = model.budget.run(step.micro_batches, measured)
     return found.flops, found.line(f"{stage}: {len(steps):,} steps")

@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from ostlight.config.schema import Compute
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import DivergedError
+from ostlight.model.batch import Batch
 from ostlight.model.module import MultimodalModel
 from ostlight.run.flops import FlopCounter
 from ostlight.run.ledger import Entry
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 from ostlight.training.watch import mean_loss
+from ostlight.training.weights import put_back, trained_weights
 
 TRIAL_STEPS = 100
 """Optimiser steps of every trial, whatever the size of the set: trials are compared with each other."""
@@ -30,8 +34,8 @@ class Trials:
     """Trains a fresh copy of the proxy on records of the pool and reads trusted samples; every call costs one training.
 
     Args:
-        load: a fresh copy of the proxy, with the settings of its warm-up; all but their length are kept. Best not
-            warmed up yet: what has learnt the pool learns little more from any part of it.
+        load: the proxy, with the settings of its warm-up; all but their length are kept. Best not warmed up yet: what
+            has learnt the pool learns little more from any part of it. Called once; a trial begins with its weights.
         pool: where the records are.
         trusted: at least one.
         compute, folder: as for ``fit``.
@@ -51,12 +55,16 @@ class Trials:
         entry: Entry,
         say: Callable[[str], None],
     ) -> None:
-        self._load, self._pool, self._trusted = load, pool, trusted
+        self._load, self._pool = load, pool
         self._compute = dataclasses.replace(compute, progress=False, logger="none")
-        self._folder, self._seed, self._entry = folder, seed, entry
-        self._tell = say
-        self._say: Callable[[str], None] | None = say
-        self._data: EncodedPool | None = None
+        self._folder, self._seed, self._entry, self._say = folder, seed, entry, say
+        self._reader = _Reader(trusted, compute.tokens_per_batch)
+
+    @cached_property
+    def _proxy(self) -> tuple[MultimodalModel, dict[str, Tensor], EncodedPool]:
+        model = self._load()
+        model.training_settings = dataclasses.replace(model.training_settings, epochs=None, steps=TRIAL_STEPS)
+        return model, trained_weights(model), EncodedPool(self._pool, [], model.encoder)
 
     def __call__(self, positions: np.ndarray, repeat: int = 0) -> float:
         """The trusted samples' mean loss in nats after the training; infinite where the training diverged.
@@ -68,25 +76,24 @@ class Trials:
         Raises:
             DataError: no record to train on.
         """
-        model = self._load()
-        model.training_settings = dataclasses.replace(model.training_settings, epochs=None, steps=TRIAL_STEPS)
-        if self._data is None:
-            self._data = EncodedPool(self._pool, [], model.encoder)
-        reader, cost = _Reader(self._trusted, self._compute.tokens_per_batch), Entry("trial")
+        model, weights, data = self._proxy
+        put_back(model, weights)
+        tried = self._entry.more.get("trials", 0)
+        reader, cost = self._reader, Entry("trial")
+        reader.loss, reader.flops = math.inf, 0.0
+        say = None if tried else self._say
         try:
-            data = self._data.view(positions)
-            fit(model, data, self._compute, self._folder, "trial", self._seed + repeat, cost, self._say, [reader])
+            seed = self._seed + repeat
+            fit(model, data.view(positions), self._compute, self._folder, "trial", seed, cost, say, [reader])
         except DivergedError:
             reader.loss = math.inf
-        if model.budget.most is not None:
-            self._compute = dataclasses.replace(self._compute, tokens_per_batch=model.budget.most)
+        if "out_of_memory" in cost.more:
             self._entry.more["out_of_memory"] = told = cost.more["out_of_memory"]
-            if self._say is None:
-                self._tell(f"trial: {told}")
-        self._say = None
+            if say is None:
+                self._say(f"trial: {told}")
         self._entry.flops += cost.flops + reader.flops
         self._entry.tokens += cost.tokens
-        self._entry.more["trials"] = self._entry.more.get("trials", 0) + 1
+        self._entry.more["trials"] = tried + 1
         return reader.loss
 
 
@@ -95,11 +102,15 @@ class _Reader(Callback):
 
     def __init__(self, trusted: Sequence[Sample], tokens_per_batch: int) -> None:
         self._trusted, self._tokens_per_batch = trusted, tokens_per_batch
+        self._batches: list[Batch] | None = None
         self.loss, self.flops = math.inf, 0.0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModel), "trials train the models of this project"
+        if self._batches is None:
+            most = pl_module.budget.most or self._tokens_per_batch
+            self._batches = pl_module.batches(self._trusted, min(most, self._tokens_per_batch))
         with FlopCounter() as counter:
-            loss = mean_loss(pl_module, pl_module.batches(self._trusted, self._tokens_per_batch))
+            loss = mean_loss(pl_module, self._batches)
         self.flops = float(counter.total)
         self.loss = loss if math.isfinite(loss) else math.inf

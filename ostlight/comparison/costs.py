@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ostlight.comparison.results import Line
 from ostlight.config.schema import ORACLE
-from ostlight.evaluation.evaluate import ALL
+from ostlight.evaluation.answers import ALL
 
 
 class Offer(NamedTuple):

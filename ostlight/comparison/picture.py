@@ -18,7 +18,7 @@ from ostlight.comparison.costs import pareto_front
 from ostlight.comparison.names import in_common, short_names
 from ostlight.comparison.results import Line
 from ostlight.config.schema import BASE, ORACLE
-from ostlight.evaluation.evaluate import ALL
+from ostlight.evaluation.answers import ALL
 
 FRAME = "#9aa0a6"
 COLOURS = ("#2e6f95", "#c97b2a", "#5b8c5a", "#8a5a83", "#b5473c", "#6b6b3a", "#3a8a8c", "#a0567a", "#4f5d75", "#9c7a3c")

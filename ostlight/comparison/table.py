@@ -16,7 +16,7 @@ from ostlight.comparison.costs import pareto_front
 from ostlight.comparison.differences import Difference
 from ostlight.comparison.names import in_common, short_names
 from ostlight.comparison.results import Interval, Line
-from ostlight.evaluation.evaluate import ALL
+from ostlight.evaluation.answers import ALL
 
 
 @dataclass(frozen=True)

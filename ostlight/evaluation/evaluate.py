@@ -13,12 +13,10 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError
 from ostlight.evaluation.accuracy import KINDS, AnswerAccuracy, is_right, kind_of
-from ostlight.evaluation.answers import final_answer, options_of
+from ostlight.evaluation.answers import ALL, final_answer, options_of
 from ostlight.evaluation.generate import generate_answers
 from ostlight.model.encode import Encoded
 from ostlight.model.module import MultimodalModel
-
-ALL = "all"
 
 
 @dataclass

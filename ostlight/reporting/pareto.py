@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ostlight.config.schema import BASE
+from ostlight.evaluation.answers import ALL
 from ostlight.reporting.axes import Axis
 from ostlight.reporting.figures import duration, prefixed
-from ostlight.reporting.standing import ALL, Standing
+from ostlight.reporting.standing import Standing
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 18, 42
 LETTER, LINE = 6.6, 15

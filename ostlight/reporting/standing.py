@@ -16,9 +16,8 @@ from ostlight.comparison.names import short_names
 from ostlight.comparison.results import Interval
 from ostlight.config.schema import BASE, ORACLE
 from ostlight.errors import DataError
+from ostlight.evaluation.answers import ALL
 
-ALL = "all"
-"""The group of all questions."""
 NAMES = ("selector", "budget", "protocol")
 
 

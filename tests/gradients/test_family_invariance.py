@@ -89,7 +89,10 @@ def forward_only(
     return ForwardOnly(Step(model, parameters, anchors, ETA), singles)
 
 
-@pytest.mark.parametrize("dtype", BOUNDS, ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float64, id="float64"), pytest.param(torch.float32, id="float32", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("estimator", [first_order, second_order, projected, exact, forward_only])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_scores_do_not_depend_on_batch_padding_or_order(

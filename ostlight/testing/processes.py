@@ -60,14 +60,13 @@ def kill_and_resume(runs: Runs, name: str) -> Outcome:
     }
     file = runs.folder / f"{name}.json"
     file.write_text(json.dumps(order))
-    told = "" if _server().carries_out(file) else f"it took longer than {TIMEOUT_S} seconds\n"
+    ended = _server().carries_out(file)
+    told = "" if ended else f"it took longer than {TIMEOUT_S} seconds, or the process that ran it died\n"
     outcome, said = file.with_suffix(".outcome"), file.with_suffix(".said")
     told += said.read_text() if said.exists() else ""
-    return (
-        Outcome(**json.loads(outcome.read_text()), said=told)
-        if outcome.exists()
-        else Outcome(False, False, False, told)
-    )
+    if not outcome.exists():
+        return Outcome(False, False, False, told)
+    return Outcome(**json.loads(outcome.read_text()), said=told)
 
 
 class _Server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -82,11 +83,9 @@ class Trials:
         reader, cost = self._reader, Entry("trial")
         reader.loss, reader.flops = math.inf, 0.0
         say = None if tried else self._say
-        try:
+        with suppress(DivergedError):  # the loss stays infinite
             seed = self._seed + repeat
             fit(model, data.view(positions), self._compute, self._folder, "trial", seed, cost, say, [reader])
-        except DivergedError:
-            reader.loss = math.inf
         if "out_of_memory" in cost.more:
             self._entry.more["out_of_memory"] = told = cost.more["out_of_memory"]
             if say is None:

@@ -71,8 +71,9 @@ class Unfinished:
 def _created(path: Path) -> int:
     """A new file; its folder may vanish in between, where a process that shares it finds it empty."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
+            with suppress(FileExistsError):  # exist_ok raises where it vanishes a moment later
+                path.parent.mkdir(parents=True)
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ostlight.run.ledger import Ledger, total
-from ostlight.run.unfinished import BEAT_S
+from ostlight.run.unfinished import BEAT_S, _created
 from ostlight.selection.spent import Spent
 
 
@@ -125,3 +128,22 @@ def test_a_killed_stage_is_counted_once_it_is_dead(tmp_path: Path):
     assert (killed.calls, killed.price, killed.more) == (3, 0.25, {"failed": "killed"})
     assert killed.wall_s == pytest.approx(2 * BEAT_S, abs=1.5 * BEAT_S)
     assert total([killed, resumed], ("score",)).calls == 7
+
+
+def test_the_folder_of_what_is_unfinished_may_vanish_at_any_moment(tmp_path: Path):
+    folder, over = tmp_path / "unfinished", threading.Event()
+
+    def clear() -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                folder.rmdir()  # as a process that finds it empty
+
+    others = threading.Thread(target=clear)
+    others.start()
+    try:
+        for n in range(2000):
+            os.close(_created(folder / f".{n}"))
+            (folder / f".{n}").unlink()
+    finally:
+        over.set()
+        others.join()

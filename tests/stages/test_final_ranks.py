@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 import ostlight
 from ostlight.run.ledger import Ledger
+from ostlight.testing.forks import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -26,29 +22,26 @@ pytestmark = pytest.mark.slow
 TRAIN_ALL = """
 import sys
 import ostlight
-for file in sys.argv[1:]:
-    ostlight.train(file)
+from ostlight.testing.forks import on_ranks
+sys.exit(not on_ranks(lambda: list(map(ostlight.train, sys.argv[1:]))))
 """
-"""The first training starts the other rank, and both serve all of them: starting takes longer than training here."""
+KILL = """
+import sys
+from pathlib import Path
+import ostlight
+from ostlight.testing.forks import on_ranks
+on_ranks(lambda: ostlight.train(sys.argv[1]), until=Path(sys.argv[2]).exists)
+"""
 
 
-def start(configs: list[dict[str, Any]], folder: Path) -> subprocess.Popen[str]:
-    script = folder / "train_all.py"  # the other rank is started with the same command line: no -c
-    script.write_text(TRAIN_ALL)
+def run_apart(script: str, configs: list[dict[str, Any]], folder: Path, *arguments: Path) -> str:
+    (folder / "script.py").write_text(script)
     files = [folder / f"{config['name']}.yaml" for config in configs]
     for file, config in zip(files, configs, strict=True):
         file.write_text(yaml.safe_dump(config))
-    return subprocess.Popen(
-        [sys.executable, script, *files], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def run_apart(configs: list[dict[str, Any]], folder: Path) -> str:
-    process = start(configs, folder)
-    told, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, told
-    return told
+    ended = run_script(folder / "script.py", *files, *arguments)
+    assert ended.well, ended.said
+    return ended.said
 
 
 def run_here(config: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> str:
@@ -111,7 +104,7 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, capfd):
                 told += 2 * outcome(run_here(config, capfd))
             else:
                 on_two.append(config)
-    assert outcome(run_apart(on_two, tmp_path)) == told
+    assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == told
     start = weights(Path(on_two[0]["target"]["path"]))
     for what in ("full", "lora"):
         one = weights(runs / f"{what}-auto" / "target")
@@ -132,14 +125,9 @@ def test_two_killed_ranks_go_on(final, tmp_path: Path, capfd, strategy: str):
     for one in (config, alone):
         select_all_but_one_usable(one)
     run_here(alone, capfd)
-    process = start([config], tmp_path)
-    deadline = time.monotonic() + 200
-    while not (runs / "killed" / "checkpoint.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    run_apart(KILL, [config], tmp_path, runs / "killed" / "checkpoint.ckpt")
     assert not (runs / "killed" / "target").exists(), "the training was killed in the middle"
-    assert "goes on from step" in run_apart([config], tmp_path)
+    assert "goes on from step" in run_apart(TRAIN_ALL, [config], tmp_path)
     whole, resumed = weights(runs / "whole" / "target"), weights(runs / "killed" / "target")
     moved = distance(whole, weights(Path(config["target"]["path"])))
     assert distance(whole, resumed) < 1e-3 * moved

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ostlight
-from ostlight.testing import processes
+from ostlight.testing import forks
 from ostlight.testing.pools import Pools
 from ostlight.testing.processes import Outcome, kill_and_resume
 from ostlight.testing.runs import Runs
@@ -38,7 +38,7 @@ def runs_of(cls: type, folder: Path) -> Runs:
 def test_one_that_takes_too_long_is_told_and_the_next_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runs = runs_of(Lengths, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "TIMEOUT_S", 0.1)
+        patch.setattr(forks, "TIMEOUT_S", 0.1)
         outcome = kill_and_resume(runs, "late")
     assert (outcome.killed, outcome.resumed) == (False, False)
     assert "longer than 0.1 seconds" in outcome.said

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +19,7 @@ import ostlight
 from ostlight.errors import ConfigError, RunChangedError, SelectorError
 from ostlight.scoring.writer import audit
 from ostlight.selection.scores import read_shards
+from ostlight.testing.forks import run_script
 
 KEY = "sk-very-secret-0123456789"
 
@@ -166,11 +164,33 @@ def test_a_server_that_moved_is_the_same_judge_and_another_rubric_is_not(setting
         ostlight.select(settings(selector=choice(second.url, rubric=str(rubric))))
 
 
-def run_of(settings, folder: Path, pool: Path, url: str, **compute: Any) -> list[str]:
+SELECT = """
+import sys
+from pathlib import Path
+import ostlight
+from ostlight.testing.forks import on_ranks
+file, ranks, killed_after = sys.argv[1], *map(int, sys.argv[2:])
+replies = Path(file).parent / "runs" / "killed" / "selector"
+
+
+def answered():
+    return sum(f.read_bytes().count(b"\\n") for f in replies.glob("replies-*.jsonl"))
+
+
+ended = on_ranks(lambda: ostlight.select(file), ranks, lambda: killed_after and answered() >= killed_after)
+assert ended is not bool(killed_after)
+"""
+
+
+def run_apart(settings, folder: Path, pool: Path, url: str, ranks: int, killed_after: int = 0) -> None:
+    """Killed once so many replies are on disk; to the end without such a number."""
     config = settings(name="killed", pool={"path": str(pool)}, selector=choice(url, concurrency=8))
-    file = folder / "judge.yaml"
-    file.write_text(yaml.safe_dump(config | {"compute": config["compute"] | {"shard_size": 100} | compute}))
-    return [sys.executable, "-m", "ostlight.cli", "select", str(file)]
+    several = {"devices": 2, "strategy": "ddp"} if ranks == 2 else {}
+    file, script = folder / "judge.yaml", folder / "script.py"
+    file.write_text(yaml.safe_dump(config | {"compute": config["compute"] | {"shard_size": 100} | several}))
+    script.write_text(SELECT)
+    ended = run_script(script, file, str(ranks), str(killed_after))
+    assert ended.well, ended.said
 
 
 def text_pool(path: Path, records: int) -> Path:
@@ -191,25 +211,11 @@ def questions(server) -> collections.Counter:
 def test_a_killed_run_asks_nothing_twice_but_what_was_under_way(settings, tmp_path, loopback, ranks: int):
     server = loopback(lambda body, n: Send(scored(1 + n % 5).body, delay_s=0.02))
     pool = text_pool(tmp_path / "pool.jsonl", 600)
-    several = {"devices": 2, "strategy": "ddp"} if ranks == 2 else {}
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        run_of(settings, tmp_path, pool, server.url, **several),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while len(server.bodies) < 250 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(0.5)
-    before = len(server.bodies)
-    assert 250 <= before < 600
+    run_apart(settings, tmp_path, pool, server.url, ranks, killed_after=250)
+    time.sleep(0.5)  # what was under way arrives
+    assert 250 <= len(server.bodies) < 600
     # The other number of ranks goes on: it reads the replies of all.
-    done = subprocess.run(
-        run_of(settings, tmp_path, pool, server.url), capture_output=True, text=True, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_apart(settings, tmp_path, pool, server.url, ranks=1)
     asked = questions(server)
     assert len(asked) == 600
     assert sum(n - 1 for n in asked.values()) <= 8 * ranks
@@ -222,11 +228,7 @@ def test_a_killed_run_asks_nothing_twice_but_what_was_under_way(settings, tmp_pa
 def test_two_ranks_keep_a_file_each_and_ask_nothing_twice(settings, tmp_path, loopback):
     server = loopback(lambda body, n: scored(1 + n % 5))
     pool = text_pool(tmp_path / "pool.jsonl", 400)
-    done = subprocess.run(
-        run_of(settings, tmp_path, pool, server.url, devices=2, strategy="ddp"),
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_apart(settings, tmp_path, pool, server.url, ranks=2)
     folder = tmp_path / "runs" / "killed"
     lines = {p.name: len(p.read_text().splitlines()) for p in (folder / "selector").glob("replies-*.jsonl")}
     assert lines == {"replies-000.jsonl": 200, "replies-001.jsonl": 200}

@@ -8,11 +8,14 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all lint bench clean
 
-# torch first and pinned: what comes after finds it there and fetches no other build.
+# torch first and pinned: what comes after finds it there and fetches no other build. Python compiles what is imported;
+# compiling all that is installed takes longer than installing it.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.installed

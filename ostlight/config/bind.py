@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -29,15 +30,23 @@ def bind(schema: type[T], values: Mapping[str, Any], where: str = "", source: st
     Raises:
         ConfigError: unknown keys (with the nearest valid one and the list of all) and wrong types, all at once.
     """
-    problems = [*_unknown_keys(schema, values, where), *_wrong_values(schema, values, where)]
-    if problems:
-        raise ConfigError(problems, source)
-    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
-    return typing.cast(T, OmegaConf.to_object(merged))
+    problems = list(_unknown_keys(schema, values, where))
+    if not problems:
+        try:
+            return typing.cast(T, OmegaConf.to_object(OmegaConf.merge(_blank(schema), dict(values))))
+        except OmegaConfBaseException as error:
+            problems = [*_wrong_values(schema, values, where)] or [str(error).splitlines()[0]]
+            raise ConfigError(problems, source) from error
+    raise ConfigError([*problems, *_wrong_values(schema, values, where)], source)
+
+
+_hints: Callable[[type], dict[str, Any]] = cache(typing.get_type_hints)
+_blank: Callable[[type], Any] = cache(OmegaConf.structured)
+"""What is merged into; a merge leaves it as it is."""
 
 
 def _unknown_keys(schema: type, values: Mapping[str, Any], where: str) -> Iterator[str]:
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     valid = [f.name for f in dataclasses.fields(schema)]
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
@@ -59,8 +68,8 @@ def _unknown_keys(schema: type, values: Mapping[str, Any], where: str) -> Iterat
 
 def _wrong_values(schema: type, values: Mapping[str, Any], where: str) -> Iterator[str]:
     """Binds leaf by leaf, since a bind of the whole would stop at the first problem."""
-    base = OmegaConf.structured(schema)
-    hints = typing.get_type_hints(schema)
+    base = _blank(schema)
+    hints = _hints(schema)
     for key, value in values.items():
         if key not in hints:
             continue  # told as unknown

@@ -60,6 +60,7 @@ def test_scores_are_those_of_gradients_formed_in_full(data: Path, tmp_path: Path
     assert np.median((scored.phi(2_000) ** 2).sum(1) / every) == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_it_writes_every_ranking(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_setwise_human, "STEPS", 5)
     monkeypatch.setattr(bench_setwise_human.HumanPicker, "brief_steps", 5)

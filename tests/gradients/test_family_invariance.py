@@ -93,7 +93,9 @@ def forward_only(
     "dtype",
     [pytest.param(torch.float64, id="float64"), pytest.param(torch.float32, id="float32", marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("estimator", [first_order, second_order, projected, exact, forward_only])
+@pytest.mark.parametrize(
+    "estimator", [first_order, second_order, pytest.param(projected, marks=pytest.mark.slow), exact, forward_only]
+)
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_scores_do_not_depend_on_batch_padding_or_order(
     tiny: Callable[..., nn.Module],

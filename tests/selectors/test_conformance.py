@@ -26,6 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ost": {"estimator": "exact", "scope": "head", "objective": "sample"},
 }
 """Options a selector cannot do without, or that make it quick enough here."""
+ONE_OF_A_KIND = ("active", "combine", "llm_judge", "loss", "ost", "random")
+"""Answers of its own, others' scores, a server's, one pass, gradients, none: the quick tests' share."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
     ("ost", {"estimator": "exact", "objective": "sample"}),
@@ -52,7 +54,7 @@ def options_of(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.getfixturevalue("judge") if name == "llm_judge" else OPTIONS.get(name, {})
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "less" else []) for n in OURS])
+@pytest.mark.parametrize("name", [n if n in ONE_OF_A_KIND else pytest.param(n, marks=pytest.mark.slow) for n in OURS])
 def test_it_holds_the_contract(name: str, request: pytest.FixtureRequest):
     check_selector(name, options_of(name, request), processes=False)
 

@@ -83,6 +83,7 @@ def test_a_rerun_changes_no_byte_and_trains_nothing(contest):
     assert (folder / "ledger.jsonl").read_text() == spent
 
 
+@pytest.mark.slow
 def test_the_same_seeds_elsewhere_give_the_same_tables_measured_times_aside(contest, tmp_path):
     first, second = (contest | {"folder": str(tmp_path / name)} for name in ("one", "two"))
     ostlight.benchmark(first)

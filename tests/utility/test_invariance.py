@@ -48,8 +48,7 @@ ESTIMATORS: dict[str, Make] = {
 CASES = [
     *((name, "sgd") for name in ESTIMATORS),
     ("second_order", "adam"),
-    ("projected", "adam"),
-    *(pytest.param(name, "adam", marks=pytest.mark.slow) for name in ("exact", "first_order", "forward_only")),
+    *(pytest.param(n, "adam", marks=pytest.mark.slow) for n in ("projected", "exact", "first_order", "forward_only")),
 ]
 """``exact_head`` knows plain steps alone."""
 

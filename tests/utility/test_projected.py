@@ -63,7 +63,7 @@ def test_what_lies_outside_the_directions_still_counts_to_first_order(proxy, sam
         assert torch.allclose(torch.as_tensor(found[name]), torch.as_tensor(expected[name]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_it_ranks_like_the_definition_where_a_parabola_does_not(proxy, samples, tmp_path: Path, optimizer: str):
     model = proxy("float32")
     parameters = scoped_parameters(model.model, "blocks")

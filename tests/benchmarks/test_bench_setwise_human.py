@@ -44,6 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_gradients_formed_in_full(data: Path, tmp_path: Path) -> None:
     cut = load(data, tmp_path)
     cut.parts.update({k: (x.double(), y) for k, (x, y) in cut.parts.items()})

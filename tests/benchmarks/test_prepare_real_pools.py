@@ -208,6 +208,7 @@ def prepared(name: str, data: Path, home: Path, monkeypatch: pytest.MonkeyPatch)
     prepare_real_pools.main([name, "--data", str(data), "--steps", "2"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_prepares_the_same(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -104,7 +104,7 @@ def dots_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
         b = b.transpose(0, 1).contiguous().transpose(0, 1)
         targets = targets.mT.contiguous().mT
     elif name == "small workspace":
-        a, b, targets = test_grad_dots.layer(18, 3, 40, 33, 3, dtype)
+        a, b, targets = test_grad_dots.layer(17, 3, 33, 15, 3, dtype)
     else:
         a, b, targets = test_grad_dots.layer(*SHAPES[name], dtype)
     samples = len(a) if segments is None else 6

@@ -26,8 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ost": {"estimator": "exact", "scope": "head", "objective": "sample"},
 }
 """Options a selector cannot do without, or that make it quick enough here."""
-ONE_OF_A_KIND = ("active", "combine", "llm_judge", "loss", "ost", "random")
-"""Answers of its own, others' scores, a server's, one pass, gradients, none: the quick tests' share."""
+ONE_OF_A_KIND = ("combine", "llm_judge", "loss", "ost", "random")
+"""Others' scores, a server's, one pass, gradients, none: the quick tests' share."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
     ("ost", {"estimator": "exact", "objective": "sample"}),

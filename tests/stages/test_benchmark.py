@@ -195,6 +195,7 @@ def test_choices_that_only_pick_otherwise_are_scored_once(contest):
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_selector_that_draws_and_uses_the_proxy_has_a_proxy_of_its_own_for_each_seed(contest):
     parts = [{"name": "loss", "keep": 0.5}, {"name": "random"}]
     combined = {"name": "combine", "label": "half", "options": {"how": "cascade", "of": parts}}

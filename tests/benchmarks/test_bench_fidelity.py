@@ -18,7 +18,7 @@ from ostlight.utility.gradient import dot, sample_gradient
 FIELDS = {
     "bench", "case", "metric", "value", "unit", "n", "p20", "p80", "commit", "device", "versions", "when"
 }  # fmt: skip
-MINI = bench_fidelity.Plan((0,), ("0.05",), 60, 8, (2, 4), (2,), 3, 24, 16, ("0.05",), ("0.05",), 4)
+MINI = bench_fidelity.Plan((0,), ("0.05",), 60, 8, (2, 4), (2,), 3, 24, 16, ("0.05",), ("0.05",), 4, 2)
 
 
 @pytest.fixture(autouse=True)

@@ -199,18 +199,19 @@ def test_what_cannot_be_combined_is_told(choice: dict, says: str):
 
 @pytest.mark.slow
 def test_two_ranks_give_the_same_cascade(settings, tmp_path: Path):
+    """Started by the command, which starts the second rank itself; other tests fork theirs."""
     choice = combined("cascade", (*LOSS, 0.5), ("deita", {"complexity": None, "quality": None}, None))
-    found = []
-    for name, compute in (("one", {}), ("two", {"devices": 2, "strategy": "ddp"})):
-        config = settings(name=name, selector=choice)
-        config["compute"] |= compute | {"shard_size": 5}
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(config))
-        arguments = [sys.executable, "-m", "ostlight.cli", "select", str(file)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append(read_shards(tmp_path / "runs" / name / "scores"))
-    one, two = found
+    configs = {}
+    for name, ranks in (("one", {}), ("two", {"devices": 2, "strategy": "ddp"})):
+        configs[name] = settings(name=name, selector=choice)
+        configs[name]["compute"] |= ranks | {"shard_size": 5}
+    ostlight.select(configs["one"])
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(configs["two"]))
+    arguments = [sys.executable, "-m", "ostlight.cli", "select", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (read_shards(tmp_path / "runs" / name / "scores") for name in configs)
     assert one["scored_by"].to_pylist() == two["scored_by"].to_pylist()
     assert one["score"].to_pylist() == pytest.approx(two["score"].to_pylist(), rel=1e-4)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import yaml
 
 import ostlight
 from ostlight.run.ledger import Ledger, total
+from ostlight.testing.forks import run_script
 
 PAYING = '''
 import os, sys, time
@@ -32,19 +28,29 @@ class Paying(ostlight.Selector):
         return {"score": [0.0] * len(batch)}
 
 if __name__ == "__main__":
-    ostlight.select(sys.argv[1])
+    from pathlib import Path
+    from ostlight.testing.forks import on_ranks
+    ranks, shards = map(int, sys.argv[2:])
+    scores = Path(sys.argv[1]).parent / "runs/run/scores"
+    enough = lambda: shards and len(list(scores.glob("part-*.parquet"))) >= shards
+    assert on_ranks(lambda: ostlight.select(sys.argv[1]), ranks, enough) is not bool(shards)
 '''
 
 
-def script(folder: Path, settings: dict[str, Any], **compute: Any) -> list[str]:
+def write(folder: Path, settings: dict[str, Any], **compute: Any) -> None:
     config = settings | {"selector": {"name": "paying"}, "compute": settings["compute"] | compute}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     (folder / "paying.py").write_text(PAYING)
-    return [sys.executable, str(folder / "paying.py"), str(folder / "run.yaml")]
+
+
+def run_apart(folder: Path, ranks: int, killed_after: int = 0) -> None:
+    """Killed once so many shards are written; to the end without such a number."""
+    ended = run_script(folder / "paying.py", folder / "run.yaml", str(ranks), str(killed_after))
+    assert ended.well, ended.said
 
 
 def test_a_selectors_spending_is_in_the_benchmarks_results(settings, tmp_path: Path, monkeypatch):
-    script(tmp_path, settings())
+    write(tmp_path, settings())
     monkeypatch.syspath_prepend(tmp_path)
     __import__("paying")
     contest = {"selectors": [{"name": "paying"}, {"name": "random"}], "budgets": [{"count": 6}], "seeds": [0]}
@@ -60,26 +66,21 @@ def test_a_selectors_spending_is_in_the_benchmarks_results(settings, tmp_path: P
 
 @pytest.mark.slow
 def test_the_ranks_spending_is_summed(settings, tmp_path: Path):
-    arguments = script(tmp_path, settings(), devices=2, strategy="ddp", shard_size=5)
-    subprocess.run(arguments, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+    write(tmp_path, settings(), devices=2, strategy="ddp", shard_size=5)
+    run_apart(tmp_path, ranks=2)
     score = total(Ledger(tmp_path / "runs/run/ledger.jsonl").read(), ("score",))
     assert (score.samples, score.calls, score.tokens_in, score.tokens_out, score.price) == (48, 48, 480, 96, 24.0)
 
 
 @pytest.mark.slow
-def test_what_was_paid_before_a_kill_is_in_the_total(settings, tmp_path: Path):
-    arguments = script(tmp_path, settings(), shard_size=5)
-    slow = os.environ | {"PAUSE_S": "0.2"}
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=slow)
-    scores = tmp_path / "runs/run/scores"
-    deadline = time.monotonic() + 200
-    while len(list(scores.glob("part-*.parquet"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = 5 * len(list(scores.glob("part-*.parquet")))
+def test_what_was_paid_before_a_kill_is_in_the_total(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, settings(), shard_size=5)
+    with monkeypatch.context() as patch:
+        patch.setenv("PAUSE_S", "0.2")
+        run_apart(tmp_path, ranks=1, killed_after=3)
+    done = 5 * len(list((tmp_path / "runs/run/scores").glob("part-*.parquet")))
     assert 15 <= done < 48, "the run was killed in the middle"
-    subprocess.run(arguments, check=True, timeout=240)
+    run_apart(tmp_path, ranks=1)
     killed, resumed = (e for e in Ledger(tmp_path / "runs/run/ledger.jsonl").read() if e.stage == "score")
     assert killed.more == {"failed": "killed"}
     # All that was paid, but for the last second (five samples): the finished shards, and the one in the making.

@@ -25,9 +25,6 @@ from sklearn.metrics import roc_auc_score
 from ostlight.comparison.results import Interval
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
-from ostlight.run.folder import RunFolder
-from ostlight.run.tasks import Room
-from ostlight.stages.benchmark import contests_of
 
 ROOT = Path(__file__).parents[1]
 READING = "## What it says"
@@ -52,7 +49,7 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
     comment = [line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
     commands = [line.removeprefix("Run:").strip() for line in comment if line.startswith(("python ", "Run:"))]
     told = " ".join(line for line in comment if not line.startswith(("python ", "Run:")))
-    users = folder_users(run, config)
+    users = folder_users(run)
     parts = [
         f"# {config.name.replace('_', ' ').capitalize()}",
         told,
@@ -113,16 +110,14 @@ def over(variants: Sequence[str], run: Path, config: Config) -> str:
     return "\n".join(lines)
 
 
-def folder_users(run: Path, config: Config) -> dict[str, list[tuple[str, str]]]:
-    """Variant and name in the tables of those who use each folder of warm-ups and scores."""
-    assert config.benchmark is not None
+def folder_users(run: Path) -> dict[str, list[tuple[str, str]]]:
+    """Variant and name in the tables of those who use each folder of warm-ups and scores, as the benchmark wrote them
+    down; a folder that an earlier state of the code left has none."""
     users: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for contest in contests_of(config, RunFolder.of(config), Room(run / "work", 0.0)):
-        for choice in config.benchmark.selectors:
-            task = contest.scores(choice, config.seed)
-            for stage, name in ((task, choice.shown), (task.proxy, "warm-up")):
-                if stage is not None and (contest.variant, name) not in users[stage.config.name]:
-                    users[stage.config.name].append((contest.variant, name))
+    for row in map(json.loads, (run / "scored.jsonl").read_text().splitlines()):
+        for folder, name in ((row["scores"], row["selector"]), (row["proxy"], "warm-up")):
+            if folder and (row["variant"], name) not in users[Path(folder).name]:
+                users[Path(folder).name].append((row["variant"], name))
     return users
 
 
@@ -175,7 +170,7 @@ def what_the_scores_know(run: Path, config: Config, shown: dict[str, str]) -> st
     rows = []
     for folder in sorted((run / "selectors").iterdir()):
         label = folder.name.rpartition("-")[0]
-        if names.get(label) not in (JUDGE, "deita", "ost", "loss"):
+        if folder.name not in shown or names.get(label) not in (JUDGE, "deita", "ost", "loss"):
             continue
         known = scores_and_defects(folder)
         if known is None:
@@ -184,7 +179,7 @@ def what_the_scores_know(run: Path, config: Config, shown: dict[str, str]) -> st
         right = np.array([d in ANSWER_IS_RIGHT for d in defects])
         area = f"{roc_auc_score(right, values):.3f}" if 0 < right.sum() < len(right) else ""
         said = judged(values, defects) if names[label] == JUDGE else ""
-        rows.append(f"| {shown.get(folder.name, folder.name)} | {len(values):,} | {area} | {said} |")
+        rows.append(f"| {shown[folder.name]} | {len(values):,} | {area} | {said} |")
     own_accuracy = trained_accuracy(config)
     head = "| scores | records | AUROC, right answers against wrong | as a judge |\n| --- | ---: | ---: | --- |\n"
     return head + "\n".join([*rows, *own_accuracy]) if rows else ""
@@ -235,19 +230,21 @@ def notes(run: Path, shown: dict[str, str]) -> str:
         said, name = json.loads(file.read_text()), file.parents[1].name
         losses = dict(said.get("losses") or [])
         kept = said.get("kept_step")
-        if kept is not None:
+        if name in shown and kept is not None:
             lines.append(
-                f"- {shown.get(name, name)}: warmed up on {said['samples']:,} samples, kept at step {kept}; loss on "
+                f"- {shown[name]}: warmed up on {said['samples']:,} samples, kept at step {kept}; loss on "
                 f"the {said['watched_on']} {losses[0]:.3f} before, {losses[kept]:.3f} after"
             )
     for file in sorted(run.glob("selectors/*/selector/notes.json")):
-        said = json.loads(file.read_text())
+        said, name = json.loads(file.read_text()), file.parents[1].name
+        if name not in shown:
+            continue
         told = [f"eta {said['eta']:.4g}"] if isinstance(said.get("eta"), int | float) else []
         agreement = said.get("rank_agreement")
         if isinstance(agreement, dict) and agreement.get("spearman") is not None:
             told.append(f"Spearman {agreement['spearman']:.2f} with `exact` on {agreement.get('samples', '?')} samples")
         if told:
-            lines.append(f"- {shown.get(file.parents[1].name, file.parents[1].name)}: {', '.join(told)}")
+            lines.append(f"- {shown[name]}: {', '.join(told)}")
         lines += [f"  - {line}" for line in trials(file.parents[1] / "ledger.jsonl")]
     return "\n".join(lines)
 

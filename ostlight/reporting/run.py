@@ -83,19 +83,25 @@ class Run:
 
     @cached_property
     def scored(self) -> list[Run]:
-        """The runs with scores: this one, or the selectors of a benchmark, those with the most evidence first."""
+        """The runs with scores: this one, or the selectors of a benchmark, those with the most evidence first; without
+        what an earlier state of the code left, where the benchmark came to an end."""
         if any(self.folder.scores.glob("part-*.parquet")):
             return [self]
-        folders = sorted(p.parent.parent for p in self.path.glob("selectors/*/scores/part-*.parquet"))
-        runs = [Run.open(folder) for folder in dict.fromkeys(folders)]
+        folders = sorted({p.parent.parent for p in self.path.glob("selectors/*/scores/part-*.parquet")})
+        told = {self.path / row["scores"] for row in self._whose_scores}
+        runs = [Run.open(folder) for folder in folders if folder in told or not told]
         return sorted(runs, key=lambda run: -len(run.evidence_columns))
+
+    @cached_property
+    def _whose_scores(self) -> list[dict[str, Any]]:
+        file = self.folder.scored
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     @cached_property
     def variants_scored(self) -> dict[str, list[str]]:
         """The variants of a benchmark that a folder of scores was made for, by its path within; empty without any."""
-        file, found = self.folder.scored, defaultdict[str, list[str]](list)
-        for line in file.read_text().splitlines() if file.is_file() else []:
-            row = json.loads(line)
+        found = defaultdict[str, list[str]](list)
+        for row in self._whose_scores:
             if row["variant"] and row["variant"] not in found[row["scores"]]:
                 found[row["scores"]].append(row["variant"])
         return dict(found)

@@ -75,10 +75,16 @@ def benchmark(config: Config) -> list[Line]:
 
 
 def _scored(cells: Sequence[CellTask], home: Path) -> list[dict[str, Any]]:
-    """``{scores, selector, variant}``: whose scores each folder holds; several may share one."""
+    """``{scores, proxy, selector, variant}``: whose scores each folder holds, and the folder of the warm-up before, if
+    there was one; several may share one."""
     made = [(cell.cell, stage) for cell in cells for stage in with_needs(cell) if isinstance(stage, ScoreTask)]
     rows = [
-        {"scores": str(stage.place.path.relative_to(home)), "selector": cell.label, "variant": cell.variant}
+        {
+            "scores": str(stage.place.path.relative_to(home)),
+            "proxy": str(stage.proxy.home.path.relative_to(home)) if stage.proxy and stage.proxy.warms else None,
+            "selector": cell.label,
+            "variant": cell.variant,
+        }
         for cell, stage in made
     ]
     return [row for place, row in enumerate(rows) if row not in rows[:place]]

@@ -75,6 +75,7 @@ def test_the_comment_at_the_head_of_the_yaml_alone_asks_the_question(settings, t
     for name in ("table.md", "costs.md"):
         (tmp_path / name).write_text("| selector |\n| --- |\n")
     (tmp_path / "selectors").mkdir()
+    (tmp_path / "scored.jsonl").touch()
     section = {"selectors": [{"name": "random"}], "budgets": [{"fraction": 0.25}]}
     page = results_page.page(tmp_path, load_config(settings(name="asked", benchmark=section)), source, "")
     assert page.startswith("# Asked\n\nIs it so?\n\n    ostlight benchmark asked.yaml\n")
@@ -100,7 +101,10 @@ def test_notes_tell_what_the_warm_up_kept(tmp_path: Path):
     losses = [[0, 1.5], [4, 0.5]]
     said = {"samples": 100, "watched_on": "development set", "kept_step": 4, "losses": losses}
     (folder / "warmup.json").write_text(json.dumps(said))
-    assert "kept at step 4; loss on the development set 1.500 before, 0.500 after" in results_page.notes(tmp_path, {})
+    told = results_page.notes(tmp_path, {"proxy-1": "warm-up"})
+    assert told.startswith("- warm-up: ")
+    assert "kept at step 4; loss on the development set 1.500 before, 0.500 after" in told
+    assert not results_page.notes(tmp_path, {}), "an earlier state of the code left it"
 
 
 def test_variants_that_differ_in_seeds_alone_are_repetitions(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from ostlight.config import load_config
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import BenchmarkError, ConfigError, DataError
 from ostlight.reporting.page import write_report
+from ostlight.reporting.run import Run
 from ostlight.selection import registry
 from ostlight.selection.budget import Budget
 from ostlight.selection.registry import load
@@ -164,12 +166,16 @@ def test_variants_share_what_they_make_from_the_same(contest):
     of = [(row["selector"], row["variant"]) for row in scored(folder)]
     assert of == [(label, variant) for variant in ("as it is", "warmed up") for label in ("random", "loss")]
     assert len({row["scores"] for row in scored(folder)}) == 3
+    (proxy,) = (folder / "proxies").iterdir()
+    assert [row["proxy"] for row in scored(folder)] == [None, None, None, f"proxies/{proxy.name}"]
     page = write_report(folder).read_text()
     assert "<b><bdi>loss</bdi></b> (<bdi>" in page
     assert "(<bdi>as it is, warmed up</bdi>)" in page
     cold, warm = (line for line in lines if line.label == "loss")
     assert warm.selection_flops > cold.selection_flops > 0
     assert "variant" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])
+    shutil.copytree(next((folder / "selectors").glob("loss-*")), folder / "selectors" / "loss-of-older-code")
+    assert len(Run.open(folder).scored) == 3
 
 
 def test_choices_that_only_pick_otherwise_are_scored_once(contest):

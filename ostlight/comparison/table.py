@@ -1,4 +1,4 @@
-"""The tables of a comparison: accuracy with differences, and cost. For the terminal and as Markdown and CSV.
+"""The tables of a comparison: accuracy with differences, and cost. As Markdown and CSV.
 
 Times stand in the table of costs alone: the other is the same, byte for byte, whenever the benchmark is run again.
 """
@@ -10,11 +10,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from ostlight.comparison.costs import pareto_front
 from ostlight.comparison.differences import Difference
-from ostlight.comparison.names import in_common, short_names
 from ostlight.comparison.results import Interval, Line
 from ostlight.evaluation.answers import ALL
 
@@ -29,7 +26,8 @@ class TextTable:
 
     def markdown(self) -> str:
         rule = ["---" if k < self.names else "---:" for k in range(len(self.head))]
-        return "".join("| " + " | ".join(row) + " |\n" for row in [self.head, rule, *self.rows])
+        cells = [[_escaped(text) for text in row] for row in [self.head, rule, *self.rows]]
+        return "".join("| " + " | ".join(row) + " |\n" for row in cells)
 
     def csv(self) -> str:
         out = io.StringIO()
@@ -39,9 +37,22 @@ class TextTable:
         return out.getvalue()
 
 
+def _escaped(text: str) -> str:
+    """In one cell of a Markdown table."""
+    return " ".join(text.replace("|", r"\|").split())
+
+
+def groups_of(lines: Sequence[Line]) -> list[str]:
+    """Of the questions, without the mean over all; variants with test sets of their own may differ in them."""
+    return list(dict.fromkeys(g for line in lines for g in line.accuracy if g != ALL))
+
+
 def accuracy_table(lines: Sequence[Line], baseline: str | None) -> TextTable:
-    """Accuracies in percent with their interval over seeds, differences in points with theirs over seeds and items."""
-    groups = [g for g in lines[0].accuracy if g != ALL]
+    """Accuracies in percent with their interval over seeds, differences in points with theirs over seeds and items.
+
+    Blank where a line's questions have none of a group.
+    """
+    groups = groups_of(lines)
     to = [f"difference to {baseline} (95%)"] if baseline else []
     names, named = _names(lines)
     head = [*names, "seeds", "accuracy (95%)", *to, *groups, "kept", "defects kept", "selection FLOPs", "total FLOPs"]
@@ -54,7 +65,7 @@ def accuracy_table(lines: Sequence[Line], baseline: str | None) -> TextTable:
                 str(line.seeds),
                 _interval(line.accuracy[ALL]),
                 *([_difference(line.difference)] if baseline else []),
-                *(f"{100 * v.mean:.0f}" for g, v in line.accuracy.items() if g != ALL),
+                *(f"{100 * line.accuracy[g].mean:.0f}" if g in line.accuracy else "" for g in groups),
                 f"{line.kept:.0f}" if line.kept else "",
                 share,
                 _flops(line.selection_flops),
@@ -106,45 +117,3 @@ def _difference(value: Difference | None) -> str:
 
 def _flops(value: float) -> str:
     return f"{value:.2e}" if value else ""
-
-
-def rich_tables(lines: Sequence[Line], baseline: str | None, title: str, width: int) -> list[Table]:
-    """Both tables for a terminal of that many columns; where it is too narrow, the groups stand in one of their own.
-
-    What all lines have in common goes into the title.
-    """
-    with_variant = any(line.variant for line in lines)
-    names = [
-        f"{line.variant}: {name}" if with_variant else name
-        for line, name in zip(lines, short_names(lines), strict=True)
-    ]
-    title = ", ".join([title, *in_common(lines).words])
-    accuracy, cost = accuracy_table(lines, baseline), cost_table(lines)
-    groups = [g for g in lines[0].accuracy if g != ALL]
-    head, rows = _named(names, accuracy, leave_out=())
-    tables = [(title, head, rows)]
-    if not _fits(head, rows, width):
-        narrow = _named(names, accuracy, leave_out=(*groups, "kept", "selection FLOPs"))
-        others = [h for h in accuracy.head if h not in groups]
-        tables = [(title, *narrow), ("accuracy by group, %", *_named(names, accuracy, leave_out=others))]
-    tables.append(("what it cost", *_named(names, cost, leave_out=("accuracy", "total wall s"))))
-    return [_table(*t) for t in tables]
-
-
-def _named(names: Sequence[str], table: TextTable, leave_out: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    kept = [k for k in range(table.names, len(table.head)) if table.head[k] not in leave_out]
-    head = ["selected", *(table.head[k] for k in kept)]
-    return head, [[name, *(row[k] for k in kept)] for name, row in zip(names, table.rows, strict=True)]
-
-
-def _fits(head: list[str], rows: list[list[str]], width: int) -> bool:
-    return sum(max(len(row[k]) for row in [head, *rows]) + 3 for k in range(len(head))) + 1 <= width
-
-
-def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for k, name in enumerate(head):
-        table.add_column(name, justify="right" if k else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

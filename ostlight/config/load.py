@@ -79,11 +79,6 @@ def to_plain(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML; running that file repeats the run."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-
-
 def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise ConfigError([f"a folder, not a file; it holds: {_yaml_files(path)}"], str(path))

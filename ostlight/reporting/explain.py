@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ostlight.data.sample import IMAGE_MARK
+from ostlight.data.terminal import harmless
 from ostlight.errors import BadRecord, DataError
 from ostlight.reporting.contents import Scored
-from ostlight.reporting.figures import clipped, harmless, plain, signed
+from ostlight.reporting.figures import clipped, plain, signed
 from ostlight.reporting.find import find
 from ostlight.reporting.layers import LayerSlope, layer_slopes
 from ostlight.reporting.noise import CERTAIN

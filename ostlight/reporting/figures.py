@@ -56,11 +56,6 @@ def clipped(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
-def harmless(text: str) -> str:
-    """For a terminal: control and direction-turning characters are spelled out, not obeyed."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 @dataclass(frozen=True)
 class Scale:
     """A power of ten all utilities of a run are shown in, so that they are short: ``value * factor`` in ``unit``."""

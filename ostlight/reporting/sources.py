@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ostlight.data.terminal import harmless
 from ostlight.errors import DataError
 from ostlight.reporting.contents import Scored
-from ostlight.reporting.figures import clipped, harmless
+from ostlight.reporting.figures import clipped
 from ostlight.reporting.matrix import Matrix, matrices
 from ostlight.reporting.run import Run
 

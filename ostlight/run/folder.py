@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ostlight.config.load import to_yaml
+import yaml
+
+from ostlight.config.load import to_plain
+from ostlight.config.read import read_mapping
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import ConfigError, RunChangedError
@@ -60,15 +63,22 @@ class RunFolder:
     def of(cls, config: Config) -> RunFolder:
         return cls(Path(config.folder) / config.name, config)
 
-    def keep_config(self) -> None:
+    def keep_config(self, *sections: str) -> None:
         """Writes ``config.yaml``, which repeats the run.
 
         A stage calls it once nothing refuses it any more: a refused one must not change what the folder says of the
         work that lies in it.
+
+        Args:
+            sections: what the stage's work hangs on and no earlier one's; the others stay as they stand in the file,
+                which tells of the work of other stages. All where none is named.
         """
         if is_first_rank():
-            text = f"# Repeat this run: ostlight select THIS_FILE\n{to_yaml(self.config)}"
-            atomic_write_text(self.path / "config.yaml", text)
+            file, values = self.path / "config.yaml", to_plain(self.config)
+            if sections:
+                values = read_mapping(file) | {name: values[name] for name in sections}
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            atomic_write_text(file, f"# Repeat this run: ostlight select THIS_FILE\n{text}")
 
     def claim(self, stage: str, inputs: dict[str, str]) -> None:
         """States what a stage is about to be made from, before its first file is written.

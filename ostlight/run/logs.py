@@ -50,7 +50,7 @@ class LoggerOf(Callback):
 
 
 def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> None:
-    """Logs a comparison's table (``table.csv``) and pictures (``*.png``) as its run folder holds them.
+    """Logs a comparison's table (``table.csv``, ``table.md``) and pictures (``*.png``) as its run folder holds them.
 
     Weights & Biases gets a table and images, TensorBoard the table as text and the images; for ``csv`` and ``none`` the
     files themselves are the log.
@@ -64,8 +64,7 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
         for picture in pictures:
             logger.log_image(f"picture/{picture.stem}", [str(picture)])
     elif isinstance(logger, TensorBoardLogger):
-        lines = [columns, ["---"] * len(columns), *rows]
-        logger.experiment.add_text("table", "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        logger.experiment.add_text("table", (folder / "table.md").read_text())
         for picture in pictures:
             pixels = np.asarray(Image.open(picture).convert("RGB"))
             logger.experiment.add_image(f"picture/{picture.stem}", pixels, dataformats="HWC")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ostlight.comparison.files import WRITTEN, write_all
 from ostlight.comparison.results import Line, summarise
-from ostlight.comparison.table import rich_tables
+from ostlight.comparison.terminal import rich_tables
 from ostlight.config.load import vary
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text

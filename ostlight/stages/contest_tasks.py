@@ -116,6 +116,7 @@ class PickTask:
                 "budget": dataclasses.asdict(budget),
                 "options": dataclasses.asdict(self.scores.selector.options),
                 "target": fingerprint.of_model(contest.config.target.path, "target") if budget.tokens else None,
+                "truth": contest.truth,
             }
         )
         self.key = f"pick {made_from}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from ostlight.data.terminal import harmless
 from ostlight.run.folder import is_first_rank
 
 console = Console(highlight=False)
@@ -12,4 +13,4 @@ console = Console(highlight=False)
 def say(line: str) -> None:
     """Prints a line as it is; square brackets in data are no markup."""
     if is_first_rank():
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(harmless(line), markup=False, soft_wrap=True)

@@ -47,10 +47,11 @@ def train(config: Config) -> Path:
     pool = open_pool(config.pool, "pool")
     dev = open_pool(config.dev, "dev") if config.dev.path is not None else None
     folder.claim("target", target_inputs(config, pool, kept, dev))
-    folder.keep_config()
+    folder.keep_config("target")
     if (folder.target / "config.json").exists():
         say(f"target: already trained in {folder.target}")
         return folder.target
+    say(f"train: on the {len(kept):,} records that {folder.selection} keeps")
     model = MultimodalModel.load(config.target, "target", config.target.training)
     trusted = [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)] if dev is not None else []
     batches = lambda: model.batches(trusted, config.compute.tokens_per_batch)  # noqa: E731

@@ -84,6 +84,7 @@ def test_tensorboard_of_a_cell_holds_its_test_behind_its_training(settings, digi
 
 def picture(folder: Path) -> None:
     (folder / "table.csv").write_text("selected,accuracy,kept,seeds\nbase,0.4,,1\nost,0.75 ± 0.01,20,2\n")
+    (folder / "table.md").write_text("| selected | accuracy |\n| --- | ---: |\n| ost | 0.75 ± 0.01 |\n")
     Image.new("RGB", (4, 3), "red").save(folder / "table.png")
 
 
@@ -97,7 +98,7 @@ def test_a_comparison_in_tensorboard(tmp_path: Path):
     events.Reload()
     assert events.Tags()["images"] == ["picture/table"]
     (text,) = events.Tensors("table/text_summary")
-    assert "| ost | 0.75 ± 0.01 | 20 | 2 |".encode() in text.tensor_proto.string_val[0]
+    assert "| ost | 0.75 ± 0.01 |".encode() in text.tensor_proto.string_val[0]
 
 
 def test_a_comparison_without_a_logger_is_its_files(tmp_path: Path):

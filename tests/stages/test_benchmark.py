@@ -15,7 +15,6 @@ import ostlight
 from ostlight.comparison.cells import cell_training, plan_cells
 from ostlight.comparison.files import WRITTEN
 from ostlight.comparison.results import CellResult, Interval, summarise
-from ostlight.comparison.table import rich_tables
 from ostlight.config import load_config
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import BenchmarkError, ConfigError, DataError
@@ -99,6 +98,14 @@ def test_the_same_seeds_elsewhere_give_the_same_tables_measured_times_aside(cont
         return [r for r in records if not r["metric"].endswith("_s")]
 
     assert figures(one) == figures(two)
+
+
+def test_a_truth_told_later_is_told_of_the_picks_made_before(contest):
+    section = contest["benchmark"]
+    ostlight.benchmark(contest | {"benchmark": section | {"truth": None}})
+    later = {line.label: line.defect_share for line in ostlight.benchmark(contest)}
+    assert later["random"] > 0
+    assert later["full"] == pytest.approx(25 / 48, abs=0.1)
 
 
 def test_a_lost_cell_is_run_again_and_comes_out_the_same(contest):
@@ -327,15 +334,3 @@ def test_lines_average_over_seeds_only():
         ("20%", pytest.approx(0.2), 2),
         ("50%", pytest.approx(0.2), 2),
     ]
-
-
-def test_a_narrow_terminal_gets_the_groups_in_a_table_of_their_own():
-    results = [CellResult("ost", "20%", "fixed_compute", s, {"all": 0.8, "read": 0.9, "sum": 0.7}) for s in (0, 1)]
-    lines = summarise(results)
-    whole, cost = rich_tables(lines, None, "t", width=200)
-    first, second, _ = rich_tables(lines, None, "t", width=60)
-    assert [c.header for c in whole.columns][:5] == ["selected", "seeds", "accuracy (95%)", "read", "sum"]
-    assert "read" not in [c.header for c in first.columns]
-    assert [c.header for c in second.columns] == ["selected", "read", "sum"]
-    assert str(whole.title) == "t, fixed compute"
-    assert "total device-s" in [c.header for c in cost.columns]

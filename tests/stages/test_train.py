@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import ostlight
+from ostlight.config import load_config
 from ostlight.errors import DataError, RunChangedError
 
 
@@ -47,6 +49,18 @@ def test_training_comes_after_selecting(settings):
     ostlight.select(settings())
     with pytest.raises(DataError, match="run `ostlight train` with this configuration first"):
         ostlight.evaluate(settings())
+
+
+def test_later_stages_leave_what_the_folder_says_of_the_selection(settings):
+    folder = ostlight.select(settings(), "budget.fraction=0.5").folder.path
+    chosen = load_config(folder / "config.yaml")
+    ostlight.train(settings(), "target.training.steps=1", "target.training.epochs=null")
+    ostlight.evaluate(settings(), "evaluation.max_new_tokens=2")
+    said = load_config(folder / "config.yaml")
+    assert (said.target.training.steps, said.evaluation.max_new_tokens) == (1, 2)
+    assert replace(said, target=chosen.target, evaluation=chosen.evaluation) == chosen
+    again = [ostlight.select(said).kept, ostlight.train(said), ostlight.evaluate(said)]
+    assert len(again[0]) == 24
 
 
 def test_a_target_trained_otherwise_is_not_taken_for_this_one(settings):

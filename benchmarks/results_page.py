@@ -15,6 +15,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
     commands = [line.removeprefix("Run:").strip() for line in comment if line.startswith(("python ", "Run:"))]
     told = " ".join(line for line in comment if not line.startswith(("python ", "Run:")))
     users = folder_users(run)
+    right = judges(run, config, users)
     parts = [
         f"# {config.name.replace('_', ' ').capitalize()}",
         told,
@@ -58,12 +60,12 @@ def page(run: Path, config: Config, source: Path, before: str) -> str:
         f"`benchmarks/results_page.py`. Accuracies in percent with Student's 95% interval over the training seeds; "
         "differences are paired, with a bootstrap interval over seeds and test items. Selection counts warm-up, "
         "scoring and picking. Not in the totals: the training of the models that were there before (bases, a judge, "
-        f"DEITA's scorer), and evaluation. {machine()}",
+        f"DEITA's scorer), and evaluation. {made(run)}",
         f"![accuracy and cost]({config.name}.png)",
         "## Accuracy",
-        with_judges((run / "table.md").read_text().strip(), judges(run, config, users)),
+        with_judges((run / "table.md").read_text().strip(), right),
         "## Cost",
-        (run / "costs.md").read_text().strip(),
+        with_judges((run / "costs.md").read_text().strip(), right),
     ]
     names = folder_names(users, config)
     for title, variants in repetitions(config).items():
@@ -112,9 +114,15 @@ def over(variants: Sequence[str], run: Path, config: Config) -> str:
 
 def folder_users(run: Path) -> dict[str, list[tuple[str, str]]]:
     """Variant and name in the tables of those who use each folder of warm-ups and scores, as the benchmark wrote them
-    down; a folder that an earlier state of the code left has none."""
+    down; a folder that an earlier state of the code left has none.
+
+    Raises:
+        SystemExit: it was written by a version that did not tell the warm-ups.
+    """
     users: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in map(json.loads, (run / "scored.jsonl").read_text().splitlines()):
+        if "proxy" not in row:
+            raise SystemExit(f"{run} is of an earlier version; run `ostlight benchmark` once more (seconds)")
         for folder, name in ((row["scores"], row["selector"]), (row["proxy"], "warm-up")):
             if folder and (row["variant"], name) not in users[Path(folder).name]:
                 users[Path(folder).name].append((row["variant"], name))
@@ -155,12 +163,13 @@ def with_judges(table: str, right: Mapping[tuple[str, str], str]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, *rows]) + told
 
 
-def machine() -> str:
-    """Processor and versions."""
+def made(run: Path) -> str:
+    """Day of the last training, processor and versions."""
+    day = date.fromtimestamp(max(file.stat().st_mtime for file in (run / "cells").glob("*.json")))
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
     kinds = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return f"Made on {len(names) or '?'} cores of {names[0] if names else platform.processor()}; {kinds}."
+    return f"Made on {day} on {len(names) or '?'} cores of {names[0] if names else platform.processor()}; {kinds}."
 
 
 def what_the_scores_know(run: Path, config: Config, shown: dict[str, str]) -> str:

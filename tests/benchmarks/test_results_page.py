@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import results_page
 
 import ostlight
@@ -33,6 +35,7 @@ def test_the_page_holds_the_tables_and_keeps_its_reading(settings, digits, tmp_p
     assert (run / "table.md").read_text().strip() in first
     assert "    ostlight benchmark configs/benchmark/proxy.yaml" in first
     assert "| loss | 48 |" in first
+    assert f"Made on {date.today()} on" in first
     assert first.endswith(f"{results_page.READING}\n")
     again = results_page.page(run, config, source, first + "\nIt is so.\n")
     assert again == first.rstrip() + "\n\nIt is so.\n"
@@ -76,6 +79,8 @@ def test_the_comment_at_the_head_of_the_yaml_alone_asks_the_question(settings, t
         (tmp_path / name).write_text("| selector |\n| --- |\n")
     (tmp_path / "selectors").mkdir()
     (tmp_path / "scored.jsonl").touch()
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "base.json").touch()
     section = {"selectors": [{"name": "random"}], "budgets": [{"fraction": 0.25}]}
     page = results_page.page(tmp_path, load_config(settings(name="asked", benchmark=section)), source, "")
     assert page.startswith("# Asked\n\nIs it so?\n\n    ostlight benchmark asked.yaml\n")
@@ -93,6 +98,12 @@ def test_what_a_rivals_model_learnt_is_told_from_its_training(tmp_path: Path, mo
     config = load_config({"digitmath": {}, "benchmark": section})
     (told,) = results_page.trained_accuracy(config)
     assert told == "\njudge on digits of neither pool nor test: 62.5% right (misread 25%; right 100%)."
+
+
+def test_a_folder_of_an_earlier_version_is_refused_with_the_mend(tmp_path: Path):
+    (tmp_path / "scored.jsonl").write_text('{"scores": "selectors/a", "selector": "ost", "variant": ""}\n')
+    with pytest.raises(SystemExit, match="run `ostlight benchmark` once more"):
+        results_page.folder_users(tmp_path)
 
 
 def test_notes_tell_what_the_warm_up_kept(tmp_path: Path):

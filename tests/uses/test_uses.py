@@ -70,14 +70,14 @@ def test_a_curriculum_trains_on_the_ranking(small):
     overrides = small("selector.options.probes=8", "target.training.steps=3", "target.training.batch_size=4")
     ostlight.select(config("curriculum"), *overrides)
     orders = {}
-    for order in ("annealed", "easy_to_hard"):
-        folder = ostlight.train(config("curriculum"), *overrides) if order == "annealed" else None
+    for order in ("hard_to_easy", "easy_to_hard"):
+        folder = ostlight.train(config("curriculum"), *overrides) if order == "hard_to_easy" else None
         if folder is None:
             named = (*overrides, "name=other", f"target.training.order={order}")
             ostlight.select(config("curriculum"), *named)
             folder = ostlight.train(config("curriculum"), *named)
         orders[order] = (folder / "model.safetensors").read_bytes()
-    assert orders["annealed"] != orders["easy_to_hard"]
+    assert orders["hard_to_easy"] != orders["easy_to_hard"]
 
 
 @pytest.mark.slow

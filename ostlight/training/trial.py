@@ -110,6 +110,6 @@ class _Reader(Callback):
             most = pl_module.budget.most or self._tokens_per_batch
             self._batches = pl_module.batches(self._trusted, min(most, self._tokens_per_batch))
         with FlopCounter() as counter:
-            loss = mean_loss(pl_module, self._batches)
+            loss = trainer.strategy.broadcast(mean_loss(pl_module, self._batches))  # ranks choose alike
         self.flops = float(counter.total)
         self.loss = loss if math.isfinite(loss) else math.inf

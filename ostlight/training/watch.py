@@ -31,6 +31,7 @@ class LossWatch(Callback):
     """Reads the loss on trusted samples while training goes on, and puts the best weights back at the end.
 
     A checkpoint holds what it has seen, the best weights too, so a resumed training keeps what the whole one would.
+    All ranks go by the first one's reading: rounding may tell theirs apart, and who stops alone is waited for.
 
     Args:
         batches: makes the trusted samples' batches, once the model is on its device.
@@ -75,7 +76,7 @@ class LossWatch(Callback):
 
     def _check(self, module: L.LightningModule, step: int) -> None:
         assert isinstance(module, MultimodalModel), "the watch knows the models of this project"
-        loss = mean_loss(module, self._batches)
+        loss = module.trainer.strategy.broadcast(mean_loss(module, self._batches))
         if not self.losses or loss < min(known for _, known in self.losses):
             self.kept_step = step
             self._best = trained_weights(module)

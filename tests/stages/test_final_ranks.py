@@ -116,6 +116,24 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, capfd):
         assert [(q["position"], q["reason"], q["stage"]) for q in aside] == [(5, "corrupt_image", "train")]
 
 
+def test_two_ranks_stop_where_one_stops(final, tmp_path: Path, capfd):
+    runs = tmp_path / "runs"
+    worse_in_the_end = {"epochs": 8, "batch_size": 4, "lr": 1e-3, "schedule": "constant"}
+    alone, *on_two = (final(s, s, training=worse_in_the_end, patience=2) for s in ("auto", "ddp", "fsdp"))
+    for config in (alone, *on_two):
+        select_all_but_one_usable(config)
+    told = outcome(run_here(alone, capfd))
+    assert len(told) == 1
+    assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == 2 * told
+    seen = [e.samples for run in runs.iterdir() for e in Ledger(run / "ledger.jsonl").read() if e.stage == "train"]
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert seen[0] < 8 * 13, "stopped early"
+    one, start = weights(runs / "auto" / "target"), weights(Path(alone["target"]["path"]))
+    for strategy in ("ddp", "fsdp"):
+        assert distance(one, weights(runs / strategy / "target")) < 1e-3 * distance(one, start)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_killed_ranks_go_on(final, tmp_path: Path, capfd, strategy: str):
     runs = tmp_path / "runs"

@@ -116,6 +116,21 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, capfd):
         assert [(q["position"], q["reason"], q["stage"]) for q in aside] == [(5, "corrupt_image", "train")]
 
 
+def test_shards_in_mixed_precision_with_blocks_computed_anew_train_near_full_precision_on_one(final, tmp_path, capfd):
+    alone, sharded = final("auto"), final("fsdp", "fsdp", gradient_checkpointing=True)
+    sharded["compute"]["precision"] = "bf16-mixed"
+    for config in (alone, sharded):
+        select_all_but_one_usable(config)
+    run_here(alone, capfd)
+    run_apart(TRAIN_ALL, [sharded], tmp_path)
+    start, one, two = (
+        weights(folder)
+        for folder in (alone["target"]["path"], *(tmp_path / "runs" / n / "target" for n in ("auto", "fsdp")))
+    )
+    assert all(w.dtype == torch.float32 for w in two.values()), "mixed precision keeps full weights"
+    assert 1e-3 < distance(one, two) / distance(one, start) < 0.5, "farther than two ranks' rounding, and near"
+
+
 def test_two_ranks_stop_where_one_stops(final, tmp_path: Path, capfd):
     runs = tmp_path / "runs"
     worse_in_the_end = {"epochs": 8, "batch_size": 4, "lr": 1e-3, "schedule": "constant"}

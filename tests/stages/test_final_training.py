@@ -131,6 +131,14 @@ def test_bf16_trains_near_float32(settings):
     assert 0 < apart < 0.5 * moved
 
 
+def test_bf16_throughout_lowers_the_loss_and_is_saved_as_such(settings, digits, capsys):
+    config = final(settings, patience=None) | {"dev": {"path": str(digits.dev)}}
+    folder = trained(config, "compute.precision=bf16-true")
+    assert "training kept at step 9: the loss on the development set fell from " in capsys.readouterr().out
+    saved = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    assert {w.dtype for w in saved.values()} == {torch.bfloat16}
+
+
 def test_all_problems_of_the_settings_are_listed_at_once(settings):
     config = final(
         settings, lora={"rank": 0}, patience=0, checkpoint_minutes=-1, training={"order": "upwards", "clip": 0}

@@ -256,8 +256,9 @@ class Benchmark:
             train the ``oracle`` row (clean samples only). No selector sees it.
         baseline: label of the row the others are compared to: a selector's, ``base`` or ``oracle``; ``null`` takes
             ``random`` where it takes part, else the first selector.
-        workers: processes that share the cells; ``null`` takes one a device, or one a core without accelerator, each
-            with one thread. Several ``ostlight benchmark`` on one folder share them too. 1 runs all in this process.
+        workers: processes that share the cells; ``null`` takes one a device, or without accelerator one a core, as many
+            as memory holds, each with one thread; a number of them shares the cores out. Several ``ostlight benchmark``
+            on one folder share them too. 1 runs all in this process.
         variants: none runs the configuration as it is. What variants have in common is made once.
     """
 

@@ -23,7 +23,7 @@ from ostlight.selection.registry import is_registered_here
 from ostlight.stages.contest import Contest
 from ostlight.stages.contest_tasks import CellTask, ScoreTask, with_needs
 from ostlight.stages.say import console, say
-from ostlight.stages.workers import places, refuse_ranks, share
+from ostlight.stages.workers import computing_with, places, refuse_ranks, share, threads
 
 
 def benchmark(config: Config) -> list[Line]:
@@ -53,8 +53,10 @@ def benchmark(config: Config) -> list[Line]:
     say(f"{len(cells)} cells: selector x budget x protocol x seed, each trained and tested on its own")
     if unsettled(tasks, room):
         here = any(map(_needs_this_process, variants))
-        share(folder.path, room, [] if here else places(contests[0].config), lambda: unsettled(tasks, room))
-        work(tasks, room, say)
+        configs = [contest.config for contest in contests]
+        share(folder.path, room, [] if here else places(configs), lambda: unsettled(tasks, room))
+        with computing_with(threads(configs[0])):
+            work(tasks, room, say)
     results = [result for cell in cells if (result := cell.result()) is not None]
     broken = failures(tasks, room)
     if not results:

@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,25 +28,60 @@ BYTES_PER_WEIGHT_BYTE = 4
 """Weights, gradients and two moments."""
 
 
-def places(config: Config) -> list[dict[str, str]]:
+def places(configs: Sequence[Config]) -> list[dict[str, str]]:
     """The environment of each worker; none where this process does all the work itself.
 
     One worker for each device, or for each core where there is no accelerator, as many as memory holds.
+
+    Args:
+        configs: of every variant.
     """
+    config = configs[0]
     assert config.benchmark is not None
     wanted = config.benchmark.workers
     if wanted == 1:
         return []
-    if config.compute.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if _on_gpus(config):
         told = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = told.split(",") if told else [str(k) for k in range(torch.cuda.device_count())]
         count = wanted or len(devices)
         found = [{"CUDA_VISIBLE_DEVICES": devices[k % len(devices)]} for k in range(count)]
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = wanted or min(cores, _fitting(config))
-        found = [{"OMP_NUM_THREADS": str(max(1, cores // count))} for _ in range(count)]
+        count = wanted or min(_cores(), _fitting(configs))
+        found = [{"OMP_NUM_THREADS": str(threads(config))} for _ in range(count)]
     return found if len(found) > 1 else []
+
+
+def threads(config: Config) -> int | None:
+    """What a task computes with, in whichever process: sums of more threads are rounded otherwise.
+
+    Therefore neither free memory nor the number of workers it holds has a say. ``None`` leaves what is set: one process
+    has the whole machine, or a GPU computes.
+    """
+    assert config.benchmark is not None
+    wanted = config.benchmark.workers
+    if wanted == 1 or _on_gpus(config):
+        return None
+    return max(1, _cores() // wanted) if wanted else 1
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """This many threads inside the block; ``None`` leaves what is set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _on_gpus(config: Config) -> bool:
+    return config.compute.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def refuse_ranks(config: Config) -> None:
@@ -76,13 +112,18 @@ def refuse_ranks(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _fitting(config: Config) -> int:
-    """How many trainings of the target memory holds."""
-    if config.target.path is None or not hasattr(os, "sysconf"):
-        return os.cpu_count() or 1
-    weights = sum(f.stat().st_size for f in Path(config.target.path).glob("*.safetensors"))
+def _fitting(configs: Sequence[Config]) -> int:
+    """How many trainings of the largest target memory holds."""
+    if not hasattr(os, "sysconf"):
+        return _cores()
+    weights = max(map(_weight_bytes, configs))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, free // (WORKER_BYTES + BYTES_PER_WEIGHT_BYTE * weights))
+
+
+def _weight_bytes(config: Config) -> int:
+    """Of the target as it lies in its folder; 0 for a hub name."""
+    return sum(f.stat().st_size for f in Path(str(config.target.path)).glob("*.safetensors"))
 
 
 def share(folder: Path, room: Room, environments: list[dict[str, str]], unfinished: Callable[[], int]) -> None:

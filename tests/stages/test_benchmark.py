@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ostlight
 from ostlight.comparison.cells import cell_training, plan_cells
@@ -24,7 +25,7 @@ from ostlight.selection import registry
 from ostlight.selection.budget import Budget
 from ostlight.selection.registry import load
 from ostlight.stages import benchmark as stages_benchmark
-from ostlight.stages import contest_tasks
+from ostlight.stages import contest_tasks, workers
 
 
 @pytest.fixture
@@ -278,6 +279,17 @@ def test_a_selector_of_this_program_deep_in_a_variant_needs_this_process(contest
         with pytest.raises(BenchmarkError):
             ostlight.benchmark(contest | {"benchmark": section})
     assert started == [2, 0]
+
+
+def test_what_this_process_does_for_want_of_memory_has_a_workers_threads(contest, monkeypatch):
+    computed_with = []
+    monkeypatch.setattr(workers, "_fitting", lambda _: 1)
+    monkeypatch.setattr(stages_benchmark, "work", lambda *_: computed_with.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    with pytest.raises(BenchmarkError):
+        ostlight.benchmark(contest | {"benchmark": contest["benchmark"] | {"workers": None}})
+    assert computed_with == [1]
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from ostlight.selection.budget import Budget
 from ostlight.selection.registry import load
 from ostlight.stages import benchmark as stages_benchmark
 from ostlight.stages import contest_tasks, workers
+from ostlight.testing.forks import run_script
 
 
 @pytest.fixture
@@ -45,6 +46,12 @@ def contest(settings, digits):
 
 def scored(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+
+
+def figures(folder: Path) -> list[dict]:
+    """All but the measured times."""
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [r for r in records if not r["metric"].endswith("_s")]
 
 
 def test_every_cell_once_and_all_outputs(contest, capsys):
@@ -93,11 +100,6 @@ def test_the_same_seeds_elsewhere_give_the_same_tables_measured_times_aside(cont
     one, two = (Path(c["folder"]) / "run" for c in (first, second))
     for name in ("table.md", "table.csv", "table.jsonl"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
-
-    def figures(folder: Path) -> list[dict]:
-        records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-        return [r for r in records if not r["metric"].endswith("_s")]
-
     assert figures(one) == figures(two)
 
 
@@ -306,6 +308,44 @@ def test_worker_processes_and_another_job_share_the_cells(contest):
     assert (shared / "table.csv").read_bytes() == alone
     trained = [json.loads(line)["selector"] for line in (shared / "ledger.jsonl").read_text().splitlines()]
     assert len(trained) == len(set(trained)) == 6
+
+
+RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN = """
+import os, signal, sys, time
+from pathlib import Path
+import ostlight
+from ostlight.testing.forks import forked, status_of
+
+whole, killed, folder = sys.argv[1:]
+assert status_of(forked(lambda: ostlight.benchmark(whole))) == 0
+job = forked(lambda: ostlight.benchmark(killed))
+while not any(Path(folder, "cells").glob("*.json")):
+    time.sleep(0.002)
+os.kill(job, signal.SIGKILL)
+assert status_of(job) == -signal.SIGKILL
+assert not Path(folder, "table.md").exists()
+assert status_of(forked(lambda: ostlight.benchmark(killed))) == 0
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_run_again_it_writes_what_a_whole_run_does(contest, tmp_path):
+    training = {"epochs": 1, "batch_size": 4, "lr": 3e-3}
+    section = contest["benchmark"] | {"selectors": [{"name": "random"}, {"name": "loss"}]}
+    common = contest | {"benchmark": section, "target": contest["target"] | {"training": training}}
+    whole, killed = (Path(contest["folder"]) / name for name in ("whole", "killed"))
+    files = [tmp_path / f"{folder.name}.yaml" for folder in (whole, killed)]
+    for file in files:
+        file.write_text(json.dumps(common | {"name": file.stem}))
+    script = tmp_path / "script.py"
+    script.write_text(RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN)
+    ended = run_script(script, *files, killed)
+    assert ended.well, ended.said
+    for name in ("table.md", "table.csv", "table.jsonl"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert figures(whole) == figures(killed)
+    accuracies = {f["value"] for f in figures(whole) if (f["group"], f["metric"]) == ("all", "accuracy")}
+    assert len(accuracies) > 2, "trainings that change something"
 
 
 def test_without_a_benchmark_section(settings):

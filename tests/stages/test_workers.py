@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ostlight.config import load_config
 from ostlight.config.schema import Config
 from ostlight.errors import BenchmarkError
-from ostlight.run.tasks import Room
+from ostlight.run.tasks import Failure, Room
 from ostlight.stages import workers
 
 GIB = 2**30
@@ -63,6 +64,49 @@ def test_memory_must_hold_the_largest_target_of_all_variants(machine, wanting, t
     machine(27 * GIB)
     assert [len(workers.places([v])) for v in variants] == [8, 3, 5]
     assert len(workers.places(variants)) == 3
+
+
+def test_a_worker_for_each_gpu_or_as_many_as_wanted_in_turn(machine, wanting, monkeypatch: pytest.MonkeyPatch):
+    machine(GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def seen_by_workers(wanted: int | None, **compute: str) -> list[str]:
+        config = wanting(wanted, compute=compute)
+        assert workers.threads(config) is None
+        return [environment["CUDA_VISIBLE_DEVICES"] for environment in workers.places([config])]
+
+    assert seen_by_workers(None) == ["0", "1", "2"]
+    assert seen_by_workers(2, accelerator="gpu") == ["0", "1"]
+    assert seen_by_workers(5) == ["0", "1", "2", "0", "1"]
+    assert seen_by_workers(1) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert seen_by_workers(None) == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert seen_by_workers(None) == [], "one device needs no second process"
+    assert workers.places([wanting(2, compute={"accelerator": "cpu"})]) == [{"OMP_NUM_THREADS": "4"}] * 2
+
+
+def test_another_takes_the_place_of_a_worker_that_dies_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done = tmp_path / "done"
+    waits = f"import pathlib, time\nwhile not pathlib.Path({str(done)!r}).exists(): time.sleep(0.01)"
+    dies = (
+        "import os, pathlib\nfrom ostlight.run.tasks import Room\n"
+        f"with Room(pathlib.Path({str(tmp_path / 'work')!r}), 0).mine('deadly', 'a task'): os.kill(os.getpid(), 9)"
+    )
+    ends = f"import pathlib; pathlib.Path({str(done)!r}).touch()"
+    codes, places = iter([waits, dies, ends]), []
+
+    def start(folder: Path, room: Room, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        places.append(environment["PLACE"])
+        return subprocess.Popen([sys.executable, "-c", next(codes)])
+
+    monkeypatch.setattr(workers, "_start", start)
+    room = Room(tmp_path / "work", time.time())
+    workers.share(tmp_path, room, [{"PLACE": "one"}, {"PLACE": "two"}], lambda: 0 if done.exists() else 2)
+    assert places == ["one", "two", "two"]
+    assert room.failure("deadly") == Failure("a task", "its process ended with code -9")
 
 
 def test_a_worker_that_dies_without_a_task_ends_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

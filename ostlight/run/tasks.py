@@ -100,9 +100,10 @@ class Room:
         return Failure(**json.loads(file.read_text()))
 
     def bury(self, pid: int, code: int) -> bool:
-        """A worker died: what it held failed. False where it held nothing."""
+        """A worker died: what it held failed. False where it held nothing; what one of that number held when an earlier
+        start was killed does not count."""
         running = self._running(pid)
-        if not running.exists():
+        if not running.exists() or running.stat().st_mtime < self.since:
             return False
         held = json.loads(running.read_text())
         self.fail(held["key"], Failure(held["task"], f"its process ended with code {code}"))

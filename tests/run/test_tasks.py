@@ -72,6 +72,17 @@ def test_a_dead_workers_task_counts_as_failed(tmp_path: Path):
     assert unsettled([task], room) == 0
 
 
+def test_what_was_held_when_an_earlier_start_was_killed_is_not_laid_on_a_new_worker_of_that_number(tmp_path: Path):
+    process = multiprocessing.get_context("fork").Process(
+        target=_die_at_work, args=(tmp_path, Room(tmp_path / "work", time.time()))
+    )
+    process.start()
+    process.join()
+    later = Room(tmp_path / "work", time.time() + 5)
+    assert not later.bury(process.pid or 0, 1)
+    assert later.failure("deadly") is None
+
+
 def _die_at_work(folder: Path, room: Room) -> None:
     import os
 

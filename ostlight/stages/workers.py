@@ -6,6 +6,7 @@ python -m ostlight.stages.workers FOLDER SINCE     # what `ostlight benchmark` s
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ WORKER_BYTES = 2**30
 """Memory of a process beside its model."""
 BYTES_PER_WEIGHT_BYTE = 4
 """Weights, gradients and two moments."""
+MEMORY = Path("/proc/meminfo")
+"""Of the system; what its caches would give back counts as available."""
 
 
 def places(configs: Sequence[Config]) -> list[dict[str, str]]:
@@ -114,11 +117,11 @@ def refuse_ranks(config: Config) -> None:
 
 def _fitting(configs: Sequence[Config]) -> int:
     """How many trainings of the largest target memory holds."""
-    if not hasattr(os, "sysconf"):
+    told = re.search(r"MemAvailable:\s*(\d+) kB", MEMORY.read_text()) if MEMORY.exists() else None
+    if told is None:
         return _cores()
     weights = max(map(_weight_bytes, configs))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, free // (WORKER_BYTES + BYTES_PER_WEIGHT_BYTE * weights))
+    return max(1, 1024 * int(told[1]) // (WORKER_BYTES + BYTES_PER_WEIGHT_BYTE * weights))
 
 
 def _weight_bytes(config: Config) -> int:

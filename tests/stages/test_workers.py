@@ -22,12 +22,13 @@ GIB = 2**30
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch):
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """One of 8 cores, with so much free memory."""
 
     def has(free: int) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-        monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": free, "SC_PAGE_SIZE": 1}.__getitem__)
+        (tmp_path / "meminfo").write_text(f"MemFree: 1 kB\nMemAvailable: {free // 1024} kB\n")
+        monkeypatch.setattr(workers, "MEMORY", tmp_path / "meminfo")
 
     return has
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,22 +13,21 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ostlight.comparison.names import in_common
-from ostlight.errors import OstlightError
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.explorer import packed
 from ostlight.reporting.families import Families, find_families
 from ostlight.reporting.figures import Scale
-from ostlight.reporting.histogram import NARROW, WIDE, histogram
+from ostlight.reporting.histogram import NARROW, WIDE, Histogram, histogram
 from ostlight.reporting.lists import budget_line, lists, margins, undecided
 from ostlight.reporting.matrix import matrices
 from ostlight.reporting.noise import CERTAIN
 from ostlight.reporting.pareto import Pareto, pareto
+from ostlight.reporting.picks import Pick
 from ostlight.reporting.pictures import Album
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Card, cards, story
 from ostlight.reporting.standing import COSTS, Standing, read_standings
 from ostlight.run.ledger import Entry, total
-from ostlight.selection.budget import Budget
 
 NOT_FACTS = ("rank_agreement", "groups", "trial")
 """Notes that the page shows elsewhere."""
@@ -107,45 +106,64 @@ class Scored:
         evidence = Evidence.read(run)
         return cls(run, evidence, find_families(evidence), Scale.of(evidence.score, evidence.is_utility))
 
-    @property
-    def margins(self) -> np.ndarray | None:
-        return margins(self.evidence, self.run.config.budget.within)
+    @cached_property
+    def margins(self) -> list[np.ndarray | None]:
+        """Of each pick."""
+        return [margins(self.evidence, pick) for pick in self.evidence.picks]
 
     def contents(self) -> dict[str, Any]:
-        evidence, margin = self.evidence, self.margins
+        evidence = self.evidence
         if not len(evidence):
             self.run.missing.append("Utilities: every record was set aside.")
-        chosen = lists(evidence, margin)
+        chosen, picks = lists(evidence, self.margins), self._picks()
         return {
             "run": self.run,
             "evidence": evidence,
             "scale": self.scale,
             "toxic": int(evidence.toxic.sum()),
-            "kept": None if evidence.kept is None else int(evidence.kept.sum()),
-            "toxic_kept": None if evidence.kept is None else int((evidence.toxic & evidence.kept).sum()),
+            "picks": picks,
             "typical_noise": None if evidence.noise is None else float(np.median(evidence.noise)),
-            "undecided": undecided(evidence, margin, CERTAIN),
-            "histograms": [histogram(evidence, self._lines(), self.scale, size) for size in (WIDE, NARROW)],
+            "histograms": self._histograms(),
             "matrices": matrices(evidence),
             "lists": {name: len(rows) for name, rows in chosen.items()},
-            "cards": self._cards(chosen, margin),
-            "families": self._family_cards(margin),
+            "cards": self._cards(chosen),
+            "families": self._family_cards(),
             "family_count": None if self.families is None else len(self.families.sizes),
             "in_families": 0 if self.families is None else int(self.families.sizes.sum()),
-            "within": sorted({b.within for b in self.budgets if b.within}),
+            "within": sorted(self._within()),
             "agreement": self.run.notes.get("rank_agreement"),
-            "trials": {b: noted["trial"] for b, noted in self._picks().items() if isinstance(noted.get("trial"), dict)},
+            "trials": {b: noted["trial"] for b, noted in self._noted().items() if isinstance(noted.get("trial"), dict)},
             "facts": list(self._facts()),
             "data": packed(evidence, self.families, self.scale),
         }
 
-    def _picks(self) -> dict[str, dict[str, Any]]:
+    def _picks(self) -> list[dict[str, Any]]:
+        """Each pick, and what it comes to."""
+        toxic = self.evidence.toxic
+        return [
+            {
+                **vars(pick),
+                "size": pick.size,
+                "toxic": int((toxic & pick.kept).sum()),
+                "lined": margin is not None,
+                "undecided": undecided(self.evidence, margin, CERTAIN),
+            }
+            for pick, margin in zip(self.evidence.picks, self.margins, strict=True)
+        ]
+
+    def _within(self) -> set[str]:
+        """Tags in each of whose values a budget has a line of its own."""
+        picks = zip(self.evidence.picks, self.margins, strict=True)
+        lined = [pick for pick, margin in picks if margin is not None]
+        return {spent.within for spent in (lined if self.evidence.picks else self.run.budgets) if spent.within}
+
+    def _noted(self) -> dict[str, dict[str, Any]]:
         """What was noted while the budgets of this page were picked."""
-        return {b.label: self.run.picks[b.label] for b in self.budgets if b.label in self.run.picks}
+        return {b.label: self.run.pick_notes[b.label] for b in self.run.budgets if b.label in self.run.pick_notes}
 
     def _facts(self) -> Iterator[tuple[str, str, Any]]:
         """Budget (none for what holds for all), name and value of each fact without a place of its own on the page."""
-        for budget, noted in {"": self.run.notes, **self._picks()}.items():
+        for budget, noted in {"": self.run.notes, **self._noted()}.items():
             for name, value in noted.items():
                 if name in NOT_FACTS:
                     continue
@@ -153,51 +171,45 @@ class Scored:
                     value = {k: v for k, v in value.items() if not isinstance(v, dict | list)}
                 yield budget, name, value
 
+    def _histograms(self) -> list[list[Histogram]]:
+        """For a screen and for a telephone, of each pick; one pair where nothing was picked."""
+        picks: Sequence[Pick | None] = self.evidence.picks or [None]
+        sizes, lines = (WIDE, NARROW), self._lines()
+        return [[histogram(self.evidence, pick, lines, self.scale, size) for size in sizes] for pick in picks]
+
     def _lines(self) -> dict[str, float]:
-        """The run's own line; in a benchmark the line of each of its budgets."""
+        """Where a ranking of the whole pool would part what each pick keeps; without any, what each budget would."""
         score = self.evidence.score
-        if self.evidence.kept is not None:
-            return {
-                f"budget {self.run.config.budget.label}": budget_line(score, int(self.evidence.kept.sum())),
-            }
+        if self.evidence.picks:
+            return {f"budget {pick.budget}": budget_line(score, pick.size) for pick in self.evidence.picks}
         found = {}
-        for budget in self.budgets:
+        for budget in self.run.budgets:
             if budget.threshold is not None:
                 found[budget.label] = budget.threshold
             elif budget.tokens is None:
                 found[budget.label] = budget_line(score, budget.size(len(score)))
         return found
 
-    @cached_property
-    def budgets(self) -> list[Budget]:
-        """The run's own, or those of the benchmark whose selector it is."""
-        home = self.run.path.parent.parent
-        try:
-            benchmark = Run.open(home).config.benchmark
-        except OstlightError:
-            benchmark = None
-        return list(benchmark.budgets) if benchmark else [self.run.config.budget]
-
-    def _cards(self, chosen: dict[str, np.ndarray], margin: np.ndarray | None) -> list[Card]:
+    def _cards(self, chosen: dict[str, np.ndarray]) -> list[Card]:
         """Each sample once, with the lists it is in."""
         in_lists: dict[int, list[str]] = defaultdict(list)
         for name, rows in chosen.items():
             for row in rows.tolist():
                 in_lists[row].append(name)
-        stories = [story(self.evidence, row, self.families, margin) for row in sorted(in_lists)]
+        stories = [story(self.evidence, row, self.families, self.margins) for row in sorted(in_lists)]
         made = list(cards(stories, self.run.pool, self.scale, self.album))
         for card in made:
             card.lists = in_lists[card.story.row]
         return sorted(made, key=lambda card: card.story.place)
 
-    def _family_cards(self, margin: np.ndarray | None) -> list[list[Card]]:
+    def _family_cards(self) -> list[list[Card]]:
         if self.families is None:
             return []
         found = []
         for family in range(min(SHOWN_FAMILIES, len(self.families.sizes))):
             rows = self.families.members(family)
             rows = rows[np.argsort(self.evidence.place[rows])][:MEMBERS]
-            stories = [story(self.evidence, int(row), self.families, margin) for row in rows]
+            stories = [story(self.evidence, int(row), self.families, self.margins) for row in rows]
             found.append(list(cards(stories, self.run.pool, self.scale, self.album)))
         return found
 

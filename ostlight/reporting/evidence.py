@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ostlight.errors import DataError
 from ostlight.reporting.noise import beyond_noise, curvature_error, measurable
+from ostlight.reporting.picks import Pick, read_picks
 from ostlight.reporting.run import Run
 from ostlight.selection.scores import OK
 
@@ -34,7 +35,7 @@ class Evidence:
         by_group: ``[N, G]`` utilities by anchor group, ``None`` without groups.
         groups: the anchor groups' names.
         tags: by tag, ``[N]`` text; empty text where a sample lacks it.
-        rank: ``[N]`` place among the kept (0 is best), -1 for those dropped; ``None`` where nothing was picked yet.
+        picks: what was kept, budget by budget; empty where nothing was picked yet.
         records, set_aside: of the pool.
         noted_eta: step size in the run's notes, where the scores have no such column.
         drawn: whether ``phi`` comes from random probes and so has a sampling error; measured directions have none.
@@ -48,7 +49,7 @@ class Evidence:
     by_group: np.ndarray | None
     groups: list[str]
     tags: dict[str, np.ndarray]
-    rank: np.ndarray | None
+    picks: list[Pick]
     records: int
     set_aside: int
     noted_eta: float | None = None
@@ -83,7 +84,7 @@ class Evidence:
             by_group=by_group,
             groups=_group_names(run, by_group),
             tags=_tags([rows[k] for k in order], ids, run.truth),
-            rank=_ranks(run, data["position"]),
+            picks=read_picks(run, data["position"]),
             records=sum(pq.read_metadata(part).num_rows for part in parts),
             set_aside=sum(pq.read_metadata(part).num_rows for part in parts) - len(ids),
             noted_eta=run.notes.get("eta"),
@@ -105,10 +106,6 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def kept(self) -> np.ndarray | None:
-        return None if self.rank is None else self.rank >= 0
 
     @cached_property
     def place(self) -> np.ndarray:
@@ -184,12 +181,3 @@ def _tags(rows: list[dict[str, str]], ids: list[str], truth: dict[str, str]) -> 
     if truth:
         tags[TRUTH] = np.array([truth.get(i, "") for i in ids], dtype=object)
     return tags
-
-
-def _ranks(run: Run, position: np.ndarray) -> np.ndarray | None:
-    if not run.folder.selection.is_file():
-        return None
-    table = pq.read_table(run.folder.selection, columns=["position", "rank"])
-    rank = pc.fill_null(table["rank"], -1).to_numpy()
-    by_position = dict(zip(table["position"].to_pylist(), rank.tolist(), strict=True))
-    return np.array([by_position.get(p, -1) for p in position.tolist()])

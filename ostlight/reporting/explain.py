@@ -18,10 +18,9 @@ from ostlight.reporting.figures import clipped, plain, signed
 from ostlight.reporting.find import find
 from ostlight.reporting.layers import LayerSlope, layer_slopes
 from ostlight.reporting.noise import CERTAIN
-from ostlight.reporting.picks import Pick, picks_of
 from ostlight.reporting.pictures import described
 from ostlight.reporting.run import Run
-from ostlight.reporting.samples import Story, story, why
+from ostlight.reporting.samples import Part, Story, story, why
 from ostlight.selection.scores import SET_ASIDE, read_shards
 
 TEXT = 600
@@ -74,16 +73,19 @@ def _set_aside(row: dict[str, Any]) -> RenderableType:
 
 def _told(scored: Scored, told: Story) -> list[RenderableType]:
     scale = scored.scale
-    head = Text.assemble((harmless(told.id), "bold"), "  ", (_state(told), "green" if told.state == "kept" else "dim"))
+    head = Text.assemble((harmless(told.id), "bold"), "  ", _state(told))
     if told.toxic:
         head.append("  toxic", "bold red")
     noise = f" ± {plain(CERTAIN * told.noise * scale.factor, 2)} (95%, sketch)" if told.noise is not None else ""
     name = "utility" if scored.evidence.is_utility else "score"
     lines: list[RenderableType] = [head, Text(f"{name} {scale.show(told.score)} {scale.unit}{noise}")]
     lines.append(Text(f"place {told.place + 1:,} of {told.of:,} by {name}"))
-    lines += [Text(_part(pick)) for pick in picks_of(scored.run.path, scored.budgets, told.position)]
-    if told.margin is not None:
-        lines.append(Text(f"{scale.show(told.margin)} {scale.unit} from the line of its budget"))
+    if len(told.parts) > 1:
+        lines += [Text(f"budget {part.pick.budget}: {_became(part)}") for part in told.parts]
+    for part in told.parts:
+        if part.margin is not None:
+            whose = part.pick.suffix or " of its budget"
+            lines.append(Text(f"{scale.show(part.margin)} {scale.unit} from the line{whose}"))
     lines += [Text(harmless(sentence)) for sentence in why(told, scale)]
     if told.groups:
         lines.append(_groups(told, scored))
@@ -104,13 +106,18 @@ def _told(scored: Scored, told: Story) -> list[RenderableType]:
     return lines + _record(scored.run, told)
 
 
-def _state(told: Story) -> str:
-    return f"kept, rank {told.rank + 1:,}" if told.rank is not None else told.state
+def _state(told: Story) -> Text:
+    """What became of it, where one line can say so."""
+    if not told.parts:
+        return Text("scored", style="dim")
+    if len(told.parts) > 1:
+        return Text()
+    (part,) = told.parts
+    return Text(f"{_became(part)} (budget {part.pick.budget})", style="green" if part.state == "kept" else "dim")
 
 
-def _part(pick: Pick) -> str:
-    became = "dropped" if pick.rank is None else f"kept, rank {pick.rank + 1:,} of {pick.kept:,}"
-    return f"budget {pick.budget}: {became}"
+def _became(part: Part) -> str:
+    return part.state if part.rank is None else f"kept, rank {part.rank + 1:,} of {part.pick.size:,}"
 
 
 def _groups(told: Story, scored: Scored) -> Table:

@@ -18,7 +18,6 @@ MOST = 100_000
 ID = 80
 """Characters of an id that are carried."""
 MOST_TAGS = 4
-KEPT, TOXIC = 1, 2
 
 
 def packed(evidence: Evidence, families: Families | None, scale: Scale) -> dict[str, Any]:
@@ -32,15 +31,14 @@ def packed(evidence: Evidence, families: Families | None, scale: Scale) -> dict[
     if evidence.curvature_cost is not None:
         numbers["curvature cost"] = evidence.curvature_cost * scale.factor
     numbers |= {name: evidence.columns[name] for name in ("cosine", "loss") if name in evidence.columns}
-    flags = evidence.toxic * TOXIC + (0 if evidence.kept is None else evidence.kept * KEPT)
     tags = sorted(coded_tags(evidence).items(), key=lambda item: len(item[1][0]))[:MOST_TAGS]
     return {
         "count": len(order),
-        "picked": evidence.kept is not None,
         "ids": [clipped(evidence.ids[k], ID) for k in order.tolist()],
         "place": _base64(evidence.place[order] + 1, "<u4"),
         "numbers": [[name, _base64(values[order], "<f4")] for name, values in numbers.items()],
-        "flags": _base64(flags[order], "u1"),
+        "toxic": _base64(evidence.toxic[order], "u1"),
+        "kept": [[pick.mark, pick.suffix, _base64(pick.kept[order], "u1")] for pick in evidence.picks],
         "family": None if families is None else _base64(families.of[order] + 1, "<u4"),
         "tags": [[tag, names, _base64(codes[order], "<u2")] for tag, (names, codes) in tags],
     }

@@ -9,6 +9,7 @@ import numpy as np
 from ostlight.reporting.axes import Axis
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.figures import Scale, signed, tick
+from ostlight.reporting.picks import Pick
 
 BINS = 56
 TAIL = 0.005
@@ -59,10 +60,13 @@ class Histogram:
     bent: bool
 
 
-def histogram(evidence: Evidence, lines: dict[str, float], scale: Scale, size: tuple[int, int]) -> Histogram:
+def histogram(
+    evidence: Evidence, pick: Pick | None, lines: dict[str, float], scale: Scale, size: tuple[int, int]
+) -> Histogram:
     """Samples by score, stacked by what became of them.
 
     Args:
+        pick: what was kept, ``None`` where nothing was picked.
         lines: score of each budget's line, by its text.
         size: width and height.
     """
@@ -77,7 +81,7 @@ def histogram(evidence: Evidence, lines: dict[str, float], scale: Scale, size: t
     x = replace(x, low=float(edges[0]), high=float(edges[-1]))
     bins = len(edges) - 1
     place = np.clip(np.digitize(shown, edges) - 1, 0, bins - 1)
-    counts = {kind: np.bincount(place[mask], minlength=bins) for kind, mask in _kinds(evidence).items()}
+    counts = {kind: np.bincount(place[mask], minlength=bins) for kind, mask in _kinds(evidence, pick).items()}
     tallest = int(np.sum(list(counts.values()), axis=0).max())
     y = Axis(0, tallest * 1.05, height - BOTTOM, TOP)
     return Histogram(
@@ -105,12 +109,12 @@ def _linear_to(shown: np.ndarray, low: float, high: float) -> float | None:
     return float(np.median(np.abs(shown))) or None
 
 
-def _kinds(evidence: Evidence) -> dict[str, np.ndarray]:
+def _kinds(evidence: Evidence, pick: Pick | None) -> dict[str, np.ndarray]:
     """From the bottom of a bar to its top."""
-    if evidence.kept is None:
+    if pick is None:
         return {"scored": ~evidence.toxic, "toxic": evidence.toxic}
-    dropped = ~evidence.kept
-    return {"kept": evidence.kept, "dropped": dropped & ~evidence.toxic, "toxic": dropped & evidence.toxic}
+    dropped = ~pick.kept
+    return {"kept": pick.kept, "dropped": dropped & ~evidence.toxic, "toxic": dropped & evidence.toxic}
 
 
 def _bars(counts: dict[str, np.ndarray], edges: np.ndarray, x: Axis, y: Axis) -> list[Bar]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ostlight.reporting.evidence import Evidence
+from ostlight.reporting.picks import Pick
 
 LONGEST = 36
 """Samples in a list."""
@@ -18,27 +21,30 @@ def budget_line(score: np.ndarray, kept: int) -> float:
     return float(ordered[kept - 1] + ordered[kept]) / 2
 
 
-def margins(evidence: Evidence, within: str | None = None) -> np.ndarray | None:
+def margins(evidence: Evidence, pick: Pick) -> np.ndarray | None:
     """``[N]`` score minus the budget's line; where the budget was spent tag by tag, the line of the sample's own tag.
 
-    ``None`` where nothing was picked, or where the kept are not the highest scores (a set, a draw): no line parts them.
+    ``None`` where the kept are not the highest scores (a set, a draw): no line parts them.
     """
-    if evidence.kept is None:
-        return None
     found = np.zeros(len(evidence))
-    values = evidence.tags.get(within) if within else None
+    values = evidence.tags.get(pick.within) if pick.within else None
     values = np.zeros(len(evidence)) if values is None else values
     for value in set(values.tolist()):
         rows = np.flatnonzero(values == value)
-        kept, dropped = (evidence.score[rows[evidence.kept[rows] == side]] for side in (True, False))
+        kept, dropped = (evidence.score[rows[pick.kept[rows] == side]] for side in (True, False))
         if len(kept) and len(dropped) and kept.min() < dropped.max():
             return None
-        found[rows] = evidence.score[rows] - budget_line(evidence.score[rows], int(evidence.kept[rows].sum()))
+        found[rows] = evidence.score[rows] - budget_line(evidence.score[rows], int(pick.kept[rows].sum()))
     return found
 
 
-def lists(evidence: Evidence, margin: np.ndarray | None, longest: int = LONGEST) -> dict[str, np.ndarray]:
-    """Rows by list: ``useful`` (best first), ``toxic`` (worst first), ``borderline`` (nearest to the line first)."""
+def lists(evidence: Evidence, of_picks: Sequence[np.ndarray | None], longest: int = LONGEST) -> dict[str, np.ndarray]:
+    """Rows by list: ``useful`` (best first), ``toxic`` (worst first), ``borderline`` (nearest to the line first), which
+    bears the mark of its pick.
+
+    Args:
+        of_picks: ``margins`` of each pick.
+    """
     order = np.argsort(evidence.place)
     found = {"useful": order[:longest]}
     if evidence.is_utility:
@@ -46,8 +52,9 @@ def lists(evidence: Evidence, margin: np.ndarray | None, longest: int = LONGEST)
         found["toxic"] = worst[evidence.toxic[worst]][:longest]
     else:
         found["lowest"] = order[::-1][:longest]
-    if margin is not None:
-        found["borderline"] = np.argsort(np.abs(margin), kind="stable")[:longest]
+    for pick, margin in zip(evidence.picks, of_picks, strict=True):
+        if margin is not None:
+            found[f"borderline{pick.mark}"] = np.argsort(np.abs(margin), kind="stable")[:longest]
     return found
 
 

@@ -33,12 +33,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Samples with one value of a tag. ``kept`` is a share, ``None`` where nothing was picked."""
+    """Samples with one value of a tag. ``kept`` is a share of them, pick by pick."""
 
     value: str
     count: int
     toxic: float
-    kept: float | None
+    kept: list[float]
     cells: list[Cell]
 
 
@@ -86,13 +86,13 @@ def _matrix(evidence: Evidence, tag: str, names: list[str], codes: np.ndarray) -
     scale = float(np.quantile(np.abs(means), 0.9)) or 1.0
     strengths = np.sqrt(np.clip(np.abs(means) / scale, 0, 1))
     toxic = np.bincount(codes, evidence.toxic, len(shown)) / counts
-    kept = None if evidence.kept is None else np.bincount(codes, evidence.kept, len(shown)) / counts
+    kept = [np.bincount(codes, pick.kept, len(shown)) / counts for pick in evidence.picks]
     rows = [
         Row(
             value=name or "(none)",
             count=int(counts[k]),
             toxic=float(toxic[k]),
-            kept=None if kept is None else float(kept[k]),
+            kept=[float(shares[k]) for shares in kept],
             cells=[Cell(*map(float, cell)) for cell in zip(means[k], errors[k], strengths[k], strict=True)],
         )
         for k, name in enumerate(shown)

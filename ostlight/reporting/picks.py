@@ -1,42 +1,75 @@
-"""What a benchmark's selector keeps within each of its budgets."""
+"""What was kept of the scored samples: by a selection, or within each budget of a benchmark."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from ostlight.comparison.cells import file_name
-from ostlight.selection.budget import Budget
+from ostlight.reporting.run import Run
 
 KEY = "-????????"
-"""What stands behind a pick's name: of what it was made."""
+"""What stands behind the name of a benchmark's pick: of what it was made."""
 
 
 @dataclass(frozen=True)
 class Pick:
-    """One sample's part in it; ``rank`` is its place among the ``kept``, 0 is best, ``None`` where it is dropped."""
+    """What was kept within one budget.
+
+    Attributes:
+        budget: its label; where the scores were picked from in several ways, with the key of the pick's file.
+        within: the tag, or other kind of sample, the budget was spent within.
+        rank: ``[N]`` place of each scored sample among the kept, 0 is best; -1 for those dropped.
+        mark: what tells it from the run's other picks in names within the page; empty for the first.
+        suffix: what tells it from the run's other picks in words; empty where there are none.
+    """
 
     budget: str
-    rank: int | None
-    kept: int
+    within: str | None
+    rank: np.ndarray
+    mark: str = ""
+    suffix: str = ""
+
+    @property
+    def kept(self) -> np.ndarray:
+        """``[N]``"""
+        return self.rank >= 0
+
+    @property
+    def size(self) -> int:
+        return int(self.kept.sum())
 
 
-def picks_of(run: Path, budgets: list[Budget], position: int) -> list[Pick]:
-    """What became of the record at this position, budget by budget; several for one where the scores were picked from
-    in several ways, none for a budget that was not picked for.
+def read_picks(run: Run, position: np.ndarray) -> list[Pick]:
+    """A selection's own; those of a benchmark's selector, budget by budget: several for one where the scores were
+    picked from in several ways, none for a budget that was not picked for.
 
     Args:
-        run: folder of one selector's scores.
+        position: ``[N]`` of the scored samples.
     """
-    files = [(b.label, f) for b in budgets for f in sorted(run.glob(f"picks/{file_name(b.label)}{KEY}.npy"))]
-    return [_pick(label, np.load(file), position) for label, file in files]
+    found = list(_kept(run))
+    return [
+        Pick(budget, within, _ranks(kept, position), str(k or ""), f" (budget {budget})" if len(found) > 1 else "")
+        for k, (budget, within, kept) in enumerate(found)
+    ]
 
 
-def _pick(label: str, kept: np.ndarray, position: int) -> Pick:
-    """Args:
-    kept: ``[K]`` positions, best first.
-    """
-    found = np.flatnonzero(kept == position)
-    return Pick(label, int(found[0]) if len(found) else None, len(kept))
+def _kept(run: Run) -> Iterator[tuple[str, str | None, np.ndarray]]:
+    """Label and tag of each budget picked for, and ``[K]`` positions, best first."""
+    if run.folder.selection.is_file():
+        table = pq.read_table(run.folder.selection, columns=["position", "rank"], filters=[("rank", ">=", 0)])
+        yield run.config.budget.label, run.config.budget.within, table.sort_by("rank")["position"].to_numpy()
+        return
+    for budget in run.budgets:
+        files = sorted(run.path.glob(f"picks/{file_name(budget.label)}{KEY}.npy"))
+        for file in files:
+            key = f" {file.stem.rpartition('-')[2]}" if len(files) > 1 else ""
+            yield budget.label + key, budget.within, np.load(file)
+
+
+def _ranks(kept: np.ndarray, position: np.ndarray) -> np.ndarray:
+    rank = {p: k for k, p in enumerate(kept.tolist())}
+    return np.array([rank.get(p, -1) for p in position.tolist()], np.int64)

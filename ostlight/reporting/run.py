@@ -19,6 +19,7 @@ from ostlight.digitmath.build import Files
 from ostlight.errors import DataError, OstlightError
 from ostlight.run.folder import RunFolder
 from ostlight.run.ledger import Entry
+from ostlight.selection.budget import Budget
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import SET_ASIDE
 
@@ -70,7 +71,16 @@ class Run:
         return read_notes(self.path / "selector")
 
     @cached_property
-    def picks(self) -> dict[str, dict[str, Any]]:
+    def budgets(self) -> list[Budget]:
+        """Its own, or those of the benchmark whose selector it is."""
+        try:
+            benchmark = Run.open(self.path.parent.parent).config.benchmark
+        except OstlightError:
+            benchmark = None
+        return list(benchmark.budgets) if benchmark else [self.config.budget]
+
+    @cached_property
+    def pick_notes(self) -> dict[str, dict[str, Any]]:
         """Facts noted while a budget was picked (``PickSetting.note``), by the budget's label; of the last time."""
         entries = [e.more for e in self.ledger if e.stage == "pick"]
         return {more["budget"]: more.get("noted", {}) for more in entries if "budget" in more}

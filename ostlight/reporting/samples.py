@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from ostlight.errors import BadRecord
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.families import Families
 from ostlight.reporting.figures import Scale, clipped
+from ostlight.reporting.picks import Pick
 from ostlight.reporting.pictures import Album, Picture
 
 TEXT = 1200
@@ -24,16 +25,32 @@ NAMED = 2
 
 
 @dataclass(frozen=True)
+class Part:
+    """What became of one sample within one budget.
+
+    Attributes:
+        rank: among the kept; ``None`` where it was dropped.
+        margin: score minus the line of the budget; ``None`` where it has none.
+    """
+
+    pick: Pick
+    rank: int | None
+    margin: float | None
+
+    @property
+    def state(self) -> str:
+        return "dropped" if self.rank is None else "kept"
+
+
+@dataclass(frozen=True)
 class Story:
     """What is known of one scored sample.
 
     Attributes:
         place: by score, 0 is best, of ``of``.
-        rank: among the kept; ``None`` where it was dropped or nothing was picked.
-        state: ``kept``, ``dropped`` or ``scored`` (nothing was picked).
+        parts: one for each pick.
         groups: utility by anchor group, nats.
         family: number and size of its near-duplicate family.
-        margin: score minus the line of its budget.
     """
 
     row: int
@@ -44,8 +61,7 @@ class Story:
     toxic: bool
     place: int
     of: int
-    rank: int | None
-    state: str
+    parts: list[Part]
     groups: dict[str, float]
     cosine: float | None
     slope_gain: float | None
@@ -53,13 +69,14 @@ class Story:
     loss: float | None
     tags: dict[str, str]
     family: tuple[int, int] | None
-    margin: float | None
 
 
-def story(evidence: Evidence, row: int, families: Families | None, margins: np.ndarray | None) -> Story:
-    """Everything the columns say of one row."""
-    rank = None if evidence.rank is None or evidence.rank[row] < 0 else int(evidence.rank[row])
-    state = "scored" if evidence.rank is None else "dropped" if rank is None else "kept"
+def story(evidence: Evidence, row: int, families: Families | None, margins: Sequence[np.ndarray | None]) -> Story:
+    """Everything the columns say of one row.
+
+    Args:
+        margins: of each pick, ``[N]``.
+    """
     by_group = evidence.by_group[row].tolist() if evidence.by_group is not None else []
     number = int(families.of[row]) if families is not None else -1
     columns = {name: float(values[row]) for name, values in evidence.columns.items()}
@@ -74,8 +91,7 @@ def story(evidence: Evidence, row: int, families: Families | None, margins: np.n
         toxic=bool(evidence.toxic[row]),
         place=int(evidence.place[row]),
         of=len(evidence),
-        rank=rank,
-        state=state,
+        parts=[_part(pick, row, margin) for pick, margin in zip(evidence.picks, margins, strict=True)],
         groups=dict(zip(evidence.groups, by_group, strict=True)),
         cosine=columns.get("cosine"),
         slope_gain=gain,
@@ -83,8 +99,12 @@ def story(evidence: Evidence, row: int, families: Families | None, margins: np.n
         loss=columns.get("loss"),
         tags={tag: str(values[row]) for tag, values in evidence.tags.items() if values[row]},
         family=(number, int(families.sizes[number])) if families is not None and number >= 0 else None,
-        margin=None if margins is None else float(margins[row]),
     )
+
+
+def _part(pick: Pick, row: int, margin: np.ndarray | None) -> Part:
+    rank = int(pick.rank[row])
+    return Part(pick, rank if rank >= 0 else None, None if margin is None else float(margin[row]))
 
 
 def why(told: Story, scale: Scale) -> list[str]:

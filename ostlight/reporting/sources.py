@@ -37,7 +37,8 @@ def sources(path: str | Path, tag: str | None = None, console: Console | None = 
     run = Run.open(path)
     if not run.scored:
         raise DataError(f"{path} holds no scores; run `ostlight select` first")
-    found = {matrix.tag: matrix for matrix in matrices(Scored.read(run.scored[0]).evidence)}
+    evidence = Scored.read(run.scored[0]).evidence
+    found = {matrix.tag: matrix for matrix in matrices(evidence)}
     if not found or (tag is not None and tag not in found):
         named = f"tag {tag!r} is none that sorts the pool into kinds" if tag else "no tag sorts the pool into kinds"
         raise DataError(f"{path}: {named}; those that do: {', '.join(found) or 'none'}")
@@ -45,20 +46,20 @@ def sources(path: str | Path, tag: str | None = None, console: Console | None = 
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)  # nothing is cut in a file or a pipe
-    console.print(_table(matrix))
+    console.print(_table(matrix, [f"kept{pick.suffix}" for pick in evidence.picks]))
     return matrix
 
 
-def _table(matrix: Matrix) -> Table:
+def _table(matrix: Matrix, picks: list[str]) -> Table:
     title = Text(f"mean utility by {_said(matrix.tag)}, in thousandths of a nat; ± its standard error")
     table = Table(title=title, title_justify="left")
     table.add_column(Text(_said(matrix.tag)))
-    for name in ("samples", "toxic", "kept", *matrix.columns):
+    for name in ("samples", "toxic", *picks, *matrix.columns):
         table.add_column(Text(_said(name)), justify="right")
     for row in matrix.rows:
         cells = [Text(f"{1e3 * c.mean:+.2f} ± {1e3 * c.error:.2f} {c.told}", style=STYLES[c.told]) for c in row.cells]
-        kept = "" if row.kept is None else f"{row.kept:.0%}"
-        table.add_row(Text(_said(row.value)), f"{row.count:,}", f"{row.toxic:.0%}", kept, *cells)
+        kept = [f"{share:.0%}" for share in row.kept]
+        table.add_row(Text(_said(row.value)), f"{row.count:,}", f"{row.toxic:.0%}", *kept, *cells)
     return table
 
 

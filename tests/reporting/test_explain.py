@@ -15,6 +15,7 @@ import pytest
 
 import ostlight
 from ostlight.errors import DataError
+from ostlight.reporting.contents import contents
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.explain import explain
 from ostlight.reporting.find import nearest_ids
@@ -166,6 +167,16 @@ def test_of_a_benchmark_it_tells_each_budget_and_the_layers_of_its_proxy(
     assert "layers.1" in out
     explain(compared, evidence.ids[int(np.argmin(evidence.score))])
     assert "budget 4: dropped" in capsys.readouterr().out
+
+
+def test_a_real_benchmarks_report_shows_the_samples_at_the_border_of_each_pick(compared: Path):
+    shown = contents(Run.open(compared))["scored"]
+    assert [pick["lined"] for pick in shown["picks"]] == [True, True]
+    nearest = min((c for c in shown["cards"] if "borderline" in c.lists), key=lambda c: abs(c.story.parts[0].margin))
+    assert nearest.story.place in (3, 4)
+    text = ostlight.report(compared, compared / "page.html").read_text()
+    assert "borderline (budget 50% within task)" in text
+    assert "kept, rank 4 (budget 4)</span>" in text
 
 
 def test_a_real_run_is_reported(scored: Run, tmp_path: Path):

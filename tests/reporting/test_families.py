@@ -24,7 +24,7 @@ def evidence(phi: np.ndarray | None, **columns: Any) -> Evidence:
         by_group=None,
         groups=[],
         tags={},
-        rank=None,
+        picks=[],
         records=count,
         set_aside=0,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ostlight.reporting.lists import budget_line, lists, margins
 from ostlight.reporting.matrix import matrices
 from ostlight.reporting.page import write_report
 from ostlight.reporting.pareto import pareto
+from ostlight.reporting.picks import Pick
 from ostlight.reporting.run import Run
 from ostlight.reporting.standing import read_standings
 from ostlight.run.ledger import Entry
@@ -45,8 +46,7 @@ def test_the_columns_are_those_of_the_score_files(made: Path, evidence: Evidence
         [r["eta"] * r["slope"] - c for r, c in zip(rows, cost, strict=True)], rel=1e-4
     )
     kept = pq.read_table(made / "selection.parquet")
-    assert evidence.kept is not None
-    assert {i for i, k in zip(evidence.ids, evidence.kept, strict=True) if k} == {
+    assert {i for i, k in zip(evidence.ids, evidence.picks[0].kept, strict=True) if k} == {
         i for i, k in zip(kept["id"].to_pylist(), kept["kept"].to_pylist(), strict=True) if k
     }
 
@@ -69,49 +69,48 @@ def test_the_matrix_holds_means_by_tag_and_group(evidence: Evidence):
 
 
 def test_the_line_parts_the_kept_from_the_dropped(evidence: Evidence):
-    margin = margins(evidence)
+    (pick,) = evidence.picks
+    margin = margins(evidence, pick)
     assert margin is not None
-    assert evidence.kept is not None
-    assert ((margin > 0) == evidence.kept).all()
-    near = lists(evidence, margin, longest=10)["borderline"]
+    assert ((margin > 0) == pick.kept).all()
+    near = lists(evidence, [margin], longest=10)["borderline"]
     assert set(near) == set(np.argsort(np.abs(margin))[:10])
     assert budget_line(np.array([3.0, 1.0, 2.0]), 1) == 2.5
 
 
 def test_within_a_tag_each_value_has_its_own_line(evidence: Evidence):
-    margin = margins(evidence, "source")
+    pick = replace(evidence.picks[0], within="source")
+    margin = margins(evidence, pick)
     assert margin is not None
-    assert evidence.kept is not None
     for source in set(evidence.tags["source"]):
         rows = evidence.tags["source"] == source
-        assert (margin[rows] > 0).sum() == evidence.kept[rows].sum()
+        assert (margin[rows] > 0).sum() == pick.kept[rows].sum()
 
 
 def test_what_was_picked_as_a_set_has_no_line(evidence: Evidence):
-    order, picked = np.argsort(-evidence.score), copy.copy(evidence)
-    picked.rank = np.full(len(evidence), -1)
-    picked.rank[order[[0, 1, 3]]] = range(3)
-    assert margins(picked) is None
-    picked.rank[order[2]] = 3
-    assert margins(picked) is not None
+    order, rank = np.argsort(-evidence.score), np.full(len(evidence), -1)
+    rank[order[[0, 1, 3]]] = range(3)
+    assert margins(evidence, Pick("4", None, rank)) is None
+    rank[order[2]] = 3
+    assert margins(evidence, Pick("4", None, rank)) is not None
 
 
 def test_the_histogram_counts_every_sample_once(evidence: Evidence):
-    plot = histogram(evidence, {"line": 0.0}, Scale(1e6, "micronats"), WIDE)
+    (pick,) = evidence.picks
+    plot = histogram(evidence, pick, {"line": 0.0}, Scale(1e6, "micronats"), WIDE)
     assert sum(int(bar.told.split()[0].replace(",", "")) for bar in plot.bars) == len(evidence)
     kinds = {kind: 0 for kind in ("kept", "dropped", "toxic")}
     for bar in plot.bars:
         kinds[bar.kind] += int(bar.told.split()[0].replace(",", ""))
-    assert evidence.kept is not None
-    assert kinds["kept"] == evidence.kept.sum()
-    assert kinds["toxic"] == (evidence.toxic & ~evidence.kept).sum()
+    assert kinds["kept"] == pick.size
+    assert kinds["toxic"] == (evidence.toxic & ~pick.kept).sum()
     assert plot.lines[0].x == plot.zero
 
 
 def test_no_budgets_line_crosses_anothers_text(evidence: Evidence):
     low, high = np.quantile(evidence.score, [0.05, 0.95])
     budgets = {f"{k}%": float(v) for k, v in enumerate(np.linspace(low, high, 7))}
-    drawn = histogram(evidence, budgets, Scale(1.0, ""), WIDE).lines
+    drawn = histogram(evidence, None, budgets, Scale(1.0, ""), WIDE).lines
     assert [line.row for line in drawn] == list(range(7))
     for side in ("start", "end"):
         for one, other in itertools.permutations([line for line in drawn if line.anchor == side], 2):
@@ -181,7 +180,7 @@ def test_what_is_missing_is_said(made: Path, tmp_path: Path):
     assert "the pool cannot be opened" in said
     assert "Names of the anchor groups" in said
     assert "the target was not trained" in said
-    assert shown["scored"]["kept"] is None
+    assert shown["scored"]["picks"] == []
     assert "not at hand" in write_report(bare).read_text()
 
 

@@ -62,7 +62,7 @@ if (one("#cards")) {
   let list = listButtons[0]?.dataset.list;
   const FIRST = 12;
   let most = FIRST;
-  const natural = { useful: "place", toxic: "-place", lowest: "-place", borderline: "margin" };
+  const natural = { useful: "place", toxic: "-place", lowest: "-place" };
   const pairs = new Map();
   tagsOf.forEach((tags) => Object.entries(tags).forEach(([tag, value]) => {
     const key = JSON.stringify([tag, value]);
@@ -75,7 +75,7 @@ if (one("#cards")) {
     const wanted = one("#card-search").value.toLowerCase();
     const tag = one("#card-tag").value;
     const [tagName, tagValue] = tag ? JSON.parse(tag) : [];
-    const order = one("#card-sort").value || natural[list];
+    const order = one("#card-sort").value || (natural[list] ?? list.replace("borderline", "margin"));
     const sign = order.startsWith("-") ? -1 : 1;
     const name = order.replace("-", "");
     const shown = cards.filter((card) => {
@@ -112,17 +112,20 @@ const unpack = (text, Kind) => {
 if (packed && packed.count) {
   const PAGE = 25;
   const place = unpack(packed.place, Uint32Array);
-  const flags = unpack(packed.flags, Uint8Array);
+  const toxic = unpack(packed.toxic, Uint8Array);
+  const kept = packed.kept.map(([mark, suffix, text]) => [mark, suffix, unpack(text, Uint8Array)]);
   const family = packed.family && unpack(packed.family, Uint32Array);
   const numbers = packed.numbers.map(([name, text]) => [name, unpack(text, Float32Array)]);
   const tags = packed.tags.map(([name, values, codes]) => [name, values, unpack(codes, Uint16Array)]);
   const fits = {
     "": () => true,
-    kept: (k) => flags[k] & 1,
-    dropped: (k) => !(flags[k] & 1),
-    toxic: (k) => flags[k] & 2,
+    toxic: (k) => toxic[k],
     family: (k) => family && family[k] > 0,
   };
+  kept.forEach(([mark, , values]) => {
+    fits[`kept${mark}`] = (k) => values[k];
+    fits[`dropped${mark}`] = (k) => !values[k];
+  });
   const everything = [...place.keys()];
   let found = everything;
   let order = null;
@@ -138,7 +141,8 @@ if (packed && packed.count) {
       cell(row, place[k].toLocaleString("en"), "n");
       cell(row, packed.ids[k], "id");
       numbers.forEach(([, values], n) => cell(row, values[k].toPrecision(3).replace("-", "\u2212"), n ? "n" : values[k] < 0 ? "n neg" : "n pos"));
-      const state = [packed.picked ? (flags[k] & 1 ? "kept" : "dropped") : "", flags[k] & 2 ? "toxic" : "", family && family[k] ? `family ${family[k]}` : ""];
+      const became = kept.map(([, suffix, values]) => (values[k] ? "kept" : "dropped") + suffix);
+      const state = [became.join("; "), toxic[k] ? "toxic" : "", family && family[k] ? `family ${family[k]}` : ""];
       cell(row, state.filter(Boolean).join(", "));
       tags.forEach(([, values, codes]) => cell(row, values[codes[k]]));
     });
@@ -176,7 +180,7 @@ if (packed && packed.count) {
   heading("place", true, (k) => place[k]);
   heading("id", false, (k) => packed.ids[k]);
   numbers.forEach(([name, values]) => heading(name, true, (k) => values[k]));
-  heading("state", false, (k) => -flags[k]);
+  heading("state", false, (k) => -2 * toxic[k] - (kept[0]?.[2][k] ?? 0));
   tags.forEach(([name, values, codes]) => heading(name, false, (k) => values[codes[k]]));
   one("#row-search").addEventListener("input", search);
   [one("#row-state"), ...tagSelects.map(([select]) => select)].forEach((select) => select.addEventListener("change", search));

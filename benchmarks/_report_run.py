@@ -28,12 +28,19 @@ ETA = 0.02
 ASIDE = 97
 """Every so-manieth record is set aside."""
 PICTURES = 40
+PHOTO = (480, 360)
+"""Width and height of a picture."""
 
 Record = dict[str, Any]
 
 
 def write_run(
-    folder: Path, records: int, probes: int = 64, seed: int = 0, change: Callable[[int, Record], Record] | None = None
+    folder: Path,
+    records: int,
+    probes: int = 64,
+    seed: int = 0,
+    change: Callable[[int, Record], Record] | None = None,
+    pictures: int = PICTURES,
 ) -> Path:
     """A run of ``ost`` over ``records`` records: scores with sketches by group, a selection of a fifth, quarantine,
     ledger, notes, and the pool with its pictures.
@@ -41,13 +48,14 @@ def write_run(
     Args:
         probes: for each of the ``GROUPS``.
         change: what becomes of a record before it is written, by its place.
+        pictures: different ones, one a record in turn.
 
     Returns:
         The run folder.
     """
     data = folder / "pool"
     data.mkdir(parents=True)
-    _write_pool(data, records, seed, change)
+    _write_pool(data, records, seed, change, pictures)
     config = load_config(
         {
             "name": "made",
@@ -76,18 +84,30 @@ def record_id(place: int) -> str:
     return f"record-{place:07d}"
 
 
-def _write_pool(data: Path, records: int, seed: int, change: Callable[[int, Record], Record] | None) -> None:
+def write_photos(folder: Path, count: int, seed: int = 0) -> None:
+    """``K.jpg``, as heavy as photographs of their size are: about 45 kB each, 18 kB when scaled down for a page.
+    All are parts of one large picture."""
     rng = np.random.default_rng(seed)
-    for k in range(PICTURES):
-        x, y = np.mgrid[0:120, 0:160] / 160
-        waves = [np.sin(a * x + b * y + c) for a, b, c in rng.uniform(-9, 9, (3, 3))]
-        pixels = ((np.stack(waves, 2) + 1) * 127).astype(np.uint8)
-        PILImage.fromarray(pixels).save(data / f"{k}.jpg", quality=85)
+    side = 2 * PHOTO[0]
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    frequency[0, 0] = np.inf
+    grain = rng.standard_normal((3, side, side))
+    large = np.fft.irfft2(np.fft.rfft2(0.3 * grain + grain[:1]) / frequency**1.4, s=(side, side))
+    pixels = np.clip(128 + 60 * large / large.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    width, height = PHOTO
+    for k, (x, y) in enumerate(rng.integers(0, (side - width, side - height), (count, 2)).tolist()):
+        PILImage.fromarray(pixels[y : y + height, x : x + width]).save(folder / f"{k}.jpg", quality=85)
+
+
+def _write_pool(
+    data: Path, records: int, seed: int, change: Callable[[int, Record], Record] | None, pictures: int
+) -> None:
+    write_photos(data, pictures, seed)
     with (data / "pool.jsonl").open("w") as file:
         for k in range(records):
             record: Record = {
                 "id": record_id(k),
-                "image": f"{k % PICTURES}.jpg",
+                "image": f"{k % pictures}.jpg",
                 "conversations": [
                     {"from": "human", "value": f"<image>\nQuestion {k}: what is seen in the picture, and how often?"},
                     {"from": "gpt", "value": f"There are {k % 13} waves, so the answer is {k % 13}."},

@@ -116,6 +116,7 @@ class Scored:
         if not len(evidence):
             self.run.missing.append("Utilities: every record was set aside.")
         chosen, picks = lists(evidence, self.margins), self._picks()
+        shown, families = self._cards(chosen), self._family_cards()
         return {
             "run": self.run,
             "evidence": evidence,
@@ -126,15 +127,15 @@ class Scored:
             "histograms": self._histograms(),
             "matrices": matrices(evidence),
             "lists": {name: len(rows) for name, rows in chosen.items()},
-            "cards": self._cards(chosen),
-            "families": self._family_cards(),
+            "cards": shown,
+            "families": families,
             "family_count": None if self.families is None else len(self.families.sizes),
             "in_families": 0 if self.families is None else int(self.families.sizes.sum()),
             "within": sorted(self._within()),
             "agreement": self.run.notes.get("rank_agreement"),
             "trials": {b: noted["trial"] for b, noted in self._noted().items() if isinstance(noted.get("trial"), dict)},
             "facts": list(self._facts()),
-            "data": packed(evidence, self.families, self.scale),
+            "data": packed(evidence, self.families, self.scale) | {"pictures": self.album.addresses()},
         }
 
     def _picks(self) -> list[dict[str, Any]]:

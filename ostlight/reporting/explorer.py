@@ -12,6 +12,7 @@ from ostlight.reporting.families import Families
 from ostlight.reporting.figures import Scale, clipped
 from ostlight.reporting.matrix import coded_tags
 from ostlight.reporting.noise import CERTAIN
+from ostlight.reporting.samples import TAG
 
 MOST = 100_000
 """Rows carried; of a larger pool the best and the worst, as many of each."""
@@ -40,7 +41,10 @@ def packed(evidence: Evidence, families: Families | None, scale: Scale) -> dict[
         "toxic": _base64(evidence.toxic[order], "u1"),
         "kept": [[pick.mark, pick.suffix, _base64(pick.kept[order], "u1")] for pick in evidence.picks],
         "family": None if families is None else _base64(families.of[order] + 1, "<u4"),
-        "tags": [[tag, names, _base64(codes[order], "<u2")] for tag, (names, codes) in tags],
+        "tags": [
+            [clipped(tag, TAG), [clipped(name, TAG) for name in names], _base64(codes[order], "<u2")]
+            for tag, (names, codes) in tags
+        ],
     }
 
 

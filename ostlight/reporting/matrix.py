@@ -66,7 +66,7 @@ def coded_tags(evidence: Evidence) -> dict[str, tuple[list[str], np.ndarray]]:
     """By tag: its values, most frequent first, and ``[N]`` the place of each sample's value among them."""
     found = {}
     for tag, values in evidence.tags.items():
-        names, codes, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)
+        names, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
         if 2 <= len(names) <= min(MOST_VALUES, len(evidence) / 2):
             order = np.argsort(-counts, kind="stable")
             place = np.empty(len(order), np.int64)

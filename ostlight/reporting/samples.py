@@ -20,6 +20,8 @@ TEXT = 1200
 """Characters of a turn that are shown."""
 PICTURES = 4
 """Pictures of a sample that are shown."""
+TAG = 40
+"""Characters of a tag and of its value that are shown."""
 NAMED = 2
 """Groups a sentence names."""
 
@@ -142,6 +144,10 @@ class Card:
     more_pictures: int = 0
     problem: str | None = None
     lists: list[str] = field(default_factory=list)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {clipped(tag, TAG): clipped(value, TAG) for tag, value in self.story.tags.items()}
 
 
 def cards(stories: list[Story], pool: Pool | None, scale: Scale, album: Album) -> Iterator[Card]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from _report_run import write_run
-from bench_report import LIMITS, build
+from bench_report import LIMITS, PICTURES, build
 from browser import Browser
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_samples_make_a_light_page(tmp_path: Path, browser: Browser):
-    page, _, cpu_s, peak_mb = build(write_run(tmp_path, records=100_000))
+    page, _, cpu_s, peak_mb = build(write_run(tmp_path, records=100_000, pictures=PICTURES))
     assert page.stat().st_size < LIMITS["size"] * 1e6
     # On one thread; the clock would count what else the machine does.
     assert cpu_s < LIMITS["build"]

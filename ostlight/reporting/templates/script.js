@@ -103,8 +103,11 @@ if (one("#cards")) {
   show();
 }
 
-// Every sample: packed columns, a page of rows at a time.
+// Pictures: each is carried once.
 const packed = one("#data") && JSON.parse(one("#data").textContent);
+all("img[data-picture]").forEach((img) => { img.src = packed.pictures[img.dataset.picture]; });
+
+// Every sample: packed columns, a page of rows at a time.
 const unpack = (text, Kind) => {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   return new Kind(bytes.buffer);

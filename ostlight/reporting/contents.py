@@ -51,7 +51,7 @@ def contents(run: Run) -> dict[str, Any]:
         "run": run,
         "standings": standings,
         "common": in_common(standings),
-        "groups": [g for g in standings[0].accuracy if g != "all"] if standings else [],
+        "groups": list(dict.fromkeys(g for s in standings for g in s.accuracy if g != "all")),
         "baseline": _baseline(run, standings),
         "variants": list(dict.fromkeys(s.variant for s in standings if s.variant)),
         "plots": _plots(standings),
@@ -67,10 +67,12 @@ def contents(run: Run) -> dict[str, Any]:
 
 
 def _places(run: Run) -> list[tuple[str, str]]:
-    """The folders of a benchmark's scores, the shown one first, each with its variants in words."""
+    """The folders of a benchmark's scores, the shown one first, each with its variants in words; of the others, those
+    that tell more than a number a sample."""
     if not run.is_benchmark:
         return []
-    places = [str(scored.path.relative_to(run.path)) for scored in run.scored]
+    told = [scored for k, scored in enumerate(run.scored) if k == 0 or scored.evidence_columns]
+    places = [str(scored.path.relative_to(run.path)) for scored in told]
     return [(place, ", ".join(run.variants_scored.get(place, []))) for place in places]
 
 

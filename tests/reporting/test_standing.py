@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from browser import Browser
 
@@ -62,6 +64,16 @@ def test_each_variant_has_lines_and_a_front_of_its_own(bench: Callable[..., Path
     assert "good 20%, small target" in page
 
 
+def test_a_group_that_the_first_line_lacks_has_a_column(bench: Callable[..., Path]):
+    folder = bench()
+    *_, last = (folder / "results.jsonl").read_text().splitlines()
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(json.dumps(json.loads(last) | {"group": "colour", "metric": "accuracy", "value": 0.5}) + "\n")
+    page = write_report(folder).read_text()
+    assert page.count('<th class="n"><bdi>colour</bdi></th>') == 1
+    assert page.count('<td class="n" data-v="0.5">50</td>') == 1
+
+
 def test_the_plots_are_shown_variant_by_variant(browser: Browser, bench: Callable[..., Path]):
     browser.open(write_report(bench(variants=("small target", "large target"))), width=390)
     assert browser.problems == []
@@ -104,3 +116,16 @@ def test_a_benchmark_tells_what_its_scores_set_aside_and_that_a_budget_spent_by_
     assert "A budget spent within each <i>task</i> has a line of its own in each." in page
     assert "No record was set aside" not in page
     assert "<code>corrupt_image</code>" in page
+
+
+def test_scores_without_more_than_a_number_a_sample_are_not_offered(made: Path, bench: Callable[..., Path]):
+    folder = bench()
+    for name in ("loss", "ost", "random"):
+        shutil.copytree(made, folder / "selectors" / name)
+    more = {"loss": ["loss"], "random": []}
+    for name, columns in more.items():
+        for part in (folder / "selectors" / name / "scores").glob("part-*.parquet"):
+            table = pq.read_table(part)
+            pq.write_table(table.select([*table.column_names[: table.column_names.index("score") + 1], *columns]), part)
+    page = write_report(folder).read_text()
+    assert "for <code>selectors/loss</code> run <code>ostlight report</code>" in page

@@ -20,7 +20,8 @@ class Pick:
     """What was kept within one budget.
 
     Attributes:
-        budget: its label; where the scores were picked from in several ways, with the key of the pick's file.
+        budget: its label; where the scores were picked from in several ways, with the selectors that did, or before the
+            benchmark has ended the key of the pick's file.
         within: the tag, or other kind of sample, the budget was spent within.
         rank: ``[N]`` place of each scored sample among the kept, 0 is best; -1 for those dropped.
         mark: what tells it from the run's other picks in names within the page; empty for the first.
@@ -65,9 +66,10 @@ def _kept(run: Run) -> Iterator[tuple[str, str | None, np.ndarray]]:
         return
     for budget in run.budgets:
         files = sorted(run.path.glob(f"picks/{file_name(budget.label)}{KEY}.npy"))
-        for file in files:
-            key = f" {file.stem.rpartition('-')[2]}" if len(files) > 1 else ""
-            yield budget.label + key, budget.within, np.load(file)
+        known = [file for stem in run.who_picked for file in files if file.stem == stem]
+        for file in known or files:
+            who = ", ".join(run.who_picked.get(file.stem, [file.stem.rpartition("-")[2]]))
+            yield f"{budget.label}, {who}" if len(known or files) > 1 else budget.label, budget.within, np.load(file)
 
 
 def _ranks(kept: np.ndarray, position: np.ndarray) -> np.ndarray:

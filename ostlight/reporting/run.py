@@ -71,13 +71,29 @@ class Run:
         return read_notes(self.path / "selector")
 
     @cached_property
+    def home(self) -> Run | None:
+        """The benchmark whose selector it is."""
+        try:
+            return Run.open(self.path.parent.parent)
+        except OstlightError:
+            return None
+
+    @cached_property
     def budgets(self) -> list[Budget]:
         """Its own, or those of the benchmark whose selector it is."""
-        try:
-            benchmark = Run.open(self.path.parent.parent).config.benchmark
-        except OstlightError:
-            benchmark = None
+        benchmark = self.home.config.benchmark if self.home else None
         return list(benchmark.budgets) if benchmark else [self.config.budget]
+
+    @cached_property
+    def who_picked(self) -> dict[str, list[str]]:
+        """The selectors of a finished benchmark that kept what a file of ``picks/`` holds, by its stem."""
+        found = defaultdict[str, list[str]](list)
+        home = self.home
+        for row in home._whose_scores if home else []:
+            pick, selector = row.get("pick", ""), row["selector"]
+            if home and home.path / row["scores"] == self.path and selector not in found[pick]:
+                found[pick].append(selector)
+        return {pick: selectors for pick, selectors in found.items() if pick}
 
     @cached_property
     def pick_notes(self) -> dict[str, dict[str, Any]]:

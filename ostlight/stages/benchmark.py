@@ -21,7 +21,7 @@ from ostlight.run.logs import log_comparison
 from ostlight.run.tasks import Failure, Room, failures, unsettled, work
 from ostlight.selection.registry import is_registered_here
 from ostlight.stages.contest import Contest
-from ostlight.stages.contest_tasks import CellTask, ScoreTask, with_needs
+from ostlight.stages.contest_tasks import CellTask, PickTask
 from ostlight.stages.say import console, say
 from ostlight.stages.workers import computing_with, places, refuse_ranks, share, threads
 
@@ -77,17 +77,19 @@ def benchmark(config: Config) -> list[Line]:
 
 
 def _scored(cells: Sequence[CellTask], home: Path) -> list[dict[str, Any]]:
-    """``{scores, proxy, selector, variant}``: whose scores each folder holds, and the folder of the warm-up before, if
-    there was one; several may share one."""
-    made = [(cell.cell, stage) for cell in cells for stage in with_needs(cell) if isinstance(stage, ScoreTask)]
+    """``{scores, proxy, selector, variant, budget, pick}``: whose scores each folder holds, the folder of the warm-up
+    before, if there was one, and the file of what was kept; several may share each."""
+    made = [(cell.cell, pick) for cell in cells if isinstance(pick := cell.pick, PickTask)]
     rows = [
         {
-            "scores": str(stage.place.path.relative_to(home)),
-            "proxy": str(stage.proxy.home.path.relative_to(home)) if stage.proxy and stage.proxy.warms else None,
+            "scores": str(pick.scores.place.path.relative_to(home)),
+            "proxy": str(proxy.home.path.relative_to(home)) if (proxy := pick.scores.proxy) and proxy.warms else None,
             "selector": cell.label,
             "variant": cell.variant,
+            "budget": pick.budget.label,
+            "pick": pick.file.stem,
         }
-        for cell, stage in made
+        for cell, pick in made
     ]
     return [row for place, row in enumerate(rows) if row not in rows[:place]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -94,7 +95,17 @@ def test_what_was_picked_in_two_ways_is_told_apart_by_the_files(bench: Path, evi
     place = bench / "selectors" / "ost-0123abcd"
     save(place, "40", evidence.position[:40], key="ffffffff")
     (run,) = Run.open(bench).scored
-    assert [p.budget for p in Evidence.read(run).picks][:2] == ["40 00000000", "40 ffffffff"]
+    assert [p.budget for p in Evidence.read(run).picks][:2] == ["40, 00000000", "40, ffffffff"]
+
+
+def test_what_was_picked_in_two_ways_is_told_apart_by_who_did(bench: Path, evidence: Evidence):
+    save(bench / "selectors" / "ost-0123abcd", "40", evidence.position[:40], key="ffffffff")
+    save(bench / "selectors" / "ost-0123abcd", "40", evidence.position[:40], key="5ca1ab1e")
+    used = {"ranking": "40-00000000", "set": "40-ffffffff", "ost": "40-00000000"}
+    rows = [{"scores": "selectors/ost-0123abcd", "selector": s, "variant": "", "pick": p} for s, p in used.items()]
+    (bench / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = Run.open(bench).scored
+    assert [p.budget for p in Evidence.read(run).picks][:2] == ["40, ranking, ost", "40, set"]
 
 
 def test_a_benchmark_of_one_budget_is_told_as_its_selection_would_be(made: Path, bench: Path, evidence: Evidence):

@@ -16,6 +16,7 @@ from ostlight_kernels._triton import tl, triton
 from ostlight_kernels.checks import check_grad_dots, check_tensor
 from ostlight_kernels.dispatch import capability, explain
 from ostlight_kernels.packing import Packing
+from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import Tiles, table
 
 WORKSPACE_BYTES = 256 * 2**20
@@ -99,8 +100,13 @@ def _grad_dots_kernel(
         in_t = in_t[:, None]
         b_a = tl.load(p_a + r_t[:, None].to(tl.int64) * stride_at + r_i[None, :], mask=in_t & in_i, other=0.0)
         b_b = tl.load(p_b + r_t[:, None].to(tl.int64) * stride_bt + r_o[None, :], mask=in_t & in_o, other=0.0)
+        if PRECISION == "tf32":
+            b_a = rounded_to_tf32(b_a)
+            b_b = rounded_to_tf32(b_b)
         b_gradient = tl.dot(tl.trans(b_b), b_a, b_gradient, input_precision=PRECISION)
 
+    if DOT_PRECISION == "tf32":
+        b_gradient = rounded_to_tf32(b_gradient)
     p_group = p_tiles + (i_tile.to(tl.int64) * samples + i_group * SAMPLES) * AREA
     r_tile = tl.arange(0, BLOCK_O)[:, None] * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
     tl.store(p_group + (i_program % SAMPLES) * AREA + r_tile, b_gradient.to(p_tiles.dtype.element_ty))
@@ -124,6 +130,8 @@ def _grad_dots_kernel(
                 p_target = p_targets + r_m[:, None].to(tl.int64) * D_out * D_in + k_o[None, :].to(tl.int64) * D_in
                 b_targets = tl.load(p_target + k_i[None, :], mask=(r_m < M)[:, None] & in_k[None, :], other=0.0)
                 b_targets = tl.trans(b_targets).to(b_tiles.dtype)
+                if PRECISION == "tf32":  # 16-bit targets are tf32 already
+                    b_targets = rounded_to_tf32(b_targets)
                 b_dots = tl.dot(b_tiles, b_targets, b_dots, input_precision=DOT_PRECISION)
             r_row = (first_tile + i_tile).to(tl.int64) * samples + i_group * SAMPLES + r_s
             in_partial = in_s[:, None] & (r_m < M)[None, :]
@@ -132,7 +140,7 @@ def _grad_dots_kernel(
 
 def meta(tiles: Tiles, dtype: torch.dtype, targets: int, packed: bool, allow_tf32: bool) -> dict[str, object]:
     """The kernel's compile-time arguments."""
-    exact = "tf32" if allow_tf32 else "ieee"
+    precision = "tf32" if dtype == torch.float32 and allow_tf32 else "ieee"
     return {
         "PACKED": packed,
         "SAMPLES": tiles.samples,
@@ -144,8 +152,8 @@ def meta(tiles: Tiles, dtype: torch.dtype, targets: int, packed: bool, allow_tf3
         "BAND": tiles.band,
         "STAGES": tiles.stages,
         "DOT_STAGES": tiles.dot_stages,
-        "PRECISION": exact if dtype == torch.float32 else "ieee",
-        "DOT_PRECISION": exact if dtype == torch.float32 else "tf32",
+        "PRECISION": precision,
+        "DOT_PRECISION": "tf32" if dtype == torch.float16 else precision,
     }
 
 
@@ -153,7 +161,7 @@ def tile_dtype(dtype: torch.dtype) -> torch.dtype:
     """What a tile is kept in until it meets the targets.
 
     bf16 rounds it as a stored bf16 gradient would be. fp16 would overflow or flush it, so it stays fp32 and meets the
-    targets in tf32, whose mantissa is as long as fp16's.
+    targets in tf32, whose mantissa is as long as fp16's, rounded to it first.
     """
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
@@ -250,7 +258,8 @@ def grad_dots(
         segments: ``[N, T]`` integers for packed rows, the sample of each token, -1 for padding; or a
             :class:`Packing` made from them once for all layers. ``None``: row n is sample n.
         num_samples: S, needed with a tensor of segments.
-        allow_tf32: let fp32 inputs be rounded to tf32 (10 bits of mantissa) on the tensor cores.
+        allow_tf32: let fp32 inputs, targets and gradients be rounded to tf32 (10 bits of mantissa) and multiplied on
+            tensor cores; has no effect on a CPU.
 
     Returns:
         ``[N, M]`` (``[S, M]`` with segments) ``sum(b_n' a_n * targets_m)``, fp32; fp64 for fp64 input. A sample

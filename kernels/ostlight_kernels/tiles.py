@@ -66,7 +66,7 @@ SIXTEEN_BIT = {
 
 # Without tf32 the products run on the ordinary cores: smaller tiles, or the accumulators spill.
 THIRTY_TWO_BIT = {
-    80: (Tiles(block_o=64, block_i=64, block_t=16, block_k=64, warps=4, stages=2, dot_stages=2),),
+    80: (Tiles(block_o=64, block_i=64, block_t=16, block_k=64, warps=4, stages=3, dot_stages=2),),
     90: (Tiles(block_o=64, block_i=64, block_t=16, block_k=64, warps=4, stages=2, dot_stages=2),),
 }
 

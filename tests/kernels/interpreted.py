@@ -21,12 +21,15 @@ import numpy as np
 import test_grad_dots
 import test_one_step_head
 import torch
+import triton
 import triton.language as tl
+from nearest import nearest_tf32
 from torch import Tensor
 from triton.runtime import interpreter
 
 from ostlight_kernels import Packing
 from ostlight_kernels.head_problem import HeadProblem
+from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import HeadTiles, Tiles
 
 # Modules, not the functions of the same name that the package exports.
@@ -119,6 +122,34 @@ def dots_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
+AWKWARD = (1 + 2**-11, 1 + 3 * 2**-11, 3.4e38, -1e-37, 0.0, float("inf"), float("-inf"))
+
+
+@triton.jit
+def rounding_kernel(p_x, p_rounded, SIZE: tl.constexpr):
+    r_x = tl.arange(0, SIZE)
+    tl.store(p_rounded + r_x, rounded_to_tf32(tl.load(p_x + r_x)))
+
+
+def rounding_case() -> dict[str, Tensor]:
+    x = torch.randn(1024, generator=torch.Generator().manual_seed(0)) * 100
+    x[: len(AWKWARD)] = torch.tensor(AWKWARD)
+    # Beside the usual NaN the one that GPUs make, all ones.
+    x[-2:] = torch.tensor([0x7FC00000, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    got = torch.empty_like(x)
+    rounding_kernel[(1,)](x, got, SIZE=len(x))
+    return {"got": got, "nearest": nearest_tf32(x)}
+
+
+def tf32_case(dtype: torch.dtype) -> dict[str, Tensor]:
+    """A single token, so that each gradient is exact before it is rounded and only the last sum is not."""
+    a, b, targets = test_grad_dots.layer(3, 1, 24, 20, 5, dtype)
+    got = grad_dots.launch(a, b, targets, None, allow_tf32=True, tiles=TILES)
+    gradients = nearest_tf32(nearest_tf32(b).mT @ nearest_tf32(a)).flatten(1)
+    flat = nearest_tf32(targets).flatten(1).T
+    return {"got": got, "nearest": gradients @ flat, "sums": gradients.abs() @ flat.abs()}
+
+
 HEADS: dict[str, dict[str, Any]] = {
     "small step": {"eta": 1e-5, "n": 2, "s": 12, "d": 20, "v": 50},
     "large step": {"eta": 30.0, "n": 2, "s": 12, "d": 20, "v": 50},
@@ -183,7 +214,8 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     mend_bf16()
     poison()
-    found = {}
+    found = {("rounded_to_tf32", "awkward", "fp32"): rounding_case()}
+    found |= {("grad_dots", "tf32", short): tf32_case(DTYPES[short]) for short in ("fp16", "fp32")}
     for short, dtype in DTYPES.items():
         found |= {("grad_dots", name, short): dots_case(name, dtype) for name in DOTS_CASES}
         found |= {("one_step_head", name, short): head_case(name, dtype) for name in HEAD_CASES}

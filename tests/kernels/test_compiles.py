@@ -10,6 +10,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,13 +91,20 @@ def assert_fits(built: Built, capability: int, dtype: torch.dtype, sizes: Sizes 
 
 
 def dots_build(
-    capability: int, dtype: str, tiles: Tiles, packed: bool, targets: int, folder: Path, sizes: Sizes = "by 16"
+    capability: int,
+    dtype: str,
+    tiles: Tiles,
+    packed: bool,
+    targets: int,
+    folder: Path,
+    sizes: Sizes = "by 16",
+    allow_tf32: bool = False,
 ) -> Built:
     kept = {v: k for k, v in DTYPES.items()}[grad_dots.tile_dtype(DTYPES[dtype])]
     types = dict.fromkeys(("p_a", "p_b", "p_targets"), f"*{dtype}")
     types |= dict.fromkeys(("p_order", "p_starts"), "*i64" if packed else f"*{dtype}")
     types |= {"p_tiles": f"*{kept}", "p_arrived": "*i32", "p_partial": "*fp32"}
-    constants = grad_dots.meta(tiles, DTYPES[dtype], targets, packed, False)
+    constants = grad_dots.meta(tiles, DTYPES[dtype], targets, packed, allow_tf32)
     return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps, sizes)
 
 
@@ -141,6 +149,16 @@ HEAD_KERNELS = ("log_sum_exp_kernel", "errors_kernel", "steps_kernel", "loss_cha
 def test_the_default_of_grad_dots(capability: int, tmp_path: Path) -> None:
     built = dots_build(capability, "bf16", table(torch.bfloat16, capability)[0], False, 17, tmp_path)
     assert_fits(built, capability, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_tf32_products_of_grad_dots(capability: int, dtype: str, tmp_path: Path) -> None:
+    """Rounding for the tensor cores costs registers."""
+    tiles = table(DTYPES[dtype], capability)[0]
+    built = dots_build(capability, dtype, tiles, False, 17, tmp_path, allow_tf32=True)
+    assert_fits(built, capability, DTYPES[dtype])
+    assert ".tf32.tf32.f32" in built.ptx
 
 
 def test_a_tile_is_stored_before_its_arrival_is_told(tmp_path: Path) -> None:
@@ -192,10 +210,10 @@ def test_any_size_with_every_default(capability: int, dtype: str, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize(("capability", "dtype", "tiles"), EVERY_DOTS)
 def test_every_configuration_of_grad_dots(capability: int, dtype: str, tiles: Tiles, tmp_path: Path) -> None:
-    for packed in (False, True):
-        for targets in (1, 17):
-            built = dots_build(capability, dtype, tiles, packed, targets, tmp_path)
-            assert_fits(built, capability, DTYPES[dtype])
+    roundings = (False, True) if dtype == "fp32" else (False,)
+    for packed, targets, allow_tf32 in product((False, True), (1, 17), roundings):
+        built = dots_build(capability, dtype, tiles, packed, targets, tmp_path, allow_tf32=allow_tf32)
+        assert_fits(built, capability, DTYPES[dtype])
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 def test_every_case_is_looked_at(found: Found) -> None:
     expected = {("grad_dots", name, dtype) for name in DOTS_CASES for dtype in HALF_UNIT}
     expected |= {("one_step_head", name, dtype) for name in HEAD_CASES for dtype in HALF_UNIT}
+    expected |= {("grad_dots", "tf32", "fp16"), ("grad_dots", "tf32", "fp32"), ("rounded_to_tf32", "awkward", "fp32")}
     assert set(found) == expected
 
 
@@ -70,6 +71,18 @@ def test_grad_dots_is_as_good_as_its_dtype(found: Found, name: str, dtype: str) 
     if truth.numel():
         allowed = 1.05 * (case["plain"] - truth).abs().max() + 1e-6 * truth.abs().max()
         assert (got - truth).abs().max() <= allowed
+
+
+def test_rounded_to_tf32_is_the_nearest(found: Found) -> None:
+    case = found["rounded_to_tf32", "awkward", "fp32"]
+    torch.testing.assert_close(case["got"].double(), case["nearest"], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_what_meets_in_tf32_is_rounded_first(found: Found, dtype: str) -> None:
+    """A tensor core drops the bits that tf32 lacks; the interpreter does not, so it shows what was rounded before."""
+    case = found["grad_dots", "tf32", dtype]
+    assert (case["got"] - case["nearest"]).abs().le(3e-7 * case["sums"]).all()
 
 
 @pytest.mark.parametrize("dtype", HALF_UNIT)

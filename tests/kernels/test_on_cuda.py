@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from _memory import peak_bytes
+from nearest import nearest_tf32
 from torch import Tensor
 
 from ostlight_kernels import Packing, explain
@@ -85,6 +86,15 @@ def test_every_configuration_of_grad_dots(dtype: torch.dtype, tiles: Tiles) -> N
     a, b, targets = layer(18, 200, 520, 300, 17, dtype)
     got = grad_dots.launch(a, b, targets, None, allow_tf32=False, tiles=tiles)
     assert_as_good(got, *truth_and_plain(a, b, targets))
+
+
+def test_allow_tf32_rounds_to_the_nearest() -> None:
+    """A single token, so that the rounded gradient is known to the bit; dropping bits is ten times further off."""
+    a, b, targets = layer(33, 1, 256, 128, 17, torch.float32)
+    gradients = nearest_tf32(nearest_tf32(b).mT @ nearest_tf32(a)).flatten(1)
+    flat = nearest_tf32(targets).flatten(1).T
+    got = grad_dots.grad_dots(a, b, targets, allow_tf32=True)
+    assert (got - gradients @ flat).abs().le(2e-6 * (gradients.abs() @ flat.abs())).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

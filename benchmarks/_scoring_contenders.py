@@ -36,8 +36,8 @@ class Setting:
     """One model, its batch, its anchors and the targets, ready to be scored in any way.
 
     Attributes:
-        targets: ``[1 + K, *shape]`` per parameter for the largest K: the anchors' mean gradient, then random probes.
-            Smaller K take the first ones.
+        targets: ``[1 + K, *shape]`` per parameter for the largest K that fits: the anchors' mean gradient, then random
+            probes. Smaller K take the first ones.
     """
 
     shape: Shape
@@ -57,7 +57,8 @@ class Setting:
         self.engine = GradientDots(self.model, self.parameters)
 
     @classmethod
-    def of(cls, shape: Shape, scope: str, device: str, target_dtype: torch.dtype, most_probes: int) -> Setting:
+    def of(cls, shape: Shape, scope: str, device: str, target_dtype: torch.dtype, counts: tuple[int, ...]) -> Setting:
+        """``counts`` are the K wanted; those whose targets exceed half of the free memory are not to be had."""
         torch.manual_seed(0)
         trained = shape.build().to(device, shape.dtype).eval()
         model = copy.deepcopy(trained)
@@ -75,8 +76,10 @@ class Setting:
             ["all"] * ANCHORS,
         )
         direction = mean_gradients(anchors, parameters)["all"]
+        one_target = sum(part.numel() for part in direction.values()) * target_dtype.itemsize
+        most = largest_fitting(counts, one_target, free_bytes(device))
         targets = {
-            name: torch.cat([part[None].to(target_dtype), probes_like(part, most_probes, target_dtype)])
+            name: torch.cat([part[None].to(target_dtype), probes_like(part, most, target_dtype)])
             for name, part in direction.items()
         }
         return cls(shape, scope, device, model, trained, parameters, inputs, labels, anchors, direction, targets)
@@ -97,6 +100,11 @@ class Setting:
     def num_probes(self) -> int:
         return len(next(iter(self.targets.values()))) - 1
 
+    @property
+    def target_bytes(self) -> int:
+        """Of one target."""
+        return sum(target[0].nbytes for target in self.targets.values())
+
     def first_targets(self, probes: int) -> dict[str, Tensor]:
         return {name: target[: 1 + probes] for name, target in self.targets.items()}
 
@@ -104,6 +112,18 @@ class Setting:
         """One sample's, by plain autograd on the sample alone."""
         loss = losses_of(self.model, *self.single(row))[0]
         return dict(zip(self.parameters, torch.autograd.grad(loss, list(self.parameters.values())), strict=True))
+
+
+def free_bytes(device: str) -> float:
+    if device == "cpu":
+        return math.inf
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
+def largest_fitting(counts: tuple[int, ...], one_target: int, free: float) -> int:
+    """The largest K whose 1 + K targets take at most half of what is free, 0 where none does."""
+    return max((k for k in counts if (1 + k) * one_target <= free / 2), default=0)
 
 
 def with_adapters(model: nn.Module) -> nn.Module:
@@ -149,14 +169,18 @@ class Contender:
 
 
 def contenders_of(setting: Setting, probes: tuple[int, ...] = PROBES) -> list[Contender]:
+    """Those whose targets there are."""
     n = setting.shape.batch
+    probes = tuple(k for k in probes if k <= setting.num_probes)
     found = [
-        Contender("estimator=exact", exact(setting), 1),
+        Contender("estimator=exact", at_first_call(lambda: exact(setting)), 1),
         Contender("estimator=first_order how=central_difference", central_difference(setting), n, may_fail=True),
         Contender("estimator=first_order how=engine", by_engine(setting, 0), n),
         *(Contender(f"estimator=second_order K={k}", by_engine(setting, k), n) for k in probes),
-        Contender(f"estimator=projected K={DIRECTIONS}", by_responses(setting, DIRECTIONS), n),
     ]
+    if setting.num_probes >= DIRECTIONS:
+        responses = at_first_call(lambda: by_responses(setting, DIRECTIONS))
+        found.append(Contender(f"estimator=projected K={DIRECTIONS}", responses, n))
     if NAIVE_PROBES in probes:
         k = NAIVE_PROBES
         found += [
@@ -165,6 +189,18 @@ def contenders_of(setting: Setting, probes: tuple[int, ...] = PROBES) -> list[Co
             Contender(f"estimator=naive_vmap K={k}", vmapped(setting, k), n, may_fail=True),
         ]
     return found
+
+
+def at_first_call(prepare: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor]:
+    """What takes memory is prepared in the contender's own turn, where running out of it costs no other's figures."""
+    prepared: list[Callable[[], Tensor]] = []
+
+    def run() -> Tensor:
+        if not prepared:
+            prepared.append(prepare())
+        return prepared[0]()
+
+    return run
 
 
 def training_step(setting: Setting) -> Callable[[], Tensor]:
@@ -188,7 +224,7 @@ def by_engine(setting: Setting, probes: int, norms: bool = True) -> Callable[[],
 
 def by_responses(setting: Setting, count: int) -> Callable[[], Tensor]:
     """The inner products and then the anchors' cross-entropy at every sample's moved logits, directions random."""
-    products = by_engine(setting, min(count, setting.num_probes))
+    products = by_engine(setting, count)
     labels = torch.cat([batch[1] for _, batch in setting.anchors.batches])
     tokens, words = (
         int((labels[:, 1:] != IGNORED).sum()),
@@ -199,14 +235,14 @@ def by_responses(setting: Setting, count: int) -> Callable[[], Tensor]:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=setting.device)
 
-    moves, bends, eta = min(count, setting.num_probes), math.ceil(BENDS * count), 1e-3
+    bends, eta = math.ceil(BENDS * count), 1e-3
     ids = torch.zeros(tokens, words, dtype=torch.long, device=setting.device)
     weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=setting.device)
-    ways = eta * drawn(moves + bends, tokens, words)
+    ways = eta * drawn(count + bends, tokens, words)
     bent = drawn(SNAPSHOTS * count, bends).double()
     places = torch.arange(len(bent), device=setting.device)
-    responses = Responses(ids, drawn(tokens, words), weights, ways[:moves], places, ways[moves:], bent)
-    bend = Bend.of(drawn(len(bent), moves).double(), bent, eta)
+    responses = Responses(ids, drawn(tokens, words), weights, ways[:count], places, ways[count:], bent)
+    bend = Bend.of(drawn(len(bent), count).double(), bent, eta)
 
     def run() -> Tensor:
         dots = products()
@@ -248,11 +284,13 @@ def exact(setting: Setting, eta: float = 1e-3) -> Callable[[], Tensor]:
     def run() -> Tensor:
         gradient = setting.gradient(0)
         with torch.no_grad():
-            for parameter, g in zip(parameters, gradient.values(), strict=True):
-                parameter.sub_(g, alpha=eta)
-            utility = base - anchor_loss()
-            for parameter, before in zip(parameters, kept, strict=True):
-                parameter.copy_(before)
+            try:
+                for parameter, g in zip(parameters, gradient.values(), strict=True):
+                    parameter.sub_(g, alpha=eta)
+                utility = base - anchor_loss()
+            finally:
+                for parameter, before in zip(parameters, kept, strict=True):
+                    parameter.copy_(before)
         return utility[None, None]
 
     return run

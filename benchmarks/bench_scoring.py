@@ -9,7 +9,8 @@ between two training steps, and its ratio is to the mean of these; a figure is t
 a pass holds beyond model and targets, over what the forward pass of a training step leaves for its backward pass.
 
 One contender comes after the other and is recorded as soon as it is done. One that fails, or whose inner products are
-not those of plain autograd, is left out; the exit status is 1 at the end, but for a failure of what may fail.
+not those of plain autograd, is left out; the exit status is 1 at the end, but for a failure of what may fail. A K whose
+targets exceed half of the GPU's free memory is left out as well, and the record says so.
 
 Weights, tokens and probes are random: none of them changes what is computed. `exact` is timed on one sample a round.
 Engine passes take gradient norms along, as the `ost` selector does; `norms=off` says what they cost.
@@ -27,11 +28,13 @@ import torch
 from _kernels import Refused, Spread, refuse_unless
 from _memory import peak_bytes
 from _record import Recorder
-from _scoring_contenders import PROBES, Contender, Setting, contenders_of, losses_of, training_step
+from _scoring_contenders import DIRECTIONS, PROBES, Contender, Setting, contenders_of, losses_of, training_step
 from _scoring_shapes import SHAPES
 from torch import Tensor
 
 EXACT = "estimator=exact"
+
+COUNTS = tuple(sorted({*PROBES, DIRECTIONS}))
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -179,6 +182,16 @@ def record(recorder: Recorder, setting: Setting, figures: Figures, exactly: Figu
     return f"| {' | '.join((name, *cells))} |"
 
 
+def record_left_out(recorder: Recorder, setting: Setting, counts: tuple[int, ...]) -> None:
+    """Says which K are not timed since their targets take too much memory, and how much that would be."""
+    where = f"scope={setting.scope} device={setting.device} shape={setting.shape.name}"
+    for k in counts:
+        if k > setting.num_probes:
+            needed = float((1 + k) * setting.target_bytes)
+            print(f"left out: K={k}: {needed / 2**30:.1f} GiB of targets are over half of the free memory", flush=True)
+            recorder.add(case=f"K={k} {where}", metric="left_out_targets", value=needed, unit="byte", n=1)
+
+
 METRICS = {
     "ratio_to_train_step": "ratio",
     "samples_per_s": "1/s",
@@ -215,10 +228,11 @@ def main() -> None:
     shape = SHAPES[chosen.shape]
     recorder = Recorder("bench_scoring", chosen.out, chosen.device)
     dtype = DTYPES[chosen.target_dtype] if chosen.target_dtype else shape.dtype
-    setting = Setting.of(shape, chosen.scope, chosen.device, dtype, max(PROBES))
-    held = sum(target[0].nbytes for target in setting.targets.values())
-    sizes = ", ".join(f"K={k} {(1 + k) * held / 2**20:.0f} MiB" for k in PROBES)
+    setting = Setting.of(shape, chosen.scope, chosen.device, dtype, COUNTS)
+    held = setting.target_bytes
+    sizes = ", ".join(f"K={k} {(1 + k) * held / 2**20:.0f} MiB" for k in COUNTS)
     print(f"{held // dtype.itemsize:,} parameters in scope; targets in {short(dtype)}: {sizes}", flush=True)
+    record_left_out(recorder, setting, COUNTS)
     lines, well = time_all(recorder, setting, contenders_of(setting), chosen.rounds)
     print("\n".join(lines))
     raise SystemExit(not well)

@@ -33,7 +33,7 @@ def _one_thread() -> None:
 
 
 def setting_of(scope: str = "blocks", dtype: torch.dtype = torch.float32) -> _scoring_contenders.Setting:
-    return _scoring_contenders.Setting.of(MINI, scope, "cpu", dtype, most_probes=16)
+    return _scoring_contenders.Setting.of(MINI, scope, "cpu", dtype, counts=(4, 16, 32))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -95,6 +95,47 @@ def test_a_wrong_engine_is_left_out_and_the_rest_recorded(tmp_path: Path, capsys
     assert names == [first.name, third.name]
     told = f"left out: {second.name}: Refused: not timed: {second.name} is .* off plain autograd"
     assert re.search(told, capsys.readouterr().out)
+
+
+def test_targets_that_exceed_half_of_the_free_memory_are_left_out_and_the_record_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = setting_of().target_bytes
+    monkeypatch.setattr(_scoring_contenders, "free_bytes", lambda _: 2 * 17 * each)
+    setting = setting_of()
+    names = [one.name for one in _scoring_contenders.contenders_of(setting, probes=(4, 16, 64))]
+    assert "estimator=second_order K=16" in names
+    assert not {"estimator=second_order K=64", "estimator=projected K=32"} & set(names)
+    bench_scoring.record_left_out(Recorder("bench_scoring", tmp_path / "out.jsonl"), setting, (4, 16, 32))
+    (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert record["case"] == "K=32 scope=blocks device=cpu shape=64x2"
+    assert (record["metric"], record["value"]) == ("left_out_targets", 33 * each)
+    assert "left out: K=32: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fails", ["exact", "by_responses"])
+def test_what_runs_out_of_memory_costs_no_other_figures(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_scoring_contenders, fails, lambda *_: broken())
+    setting = setting_of()
+    contenders = _scoring_contenders.contenders_of(setting, probes=(4,))
+    well, names = timed(contenders, setting, tmp_path / "out.jsonl")
+    lost = {"exact": "estimator=exact", "by_responses": "estimator=projected K=32"}[fails]
+    assert not well
+    assert names == [one.name for one in contenders if one.name != lost]
+
+
+def test_a_step_that_fails_half_way_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = setting_of()
+    before = [parameter.detach().clone() for parameter in setting.model.parameters()]
+    run = _scoring_contenders.exact(setting)
+    gradient = setting.gradient(0)
+    monkeypatch.setattr(setting, "gradient", lambda _: gradient)
+    monkeypatch.setattr(_scoring_contenders, "losses_of", lambda *_: broken())
+    with pytest.raises(RuntimeError, match="beyond me"):
+        run()
+    assert all(torch.equal(a, b) for a, b in zip(before, setting.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("may_fail", [True, False])

@@ -28,7 +28,7 @@ STEPS_BYTES = 64 * 2**20
 """Step sizes ``[candidates, anchor tokens, tokens]`` of the candidates taken together."""
 
 PROGRAMS = 264
-"""Programs wanted at once: two for each of the H200's 132 processors."""
+"""Programs wanted: two turns of the H200's 132 processors, each of which the registers of `loss_change` fill."""
 
 
 class _Launcher:

@@ -27,7 +27,7 @@ from nearest import nearest_tf32
 from torch import Tensor
 from triton.runtime import interpreter
 
-from ostlight_kernels import Packing
+from ostlight_kernels import Packing, head_kernels
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import HeadTiles, Tiles
@@ -126,9 +126,15 @@ AWKWARD = (1 + 2**-11, 1 + 3 * 2**-11, 3.4e38, -1e-37, 0.0, float("inf"), float(
 
 
 @triton.jit
-def rounding_kernel(p_x, p_rounded, SIZE: tl.constexpr):
+def mapping_kernel(p_x, p_y, SIZE: tl.constexpr, FUNCTION: tl.constexpr):
     r_x = tl.arange(0, SIZE)
-    tl.store(p_rounded + r_x, rounded_to_tf32(tl.load(p_x + r_x)))
+    tl.store(p_y + r_x, FUNCTION(tl.load(p_x + r_x)))
+
+
+def mapped(x: Tensor, function: Any) -> Tensor:
+    y = torch.empty_like(x)
+    mapping_kernel[(1,)](x, y, SIZE=len(x), FUNCTION=function)
+    return y
 
 
 def rounding_case() -> dict[str, Tensor]:
@@ -136,9 +142,13 @@ def rounding_case() -> dict[str, Tensor]:
     x[: len(AWKWARD)] = torch.tensor(AWKWARD)
     # Beside the usual NaN the one that GPUs make, all ones.
     x[-2:] = torch.tensor([0x7FC00000, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
-    got = torch.empty_like(x)
-    rounding_kernel[(1,)](x, got, SIZE=len(x))
-    return {"got": got, "nearest": nearest_tf32(x)}
+    return {"got": mapped(x, rounded_to_tf32), "nearest": nearest_tf32(x)}
+
+
+def expm1_case(function: Any, below: float) -> dict[str, Tensor]:
+    sizes = torch.cat([torch.linspace(0, below, 2049)[1:-1], torch.logspace(-30, -3, 2048), torch.tensor([0.0])])
+    x = torch.cat([sizes, -sizes])
+    return {"got": mapped(x, function), "truth": torch.expm1(x.double())}
 
 
 def tf32_case(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -215,6 +225,8 @@ def main(out: Path) -> None:
     mend_bf16()
     poison()
     found = {("rounded_to_tf32", "awkward", "fp32"): rounding_case()}
+    found["expm1", "tiny", "fp32"] = expm1_case(head_kernels.expm1_of_tiny, 1 / 32)
+    found["expm1", "small", "fp32"] = expm1_case(head_kernels.expm1_of_small, 1 / 2)
     found |= {("grad_dots", "tf32", short): tf32_case(DTYPES[short]) for short in ("fp16", "fp32")}
     for short, dtype in DTYPES.items():
         found |= {("grad_dots", name, short): dots_case(name, dtype) for name in DOTS_CASES}

@@ -57,6 +57,7 @@ def test_every_case_is_looked_at(found: Found) -> None:
     expected = {("grad_dots", name, dtype) for name in DOTS_CASES for dtype in HALF_UNIT}
     expected |= {("one_step_head", name, dtype) for name in HEAD_CASES for dtype in HALF_UNIT}
     expected |= {("grad_dots", "tf32", "fp16"), ("grad_dots", "tf32", "fp32"), ("rounded_to_tf32", "awkward", "fp32")}
+    expected |= {("expm1", "tiny", "fp32"), ("expm1", "small", "fp32")}
     assert set(found) == expected
 
 
@@ -83,6 +84,12 @@ def test_what_meets_in_tf32_is_rounded_first(found: Found, dtype: str) -> None:
     """A tensor core drops the bits that tf32 lacks; the interpreter does not, so it shows what was rounded before."""
     case = found["grad_dots", "tf32", dtype]
     assert (case["got"] - case["nearest"]).abs().le(3e-7 * case["sums"]).all()
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_expm1_is_as_good_as_fp32(found: Found, name: str) -> None:
+    case = found["expm1", name, "fp32"]
+    torch.testing.assert_close(case["got"].double(), case["truth"], rtol=1.3e-7, atol=0)
 
 
 @pytest.mark.parametrize("dtype", HALF_UNIT)

@@ -42,26 +42,37 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_deita_filter.py --out $(OUT)/bench_deita_filter.jsonl
 
 # On a CUDA machine, with the Python that holds its torch and triton; installs nothing. Every phase runs, whatever became
-# of those before it; the exit status tells.
+# of those before it; the exit status tells. Benchmarks first: what they record stands, however soon the machine goes.
 GPU_BENCHES := gpu-bench_grad_dots gpu-bench_one_step_head gpu-bench_scoring
+GPU_TESTS := gpu-test_bf16 gpu-test_fp16 gpu-test_fp32
 AFTER_FAILURES := $(MAKE) --keep-going --jobs=1 --no-print-directory
 
 gpu:
-	$(AFTER_FAILURES) gpu-test gpu-bench
+	$(AFTER_FAILURES) gpu-bench gpu-test
 
 gpu-bench:
 	$(AFTER_FAILURES) $(GPU_BENCHES)
 
-gpu-test $(GPU_BENCHES): export PYTHONPATH := .:kernels:selectors$(addprefix :,$(PYTHONPATH))
-# Neither the tests' common fixtures nor pytest-timeout: such a machine may lack the packages.
+# At once: nearly all of their time is compiling, one core each.
 gpu-test:
-	$(PYTHON) -m pytest -m cuda -W ignore::pytest.PytestConfigWarning --confcutdir=tests/kernels tests/kernels
+	$(MAKE) --keep-going --jobs=3 --no-print-directory $(GPU_TESTS)
 
-gpu-bench_scoring: SHAPE := --shape 1b
+$(GPU_TESTS) $(GPU_BENCHES): export PYTHONPATH := .:kernels:selectors$(addprefix :,$(PYTHONPATH))
+gpu-test_bf16: CHOSEN := bfloat16
+gpu-test_fp16: CHOSEN := not bfloat16 and not float32
+gpu-test_fp32: CHOSEN := float32
+# Neither the tests' common fixtures nor pytest-timeout: such a machine may lack the packages. Nor are its warnings errors.
+$(GPU_TESTS):
+	$(PYTHON) -m pytest -m cuda -k "$(CHOSEN)" -W ignore::pytest.PytestConfigWarning -p no:warnings -p no:cacheprovider \
+		--confcutdir=tests/kernels tests/kernels
+
+SWEEP ?= --sweep
+gpu-bench_grad_dots gpu-bench_one_step_head: OPTIONS := $(SWEEP)
+gpu-bench_scoring: OPTIONS := --shape 1b
 $(GPU_BENCHES): gpu-%:
-	$(PYTHON) benchmarks/$*.py --device cuda --out $(OUT)/$*.jsonl $(SHAPE)
+	$(PYTHON) benchmarks/$*.py --device cuda --out $(OUT)/$*.jsonl $(OPTIONS)
 
-.PHONY: gpu gpu-test gpu-bench $(GPU_BENCHES)
+.PHONY: gpu gpu-test gpu-bench $(GPU_BENCHES) $(GPU_TESTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import torch
 
+COMMIT = "OSTLIGHT_COMMIT"
+"""Environment variable: the commit to record where the files travelled without their history."""
+
 
 def _commit() -> str:
+    untold = os.environ.get(COMMIT, "unknown")
     try:
         here = Path(__file__).parent
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
         dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
     except OSError:
-        return "unknown"
-    return (head.stdout.strip() or "unknown") + ("+changes" if dirty.stdout.strip() else "")
+        return untold
+    return (head.stdout.strip() or untold) + ("+changes" if dirty.stdout.strip() else "")
 
 
 def _versions(kind: str) -> dict[str, str]:

@@ -54,3 +54,11 @@ def test_a_gpu_is_named_with_its_memory_and_driver(
     record = recorded(tmp_path / "out.jsonl", "cuda")
     assert record["device"] == "NVIDIA H200, 139.8 GiB"
     assert record["versions"]["driver"] == driver  # type: ignore[index]
+
+
+def test_without_history_the_environment_tells_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "no_git"))
+    monkeypatch.setenv("OSTLIGHT_COMMIT", "0123456789ab")
+    assert recorded(tmp_path / "told.jsonl", "cpu")["commit"] == "0123456789ab"
+    monkeypatch.delenv("OSTLIGHT_COMMIT")
+    assert recorded(tmp_path / "untold.jsonl", "cpu")["commit"] == "unknown"

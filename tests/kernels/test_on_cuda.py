@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib import import_module
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from _memory import peak_bytes
 from nearest import nearest_tf32
-from torch import Tensor
+from torch import Tensor, nn
 
+from ostlight.gradients.engine import GradientDots, SampleProducts
+from ostlight.gradients.rows import RowOwners
 from ostlight_kernels import Packing, explain
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import HEAD_SIXTEEN_BIT, HEAD_THIRTY_TWO_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT, HeadTiles, Tiles
@@ -81,9 +84,11 @@ EVERY_TILES = [(dtype, tiles) for g in GENERATIONS for tiles in SIXTEEN_BIT[g] f
 EVERY_TILES += [(torch.float32, tiles) for g in GENERATIONS for tiles in THIRTY_TWO_BIT[g]]
 
 
+# Sizes divisible by 16 are loaded ahead, many elements at once; others one by one.
+@pytest.mark.parametrize("shape", [(18, 192, 512, 384, 17), (18, 200, 520, 300, 17)], ids=str)
 @pytest.mark.parametrize(("dtype", "tiles"), EVERY_TILES, ids=str)
-def test_every_configuration_of_grad_dots(dtype: torch.dtype, tiles: Tiles) -> None:
-    a, b, targets = layer(18, 200, 520, 300, 17, dtype)
+def test_every_configuration_of_grad_dots(dtype: torch.dtype, tiles: Tiles, shape: tuple[int, ...]) -> None:
+    a, b, targets = layer(*shape, dtype)
     got = grad_dots.launch(a, b, targets, None, allow_tf32=False, tiles=tiles)
     assert_as_good(got, *truth_and_plain(a, b, targets))
 
@@ -130,6 +135,64 @@ def test_any_strides(dtype: torch.dtype) -> None:
     assert grad_dots.grad_dots(a, b, targets.mT.contiguous().mT).equal(expected)
 
 
+LAYER = ("a", "b", "targets", "segments")
+
+
+@pytest.mark.parametrize("name", LAYER)
+def test_grad_dots_refuses_what_is_on_another_device(name: str) -> None:
+    given = dict(zip(LAYER, layer(2, 3, 16, 16, 2, torch.float32), strict=False))
+    given["segments"] = torch.zeros(2, 3, dtype=torch.long, device="cuda")
+    given[name] = given[name].cpu()
+    # What is looked at first is what the others are compared with.
+    named = "b" if name == "a" else name
+    with pytest.raises(ValueError, match=f"^{named}: got device .*, takes the device of a"):
+        grad_dots.grad_dots(**given, num_samples=2)
+
+
+def test_grad_dots_refuses_a_packing_on_another_device() -> None:
+    a, b, targets = layer(2, 3, 16, 16, 2, torch.float32)
+    packing = Packing.of(torch.zeros(2, 3, dtype=torch.long), 2)
+    with pytest.raises(ValueError, match="^segments: got device cpu, takes the device of a"):
+        grad_dots.grad_dots(a, b, targets, packing)
+
+
+class Perceptron(nn.Module):
+    """Two layers of which the second sees all samples' tokens in one row after another, as packed rows are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 64), nn.Linear(64, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        return self.second(hidden.flatten(0, 1)).view(*x.shape[:2], -1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)], ids=str)
+def test_the_engine_gives_on_the_gpu_what_it_gives_on_the_cpu(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = Perceptron().to(dtype), torch.randn(5, 7, 48).to(dtype)
+    targets = {name: torch.randn(3, *value.shape).to(dtype) for name, value in model.named_parameters()}
+    launched: list[tuple[int, ...]] = []
+    plain = grad_dots.launch
+    monkeypatch.setattr(grad_dots, "launch", lambda a, *rest, **how: launched.append(a.shape) or plain(a, *rest, **how))
+
+    def products(device: str, dtype: torch.dtype) -> SampleProducts:
+        here, inputs = copy.deepcopy(model).to(device, dtype), x.to(device, dtype)
+        parameters = dict(here.named_parameters())
+        moved = {name: target.to(device, dtype) for name, target in targets.items()}
+        engine = GradientDots(here, parameters)
+        return engine.products(lambda: here(inputs).square().sum((1, 2)), RowOwners(5), moved, squared_norms=True)
+
+    got = products("cuda", dtype)
+    assert sorted(launched) == [(5, 7, 48), (35, 1, 64)]
+    truth = products("cpu", torch.float64)
+    for here, there in ((got.dots, truth.dots), (got.squared_norms, truth.squared_norms)):
+        assert (here.cpu() - there).abs().max() <= tolerance * there.abs().max()
+
+
 def head(n: int, t: int, anchors: int, s: int, d: int, v: int, dtype: torch.dtype, eta: float) -> dict[str, Any]:
     generator = torch.Generator("cuda").manual_seed(v)
 
@@ -173,13 +236,26 @@ EVERY_HEAD = [(dtype, tiles) for g in GENERATIONS for tiles in HEAD_SIXTEEN_BIT[
 EVERY_HEAD += [(torch.float32, tiles) for g in GENERATIONS for tiles in HEAD_THIRTY_TWO_BIT[g]]
 
 
+@pytest.mark.parametrize("shape", [(9, 64, 10, 40, 256, 1024), (9, 100, 10, 40, 200, 1000)], ids=str)
 @pytest.mark.parametrize(("dtype", "tiles"), EVERY_HEAD, ids=str)
-def test_every_configuration_of_one_step_head(dtype: torch.dtype, tiles: HeadTiles) -> None:
-    case = head(9, 100, 10, 40, 200, 1000, dtype, 0.1)
+def test_every_configuration_of_one_step_head(dtype: torch.dtype, tiles: HeadTiles, shape: tuple[int, ...]) -> None:
+    case = head(*shape, dtype, 0.1)  # type: ignore[arg-type]
     keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
     problem = HeadProblem.of(*(case[k] for k in keys), None)
     got, truth = one_step_head.launch(problem, case["weight"], case["bias"], tiles), exactly(case)
     assert (got - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
+
+
+HEAD = ("h", "labels", "anchor_h", "anchor_labels", "weight", "bias", "anchor_weights")
+
+
+@pytest.mark.parametrize("name", HEAD)
+def test_one_step_head_refuses_what_is_on_another_device(name: str) -> None:
+    case = head(2, 3, 2, 3, 16, 20, torch.float32, 0.1) | {"anchor_weights": torch.ones(2, device="cuda")}
+    case[name] = case[name].cpu()
+    named = "anchor_h" if name == "h" else name
+    with pytest.raises(ValueError, match=f"^{named}: got device .*, takes the device of h"):
+        one_step_head.one_step_head(**case)
 
 
 def peak(**sizes: int) -> int:

@@ -48,10 +48,25 @@ def test_a_wrong_baseline_is_not_timed(bench: ModuleType, baseline: str, monkeyp
 
 
 @torch.no_grad()
-def test_kept_logits_give_the_utilities() -> None:
+@pytest.mark.parametrize("name", bench_one_step_head.KEPT)
+def test_what_is_kept_of_the_anchors_gives_the_utilities(name: str) -> None:
     case = bench_one_step_head.inputs(2, 16, 4, 16, 64, 300, "cpu", torch.float32)
-    got = bench_one_step_head.KeptLogits(case, bench_one_step_head.changed_losses)()
-    bench_one_step_head.check_against_float64("eager", got, case, 3e-2)
+    got = bench_one_step_head.Kept(case, name)()
+    assert bench_one_step_head.error_of(got, bench_one_step_head.truth_of(case)) <= 1e-4
+
+
+@torch.no_grad()
+def test_only_what_is_right_is_what_the_kernel_is_held_to(tmp_path: Path) -> None:
+    """In bf16, where the difference of two losses is rounding unless the logits are kept in fp32."""
+    case = bench_one_step_head.inputs(2, 16, 20, 32, 64, 3000, "cpu", torch.bfloat16)
+    plain = {name: bench_one_step_head.Kept(case, name) for name in bench_one_step_head.KEPT}
+    recorder = Recorder("bench", tmp_path / "out.jsonl")
+    truth = bench_one_step_head.truth_of(case)
+    assert bench_one_step_head.right_ones(recorder, "case", plain, truth) == ["fp32_logits", "probabilities"]
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record["metric"] for record in records] == [f"error_of_{name}" for name in plain]
+    with pytest.raises(Refused, match="no formulation in plain PyTorch is right"):
+        bench_one_step_head.right_ones(recorder, "case", {"bf16_logits": plain["bf16_logits"]}, truth)
 
 
 @torch.no_grad()

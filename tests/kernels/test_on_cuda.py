@@ -168,7 +168,7 @@ class Perceptron(nn.Module):
         return self.second(hidden.flatten(0, 1)).view(*x.shape[:2], -1)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
 def test_the_engine_gives_on_the_gpu_what_it_gives_on_the_cpu(
     dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

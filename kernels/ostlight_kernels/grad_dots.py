@@ -17,7 +17,7 @@ from ostlight_kernels.checks import check_grad_dots, check_tensor
 from ostlight_kernels.dispatch import capability, explain
 from ostlight_kernels.packing import Packing
 from ostlight_kernels.tf32 import rounded_to_tf32
-from ostlight_kernels.tiles import Tiles, table
+from ostlight_kernels.tiles import Layer, Tiles, tiles_for
 
 WORKSPACE_BYTES = 256 * 2**20
 """Tiles of one launch. A tile is read back right after it was written, from the L2; this bounds the memory behind."""
@@ -187,7 +187,8 @@ def launch(
     total = a.shape[0] if packing is None else packing.num_samples
     t, m, (d_out, d_in) = a.shape[1], targets.shape[0], targets.shape[1:]
     if tiles is None:
-        tiles = table(a.dtype, capability(a))[0]
+        tokens = t if packing is None else -(-len(packing.order) // max(total, 1))
+        tiles = tiles_for(Layer(total, tokens, d_out, d_in, m), a.dtype, capability(a))
     tiles = tiles.fitted(d_out, d_in)
     places = -(-d_out // tiles.block_o) * -(-d_in // tiles.block_i)
     area = tiles.block_o * tiles.block_i

@@ -1,4 +1,6 @@
-"""Tile shapes of the kernels, one table each. The first entry of a kind is taken, the others measured."""
+"""Tile shapes of the kernels, one table each. The first entry of a kind is the default, the others are measured.
+
+`grad_dots` also takes smaller tiles than the default by itself, for a layer that has too few of these."""
 
 from __future__ import annotations
 
@@ -54,6 +56,8 @@ SIXTEEN_BIT = {
         Tiles(block_o=128, block_i=128, block_t=32, block_k=256, warps=4, stages=3, dot_stages=3),
         Tiles(block_o=128, block_i=128, block_t=32, block_k=256, warps=8, stages=4, dot_stages=3),
         Tiles(block_o=128, block_i=256, block_t=32, block_k=256, warps=8, stages=3, dot_stages=3),
+        Tiles(block_o=64, block_i=128, block_t=32, block_k=256, warps=4, stages=3, dot_stages=3),
+        Tiles(block_o=64, block_i=64, block_t=32, block_k=128, warps=4, stages=4, dot_stages=3),
     ),
     90: (
         Tiles(block_o=128, block_i=128, block_t=64, block_k=256, warps=4, stages=3, dot_stages=3),
@@ -61,6 +65,8 @@ SIXTEEN_BIT = {
         Tiles(block_o=128, block_i=256, block_t=64, block_k=256, warps=8, stages=3, dot_stages=3, samples=32),
         Tiles(block_o=256, block_i=128, block_t=64, block_k=256, warps=8, stages=3, dot_stages=4),
         Tiles(block_o=128, block_i=128, block_t=64, block_k=256, warps=8, stages=4, dot_stages=3),
+        Tiles(block_o=64, block_i=128, block_t=64, block_k=128, warps=4, stages=3, dot_stages=3),
+        Tiles(block_o=64, block_i=64, block_t=64, block_k=128, warps=4, stages=3, dot_stages=3),
     ),
 }
 
@@ -71,10 +77,46 @@ THIRTY_TWO_BIT = {
 }
 
 
+PROCESSORS = {80: 108, 90: 132}
+"""Of an A100, and of an H100 or H200."""
+
+
 def table(dtype: torch.dtype, capability: int) -> tuple[Tiles, ...]:
     """The configurations for a dtype on ``sm_<capability>``, the default first."""
     rows = THIRTY_TWO_BIT if dtype == torch.float32 else SIXTEEN_BIT
-    return rows[90 if capability >= 90 else 80]
+    return rows[_generation(capability)]
+
+
+def _generation(capability: int) -> int:
+    return 90 if capability >= 90 else 80
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a call of `grad_dots` is about; ``tokens`` are a sample's on average."""
+
+    samples: int
+    tokens: int
+    d_out: int
+    d_in: int
+    targets: int
+
+    def share(self, tiles: Tiles, processors: int) -> float:
+        """Elements that a processor reads and writes, at least one program's: what the time goes by."""
+        tiles = tiles.fitted(self.d_out, self.d_in)
+        programs = self.samples * -(-self.d_out // tiles.block_o) * -(-self.d_in // tiles.block_i)
+        inputs = self.tokens * (tiles.block_o + tiles.block_i)
+        # A tile is written and read once, and a group of samples shares what it reads of the targets.
+        rest = tiles.block_o * tiles.block_i * (2 + self.targets / max(1, min(self.samples, tiles.samples)))
+        return max(1.0, programs / processors) * (inputs + rest)
+
+
+def tiles_for(layer: Layer, dtype: torch.dtype, capability: int) -> Tiles:
+    """The default, or a smaller tile where the default's programs are too few for the processors there are."""
+    default, *others = table(dtype, capability)
+    smaller = [tiles for tiles in others if tiles.block_o * tiles.block_i < default.block_o * default.block_i]
+    processors = PROCESSORS[_generation(capability)]
+    return min((default, *smaller), key=lambda tiles: layer.share(tiles, processors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,4 +164,4 @@ HEAD_THIRTY_TWO_BIT = {
 def head_table(dtype: torch.dtype, capability: int) -> tuple[HeadTiles, ...]:
     """The configurations for a dtype on ``sm_<capability>``, the default first."""
     rows = HEAD_THIRTY_TWO_BIT if dtype == torch.float32 else HEAD_SIXTEEN_BIT
-    return rows[90 if capability >= 90 else 80]
+    return rows[_generation(capability)]

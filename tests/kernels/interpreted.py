@@ -183,6 +183,8 @@ def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     elif name == "no answer":
         case = test_one_step_head.head(dtype=dtype)
         case["labels"][1] = -100
+    elif name == "strided":
+        case = test_one_step_head.strided(test_one_step_head.head(eta=0.5, dtype=dtype))
     else:
         case = test_one_step_head.head(**HEADS[name], dtype=dtype)
     keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
@@ -217,7 +219,7 @@ def rounded_sums(case: dict[str, Any]) -> Tensor:
 
 
 DOTS_CASES = [*SHAPES, "segments", "strided", "small workspace"]
-HEAD_CASES = [*HEADS, *BARRED, "no answer", "small slices"]
+HEAD_CASES = [*HEADS, *BARRED, "no answer", "small slices", "strided"]
 
 
 def main(out: Path) -> None:

@@ -41,6 +41,7 @@ HEAD_CASES = [
     "first words ruled out",
     "no answer",
     "small slices",
+    "strided",
 ]
 Found = dict[tuple[str, str, str], dict[str, Tensor]]
 

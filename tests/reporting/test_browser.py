@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def test_it_opens_without_an_error_and_asks_the_network_for_nothing(opened: Brow
     assert opened.problems == []
     assert opened.requests == [page.resolve().as_uri()]
     assert opened.run("document.title") == "made · ostlight"
+
+
+def test_a_long_path_does_not_widen_a_telephones_page(browser: Browser, made: Path, tmp_path: Path):
+    folder = tmp_path / ("a" * 90)
+    shutil.copytree(made, folder)
+    browser.open(write_report(folder), width=360)
+    assert browser.run("document.documentElement.scrollWidth") <= 360
 
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])

@@ -26,8 +26,8 @@ from ostlight.utility.step import Step
 SAMPLES = 12
 BOUNDS = {"float64": 1e-9, "float32": 1e-3}
 ADAM_ETA = {"float64": 1e-5, "float32": 1e-4}
-"""A fifth of the demo's warm-up is what float32 needs: a bend is a difference of logits, so that rounding counts the more
-the shorter the step."""
+"""A fifth of the demo's warm-up is what float32 needs: a bend is a difference of logits, so that rounding counts the
+more the shorter the step."""
 ARRANGEMENTS = (("right", 12, 0), ("left", 12, 1), ("right", 5, 2), ("left", 5, 3), ("left", 1, 4))
 """Padding side, batch size, seed of the order."""
 

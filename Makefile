@@ -6,6 +6,9 @@ OUT ?= benchmarks/results
 # One process a core: the models here are too small for two threads.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
+# What is imported is compiled once and kept, whatever the environment says: nothing else is compiled beforehand.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-all lint bench clean
 
 # torch first and pinned: what comes after finds it there and fetches no other build. Python compiles what is imported;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -16,12 +16,14 @@ from ostlight.errors import BadRecord, DataError
 from ostlight.reporting.contents import Scored
 from ostlight.reporting.figures import clipped, plain, signed
 from ostlight.reporting.find import find
-from ostlight.reporting.layers import LayerSlope, layer_slopes
 from ostlight.reporting.noise import CERTAIN
 from ostlight.reporting.pictures import described
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Part, Story, story, why
 from ostlight.selection.scores import SET_ASIDE, read_shards
+
+if TYPE_CHECKING:
+    from ostlight.reporting.layers import LayerSlope
 
 TEXT = 600
 """Characters of a turn that are printed."""
@@ -59,6 +61,8 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
     told = story(scored.evidence, place, scored.families, scored.margins)
     console.print(Group(*_told(scored, told)))
     if layers:
+        from ostlight.reporting.layers import layer_slopes  # and the training frameworks, which take seconds
+
         console.print(_layers(layer_slopes(run, told.position, scored.evidence.eta), scored))
     else:
         console.print(Text("--layers loads the proxy and says in which layers", style="dim"))

@@ -27,8 +27,9 @@ def test_a_hundred_thousand_samples_make_a_light_page(tmp_path: Path, browser: B
     assert browser.texts("#rows tbody td:nth-child(2)") == ["record-0099999"]
 
 
-def test_a_page_needs_no_framework_that_takes_seconds_to_import():
+def test_a_page_and_a_samples_story_need_no_framework_that_takes_seconds_to_import():
     heavy = "'torch', 'lightning', 'transformers', 'torchmetrics'"
-    script = f"import sys, ostlight.reporting.page; print([name for name in ({heavy}) if name in sys.modules])"
+    imported = "import sys, ostlight.reporting.page, ostlight.reporting.explain"
+    script = f"{imported}; print([name for name in ({heavy}) if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -88,12 +88,13 @@ class Run:
     def who_picked(self) -> dict[str, list[str]]:
         """The selectors of a finished benchmark that kept what a file of ``picks/`` holds, by its stem."""
         found = defaultdict[str, list[str]](list)
-        home = self.home
-        for row in home._whose_scores if home else []:
-            pick, selector = row.get("pick", ""), row["selector"]
-            if home and home.path / row["scores"] == self.path and selector not in found[pick]:
-                found[pick].append(selector)
-        return {pick: selectors for pick, selectors in found.items() if pick}
+        if self.home is None:
+            return found
+        for row in self.home._whose_scores:
+            of_this = self.home.path / row["scores"] == self.path and "pick" in row
+            if of_this and row["selector"] not in found[row["pick"]]:
+                found[row["pick"]].append(row["selector"])
+        return dict(found)
 
     @cached_property
     def pick_notes(self) -> dict[str, dict[str, Any]]:

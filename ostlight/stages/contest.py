@@ -52,6 +52,8 @@ class Contest:
         self.pool = open_pool(self.config.pool, "pool")
         refuse_unknown_tag(open_pool(self.config.test, "test"), self.config.evaluation.by)
         self.truth = _read_truth(self.settings.truth)
+        self.truth_key = fingerprint.of_values(self.truth)
+        """Of what the truth says, which may be a line for every record: taken once, not by every task."""
         self.cells = plan_cells(self.settings, self.truth is not None, variant)
         self._scores: dict[tuple[str, int], ScoreTask] = {}
         self._proxies: dict[int, ProxyTask] = {}

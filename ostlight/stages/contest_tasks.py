@@ -116,7 +116,7 @@ class PickTask:
                 "budget": dataclasses.asdict(budget),
                 "options": dataclasses.asdict(self.scores.selector.options),
                 "target": fingerprint.of_model(contest.config.target.path, "target") if budget.tokens else None,
-                "truth": contest.truth,
+                "truth": contest.truth_key,
             }
         )
         self.key = f"pick {made_from}"
@@ -144,7 +144,9 @@ class OracleTask:
 
     def __init__(self, contest: Contest, budget: Budget, seed: int) -> None:
         self.contest, self.budget, self.seed = contest, budget, seed
-        made_from = fingerprint.of_values([contest.pool.fingerprint(), contest.truth, dataclasses.asdict(budget), seed])
+        made_from = fingerprint.of_values(
+            [contest.pool.fingerprint(), contest.truth_key, dataclasses.asdict(budget), seed]
+        )
         self.key = f"oracle {made_from}"
         self.name = f"oracle {budget.label} seed{seed}"
         self.file = contest.home.path / "picks" / f"{file_name(self.name)}-{made_from[:8]}.json"

@@ -6,6 +6,63 @@ from ostlight_kernels._triton import tl, triton
 
 
 @triton.jit
+def logits_tile(
+    p_x,
+    p_weight,
+    p_bias,
+    r_r,
+    in_r,
+    r_v,
+    in_v,
+    D,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """fp32 logits of the rows ``r_r`` of ``x [R, D]`` at the words ``r_v``."""
+    b_logits = tl.zeros([r_r.shape[0], r_v.shape[0]], dtype=tl.float32)
+    for d in tl.range(0, D, BLOCK_D, num_stages=STAGES):
+        r_d = d + tl.arange(0, BLOCK_D)
+        in_x = in_r[:, None] & (r_d < D)[None, :]
+        in_w = in_v[:, None] & (r_d < D)[None, :]
+        b_x = tl.load(p_x + r_r[:, None].to(tl.int64) * D + r_d[None, :], mask=in_x, other=0.0)
+        b_w = tl.load(p_weight + r_v[:, None].to(tl.int64) * D + r_d[None, :], mask=in_w, other=0.0)
+        b_logits = tl.dot(b_x, tl.trans(b_w), b_logits, input_precision=PRECISION)
+    if HAS_BIAS:
+        b_logits += tl.load(p_bias + r_v, mask=in_v, other=0.0).to(tl.float32)[None, :]
+    return b_logits
+
+
+@triton.jit
+def moved_tile(
+    p_k,
+    p_e,
+    stride_e,
+    in_s,
+    in_v,
+    T: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """fp32 products of one candidate's steps, pointers ``p_k [S, 1]``, with its errors, pointers ``p_e [1, V]``."""
+    r_t = tl.arange(0, BLOCK_T)
+    b_moved = tl.zeros([BLOCK_S, BLOCK_V], dtype=tl.float32)
+    if T == BLOCK_T:
+        b_k = tl.load(p_k + r_t[None, :], mask=in_s[:, None], other=0.0)
+        b_e = tl.load(p_e + r_t[:, None] * stride_e, mask=in_v[None, :], other=0.0)
+        b_moved = tl.dot(b_k, b_e, input_precision=PRECISION)
+    else:
+        for t in range(0, T, BLOCK_T):
+            b_k = tl.load(p_k + t + r_t[None, :], mask=in_s[:, None], other=0.0)
+            b_e = tl.load(p_e + (t + r_t[:, None]) * stride_e, mask=in_v[None, :], other=0.0)
+            b_moved = tl.dot(b_k, b_e, b_moved, input_precision=PRECISION)
+    return b_moved
+
+
+@triton.jit
 def log_sum_exp_kernel(
     p_x,  # [R, D]
     p_weight,  # [V, D]
@@ -19,6 +76,7 @@ def log_sum_exp_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -26,16 +84,9 @@ def log_sum_exp_kernel(
     b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
     for v in range(tl.program_id(1) * BLOCK_V, V, tl.num_programs(1) * BLOCK_V):
         r_v = v + tl.arange(0, BLOCK_V)
-        b_logits = tl.zeros([BLOCK_R, BLOCK_V], dtype=tl.float32)
-        for d in range(0, D, BLOCK_D):
-            r_d = d + tl.arange(0, BLOCK_D)
-            in_x = (r_r < R)[:, None] & (r_d < D)[None, :]
-            in_w = (r_v < V)[:, None] & (r_d < D)[None, :]
-            b_x = tl.load(p_x + r_r[:, None].to(tl.int64) * D + r_d[None, :], mask=in_x, other=0.0)
-            b_w = tl.load(p_weight + r_v[:, None].to(tl.int64) * D + r_d[None, :], mask=in_w, other=0.0)
-            b_logits = tl.dot(b_x, tl.trans(b_w), b_logits, input_precision=PRECISION)
-        if HAS_BIAS:
-            b_logits += tl.load(p_bias + r_v, mask=r_v < V, other=0.0).to(tl.float32)[None, :]
+        b_logits = logits_tile(
+            p_x, p_weight, p_bias, r_r, r_r < R, r_v, r_v < V, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION
+        )
         b_logits = tl.where((r_v < V)[None, :], b_logits, float("-inf"))
         b_higher = tl.maximum(b_top, tl.max(b_logits, 1))
         # Where a bias of -inf rules out every word so far, -inf minus -inf would be NaN.
@@ -56,7 +107,6 @@ def errors_kernel(
     p_bias,  # [V]
     p_errors,  # [R, width] softmax minus one-hot of the words v_first .. v_first + width
     R,
-    V,
     D,
     v_first,
     width,
@@ -64,27 +114,19 @@ def errors_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     r_column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     r_v = v_first + r_column
-    in_v = (r_v < V) & (r_column < width)
-    b_logits = tl.zeros([BLOCK_R, BLOCK_V], dtype=tl.float32)
-    for d in range(0, D, BLOCK_D):
-        r_d = d + tl.arange(0, BLOCK_D)
-        in_x = (r_r < R)[:, None] & (r_d < D)[None, :]
-        b_x = tl.load(p_x + r_r[:, None].to(tl.int64) * D + r_d[None, :], mask=in_x, other=0.0)
-        in_w = in_v[:, None] & (r_d < D)[None, :]
-        b_w = tl.load(p_weight + r_v[:, None].to(tl.int64) * D + r_d[None, :], mask=in_w, other=0.0)
-        b_logits = tl.dot(b_x, tl.trans(b_w), b_logits, input_precision=PRECISION)
-    if HAS_BIAS:
-        b_logits += tl.load(p_bias + r_v, mask=in_v, other=0.0).to(tl.float32)[None, :]
+    in_v = r_column < width
+    b_logits = logits_tile(p_x, p_weight, p_bias, r_r, r_r < R, r_v, in_v, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION)
     b_y = tl.load(p_y + r_r, mask=r_r < R, other=-1)
     b_lse = tl.load(p_lse + r_r, mask=r_r < R, other=0.0)
     b_errors = tl.exp(b_logits - b_lse[:, None]) - (r_v[None, :] == b_y[:, None]).to(tl.float32)
     b_errors = tl.where((b_y >= 0)[:, None] & in_v[None, :], b_errors, 0.0)
-    in_errors = (r_r < R)[:, None] & (r_column < width)[None, :]
+    in_errors = (r_r < R)[:, None] & in_v[None, :]
     p_errors += r_r[:, None].to(tl.int64) * width + r_column[None, :]
     tl.store(p_errors, b_errors.to(p_errors.dtype.element_ty), mask=in_errors)
 
@@ -99,7 +141,7 @@ def steps_kernel(
     p_label_weight,  # [S, D] the head's row of each anchor token's label
     p_label_bias,  # [S]
     p_size,  # [N] fp32, a bound on the steps
-    p_steps,  # [N, S, T] (h_t . h_s + bias) / size
+    p_steps,  # [N, S, T] (h_t . h_s + bias) / size, 0 at padding
     p_change,  # [N, S] fp32 sum_t step * error of the anchor token's label, times size
     S,
     T,
@@ -137,7 +179,7 @@ def steps_kernel(
         b_lse = tl.load(p_lse + i_n * T + r_t, mask=r_t < T, other=0.0)
         b_errors = tl.exp(b_logits - b_lse[None, :]) - (b_anchor_y[:, None] == b_y[None, :]).to(tl.float32)
         b_errors = tl.where((b_y >= 0)[None, :], b_errors, 0.0)
-        b_steps = (b_products / b_size).to(p_steps.dtype.element_ty)
+        b_steps = tl.where((b_y >= 0)[None, :], b_products / b_size, 0.0).to(p_steps.dtype.element_ty)
         # From the rounded steps, so that the label's change and the other words' share one rounding.
         b_change += tl.sum(b_steps.to(tl.float32) * b_errors, 1) * b_size
         in_steps = in_s[:, None] & (r_t < T)[None, :]
@@ -146,9 +188,166 @@ def steps_kernel(
 
 
 @triton.jit
-def expm1_of_tiny(x):
-    """``exp(x) - 1`` for ``|x| < 1 / 32``, relative error below 1.3e-7; the Taylor series to ``x**4``."""
-    return x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24))))
+def probabilities_kernel(
+    p_x,  # [R, D]
+    p_y,  # [R] int64
+    p_lse,  # [R] fp32
+    p_share,  # [R] fp32
+    p_weight,  # [V, D]
+    p_bias,  # [V]
+    p_probabilities,  # [R, width] times SCALE, of the words v_first .. v_first + width; 0 at the row's label
+    p_felt,  # [blocks of R, width] fp32 sums over rows, times their shares
+    p_others,  # [blocks of width, R] fp32 sums over words
+    R,
+    D,
+    v_first,
+    width,
+    SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r_column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    r_v = v_first + r_column
+    in_v = r_column < width
+    b_logits = logits_tile(p_x, p_weight, p_bias, r_r, r_r < R, r_v, in_v, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION)
+    b_y = tl.load(p_y + r_r, mask=r_r < R, other=-1)
+    b_lse = tl.load(p_lse + r_r, mask=r_r < R, other=0.0)
+    other_word = (r_r < R)[:, None] & in_v[None, :] & (r_v[None, :] != b_y[:, None])
+    b_p = tl.where(other_word, tl.exp(b_logits - b_lse[:, None]) * SCALE, 0.0)
+    b_rounded = b_p.to(p_probabilities.dtype.element_ty)
+    in_p = (r_r < R)[:, None] & in_v[None, :]
+    tl.store(p_probabilities + r_r[:, None].to(tl.int64) * width + r_column[None, :], b_rounded, mask=in_p)
+    # Of what the slopes will see, so that one rounding serves both.
+    b_p = b_rounded.to(tl.float32) / SCALE
+    tl.store(p_others + tl.program_id(1) * R + r_r, tl.sum(b_p, 1), mask=r_r < R)
+    b_share = tl.load(p_share + r_r, mask=r_r < R, other=0.0)
+    tl.store(p_felt + tl.program_id(0) * width + r_column, tl.sum(b_p * b_share[:, None], 0), mask=in_v)
+
+
+@triton.jit
+def add_slopes(
+    b_sums,
+    p_steps,
+    p_slopes,
+    r_s,
+    first,
+    S,
+    R,
+    T,
+    BLOCK_S: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """To the slopes of the rows from ``first``: ``b_sums [BLOCK_S, BLOCK_R]`` times the steps, over the tokens."""
+    CHUNKS: tl.constexpr = BLOCK_R // BLOCK_T
+    r_r = (first + tl.arange(0, BLOCK_R)).to(tl.int64)
+    r_steps = ((r_r // T)[None, :] * S + r_s[:, None]) * T + (r_r % T)[None, :]
+    b_steps = tl.load(p_steps + r_steps, mask=(r_s < S)[:, None] & (r_r < R)[None, :], other=0.0).to(tl.float32)
+    b_slopes = tl.sum(tl.reshape(b_sums * b_steps, [BLOCK_S, CHUNKS, BLOCK_T]), 2)
+    r_chunk = (first // BLOCK_T + tl.arange(0, CHUNKS)).to(tl.int64)
+    in_slopes = (r_s < S)[:, None] & (r_chunk * BLOCK_T < R)[None, :]
+    p_slopes += r_chunk[None, :] * S + r_s[:, None]
+    tl.store(p_slopes, tl.load(p_slopes, mask=in_slopes, other=0.0) + b_slopes, mask=in_slopes)
+
+
+@triton.jit
+def slopes_kernel(
+    p_probabilities,  # [S, width]
+    p_errors,  # [N T, width]
+    p_steps,  # [N, S, T]
+    p_slopes,  # [N T / BLOCK_T, S] fp32, added to
+    S,
+    R,  # N T
+    T,
+    width,
+    BLOCK_S: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    r_s = (tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
+    r_r = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    p_p = p_probabilities + r_s[:, None] * width
+    p_e = p_errors + r_r[None, :] * width
+    b_sums = tl.zeros([BLOCK_S, BLOCK_R], dtype=tl.float32)
+    for column in tl.range(0, width, BLOCK_V, num_stages=STAGES):
+        r_v = column + tl.arange(0, BLOCK_V)
+        b_p = tl.load(p_p + r_v[None, :], mask=(r_s < S)[:, None] & (r_v < width)[None, :], other=0.0)
+        b_e = tl.load(p_e + r_v[:, None], mask=(r_r < R)[None, :] & (r_v < width)[:, None], other=0.0)
+        b_sums = tl.dot(b_p, b_e, b_sums, input_precision=PRECISION)
+    # In two halves: the steps of all columns beside all sums are more than the registers hold.
+    HALF: tl.constexpr = BLOCK_R // 2
+    b_left, b_right = tl.split(tl.permute(tl.reshape(b_sums, [BLOCK_S, 2, HALF]), (0, 2, 1)))
+    first = tl.program_id(1) * BLOCK_R
+    add_slopes(b_left, p_steps, p_slopes, r_s, first, S, R, T, BLOCK_S, HALF, BLOCK_T)
+    add_slopes(b_right, p_steps, p_slopes, r_s, first + HALF, S, R, T, BLOCK_S, HALF, BLOCK_T)
+
+
+@triton.jit
+def bend_of(x):
+    """``exp(-x) - 1 + x`` for ``|x| < 1``, relative error below 3e-6; the Taylor series to ``x**9``."""
+    y = 1 / 40320 - x * (1 / 362880)
+    y = 1 / 5040 - x * y
+    y = 1 / 720 - x * y
+    y = 1 / 120 - x * y
+    y = 1 / 24 - x * y
+    y = 1 / 6 - x * y
+    y = 1 / 2 - x * y
+    return x * x * y
+
+
+@triton.jit
+def bends_kernel(
+    p_anchor_x,  # [S, D]
+    p_anchor_y,  # [S] int64
+    p_anchor_lse,  # [S] fp32
+    p_weight,  # [V, D]
+    p_bias,  # [V]
+    p_words,  # [N, H] int64, or -1
+    p_errors,  # [N, T, H] of the candidates at their words
+    p_steps,  # [N, S, T]
+    p_unit,  # [N] fp32 what the steps are in
+    p_bends,  # [N, S] fp32
+    S,
+    D,
+    H,
+    T: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_n = tl.program_id(1).to(tl.int64)
+    r_s = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    in_s = r_s < S
+    b_y = tl.load(p_anchor_y + r_s, mask=in_s, other=-1)
+    b_lse = tl.load(p_anchor_lse + r_s, mask=in_s, other=0.0)
+    b_unit = tl.load(p_unit + i_n)
+    b_bend = tl.zeros([BLOCK_S], dtype=tl.float32)
+    for h in range(0, H, BLOCK_V):
+        r_h = h + tl.arange(0, BLOCK_V)
+        r_v = tl.load(p_words + i_n * H + r_h, mask=r_h < H, other=-1)
+        in_h = r_v >= 0
+        b_logits = logits_tile(
+            p_anchor_x, p_weight, p_bias, r_s, in_s, r_v, in_h, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION
+        )
+        other_word = in_s[:, None] & in_h[None, :] & (r_v[None, :] != b_y[:, None])
+        b_p = tl.where(other_word, tl.exp(b_logits - b_lse[:, None]), 0.0)
+        p_k = p_steps + (i_n * S + r_s[:, None]) * T
+        p_e = p_errors + i_n * T * H + r_h[None, :]
+        b_moved = moved_tile(p_k, p_e, H, in_s, in_h, T, BLOCK_S, BLOCK_V, BLOCK_T, PRECISION)
+        b_bend += tl.sum(b_p * bend_of(b_moved * b_unit), 1)
+    tl.store(p_bends + i_n * S + r_s, b_bend, mask=in_s)
 
 
 @triton.jit
@@ -172,15 +371,13 @@ def loss_change_kernel(
     p_bias,  # [V]
     p_steps,  # [N, S, T]
     p_errors,  # [N, T, width]
-    p_change,  # [N, S] fp32 logit change of the label over scale
-    p_scale,  # [N] fp32 eta / tokens
-    p_size,  # [N] fp32
+    p_change,  # [N, S] fp32 by how much the logit of the label falls
+    p_unit,  # [N] fp32 what the steps are in
     p_shift,  # [splits, N, S] fp32 the largest log2(p exp(d)) met, at least 0
     p_small,  # [splits, N, S] fp32 sum p expm1(d), over 2^shift
     p_others,  # [splits, N, S] fp32 sum p exp(d), over 2^shift
     N,
     S,
-    V,
     D,
     v_first,
     width,
@@ -202,16 +399,9 @@ def loss_change_kernel(
         r_column = column + tl.arange(0, BLOCK_V)
         in_column = r_column < width
         r_v = v_first + r_column
-        b_logits = tl.zeros([BLOCK_S, BLOCK_V], dtype=tl.float32)
-        for d in tl.range(0, D, BLOCK_D, num_stages=STAGES):
-            r_d = d + tl.arange(0, BLOCK_D)
-            in_a = in_s[:, None] & (r_d < D)[None, :]
-            in_w = in_column[:, None] & (r_d < D)[None, :]
-            b_a = tl.load(p_anchor_x + r_s[:, None] * D + r_d[None, :], mask=in_a, other=0.0)
-            b_w = tl.load(p_weight + r_v[:, None].to(tl.int64) * D + r_d[None, :], mask=in_w, other=0.0)
-            b_logits = tl.dot(b_a, tl.trans(b_w), b_logits, input_precision=PRECISION)
-        if HAS_BIAS:
-            b_logits += tl.load(p_bias + r_v, mask=in_column, other=0.0).to(tl.float32)[None, :]
+        b_logits = logits_tile(
+            p_anchor_x, p_weight, p_bias, r_s, in_s, r_v, in_column, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION
+        )
         other_word = in_column[None, :] & (r_v[None, :] != b_y[:, None]) & in_s[:, None]
         b_log2_p = tl.where(other_word, (b_logits - b_lse[:, None]) * LOG2_E, float("-inf"))
         b_mass = tl.sum(tl.exp2(b_log2_p), 1)
@@ -220,21 +410,9 @@ def loss_change_kernel(
             r_state = (tl.program_id(1) * N + i_n) * S + r_s
             p_k = p_steps + (i_n * S + r_s[:, None]) * T
             p_e = p_errors + i_n * T * width + r_column[None, :]
-            if T == BLOCK_T:
-                r_t = tl.arange(0, BLOCK_T)
-                b_k = tl.load(p_k + r_t[None, :], mask=in_s[:, None], other=0.0)
-                b_e = tl.load(p_e + r_t[:, None] * width, mask=in_column[None, :], other=0.0)
-                b_moved = tl.dot(b_k, b_e, input_precision=PRECISION)
-            else:
-                b_moved = tl.zeros([BLOCK_S, BLOCK_V], dtype=tl.float32)
-                for t in range(0, T, BLOCK_T):
-                    r_t = t + tl.arange(0, BLOCK_T)
-                    b_k = tl.load(p_k + r_t[None, :], mask=in_s[:, None], other=0.0)
-                    b_e = tl.load(p_e + r_t[:, None] * width, mask=in_column[None, :], other=0.0)
-                    b_moved = tl.dot(b_k, b_e, b_moved, input_precision=PRECISION)
-            b_scale = tl.load(p_scale + i_n)
-            b_label = tl.load(p_change + i_n * S + r_s, mask=in_s, other=0.0) * b_scale
-            b_d = b_label[:, None] - b_moved * (b_scale * tl.load(p_size + i_n))
+            b_moved = moved_tile(p_k, p_e, width, in_s, in_column, T, BLOCK_S, BLOCK_V, BLOCK_T, PRECISION)
+            b_change = tl.load(p_change + i_n * S + r_s, mask=in_s, other=0.0)
+            b_d = b_change[:, None] - b_moved * tl.load(p_unit + i_n)
             b_shift = tl.load(p_shift + r_state, mask=in_s, other=0.0)
             b_small = tl.load(p_small + r_state, mask=in_s, other=0.0)
             b_others = tl.load(p_others + r_state, mask=in_s, other=0.0)
@@ -243,10 +421,7 @@ def loss_change_kernel(
             if largest < 0.5:
                 # The shift inside the exponent keeps p from being hoisted out of the loop and taking registers.
                 b_p = tl.exp2(b_log2_p - b_shift[:, None])
-                if largest < 1 / 32:
-                    b_sum = tl.sum(b_p * expm1_of_tiny(b_d), 1)
-                else:
-                    b_sum = tl.sum(b_p * expm1_of_small(b_d), 1)
+                b_sum = tl.sum(b_p * expm1_of_small(b_d), 1)
                 tl.store(p_small + r_state, b_small + b_sum, mask=in_s)
                 tl.store(p_others + r_state, b_others + b_sum + b_mass * tl.exp2(-b_shift), mask=in_s)
             else:

@@ -1,189 +1,212 @@
 """What one SGD step of a linear head on each candidate does to the anchor loss, in closed form.
 
-The vocabulary goes by in slices. The anchors' probabilities of a tile of words are formed once, stay in registers and
-serve every candidate; a candidate adds one product per tile (its step sizes against its softmax errors) and a sum.
-What is kept between tiles is three numbers per candidate and anchor token.
+The vocabulary goes by in slices. Where steps are small (`small_steps`) a slice is one product of the anchors'
+probabilities with the candidates' softmax errors, and a few words are looked at one by one in the end. Where they are
+large, every new logit is formed: the anchors' probabilities of a tile of words are formed once, stay in registers and
+serve every candidate.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ostlight_kernels import reference
-from ostlight_kernels._triton import triton
+from ostlight_kernels import head_reference
 from ostlight_kernels.checks import IGNORED, check_one_step_head, check_tensor
 from ostlight_kernels.dispatch import capability, explain
-from ostlight_kernels.head_kernels import errors_kernel, log_sum_exp_kernel, loss_change_kernel, steps_kernel
+from ostlight_kernels.head_launcher import PROBABILITY_SCALE, HeadLauncher, combined, padded_tokens, token_block
 from ostlight_kernels.head_problem import HeadProblem
-from ostlight_kernels.tiles import HeadTiles, head_table
+from ostlight_kernels.small_steps import loss_falls, may_be_small, strong_words
+from ostlight_kernels.tiles import HeadTiles, SlopeTiles, head_table, slope_table
 
-ERRORS_BYTES = 64 * 2**20
-"""Softmax errors of the candidates taken together at one slice of the vocabulary."""
+SLICE_BYTES = 64 * 2**20
+"""Softmax errors of the candidates taken together, or probabilities of the anchors, at one slice of the vocabulary."""
 
 STEPS_BYTES = 64 * 2**20
 """Step sizes ``[candidates, anchor tokens, tokens]`` of the candidates taken together."""
 
-PROGRAMS = 264
-"""Programs wanted: two turns of the H200's 132 processors, each of which the registers of `loss_change` fill."""
+
+@dataclass(frozen=True, slots=True)
+class _Anchors:
+    """The anchors' answer tokens: features ``[s, D]``, labels, log-sum-exps and shares ``[s]``."""
+
+    x: Tensor
+    y: Tensor
+    lse: Tensor
+    share: Tensor
 
 
-class _Launcher:
-    """One head, one set of tiles, and the kernels as plain calls."""
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Some candidates against the anchors.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, tiles: HeadTiles) -> None:
-        self.vocabulary = weight.shape[0]
-        self.weight, self.bias, self.tiles = weight, bias, tiles
-        self._head = {
-            "p_weight": weight,
-            "p_bias": weight if bias is None else bias,
-            "V": self.vocabulary,
-            "D": weight.shape[1],
-        }
-        self._meta = head_meta(tiles, weight.dtype, bias is not None)
+    Attributes:
+        x, y, lse: ``[n, T, D]`` features, ``[n, T]`` labels and log-sum-exps, padded to whole blocks of tokens.
+        steps: ``[n, s, T]`` steps, in ``unit``.
+        unit: ``[n]`` fp32.
+        change: ``[n, s]`` fp32, by how much the logit of the anchor token's label falls.
+    """
 
-    def _rows_and_words(self) -> dict[str, int]:
-        return {"BLOCK_R": self.tiles.block_s, "BLOCK_V": self.tiles.block_v}
+    x: Tensor
+    y: Tensor
+    lse: Tensor
+    steps: Tensor
+    unit: Tensor
+    change: Tensor
 
-    def log_sum_exp(self, x: Tensor) -> Tensor:
-        """``[R]`` fp32 over the vocabulary, of the rows of ``x [R, D]``."""
-        rows = x.shape[0]
-        if rows == 0:
-            return x.new_empty(0, dtype=torch.float32)
-        blocks, splits = self._grid(rows, self.vocabulary)
-        top, total = (torch.empty(splits, rows, dtype=torch.float32, device=x.device) for _ in range(2))
-        sizes = self._rows_and_words()
-        log_sum_exp_kernel[(blocks, splits)](p_x=x, p_top=top, p_sum=total, R=rows, **sizes, **self._head, **self._meta)
-        return torch.logsumexp(top + total.log(), 0)
-
-    def errors(self, x: Tensor, y: Tensor, lse: Tensor, v_first: int, width: int) -> Tensor:
-        """``[R, width]`` softmax errors of the rows of ``x [R, D]`` at the words from ``v_first``."""
-        rows = x.shape[0]
-        errors = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-        errors_kernel[(triton.cdiv(rows, self.tiles.block_s), triton.cdiv(width, self.tiles.block_v))](
-            p_x=x,
-            p_y=y,
-            p_lse=lse,
-            p_errors=errors,
-            R=rows,
-            v_first=v_first,
-            width=width,
-            **self._rows_and_words(),
-            **self._head,
-            **self._meta,
-        )
-        return errors
-
-    def _grid(self, rows: int, words: int) -> tuple[int, int]:
-        blocks = triton.cdiv(rows, self.tiles.block_s)
-        return blocks, max(1, min(PROGRAMS // blocks, triton.cdiv(words, self.tiles.block_v)))
-
-    def gains(self, block: HeadProblem, anchor_lse: Tensor) -> Tensor:
-        """``[n, s]`` float64, by how much each anchor token's loss falls."""
+    @classmethod
+    def of(cls, block: HeadProblem, kernels: HeadLauncher, anchors: _Anchors) -> _Candidates:
         n, longest, d = block.x.shape
-        s = block.anchor_x.shape[0]
-        t, block_t = step_tokens(longest, self.tiles)
+        t = padded_tokens(longest, kernels.tiles)
         x = F.pad(block.x, (0, 0, 0, t - longest)).contiguous()
         y = F.pad(block.y, (0, t - longest), value=IGNORED).contiguous()
-        rows = x.view(n * t, d)
-        lse = self.log_sum_exp(rows)
-
-        label_weight = self.weight[block.anchor_y]
-        label_bias = label_weight if self.bias is None else self.bias[block.anchor_y]
-        longest_anchor = block.anchor_x.float().norm(dim=-1).amax()
-        size = x.float().norm(dim=-1).amax(1) * longest_anchor + (self.bias is not None)
+        lse = kernels.log_sum_exp(x.view(n * t, d)).view(n, t)
+        longest_anchor = anchors.x.float().norm(dim=-1).amax()
+        size = x.float().norm(dim=-1).amax(1) * longest_anchor + (kernels.bias is not None)
         size = size.clamp_min(torch.finfo(torch.float32).tiny)
-        steps = torch.empty(n, s, t, dtype=x.dtype, device=x.device)
-        change = torch.empty(n, s, dtype=torch.float32, device=x.device)
-        anchors = {"p_anchor_x": block.anchor_x, "p_anchor_y": block.anchor_y, "S": s, "p_steps": steps}
-        per_candidate = {"p_change": change, "p_size": size}
-        steps_kernel[(triton.cdiv(s, self.tiles.block_s), n)](
-            p_x=x,
-            p_y=y,
-            p_lse=lse,
-            p_label_weight=label_weight,
-            p_label_bias=label_bias,
-            T=t,
-            D=d,
-            BLOCK_S=self.tiles.block_s,
-            BLOCK_T=block_t,
-            **anchors,
-            **per_candidate,
-            **self._meta,
+        steps, change = kernels.steps(x, y, lse, anchors.x, anchors.y, size)
+        scale = block.scale.nan_to_num(0.0)  # a candidate without an answer moves nothing
+        return cls(x, y, lse, steps, scale * size, change * scale[:, None])
+
+    def __getitem__(self, some: Tensor | slice) -> _Candidates:
+        if isinstance(some, Tensor) and bool(some.all()):
+            return self
+        parts = (self.x, self.y, self.lse, self.steps, self.unit, self.change)
+        return _Candidates(*(part[some] for part in parts))
+
+    def size(self) -> Tensor:
+        """``[n]`` largest norm over tokens of the steps at an anchor token."""
+        return torch.linalg.vector_norm(self.steps, dim=2, dtype=torch.float32).amax(1) * self.unit.abs()
+
+    def label_log_p(self, kernels: HeadLauncher) -> Tensor:
+        """``[n, T]`` log-probability of each token's own label; 0 at padding."""
+        labels = self.y.clamp_min(0)
+        logits = (self.x.float() * kernels.weight[labels]).sum(-1)
+        if kernels.bias is not None:
+            logits += kernels.bias[labels]
+        return (logits - self.lse).masked_fill_(self.y == IGNORED, 0.0)
+
+    def errors(self, kernels: HeadLauncher, v_first: int, width: int) -> Tensor:
+        """``[n T, width]`` softmax errors at the words from ``v_first``."""
+        x, y, lse = self.x.flatten(0, 1), self.y.flatten(), self.lse.flatten()
+        return kernels.errors(x, y, lse, v_first, width)
+
+    def errors_at(self, kernels: HeadLauncher, words: Tensor) -> Tensor:
+        """``[n, T, H]`` softmax errors at ``words [n, H]``, others for every candidate; anything where a word is -1."""
+        words = words.clamp_min(0)
+        logits = self.x.float() @ kernels.weight[words].float().mT
+        if kernels.bias is not None:
+            logits += kernels.bias[words][:, None]
+        errors = torch.exp(logits - self.lse[:, :, None]) - (self.y[:, :, None] == words[:, None]).float()
+        return errors.masked_fill_((self.y == IGNORED)[:, :, None], 0.0).to(self.x.dtype)
+
+
+def _gains(candidates: _Candidates, kernels: HeadLauncher, anchors: _Anchors) -> Tensor:
+    """``[n, s]`` float64, by how much each anchor token's loss falls."""
+    size = candidates.size()
+    right = may_be_small(size, candidates.label_log_p(kernels))
+    gains = torch.empty_like(candidates.change, dtype=torch.float64)
+    if bool(right.any()):
+        some = candidates[right]
+        gains[right], right[right.clone()] = _gains_of_small_steps(some, size[right], kernels, anchors)
+    if not bool(right.all()):
+        gains[~right] = _gains_by_every_word(candidates[~right], kernels, anchors)
+    return gains
+
+
+def _gains_of_small_steps(
+    candidates: _Candidates, size: Tensor, kernels: HeadLauncher, anchors: _Anchors
+) -> tuple[Tensor, Tensor]:
+    """As ``small_steps`` has it; and for which of the candidates ``[n]`` that is right."""
+    n, s, t = candidates.steps.shape
+    block_t = token_block(t, kernels.tiles)
+    slopes = torch.zeros(n * t // block_t, s, dtype=torch.float32, device=size.device)
+    others, felt, strength = torch.zeros_like(anchors.lse), [], []
+    for v_first, width in _slices(kernels, max(s, n * t)):
+        p, word_felt, word_sums = kernels.probabilities(
+            anchors.x, anchors.y, anchors.lse, anchors.share, v_first, width
         )
-
-        width = max(1, ERRORS_BYTES // (n * t * x.element_size()))
-        width = min(self.vocabulary, max(width // self.tiles.block_v, 1) * self.tiles.block_v)
-        grid = self._grid(s, width)
-        shift, small, others = (torch.zeros(grid[1], n, s, dtype=torch.float32, device=x.device) for _ in range(3))
-        for v_first in range(0, self.vocabulary, width):
-            width = min(width, self.vocabulary - v_first)
-            loss_change_kernel[grid](
-                p_anchor_lse=anchor_lse,
-                p_errors=self.errors(rows, y, lse, v_first, width),
-                p_scale=block.scale.nan_to_num(0.0),  # a candidate without an answer moves nothing
-                p_shift=shift,
-                p_small=small,
-                p_others=others,
-                N=n,
-                v_first=v_first,
-                width=width,
-                T=t,
-                BLOCK_S=self.tiles.block_s,
-                BLOCK_V=self.tiles.block_v,
-                BLOCK_T=block_t,
-                STAGES=self.tiles.stages,
-                **anchors,
-                **per_candidate,
-                **self._head,
-                **self._meta,
-            )
-        label_logits = (block.anchor_x.double() * label_weight).sum(-1)
-        if self.bias is not None:
-            label_logits += label_bias
-        return _combined(shift.double(), small.double(), others.double(), label_logits - anchor_lse)
+        errors = candidates.errors(kernels, v_first, width)
+        kernels.add_slopes(slopes, p, errors, candidates.steps)
+        others += word_sums
+        felt.append(word_felt)
+        norms = torch.linalg.vector_norm(errors.view(n, t, width), dim=1, dtype=torch.float32)
+        strength.append(norms.square())
+    slope = slopes.view(n, t // block_t, s).sum(1) * (candidates.unit / PROBABILITY_SCALE)[:, None]
+    words, right = strong_words(torch.cat(strength, 1), torch.cat(felt), size)
+    bend = torch.zeros_like(slope)
+    h = words.shape[1]
+    block = max(1, SLICE_BYTES // max(1, 4 * h * max(kernels.weight.shape[1], t)))
+    for first in range(0, n if h else 0, block):
+        some = slice(first, first + block)
+        few = candidates[some]
+        errors = few.errors_at(kernels, words[some])
+        bend[some] = kernels.bends(words[some], errors, few.steps, few.unit, anchors.x, anchors.y, anchors.lse)
+    return loss_falls(candidates.change.double(), others.double(), slope.double(), bend.double()), right
 
 
-def _combined(shift: Tensor, small: Tensor, others: Tensor, label_log_p: Tensor) -> Tensor:
-    """``[n, s]`` from the ``[splits, n, s]`` sums over parts of the vocabulary."""
-    top = shift.amax(0)
-    small = (small * torch.exp2(shift - top)).sum(0) * torch.exp2(top)
-    others = (others * torch.exp2(shift - top)).sum(0)
-    whole = top * math.log(2) + torch.log(others + torch.exp(label_log_p - top * math.log(2)))
-    return -torch.where(small.abs() < 0.5, torch.log1p(small), whole)
+def _gains_by_every_word(candidates: _Candidates, kernels: HeadLauncher, anchors: _Anchors) -> Tensor:
+    """By the changes of all logits, however large."""
+    n, s, t = candidates.steps.shape
+    slices = list(_slices(kernels, n * t))
+    sums = kernels.sums(n, s, slices[0][1], anchors.lse)
+    for v_first, width in slices:
+        errors = candidates.errors(kernels, v_first, width)
+        kernels.add_loss_changes(
+            sums,
+            errors,
+            candidates.steps,
+            candidates.change,
+            candidates.unit,
+            anchors.x,
+            anchors.y,
+            anchors.lse,
+            v_first,
+        )
+    label_logits = (anchors.x.double() * kernels.weight[anchors.y]).sum(-1)
+    if kernels.bias is not None:
+        label_logits += kernels.bias[anchors.y]
+    return combined(sums, label_logits - anchors.lse)
 
 
-def step_tokens(longest: int, tiles: HeadTiles) -> tuple[int, int]:
-    """Tokens of a candidate padded to whole blocks, and the block."""
-    block = min(tiles.block_t, max(16, triton.next_power_of_2(longest)))
-    return max(1, triton.cdiv(longest, block)) * block, block
+def _slices(kernels: HeadLauncher, rows: int) -> Iterator[tuple[int, int]]:
+    """First word and width of slices of the vocabulary, such that so many rows fit in ``SLICE_BYTES``."""
+    width = SLICE_BYTES // max(1, rows * kernels.weight.element_size())
+    width = max(width // kernels.tiles.block_v, 1) * kernels.tiles.block_v
+    for v_first in range(0, kernels.vocabulary, width):
+        yield v_first, min(width, kernels.vocabulary - v_first)
 
 
-def head_meta(tiles: HeadTiles, dtype: torch.dtype, has_bias: bool) -> dict[str, object]:
-    """Compile-time arguments that all four kernels share."""
-    return {
-        "HAS_BIAS": has_bias,
-        "BLOCK_D": tiles.block_d,
-        "PRECISION": "ieee",
-        "num_warps": tiles.warps,
-        "enable_fp_fusion": True,
-    }
-
-
-def launch(problem: HeadProblem, weight: Tensor, bias: Tensor | None, tiles: HeadTiles | None = None) -> Tensor:
-    """Run the kernels on a checked problem. ``tiles`` overrides the table, for measuring."""
+def launch(
+    problem: HeadProblem,
+    weight: Tensor,
+    bias: Tensor | None,
+    tiles: HeadTiles | None = None,
+    slope_tiles: SlopeTiles | None = None,
+) -> Tensor:
+    """Run the kernels on a checked problem. Tiles given override the tables, for measuring."""
     tiles = tiles or head_table(weight.dtype, capability(weight))[0]
-    head = _Launcher(weight.contiguous(), None if bias is None else bias.contiguous(), tiles)
+    slope_tiles = slope_tiles or slope_table(weight.dtype, capability(weight))[0]
+    kernels = HeadLauncher(weight.contiguous(), None if bias is None else bias.contiguous(), tiles, slope_tiles)
     n, longest, _ = problem.x.shape
-    s = problem.anchor_x.shape[0]
-    anchor_lse = head.log_sum_exp(problem.anchor_x)
-    token_bytes = step_tokens(longest, tiles)[0] * weight.element_size()
-    block = max(1, min(STEPS_BYTES // (s * token_bytes), ERRORS_BYTES // (tiles.block_v * token_bytes)))
-    some = (problem.candidates(first, first + block) for first in range(0, n, block))
-    utilities = [one.utilities(head.gains(one, anchor_lse)).float() for one in some]
+    x = problem.anchor_x
+    anchors = _Anchors(x, problem.anchor_y, kernels.log_sum_exp(x), problem.anchor_share.float())
+    token_bytes = padded_tokens(longest, tiles) * weight.element_size()
+    # Of a candidate: steps, errors at the narrowest slice, and two numbers of fp32 per word.
+    block = min(
+        STEPS_BYTES // (x.shape[0] * token_bytes),
+        SLICE_BYTES // (tiles.block_v * token_bytes),
+        SLICE_BYTES // (8 * kernels.vocabulary),
+    )
+    utilities = []
+    for first in range(0, n, max(1, block)):
+        one = problem.candidates(first, first + max(1, block))
+        gains = _gains(_Candidates.of(one, kernels, anchors), kernels, anchors)
+        utilities.append(one.utilities(gains).float())
     return torch.cat(utilities) if utilities else weight.new_zeros(0, dtype=torch.float32)
 
 
@@ -226,7 +249,7 @@ def one_step_head(
     """
     check_tensor(h, "h")
     if explain(h).name == "reference":
-        return reference.one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
+        return head_reference.one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
     check_one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
     problem = HeadProblem.of(h, labels, anchor_h, anchor_labels, eta, anchor_weights)
     with torch.cuda.device_of(weight):

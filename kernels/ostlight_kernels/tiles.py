@@ -161,6 +161,52 @@ HEAD_THIRTY_TWO_BIT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class SlopeTiles:
+    """One configuration of the product of the anchors' probabilities with the candidates' errors.
+
+    Attributes:
+        block_s, block_r: anchor tokens and candidates' tokens of a tile.
+        block_v: words of one step of the product.
+        warps: per program.
+        stages: loads in flight.
+    """
+
+    block_s: int
+    block_r: int
+    block_v: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"{self.block_s}x{self.block_r}x{self.block_v} warps{self.warps} stages{self.stages}"
+
+
+SLOPE_SIXTEEN_BIT = {
+    80: (
+        SlopeTiles(block_s=128, block_r=128, block_v=32, warps=8, stages=4),
+        SlopeTiles(block_s=128, block_r=256, block_v=32, warps=8, stages=3),
+    ),
+    90: (
+        SlopeTiles(block_s=128, block_r=256, block_v=64, warps=8, stages=3),
+        SlopeTiles(block_s=128, block_r=256, block_v=64, warps=8, stages=4),
+        SlopeTiles(block_s=256, block_r=128, block_v=64, warps=8, stages=4),
+        SlopeTiles(block_s=128, block_r=128, block_v=64, warps=4, stages=3),
+    ),
+}
+
+SLOPE_THIRTY_TWO_BIT = {
+    80: (SlopeTiles(block_s=64, block_r=64, block_v=16, warps=8, stages=2),),
+    90: (SlopeTiles(block_s=64, block_r=64, block_v=16, warps=8, stages=2),),
+}
+
+
+def slope_table(dtype: torch.dtype, capability: int) -> tuple[SlopeTiles, ...]:
+    """The configurations for a dtype on ``sm_<capability>``, the default first."""
+    rows = SLOPE_THIRTY_TWO_BIT if dtype == torch.float32 else SLOPE_SIXTEEN_BIT
+    return rows[_generation(capability)]
+
+
 def head_table(dtype: torch.dtype, capability: int) -> tuple[HeadTiles, ...]:
     """The configurations for a dtype on ``sm_<capability>``, the default first."""
     rows = HEAD_THIRTY_TWO_BIT if dtype == torch.float32 else HEAD_SIXTEEN_BIT

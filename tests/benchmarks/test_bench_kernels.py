@@ -19,7 +19,7 @@ METRICS = {
         "ratio_to_weight_gradient", "per_target_ratio_to_weight_gradient",
         "weight_gradient_time", "weight_gradient_best", "grad_dots_time", "grad_dots_best",
     },
-    bench_one_step_head: {"speedup_over_step_and_measure", "time_per_candidate"},
+    bench_one_step_head: {"speedup_over_step_and_measure", "speedup_over_every_word", "time_per_candidate"},
 }  # fmt: skip
 
 
@@ -53,6 +53,17 @@ def test_what_is_kept_of_the_anchors_gives_the_utilities(name: str) -> None:
     case = bench_one_step_head.inputs(2, 16, 4, 16, 64, 300, "cpu", torch.float32)
     got = bench_one_step_head.Kept(case, name)()
     assert bench_one_step_head.error_of(got, bench_one_step_head.truth_of(case)) <= 1e-4
+
+
+@torch.no_grad()
+def test_other_ways_to_the_utilities() -> None:
+    """Every word at any step; the first order where the step is small enough, and only there."""
+    case = bench_one_step_head.inputs(2, 16, 4, 16, 64, 300, "cpu", torch.float32)
+    error_of, truth_of = bench_one_step_head.error_of, bench_one_step_head.truth_of
+    assert error_of(bench_one_step_head.by_every_word(case), truth_of(case)) <= 1e-5
+    assert error_of(bench_one_step_head.first_order(case), truth_of(case)) > 1e-3
+    case["eta"] = 1e-4
+    assert error_of(bench_one_step_head.first_order(case), truth_of(case)) <= 1e-4
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -30,14 +31,17 @@ from triton.runtime import interpreter
 from ostlight_kernels import Packing, head_kernels
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tf32 import rounded_to_tf32
-from ostlight_kernels.tiles import HeadTiles, Tiles
+from ostlight_kernels.tiles import HeadTiles, SlopeTiles, Tiles
 
 # Modules, not the functions of the same name that the package exports.
 grad_dots = importlib.import_module("ostlight_kernels.grad_dots")
 one_step_head = importlib.import_module("ostlight_kernels.one_step_head")
+head_launcher = importlib.import_module("ostlight_kernels.head_launcher")
+small_steps = importlib.import_module("ostlight_kernels.small_steps")
 
 TILES = Tiles(block_o=32, block_i=16, block_t=16, block_k=256, warps=4, stages=2, dot_stages=2, band=2)
 HEAD_TILES = HeadTiles(block_s=16, block_v=32, block_t=16, block_d=32, warps=4, stages=2)
+SLOPE_TILES = SlopeTiles(block_s=16, block_r=32, block_v=32, warps=4, stages=2)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -145,10 +149,15 @@ def rounding_case() -> dict[str, Tensor]:
     return {"got": mapped(x, rounded_to_tf32), "nearest": nearest_tf32(x)}
 
 
-def expm1_case(function: Any, below: float) -> dict[str, Tensor]:
-    sizes = torch.cat([torch.linspace(0, below, 2049)[1:-1], torch.logspace(-30, -3, 2048), torch.tensor([0.0])])
+def series_case(function: Any, below: float, truth: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    sizes = torch.cat([torch.linspace(0, below, 2049)[1:-1], torch.logspace(-15, -3, 2048), torch.tensor([0.0])])
     x = torch.cat([sizes, -sizes])
-    return {"got": mapped(x, function), "truth": torch.expm1(x.double())}
+    return {"got": mapped(x, function), "truth": truth(x.double())}
+
+
+def bend(x: Tensor) -> Tensor:
+    """In float64, by its series where it would cancel."""
+    return torch.where(x.abs() < 1e-3, x**2 / 2 - x**3 / 6 + x**4 / 24, torch.expm1(-x) + x)
 
 
 def tf32_case(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -162,6 +171,7 @@ def tf32_case(dtype: torch.dtype) -> dict[str, Tensor]:
 
 HEADS: dict[str, dict[str, Any]] = {
     "small step": {"eta": 1e-5, "n": 2, "s": 12, "d": 20, "v": 50},
+    "many words": {"eta": 0.02, "n": 2, "s": 12, "d": 20, "v": 700, "sharpness": 3.0},
     "large step": {"eta": 30.0, "n": 2, "s": 12, "d": 20, "v": 50},
     "no bias": {"eta": 0.5, "bias": False},
     "long answers": {"eta": 0.5, "n": 2, "t": 40, "v": 40},
@@ -177,25 +187,33 @@ BARRED = {"padded vocabulary": slice(64, None), "first words ruled out": slice(0
 
 def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     if name == "small slices":
-        case = test_one_step_head.head(n=3, v=70, eta=0.5, dtype=dtype)
+        case = test_one_step_head.head(n=3, v=70, eta=0.02, dtype=dtype)
     elif name in BARRED:
         case = test_one_step_head.padded(BARRED[name], dtype=dtype)
     elif name == "no answer":
         case = test_one_step_head.head(dtype=dtype)
         case["labels"][1] = -100
     elif name == "strided":
-        case = test_one_step_head.strided(test_one_step_head.head(eta=0.5, dtype=dtype))
+        case = test_one_step_head.strided(test_one_step_head.head(eta=0.02, dtype=dtype))
     else:
         case = test_one_step_head.head(**HEADS[name], dtype=dtype)
     keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
     problem = HeadProblem.of(*(case[k] for k in keys), None)
     small = 1024 if name == "small slices" else 2**20
     # One program has all tiles in its turn, a whole one without a possible word among them.
-    programs = 1 if name in BARRED else one_step_head.PROGRAMS
-    with patch.multiple(one_step_head, ERRORS_BYTES=small, STEPS_BYTES=small, PROGRAMS=programs):
-        got = one_step_head.launch(problem, case["weight"], case["bias"], HEAD_TILES)
-    return {
-        "got": got,
+    programs = 1 if name in BARRED else head_launcher.PROGRAMS
+    found = {}
+    for way, largest in (("got", small_steps.LARGEST_CHANGE), ("by every word", 0.0)):
+        with (
+            patch.multiple(one_step_head, SLICE_BYTES=small, STEPS_BYTES=small),
+            patch.object(head_launcher, "PROGRAMS", programs),
+            patch.object(small_steps, "LARGEST_CHANGE", largest),
+            patch.object(one_step_head, "loss_falls", wraps=small_steps.loss_falls) as of_small_steps,
+            patch.object(one_step_head, "combined", wraps=head_launcher.combined) as of_every_word,
+        ):
+            found[way] = one_step_head.launch(problem, case["weight"], case["bias"], HEAD_TILES, SLOPE_TILES)
+        found[f"{way}: ways"] = torch.tensor([of_small_steps.called, of_every_word.called])
+    return found | {
         "truth": test_one_step_head.oracle(case),
         "sums": rounded_sums(case),
     }
@@ -227,8 +245,8 @@ def main(out: Path) -> None:
     mend_bf16()
     poison()
     found = {("rounded_to_tf32", "awkward", "fp32"): rounding_case()}
-    found["expm1", "tiny", "fp32"] = expm1_case(head_kernels.expm1_of_tiny, 1 / 32)
-    found["expm1", "small", "fp32"] = expm1_case(head_kernels.expm1_of_small, 1 / 2)
+    found["series", "expm1", "fp32"] = series_case(head_kernels.expm1_of_small, 1 / 2, torch.expm1)
+    found["series", "bend", "fp32"] = series_case(head_kernels.bend_of, 1.0, bend)
     found |= {("grad_dots", "tf32", short): tf32_case(DTYPES[short]) for short in ("fp16", "fp32")}
     for short, dtype in DTYPES.items():
         found |= {("grad_dots", name, short): dots_case(name, dtype) for name in DOTS_CASES}

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from ostlight_kernels import head_kernels
-from ostlight_kernels.tiles import SHARED_BYTES, HeadTiles, Tiles, head_table, table
+from ostlight_kernels.tiles import SHARED_BYTES, HeadTiles, SlopeTiles, Tiles, head_table, slope_table, table
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 grad_dots = import_module("ostlight_kernels.grad_dots")
-one_step_head = import_module("ostlight_kernels.one_step_head")
+head_launcher = import_module("ostlight_kernels.head_launcher")
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -41,7 +41,7 @@ class Built:
     local_bytes: int
 
 
-SIZES = ("D", "D_in", "D_out", "T", "V", "width")
+SIZES = ("D", "D_in", "D_out", "T", "V", "width", "H")
 Sizes = Literal["by 16", "any", "one"]
 """Of a launch: divisible by 16 with aligned pointers, whatever with pointers that are not, or all 1."""
 
@@ -119,15 +119,32 @@ def head_build(
     bias: bool = True,
 ) -> Built:
     kernel = getattr(head_kernels, name)
-    t, block_t = one_step_head.step_tokens(tokens, tiles)
-    constants = one_step_head.head_meta(tiles, DTYPES[dtype], bias)
+    t, block_t = head_launcher.padded_tokens(tokens, tiles), head_launcher.token_block(tokens, tiles)
+    constants = head_launcher.head_meta(tiles, bias) | {"SCALE": head_launcher.PROBABILITY_SCALE}
     constants |= {"BLOCK_R": tiles.block_s, "BLOCK_S": tiles.block_s, "BLOCK_V": tiles.block_v, "BLOCK_T": block_t}
-    constants |= {"STAGES": tiles.stages} | ({"T": t} if name == "loss_change_kernel" else {})
-    types = {n: "*fp32" for n in kernel.arg_names if n.startswith("p_")} | {"p_y": "*i64", "p_anchor_y": "*i64"}
-    in_dtype = ("p_x", "p_weight", "p_bias", "p_anchor_x", "p_steps", "p_errors", "p_label_weight", "p_label_bias")
-    types |= dict.fromkeys(in_dtype, f"*{dtype}")
+    constants |= {"T": t} if name in ("loss_change_kernel", "bends_kernel") else {}
+    types = head_types(kernel, dtype)
     constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
     return build(kernel, capability, constants, types, folder, tiles.warps, sizes)
+
+
+IN_DTYPE = ("x", "weight", "bias", "anchor_x", "steps", "errors", "label_weight", "label_bias", "probabilities")
+
+
+def head_types(kernel: Any, dtype: str) -> dict[str, str]:
+    types = {name: "*fp32" for name in kernel.arg_names if name.startswith("p_")}
+    types |= dict.fromkeys(("p_y", "p_anchor_y", "p_words"), "*i64")
+    return types | dict.fromkeys((f"p_{name}" for name in IN_DTYPE), f"*{dtype}")
+
+
+def slope_build(
+    capability: int, dtype: str, tiles: SlopeTiles, tokens: int, folder: Path, sizes: Sizes = "by 16"
+) -> Built:
+    kernel = head_kernels.slopes_kernel
+    block_t = head_launcher.token_block(tokens, head_table(DTYPES[dtype], capability)[0])
+    constants = head_launcher.slope_meta(tiles) | {"BLOCK_R": tiles.block_r, "BLOCK_T": block_t}
+    constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
+    return build(kernel, capability, constants, head_types(kernel, dtype), folder, tiles.warps, sizes)
 
 
 EVERY_DOTS = [
@@ -142,7 +159,20 @@ EVERY_HEAD = [
     for dtype in DTYPES
     for tiles in head_table(DTYPES[dtype], capability)
 ]
-HEAD_KERNELS = ("log_sum_exp_kernel", "errors_kernel", "steps_kernel", "loss_change_kernel")
+EVERY_SLOPE = [
+    pytest.param(capability, dtype, tiles, id=f"sm_{capability} {dtype} {tiles}")
+    for capability in CAPABILITIES
+    for dtype in DTYPES
+    for tiles in slope_table(DTYPES[dtype], capability)
+]
+HEAD_KERNELS = (
+    "log_sum_exp_kernel",
+    "errors_kernel",
+    "probabilities_kernel",
+    "steps_kernel",
+    "bends_kernel",
+    "loss_change_kernel",
+)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -178,6 +208,8 @@ def test_sizes_of_one(tmp_path: Path) -> None:
         assert dots_build(90, "bf16", tiles, packed, 1, tmp_path, sizes="one").registers > 0
     for name in HEAD_KERNELS:
         assert head_build(90, "bf16", head_tiles, name, 1, tmp_path, sizes="one").registers > 0
+    slope_tiles = slope_table(torch.bfloat16, 90)[0]
+    assert slope_build(90, "bf16", slope_tiles, 1, tmp_path, sizes="one").registers > 0
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -185,6 +217,8 @@ def test_sizes_of_one(tmp_path: Path) -> None:
 def test_the_default_of_one_step_head(capability: int, bias: bool, tmp_path: Path) -> None:
     tiles = head_table(torch.bfloat16, capability)[0]
     built = head_build(capability, "bf16", tiles, "loss_change_kernel", 64, tmp_path, bias=bias)
+    assert_fits(built, capability, torch.bfloat16)
+    built = slope_build(capability, "bf16", slope_table(torch.bfloat16, capability)[0], 64, tmp_path)
     assert_fits(built, capability, torch.bfloat16)
 
 
@@ -207,6 +241,8 @@ def test_any_size_with_all_that_is_taken(capability: int, dtype: str, tmp_path: 
         built += [
             head_build(capability, dtype, head_tiles, name, tokens, tmp_path, sizes="any") for tokens in (64, 150)
         ]
+    slope_tiles = slope_table(DTYPES[dtype], capability)[0]
+    built += [slope_build(capability, dtype, slope_tiles, tokens, tmp_path, sizes="any") for tokens in (1, 64)]
     for one in built:
         assert_fits(one, capability, DTYPES[dtype], sizes="any")
 
@@ -229,3 +265,10 @@ def test_every_configuration_of_one_step_head(
     for tokens, bias in ((1, True), (64, True), (64, False), (150, True)):
         built = head_build(capability, dtype, tiles, name, tokens, tmp_path, bias=bias)
         assert_fits(built, capability, DTYPES[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "dtype", "tiles"), EVERY_SLOPE)
+def test_every_configuration_of_the_slopes(capability: int, dtype: str, tiles: SlopeTiles, tmp_path: Path) -> None:
+    for tokens in (1, 20, 64):
+        assert_fits(slope_build(capability, dtype, tiles, tokens, tmp_path), capability, DTYPES[dtype])

@@ -30,6 +30,7 @@ DOTS_CASES = [
 ]
 HEAD_CASES = [
     "small step",
+    "many words",
     "large step",
     "no bias",
     "long answers",
@@ -58,7 +59,7 @@ def test_every_case_is_looked_at(found: Found) -> None:
     expected = {("grad_dots", name, dtype) for name in DOTS_CASES for dtype in HALF_UNIT}
     expected |= {("one_step_head", name, dtype) for name in HEAD_CASES for dtype in HALF_UNIT}
     expected |= {("grad_dots", "tf32", "fp16"), ("grad_dots", "tf32", "fp32"), ("rounded_to_tf32", "awkward", "fp32")}
-    expected |= {("expm1", "tiny", "fp32"), ("expm1", "small", "fp32")}
+    expected |= {("series", "expm1", "fp32"), ("series", "bend", "fp32")}
     assert set(found) == expected
 
 
@@ -87,18 +88,32 @@ def test_what_meets_in_tf32_is_rounded_first(found: Found, dtype: str) -> None:
     assert (case["got"] - case["nearest"]).abs().le(3e-7 * case["sums"]).all()
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
-def test_expm1_is_as_good_as_fp32(found: Found, name: str) -> None:
-    case = found["expm1", name, "fp32"]
-    torch.testing.assert_close(case["got"].double(), case["truth"], rtol=1.3e-7, atol=0)
+@pytest.mark.parametrize(("name", "error"), [("expm1", 1.3e-7), ("bend", 1e-6)])
+def test_a_series_is_as_good_as_it_says(found: Found, name: str, error: float) -> None:
+    case = found["series", name, "fp32"]
+    torch.testing.assert_close(case["got"].double(), case["truth"], rtol=error, atol=0)
 
 
+SMALL_STEPS, EVERY_WORD = [True, False], [False, True]
+WAYS = {
+    "small step": SMALL_STEPS,
+    "large step": EVERY_WORD,
+    "sure, huge step": EVERY_WORD,
+    "many words": SMALL_STEPS,
+    "small slices": SMALL_STEPS,
+    "strided": SMALL_STEPS,
+    "padded vocabulary": [True, True],
+    "no candidate": [False, False],
+}
+
+
+@pytest.mark.parametrize("way", ["got", "by every word"])
 @pytest.mark.parametrize("dtype", HALF_UNIT)
 @pytest.mark.parametrize("name", HEAD_CASES)
-def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: str) -> None:
-    """Steps and softmax errors are rounded to the dtype once each, all else is fp32: two roundings, and a little."""
+def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: str, way: str) -> None:
+    """Steps, softmax errors and probabilities are rounded to the dtype once each, all else is fp32."""
     case = found["one_step_head", name, dtype]
-    got, truth = case["got"], case["truth"]
+    got, truth = case[way], case["truth"]
     assert got.dtype == torch.float32
     assert got.shape == truth.shape
     if name == "no answer":
@@ -107,3 +122,7 @@ def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: s
         assert not got.isnan().any()
     error = (got - truth).abs().nan_to_num(0.0)
     assert error.le((2 * HALF_UNIT[dtype] + 1e-6) * case["sums"].nan_to_num(0.0)).all()
+    if way == "by every word" and name != "no candidate":
+        assert case["by every word: ways"].tolist() == EVERY_WORD
+    elif name in WAYS:
+        assert case["got: ways"].tolist() == WAYS[name]

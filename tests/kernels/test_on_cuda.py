@@ -14,13 +14,23 @@ from torch import Tensor, nn
 
 from ostlight.gradients.engine import GradientDots, SampleProducts
 from ostlight.gradients.rows import RowOwners
-from ostlight_kernels import Packing, explain
+from ostlight_kernels import Packing, explain, small_steps
 from ostlight_kernels.head_problem import HeadProblem
-from ostlight_kernels.tiles import HEAD_SIXTEEN_BIT, HEAD_THIRTY_TWO_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT, HeadTiles, Tiles
+from ostlight_kernels.tiles import (
+    HEAD_SIXTEEN_BIT,
+    HEAD_THIRTY_TWO_BIT,
+    SIXTEEN_BIT,
+    SLOPE_SIXTEEN_BIT,
+    SLOPE_THIRTY_TWO_BIT,
+    THIRTY_TWO_BIT,
+    HeadTiles,
+    SlopeTiles,
+    Tiles,
+)
 
 grad_dots = import_module("ostlight_kernels.grad_dots")
 one_step_head = import_module("ostlight_kernels.one_step_head")
-reference = import_module("ostlight_kernels.reference")
+head_reference = import_module("ostlight_kernels.head_reference")
 
 pytestmark = pytest.mark.cuda
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -213,15 +223,22 @@ def head(n: int, t: int, anchors: int, s: int, d: int, v: int, dtype: torch.dtyp
 
 
 def exactly(case: dict[str, Any]) -> Tensor:
-    return reference.one_step_head(
+    return head_reference.one_step_head(
         **{k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in case.items()}
     )
 
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-4}
-"""Of the largest utility: two roundings to the dtype, of sums that cancel a few times over."""
+"""Of the largest utility: a few roundings to the dtype, of sums that cancel a few times over."""
 
 
+@pytest.fixture(params=["small steps as such", "by every word"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "by every word":
+        monkeypatch.setattr(small_steps, "LARGEST_CHANGE", 0.0)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("eta", [1e-5, 1e-2, 10.0])
 @pytest.mark.parametrize("shape", [(9, 64, 20, 30, 256, 3001), (3, 200, 4, 20, 96, 500), (1, 1, 1, 1, 16, 2)], ids=str)
@@ -236,14 +253,32 @@ EVERY_HEAD = [(dtype, tiles) for g in GENERATIONS for tiles in HEAD_SIXTEEN_BIT[
 EVERY_HEAD += [(torch.float32, tiles) for g in GENERATIONS for tiles in HEAD_THIRTY_TWO_BIT[g]]
 
 
-@pytest.mark.parametrize("shape", [(9, 64, 10, 40, 256, 1024), (9, 100, 10, 40, 200, 1000)], ids=str)
-@pytest.mark.parametrize(("dtype", "tiles"), EVERY_HEAD, ids=str)
-def test_every_configuration_of_one_step_head(dtype: torch.dtype, tiles: HeadTiles, shape: tuple[int, ...]) -> None:
-    case = head(*shape, dtype, 0.1)  # type: ignore[arg-type]
+HEAD_SHAPES = [(9, 64, 10, 40, 256, 1024), (9, 100, 10, 40, 200, 1000)]
+
+
+def assert_right(shape: tuple[int, ...], dtype: torch.dtype, eta: float, **tiles: HeadTiles | SlopeTiles) -> None:
+    case = head(*shape, dtype, eta)  # type: ignore[arg-type]
     keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
     problem = HeadProblem.of(*(case[k] for k in keys), None)
-    got, truth = one_step_head.launch(problem, case["weight"], case["bias"], tiles), exactly(case)
+    got, truth = one_step_head.launch(problem, case["weight"], case["bias"], **tiles), exactly(case)
     assert (got - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("shape", HEAD_SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "tiles"), EVERY_HEAD, ids=str)
+def test_every_configuration_of_one_step_head(dtype: torch.dtype, tiles: HeadTiles, shape: tuple[int, ...]) -> None:
+    assert_right(shape, dtype, 0.02, tiles=tiles)
+
+
+EVERY_SLOPE = [(dtype, tiles) for g in GENERATIONS for tiles in SLOPE_SIXTEEN_BIT[g] for dtype in DTYPES[:2]]
+EVERY_SLOPE += [(torch.float32, tiles) for g in GENERATIONS for tiles in SLOPE_THIRTY_TWO_BIT[g]]
+
+
+@pytest.mark.parametrize("shape", [*HEAD_SHAPES, (300, 3, 10, 40, 64, 1000)], ids=str)
+@pytest.mark.parametrize(("dtype", "tiles"), EVERY_SLOPE, ids=str)
+def test_every_configuration_of_the_slopes(dtype: torch.dtype, tiles: SlopeTiles, shape: tuple[int, ...]) -> None:
+    assert_right(shape, dtype, 1e-3, slope_tiles=tiles)
 
 
 HEAD = ("h", "labels", "anchor_h", "anchor_labels", "weight", "bias", "anchor_weights")
@@ -266,7 +301,8 @@ def peak(**sizes: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_vocabulary() -> None:
-    assert peak(v=64_000) <= peak(v=8_000) + one_step_head.ERRORS_BYTES
+    """Nor with candidates x vocabulary, beyond a slice of each kind and what is kept per candidate and word."""
+    assert peak(v=64_000) <= peak(v=8_000) + 3 * one_step_head.SLICE_BYTES
 
 
 def test_memory_does_not_grow_with_the_candidates() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from _memory import peak_bytes
 from torch import Tensor
 
-from ostlight_kernels import one_step_head, reference
+from ostlight_kernels import head_reference, one_step_head
 
 Inputs = dict[str, Any]
 
@@ -134,7 +134,7 @@ def test_labels_the_head_is_sure_of_or_never_expects(eta: float) -> None:
 @pytest.mark.parametrize("barred", [slice(64, None), slice(0, 64)])
 def test_words_that_a_bias_rules_out(barred: slice, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     case = padded(barred, eta)
-    monkeypatch.setattr(reference, "LOGITS_BYTES", 4096)
+    monkeypatch.setattr(head_reference, "LOGITS_BYTES", 4096)
     torch.testing.assert_close(one_step_head(**case), oracle(case), rtol=1e-9, atol=1e-13)
 
 
@@ -160,17 +160,17 @@ def test_a_candidate_without_an_answer_has_no_utility() -> None:
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case = head(n=20, v=50)
     expected = one_step_head(**case)
-    monkeypatch.setattr(reference, "LOGITS_BYTES", 4096)
+    monkeypatch.setattr(head_reference, "LOGITS_BYTES", 4096)
     torch.testing.assert_close(one_step_head(**case), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_memory_does_not_grow_with_the_candidates() -> None:
     """Beyond a copy of their tokens, which are small here beside ``[candidates, anchor tokens]``."""
     peaks = []
-    for n in (64, 640):
+    for n in (256, 2560):
         case = head(n=n, t=1, anchors=1, s=3000, d=1, v=2)
         peaks.append(peak_bytes(lambda case=case: one_step_head(**case), "cpu", []))
-    assert peaks[1] <= peaks[0] + 640 * 200
+    assert peaks[1] <= peaks[0] + 2560 * 200
 
 
 def strided(case: Inputs) -> Inputs:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ostlight_kernels import explain, one_step_head, small_steps
 from ostlight_kernels.head_problem import HeadProblem
-from ostlight_kernels.tiles import head_table, slope_table
+from ostlight_kernels.tiles import head_table, logits_table, slopes_table
 
 ETA = 0.05
 
@@ -246,8 +246,8 @@ def sweep_tiles(recorder: Recorder, label: str, case: dict[str, Any], truth: Ten
     problem = HeadProblem.of(*(case[k] for k in ("h", "labels", "anchor_h", "anchor_labels", "eta")), None)
     major, minor = torch.cuda.get_device_capability()
     dtype, capability = case["weight"].dtype, 10 * major + minor
-    some = [{"tiles": tiles} for tiles in head_table(dtype, capability)]
-    some += [{"slope_tiles": tiles} for tiles in slope_table(dtype, capability)]
+    tables = {"tiles": head_table, "logits": logits_table, "slopes": slopes_table}
+    some = [{kind: tiles} for kind, rows in tables.items() for tiles in rows(dtype, capability)]
     for given in some:
         ((kind, tiles),) = given.items()
         check_error(str(tiles), error_of(launch(problem, case["weight"], None, **given), truth), TOLERANCE)

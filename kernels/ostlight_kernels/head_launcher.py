@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ostlight_kernels import head_kernels
 from ostlight_kernels._triton import triton
-from ostlight_kernels.tiles import HeadTiles, SlopeTiles
+from ostlight_kernels.tiles import HeadTiles, ProductTiles
 
 PROGRAMS = 264
 """Programs wanted: two turns of the H200's 132 processors, each of which the registers of `loss_change` fill."""
@@ -21,26 +21,25 @@ PROBABILITY_SCALE = 2.0**14
 class HeadLauncher:
     """Legend: R rows, V words, D width, n candidates of T tokens, s anchor tokens, H words of a candidate."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, tiles: HeadTiles, slope_tiles: SlopeTiles) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, tiles: HeadTiles, logits: ProductTiles, slopes: ProductTiles
+    ) -> None:
         self.vocabulary = weight.shape[0]
-        self.weight, self.bias, self.tiles, self.slope_tiles = weight, bias, tiles, slope_tiles
-        self._head = {
-            "p_weight": weight,
-            "p_bias": weight if bias is None else bias,
-            "D": weight.shape[1],
-            **head_meta(tiles, bias is not None),
-        }
-        self._rows_and_words = {"BLOCK_R": tiles.block_s, "BLOCK_V": tiles.block_v}
+        self.weight, self.bias, self.tiles = weight, bias, tiles
+        self._logits_tiles, self._slopes_tiles = logits, slopes
+        head = {"p_weight": weight, "p_bias": weight if bias is None else bias, "D": weight.shape[1]}
+        self._head = head | head_meta(tiles, bias is not None)
+        self._logits = head | logits_meta(logits, bias is not None)
 
     def log_sum_exp(self, x: Tensor) -> Tensor:
         """``[R]`` fp32 over the vocabulary, of the rows of ``x [R, D]``."""
         rows = x.shape[0]
         if rows == 0:
             return x.new_empty(0, dtype=torch.float32)
-        blocks, splits = self._grid(rows, self.vocabulary)
+        blocks, splits = _split(rows, self._logits_tiles.rows, self.vocabulary, self._logits_tiles.columns)
         top, total = (torch.empty(splits, rows, dtype=torch.float32, device=x.device) for _ in range(2))
         head_kernels.log_sum_exp_kernel[(blocks, splits)](
-            p_x=x, p_top=top, p_sum=total, R=rows, V=self.vocabulary, **self._rows_and_words, **self._head
+            p_x=x, p_top=top, p_sum=total, R=rows, V=self.vocabulary, **self._logits
         )
         return torch.logsumexp(top + total.log(), 0)
 
@@ -56,8 +55,7 @@ class HeadLauncher:
             R=rows,
             v_first=v_first,
             width=width,
-            **self._rows_and_words,
-            **self._head,
+            **self._logits,
         )
         return errors
 
@@ -86,8 +84,7 @@ class HeadLauncher:
             v_first=v_first,
             width=width,
             SCALE=PROBABILITY_SCALE,
-            **self._rows_and_words,
-            **self._head,
+            **self._logits,
         )
         return probabilities, felt.sum(0), others.sum(0)
 
@@ -125,12 +122,12 @@ class HeadLauncher:
 
     def add_slopes(self, slopes: Tensor, probabilities: Tensor, errors: Tensor, steps: Tensor) -> None:
         """``slopes [n T / block, s]`` fp32, of blocks of a candidate's tokens, grow by what a slice of words adds."""
-        tiles = self.slope_tiles
+        tiles = self._slopes_tiles
         rows, width = errors.shape
         _, s, t = steps.shape
         block_t = token_block(t, self.tiles)
-        block_r = max(tiles.block_r, 2 * block_t)
-        head_kernels.slopes_kernel[(triton.cdiv(s, tiles.block_s), triton.cdiv(rows, block_r))](
+        columns = max(tiles.columns, 2 * block_t)
+        head_kernels.slopes_kernel[(triton.cdiv(s, tiles.rows), triton.cdiv(rows, columns))](
             p_probabilities=probabilities,
             p_errors=errors,
             p_steps=steps,
@@ -139,9 +136,9 @@ class HeadLauncher:
             R=rows,
             T=t,
             width=width,
-            BLOCK_R=block_r,
+            BLOCK_R=columns,
             BLOCK_T=block_t,
-            **slope_meta(tiles),
+            **slopes_meta(tiles),
         )
 
     def bends(
@@ -171,7 +168,7 @@ class HeadLauncher:
 
     def sums(self, n: int, s: int, width: int, like: Tensor) -> list[Tensor]:
         """Three of ``[splits, n, s]`` fp32 zeros, which ``add_loss_changes`` of slices of ``width`` words adds to."""
-        splits = self._grid(s, width)[1]
+        splits = _split(s, self.tiles.block_s, width, self.tiles.block_v)[1]
         return [torch.zeros(splits, n, s, dtype=torch.float32, device=like.device) for _ in range(3)]
 
     def add_loss_changes(
@@ -212,11 +209,13 @@ class HeadLauncher:
         )
 
     def _tiled(self, rows: int, words: int) -> tuple[int, int]:
-        return triton.cdiv(rows, self.tiles.block_s), triton.cdiv(words, self.tiles.block_v)
+        return triton.cdiv(rows, self._logits_tiles.rows), triton.cdiv(words, self._logits_tiles.columns)
 
-    def _grid(self, rows: int, words: int) -> tuple[int, int]:
-        blocks = triton.cdiv(rows, self.tiles.block_s)
-        return blocks, max(1, min(PROGRAMS // blocks, triton.cdiv(words, self.tiles.block_v)))
+
+def _split(rows: int, block: int, words: int, block_v: int) -> tuple[int, int]:
+    """Blocks of rows, and programs that share the words of one."""
+    blocks = triton.cdiv(rows, block)
+    return blocks, max(1, min(PROGRAMS // blocks, triton.cdiv(words, block_v)))
 
 
 def combined(sums: list[Tensor], label_log_p: Tensor) -> Tensor:
@@ -240,24 +239,20 @@ def padded_tokens(tokens: int, tiles: HeadTiles) -> int:
 
 
 def head_meta(tiles: HeadTiles, has_bias: bool) -> dict[str, object]:
-    """Compile-time arguments that the kernels share."""
-    return {
-        "HAS_BIAS": has_bias,
-        "BLOCK_D": tiles.block_d,
-        "STAGES": tiles.stages,
-        "PRECISION": "ieee",
-        "num_warps": tiles.warps,
-        "enable_fp_fusion": True,
-    }
+    """Compile-time arguments of the kernels that join a candidate's steps and errors."""
+    return {"HAS_BIAS": has_bias, "BLOCK_D": tiles.block_d} | _common_meta(tiles)
 
 
-def slope_meta(tiles: SlopeTiles) -> dict[str, object]:
-    """Compile-time arguments of the slopes' product."""
-    return {
-        "BLOCK_S": tiles.block_s,
-        "BLOCK_V": tiles.block_v,
-        "STAGES": tiles.stages,
-        "PRECISION": "ieee",
-        "num_warps": tiles.warps,
-        "enable_fp_fusion": True,
-    }
+def logits_meta(tiles: ProductTiles, has_bias: bool) -> dict[str, object]:
+    """Compile-time arguments of the kernels of tokens' logits."""
+    sizes = {"BLOCK_R": tiles.rows, "BLOCK_V": tiles.columns, "BLOCK_D": tiles.depth}
+    return {"HAS_BIAS": has_bias} | sizes | _common_meta(tiles)
+
+
+def slopes_meta(tiles: ProductTiles) -> dict[str, object]:
+    """Compile-time arguments of the slopes' product, but for its columns."""
+    return {"BLOCK_S": tiles.rows, "BLOCK_V": tiles.depth} | _common_meta(tiles)
+
+
+def _common_meta(tiles: HeadTiles | ProductTiles) -> dict[str, object]:
+    return {"STAGES": tiles.stages, "PRECISION": "ieee", "num_warps": tiles.warps, "enable_fp_fusion": True}

@@ -21,13 +21,16 @@ from ostlight_kernels.dispatch import capability, explain
 from ostlight_kernels.head_launcher import PROBABILITY_SCALE, HeadLauncher, combined, padded_tokens, token_block
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.small_steps import loss_falls, may_be_small, strong_words
-from ostlight_kernels.tiles import HeadTiles, SlopeTiles, head_table, slope_table
+from ostlight_kernels.tiles import HeadTiles, ProductTiles, head_table, logits_table, slopes_table
 
 SLICE_BYTES = 64 * 2**20
 """Softmax errors of the candidates taken together, or probabilities of the anchors, at one slice of the vocabulary."""
 
-STEPS_BYTES = 64 * 2**20
+STEPS_BYTES = 128 * 2**20
 """Step sizes ``[candidates, anchor tokens, tokens]`` of the candidates taken together."""
+
+NARROWEST = 128
+"""Words of a slice at least, and a multiple of them unless the vocabulary ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ def _gains_by_every_word(candidates: _Candidates, kernels: HeadLauncher, anchors
 def _slices(kernels: HeadLauncher, rows: int) -> Iterator[tuple[int, int]]:
     """First word and width of slices of the vocabulary, such that so many rows fit in ``SLICE_BYTES``."""
     width = SLICE_BYTES // max(1, rows * kernels.weight.element_size())
-    width = max(width // kernels.tiles.block_v, 1) * kernels.tiles.block_v
+    width = max(width // NARROWEST, 1) * NARROWEST
     for v_first in range(0, kernels.vocabulary, width):
         yield v_first, min(width, kernels.vocabulary - v_first)
 
@@ -186,12 +189,14 @@ def launch(
     weight: Tensor,
     bias: Tensor | None,
     tiles: HeadTiles | None = None,
-    slope_tiles: SlopeTiles | None = None,
+    logits: ProductTiles | None = None,
+    slopes: ProductTiles | None = None,
 ) -> Tensor:
     """Run the kernels on a checked problem. Tiles given override the tables, for measuring."""
-    tiles = tiles or head_table(weight.dtype, capability(weight))[0]
-    slope_tiles = slope_tiles or slope_table(weight.dtype, capability(weight))[0]
-    kernels = HeadLauncher(weight.contiguous(), None if bias is None else bias.contiguous(), tiles, slope_tiles)
+    of = (weight.dtype, capability(weight))
+    tiles = tiles or head_table(*of)[0]
+    logits, slopes = logits or logits_table(*of)[0], slopes or slopes_table(*of)[0]
+    kernels = HeadLauncher(weight.contiguous(), None if bias is None else bias.contiguous(), tiles, logits, slopes)
     n, longest, _ = problem.x.shape
     x = problem.anchor_x
     anchors = _Anchors(x, problem.anchor_y, kernels.log_sum_exp(x), problem.anchor_share.float())
@@ -199,7 +204,7 @@ def launch(
     # Of a candidate: steps, errors at the narrowest slice, and two numbers of fp32 per word.
     block = min(
         STEPS_BYTES // (x.shape[0] * token_bytes),
-        SLICE_BYTES // (tiles.block_v * token_bytes),
+        SLICE_BYTES // (NARROWEST * token_bytes),
         SLICE_BYTES // (8 * kernels.vocabulary),
     )
     utilities = []

@@ -121,10 +121,10 @@ def tiles_for(layer: Layer, dtype: torch.dtype, capability: int) -> Tiles:
 
 @dataclass(frozen=True, slots=True)
 class HeadTiles:
-    """One configuration of the kernels of `one_step_head`.
+    """One configuration of the kernels that join a candidate's steps and errors at anchor tokens and words.
 
     Attributes:
-        block_s, block_v: anchor tokens and words of a tile of new logits.
+        block_s, block_v: anchor tokens and words of a tile of changes of logits.
         block_t: answer tokens of a candidate in one step of the product that forms it.
         block_d: width in one step of the products with the head.
         warps: per program.
@@ -145,7 +145,7 @@ class HeadTiles:
 HEAD_SIXTEEN_BIT = {
     80: (
         HeadTiles(block_s=64, block_v=128, block_t=64, block_d=32, warps=8, stages=2),
-        HeadTiles(block_s=64, block_v=64, block_t=64, block_d=32, warps=4, stages=2),
+        HeadTiles(block_s=64, block_v=64, block_t=64, block_d=32, warps=8, stages=2),
     ),
     90: (
         HeadTiles(block_s=128, block_v=64, block_t=64, block_d=64, warps=8, stages=3),
@@ -156,54 +156,75 @@ HEAD_SIXTEEN_BIT = {
 }
 
 HEAD_THIRTY_TWO_BIT = {
-    80: (HeadTiles(block_s=32, block_v=64, block_t=16, block_d=16, warps=4, stages=2),),
-    90: (HeadTiles(block_s=32, block_v=32, block_t=16, block_d=16, warps=4, stages=2),),
+    80: (HeadTiles(block_s=64, block_v=64, block_t=16, block_d=16, warps=8, stages=2),),
+    90: (
+        HeadTiles(block_s=64, block_v=64, block_t=16, block_d=16, warps=8, stages=2),
+        HeadTiles(block_s=32, block_v=32, block_t=16, block_d=16, warps=4, stages=2),
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class SlopeTiles:
-    """One configuration of the product of the anchors' probabilities with the candidates' errors.
+class ProductTiles:
+    """One configuration of a plain product: of features with the head, or of probabilities with errors.
 
     Attributes:
-        block_s, block_r: anchor tokens and candidates' tokens of a tile.
-        block_v: words of one step of the product.
+        rows, columns: a program's tile: of tokens and words, or of anchors' and of candidates' tokens.
+        depth: of one step of the product: of the width, or words.
         warps: per program.
         stages: loads in flight.
     """
 
-    block_s: int
-    block_r: int
-    block_v: int
+    rows: int
+    columns: int
+    depth: int
     warps: int
     stages: int
 
     def __str__(self) -> str:
-        return f"{self.block_s}x{self.block_r}x{self.block_v} warps{self.warps} stages{self.stages}"
+        return f"{self.rows}x{self.columns}x{self.depth} warps{self.warps} stages{self.stages}"
 
 
-SLOPE_SIXTEEN_BIT = {
+LOGITS_SIXTEEN_BIT = {
     80: (
-        SlopeTiles(block_s=128, block_r=128, block_v=32, warps=8, stages=4),
-        SlopeTiles(block_s=128, block_r=256, block_v=32, warps=8, stages=3),
+        ProductTiles(rows=128, columns=128, depth=32, warps=8, stages=4),
+        ProductTiles(rows=128, columns=64, depth=32, warps=4, stages=4),
     ),
     90: (
-        SlopeTiles(block_s=128, block_r=256, block_v=64, warps=8, stages=3),
-        SlopeTiles(block_s=128, block_r=256, block_v=64, warps=8, stages=4),
-        SlopeTiles(block_s=256, block_r=128, block_v=64, warps=8, stages=4),
-        SlopeTiles(block_s=128, block_r=128, block_v=64, warps=4, stages=3),
+        ProductTiles(rows=128, columns=256, depth=64, warps=8, stages=3),
+        ProductTiles(rows=128, columns=128, depth=64, warps=8, stages=3),
+        ProductTiles(rows=64, columns=256, depth=64, warps=4, stages=3),
     ),
 }
 
-SLOPE_THIRTY_TWO_BIT = {
-    80: (SlopeTiles(block_s=64, block_r=64, block_v=16, warps=8, stages=2),),
-    90: (SlopeTiles(block_s=64, block_r=64, block_v=16, warps=8, stages=2),),
+SLOPES_SIXTEEN_BIT = {
+    80: (
+        ProductTiles(rows=128, columns=128, depth=32, warps=8, stages=4),
+        ProductTiles(rows=128, columns=256, depth=32, warps=8, stages=3),
+    ),
+    90: (
+        ProductTiles(rows=128, columns=256, depth=64, warps=8, stages=3),
+        ProductTiles(rows=128, columns=256, depth=64, warps=8, stages=4),
+        ProductTiles(rows=256, columns=128, depth=64, warps=8, stages=4),
+        ProductTiles(rows=128, columns=128, depth=64, warps=4, stages=3),
+    ),
+}
+
+PRODUCT_THIRTY_TWO_BIT = {
+    80: (ProductTiles(rows=64, columns=64, depth=16, warps=8, stages=2),),
+    90: (ProductTiles(rows=64, columns=64, depth=16, warps=8, stages=2),),
 }
 
 
-def slope_table(dtype: torch.dtype, capability: int) -> tuple[SlopeTiles, ...]:
-    """The configurations for a dtype on ``sm_<capability>``, the default first."""
-    rows = SLOPE_THIRTY_TWO_BIT if dtype == torch.float32 else SLOPE_SIXTEEN_BIT
+def logits_table(dtype: torch.dtype, capability: int) -> tuple[ProductTiles, ...]:
+    """The configurations of tokens' logits for a dtype on ``sm_<capability>``, the default first."""
+    rows = PRODUCT_THIRTY_TWO_BIT if dtype == torch.float32 else LOGITS_SIXTEEN_BIT
+    return rows[_generation(capability)]
+
+
+def slopes_table(dtype: torch.dtype, capability: int) -> tuple[ProductTiles, ...]:
+    """The configurations of the slopes for a dtype on ``sm_<capability>``, the default first."""
+    rows = PRODUCT_THIRTY_TWO_BIT if dtype == torch.float32 else SLOPES_SIXTEEN_BIT
     return rows[_generation(capability)]
 
 

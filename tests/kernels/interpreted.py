@@ -31,7 +31,7 @@ from triton.runtime import interpreter
 from ostlight_kernels import Packing, head_kernels
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tf32 import rounded_to_tf32
-from ostlight_kernels.tiles import HeadTiles, SlopeTiles, Tiles
+from ostlight_kernels.tiles import HeadTiles, ProductTiles, Tiles
 
 # Modules, not the functions of the same name that the package exports.
 grad_dots = importlib.import_module("ostlight_kernels.grad_dots")
@@ -41,7 +41,7 @@ small_steps = importlib.import_module("ostlight_kernels.small_steps")
 
 TILES = Tiles(block_o=32, block_i=16, block_t=16, block_k=256, warps=4, stages=2, dot_stages=2, band=2)
 HEAD_TILES = HeadTiles(block_s=16, block_v=32, block_t=16, block_d=32, warps=4, stages=2)
-SLOPE_TILES = SlopeTiles(block_s=16, block_r=32, block_v=32, warps=4, stages=2)
+PRODUCT_TILES = ProductTiles(rows=16, columns=32, depth=32, warps=4, stages=2)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -205,13 +205,14 @@ def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     found = {}
     for way, largest in (("got", small_steps.LARGEST_CHANGE), ("by every word", 0.0)):
         with (
-            patch.multiple(one_step_head, SLICE_BYTES=small, STEPS_BYTES=small),
+            patch.multiple(one_step_head, SLICE_BYTES=small, STEPS_BYTES=small, NARROWEST=32),
             patch.object(head_launcher, "PROGRAMS", programs),
             patch.object(small_steps, "LARGEST_CHANGE", largest),
             patch.object(one_step_head, "loss_falls", wraps=small_steps.loss_falls) as of_small_steps,
             patch.object(one_step_head, "combined", wraps=head_launcher.combined) as of_every_word,
         ):
-            found[way] = one_step_head.launch(problem, case["weight"], case["bias"], HEAD_TILES, SLOPE_TILES)
+            head = (case["weight"], case["bias"])
+            found[way] = one_step_head.launch(problem, *head, HEAD_TILES, PRODUCT_TILES, PRODUCT_TILES)
         found[f"{way}: ways"] = torch.tensor([of_small_steps.called, of_every_word.called])
     return found | {
         "truth": test_one_step_head.oracle(case),

@@ -18,7 +18,16 @@ import pytest
 import torch
 
 from ostlight_kernels import head_kernels
-from ostlight_kernels.tiles import SHARED_BYTES, HeadTiles, SlopeTiles, Tiles, head_table, slope_table, table
+from ostlight_kernels.tiles import (
+    SHARED_BYTES,
+    HeadTiles,
+    ProductTiles,
+    Tiles,
+    head_table,
+    logits_table,
+    slopes_table,
+    table,
+)
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -108,43 +117,36 @@ def dots_build(
     return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps, sizes)
 
 
-def head_build(
-    capability: int,
-    dtype: str,
-    tiles: HeadTiles,
-    name: str,
-    tokens: int,
-    folder: Path,
-    sizes: Sizes = "by 16",
-    bias: bool = True,
-) -> Built:
-    kernel = getattr(head_kernels, name)
-    t, block_t = head_launcher.padded_tokens(tokens, tiles), head_launcher.token_block(tokens, tiles)
-    constants = head_launcher.head_meta(tiles, bias) | {"SCALE": head_launcher.PROBABILITY_SCALE}
-    constants |= {"BLOCK_R": tiles.block_s, "BLOCK_S": tiles.block_s, "BLOCK_V": tiles.block_v, "BLOCK_T": block_t}
-    constants |= {"T": t} if name in ("loss_change_kernel", "bends_kernel") else {}
-    types = head_types(kernel, dtype)
-    constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
-    return build(kernel, capability, constants, types, folder, tiles.warps, sizes)
-
-
 IN_DTYPE = ("x", "weight", "bias", "anchor_x", "steps", "errors", "label_weight", "label_bias", "probabilities")
 
 
-def head_types(kernel: Any, dtype: str) -> dict[str, str]:
+def one_step_build(
+    name: str,
+    capability: int,
+    dtype: str,
+    tiles: HeadTiles | ProductTiles,
+    folder: Path,
+    tokens: int = 64,
+    sizes: Sizes = "by 16",
+    bias: bool = True,
+) -> Built:
+    """A kernel of `one_step_head`, for candidates of so many tokens."""
+    kernel = getattr(head_kernels, name)
+    head_tiles = tiles if isinstance(tiles, HeadTiles) else head_table(DTYPES[dtype], capability)[0]
+    t, block_t = head_launcher.padded_tokens(tokens, head_tiles), head_launcher.token_block(tokens, head_tiles)
+    constants = {"SCALE": head_launcher.PROBABILITY_SCALE, "BLOCK_T": block_t}
+    if name == "slopes_kernel":
+        constants |= head_launcher.slopes_meta(tiles) | {"BLOCK_R": tiles.columns}
+    elif isinstance(tiles, ProductTiles):
+        constants |= head_launcher.logits_meta(tiles, bias)
+    else:
+        constants |= head_launcher.head_meta(tiles, bias) | {"BLOCK_S": tiles.block_s, "BLOCK_V": tiles.block_v}
+    constants |= {"T": t} if name in ("loss_change_kernel", "bends_kernel") else {}
     types = {name: "*fp32" for name in kernel.arg_names if name.startswith("p_")}
     types |= dict.fromkeys(("p_y", "p_anchor_y", "p_words"), "*i64")
-    return types | dict.fromkeys((f"p_{name}" for name in IN_DTYPE), f"*{dtype}")
-
-
-def slope_build(
-    capability: int, dtype: str, tiles: SlopeTiles, tokens: int, folder: Path, sizes: Sizes = "by 16"
-) -> Built:
-    kernel = head_kernels.slopes_kernel
-    block_t = head_launcher.token_block(tokens, head_table(DTYPES[dtype], capability)[0])
-    constants = head_launcher.slope_meta(tiles) | {"BLOCK_R": tiles.block_r, "BLOCK_T": block_t}
+    types |= dict.fromkeys((f"p_{name}" for name in IN_DTYPE), f"*{dtype}")
     constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
-    return build(kernel, capability, constants, head_types(kernel, dtype), folder, tiles.warps, sizes)
+    return build(kernel, capability, constants, types, folder, tiles.warps, sizes)
 
 
 EVERY_DOTS = [
@@ -153,26 +155,24 @@ EVERY_DOTS = [
     for dtype in DTYPES
     for tiles in table(DTYPES[dtype], capability)
 ]
-EVERY_HEAD = [
-    pytest.param(capability, dtype, tiles, id=f"sm_{capability} {dtype} {tiles}")
+ONE_STEP = {
+    "log_sum_exp_kernel": logits_table,
+    "errors_kernel": logits_table,
+    "probabilities_kernel": logits_table,
+    "slopes_kernel": slopes_table,
+    "steps_kernel": head_table,
+    "bends_kernel": head_table,
+    "loss_change_kernel": head_table,
+}
+"""The kernels of `one_step_head` and the tables of their tiles."""
+
+EVERY_ONE_STEP = [
+    pytest.param(name, capability, dtype, tiles, id=f"{name} sm_{capability} {dtype} {tiles}")
+    for name, rows in ONE_STEP.items()
     for capability in CAPABILITIES
     for dtype in DTYPES
-    for tiles in head_table(DTYPES[dtype], capability)
+    for tiles in rows(DTYPES[dtype], capability)
 ]
-EVERY_SLOPE = [
-    pytest.param(capability, dtype, tiles, id=f"sm_{capability} {dtype} {tiles}")
-    for capability in CAPABILITIES
-    for dtype in DTYPES
-    for tiles in slope_table(DTYPES[dtype], capability)
-]
-HEAD_KERNELS = (
-    "log_sum_exp_kernel",
-    "errors_kernel",
-    "probabilities_kernel",
-    "steps_kernel",
-    "bends_kernel",
-    "loss_change_kernel",
-)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -203,23 +203,19 @@ def test_a_tile_is_stored_before_its_arrival_is_told(tmp_path: Path) -> None:
 
 def test_sizes_of_one(tmp_path: Path) -> None:
     """A launch makes a constant of every integer that is 1; the kernels' arithmetic must stand that."""
-    tiles, head_tiles = table(torch.bfloat16, 90)[0].fitted(1, 1), head_table(torch.bfloat16, 90)[0]
+    tiles = table(torch.bfloat16, 90)[0].fitted(1, 1)
     for packed in (False, True):
         assert dots_build(90, "bf16", tiles, packed, 1, tmp_path, sizes="one").registers > 0
-    for name in HEAD_KERNELS:
-        assert head_build(90, "bf16", head_tiles, name, 1, tmp_path, sizes="one").registers > 0
-    slope_tiles = slope_table(torch.bfloat16, 90)[0]
-    assert slope_build(90, "bf16", slope_tiles, 1, tmp_path, sizes="one").registers > 0
+    for name, rows in ONE_STEP.items():
+        default = rows(torch.bfloat16, 90)[0]
+        assert one_step_build(name, 90, "bf16", default, tmp_path, tokens=1, sizes="one").registers > 0
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["slopes_kernel", "loss_change_kernel"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_default_of_one_step_head(capability: int, bias: bool, tmp_path: Path) -> None:
-    tiles = head_table(torch.bfloat16, capability)[0]
-    built = head_build(capability, "bf16", tiles, "loss_change_kernel", 64, tmp_path, bias=bias)
-    assert_fits(built, capability, torch.bfloat16)
-    built = slope_build(capability, "bf16", slope_table(torch.bfloat16, capability)[0], 64, tmp_path)
-    assert_fits(built, capability, torch.bfloat16)
+def test_the_default_of_one_step_head(capability: int, name: str, tmp_path: Path) -> None:
+    tiles = ONE_STEP[name](torch.bfloat16, capability)[0]
+    assert_fits(one_step_build(name, capability, "bf16", tiles, tmp_path), capability, torch.bfloat16)
 
 
 def test_any_size_of_grad_dots(tmp_path: Path) -> None:
@@ -231,18 +227,17 @@ def test_any_size_of_grad_dots(tmp_path: Path) -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_size_with_all_that_is_taken(capability: int, dtype: str, tmp_path: Path) -> None:
-    rows, head_tiles = table(DTYPES[dtype], capability), head_table(DTYPES[dtype], capability)[0]
+    rows = table(DTYPES[dtype], capability)
     taken = [tiles for tiles in rows if tiles == rows[0] or tiles.block_o * tiles.block_i < 128 * 128]
     built = [
         dots_build(capability, dtype, tiles, packed, 17, tmp_path, sizes="any")
         for tiles, packed in product(taken, (False, True))
     ]
-    for name in HEAD_KERNELS:
+    for name, rows in ONE_STEP.items():
+        default = rows(DTYPES[dtype], capability)[0]
         built += [
-            head_build(capability, dtype, head_tiles, name, tokens, tmp_path, sizes="any") for tokens in (64, 150)
+            one_step_build(name, capability, dtype, default, tmp_path, tokens, sizes="any") for tokens in (1, 64, 150)
         ]
-    slope_tiles = slope_table(DTYPES[dtype], capability)[0]
-    built += [slope_build(capability, dtype, slope_tiles, tokens, tmp_path, sizes="any") for tokens in (1, 64)]
     for one in built:
         assert_fits(one, capability, DTYPES[dtype], sizes="any")
 
@@ -257,18 +252,10 @@ def test_every_configuration_of_grad_dots(capability: int, dtype: str, tiles: Ti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HEAD_KERNELS)
-@pytest.mark.parametrize(("capability", "dtype", "tiles"), EVERY_HEAD)
+@pytest.mark.parametrize(("name", "capability", "dtype", "tiles"), EVERY_ONE_STEP)
 def test_every_configuration_of_one_step_head(
-    capability: int, dtype: str, tiles: HeadTiles, name: str, tmp_path: Path
+    name: str, capability: int, dtype: str, tiles: HeadTiles | ProductTiles, tmp_path: Path
 ) -> None:
     for tokens, bias in ((1, True), (64, True), (64, False), (150, True)):
-        built = head_build(capability, dtype, tiles, name, tokens, tmp_path, bias=bias)
+        built = one_step_build(name, capability, dtype, tiles, tmp_path, tokens, bias=bias)
         assert_fits(built, capability, DTYPES[dtype])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("capability", "dtype", "tiles"), EVERY_SLOPE)
-def test_every_configuration_of_the_slopes(capability: int, dtype: str, tiles: SlopeTiles, tmp_path: Path) -> None:
-    for tokens in (1, 20, 64):
-        assert_fits(slope_build(capability, dtype, tiles, tokens, tmp_path), capability, DTYPES[dtype])

@@ -19,12 +19,13 @@ from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import (
     HEAD_SIXTEEN_BIT,
     HEAD_THIRTY_TWO_BIT,
+    LOGITS_SIXTEEN_BIT,
+    PRODUCT_THIRTY_TWO_BIT,
     SIXTEEN_BIT,
-    SLOPE_SIXTEEN_BIT,
-    SLOPE_THIRTY_TWO_BIT,
+    SLOPES_SIXTEEN_BIT,
     THIRTY_TWO_BIT,
     HeadTiles,
-    SlopeTiles,
+    ProductTiles,
     Tiles,
 )
 
@@ -256,7 +257,7 @@ EVERY_HEAD += [(torch.float32, tiles) for g in GENERATIONS for tiles in HEAD_THI
 HEAD_SHAPES = [(9, 64, 10, 40, 256, 1024), (9, 100, 10, 40, 200, 1000)]
 
 
-def assert_right(shape: tuple[int, ...], dtype: torch.dtype, eta: float, **tiles: HeadTiles | SlopeTiles) -> None:
+def assert_right(shape: tuple[int, ...], dtype: torch.dtype, eta: float, **tiles: HeadTiles | ProductTiles) -> None:
     case = head(*shape, dtype, eta)  # type: ignore[arg-type]
     keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
     problem = HeadProblem.of(*(case[k] for k in keys), None)
@@ -271,14 +272,21 @@ def test_every_configuration_of_one_step_head(dtype: torch.dtype, tiles: HeadTil
     assert_right(shape, dtype, 0.02, tiles=tiles)
 
 
-EVERY_SLOPE = [(dtype, tiles) for g in GENERATIONS for tiles in SLOPE_SIXTEEN_BIT[g] for dtype in DTYPES[:2]]
-EVERY_SLOPE += [(torch.float32, tiles) for g in GENERATIONS for tiles in SLOPE_THIRTY_TWO_BIT[g]]
+EVERY_PRODUCT = [
+    (kind, dtype, tiles)
+    for generation in GENERATIONS
+    for kind, sixteen_bit in (("logits", LOGITS_SIXTEEN_BIT), ("slopes", SLOPES_SIXTEEN_BIT))
+    for dtype in DTYPES
+    for tiles in (PRODUCT_THIRTY_TWO_BIT if dtype == torch.float32 else sixteen_bit)[generation]
+]
 
 
 @pytest.mark.parametrize("shape", [*HEAD_SHAPES, (300, 3, 10, 40, 64, 1000)], ids=str)
-@pytest.mark.parametrize(("dtype", "tiles"), EVERY_SLOPE, ids=str)
-def test_every_configuration_of_the_slopes(dtype: torch.dtype, tiles: SlopeTiles, shape: tuple[int, ...]) -> None:
-    assert_right(shape, dtype, 1e-3, slope_tiles=tiles)
+@pytest.mark.parametrize(("kind", "dtype", "tiles"), EVERY_PRODUCT, ids=str)
+def test_every_configuration_of_the_products(
+    kind: str, dtype: torch.dtype, tiles: ProductTiles, shape: tuple[int, ...]
+) -> None:
+    assert_right(shape, dtype, 1e-3, **{kind: tiles})
 
 
 HEAD = ("h", "labels", "anchor_h", "anchor_labels", "weight", "bias", "anchor_weights")

@@ -252,8 +252,6 @@ def test_one_step_head(shape: tuple[int, ...], eta: float, dtype: torch.dtype) -
 
 EVERY_HEAD = [(dtype, tiles) for g in GENERATIONS for tiles in HEAD_SIXTEEN_BIT[g] for dtype in DTYPES[:2]]
 EVERY_HEAD += [(torch.float32, tiles) for g in GENERATIONS for tiles in HEAD_THIRTY_TWO_BIT[g]]
-
-
 HEAD_SHAPES = [(9, 64, 10, 40, 256, 1024), (9, 100, 10, 40, 200, 1000)]
 
 
@@ -265,11 +263,13 @@ def assert_right(shape: tuple[int, ...], dtype: torch.dtype, eta: float, **tiles
     assert (got - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("eta", [1e-3, 0.1], ids=["small steps", "every word"])
 @pytest.mark.parametrize("shape", HEAD_SHAPES, ids=str)
 @pytest.mark.parametrize(("dtype", "tiles"), EVERY_HEAD, ids=str)
-def test_every_configuration_of_one_step_head(dtype: torch.dtype, tiles: HeadTiles, shape: tuple[int, ...]) -> None:
-    assert_right(shape, dtype, 0.02, tiles=tiles)
+def test_every_configuration_of_one_step_head(
+    dtype: torch.dtype, tiles: HeadTiles, shape: tuple[int, ...], eta: float
+) -> None:
+    assert_right(shape, dtype, eta, tiles=tiles)
 
 
 EVERY_PRODUCT = [
@@ -281,7 +281,7 @@ EVERY_PRODUCT = [
 ]
 
 
-@pytest.mark.parametrize("shape", [*HEAD_SHAPES, (300, 3, 10, 40, 64, 1000)], ids=str)
+@pytest.mark.parametrize("shape", [HEAD_SHAPES[0], (300, 3, 10, 40, 64, 1000)], ids=str)
 @pytest.mark.parametrize(("kind", "dtype", "tiles"), EVERY_PRODUCT, ids=str)
 def test_every_configuration_of_the_products(
     kind: str, dtype: torch.dtype, tiles: ProductTiles, shape: tuple[int, ...]

@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--out", type=Path, help="JSONL file to append to; the roofline is drawn beside it")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--candidates", type=int, default=64, help="candidates per call on CUDA")
+    parser.add_argument("--candidates", type=int, default=128, help="candidates per call on CUDA")
     parser.add_argument("--sweep", action="store_true", help="time every configuration of the tuning table")
     chosen = parser.parse_args()
     torch.set_num_threads(2)

@@ -6,13 +6,14 @@ fp32 inside (fp64 for fp64 input), blocked so that memory stays bounded whatever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ostlight_kernels.checks import IGNORED, check_one_step_head
 from ostlight_kernels.head_problem import HeadProblem
-from ostlight_kernels.small_steps import loss_falls, may_be_small, strong_words
+from ostlight_kernels.small_steps import gains_either_way, loss_falls, strong_words
 
 LOGITS_BYTES = 8 * 2**20
 """Largest block of logits, or of their changes."""
@@ -156,14 +157,14 @@ def _gains(block: HeadProblem, head: _Head, anchors: _Anchors) -> Tensor:
     candidates = _Candidates.of(block, head, anchors)
     if block.x.dtype == torch.float64 or 0 in candidates.steps.shape:
         return _gains_by_every_word(candidates, head, anchors)
-    size = torch.linalg.vector_norm(candidates.steps, dim=2).amax(1)
-    right = may_be_small(size, candidates.label_log_p(head))
-    gains = torch.empty_like(candidates.change[:, :, 0])
-    if bool(right.any()):
-        gains[right], right[right.clone()] = _gains_of_small_steps(candidates[right], size[right], head, anchors)
-    if not bool(right.all()):
-        gains[~right] = _gains_by_every_word(candidates[~right], head, anchors)
-    return gains
+    return gains_either_way(
+        candidates,
+        torch.empty_like(candidates.change[:, :, 0]),
+        torch.linalg.vector_norm(candidates.steps, dim=2).amax(1),
+        candidates.label_log_p(head),
+        partial(_gains_of_small_steps, head=head, anchors=anchors),
+        partial(_gains_by_every_word, head=head, anchors=anchors),
+    )
 
 
 def _gains_of_small_steps(

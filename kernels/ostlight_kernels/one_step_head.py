@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from ostlight_kernels.checks import IGNORED, check_one_step_head, check_tensor
 from ostlight_kernels.dispatch import capability, explain
 from ostlight_kernels.head_launcher import PROBABILITY_SCALE, HeadLauncher, combined, padded_tokens, token_block
 from ostlight_kernels.head_problem import HeadProblem
-from ostlight_kernels.small_steps import loss_falls, may_be_small, strong_words
+from ostlight_kernels.small_steps import gains_either_way, loss_falls, strong_words
 from ostlight_kernels.tiles import HeadTiles, ProductTiles, head_table, logits_table, slopes_table
 
 SLICE_BYTES = 64 * 2**20
@@ -110,15 +111,14 @@ class _Candidates:
 
 def _gains(candidates: _Candidates, kernels: HeadLauncher, anchors: _Anchors) -> Tensor:
     """``[n, s]`` float64, by how much each anchor token's loss falls."""
-    size = candidates.size()
-    right = may_be_small(size, candidates.label_log_p(kernels))
-    gains = torch.empty_like(candidates.change, dtype=torch.float64)
-    if bool(right.any()):
-        some = candidates[right]
-        gains[right], right[right.clone()] = _gains_of_small_steps(some, size[right], kernels, anchors)
-    if not bool(right.all()):
-        gains[~right] = _gains_by_every_word(candidates[~right], kernels, anchors)
-    return gains
+    return gains_either_way(
+        candidates,
+        torch.empty_like(candidates.change, dtype=torch.float64),
+        candidates.size(),
+        candidates.label_log_p(kernels),
+        partial(_gains_of_small_steps, kernels=kernels, anchors=anchors),
+        partial(_gains_by_every_word, kernels=kernels, anchors=anchors),
+    )
 
 
 def _gains_of_small_steps(

@@ -14,6 +14,9 @@ bend wants words one by one. It is about ``c_v^2 / 2``, and ``c_v^2 <= |k|^2 |e_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol, Self, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +31,40 @@ FEWEST_WORDS = 64
 
 SHARE_OF_WORDS = 8
 """With more than one in so many words to be looked at one by one, all of them may as well be."""
+
+
+class Candidates(Protocol):
+    """Some candidates against the anchors, of which some can be taken."""
+
+    def __getitem__(self, some: Tensor) -> Self: ...
+
+
+Some = TypeVar("Some", bound=Candidates)
+
+
+def gains_either_way(
+    candidates: Some,
+    gains: Tensor,
+    size: Tensor,
+    label_log_p: Tensor,
+    by_small_steps: Callable[[Some, Tensor], tuple[Tensor, Tensor]],
+    by_every_word: Callable[[Some], Tensor],
+) -> Tensor:
+    """``gains [n, s]``, filled by small steps for the candidates where that is right, else by every word.
+
+    Args:
+        candidates: n of them.
+        gains: ``[n, s]`` of the dtype wanted, by how much each anchor token's loss falls.
+        size, label_log_p: as ``may_be_small`` has them.
+        by_small_steps: from candidates and their sizes to their gains, and for which ``[n]`` these are right.
+        by_every_word: from candidates to their gains.
+    """
+    right = may_be_small(size, label_log_p)
+    if bool(right.any()):
+        gains[right], right[right.clone()] = by_small_steps(candidates[right], size[right])
+    if not bool(right.all()):
+        gains[~right] = by_every_word(candidates[~right])
+    return gains
 
 
 def may_be_small(size: Tensor, label_log_p: Tensor) -> Tensor:

@@ -232,6 +232,10 @@ def one_step_head(
     weight and bias, ``L_V`` the weighted mean over anchors of each anchor's mean cross-entropy over its answer tokens
     (arXiv 2605.07488, section 3). The head is not tied to an embedding, and the features stay as they are.
 
+    Exact but for rounding and, where a step changes no logit by more than 1, for words that together change the
+    utility by less than about ``2 ** -20`` of the candidate's largest step, ``eta h_t . h_s`` over its tokens
+    (`small_steps`). fp64 leaves nothing out.
+
     Args:
         h: ``[N, T, D]`` features of the candidates' tokens; bf16, fp16, fp32 or fp64.
         labels: ``[N, T]`` int64 or int32, the token each feature is to predict (already shifted), -100 ignored.
@@ -244,8 +248,8 @@ def one_step_head(
 
     Returns:
         ``[N]`` utilities in nats, positive helps; fp32, fp64 for fp64 input. NaN for a candidate without an answer
-        token: it has no loss to step on. No gradient ``[V, D]``, no new weight and no logits ``[N * T, V]`` or
-        ``[A * S, V]`` are ever in memory.
+        token: it has no loss to step on. No gradient ``[V, D]`` and no new weight are ever in memory, and of logits
+        ``[N * T, V]`` and ``[A * S, V]`` only slices of bounded size.
 
     Raises:
         ValueError: no dense tensor, a mismatch of shape, dtype or device, labels outside the vocabulary, an anchor

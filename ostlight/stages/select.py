@@ -29,6 +29,7 @@ from ostlight.scoring.progress import SampleProgress
 from ostlight.scoring.stream import ShardStream
 from ostlight.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.selection.budget import Budget
+from ostlight.selection.rare import Rare, nearly_left_out
 from ostlight.selection.registry import create
 from ostlight.selection.scores import SET_ASIDE, Scores, read_shards
 from ostlight.selection.selector import Selector
@@ -39,16 +40,24 @@ from ostlight.stages.sources import TrustedSet, open_pool, read_anchors, warn_of
 from ostlight.stages.warmup import proxy_inputs, warm_proxy
 from ostlight.utility.step_size import median_update_norm
 
+RARE_TOLD = 3
+"""Kinds named in the line about those nearly left out."""
+
 
 @dataclass(frozen=True)
 class Selection:
-    """What a selection came to. ``kept + dropped + set_aside`` is the number of records read."""
+    """What a selection came to. ``kept + dropped + set_aside`` is the number of records read.
+
+    Attributes:
+        rare: kinds of sample that are nearly left out.
+    """
 
     folder: RunFolder
     kept: np.ndarray
     dropped: int
     set_aside: dict[str, int]
     answers_cut: int
+    rare: list[Rare]
 
 
 def select(config: Config) -> Selection:
@@ -206,7 +215,7 @@ def pick_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selecto
     if is_first_rank():
         pool.write_subset(kept.tolist(), folder.subset)
     cut = pa.compute.sum(table["answer_cut"]).as_py() or 0
-    return Selection(folder, kept, len(table) - len(kept) - len(reasons), counts, cut)
+    return Selection(folder, kept, len(table) - len(kept) - len(reasons), counts, cut, nearly_left_out(scores, rows))
 
 
 def _write_selection(folder: RunFolder, table: pa.Table, scores: Scores, rows: np.ndarray) -> None:
@@ -241,4 +250,8 @@ def _tell(selection: Selection, config: Config, records: int) -> None:
     if selection.answers_cut:
         limit = config.proxy.max_length
         say(f"{selection.answers_cut} answers were cut by the length limit and scored on the rest (max_length={limit})")
+    if selection.rare:
+        few, more = selection.rare[:RARE_TOLD], len(selection.rare) - RARE_TOLD
+        told = ", ".join(map(str, few)) + (f" and {more} more" if more > 0 else "")
+        say(f"hardly any kept of {told}; what a subset lacks a model forgets: budget.within={few[0].tag} keeps shares")
     say(f"subset: {selection.folder.subset}")

@@ -178,6 +178,24 @@ def test_a_failed_score_is_a_state_never_a_number(settings):
     assert selection.kept.tolist() == list(range(47, 38, -1))
 
 
+def test_a_kind_nearly_left_out_is_told(settings, digits, tmp_path: Path, capsys):
+    """And with shares by that tag it is kept, and nothing is told."""
+    rows = pq.read_table(digits.pool).to_pylist()
+    for i, row in enumerate(rows):
+        row["task"] = "early" if i < 24 else "late"
+    pool = tmp_path / "pool.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(digits.pool)), pool)
+    config = settings(pool={"path": str(pool)}, selector={"name": "tests-picky"}, budget={"fraction": 0.5})
+    selection = ostlight.select(config)
+    assert [(one.value, one.scored, one.kept) for one in selection.rare] == [("early", 22, 0)]
+    told = (
+        "hardly any kept of task=early (0 of 22); what a subset lacks a model forgets: budget.within=task keeps shares"
+    )
+    assert told in capsys.readouterr().out
+    assert ostlight.select(config, "budget.within=task").rare == []
+    assert "hardly any kept" not in capsys.readouterr().out
+
+
 @register("tests-broken")
 class Broken(Selector):
     """Always fails."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ostlight_kernels import head_kernels
+from ostlight_kernels import head_kernels, small_step_kernels
 from ostlight_kernels._triton import triton
 from ostlight_kernels.tiles import HeadTiles, ProductTiles
 
@@ -72,7 +72,7 @@ class HeadLauncher:
         probabilities = torch.empty(rows, width, dtype=x.dtype, device=x.device)
         felt = torch.empty(grid[0], width, dtype=torch.float32, device=x.device)
         others = torch.empty(grid[1], rows, dtype=torch.float32, device=x.device)
-        head_kernels.probabilities_kernel[grid](
+        small_step_kernels.probabilities_kernel[grid](
             p_x=x,
             p_y=y,
             p_lse=lse,
@@ -127,7 +127,7 @@ class HeadLauncher:
         _, s, t = steps.shape
         block_t = token_block(t, self.tiles)
         columns = max(tiles.columns, 2 * block_t)
-        head_kernels.slopes_kernel[(triton.cdiv(s, tiles.rows), triton.cdiv(rows, columns))](
+        small_step_kernels.slopes_kernel[(triton.cdiv(s, tiles.rows), triton.cdiv(rows, columns))](
             p_probabilities=probabilities,
             p_errors=errors,
             p_steps=steps,
@@ -147,7 +147,7 @@ class HeadLauncher:
         """``[n, s]`` fp32, of the words ``[n, H]``, where the candidates have the errors ``[n, T, H]``."""
         n, s, t = steps.shape
         bends = torch.empty(n, s, dtype=torch.float32, device=steps.device)
-        head_kernels.bends_kernel[(triton.cdiv(s, self.tiles.block_s), n)](
+        small_step_kernels.bends_kernel[(triton.cdiv(s, self.tiles.block_s), n)](
             p_anchor_x=anchor_x,
             p_anchor_y=y,
             p_anchor_lse=lse,

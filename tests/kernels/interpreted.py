@@ -28,7 +28,7 @@ from nearest import nearest_tf32
 from torch import Tensor
 from triton.runtime import interpreter
 
-from ostlight_kernels import Packing, head_kernels
+from ostlight_kernels import Packing, head_kernels, small_step_kernels
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import HeadTiles, ProductTiles, Tiles
@@ -247,7 +247,7 @@ def main(out: Path) -> None:
     poison()
     found = {("rounded_to_tf32", "awkward", "fp32"): rounding_case()}
     found["series", "expm1", "fp32"] = series_case(head_kernels.expm1_of_small, 1 / 2, torch.expm1)
-    found["series", "bend", "fp32"] = series_case(head_kernels.bend_of, 1.0, bend)
+    found["series", "bend", "fp32"] = series_case(small_step_kernels.bend_of, 1.0, bend)
     found |= {("grad_dots", "tf32", short): tf32_case(DTYPES[short]) for short in ("fp16", "fp32")}
     for short, dtype in DTYPES.items():
         found |= {("grad_dots", name, short): dots_case(name, dtype) for name in DOTS_CASES}

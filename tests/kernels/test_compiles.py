@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from ostlight_kernels import head_kernels
+from ostlight_kernels import head_kernels, small_step_kernels
 from ostlight_kernels.tiles import (
     SHARED_BYTES,
     HeadTiles,
@@ -131,7 +131,7 @@ def one_step_build(
     bias: bool = True,
 ) -> Built:
     """A kernel of `one_step_head`, for candidates of so many tokens."""
-    kernel = getattr(head_kernels, name)
+    kernel = getattr(head_kernels, name, None) or getattr(small_step_kernels, name)
     head_tiles = tiles if isinstance(tiles, HeadTiles) else head_table(DTYPES[dtype], capability)[0]
     t, block_t = head_launcher.padded_tokens(tokens, head_tiles), head_launcher.token_block(tokens, head_tiles)
     constants = {"SCALE": head_launcher.PROBABILITY_SCALE, "BLOCK_T": block_t}

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from _real_pools import Cut, Record, needed
 
-from ostlight.data.sample import IMAGE_MARK
-from ostlight.digitmath.config import CLEAN
+from ostlight.config.digitmath import CLEAN
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -96,7 +96,7 @@ def cut_easy_vqa(data: Path, config: EasyVqa) -> Cut:
     }
     parts["test"] = draw(test, config.test, tuple(ANSWERS), config.seed, "test")
     parts["base"] = draw(dealt["base"], config.base, BASE_KINDS, config.seed, "base")
-    parts["pool"], defects = spoil(parts["pool"], config)
+    parts["pool"], defects = corrupt(parts["pool"], config)
     return Cut(parts, defects)
 
 
@@ -110,7 +110,7 @@ def read(data: Path, split: str) -> list[Record]:
 
 def record_of(row: Mapping, picture: bytes) -> Record:
     asked, told = (turn["value"] for turn in row["conversations"])
-    question = asked.removeprefix(IMAGE_MARK).strip()
+    question = asked.removeprefix(IMAGE_PLACEHOLDER).strip()
     return Record(row["id"], picture, question, told, {"kind": kind_of(question, told)})
 
 
@@ -172,7 +172,7 @@ def evenly(total: int, parts: int) -> list[int]:
     return [total // parts + (k < total % parts) for k in range(parts)]
 
 
-def spoil(records: Sequence[Record], config: EasyVqa) -> tuple[list[Record], list[str]]:
+def corrupt(records: Sequence[Record], config: EasyVqa) -> tuple[list[Record], list[str]]:
     """The pool with its flaws and a tag ``source``, and the flaw of each record."""
     rng = random.Random(f"easy-VQA {config.seed} defects")
     chosen: dict[int, str] = {}

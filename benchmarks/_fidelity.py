@@ -18,22 +18,22 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.digitmath import DigitMath, build
 from ostlight.digitmath.model import checkpoint
-from ostlight.gradients.scope import scoped_parameters
-from ostlight.model.batch import Batch
-from ostlight.model.losses import IGNORED
-from ostlight.model.module import MultimodalModel
-from ostlight.run.ledger import Entry
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.estimators.exact import Exact
+from ostlight.influence.estimators.projected import Projected
+from ostlight.influence.estimators.second_order import SecondOrder
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.preconditioner import Scale, SecondMoments
+from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
+from ostlight.influence.simulated_step import Step
+from ostlight.influence.step_size import UpdateNorms, first_adam_step, median_update_norm
+from ostlight.models.batch import Batch
+from ostlight.models.losses import IGNORED
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
-from ostlight.training.watch import LossWatch, mean_loss
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.exact import Exact
-from ostlight.utility.gradient import norm, sample_gradient, train_only
-from ostlight.utility.preconditioner import Scale, SecondMoments
-from ostlight.utility.projected import Projected
-from ostlight.utility.sketched import Sketched
-from ostlight.utility.step import Step
-from ostlight.utility.step_size import UpdateNorms, first_adam_step, median_update_norm
+from ostlight.training.watch import LossMonitor, mean_loss
 
 TOKENS_PER_BATCH = 4096
 BATCH_SIZE, LEARNING_RATE = 16, 5e-4
@@ -76,7 +76,7 @@ class World:
     def of(cls, seed: int, size: int, folder: Path) -> World:
         files = build(DigitMath(pool=size, seed=seed), folder / f"data-{seed}")
         pool, anchors, dev = (Pool.open(str(path)) for path in (files.pool, files.anchors, files.dev))
-        truth = pq.read_table(files.truth)
+        truth = pq.read_table(files.defect_labels)
         of_id = dict(zip(truth["id"].to_pylist(), truth["defect"].to_pylist(), strict=True))
         samples = _samples(pool)
         return cls(seed, pool, samples, [of_id[s.id] for s in samples], _samples(anchors), _samples(dev))
@@ -113,13 +113,13 @@ class Warmed:
             count = max(1, round(warm_up.fraction * len(world.pool)))
             rows = np.sort(np.random.default_rng(world.seed).choice(len(world.pool), size=count, replace=False))
             norms, moments = UpdateNorms(), SecondMoments()
-            watch = [LossWatch(lambda: model.batches(world.dev, TOKENS_PER_BATCH))] if warm_up.watched else []
+            watch = [LossMonitor(lambda: model.batches(world.dev, TOKENS_PER_BATCH))] if warm_up.watched else []
             data = EncodedPool(world.pool, rows, model.encoder)
             callbacks = [norms, moments, *watch]
-            fit(model, data, COMPUTE, folder, "warm-up", world.seed, Entry("warm-up"), None, callbacks)
+            fit(model, data, COMPUTE, folder, "warm-up", world.seed, StageCost("warm-up"), None, callbacks)
             norms.save(folder)
             moments.save(folder)
-        parameters = scoped_parameters(model.model, "blocks")
+        parameters = named_parameters_of(model.model, "blocks")
         length = median_update_norm(folder, parameters) or first_adam_step(parameters, LEARNING_RATE)
         anchors = AnchorSet.make(model, world.anchors, [""] * len(world.anchors), TOKENS_PER_BATCH)
         loss = mean_loss(model, model.batches(world.dev, TOKENS_PER_BATCH))
@@ -136,7 +136,7 @@ def sketched(
     proxy: Warmed, samples: Sequence[Sample], probes: int, seed: int, scale: Scale | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slopes ``[N]``, sketches ``[N, K]`` and gradient norms ``[N]``; none of them depends on eta."""
-    scorer = Sketched(proxy.step(1.0, scale), probes, seed)
+    scorer = SecondOrder(proxy.step(1.0, scale), probes, seed)
     batches = proxy.model.batches(samples, TOKENS_PER_BATCH)
     scorer.verify(batches[0].rows([0]))
     place = {id(sample): row for row, sample in enumerate(samples)}
@@ -184,7 +184,7 @@ def trained_gain(proxy: Warmed, world: World, rows: np.ndarray, seed: int, epoch
     model.training_settings = Training(epochs=epochs, batch_size=BATCH_SIZE, lr=LEARNING_RATE)
     before = float(proxy.anchors.losses(model)[0])
     data = EncodedPool(world.pool, rows, model.encoder)
-    fit(model, data, COMPUTE, proxy.folder, "subset", seed, Entry("train"), None)
+    fit(model, data, COMPUTE, proxy.folder, "subset", seed, StageCost("train"), None)
     return before - float(proxy.anchors.losses(model)[0])
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from _real_pools import Cut, Record, needed
 
-from ostlight.data.sample import IMAGE_MARK
-from ostlight.digitmath.config import CLEAN
+from ostlight.config.digitmath import CLEAN
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 
 PARTS = ("pool", "anchors", "dev", "test")
 WRONG = "wrong"
@@ -45,6 +45,6 @@ def read(file: Path) -> list[Record]:
     found = []
     for row in pq.read_table(file).to_pylist():
         asked, told = (turn["value"].strip() for turn in row["conversations"])
-        question = asked.removeprefix(IMAGE_MARK).strip()
+        question = asked.removeprefix(IMAGE_PLACEHOLDER).strip()
         found.append(Record(row["id"], row["image"]["bytes"], question, told, {"label": told}))
     return found

@@ -19,7 +19,7 @@ from ostlight.data.pool import Pool
 from ostlight.digitmath.model import Shape, llava_model, llava_processor
 from ostlight.digitmath.tokenizer import build_tokenizer
 from ostlight.evaluation.evaluate import evaluate_model, read_questions
-from ostlight.model.module import MultimodalModel
+from ostlight.models.module import MultimodalModel
 from ostlight.training.steps import EncodedPool
 
 MAX_NEW_TOKENS = 8

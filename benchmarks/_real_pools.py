@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ostlight.data.sample import IMAGE_MARK
-from ostlight.digitmath.build import TRUTH_SCHEMA
+from ostlight.data.sample import IMAGE_PLACEHOLDER
+from ostlight.digitmath.build import DEFECT_LABELS_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,15 @@ class Cut:
     defects: list[str]
 
     def write(self, folder: Path) -> None:
-        """``PART.parquet`` for every part, and ``truth.parquet`` (``id``, ``defect``), which no selector may read."""
+        """``PART.parquet`` for every part, and ``defect_labels.parquet`` (``id``, ``defect``), which no selector may
+        read."""
         folder.mkdir(parents=True, exist_ok=True)
         for part, records in self.parts.items():
             pq.write_table(table_of(records), folder / f"{part}.parquet")
         ids = [record.id for record in self.parts["pool"]]
-        pq.write_table(pa.table({"id": ids, "defect": self.defects}, TRUTH_SCHEMA), folder / "truth.parquet")
+        pq.write_table(
+            pa.table({"id": ids, "defect": self.defects}, DEFECT_LABELS_SCHEMA), folder / "defect_labels.parquet"
+        )
 
 
 def table_of(records: Sequence[Record]) -> pa.Table:
@@ -65,7 +68,7 @@ def table_of(records: Sequence[Record]) -> pa.Table:
             "id": record.id,
             "image": {"bytes": record.picture, "path": None},
             "conversations": [
-                {"from": "human", "value": f"{IMAGE_MARK}\n{record.question}"},
+                {"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{record.question}"},
                 {"from": "gpt", "value": record.answer},
             ],
             **record.tags,

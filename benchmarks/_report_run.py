@@ -16,9 +16,9 @@ from ostlight.config import load_config
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
 from ostlight.errors import BadRecord
-from ostlight.run.folder import RunFolder
-from ostlight.scoring.writer import part
-from ostlight.selection.scores import FIXED_FIELDS, OK, SET_ASIDE
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.scoring.writer import part
+from ostlight.selection.scores import FIXED_FIELDS, OK, REJECTED
 
 GROUPS = ("algebra", "charts", "counting", "geometry", "tables", "text", "units")
 SOURCES = ("model-a", "model-b", "model-c", "textbook", "web")
@@ -43,7 +43,7 @@ def write_run(
     pictures: int = PICTURES,
 ) -> Path:
     """A run of ``ost`` over ``records`` records: scores with sketches by group, a selection of a fifth, quarantine,
-    ledger, notes, and the pool with its pictures.
+    cost log, notes, and the pool with its pictures.
 
     Args:
         probes: for each of the ``GROUPS``.
@@ -71,7 +71,7 @@ def write_run(
     _write_selection(run, score)
     _write_quarantine(run, Pool.open(data / "pool.jsonl"), score)
     for stage, flops in (("warm-up", 2e12), ("score", 9e13), ("pick", 0.0)):
-        with run.ledger.stage(stage, "ost") as entry:
+        with run.cost_log.stage(stage, "ost") as entry:
             entry.flops, entry.samples, entry.tokens = flops, records, 500 * records
     agreement = {"estimator": "second_order", "spearman": 0.94, "samples": 64}
     notes = {"eta": ETA, "groups": list(GROUPS), "rank_agreement": agreement, "targets_bytes": 123_456_789}
@@ -142,7 +142,7 @@ def _write_scores(run: RunFolder, records: int, probes: int, seed: int) -> np.nd
         columns: dict[str, Any] = {
             "position": place,
             "id": [record_id(k) for k in place],
-            "state": np.where(aside, SET_ASIDE, OK),
+            "state": np.where(aside, REJECTED, OK),
             "reason": [("corrupt_image" if k % 2 else "empty_answer") if a else None for k, a in enumerate(aside)],
             "field": [None] * len(place),
             "detail": ["made so" if a else None for a in aside],
@@ -176,7 +176,7 @@ def _write_selection(run: RunFolder, score: np.ndarray) -> None:
     table = {
         "position": np.arange(len(score)),
         "id": [record_id(k) for k in range(len(score))],
-        "state": np.where(np.isnan(score), SET_ASIDE, OK),
+        "state": np.where(np.isnan(score), REJECTED, OK),
         "score": score,
         "kept": rank >= 0,
         "rank": pa.array(rank, pa.int64(), mask=rank < 0),

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from _scoring_shapes import Shape
 from torch import Tensor, nn
 
-from ostlight.gradients.bends import Bend
-from ostlight.gradients.engine import GradientDots
-from ostlight.gradients.forward_mode import directional_derivatives, find_step
-from ostlight.gradients.probes import Anchors, mean_gradients
-from ostlight.gradients.responses import BENDS, LIKELIEST, SNAPSHOTS, Responses
-from ostlight.gradients.rows import RowMap
-from ostlight.gradients.scope import scoped_parameters, unwrapped
-from ostlight.model.losses import IGNORED, per_sample_losses
+from ostlight.influence.gradients.curvature_correction import Bend
+from ostlight.influence.gradients.engine import GradientDots
+from ostlight.influence.gradients.forward_mode import directional_derivatives, find_step
+from ostlight.influence.gradients.probes import Anchors, mean_gradients
+from ostlight.influence.gradients.responses import BENDS, LIKELIEST, SNAPSHOTS, Responses
+from ostlight.influence.gradients.rows import RowMap
+from ostlight.influence.parameters import named_parameters_of, unwrapped
+from ostlight.models.losses import IGNORED, per_sample_losses
 
 ANCHORS = 100
 PROBES = (4, 16, 64)
@@ -32,7 +32,7 @@ Inputs = dict[str, Tensor]
 
 
 @dataclass
-class Setting:
+class ScoringContext:
     """One model, its batch, its anchors and the targets, ready to be scored in any way.
 
     Attributes:
@@ -57,14 +57,16 @@ class Setting:
         self.engine = GradientDots(self.model, self.parameters)
 
     @classmethod
-    def of(cls, shape: Shape, scope: str, device: str, target_dtype: torch.dtype, counts: tuple[int, ...]) -> Setting:
+    def of(
+        cls, shape: Shape, scope: str, device: str, target_dtype: torch.dtype, counts: tuple[int, ...]
+    ) -> ScoringContext:
         """``counts`` are the K wanted; those whose targets exceed half of the free memory are not to be had."""
         torch.manual_seed(0)
         trained = shape.build().to(device, shape.dtype).eval()
         model = copy.deepcopy(trained)
         if scope == "lora":
             model = with_adapters(model)
-        parameters = scoped_parameters(model, scope)
+        parameters = named_parameters_of(model, scope)
         wanted = {id(parameter) for parameter in parameters.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
@@ -168,25 +170,25 @@ class Contender:
     may_fail: bool = False
 
 
-def contenders_of(setting: Setting, probes: tuple[int, ...] = PROBES) -> list[Contender]:
+def contenders_of(context: ScoringContext, probes: tuple[int, ...] = PROBES) -> list[Contender]:
     """Those whose targets there are."""
-    n = setting.shape.batch
-    probes = tuple(k for k in probes if k <= setting.num_probes)
+    n = context.shape.batch
+    probes = tuple(k for k in probes if k <= context.num_probes)
     found = [
-        Contender("estimator=exact", at_first_call(lambda: exact(setting)), 1),
-        Contender("estimator=first_order how=central_difference", central_difference(setting), n, may_fail=True),
-        Contender("estimator=first_order how=engine", by_engine(setting, 0), n),
-        *(Contender(f"estimator=second_order K={k}", by_engine(setting, k), n) for k in probes),
+        Contender("estimator=exact", at_first_call(lambda: exact(context)), 1),
+        Contender("estimator=first_order how=central_difference", central_difference(context), n, may_fail=True),
+        Contender("estimator=first_order how=engine", by_engine(context, 0), n),
+        *(Contender(f"estimator=second_order K={k}", by_engine(context, k), n) for k in probes),
     ]
-    if setting.num_probes >= DIRECTIONS:
-        responses = at_first_call(lambda: by_responses(setting, DIRECTIONS))
+    if context.num_probes >= DIRECTIONS:
+        responses = at_first_call(lambda: by_responses(context, DIRECTIONS))
         found.append(Contender(f"estimator=projected K={DIRECTIONS}", responses, n))
     if NAIVE_PROBES in probes:
         k = NAIVE_PROBES
         found += [
-            Contender(f"estimator=second_order K={k} norms=off", by_engine(setting, k, norms=False), n),
-            Contender(f"estimator=naive_loop K={k}", loop(setting, k), n),
-            Contender(f"estimator=naive_vmap K={k}", vmapped(setting, k), n, may_fail=True),
+            Contender(f"estimator=second_order K={k} norms=off", by_engine(context, k, norms=False), n),
+            Contender(f"estimator=naive_loop K={k}", loop(context, k), n),
+            Contender(f"estimator=naive_vmap K={k}", vmapped(context, k), n, may_fail=True),
         ]
     return found
 
@@ -203,12 +205,12 @@ def at_first_call(prepare: Callable[[], Callable[[], Tensor]]) -> Callable[[], T
     return run
 
 
-def training_step(setting: Setting) -> Callable[[], Tensor]:
-    model = setting.trained
+def training_step(context: ScoringContext) -> Callable[[], Tensor]:
+    model = context.trained
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
     def step() -> Tensor:
-        loss = losses_of(model, setting.inputs, setting.labels).mean()
+        loss = losses_of(model, context.inputs, context.labels).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -217,30 +219,30 @@ def training_step(setting: Setting) -> Callable[[], Tensor]:
     return step
 
 
-def by_engine(setting: Setting, probes: int, norms: bool = True) -> Callable[[], Tensor]:
-    targets, rows = setting.first_targets(probes), RowMap(setting.model)
-    return lambda: setting.engine.products(setting.losses, rows.of(setting.inputs), targets, squared_norms=norms).dots
+def by_engine(context: ScoringContext, probes: int, norms: bool = True) -> Callable[[], Tensor]:
+    targets, rows = context.first_targets(probes), RowMap(context.model)
+    return lambda: context.engine.products(context.losses, rows.of(context.inputs), targets, squared_norms=norms).dots
 
 
-def by_responses(setting: Setting, count: int) -> Callable[[], Tensor]:
+def by_responses(context: ScoringContext, count: int) -> Callable[[], Tensor]:
     """The inner products and then the anchors' cross-entropy at every sample's moved logits, directions random."""
-    products = by_engine(setting, count)
-    labels = torch.cat([batch[1] for _, batch in setting.anchors.batches])
+    products = by_engine(context, count)
+    labels = torch.cat([batch[1] for _, batch in context.anchors.batches])
     tokens, words = (
         int((labels[:, 1:] != IGNORED).sum()),
-        min(LIKELIEST + 2, setting.trained.config.get_text_config().vocab_size),
+        min(LIKELIEST + 2, context.trained.config.get_text_config().vocab_size),
     )
-    generator = torch.Generator(setting.device).manual_seed(0)
+    generator = torch.Generator(context.device).manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=setting.device)
+        return torch.randn(*shape, generator=generator, device=context.device)
 
     bends, eta = math.ceil(BENDS * count), 1e-3
-    ids = torch.zeros(tokens, words, dtype=torch.long, device=setting.device)
-    weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=setting.device)
+    ids = torch.zeros(tokens, words, dtype=torch.long, device=context.device)
+    weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=context.device)
     ways = eta * drawn(count + bends, tokens, words)
     bent = drawn(SNAPSHOTS * count, bends).double()
-    places = torch.arange(len(bent), device=setting.device)
+    places = torch.arange(len(bent), device=context.device)
     responses = Responses(ids, drawn(tokens, words), weights, ways[:count], places, ways[count:], bent)
     bend = Bend.of(drawn(len(bent), count).double(), bent, eta)
 
@@ -253,36 +255,37 @@ def by_responses(setting: Setting, count: int) -> Callable[[], Tensor]:
     return run
 
 
-def central_difference(setting: Setting) -> Callable[[], Tensor]:
-    given = (setting.losses, setting.parameters, setting.direction)
+def central_difference(context: ScoringContext) -> Callable[[], Tensor]:
+    given = (context.losses, context.parameters, context.direction)
     sizes: list[float] = []
 
     def run() -> Tensor:
         # The step is found once for a proxy, on a few samples; the first call, which is not timed, pays for it.
         if not sizes:
-            sizes.append(find_step(*given, setting.model).size)
-        return directional_derivatives(*given, sizes[0], setting.model)[:, None]
+            sizes.append(find_step(*given, context.model).size)
+        return directional_derivatives(*given, sizes[0], context.model)[:, None]
 
     return run
 
 
-def exact(setting: Setting, eta: float = 1e-3) -> Callable[[], Tensor]:
-    """One sample's step, the loss of all anchors, and the step taken back, as ``ostlight.utility.exact`` does it.
+def exact(context: ScoringContext, eta: float = 1e-3) -> Callable[[], Tensor]:
+    """One sample's step, the loss of all anchors, and the step taken back, as
+    ``ostlight.influence.estimators.exact`` does it.
 
     In the weights' own dtype, which for bf16 is quicker than right: real scores need fp32 copies.
     """
-    parameters = list(setting.parameters.values())
+    parameters = list(context.parameters.values())
     kept = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
     def anchor_loss() -> Tensor:
-        each = [losses_of(setting.model, *batch) for _, batch in setting.anchors.batches]
+        each = [losses_of(context.model, *batch) for _, batch in context.anchors.batches]
         return torch.cat(each).double().mean()
 
     base = anchor_loss()
 
     def run() -> Tensor:
-        gradient = setting.gradient(0)
+        gradient = context.gradient(0)
         with torch.no_grad():
             try:
                 for parameter, g in zip(parameters, gradient.values(), strict=True):
@@ -296,11 +299,11 @@ def exact(setting: Setting, eta: float = 1e-3) -> Callable[[], Tensor]:
     return run
 
 
-def loop(setting: Setting, probes: int) -> Callable[[], Tensor]:
-    targets = setting.first_targets(probes)
+def loop(context: ScoringContext, probes: int) -> Callable[[], Tensor]:
+    targets = context.first_targets(probes)
 
     def run() -> Tensor:
-        return torch.stack([dots(setting.gradient(row), targets) for row in range(setting.shape.batch)])
+        return torch.stack([dots(context.gradient(row), targets) for row in range(context.shape.batch)])
 
     return run
 
@@ -311,20 +314,20 @@ def dots(gradient: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def vmapped(setting: Setting, probes: int) -> Callable[[], Tensor]:
-    targets = {name: target.flatten(1).T for name, target in setting.first_targets(probes).items()}
-    plain = {name: parameter.detach() for name, parameter in setting.parameters.items()}
+def vmapped(context: ScoringContext, probes: int) -> Callable[[], Tensor]:
+    targets = {name: target.flatten(1).T for name, target in context.first_targets(probes).items()}
+    plain = {name: parameter.detach() for name, parameter in context.parameters.items()}
 
     def loss(parameters: dict[str, Tensor], inputs: Inputs, labels: Tensor) -> Tensor:
         one = {name: value[None] for name, value in inputs.items()} | {"use_cache": False}
-        logits = torch.func.functional_call(setting.model, parameters, (), one).logits[0, :-1]
+        logits = torch.func.functional_call(context.model, parameters, (), one).logits[0, :-1]
         return F.cross_entropy(logits.float(), labels[1:], ignore_index=IGNORED)
 
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
 
     def run() -> Tensor:
-        with eager_attention(setting.model):
-            gradients = per_sample(plain, setting.inputs, setting.labels)
+        with eager_attention(context.model):
+            gradients = per_sample(plain, context.inputs, context.labels)
         parts = [(g.flatten(1).to(targets[name].dtype) @ targets[name]).double() for name, g in gradients.items()]
         return torch.stack(parts).sum(0)
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ostlight.model.losses import IGNORED
+from ostlight.models.losses import IGNORED
 
 DIGITMATH_PROXY = Path(__file__).parents[1] / "ostlight" / "digitmath" / "checkpoints" / "proxy"
 

@@ -10,7 +10,7 @@ from _record import Recorder
 from _setwise_perceptrons import BATCH, BRIEF_STEPS, LR, Scored, losses, trained
 from scipy.stats import t as student
 
-from ostlight.setwise import Choice, Limits, Pick, Scale, SetObjective, choose_scale, pick_set
+from ostlight.selection.set_objective import Choice, Limits, Pick, Scale, SetObjective, choose_scale, solve_set
 
 PLAIN_SCALES = [Scale(e) for e in (0.25, 0.5, 1, 2, 4, 8)]
 BATCH_SCALES = [Scale(eta, b) for eta in (0.15, 0.5, 1.5, 5.0) for b in (4, 32, 256)]
@@ -26,7 +26,7 @@ UNITS = {
     "relative_greedy_gap": "ratio",
     "true_over_sketched": "ratio",
     "anchor_loss": "nats",
-    "eta_by_rule": "step",
+    "step_size_by_rule": "step",
     "wrong_auroc": "share",
 }
 
@@ -68,11 +68,11 @@ class Picker:
         f, exact = self.scored.f, self.scored.phi(None)
 
         def plain(scale: Scale) -> Pick:
-            return pick_set(SetObjective.plain(f, phi, displacement=scale.eta, size=limits.size), limits)
+            return solve_set(SetObjective.plain(f, phi, displacement=scale.eta, size=limits.size), limits)
 
         def minibatch(scale: Scale) -> Pick:
             settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": limits.size}
-            return pick_set(SetObjective.minibatch(f, phi, **settings), limits)
+            return solve_set(SetObjective.minibatch(f, phi, **settings), limits)
 
         for form in forms:
             label = {"F": "set plain", "J": "set minibatch"}[form] + f" {name} chosen"

@@ -33,11 +33,11 @@ from _record import Recorder
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from ostlight.gradients.responses import SNAPSHOTS
-from ostlight.model.batch import Batch
-from ostlight.setwise.objective import minibatch_value, plain_value
-from ostlight.utility.preconditioner import adam_scale
-from ostlight.utility.step_size import eta_by_rule
+from ostlight.influence.gradients.responses import SNAPSHOTS
+from ostlight.influence.preconditioner import adam_scale
+from ostlight.influence.step_size import step_size_by_rule
+from ostlight.models.batch import Batch
+from ostlight.selection.set_objective.objective import minibatch_value, plain_value
 from ostlight_selectors.ost import NORMS
 
 ETAS = {"rule/3": 1 / 3, "rule": 1.0, "3rule": 3.0}
@@ -82,7 +82,7 @@ def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
     singles = proxy.singles(scored)
     slopes, phi, norms = sketched(proxy, samples, max(plan.probes), world.seed)
     of_eta = proxy.singles(samples[:NORMS])
-    eta = eta_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm)
+    eta = step_size_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm)
     etas = [eta * factor for factor in ETAS.values()]
     facts: Facts = {"eta": np.array(eta), "dev_loss": np.array(proxy.dev_loss), "slopes": slopes, "phi": phi}
     facts |= {"norms": norms[: plan.scored], "exact": definitions(proxy, singles, etas)}
@@ -92,7 +92,7 @@ def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
         facts[f"projected{k}"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, etas)
     if name in plan.adam:
         scale, _ = adam_scale(proxy.folder, proxy.model, proxy.parameters, proxy.anchors)
-        adam_eta = eta_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm, scale)
+        adam_eta = step_size_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm, scale)
         adam_etas, k = [adam_eta * factor for factor in ETAS.values()], plan.adam_directions
         facts["adam_eta"] = np.array(adam_eta)
         facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, world.seed, scale)

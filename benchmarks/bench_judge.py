@@ -29,8 +29,8 @@ import yaml
 from _record import Recorder
 from PIL import Image
 
-from ostlight.scoring.writer import audit
-from ostlight.selection.scores import read_shards
+from ostlight.pipeline.scoring.writer import audit
+from ostlight.selection.scores import read_score_table
 
 DELAY_S = 0.2
 CONCURRENCY = 32
@@ -84,8 +84,8 @@ def killed(record: Recorder, folder: Path, samples: int) -> None:
         after = ask(port)
     scores = folder / "killed-run" / "scores"
     audit(scores, samples)
-    lost = read_shards(scores)["score"].null_count + samples - after["different"]
-    lines = [json.loads(line) for line in (folder / "killed-run" / "ledger.jsonl").read_text().splitlines()]
+    lost = read_score_table(scores)["score"].null_count + samples - after["different"]
+    lines = [json.loads(line) for line in (folder / "killed-run" / "cost_log.jsonl").read_text().splitlines()]
     counted = sum(line["calls"] for line in lines if line["stage"] == "score")
     case = f"concurrency={CONCURRENCY} delay_s={DELAY_S} killed_after={int(before['requests'])} samples={samples}"
     twice = after["requests"] - after["different"]

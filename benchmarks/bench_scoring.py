@@ -28,7 +28,7 @@ import torch
 from _kernels import Refused, Spread, refuse_unless
 from _memory import peak_bytes
 from _record import Recorder
-from _scoring_contenders import DIRECTIONS, PROBES, Contender, Setting, contenders_of, losses_of, training_step
+from _scoring_contenders import DIRECTIONS, PROBES, Contender, ScoringContext, contenders_of, losses_of, training_step
 from _scoring_shapes import SHAPES
 from torch import Tensor
 
@@ -46,10 +46,10 @@ class Check:
     the product of the norms, which is larger by the root of the number of parameters, hardly any error would show.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self.expected, self.typical = on_one_sample(setting)
-        target_dtype = next(iter(setting.targets.values())).dtype
-        self.rounding = 5e-2 if torch.bfloat16 in (setting.shape.dtype, target_dtype) else 1e-3
+    def __init__(self, context: ScoringContext) -> None:
+        self.expected, self.typical = on_one_sample(context)
+        target_dtype = next(iter(context.targets.values())).dtype
+        self.rounding = 5e-2 if torch.bfloat16 in (context.shape.dtype, target_dtype) else 1e-3
 
     def __call__(self, contender: Contender) -> None:
         """Raises:
@@ -66,13 +66,13 @@ class Check:
         refuse_unless(error <= allowed, f"{contender.name} is {error:.3g} off plain autograd, {allowed:g} allowed")
 
 
-def on_one_sample(setting: Setting) -> tuple[Tensor, Tensor]:
+def on_one_sample(context: ScoringContext) -> tuple[Tensor, Tensor]:
     """``[M]`` the first sample's inner products in fp64, and the size of those with random targets as long as these."""
-    parameters = list(setting.parameters.values())
-    gradient = dict(zip(setting.parameters, torch.autograd.grad(setting.losses()[0], parameters), strict=True))
-    sums = torch.zeros(1 + setting.num_probes, 2, dtype=torch.float64, device=setting.device)
+    parameters = list(context.parameters.values())
+    gradient = dict(zip(context.parameters, torch.autograd.grad(context.losses()[0], parameters), strict=True))
+    sums = torch.zeros(1 + context.num_probes, 2, dtype=torch.float64, device=context.device)
     for name, g in gradient.items():
-        for into, target in zip(sums, setting.targets[name], strict=True):
+        for into, target in zip(sums, context.targets[name], strict=True):
             into += torch.stack([(target.double() * g.double()).sum(), target.double().square().sum()])
     squared = sum(float(g.double().square().sum()) for g in gradient.values())
     count = sum(g.numel() for g in gradient.values())
@@ -92,32 +92,34 @@ class Figures:
 class Clock:
     """Times contenders between training steps, which are warm and whose activations are known."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting, self.step = setting, training_step(setting)
+    def __init__(self, context: ScoringContext) -> None:
+        self.context, self.step = context, training_step(context)
         self.step()
-        trained = (setting.trained, setting.inputs, setting.labels)
-        self.activations = peak_bytes(lambda: losses_of(*trained), setting.device, setting.known)
+        trained = (context.trained, context.inputs, context.labels)
+        self.activations = peak_bytes(lambda: losses_of(*trained), context.device, context.known)
 
     def figures(self, contender: Contender, turns: int) -> Figures:
-        setting = self.setting
-        memory = peak_bytes(contender.run, setting.device, setting.known) / self.activations
+        context = self.context
+        memory = peak_bytes(contender.run, context.device, context.known) / self.activations
         ratios, seconds = [], []
-        before = clocked(self.step, setting.device)
+        before = clocked(self.step, context.device)
         for _ in range(turns):
-            seconds.append(clocked(contender.run, setting.device) / contender.samples)
-            after = clocked(self.step, setting.device)
-            ratios.append(seconds[-1] / ((before + after) / 2 / setting.shape.batch))
+            seconds.append(clocked(contender.run, context.device) / contender.samples)
+            after = clocked(self.step, context.device)
+            ratios.append(seconds[-1] / ((before + after) / 2 / context.shape.batch))
             before = after
         return Figures(contender, ratios, seconds, memory)
 
 
-def time_all(recorder: Recorder, setting: Setting, contenders: list[Contender], turns: int) -> tuple[list[str], bool]:
+def time_all(
+    recorder: Recorder, context: ScoringContext, contenders: list[Contender], turns: int
+) -> tuple[list[str], bool]:
     """Checks, times and records one contender after the other.
 
     Returns:
         The table's lines, each figure with its bar; whether all went well but for what may fail.
     """
-    check, clock = Check(setting), Clock(setting)
+    check, clock = Check(context), Clock(context)
     lines, well, exactly = list(TABLE), True, None
     for contender in contenders:
         try:
@@ -128,7 +130,7 @@ def time_all(recorder: Recorder, setting: Setting, contenders: list[Contender], 
             well = well and contender.may_fail and not isinstance(failure, Refused)
             continue
         exactly = figures if contender.name == EXACT else exactly
-        lines.append(record(recorder, setting, figures, exactly))
+        lines.append(record(recorder, context, figures, exactly))
     return lines, well
 
 
@@ -142,26 +144,26 @@ def clocked(function: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def bars_of(name: str, setting: Setting) -> dict[str, float]:
+def bars_of(name: str, context: ScoringContext) -> dict[str, float]:
     """What must hold: the speed-up at least, everything else at most."""
-    if setting.shape.name == "digitmath":
+    if context.shape.name == "digitmath":
         return {}
     engine = "how=engine" in name or (("second_order" in name or "projected" in name) and "norms=off" not in name)
     bars = {"peak_memory_ratio": 1.15} if engine else {}
     if name.endswith("second_order K=16"):
-        blocks = 1.2 if setting.shape.name == "1b" else 1.35
-        bars |= {"ratio_to_train_step": 0.9 if setting.scope == "lora" else blocks, "speedup_over_exact": 20.0}
+        blocks = 1.2 if context.shape.name == "1b" else 1.35
+        bars |= {"ratio_to_train_step": 0.9 if context.scope == "lora" else blocks, "speedup_over_exact": 20.0}
     if name.endswith("central_difference"):
         bars |= {"ratio_to_train_step": 0.75}
     return bars
 
 
-def record(recorder: Recorder, setting: Setting, figures: Figures, exactly: Figures | None) -> str:
+def record(recorder: Recorder, context: ScoringContext, figures: Figures, exactly: Figures | None) -> str:
     """Writes a contender's figures, over those of ``exact`` where it was not left out; its line of the table."""
-    shape, name = setting.shape, figures.contender.name
-    target_dtype = next(iter(setting.targets.values())).dtype
+    shape, name = context.shape, figures.contender.name
+    target_dtype = next(iter(context.targets.values())).dtype
     suffix = "" if target_dtype == shape.dtype else f" targets={short(target_dtype)}"
-    case = f"{name} scope={setting.scope} device={setting.device} shape={shape.name} T={shape.tokens} "
+    case = f"{name} scope={context.scope} device={context.device} shape={shape.name} T={shape.tokens} "
     case += f"batch={shape.batch}{suffix}"
     spreads = {
         "ratio_to_train_step": Spread.of(figures.ratios),
@@ -174,7 +176,7 @@ def record(recorder: Recorder, setting: Setting, figures: Figures, exactly: Figu
         spread.record(recorder, case, metric, METRICS[metric])
     recorder.add(case=case, metric="peak_memory_ratio", value=figures.memory, unit="ratio", n=1)
     values = {metric: spread.value for metric, spread in spreads.items()} | {"peak_memory_ratio": figures.memory}
-    bars = bars_of(name, setting)
+    bars = bars_of(name, context)
     cells = [
         f"{values[metric]:.3g}{beside(metric, values[metric], bars.get(metric))}" if metric in values else "-"
         for metric in METRICS
@@ -182,12 +184,12 @@ def record(recorder: Recorder, setting: Setting, figures: Figures, exactly: Figu
     return f"| {' | '.join((name, *cells))} |"
 
 
-def record_left_out(recorder: Recorder, setting: Setting, counts: tuple[int, ...]) -> None:
+def record_left_out(recorder: Recorder, context: ScoringContext, counts: tuple[int, ...]) -> None:
     """Says which K are not timed since their targets take too much memory, and how much that would be."""
-    where = f"scope={setting.scope} device={setting.device} shape={setting.shape.name}"
+    where = f"scope={context.scope} device={context.device} shape={context.shape.name}"
     for k in counts:
-        if k > setting.num_probes:
-            needed = float((1 + k) * setting.target_bytes)
+        if k > context.num_probes:
+            needed = float((1 + k) * context.target_bytes)
             print(f"left out: K={k}: {needed / 2**30:.1f} GiB of targets are over half of the free memory", flush=True)
             recorder.add(case=f"K={k} {where}", metric="left_out_targets", value=needed, unit="byte", n=1)
 
@@ -228,12 +230,12 @@ def main() -> None:
     shape = SHAPES[chosen.shape]
     recorder = Recorder("bench_scoring", chosen.out, chosen.device)
     dtype = DTYPES[chosen.target_dtype] if chosen.target_dtype else shape.dtype
-    setting = Setting.of(shape, chosen.scope, chosen.device, dtype, COUNTS)
-    held = setting.target_bytes
+    context = ScoringContext.of(shape, chosen.scope, chosen.device, dtype, COUNTS)
+    held = context.target_bytes
     sizes = ", ".join(f"K={k} {(1 + k) * held / 2**20:.0f} MiB" for k in COUNTS)
     print(f"{held // dtype.itemsize:,} parameters in scope; targets in {short(dtype)}: {sizes}", flush=True)
-    record_left_out(recorder, setting, COUNTS)
-    lines, well = time_all(recorder, setting, contenders_of(setting), chosen.rounds)
+    record_left_out(recorder, context, COUNTS)
+    lines, well = time_all(recorder, context, contenders_of(context), chosen.rounds)
     print("\n".join(lines))
     raise SystemExit(not well)
 

@@ -19,8 +19,8 @@ from bench_stream import peak_rss_mb, write_pool
 import ostlight
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
-from ostlight.model.module import MultimodalModel
-from ostlight.scoring.stream import ShardStream
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.scoring.stream import ShardStream
 
 LIMIT_MB = 2000
 
@@ -64,7 +64,7 @@ def encode(record: Recorder, path: Path, wanted: int) -> None:
     begun = time.perf_counter()
     seen = 0
     for shard in ShardStream(pool, chosen, shard_size, model.encoder, model.collator, 16_384):
-        seen += len(shard.batch) + len(shard.refusals)
+        seen += len(shard.batch) + len(shard.rejections)
     case = f"selector=ost stage=reader records={len(pool)} encoded={seen}"
     record.add(case=case, metric="rate", value=seen / (time.perf_counter() - begun), unit="records/s", n=1)
     record.add(case=case, metric="peak_rss", value=peak_rss_mb(), unit="MB", n=1)

@@ -36,7 +36,7 @@ from _setwise_perceptrons import (
 )
 from _setwise_picker import SINGLE_SCALES, Notes, Picker, fixed, table, written
 
-from ostlight.setwise import Limits, Scale, SetObjective, gradient_clusters, pick_set, quota_limits
+from ostlight.selection.set_objective import Limits, Scale, SetObjective, gradient_clusters, quota_limits, solve_set
 
 
 class DigitsPicker(Picker):
@@ -76,7 +76,7 @@ class DigitsPicker(Picker):
                 ),
             )
         two = SetObjective.plain(scored.f, phi["K=64"], displacement=2.0, size=size)
-        self.picks["set plain K=64 e=2"] = pick_set(two, whole).rows
+        self.picks["set plain K=64 e=2"] = solve_set(two, whole).rows
         self.sets("K=16", phi["K=16"], whole)
         scale = self.sets("K=64", phi["K=64"], whole).best.scale
         self.sets("K=256", scored.phi(256), whole)
@@ -98,7 +98,7 @@ class DigitsPicker(Picker):
         size = self.size - len(first)
         settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": size}
         objective = SetObjective.minibatch(again.f[rest], again.phi(64)[rest], **settings)
-        return np.concatenate([first, rest[pick_set(objective, Limits.count(size, len(rest))).rows]])
+        return np.concatenate([first, rest[solve_set(objective, Limits.count(size, len(rest))).rows]])
 
 
 def one_seed(seed: int, split: str) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float], Notes]:
@@ -129,7 +129,7 @@ def one_seed(seed: int, split: str) -> tuple[dict[tuple[str, str], float], dict[
             case = f"budget={fraction:g} proxy={name}"
             sets |= {(case, ranking): rows for ranking, rows in picker.picks.items()}
             notes |= {f"{case}|{k}": v for k, v in picker.notes.items()}
-            notes[f"{case}|eta_by_rule"] = picker.scored.eta
+            notes[f"{case}|step_size_by_rule"] = picker.scored.eta
         models, _ = trained(target, digits["pool"], list(sets.values()), STEPS, BATCH, seed)
         accuracies |= dict(zip(sets, accuracy(models, *digits[split]).tolist(), strict=True))
         shares |= {key: float(1 - digits.wrong[rows].mean()) for key, rows in sets.items()}

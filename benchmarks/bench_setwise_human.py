@@ -38,7 +38,7 @@ from _setwise_perceptrons import (
 from _setwise_picker import Notes, Picker, table, written
 from sklearn.metrics import roc_auc_score
 
-from ostlight.setwise import Limits, Scale, gradient_clusters, quota_limits
+from ostlight.selection.set_objective import Limits, Scale, gradient_clusters, quota_limits
 
 ROOT = Path(__file__).parents[1]
 LR, STEPS, PRETRAIN_STEPS, WARM_SHARE = 0.03, 600, 60, 0.05
@@ -102,7 +102,7 @@ def one_seed(cut: Cut, seed: int, split: str, rankings: bool = True) -> tuple[No
     }
     shares, notes = {}, {"|anchor_loss": float(losses(proxy, *cut["anchors"]).mean())}
     scored = Scored(proxy, cut, None, norm, seed)
-    notes["|eta_by_rule"] = scored.eta
+    notes["|step_size_by_rule"] = scored.eta
     for name, values in utilities(scored, scored.phi(64)).items() if rankings else ():
         notes[f"|{name}|wrong_auroc"] = float(roc_auc_score(cut.wrong, -values))
     for fraction in BUDGETS:

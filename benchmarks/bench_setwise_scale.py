@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ostlight.setwise import Limits, SetObjective, gradient_clusters, pick_set, quota_limits
+from ostlight.selection.set_objective import Limits, SetObjective, gradient_clusters, quota_limits, solve_set
 
 CASES = ("minibatch", "plain", "minibatch_tokens", "minibatch_quotas", "minibatch_clusters")
 BAR_S, BAR_GB = 60.0, 3.0
@@ -53,7 +53,7 @@ def measure(case: str, rows: int, probes: int, share: float) -> None:
         objective = SetObjective.plain(f, phi, displacement=2.0, size=limits.size)
     else:
         objective = SetObjective.minibatch(f, phi, eta=0.3, batch_size=32, size=limits.size)
-    found = pick_set(objective, limits)
+    found = solve_set(objective, limits)
     print("pick_time", time.perf_counter() - begun)
     print("peak_rss", peak_gb())
     print("inputs_rss", before_gb)

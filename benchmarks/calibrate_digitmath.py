@@ -27,11 +27,10 @@ from torch import Tensor
 from train_digitmath_base import Collator, Example, accuracy, fit
 from transformers import AutoModelForImageTextToText
 
-from ostlight.data.sample import IMAGE_MARK
+from ostlight.config.digitmath import CLEAN, TASKS
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.digitmath import DigitMath, build
-from ostlight.digitmath.config import CLEAN
 from ostlight.digitmath.model import checkpoint
-from ostlight.digitmath.tasks import TASKS
 
 SHARE = 0.2
 STEPS, BATCH_SIZE, LEARNING_RATE = 100, 32, 5e-4
@@ -42,7 +41,7 @@ def read(path: Path) -> list[Example]:
     return [
         Example(
             np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))),
-            row["conversations"][0]["value"].removeprefix(f"{IMAGE_MARK}\n"),
+            row["conversations"][0]["value"].removeprefix(f"{IMAGE_PLACEHOLDER}\n"),
             row["conversations"][1]["value"],
             row["task"],
         )
@@ -101,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = build(DigitMath(seed=options.pool_seed), Path(scratch))
         pool, held_out = read(files.pool), read(files.dev if options.split == "dev" else files.test)
-        defects = pq.read_table(files.truth)["defect"].to_pylist()
+        defects = pq.read_table(files.defect_labels)["defect"].to_pylist()
     recorder = Recorder("calibrate_digitmath", options.out)
     settings = f"steps={options.steps} batch={options.batch_size} lr={options.learning_rate:g} split={options.split}"
     makers = {"base": None} | conditions(pool, defects)

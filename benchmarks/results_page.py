@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
-from ostlight.comparison.results import Interval
+from ostlight.benchmarking.results import Interval
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
 
@@ -165,7 +165,7 @@ def with_judges(table: str, right: Mapping[tuple[str, str], str]) -> str:
 
 def made(run: Path) -> str:
     """Day of the last training, processor and versions."""
-    day = date.fromtimestamp(max(file.stat().st_mtime for file in (run / "cells").glob("*.json")))
+    day = date.fromtimestamp(max(file.stat().st_mtime for file in (run / "trained").glob("*.json")))
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
     kinds = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
@@ -196,7 +196,7 @@ def what_the_scores_know(run: Path, config: Config, shown: dict[str, str]) -> st
 
 def scores_and_defects(folder: Path) -> tuple[np.ndarray, list[str]] | None:
     """``[N]`` scores and what is wrong with each sample, ``None`` where nobody knows."""
-    truth = Path(str(load_config(folder / "config.yaml").pool.path)).parent / "truth.parquet"
+    truth = Path(str(load_config(folder / "config.yaml").pool.path)).parent / "defect_labels.parquet"
     if not truth.is_file():
         return None
     table = pq.read_table(truth)
@@ -254,14 +254,14 @@ def notes(run: Path, shown: dict[str, str]) -> str:
             told.append(f"Spearman {agreement['spearman']:.2f} with `exact` on {agreement.get('samples', '?')} samples")
         if told:
             lines.append(f"- {shown[name]}: {', '.join(told)}")
-        lines += [f"  - {line}" for line in trials(file.parents[1] / "ledger.jsonl")]
+        lines += [f"  - {line}" for line in trials(file.parents[1] / "cost_log.jsonl")]
     return "\n".join(lines)
 
 
-def trials(ledger: Path) -> list[str]:
+def trials(cost_log: Path) -> list[str]:
     """What was tried for each budget, and what was kept."""
     told = {}
-    for entry in map(json.loads, ledger.read_text().splitlines()):
+    for entry in map(json.loads, cost_log.read_text().splitlines()):
         found = entry["more"].get("noted", {}).get("trial")
         if found:
             losses = ", ".join(

@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ostlight.data.sample import IMAGE_MARK
+from ostlight.config.digitmath import TASKS
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.digitmath.answers import final_answer
 from ostlight.digitmath.build import clean_records
 from ostlight.digitmath.digits import GRID, PICTURE_PIXELS, labels_of, render, split
 from ostlight.digitmath.model import CHECKPOINTS, SIZES, build_model, build_processor
-from ostlight.digitmath.tasks import PLACES, TASKS, ask, solve
+from ostlight.digitmath.tasks import PLACES, ask, solve
 from ostlight.digitmath.tokenizer import ASSISTANT, BOS, EOS, IDEFICS3_SPECIALS, USER, build_tokenizer
-from ostlight.model.losses import IGNORED, per_sample_losses
+from ostlight.models.losses import IGNORED, per_sample_losses
 
 MIX = {"read": 0.15, "reading": 0.35, "parity": 0.10, "asked_fact": 0.10, "fact": 0.30}
 FILLERS = "read look see tell what which is are the of in and with how it from to or that whether then we"
@@ -106,7 +107,7 @@ class Collator:
         self.idefics3 = family == "idefics3"
         self.tokenizer = build_tokenizer(IDEFICS3_SPECIALS if self.idefics3 else ())
         frame, _, scene = IDEFICS3_SPECIALS
-        tokens = IMAGE_MARK * GRID * GRID
+        tokens = IMAGE_PLACEHOLDER * GRID * GRID
         self.picture = f"{frame}{scene}{tokens}{frame}" if self.idefics3 else tokens
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

@@ -30,12 +30,13 @@ from torch.nn.functional import cross_entropy
 from train_digitmath_base import Collator, Example, jitter, rate_at, save
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from ostlight.data.sample import IMAGE_MARK, Sample, Turn
+from ostlight.config.digitmath import TASKS
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.digitmath.defects import Record
 from ostlight.digitmath.digits import GRID, labels_of, render, split
-from ostlight.digitmath.tasks import TASKS, ask, solve
+from ostlight.digitmath.tasks import ask, solve
 from ostlight.digitmath.tokenizer import MAX_TOKENS, WORDS, build_tokenizer
-from ostlight.model.losses import IGNORED
+from ostlight.models.losses import IGNORED
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange
 from ostlight_selectors.llm_judge.rubric import Rubric
 
@@ -112,13 +113,13 @@ class JudgeBatches:
     def asked(self, part: str) -> tuple[Example, list[int], list[bool]]:
         """The judge's prompt with the verdict, the right answer's tokens, and which of the given answer's are right."""
         record, answer, how = one(part, self.rng, share_right=0.4, wrong=JUDGED)
-        turns = (Turn("user", f"{IMAGE_MARK}\n{record.question.text}"), Turn("assistant", answer, trained=True))
+        turns = (Turn("user", f"{IMAGE_PLACEHOLDER}\n{record.question.text}"), Turn("assistant", answer, trained=True))
         (said,) = self.rubric.conversation(Sample("", turns), one_word=True).turns
         pixels = render(record.cells)
         if part == "pretraining":
             pixels = jitter(pixels, self.noise)
         verdict = "yes" if how == "right" else "no"
-        example = Example(pixels, said.text.replace(IMAGE_MARK, "", 1).strip(), verdict, how)
+        example = Example(pixels, said.text.replace(IMAGE_PLACEHOLDER, "", 1).strip(), verdict, how)
         given, right = self._ids(answer), self._ids(solve(record.question.task, record.asked_digits))
         same = [a == b for a, b in zip(given, right, strict=False)] + [False] * max(0, len(given) - len(right))
         read = range(1, 1 + len(record.asked_digits))

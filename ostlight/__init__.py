@@ -20,32 +20,32 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from ostlight.comparison.results import Line
+    from ostlight.benchmarking.results import ResultRow
+    from ostlight.config.budget import Budget
     from ostlight.config.schema import Config
     from ostlight.data.pool import Pool
     from ostlight.data.sample import Sample
     from ostlight.evaluation.evaluate import Result
-    from ostlight.model.batch import Batch
+    from ostlight.models.batch import Batch
+    from ostlight.pipeline.select import Selection
     from ostlight.reporting.matrix import Matrix
-    from ostlight.selection.budget import Budget
+    from ostlight.selection.context import ScoringContext
     from ostlight.selection.registry import register
     from ostlight.selection.scores import Scores
     from ostlight.selection.selector import Selector
-    from ostlight.selection.setting import Setting
-    from ostlight.stages.select import Selection
 
     Source = str | Path | Mapping[str, Any] | Config
 
 # Names are fetched when first used: the kernels and the gradient engine import without what the rest needs.
 _HOMES = {
-    "Batch": "ostlight.model.batch",
-    "Budget": "ostlight.selection.budget",
+    "Batch": "ostlight.models.batch",
+    "Budget": "ostlight.config.budget",
     "Config": "ostlight.config.schema",
     "Pool": "ostlight.data.pool",
     "Sample": "ostlight.data.sample",
     "Scores": "ostlight.selection.scores",
     "Selector": "ostlight.selection.selector",
-    "Setting": "ostlight.selection.setting",
+    "ScoringContext": "ostlight.selection.context",
     "register": "ostlight.selection.registry",
 }
 
@@ -56,8 +56,8 @@ __all__ = [
     "Pool",
     "Sample",
     "Scores",
+    "ScoringContext",
     "Selector",
-    "Setting",
     "benchmark",
     "evaluate",
     "explain",
@@ -70,33 +70,33 @@ __all__ = [
 
 
 def select(config: Source, *overrides: str) -> Selection:
-    """Scores a pool, picks within the budget, writes the subset (``ostlight.stages.select``)."""
+    """Scores a pool, picks within the budget, writes the subset (``ostlight.pipeline.select``)."""
     from ostlight.config import load_config
-    from ostlight.stages.select import select as stage
+    from ostlight.pipeline.select import select as stage
 
     return stage(load_config(config, *overrides))
 
 
 def train(config: Source, *overrides: str) -> Path:
-    """Trains the target on the selected subset (``ostlight.stages.train``)."""
+    """Trains the target on the selected subset (``ostlight.pipeline.train``)."""
     from ostlight.config import load_config
-    from ostlight.stages.train import train as stage
+    from ostlight.pipeline.train import train as stage
 
     return stage(load_config(config, *overrides))
 
 
 def evaluate(config: Source, *overrides: str) -> Result:
-    """Accuracy of the trained target (``ostlight.stages.evaluate``)."""
+    """Accuracy of the trained target (``ostlight.pipeline.evaluate``)."""
     from ostlight.config import load_config
-    from ostlight.stages.evaluate import evaluate as stage
+    from ostlight.pipeline.evaluate import evaluate as stage
 
     return stage(load_config(config, *overrides))
 
 
-def benchmark(config: Source, *overrides: str) -> list[Line]:
-    """Compares selectors (``ostlight.stages.benchmark``)."""
+def benchmark(config: Source, *overrides: str) -> list[ResultRow]:
+    """Compares selectors (``ostlight.benchmarking.benchmark``)."""
+    from ostlight.benchmarking.benchmark import benchmark as stage
     from ostlight.config import load_config
-    from ostlight.stages.benchmark import benchmark as stage
 
     return stage(load_config(config, *overrides))
 

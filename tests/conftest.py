@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from ostlight.data.sample import Sample
     from ostlight.digitmath.build import Files
-    from ostlight.model.module import MultimodalModel
+    from ostlight.models.module import MultimodalModel
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +42,8 @@ def _small_runs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A DigitMath set of 48 pool records, 14 anchors, 14 development and 21 test questions."""
+    from ostlight.config.digitmath import DigitMath
     from ostlight.digitmath.build import build
-    from ostlight.digitmath.config import DigitMath
 
     return build(DigitMath(pool=48, anchors=14, dev=14, test=21), tmp_path_factory.mktemp("digits"))
 
@@ -66,7 +66,7 @@ def proxy() -> Callable[..., MultimodalModel]:
     """A fresh copy of the committed proxy, in the given dtype."""
     from ostlight.config.schema import Model
     from ostlight.digitmath.model import checkpoint
-    from ostlight.model.module import MultimodalModel
+    from ostlight.models.module import MultimodalModel
 
     def load(dtype: str = "float64", **settings: Any) -> MultimodalModel:
         return MultimodalModel.load(Model(path=str(checkpoint("proxy")), dtype=dtype, **settings), "proxy")

@@ -149,15 +149,15 @@ def _benchmark_problems(config: Config) -> Iterator[str]:
     for budget in config.benchmark.budgets:
         yield from (f"benchmark.{p}" for p in budget.problems())
     for protocol in config.benchmark.protocols:
-        if protocol not in ("proportional", "fixed_compute"):
-            yield f"benchmark.protocols takes proportional and fixed_compute; got {protocol!r}"
+        if protocol not in ("equal_epochs", "equal_steps"):
+            yield f"benchmark.protocols takes equal_epochs and equal_steps; got {protocol!r}"
     for name in ("selectors", "budgets", "seeds", "protocols"):
         if not getattr(config.benchmark, name):
             yield f"benchmark.{name} is empty: name at least one"
-    if "proportional" in config.benchmark.protocols and config.target.training.steps is not None:
+    if "equal_epochs" in config.benchmark.protocols and config.target.training.steps is not None:
         yield (
-            f"benchmark.protocols: proportional trains for the target's epochs, but target.training.steps="
-            f"{config.target.training.steps} fixes the steps; set target.training.epochs instead, or drop proportional"
+            f"benchmark.protocols: equal_epochs trains for the target's epochs, but target.training.steps="
+            f"{config.target.training.steps} fixes the steps; set target.training.epochs instead, or drop equal_epochs"
         )
     shown = [s.shown for s in config.benchmark.selectors]
     for label in _twice(shown):

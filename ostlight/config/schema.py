@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ostlight.digitmath.config import DigitMath
-from ostlight.selection.budget import Budget
+from ostlight.config.budget import Budget
+from ostlight.config.digitmath import DigitMath
 
-ORDERS = ("shuffled", "easy_to_hard", "hard_to_easy", "annealed")
+ORDERS = ("shuffled", "utility_descending", "utility_ascending", "annealed")
 BASE, ORACLE = "base", "oracle"
 """Rows of a benchmark's table that are no selectors and frame them."""
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -49,8 +49,9 @@ class Training:
         schedule: ``cosine`` (to 0) or ``constant``.
         weight_decay: AdamW's.
         clip: largest gradient norm, ``null`` for none.
-        order: of the samples within each pass: ``shuffled``, or by their score: ``easy_to_hard`` (most useful first),
-            ``hard_to_easy`` (most useful last), ``annealed`` (begins as easy_to_hard and ends as a shuffle).
+        order: of the samples within each pass: ``shuffled``, or by their score: ``utility_descending`` (most useful
+            first), ``utility_ascending`` (most useful last), ``annealed`` (begins as utility_descending and ends as
+            a shuffle).
     """
 
     epochs: float | None = None
@@ -249,11 +250,11 @@ class Benchmark:
     Attributes:
         selectors: the rivals. One that ignores the budget appears once.
         budgets: what each may keep.
-        protocols: ``proportional`` (the target's epochs: steps shrink with the subset) and ``fixed_compute`` (as many
+        protocols: ``equal_epochs`` (the target's epochs: steps shrink with the subset) and ``equal_steps`` (as many
             optimiser steps as the full pool would take, for all).
         seeds: each seed draws its own random subset and trains in its own order.
-        truth: a table of ``id`` and ``defect`` (null where clean), read after the fact to report what was kept and to
-            train the ``oracle`` row (clean samples only). No selector sees it.
+        defect_labels: a table of ``id`` and ``defect`` (null where clean), read after the fact to report what was
+            kept and to train the ``oracle`` row (clean samples only). No selector sees it.
         baseline: label of the row the others are compared to: a selector's, ``base`` or ``oracle``; ``null`` takes
             ``random`` where it takes part, else the first selector.
         workers: processes that share the cells; ``null`` takes one a device, or without accelerator one a core, as many
@@ -264,9 +265,9 @@ class Benchmark:
 
     selectors: list[SelectorChoice] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
-    protocols: list[str] = field(default_factory=lambda: ["fixed_compute"])
+    protocols: list[str] = field(default_factory=lambda: ["equal_steps"])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    truth: str | None = None
+    defect_labels: str | None = None
     baseline: str | None = None
     workers: int | None = None
     variants: list[Variant] = field(default_factory=list)

@@ -9,8 +9,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from ostlight.data.layouts.fields import wrong_type
 from ostlight.data.sample import ImageRef
-from ostlight.data.shapes.fields import wrong_type
 from ostlight.errors import BadRecord
 
 

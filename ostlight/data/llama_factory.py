@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ostlight.data.sample import IMAGE_MARK
-from ostlight.data.shapes import shape_of
-from ostlight.data.shapes.chat import ROLES
+from ostlight.data.layouts import layout_of
+from ostlight.data.layouts.chat import ROLES
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 
 FILE_NAME = "dataset_info.json"
 _CHAT_FIELD = {"sharegpt": "conversations", "messages": "messages"}
@@ -30,7 +30,7 @@ class Entry:
 
     def see(self, record: Mapping[str, Any]) -> None:
         """Take one usable record into account."""
-        shape = shape_of(record)
+        shape = layout_of(record)
         assert shape is not None, "a usable record has a shape"
         self._shapes.add(shape.NAME)
         self._fields.update(name for name, value in record.items() if value is not None)
@@ -104,7 +104,7 @@ class Entry:
                 self._picture_columns.add((name, type(record[name])))
                 pictures = record[name] if isinstance(record[name], list) else [record[name]]
                 break
-        if sum(text.count(IMAGE_MARK) for text in texts) != len(pictures):
+        if sum(text.count(IMAGE_PLACEHOLDER) for text in texts) != len(pictures):
             self.misfit = self.misfit or "it has pictures without an <image> mark, which LLaMA-Factory refuses"
         if any(not isinstance(picture, str) or picture.startswith("data:") for picture in pictures):
             self.misfit = self.misfit or "its pictures are not paths"

@@ -16,9 +16,9 @@ from ostlight.data.formats import FORMATS, HuggingFaceFolder, Source, open_sourc
 from ostlight.data.formats.source import given_id
 from ostlight.data.ids import Names
 from ostlight.data.images import ImageRoot
+from ostlight.data.layouts import LAYOUTS, layout_of
 from ostlight.data.record import Reading, sample_of
 from ostlight.data.sample import Sample
-from ostlight.data.shapes import SHAPES, shape_of
 from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
 
@@ -63,16 +63,16 @@ class Pool:
         Raises:
             DataError: nothing there, an unknown format, or a file without records.
         """
-        if format != "auto" and format not in FORMATS and format not in SHAPES:
-            raise DataError(f"unknown format {format!r}. Known: auto, {', '.join([*FORMATS, *SHAPES])}.")
+        if format != "auto" and format not in FORMATS and format not in LAYOUTS:
+            raise DataError(f"unknown format {format!r}. Known: auto, {', '.join([*FORMATS, *LAYOUTS])}.")
         if image_root is not None and not Path(image_root).is_dir():
             raise DataError(f"image root {image_root} is not a folder")
         sources = [open_source(file, format if format in FORMATS else None) for file in _files(path)]
-        shape = format if format in SHAPES else None
+        shape = format if format in LAYOUTS else None
         readings = []
         for source in sources:
             if shape is None:
-                _check_some_shape(source)
+                _check_some_layout(source)
             root = ImageRoot(Path(image_root) if image_root is not None else source.folder)
             readings.append(Reading(root, shape, require_answer))
         return cls(sources, readings)
@@ -215,7 +215,7 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     return [file for match in matched for file in _files(match)]
 
 
-def _check_some_shape(source: Source) -> None:
+def _check_some_layout(source: Source) -> None:
     """Refuse a file whose first records are all no conversations: that is a wrong file, not a few bad records."""
     seen = ""
     for i in islice(range(len(source)), 20):
@@ -224,9 +224,9 @@ def _check_some_shape(source: Source) -> None:
         except BadRecord as bad:
             seen = seen or bad.detail
             continue
-        if shape_of(record) is not None:
+        if layout_of(record) is not None:
             source.close()
             return
         seen = f"records have the fields {', '.join(record)}"
-    shapes = "; ".join(f"{name} ({', '.join(sorted(shape.FIELDS))})" for name, shape in SHAPES.items())
+    shapes = "; ".join(f"{name} ({', '.join(sorted(shape.FIELDS))})" for name, shape in LAYOUTS.items())
     raise DataError(f"{source.path}: no known conversation in the first records: {seen[:300]}. Known shapes: {shapes}.")

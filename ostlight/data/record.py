@@ -8,10 +8,10 @@ from typing import Any
 
 from ostlight.data.formats.source import given_id
 from ostlight.data.images import ImageRoot
-from ostlight.data.sample import IMAGE_MARK, ImageRef, Sample, Turn
-from ostlight.data.shapes import SHAPES, shape_of
-from ostlight.data.shapes.draft import Draft
-from ostlight.data.shapes.fields import wrong_type
+from ostlight.data.layouts import LAYOUTS, layout_of
+from ostlight.data.layouts.draft import Draft
+from ostlight.data.layouts.fields import wrong_type
+from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
 from ostlight.errors import BadRecord
 
 PICTURE_FIELDS = ("image", "images")
@@ -25,7 +25,7 @@ class Reading:
 
     Attributes:
         root: where their pictures lie.
-        shape: a name of ``SHAPES``; ``None`` tells by each record's fields.
+        shape: a name of ``LAYOUTS``; ``None`` tells by each record's fields.
         require_answer: whether a record without an assistant turn is set aside.
     """
 
@@ -46,13 +46,13 @@ def sample_of(record: Mapping[str, Any], *, name: str, position: int, reading: R
         if record.get(field):
             detail = f"the record has {field!r}; only text and pictures are read"
             raise BadRecord("unsupported_media", detail, field)
-    shape = shape_of(record) if reading.shape is None else SHAPES[reading.shape]
+    shape = layout_of(record) if reading.shape is None else LAYOUTS[reading.shape]
     if shape is None or not shape.matches(record):
-        wanted = reading.shape or ", ".join(SHAPES)
+        wanted = reading.shape or ", ".join(LAYOUTS)
         raise BadRecord("bad_field", f"no conversation (looked for: {wanted}) in the fields {', '.join(record)}"[:300])
     draft: Draft = shape.read(record, reading.require_answer)
     _check_answers(draft.turns, reading.require_answer)
-    turns = _with_marks(draft)
+    turns = _with_placeholders(draft)
     images = tuple(_images(draft, reading.root))
     tags = _tags(record, shape.FIELDS)
     _check_unicode(name, *(turn.text for turn in turns), *tags, *tags.values())
@@ -83,17 +83,17 @@ def _check_unicode(*texts: str) -> None:
                 raise BadRecord("bad_field", detail) from error
 
 
-def _with_marks(draft: Draft) -> tuple[Turn, ...]:
+def _with_placeholders(draft: Draft) -> tuple[Turn, ...]:
     """The turns with one mark a picture; pictures without any mark are put before the first user turn."""
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in draft.turns)
+    marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in draft.turns)
     count = len(draft.pictures)
     if marks == count:
         return tuple(draft.turns)
     first = next((k for k, turn in enumerate(draft.turns) if turn.role == "user"), None)
     if marks or first is None:
-        detail = f"{marks} {IMAGE_MARK} marks but {count} pictures; one mark a picture, or none at all"
+        detail = f"{marks} {IMAGE_PLACEHOLDER} marks but {count} pictures; one mark a picture, or none at all"
         raise BadRecord("image_count", detail, "images")
-    marked = Turn("user", f"{IMAGE_MARK}\n" * count + draft.turns[first].text, draft.turns[first].trained)
+    marked = Turn("user", f"{IMAGE_PLACEHOLDER}\n" * count + draft.turns[first].text, draft.turns[first].trained)
     return (*draft.turns[:first], marked, *draft.turns[first + 1 :])
 
 

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 
 from ostlight.errors import BadRecord
 
-IMAGE_MARK = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 """Where a picture stands in a turn's text; the n-th mark of a sample is its n-th image."""
 
 Role = Literal["system", "user", "assistant"]

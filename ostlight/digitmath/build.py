@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ostlight.data.sample import IMAGE_MARK
-from ostlight.digitmath.config import DigitMath
-from ostlight.digitmath.defects import Record, spoil
+from ostlight.config.digitmath import TASKS, DigitMath
+from ostlight.data.sample import IMAGE_PLACEHOLDER
+from ostlight.digitmath.defects import Record, corrupt
 from ostlight.digitmath.digits import GRID, grain, labels_of, png, render, split
-from ostlight.digitmath.tasks import TASKS, ask, solve
+from ostlight.digitmath.tasks import ask, solve
 from ostlight.errors import ConfigError
 
 SCHEMA = pa.schema(
@@ -26,23 +26,23 @@ SCHEMA = pa.schema(
     }
 )
 SOURCE_FIELD = pa.field("source", pa.string())
-TRUTH_SCHEMA = pa.schema({"id": pa.string(), "defect": pa.string()})
+DEFECT_LABELS_SCHEMA = pa.schema({"id": pa.string(), "defect": pa.string()})
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the parts of one DigitMath set lie. ``truth`` names each pool record's defect, for reports only."""
+    """Where the parts of one DigitMath set lie. ``defect_labels`` names each pool record's defect, for reports only."""
 
     pool: Path
     anchors: Path
     dev: Path
     test: Path
-    truth: Path
+    defect_labels: Path
 
     @classmethod
-    def within(cls, folder: Path) -> Files:
+    def in_folder(cls, folder: Path) -> Files:
         """The paths ``build`` writes in ``folder``."""
-        return cls(*(folder / f"{name}.parquet" for name in ("pool", "anchors", "dev", "test", "truth")))
+        return cls(*(folder / f"{name}.parquet" for name in ("pool", "anchors", "dev", "test", "defect_labels")))
 
 
 def build(config: DigitMath, folder: Path) -> Files:
@@ -57,19 +57,19 @@ def build(config: DigitMath, folder: Path) -> Files:
     """
     if found := config.problems():
         raise ConfigError(found, "digitmath")
-    files = Files.within(Path(folder))
+    files = Files.in_folder(Path(folder))
     files.pool.parent.mkdir(parents=True, exist_ok=True)
 
-    pool, defects = spoil(
+    pool, defects = corrupt(
         clean_records("pool", config.pool, config.seed), config.counts(), _rng(config.seed, "defects")
     )
     if config.unlabelled:
         pool = [replace(record, answer="") for record in pool]
     _write(files.pool, "pool", pool, config.seed, sources_of(defects, config))
-    truth = {"id": [_id("pool", place) for place in range(config.pool)], "defect": defects}
-    pq.write_table(pa.table(truth, TRUTH_SCHEMA), files.truth)
+    defect_labels = {"id": [_id("pool", place) for place in range(config.pool)], "defect": defects}
+    pq.write_table(pa.table(defect_labels, DEFECT_LABELS_SCHEMA), files.defect_labels)
     anchors = clean_records("anchors", config.anchors, config.seed)
-    anchors, _ = spoil(anchors, config.anchor_counts(), _rng(config.seed, "anchor defects"))
+    anchors, _ = corrupt(anchors, config.anchor_counts(), _rng(config.seed, "anchor defects"))
     _write(files.anchors, "anchors", anchors, config.seed)
     for part, size, path in (("dev", config.dev, files.dev), ("test", config.test, files.test)):
         _write(path, part, clean_records(part, size, config.seed), config.seed)
@@ -110,7 +110,7 @@ def _row(name: str, record: Record, seed: int) -> dict[str, object]:
     pixels = render(record.cells)
     if record.copy:
         pixels = grain(pixels, _rng(seed, f"copy {record.copy}"))
-    said = [{"from": "human", "value": f"{IMAGE_MARK}\n{record.question.text}"}]
+    said = [{"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{record.question.text}"}]
     return {
         "id": name,
         "image": {"bytes": png(pixels), "path": f"{name}.png"},

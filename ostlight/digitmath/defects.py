@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from ostlight.digitmath.answers import ANSWER_MARK, final_answer
-from ostlight.digitmath.config import CLEAN, DEFECTS
+from ostlight.config.digitmath import ARITHMETIC, CLEAN, DEFECTS
+from ostlight.digitmath.answers import ANSWER_MARKER, final_answer
 from ostlight.digitmath.digits import labels_of
-from ostlight.digitmath.tasks import ARITHMETIC, Question, reword, solve
+from ostlight.digitmath.tasks import Question, reword, solve
 
 MISREAD = {0: 9, 1: 4, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 2, 8: 3, 9: 4}
 """What a hallucinating generator sees instead: always the same look-alike, always of the other parity."""
@@ -44,7 +44,7 @@ class Record:
         return tuple(digits[cell] for cell in self.question.cells)
 
 
-def spoil(records: list[Record], counts: dict[str, int], rng: random.Random) -> tuple[list[Record], list[str]]:
+def corrupt(records: list[Record], counts: dict[str, int], rng: random.Random) -> tuple[list[Record], list[str]]:
     """The pool with ``counts[defect]`` of its clean records spoiled, and the defect (or ``clean``) of each.
 
     A record has one defect at most, and keeps its place and its task; only where no clean record of its task is left
@@ -91,7 +91,7 @@ def _hallucinated(record: Record, rng: random.Random) -> str:
 
 def _truncated(record: Record, rng: random.Random) -> str:
     words = record.answer.split()
-    return " ".join(words[: rng.randint(2, words.index(ANSWER_MARK) - 1)])
+    return " ".join(words[: rng.randint(2, words.index(ANSWER_MARKER) - 1)])
 
 
 def _empty(record: Record, rng: random.Random) -> str:

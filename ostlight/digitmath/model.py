@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from ostlight.data.sample import IMAGE_MARK
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.digitmath.digits import CELL_PIXELS, GRID, PICTURE_PIXELS
 from ostlight.digitmath.tokenizer import CHAT_TEMPLATE, IDEFICS3_SPECIALS, MAX_TOKENS, build_tokenizer, vocabulary
 from ostlight.errors import ConfigError
@@ -128,7 +128,7 @@ def llava_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaForCon
     config = LlavaConfig(
         vision_config=vision,
         text_config=_text(shape, tokenizer),
-        image_token_index=tokenizer.get_vocab()[IMAGE_MARK],
+        image_token_index=tokenizer.get_vocab()[IMAGE_PLACEHOLDER],
         image_seq_length=(shape.pixels // shape.patch) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -163,7 +163,7 @@ def _idefics3_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Idefics
     config = Idefics3Config(
         vision_config=vision,
         text_config=_text(shape, tokenizer).to_dict(),
-        image_token_id=vocabulary()[IMAGE_MARK],
+        image_token_id=vocabulary()[IMAGE_PLACEHOLDER],
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
         tie_word_embeddings=False,

@@ -6,10 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ostlight.digitmath.answers import ANSWER_MARK
+from ostlight.config.digitmath import ARITHMETIC, TASKS
+from ostlight.digitmath.answers import ANSWER_MARKER
 
-TASKS = ("read", "parity", "sum", "difference", "maximum", "sort", "two_step")
-ARITHMETIC = ("sum", "difference", "two_step")
 PICTURE = {"the picture": (0, 1, 2, 3)}
 LINES = {"the top row": (0, 1), "the bottom row": (2, 3), "the left column": (0, 2), "the right column": (1, 3)}
 THREES = {"the first three digits": (0, 1, 2), "the last three digits": (1, 2, 3)}
@@ -86,7 +85,7 @@ def solve(task: str, digits: Sequence[int], doubled: bool = False) -> str:
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
     steps, result = _steps(task, digits, doubled)
-    return " ".join([f"digits {_spaced(digits)}.", *steps, ANSWER_MARK, result])
+    return " ".join([f"digits {_spaced(digits)}.", *steps, ANSWER_MARKER, result])
 
 
 def _steps(task: str, digits: Sequence[int], doubled: bool) -> tuple[list[str], str]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ostlight.data.sample import IMAGE_MARK
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 
 PAD, UNKNOWN, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
 SYSTEM, USER, ASSISTANT = "<system>", "<user>", "<assistant>"
-SPECIALS = (PAD, UNKNOWN, BOS, EOS, IMAGE_MARK, SYSTEM, USER, ASSISTANT)
+SPECIALS = (PAD, UNKNOWN, BOS, EOS, IMAGE_PLACEHOLDER, SYSTEM, USER, ASSISTANT)
 
 IDEFICS3_SPECIALS = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
 """What the Idefics3 processor writes around a picture."""
@@ -69,7 +69,7 @@ def build_tokenizer(more_specials: Sequence[str] = (), words: str = WORDS) -> Pr
         unk_token=UNKNOWN,
         bos_token=BOS,
         eos_token=EOS,
-        additional_special_tokens=[IMAGE_MARK, SYSTEM, USER, ASSISTANT, *more_specials],
+        additional_special_tokens=[IMAGE_PLACEHOLDER, SYSTEM, USER, ASSISTANT, *more_specials],
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=MAX_TOKENS,

@@ -15,8 +15,8 @@ from ostlight.errors import BadRecord, ConfigError, DataError
 from ostlight.evaluation.accuracy import KINDS, AnswerAccuracy, is_right, kind_of
 from ostlight.evaluation.answers import ALL, final_answer, options_of
 from ostlight.evaluation.generate import generate_answers
-from ostlight.model.encode import Encoded
-from ostlight.model.module import MultimodalModel
+from ostlight.models.encode import Encoded
+from ostlight.models.module import MultimodalModel
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Questions:
 
     samples: list[Sample]
     prompts: list[Encoded]
-    refusals: dict[int, BadRecord] = field(default_factory=dict)
+    rejections: dict[int, BadRecord] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Result:
 
 
 def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
-    """All records of a set; those that cannot be used are in ``refusals``.
+    """All records of a set; those that cannot be used are in ``rejections``.
 
     Raises:
         DataError: none can be used.
@@ -59,9 +59,9 @@ def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
             questions.prompts.append(model.encoder.encode_prompt(read))
             questions.samples.append(read)
         except BadRecord as error:
-            questions.refusals[position] = error
+            questions.rejections[position] = error
     if not questions.samples:
-        first = next(iter(questions.refusals.values()), None)
+        first = next(iter(questions.rejections.values()), None)
         raise DataError(f"{', '.join(map(str, pool.files))}: no record can be used; the first says: {first}")
     return questions
 

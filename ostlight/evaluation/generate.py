@@ -9,8 +9,8 @@ import torch
 
 from ostlight.config.schema import Evaluation
 from ostlight.data.sample import Sample
-from ostlight.model.encode import Encoded
-from ostlight.model.module import MultimodalModel
+from ostlight.models.encode import Encoded
+from ostlight.models.module import MultimodalModel
 
 
 def generate_answers(

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ostlight.comparison.names import in_common
+from ostlight.benchmarking.names import in_common
+from ostlight.pipeline.cost_log import StageCost, total
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.explorer import packed
 from ostlight.reporting.families import Families, find_families
@@ -27,7 +28,6 @@ from ostlight.reporting.pictures import Album
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Card, cards, story
 from ostlight.reporting.standing import COSTS, Standing, read_standings
-from ostlight.run.ledger import Entry, total
 
 NOT_FACTS = ("rank_agreement", "groups", "trial")
 """Notes that the page shows elsewhere."""
@@ -59,7 +59,7 @@ def contents(run: Run) -> dict[str, Any]:
         "places": _places(run),
         "reasons": _reasons(scored or run),
         "answers": answers,
-        "ledger": entries,
+        "cost_log": entries,
         "total": total(entries, tuple({e.stage for e in entries})),
         "settings": (run.path / "config.yaml").read_text(),
         "missing": missing,
@@ -133,7 +133,7 @@ class Scored:
             "families": families,
             "family_count": None if self.families is None else len(self.families.sizes),
             "in_families": 0 if self.families is None else int(self.families.sizes.sum()),
-            "within": sorted(self._within()),
+            "stratify_by": sorted(self._stratified_by()),
             "agreement": self.run.notes.get("rank_agreement"),
             "trials": {b: noted["trial"] for b, noted in self._noted().items() if isinstance(noted.get("trial"), dict)},
             "facts": list(self._facts()),
@@ -154,11 +154,13 @@ class Scored:
             for pick, margin in zip(self.evidence.picks, self.margins, strict=True)
         ]
 
-    def _within(self) -> set[str]:
+    def _stratified_by(self) -> set[str]:
         """Tags in each of whose values a budget has a line of its own."""
         picks = zip(self.evidence.picks, self.margins, strict=True)
         lined = [pick for pick, margin in picks if margin is not None]
-        return {spent.within for spent in (lined if self.evidence.picks else self.run.budgets) if spent.within}
+        return {
+            spent.stratify_by for spent in (lined if self.evidence.picks else self.run.budgets) if spent.stratify_by
+        }
 
     def _noted(self) -> dict[str, dict[str, Any]]:
         """What was noted while the budgets of this page were picked."""
@@ -226,11 +228,11 @@ def _reasons(run: Run) -> list[dict[str, Any]]:
     return [{"reason": r, "count": n, "examples": rows[r][:REASON_EXAMPLES]} for r, n in counts.items()]
 
 
-def _entries(run: Run) -> list[Entry]:
-    """The run's ledger and, of a benchmark, its selectors'."""
-    own = list(run.ledger)
+def _entries(run: Run) -> list[StageCost]:
+    """The run's cost log and, of a benchmark, its selectors'."""
+    own = list(run.cost_log)
     if run.is_benchmark:
-        own += [entry for other in run.scored for entry in other.ledger]
+        own += [entry for other in run.scored for entry in other.cost_log]
     return own
 
 

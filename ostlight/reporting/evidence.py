@@ -36,7 +36,7 @@ class Evidence:
         groups: the anchor groups' names.
         tags: by tag, ``[N]`` text; empty text where a sample lacks it.
         picks: what was kept, budget by budget; empty where nothing was picked yet.
-        records, set_aside: of the pool.
+        records, rejected: of the pool.
         noted_eta: step size in the run's notes, where the scores have no such column.
         drawn: whether ``phi`` comes from random probes and so has a sampling error; measured directions have none.
     """
@@ -51,7 +51,7 @@ class Evidence:
     tags: dict[str, np.ndarray]
     picks: list[Pick]
     records: int
-    set_aside: int
+    rejected: int
     noted_eta: float | None = None
     drawn: bool = True
 
@@ -83,10 +83,10 @@ class Evidence:
             phi=data["phi"].astype(np.float32, copy=False) if "phi" in data else None,
             by_group=by_group,
             groups=_group_names(run, by_group),
-            tags=_tags([rows[k] for k in order], ids, run.truth),
+            tags=_tags([rows[k] for k in order], ids, run.defect_labels),
             picks=read_picks(run, data["position"]),
             records=sum(pq.read_metadata(part).num_rows for part in parts),
-            set_aside=sum(pq.read_metadata(part).num_rows for part in parts) - len(ids),
+            rejected=sum(pq.read_metadata(part).num_rows for part in parts) - len(ids),
             noted_eta=run.notes.get("eta"),
             drawn=run.notes.get("curvature", "drawn") == "drawn",
         )
@@ -175,9 +175,9 @@ def _group_names(run: Run, by_group: np.ndarray | None) -> list[str]:
     return [f"group {k + 1}" for k in range(by_group.shape[1])]
 
 
-def _tags(rows: list[dict[str, str]], ids: list[str], truth: dict[str, str]) -> dict[str, np.ndarray]:
+def _tags(rows: list[dict[str, str]], ids: list[str], defect_labels: dict[str, str]) -> dict[str, np.ndarray]:
     names = sorted({name for row in rows for name in row})
     tags = {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
-    if truth:
-        tags[TRUTH] = np.array([truth.get(i, "") for i in ids], dtype=object)
+    if defect_labels:
+        tags[TRUTH] = np.array([defect_labels.get(i, "") for i in ids], dtype=object)
     return tags

@@ -10,8 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ostlight.data.sample import IMAGE_MARK
-from ostlight.data.terminal import harmless
+from ostlight.data.sample import IMAGE_PLACEHOLDER
+from ostlight.data.sanitize import harmless
 from ostlight.errors import BadRecord, DataError
 from ostlight.reporting.contents import Scored
 from ostlight.reporting.figures import clipped, plain, signed
@@ -20,7 +20,7 @@ from ostlight.reporting.noise import CERTAIN
 from ostlight.reporting.pictures import described
 from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Part, Story, story, why
-from ostlight.selection.scores import SET_ASIDE, read_shards
+from ostlight.selection.scores import REJECTED, read_score_table
 
 if TYPE_CHECKING:
     from ostlight.reporting.layers import LayerSlope
@@ -51,10 +51,10 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
     if run.is_benchmark:
         console.print(Text(f"as scored in {run.scored[0].path}", style="dim"))
     run = run.scored[0]
-    table = read_shards(run.folder.scores).select(["position", "id", "state", "reason", "field", "detail"])
+    table = read_score_table(run.folder.scores).select(["position", "id", "state", "reason", "field", "detail"])
     row = find(table, sample_id, run.pool)
-    if row["state"] == SET_ASIDE:
-        console.print(_set_aside(row))
+    if row["state"] == REJECTED:
+        console.print(_rejected(row))
         return
     scored = Scored.read(run)
     place = int(np.searchsorted(scored.evidence.position, row["position"]))
@@ -68,7 +68,7 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
         console.print(Text("--layers loads the proxy and says in which layers", style="dim"))
 
 
-def _set_aside(row: dict[str, Any]) -> RenderableType:
+def _rejected(row: dict[str, Any]) -> RenderableType:
     """Why there is no score for it."""
     where = f" (field {row['field']})" if row["field"] else ""
     name = harmless(row["id"] or f"#{row['position']}")
@@ -148,7 +148,7 @@ def _record(run: Run, told: Story) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(f"record  {file}:{number}")]
     lines += [Text(f"picture  {harmless(described(image))}") for image in sample.images]
     for turn in sample.turns:
-        text = clipped(turn.text.replace(IMAGE_MARK, "").strip(), TEXT)
+        text = clipped(turn.text.replace(IMAGE_PLACEHOLDER, "").strip(), TEXT)
         lines.append(Text.assemble((f"{turn.role}  ", "dim"), harmless(text)))
     return lines
 

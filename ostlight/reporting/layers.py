@@ -15,16 +15,16 @@ from torch import Tensor
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import DataError
-from ostlight.gradients.scope import scoped_parameters
-from ostlight.model.module import MultimodalModel
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.gradient_vectors import finite_means
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.preconditioner import adam_scale
+from ostlight.influence.sample_gradient import sample_gradient, train_only
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.inputs import read_anchors
+from ostlight.pipeline.warmup import DONE
 from ostlight.reporting.run import Run
 from ostlight.selection.registry import create
-from ostlight.stages.sources import read_anchors
-from ostlight.stages.warmup import DONE
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.gradient import sample_gradient, train_only
-from ostlight.utility.preconditioner import adam_scale
-from ostlight.utility.targets import finite_means
 
 NUMBERED = re.compile(r"^(.*?)([^.]+\.\d+)(\.|$)")
 
@@ -57,7 +57,7 @@ def layer_slopes(run: Run, position: int, eta: float) -> list[LayerSlope]:
     if run.pool is None:
         raise DataError("the pool is not at hand, so the sample's gradient cannot be taken again")
     model, folder = _proxy(run)
-    parameters = scoped_parameters(model.model, options.scope)
+    parameters = named_parameters_of(model.model, options.scope)
     train_only(model, parameters)
     anchors = replace(config, anchors=run.located(config.anchors, "anchors"))
     trusted = read_anchors(anchors)

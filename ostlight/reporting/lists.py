@@ -27,7 +27,7 @@ def margins(evidence: Evidence, pick: Pick) -> np.ndarray | None:
     ``None`` where the kept are not the highest scores (a set, a draw): no line parts them.
     """
     found = np.zeros(len(evidence))
-    values = evidence.tags.get(pick.within) if pick.within else None
+    values = evidence.tags.get(pick.stratify_by) if pick.stratify_by else None
     values = np.zeros(len(evidence)) if values is None else values
     for value in set(values.tolist()):
         rows = np.flatnonzero(values == value)

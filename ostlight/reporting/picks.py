@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from ostlight.comparison.cells import file_name
+from ostlight.benchmarking.plan import file_name
 from ostlight.reporting.run import Run
 
 KEY = "-????????"
@@ -22,14 +22,14 @@ class Pick:
     Attributes:
         budget: its label; where the scores were picked from in several ways, with the selectors that did, or before the
             benchmark has ended the key of the pick's file.
-        within: the tag, or other kind of sample, the budget was spent within.
+        stratify_by: the tag, or other kind of sample, the budget was spent within.
         rank: ``[N]`` place of each scored sample among the kept, 0 is best; -1 for those dropped.
         mark: what tells it from the run's other picks in names within the page; empty for the first.
         suffix: what tells it from the run's other picks in words; empty where there are none.
     """
 
     budget: str
-    within: str | None
+    stratify_by: str | None
     rank: np.ndarray
     mark: str = ""
     suffix: str = ""
@@ -53,8 +53,8 @@ def read_picks(run: Run, position: np.ndarray) -> list[Pick]:
     """
     found = list(_kept(run))
     return [
-        Pick(budget, within, _ranks(kept, position), str(k or ""), f" (budget {budget})" if len(found) > 1 else "")
-        for k, (budget, within, kept) in enumerate(found)
+        Pick(budget, stratify_by, _ranks(kept, position), str(k or ""), f" (budget {budget})" if len(found) > 1 else "")
+        for k, (budget, stratify_by, kept) in enumerate(found)
     ]
 
 
@@ -62,14 +62,18 @@ def _kept(run: Run) -> Iterator[tuple[str, str | None, np.ndarray]]:
     """Label and tag of each budget picked for, and ``[K]`` positions, best first."""
     if run.folder.selection.is_file():
         table = pq.read_table(run.folder.selection, columns=["position", "rank"], filters=[("rank", ">=", 0)])
-        yield run.config.budget.label, run.config.budget.within, table.sort_by("rank")["position"].to_numpy()
+        yield run.config.budget.label, run.config.budget.stratify_by, table.sort_by("rank")["position"].to_numpy()
         return
     for budget in run.budgets:
         files = sorted(run.path.glob(f"picks/{file_name(budget.label)}{KEY}.npy"))
         known = [file for stem in run.who_picked for file in files if file.stem == stem]
         for file in known or files:
             who = ", ".join(run.who_picked.get(file.stem, [file.stem.rpartition("-")[2]]))
-            yield f"{budget.label}, {who}" if len(known or files) > 1 else budget.label, budget.within, np.load(file)
+            yield (
+                f"{budget.label}, {who}" if len(known or files) > 1 else budget.label,
+                budget.stratify_by,
+                np.load(file),
+            )
 
 
 def _ranks(kept: np.ndarray, position: np.ndarray) -> np.ndarray:

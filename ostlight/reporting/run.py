@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from ostlight.config import load_config
+from ostlight.config.budget import Budget
 from ostlight.config.schema import Anchors, Config, Data
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine, Row
 from ostlight.digitmath.build import Files
 from ostlight.errors import DataError, OstlightError
-from ostlight.run.folder import RunFolder
-from ostlight.run.ledger import Entry
-from ostlight.selection.budget import Budget
+from ostlight.pipeline.cost_log import StageCost
+from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.notes import read_notes
-from ostlight.selection.scores import SET_ASIDE
+from ostlight.selection.scores import REJECTED
 
 D = TypeVar("D", Data, Anchors)
 
@@ -98,15 +98,16 @@ class Run:
 
     @cached_property
     def pick_notes(self) -> dict[str, dict[str, Any]]:
-        """Facts noted while a budget was picked (``PickSetting.note``), by the budget's label; of the last time."""
-        entries = [e.more for e in self.ledger if e.stage == "pick"]
+        """Facts noted while a budget was picked (``SelectionContext.note``), by the budget's label; of the last
+        time."""
+        entries = [e.more for e in self.cost_log if e.stage == "pick"]
         return {more["budget"]: more.get("noted", {}) for more in entries if "budget" in more}
 
     @cached_property
-    def ledger(self) -> list[Entry]:
+    def cost_log(self) -> list[StageCost]:
         """What the run paid; a benchmark's warm-ups stand in folders of their own."""
-        warmed = [RunFolder(p.parent, self.config, write=False) for p in self.path.glob("proxies/*/ledger.jsonl")]
-        return [entry for folder in (*warmed, self.folder) for entry in folder.ledger.read()]
+        warmed = [RunFolder(p.parent, self.config, write=False) for p in self.path.glob("proxies/*/cost_log.jsonl")]
+        return [entry for folder in (*warmed, self.folder) for entry in folder.cost_log.read()]
 
     @cached_property
     def scored(self) -> list[Run]:
@@ -147,7 +148,7 @@ class Run:
         if not any(self.folder.scores.glob("part-*.parquet")):
             return Quarantine()
         columns = ["position", "id", "reason", "field", "detail"]
-        table = pq.read_table(self.folder.scores, columns=columns, filters=[("state", "=", SET_ASIDE)])
+        table = pq.read_table(self.folder.scores, columns=columns, filters=[("state", "=", REJECTED)])
         return Quarantine(Row(**row, file="", record=0, stage="score") for row in table.to_pylist())
 
     @cached_property
@@ -166,7 +167,7 @@ class Run:
         """The setting with its path as it can be opened now: the run may have been made in another folder, or
         moved."""
         if data.path is None:
-            built = getattr(Files.within(self.path / "data"), part, None)
+            built = getattr(Files.in_folder(self.path / "data"), part, None)
             return replace(data, path=str(built)) if built is not None and built.exists() else data
         root = data.image_root
         return replace(data, path=self._found(data.path), image_root=None if root is None else self._found(root))
@@ -179,13 +180,13 @@ class Run:
         return said
 
     @cached_property
-    def truth(self) -> dict[str, str]:
+    def defect_labels(self) -> dict[str, str]:
         """Defect by id, ``clean`` among them, where the run has a table of the truth; else empty."""
-        said = self.config.benchmark.truth if self.config.benchmark else None
+        said = self.config.benchmark.defect_labels if self.config.benchmark else None
         beside = Path(self._found(self.config.pool.path)).parent if self.config.pool.path else self.path / "data"
         places = [Path(self._found(said))] if said else [self.path / "data", beside]
         for place in places:
-            file = place / "truth.parquet" if place.is_dir() else place
+            file = place / "defect_labels.parquet" if place.is_dir() else place
             if file.is_file():
                 table = pq.read_table(file, columns=["id", "defect"])
                 rows = zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True)

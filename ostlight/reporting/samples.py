@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ostlight.data.pool import Pool
-from ostlight.data.sample import IMAGE_MARK, Sample
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import BadRecord
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.families import Families
@@ -166,6 +166,6 @@ def cards(stories: list[Story], pool: Pool | None, scale: Scale, album: Album) -
 def _fill(card: Card, sample: Sample, album: Album) -> None:
     if sample.id != card.story.id:
         raise BadRecord("changed", f"the pool was changed: at this place there is now {sample.id!r}")
-    card.turns = [(turn.role, clipped(turn.text.replace(IMAGE_MARK, "").strip(), TEXT)) for turn in sample.turns]
+    card.turns = [(turn.role, clipped(turn.text.replace(IMAGE_PLACEHOLDER, "").strip(), TEXT)) for turn in sample.turns]
     card.pictures = [album[image] for image in sample.images[:PICTURES]]
     card.more_pictures = max(0, len(sample.images) - PICTURES)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ostlight.data.terminal import harmless
+from ostlight.data.sanitize import harmless
 from ostlight.errors import DataError
 from ostlight.reporting.contents import Scored
 from ostlight.reporting.figures import clipped

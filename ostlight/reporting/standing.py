@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ostlight.comparison.costs import Offer, on_front
-from ostlight.comparison.names import short_names
-from ostlight.comparison.results import Interval
+from ostlight.benchmarking.names import short_names
+from ostlight.benchmarking.pareto import Offer, on_front
+from ostlight.benchmarking.results import Interval
 from ostlight.config.schema import BASE, ORACLE
 from ostlight.errors import DataError
 from ostlight.evaluation.answers import ALL
@@ -56,7 +56,7 @@ class Standing:
     @property
     def size(self) -> str:
         """The budget without the tag it was spent within."""
-        return self.budget.partition(" within ")[0]
+        return self.budget.partition(" by ")[0]
 
     @property
     def frames(self) -> bool:

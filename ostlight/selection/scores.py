@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ostlight.errors import DataError, SelectorError
 
 OK = "ok"
-SET_ASIDE = "set_aside"
+REJECTED = "rejected"
 
 FIXED_FIELDS = [
     pa.field("position", pa.int64(), nullable=False),
@@ -34,14 +34,14 @@ FIXED_NAMES = tuple(f.name for f in FIXED_FIELDS)
 
 
 @dataclass(frozen=True)
-class PickSetting:
-    """What a stage lends to ``pick`` beside the table.
+class SelectionContext:
+    """What a stage lends to ``select`` beside the table.
 
     Attributes:
         trial: the trusted samples' mean loss after a brief training of the proxy on the records at these positions, in
             an order that hangs on the second number.
         anchor_groups: the group of each anchor.
-        note: keeps a fact of the pick by name, for the ledger and the report; the value is plain data.
+        note: keeps a fact of the pick by name, for the cost log and the report; the value is plain data.
         say: prints one line for the user, once, not once a rank.
         seed: the run's seed.
     """
@@ -54,21 +54,21 @@ class PickSetting:
 
 
 class Scores:
-    """The rows that were scored, as a selector's ``pick`` sees them.
+    """The rows that were scored, as a selector's ``select`` sees them.
 
     Args:
         table: a score table (``FIXED_FIELDS`` and evidence columns); rows that were set aside are left out here.
-        setting: what the stage lends; ``None`` where a table is read by hand.
+        context: what the stage lends; ``None`` where a table is read by hand.
     """
 
-    def __init__(self, table: pa.Table, setting: PickSetting | None = None) -> None:
+    def __init__(self, table: pa.Table, context: SelectionContext | None = None) -> None:
         self.table = table.filter(pa.compute.equal(table["state"], OK))
-        self._setting = setting
+        self._setting = context
 
     @classmethod
     def read(cls, folder: Path) -> Scores:
         """From the shards of a run's ``scores`` folder."""
-        return cls(read_shards(folder))
+        return cls(read_score_table(folder))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -141,15 +141,15 @@ class Scores:
         field = FIXED_FIELDS[index]
         return Scores(self.table.set_column(index, field, pa.array(values, field.type)), self._setting)
 
-    def lent(self, setting: PickSetting) -> Scores:
+    def lent(self, context: SelectionContext) -> Scores:
         """The same rows, picked from in a run."""
-        return Scores(self.table, setting)
+        return Scores(self.table, context)
 
     def trial(self, rows: Sequence[int] | np.ndarray, repeat: int = 0) -> float:
         """What training on these rows leads to: mean loss, in nats, on the development set, or on the anchors where no
         development set is named, after a brief training of the proxy as it was before its warm-up.
 
-        Lets ``pick`` compare sets by what they really do, without test data; the cost goes to the run's ledger. Every
+        Lets ``select`` compare sets by what they really do, without test data; the cost goes to the run's ledger. Every
         trial takes as many steps as any other (``ostlight.training.trial``), and infinite means that it diverged.
         Another ``repeat`` is another order of the samples: how far two differ is the noise of a trial.
 
@@ -157,15 +157,15 @@ class Scores:
             SelectorError: the run has no proxy or no trusted samples, or there is no run.
             DataError: no rows.
         """
-        return self.setting.trial(self.positions[np.asarray(rows, dtype=np.int64)], repeat)
+        return self.context.trial(self.positions[np.asarray(rows, dtype=np.int64)], repeat)
 
     @property
     def in_run(self) -> bool:
-        """Whether there is a ``setting``."""
+        """Whether there is a ``context``."""
         return self._setting is not None
 
     @property
-    def setting(self) -> PickSetting:
+    def context(self) -> SelectionContext:
         """Raises:
         SelectorError: the table was read by hand, so there is no run to ask.
         """
@@ -185,7 +185,7 @@ def _rectangle(lists: pa.ListArray) -> np.ndarray:
     return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
 
 
-def read_shards(folder: Path) -> pa.Table:
+def read_score_table(folder: Path) -> pa.Table:
     """All rows of a run's ``scores`` folder, by position.
 
     Raises:

@@ -13,47 +13,47 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ostlight.config.budget import Budget
 from ostlight.errors import SelectorError
-from ostlight.selection.budget import Budget
 from ostlight.selection.scores import Scores
-from ostlight.selection.spent import Spent
+from ostlight.selection.usage import Usage
 
 if TYPE_CHECKING:
     from ostlight.config.schema import SelectorChoice
-    from ostlight.model.batch import Batch
-    from ostlight.selection.setting import Setting
+    from ostlight.models.batch import Batch
+    from ostlight.selection.context import ScoringContext
 
 
 class Selector(ABC):
     """Scores every sample of a pool and picks some of them.
 
     Subclass it, write a docstring (its first line is what ``ostlight selectors`` shows) and ``score``. Sharding,
-    resume, several devices, progress, quarantine and the cost ledger come from the framework. A class that breaks the
+    resume, several devices, progress, quarantine and the cost cost log come from the framework. A class that breaks the
     contract is refused when it is created.
 
     Attributes:
         options: an instance of the class's own ``Options``, filled from the YAML's ``selector.options``.
-        spent: what this selector pays for beyond the proxy: ``self.spent.add(calls=1, price=...)`` while it scores or
-            picks. The framework sums it over the ranks into the ledger; time and the proxy's work it measures itself.
+        usage: what this selector pays for beyond the proxy: ``self.usage.add(calls=1, price=...)`` while it scores or
+            picks. The framework sums it over the ranks into the cost log; time and the proxy's work it measures itself.
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
         needs_answers: whether a record without an answer is set aside. Where it is off, batches come encoded up to the
             question only (``Encoder.encode_prompt``), those of labelled samples too.
-        seeded: whether scores change with the seed by design; a benchmark then scores anew for every seed.
-        pick_options: options that only ``pick`` reads; changing them picks anew and does not score anew.
+        stochastic: whether scores change with the seed by design; a benchmark then scores anew for every seed.
+        selection_options: options that only ``select`` reads; changing them picks anew and does not score anew.
         compute_options: options that say where and how a score is computed and leave it as it is (an address, a number
             of threads, a price list); changing them does not score anew either.
-        picks_within: whether ``pick`` itself sees to the shares of ``budget.within``; where it does not, it is called
-            once for each kind of sample, with that kind's rows and its part of the budget.
-        ignores_budget: whether ``pick`` keeps the same whatever the budget; a benchmark then trains it once a seed.
+        handles_strata: whether ``select`` itself sees to the shares of ``budget.stratify_by``; where it does not, it
+            is called once for each kind of sample, with that kind's rows and its part of the budget.
+        ignores_budget: whether ``select`` keeps the same whatever the budget; a benchmark then trains it once a seed.
     """
 
     uses_proxy: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = True
-    seeded: ClassVar[bool] = False
-    picks_within: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    handles_strata: ClassVar[bool] = False
     ignores_budget: ClassVar[bool] = False
-    pick_options: ClassVar[tuple[str, ...]] = ()
+    selection_options: ClassVar[tuple[str, ...]] = ()
     compute_options: ClassVar[tuple[str, ...]] = ()
 
     @dataclass
@@ -62,18 +62,18 @@ class Selector(ABC):
 
     def __init__(self, options: Any = None) -> None:
         self.options: Any = options if options is not None else self.Options()
-        self.spent = Spent()
+        self.usage = Usage()
 
-    def setup(self, setting: Setting) -> None:  # noqa: B027 - optional, so not abstract
+    def setup(self, context: ScoringContext) -> None:  # noqa: B027 - optional, so not abstract
         """Called once on every rank that scores, before its first batch, with the proxy, the anchors and the seed."""
 
-    def before(self) -> Sequence[SelectorChoice]:
+    def dependencies(self) -> Sequence[SelectorChoice]:
         """Selectors the pool is scored by first, each under a label of its own; ``setup`` finds their score tables in
-        ``setting.before``, by label. By default none."""
+        ``context.dependencies``, by label. By default none."""
         return ()
 
-    def inputs(self) -> dict[str, str]:
-        """Fingerprints (``ostlight.run.fingerprint``) of the files and model folders the options name, by option.
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints (``ostlight.pipeline.fingerprint``) of the files and model folders the options name, by option.
 
         Scores made from others are refused, as they are when an option's value changes.
         """
@@ -93,7 +93,7 @@ class Selector(ABC):
     def teardown(self) -> None:  # noqa: B027 - optional, so not abstract
         """Called once on every rank that was set up, after its last batch, or where scoring fails or is stopped."""
 
-    def pick(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
+    def select(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
         """Rows of ``scores`` to keep, best first. By default those with the highest score.
 
         It sees the stored table alone, at least one row of it: a new budget picks anew, from a fresh instance that was
@@ -127,9 +127,9 @@ def _refuse_malformed(cls: type[Selector]) -> None:
         refuse("score is missing", "define `def score(self, batch)` returning a dict with the key 'score'")
     for name, parameters in (
         ("score", ["self", "batch"]),
-        ("setup", ["self", "setting"]),
+        ("setup", ["self", "context"]),
         ("teardown", ["self"]),
-        ("pick", ["self", "scores", "budget"]),
+        ("select", ["self", "scores", "budget"]),
     ):
         method = inspect.getattr_static(cls, name)
         if not inspect.isfunction(method):
@@ -137,7 +137,7 @@ def _refuse_malformed(cls: type[Selector]) -> None:
         elif len(inspect.signature(method).parameters) != len(parameters):
             got = ", ".join(inspect.signature(method).parameters)
             refuse(f"{name} takes ({got})", f"define it as `def {name}({', '.join(parameters)})`")
-    for flag in ("uses_proxy", "needs_answers", "seeded", "picks_within", "ignores_budget"):
+    for flag in ("uses_proxy", "needs_answers", "stochastic", "handles_strata", "ignores_budget"):
         if not isinstance(getattr(cls, flag), bool):
             refuse(f"{flag} is {getattr(cls, flag)!r}", "set it to True or False")
     if not (isinstance(cls.Options, type) and dataclasses.is_dataclass(cls.Options)):
@@ -145,7 +145,7 @@ def _refuse_malformed(cls: type[Selector]) -> None:
     for f in dataclasses.fields(cls.Options):
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             refuse(f"Options.{f.name} has no default", f"give it one: `{f.name}: {f.type} = ...`")
-    for listed in ("pick_options", "compute_options"):
+    for listed in ("selection_options", "compute_options"):
         strange = [name for name in getattr(cls, listed) if name not in _field_names(cls.Options)]
         if strange:
             refuse(f"{listed} names {strange[0]!r}, which is no option", "name fields of Options")

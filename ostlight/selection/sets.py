@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from ostlight.config.budget import Budget
 from ostlight.errors import SelectorError
-from ostlight.selection.budget import Budget
-from ostlight.selection.kinds import Kinds
 from ostlight.selection.scores import Scores
-from ostlight.setwise import Choice, Limits, Pick, Scale, SetObjective, Tried, choose_scale, pick_set, quota_limits
+from ostlight.selection.set_objective import (
+    Choice,
+    Limits,
+    Pick,
+    Scale,
+    SetObjective,
+    Tried,
+    choose_scale,
+    quota_limits,
+    solve_set,
+)
+from ostlight.selection.strata import Strata
 
 MULTIPLES = (1.0, 10.0, 100.0)
 """Step sizes tried, as multiples of the sample's own; sets of many samples bear longer steps (docs/setwise.md)."""
@@ -22,10 +32,11 @@ BATCH_SIZES = (32, 256)
 """Mini-batches tried."""
 
 
-def pick_best_set(
+def select_best_set(
     scores: Scores, budget: Budget, eta: float | None = None, batch_size: int | None = None
 ) -> np.ndarray:
-    """Rows of the set that the mini-batch objective prefers, shares of ``budget.within`` kept to jointly, best first.
+    """Rows of the set that the mini-batch objective prefers, shares of ``budget.stratify_by`` kept to jointly, best
+    first.
 
     Where ``eta`` or ``batch_size`` is left open a few values are tried on the run's proxy (``Scores.trial``), among
     them the ranking sample by sample where both are; the set after which the trusted samples fare best is kept. What
@@ -40,28 +51,28 @@ def pick_best_set(
     Raises:
         SelectorError: a threshold; no run to try sets in.
         DivergedError: the trials of all sets diverged.
-        DataError: as ``Kinds.of``.
+        DataError: as ``Strata.of``.
     """
     if budget.threshold is not None:
         raise SelectorError("budget.threshold ranks single samples; objective=set takes a fraction, count or tokens")
-    picker = SetPicker.of(scores, budget)
-    if picker is None:
+    solver = SetSolver.of(scores, budget)
+    if solver is None:
         return np.empty(0, dtype=np.int64)
-    alone = [Scale(picker.eta, 1)] if eta is None and batch_size is None else []
-    tried = alone + scales(picker.eta, eta, batch_size)
+    alone = [Scale(solver.eta, 1)] if eta is None and batch_size is None else []
+    tried = alone + scales(solver.eta, eta, batch_size)
     if len(tried) == 1:
-        only = Tried(tried[0], picker.pick(tried[0]), math.nan)
+        only = Tried(tried[0], solver.solve(tried[0]), math.nan)
         choice = Choice(only, (only,))
     else:
-        choice = choose_scale(tried, picker.pick, scores.trial)
+        choice = choose_scale(tried, solver.solve, scores.trial)
     if scores.in_run:
-        scores.setting.note("set", facts(choice, picker.phi.shape[1]))
-        scores.setting.say(line(choice))
+        scores.context.note("set", facts(choice, solver.phi.shape[1]))
+        scores.context.say(line(choice))
     return choice.best.pick.rows
 
 
 @dataclass(frozen=True)
-class SetPicker:
+class SetSolver:
     """Picks sets for one budget, from stored columns.
 
     Attributes:
@@ -77,17 +88,18 @@ class SetPicker:
     limits: Limits
 
     @classmethod
-    def of(cls, scores: Scores, budget: Budget, kinds: Kinds | None = None) -> SetPicker | None:
-        """``None`` where nothing fits the budget; ``kinds`` are those of ``budget.within``, where they are known."""
-        limits = _limits(scores, budget, kinds)
+    def of(cls, scores: Scores, budget: Budget, strata: Strata | None = None) -> SetSolver | None:
+        """``None`` where nothing fits the budget; ``strata`` are those of ``budget.stratify_by``, where they are
+        known."""
+        limits = _limits(scores, budget, strata)
         if limits is None:
             return None
         return cls(scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0]), limits)
 
-    def pick(self, scale: Scale) -> Pick:
-        """The set of the scale's mini-batch objective, shares of ``budget.within`` kept to jointly."""
+    def solve(self, scale: Scale) -> Pick:
+        """The set of the scale's mini-batch objective, shares of ``budget.stratify_by`` kept to jointly."""
         settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": self.limits.size}
-        return pick_set(SetObjective.minibatch(self.slopes, self.phi, **settings), self.limits)
+        return solve_set(SetObjective.minibatch(self.slopes, self.phi, **settings), self.limits)
 
 
 def scales(own: float, eta: float | None = None, batch_size: int | None = None) -> list[Scale]:
@@ -102,15 +114,15 @@ def scales(own: float, eta: float | None = None, batch_size: int | None = None) 
     return [Scale(e, b) for e in etas for b in sizes]
 
 
-def _limits(scores: Scores, budget: Budget, kinds: Kinds | None) -> Limits | None:
+def _limits(scores: Scores, budget: Budget, strata: Strata | None) -> Limits | None:
     """``None`` where nothing fits."""
     costs = scores.tokens if budget.tokens is not None else None
     total = budget.tokens if budget.tokens is not None else budget.size(len(scores))
     if not len(scores):
         return None
-    if budget.within is not None:
-        kinds = kinds or Kinds.of(scores, budget.within)
-        limits = quota_limits(kinds.labels, total, costs, kinds.weights)
+    if budget.stratify_by is not None:
+        strata = strata or Strata.of(scores, budget.stratify_by)
+        limits = quota_limits(strata.labels, total, costs, strata.weights)
     elif costs is not None:
         limits = Limits.tokens(total, costs)
     else:

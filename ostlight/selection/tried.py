@@ -6,13 +6,13 @@ from functools import partial
 
 import numpy as np
 
+from ostlight.config.budget import Budget
 from ostlight.errors import DivergedError
-from ostlight.selection.budget import Budget
-from ostlight.selection.draws import draws
-from ostlight.selection.kinds import Kinds, ranked
+from ostlight.selection.random_numbers import draws
 from ostlight.selection.scores import Scores
-from ostlight.selection.sets import BATCH_SIZES, SetPicker, scales
-from ostlight.setwise import Pick, losses_after
+from ostlight.selection.set_objective import Pick, losses_after
+from ostlight.selection.sets import BATCH_SIZES, SetSolver, scales
+from ostlight.selection.strata import Strata, ranked
 
 REPEATS = 2
 """Trials of each subset, in different orders of its samples: what they differ by is the noise of a trial."""
@@ -35,20 +35,20 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
 
     Raises:
         DivergedError: the trials of all subsets diverged.
-        DataError: as ``Kinds.of``.
+        DataError: as ``Strata.of``.
     """
-    kinds = Kinds.of(scores, budget.within) if budget.within is not None else None
-    rows = ranked(scores, budget, kinds)
+    strata = Strata.of(scores, budget.stratify_by) if budget.stratify_by is not None else None
+    rows = ranked(scores, budget, strata)
     if budget.threshold is not None or len(rows) in (0, len(scores)) or not scores.in_run:
         return rows
-    sets = _sets(scores, budget, kinds)
+    sets = _sets(scores, budget, strata)
     subsets = {
         RANKING: rows,
-        DRAW: _best_first(scores, np.array(draws(scores.setting.seed, scores.ids)), budget, kinds),
-        LOW_LOSS: _best_first(scores, -scores.column("loss"), budget, kinds),
+        DRAW: _best_first(scores, np.array(draws(scores.context.seed, scores.ids)), budget, strata),
+        LOW_LOSS: _best_first(scores, -scores.column("loss"), budget, strata),
         **{name: pick.rows for name, pick in sets.items()},
     }
-    scores.setting.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
+    scores.context.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
     named = list(subsets.items())
     tried = np.transpose([losses_after(named, partial(scores.trial, repeat=r)) for r in range(REPEATS)])
     losses = dict(zip(subsets, tried.tolist(), strict=True))
@@ -56,8 +56,8 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     told = {name: each if np.isfinite(each).all() else None for name, each in losses.items()}
     gaps = {name: {"value": s.value, "gap": s.gap, "greedy_gap": s.greedy_gap} for name, s in sets.items()}
     note = {"samples": len(subsets[kept]), "kept": kept, "losses": told, "sets": gaps}
-    scores.setting.note("trial", note)
-    scores.setting.say(_line(kept, losses, len(subsets[kept])))
+    scores.context.note("trial", note)
+    scores.context.say(_line(kept, losses, len(subsets[kept])))
     return subsets[kept]
 
 
@@ -81,18 +81,18 @@ def first_of_the_best(losses: np.ndarray) -> int:
     return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
 
 
-def _best_first(scores: Scores, by: np.ndarray, budget: Budget, kinds: Kinds | None) -> np.ndarray:
+def _best_first(scores: Scores, by: np.ndarray, budget: Budget, strata: Strata | None) -> np.ndarray:
     """What another number than the score keeps, in the order of the score."""
-    rows = ranked(scores.with_score(by), budget, kinds)
+    rows = ranked(scores.with_score(by), budget, strata)
     return rows[np.lexsort((scores.positions[rows], -scores.score[rows]))]
 
 
-def _sets(scores: Scores, budget: Budget, kinds: Kinds | None) -> dict[str, Pick]:
-    picker = SetPicker.of(scores, budget, kinds) if "phi" in scores else None
-    if picker is None:
+def _sets(scores: Scores, budget: Budget, strata: Strata | None) -> dict[str, Pick]:
+    solver = SetSolver.of(scores, budget, strata) if "phi" in scores else None
+    if solver is None:
         return {}
-    tried = scales(picker.eta, batch_size=min(BATCH_SIZES))
-    return {f"set {scale.label}": picker.pick(scale) for scale in tried}
+    tried = scales(solver.eta, batch_size=min(BATCH_SIZES))
+    return {f"set {scale.label}": solver.solve(scale) for scale in tried}
 
 
 def _line(kept: str, losses: dict[str, list[float]], samples: int) -> str:

@@ -11,17 +11,17 @@ import torch
 import yaml
 
 from ostlight.config.bind import bind
+from ostlight.config.budget import Budget
 from ostlight.errors import ConfigError, DataError, OstlightError
-from ostlight.model.batch import Batch
-from ostlight.model.encode import Encoded
-from ostlight.run.folder import RunFolder
-from ostlight.run.ledger import Entry
-from ostlight.selection.budget import Budget
+from ostlight.models.batch import Batch
+from ostlight.models.encode import Encoded
+from ostlight.pipeline.cost_log import StageCost
+from ostlight.pipeline.inputs import open_pool
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.select import Selection
+from ostlight.pipeline.subset_selection import count_tokens
 from ostlight.selection.selector import Selector
-from ostlight.selection.spent import Spent
-from ostlight.stages.pick import count_tokens
-from ostlight.stages.select import Selection
-from ostlight.stages.sources import open_pool
+from ostlight.selection.usage import Usage
 from ostlight.testing import pools
 from ostlight.testing.compare import difference
 from ostlight.testing.processes import kill_and_resume
@@ -87,8 +87,8 @@ class Checks:
     def options(self) -> Found:
         cls = self.runs.cls
         selector = self.runs.make()
-        if not isinstance(getattr(selector, "options", None), cls.Options) or not hasattr(selector, "spent"):
-            yield "self.options or self.spent is not there; call super().__init__(options) first in __init__"
+        if not isinstance(getattr(selector, "options", None), cls.Options) or not hasattr(selector, "usage"):
+            yield "self.options or self.usage is not there; call super().__init__(options) first in __init__"
             return
         plain = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(selector.options)))
         if bind(cls.Options, plain) != selector.options:
@@ -124,19 +124,19 @@ class Checks:
                 f"{together['last']}; what one call leaves behind must serve the next (an async client lives in one "
                 "event loop: keep an asyncio.Runner)"
             )
-        spent = {f.name: getattr(entry, f.name) for f in dataclasses.fields(Spent)}
+        spent = {f.name: getattr(entry, f.name) for f in dataclasses.fields(Usage)}
         if min(spent.values()) < 0:
-            yield f"it spent less than nothing ({spent}); self.spent.add takes what was paid"
+            yield f"it spent less than nothing ({spent}); self.usage.add takes what was paid"
 
-    def _scored(self) -> list[Entry]:
-        """Ledger lines of the selector's own scoring in the first run, not of those that scored for it."""
+    def _scored(self) -> list[StageCost]:
+        """CostLog lines of the selector's own scoring in the first run, not of those that scored for it."""
         config = self.runs.config(BASE)
-        lines = RunFolder.of(config).ledger.read()
+        lines = RunFolder.of(config).cost_log.read()
         return [e for e in lines if e.stage == "score" and e.selector == config.selector.shown]
 
     def determinism(self) -> Found:
         self.runs.select("again")
-        yield from self._same("again", "the same run gave another table", "draw with setting.seed, and keep no state")
+        yield from self._same("again", "the same run gave another table", "draw with context.seed, and keep no state")
 
     def invariance(self) -> Found:
         other_batches = {"compute.tokens_per_batch": 100, "compute.shard_size": 7}
@@ -223,14 +223,14 @@ class Checks:
             (Budget(fraction=0.5), round(usable / 2)),
             (Budget(count=1), 1),
             (Budget(tokens=whole // 2), usable),
-            (Budget(fraction=0.5, within="task"), round(usable / 2)),
+            (Budget(fraction=0.5, stratify_by="task"), round(usable / 2)),
         )
         for budget, most in budgets:
             first, second = (self.runs.select(BASE, {"budget": budget}).kept.tolist() for _ in range(2))
             if first != second:
                 yield f"with {budget.label} the same table gave two picks; draw with a fixed seed"
             if self.runs.cls.ignores_budget:
-                if budget.within is None and first != self.kept:
+                if budget.stratify_by is None and first != self.kept:
                     yield f"with {budget.label} it keeps other records than with 25%; set ignores_budget to False"
                 continue
             if len(first) > most:
@@ -256,7 +256,7 @@ class Checks:
             self.runs.select("without", {"anchors.path": None, "anchors.group": None})
         except OstlightError as error:
             if "anchors" not in str(error):
-                yield f"the error should name anchors.path, and says: {error}; call setting.require_anchors(NAME)"
+                yield f"the error should name anchors.path, and says: {error}; call context.require_anchors(NAME)"
 
     def ranks(self) -> Found:
         outcome = kill_and_resume(self.runs, "killed")
@@ -277,7 +277,7 @@ class Checks:
             yield f"{what}: {told}; {mend}"
 
     def _accounted(self, selection: Selection, records: int) -> Found:
-        kept, dropped, aside = len(selection.kept), selection.dropped, sum(selection.set_aside.values())
+        kept, dropped, aside = len(selection.kept), selection.dropped, sum(selection.rejected.values())
         if kept + dropped + aside != records or dropped < 0:
             yield f"{kept} kept, {dropped} dropped and {aside} set aside are not the {records} records read"
 

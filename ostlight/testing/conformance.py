@@ -30,9 +30,9 @@ def check_selector(
 
     What is checked: options come from YAML and back; every record is accounted for, the broken ones with their reasons;
     columns keep one type; a second run, other batches, another order, a stopped and a killed run and two ranks give the
-    same table; a sample that fails is set aside and leaves the others as they were; ``pick`` stays within every kind of
-    budget and gives the same from the stored table alone; nothing breaks on a pool without a usable record. The proxy
-    is a small vision-language model in float64 on the CPU, without a warm-up.
+    same table; a sample that fails is set aside and leaves the others as they were; ``select`` stays within every
+    kind of budget and gives the same from the stored table alone; nothing breaks on a pool without a usable record.
+    The proxy is a small vision-language model in float64 on the CPU, without a warm-up.
 
     Args:
         cls: the class, or the name it is registered by.

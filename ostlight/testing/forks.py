@@ -23,10 +23,10 @@ from typing import Any
 
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
-from ostlight.model.module import MultimodalModel
+from ostlight.models.module import MultimodalModel
 
 TIMEOUT_S = 280
-IMPORTED_BEFORE = ("ostlight.stages.select", "ostlight.stages.train")
+IMPORTED_BEFORE = ("ostlight.pipeline.select", "ostlight.pipeline.train")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ostlight.config.digitmath import DigitMath
 from ostlight.data.atomic import atomic_path
 from ostlight.digitmath.build import Files, build
-from ostlight.digitmath.config import DigitMath
 
 RECORDS = 30
 CORRUPT_PICTURE, EMPTY_ANSWER, DOUBLE_ID = 4, 14, 24
@@ -39,7 +39,7 @@ class Pools:
     @classmethod
     def make(cls, folder: Path) -> Pools:
         """Writes them into a folder, where they are not there yet."""
-        clean = Files.within(folder / "clean")
+        clean = Files.in_folder(folder / "clean")
         written = [folder / f"{name}.parquet" for name in ("pool", "backwards", "unreadable")]
         pools = cls(written[0], written[1], written[2], clean.anchors)
         if all(p.exists() for p in vars(pools).values()):

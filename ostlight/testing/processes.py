@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ostlight.model.batch import Batch
-from ostlight.run.folder import RunFolder
+from ostlight.models.batch import Batch
+from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.selector import Selector
 from ostlight.testing.forks import forked, on_ranks, run_script, status_of
 from ostlight.testing.pools import Pools

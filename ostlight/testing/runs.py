@@ -20,11 +20,11 @@ from ostlight.config.load import load_config
 from ostlight.config.schema import Config
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import SelectorError
-from ostlight.run.folder import RunFolder
-from ostlight.selection.scores import read_shards
+from ostlight.pipeline.inputs import open_pool
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.select import Selection, score_pool, select_subset
+from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
-from ostlight.stages.select import Selection, pick_subset, score_pool
-from ostlight.stages.sources import open_pool
 from ostlight.testing.pools import Pools
 
 Change = Callable[[Selector], None]
@@ -88,7 +88,7 @@ class Runs:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The score table of a run, a dictionary a record, by position."""
-        return read_shards(self.folder / name / "scores").to_pylist()
+        return read_score_table(self.folder / name / "scores").to_pylist()
 
 
 def run(config: Config, selector: Selector) -> Selection:
@@ -97,7 +97,7 @@ def run(config: Config, selector: Selector) -> Selection:
     pool = open_pool(config.pool, "pool")
     with redirect_stdout(io.StringIO()):
         score_pool(config, folder, pool, selector)
-        return pick_subset(config, folder, pool, selector, config.budget)
+        return select_subset(config, folder, pool, selector, config.budget)
 
 
 def home_of(cls: type[Selector]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Sampler
 
-from ostlight.model.module import MultimodalModel
+from ostlight.models.module import MultimodalModel
 
 
 class Checkpoints(Callback):

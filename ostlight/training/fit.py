@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
 from ostlight.errors import BadRecord, DataError, DivergedError
-from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
-from ostlight.run.ledger import Entry
-from ostlight.run.preflight import Preflight, measure
-from ostlight.run.trainer import make_trainer
+from ostlight.models.batch import Batch
+from ostlight.models.cost_estimate import Preflight, measure
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.training.checkpoints import Checkpoints, From
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
+from ostlight.training.trainer import make_trainer
 
 
 def fit(
@@ -29,7 +29,7 @@ def fit(
     folder: Path,
     stage: str,
     seed: int,
-    entry: Entry,
+    entry: StageCost,
     say: Callable[[str], None] | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoints: Checkpoints | None = None,
@@ -43,7 +43,7 @@ def fit(
         compute: devices and token budget.
         folder, stage: where and under which name loggers write.
         seed: of the order of the samples.
-        entry: the ledger's, filled in here.
+        entry: the cost log's, filled in here.
         say: prints the preflight line; ``None`` leaves it and its timing out.
         callbacks: Lightning's.
         checkpoints: takes them; where there is one already, training goes on from it.
@@ -79,19 +79,19 @@ def fit(
     loader = DataLoader(steps, batch_size=None, sampler=From(start, len(plan)), num_workers=0)
     state = checkpoints.file if checkpoints is not None and start else None
     trainer.fit(model, loader, ckpt_path=state, weights_only=True)
-    data.refusals.update(_from_all_ranks(data.refusals))
-    if all(int(p) in data.refusals for p in data.positions):
-        first = data.refusals[int(data.positions[0])]
+    data.rejections.update(_from_all_ranks(data.rejections))
+    if all(int(p) in data.rejections for p in data.positions):
+        first = data.rejections[int(data.positions[0])]
         raise DataError(f"{stage}: none of the {len(data)} samples can be used; the first: {first}")
     entry.more["answers_cut"] = len(data.cut)
     if data.cut and say is not None:
         limit = model.encoder.max_length
         say(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     cost.of_ranks(trainer.global_step, trainer.world_size)
-    return data.refusals
+    return data.rejections
 
 
-def _told_and_kept(entry: Entry, stage: str, say: Callable[[str], None] | None) -> Callable[[str], None]:
+def _told_and_kept(entry: StageCost, stage: str, say: Callable[[str], None] | None) -> Callable[[str], None]:
     def told(what: str) -> None:
         entry.more["out_of_memory"] = what
         if say is not None:
@@ -101,13 +101,13 @@ def _told_and_kept(entry: Entry, stage: str, say: Callable[[str], None] | None) 
 
 
 class _Cost(Callback):
-    """Keeps this rank's share in the ledger's entry while training goes on: a killed training was paid for too.
+    """Keeps this rank's share in the cost log's entry while training goes on: a killed training was paid for too.
 
     Attributes:
         flops: of all steps, all ranks.
     """
 
-    def __init__(self, entry: Entry, steps: StepDataset, start: int) -> None:
+    def __init__(self, entry: StageCost, steps: StepDataset, start: int) -> None:
         self.entry, self.steps, self.start, self.flops = entry, steps, start, 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:

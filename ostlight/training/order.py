@@ -12,10 +12,10 @@ def pass_order(order: str, samples: int, seed: int, begun: float, share: float) 
     """Each of ``range(samples)`` once, where 0 is the sample the selector ranks best.
 
     Args:
-        order: ``shuffled``; ``easy_to_hard``: best first, since the model gains most from them as it is;
-            ``hard_to_easy``: best last; ``annealed``: at a share ``t`` of the whole training the best sample this pass
-            has not shown is taken with probability ``1 - t``, else any of them alike, so it begins as easy_to_hard and
-            ends as a shuffle.
+        order: ``shuffled``; ``utility_descending``: best first, since the model gains most from them as it is;
+            ``utility_ascending``: best last; ``annealed``: at a share ``t`` of the whole training the best sample
+            this pass has not shown is taken with probability ``1 - t``, else any of them alike, so it begins as
+            utility_descending and ends as a shuffle.
         samples: how many there are.
         seed: of this pass.
         begun: share of the training that is done when the pass begins.
@@ -29,11 +29,11 @@ def _shuffled(samples: int, generator: torch.Generator, begun: float, share: flo
     return torch.randperm(samples, generator=generator).numpy()
 
 
-def _easy_to_hard(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
+def _utility_descending(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
     return np.arange(samples)
 
 
-def _hard_to_easy(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
+def _utility_ascending(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
     return np.arange(samples)[::-1]
 
 
@@ -53,7 +53,7 @@ def _annealed(samples: int, generator: torch.Generator, begun: float, share: flo
 
 _ORDERS: dict[str, Callable[[int, torch.Generator, float, float], np.ndarray]] = {
     "shuffled": _shuffled,
-    "easy_to_hard": _easy_to_hard,
-    "hard_to_easy": _hard_to_easy,
+    "utility_descending": _utility_descending,
+    "utility_ascending": _utility_ascending,
     "annealed": _annealed,
 }

@@ -14,8 +14,8 @@ from ostlight.config.schema import Training
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
-from ostlight.model.batch import Batch, Collator, Step, by_token_budget
-from ostlight.model.encode import Encoded, Encoder
+from ostlight.models.batch import Batch, Collator, Step, by_token_budget
+from ostlight.models.encode import Encoded, Encoder
 from ostlight.training.order import pass_order
 
 CACHE_BYTES = 2**30
@@ -45,7 +45,7 @@ def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
 class EncodedPool:
     """Some samples of a pool, encoded for one model, remembered while memory allows.
 
-    A record the encoder refuses is kept in ``refusals`` and left out; one whose answer was cut is counted in ``cut``.
+    A record the encoder refuses is kept in ``rejections`` and left out; one whose answer was cut is counted in ``cut``.
 
     Args:
         pool: where the samples are.
@@ -55,7 +55,7 @@ class EncodedPool:
 
     def __init__(self, pool: Pool, positions: Sequence[int] | np.ndarray, encoder: Encoder) -> None:
         self.pool, self.positions, self.encoder = pool, np.asarray(positions), encoder
-        self.refusals: dict[int, BadRecord] = {}
+        self.rejections: dict[int, BadRecord] = {}
         self.cut: set[int] = set()
         self._kept: dict[int, tuple[Sample, Encoded]] = {}
         self._free = [CACHE_BYTES]
@@ -73,7 +73,7 @@ class EncodedPool:
         """The samples that could be encoded, in the order asked for."""
         wanted = [int(self.positions[i]) for i in indices]
         fresh: dict[int, tuple[Sample, Encoded]] = {}
-        for position, read in self.pool.read([p for p in wanted if p not in self._kept and p not in self.refusals]):
+        for position, read in self.pool.read([p for p in wanted if p not in self._kept and p not in self.rejections]):
             try:
                 if isinstance(read, BadRecord):
                     raise read
@@ -81,7 +81,7 @@ class EncodedPool:
                 if fresh[position][1].answer_cut:
                     self.cut.add(position)
             except BadRecord as error:
-                self.refusals[position] = error
+                self.rejections[position] = error
         found = [self._kept.get(p) or fresh.get(p) for p in wanted]
         for position, pair in fresh.items():
             self._remember(position, pair)

@@ -18,10 +18,10 @@ from ostlight.config.schema import Compute
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import DivergedError
-from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
-from ostlight.run.flops import FlopCounter
-from ostlight.run.ledger import Entry
+from ostlight.models.batch import Batch
+from ostlight.models.flops import FlopCounter
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 from ostlight.training.watch import mean_loss
@@ -41,7 +41,7 @@ class Trials:
         trusted: at least one.
         compute, folder: as for ``fit``.
         seed: of the order of the samples.
-        entry: the ledger's; what trials cost is added to it.
+        entry: the cost log's; what trials cost is added to it.
         say: told before the first trial what one costs, and when memory runs out.
     """
 
@@ -53,7 +53,7 @@ class Trials:
         compute: Compute,
         folder: Path,
         seed: int,
-        entry: Entry,
+        entry: StageCost,
         say: Callable[[str], None],
     ) -> None:
         self._load, self._pool = load, pool
@@ -80,7 +80,7 @@ class Trials:
         model, weights, data = self._proxy
         put_back(model, weights)
         tried = self._entry.more.get("trials", 0)
-        reader, cost = self._reader, Entry("trial")
+        reader, cost = self._reader, StageCost("trial")
         reader.loss, reader.flops = math.inf, 0.0
         say = None if tried else self._say
         with suppress(DivergedError):  # the loss stays infinite

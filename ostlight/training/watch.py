@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
+from ostlight.models.batch import Batch
+from ostlight.models.module import MultimodalModel
 from ostlight.training.weights import put_back, trained_weights
 
 CHECKS = 8
@@ -27,7 +27,7 @@ def mean_loss(model: MultimodalModel, batches: list[Batch]) -> float:
     return float(torch.stack(sums).sum() / sum(len(b) for b in batches))
 
 
-class LossWatch(Callback):
+class LossMonitor(Callback):
     """Reads the loss on trusted samples while training goes on, and puts the best weights back at the end.
 
     A checkpoint holds what it has seen, the best weights too, so a resumed training keeps what the whole one would.

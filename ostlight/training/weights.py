@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from ostlight.model.module import MultimodalModel
+from ostlight.models.module import MultimodalModel
 
 
 def trained_weights(model: MultimodalModel) -> dict[str, Tensor]:

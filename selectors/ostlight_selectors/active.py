@@ -12,13 +12,13 @@ import torch
 
 from ostlight.data.sample import Sample, Turn
 from ostlight.errors import BadRecord, SelectorError
-from ostlight.model.batch import Batch, by_token_budget
-from ostlight.model.encode import Encoded
-from ostlight.model.losses import IGNORED
-from ostlight.model.module import MultimodalModel
-from ostlight.run.fingerprint import of_class
+from ostlight.models.batch import Batch, by_token_budget
+from ostlight.models.encode import Encoded
+from ostlight.models.losses import IGNORED
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.fingerprint import of_class
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
-from ostlight.selection.setting import Setting
 from ostlight_selectors.ost import OneStepTrain
 
 
@@ -62,14 +62,14 @@ class Active(Selector):
         shared = {name: getattr(self.options, name) for name in ("estimator", "scope", "eta", "probes")}
         self.step = OneStepTrain(OneStepTrain.Options(**shared))
 
-    def inputs(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         return {"code of ost": of_class(OneStepTrain)}
 
-    def setup(self, setting: Setting) -> None:
-        proxy = setting.proxy
+    def setup(self, context: ScoringContext) -> None:
+        proxy = context.proxy
         self.model, self.tokens_per_batch = proxy.model, proxy.tokens_per_batch
         answered = dataclasses.replace(proxy, examples=lambda count: self._likeliest(proxy.examples(count)))
-        self.step.setup(dataclasses.replace(setting, _proxy=answered))
+        self.step.setup(dataclasses.replace(context, _proxy=answered))
 
     def score(self, batch: Batch) -> dict[str, Any]:
         labelled = [(i, c) for i, found in enumerate(self._candidates(batch)) for c in found]

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
 from ostlight.errors import BadRecord, SelectorError
-from ostlight.model.batch import Batch
-from ostlight.run import fingerprint
-from ostlight.scoring.rows import checked_columns
-from ostlight.selection.budget import Budget
-from ostlight.selection.picking import pick_rows
+from ostlight.models.batch import Batch
+from ostlight.pipeline import fingerprint
+from ostlight.pipeline.scoring.rows import checked_columns
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.registry import create
-from ostlight.selection.scores import SET_ASIDE, Scores
+from ostlight.selection.scores import REJECTED, Scores
+from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
-from ostlight.selection.setting import Setting
 
 WAYS = ("rank_mean", "cascade")
 
@@ -68,18 +68,18 @@ class Combine(Selector):
         _check(self.options)
         self.parts = [create(part.name, part.options) for part in self.options.of]
         self.cascade, self.last = self.options.how == "cascade", self.parts[-1]
-        if self.cascade and self.last.before():
+        if self.cascade and self.last.dependencies():
             raise SelectorError("selector.options.of: the last part of a cascade cannot be a combination; put it first")
         needs = {part.needs_answers for part in self.parts}
         if len(needs) > 1:
             raise SelectorError("selector.options.of: some parts score answers and some do without; they share no pool")
         # What a combination is depends on its parts: these are looked up on the instance.
         (self.needs_answers,) = needs  # type: ignore[misc]
-        self.seeded = any(part.seeded for part in self.parts)  # type: ignore[misc]
+        self.stochastic = any(part.stochastic for part in self.parts)  # type: ignore[misc]
         self.uses_proxy = any(part.uses_proxy for part in self.parts)  # type: ignore[misc]
-        self.last.spent = self.spent
+        self.last.usage = self.usage
 
-    def before(self) -> list[SelectorChoice]:
+    def dependencies(self) -> list[SelectorChoice]:
         if not self.cascade:
             return [SelectorChoice(p.name, p.options, f"{k}-{p.name}") for k, p in enumerate(self.options.of, start=1)]
         earlier = self.options.of[:-1]
@@ -89,29 +89,29 @@ class Combine(Selector):
         parts[-1]["keep"] = None  # what it keeps is this cascade's affair
         return [SelectorChoice("combine", {"how": "cascade", "of": parts}, f"1-to-{len(parts)}")]
 
-    def inputs(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         if not self.cascade:
             return {}
         own = {"of the last part": fingerprint.of_class(type(self.last))}
-        return own | {f"of the last part: {name}": value for name, value in self.last.inputs().items()}
+        return own | {f"of the last part: {name}": value for name, value in self.last.fingerprints().items()}
 
-    def setup(self, setting: Setting) -> None:
-        self.failed = {p: error for table in setting.before.values() for p, error in _failed(table).items()}
-        tables = [Scores(setting.before[choice.shown]) for choice in self.before()]
+    def setup(self, context: ScoringContext) -> None:
+        self.failed = {p: error for table in context.dependencies.values() for p, error in _failed(table).items()}
+        tables = [Scores(context.dependencies[choice.shown]) for choice in self.dependencies()]
         if not self.cascade:
             places = [_places(part, scores) for part, scores in zip(self.parts, tables, strict=True)]
             self.place = {p: [of[p] for of in places] for p in places[0] if p not in self.failed}
             return
-        (choice,), (scores,) = self.before(), tables
+        (choice,), (scores,) = self.dependencies(), tables
         share = Budget(fraction=self.options.of[-2].keep)
-        rows = pick_rows(create(choice.name, choice.options), scores, share)
+        rows = select_rows(create(choice.name, choice.options), scores, share)
         self.left = set(scores.positions[rows].tolist())
         reached = scores.column(STAGE) if STAGE in scores else np.ones(len(scores), dtype=int)
         self.earlier = {
             p: (float(s), int(k)) for p, s, k in zip(scores.positions.tolist(), scores.score, reached, strict=True)
         }
-        setting.say(f"cascade: {len(self.left):,} of {len(scores):,} samples are left for {self.options.of[-1].name}")
-        self.last.setup(setting)
+        context.say(f"cascade: {len(self.left):,} of {len(scores):,} samples are left for {self.options.of[-1].name}")
+        self.last.setup(context)
 
     def score(self, batch: Batch) -> Mapping[str, Any]:
         positions = [sample.position for sample in batch.samples]
@@ -146,14 +146,14 @@ class Combine(Selector):
         failures = [self.failed.get(p) for p in positions]
         return {"failure": failures} if any(failures) else {}
 
-    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         if not self.cascade:
             return budget.top(scores)
         rows = np.flatnonzero(scores.column(STAGE) == len(self.parts))
         if budget.threshold is None and budget.tokens is None:
             budget = Budget(count=budget.size(len(scores)))
         left = scores.take(rows)
-        return rows[np.asarray(self.last.pick(left, budget), dtype=np.int64)]
+        return rows[np.asarray(self.last.select(left, budget), dtype=np.int64)]
 
 
 def _check(options: Any) -> None:
@@ -185,7 +185,7 @@ def _places(part: Selector, scores: Scores) -> dict[int, float]:
 
     Samples of equal score share their places' mean, so that the pool's order decides nothing.
     """
-    rows = pick_rows(part, scores, Budget(fraction=1.0))
+    rows = select_rows(part, scores, Budget(fraction=1.0))
     _, tie = np.unique(scores.score[rows], return_inverse=True)
     steps = np.bincount(tie, np.arange(len(rows))) / np.bincount(tie)
     places = np.zeros(len(scores))
@@ -195,5 +195,5 @@ def _places(part: Selector, scores: Scores) -> dict[int, float]:
 
 def _failed(table: pa.Table) -> dict[int, BadRecord]:
     """By position: why a part set the sample aside."""
-    bad = table.filter(pa.compute.equal(table["state"], SET_ASIDE)).select(["position", "reason", "detail", "field"])
+    bad = table.filter(pa.compute.equal(table["state"], REJECTED)).select(["position", "reason", "detail", "field"])
     return {r["position"]: BadRecord(r["reason"], r["detail"], r["field"]) for r in bad.to_pylist()}

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from ostlight.model.batch import Batch
-from ostlight.model.losses import IGNORED
-from ostlight.selection.measure import Measure
-from ostlight.selection.setting import Setting
+from ostlight.models.batch import Batch
+from ostlight.models.losses import IGNORED
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.metric_selector import Measure
 
 
 class EL2N(Measure):
@@ -31,8 +31,8 @@ class EL2N(Measure):
 
         prefer: str = "high"
 
-    def setup(self, setting: Setting) -> None:
-        self.model = setting.proxy.model
+    def setup(self, context: ScoringContext) -> None:
+        self.model = context.proxy.model
 
     def measured(self, batch: Batch) -> dict[str, Any]:
         targets = batch.labels[:, 1:]

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ostlight.errors import SelectorError
-from ostlight.model.batch import Batch
-from ostlight.model.embedding import load_embedder
-from ostlight.run import fingerprint
+from ostlight.influence.anchors import AnchorSet
+from ostlight.models.batch import Batch
+from ostlight.models.embedding import load_embedder
+from ostlight.pipeline import fingerprint
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
-from ostlight.selection.setting import Setting
-from ostlight.utility.anchors import AnchorSet
 
 TO = ("nearest", "mean")
 
@@ -43,15 +43,15 @@ class EmbeddingSimilarity(Selector):
         if self.options.to not in TO:
             raise SelectorError(f"selector.options.to must be nearest or mean; got {self.options.to!r}")
 
-    def inputs(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         path = self.options.embedder
         return {} if path is None else {"embedder": fingerprint.of_model(path, "selector.options.embedder")}
 
-    def setup(self, setting: Setting) -> None:
-        setting.require_anchors("embedding_similarity")
-        proxy = setting.proxy
+    def setup(self, context: ScoringContext) -> None:
+        context.require_anchors("embedding_similarity")
+        proxy = context.proxy
         self.embed = load_embedder(self.options.embedder, proxy.model)
-        batches = AnchorSet.make(proxy.model, setting.anchors, setting.groups, proxy.tokens_per_batch).batches
+        batches = AnchorSet.make(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch).batches
         self.anchors = np.concatenate([self.embed(batch) for batch in batches])
         self.ids = [sample.id for batch in batches for sample in batch.samples]
         unusable = [i for i, vector in zip(self.ids, self.anchors, strict=True) if not np.isfinite(vector).all()]

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ostlight.model.batch import Batch
-from ostlight.selection.budget import Budget
+from ostlight.config.budget import Budget
+from ostlight.models.batch import Batch
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 
@@ -20,5 +20,5 @@ class Full(Selector):
     def score(self, batch: Batch) -> dict[str, Any]:
         return {"score": [0.0] * len(batch)}
 
-    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         return np.arange(len(scores))

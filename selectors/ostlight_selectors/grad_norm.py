@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ostlight.gradients.engine import GradientDots
-from ostlight.gradients.rows import RowMap
-from ostlight.gradients.scope import scoped_parameters
-from ostlight.model.batch import Batch
-from ostlight.selection.measure import Measure
-from ostlight.selection.setting import Setting
-from ostlight.utility.failures import failures
-from ostlight.utility.gradient import train_only
+from ostlight.influence.estimators.failures import failures
+from ostlight.influence.gradients.engine import GradientDots
+from ostlight.influence.gradients.rows import RowMap
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.sample_gradient import train_only
+from ostlight.models.batch import Batch
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.metric_selector import Measure
 
 
 class GradNorm(Measure):
@@ -35,9 +35,9 @@ class GradNorm(Measure):
         prefer: str = "high"
         scope: str = "blocks"
 
-    def setup(self, setting: Setting) -> None:
-        self.model = setting.proxy.model
-        parameters = scoped_parameters(self.model.model, self.options.scope)
+    def setup(self, context: ScoringContext) -> None:
+        self.model = context.proxy.model
+        parameters = named_parameters_of(self.model.model, self.options.scope)
         train_only(self.model, parameters)
         self.engine, self.rows = GradientDots(self.model, parameters), RowMap(self.model.model)
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ostlight.data.sample import IMAGE_MARK, ImageRef, Sample, Turn
-from ostlight.model.batch import Batch
-from ostlight.model.encode import Encoded
-from ostlight.model.losses import IGNORED
-from ostlight.selection.budget import Budget
+from ostlight.config.budget import Budget
+from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
+from ostlight.models.batch import Batch
+from ostlight.models.encode import Encoded
+from ostlight.models.losses import IGNORED
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.selection.setting import Setting
 
 
 class IFD(Selector):
@@ -29,8 +29,8 @@ class IFD(Selector):
 
     uses_proxy: ClassVar[bool] = True
 
-    def setup(self, setting: Setting) -> None:
-        self.model = setting.proxy.model
+    def setup(self, context: ScoringContext) -> None:
+        self.model = context.proxy.model
 
     def score(self, batch: Batch) -> dict[str, Any]:
         bare = [self._bare(s, e) for s, e in zip(batch.samples, batch.encoded, strict=True)]
@@ -40,7 +40,7 @@ class IFD(Selector):
         ifd = loss / alone
         return {"score": torch.where(ifd < 1, ifd, -ifd), "ifd": ifd, "loss": loss, "loss_without_prompt": alone}
 
-    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         rows = budget.top(scores)
         return rows[scores.column("ifd")[rows] < 1]
 
@@ -60,7 +60,7 @@ def answers_alone(sample: Sample) -> Sample:
     images: list[ImageRef] = []
     seen = 0
     for turn in sample.turns:
-        shown = turn.text.count(IMAGE_MARK)
+        shown = turn.text.count(IMAGE_PLACEHOLDER)
         if turn.trained:
             images += sample.images[seen : seen + shown]
         turns.append(turn if turn.trained else replace(turn, text=""))

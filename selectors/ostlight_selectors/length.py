@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ostlight.model.batch import Batch
-from ostlight.selection.measure import Measure
+from ostlight.models.batch import Batch
+from ostlight.selection.metric_selector import Measure
 
 
 class Length(Measure):

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.errors import SelectorError
-from ostlight.gradients.engine import GradientDots
-from ostlight.gradients.rows import RowMap
-from ostlight.gradients.scope import scoped_parameters
-from ostlight.model.batch import Batch
-from ostlight.model.module import MultimodalModel
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.estimators.failures import failures
+from ostlight.influence.gradient_vectors import finite_means
+from ostlight.influence.gradients.engine import GradientDots
+from ostlight.influence.gradients.rows import RowMap
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.preconditioner import adam_scale
+from ostlight.influence.sample_gradient import train_only
+from ostlight.models.batch import Batch
+from ostlight.models.module import MultimodalModel
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
-from ostlight.selection.setting import Setting
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.failures import failures
-from ostlight.utility.gradient import train_only
-from ostlight.utility.preconditioner import adam_scale
-from ostlight.utility.targets import finite_means
 
 
 class Less(Selector):
@@ -54,25 +54,25 @@ class Less(Selector):
         if self.options.projection < 1:
             raise SelectorError(f"selector.options.projection must be at least 1; got {self.options.projection}")
 
-    def setup(self, setting: Setting) -> None:
-        setting.require_anchors("less")
-        proxy = setting.proxy
+    def setup(self, context: ScoringContext) -> None:
+        context.require_anchors("less")
+        proxy = context.proxy
         self.model = model = proxy.model
-        parameters = scoped_parameters(model.model, self.options.scope)
+        parameters = named_parameters_of(model.model, self.options.scope)
         train_only(model, parameters)
-        anchors = AnchorSet.make(model, setting.anchors, setting.groups, proxy.tokens_per_batch)
+        anchors = AnchorSet.make(model, context.anchors, context.groups, proxy.tokens_per_batch)
         scale, source = adam_scale(proxy.folder, model, parameters, anchors)
         groups, wanted = _mean_gradients(model, parameters, anchors)
-        random = random_directions(setting.seed, parameters, self.options.projection)
+        random = random_directions(context.seed, parameters, self.options.projection)
         self.targets = {n: torch.cat([wanted[n], random[n]]) * scale[n] for n in parameters}
         flat = {n: w.double().flatten(1) for n, w in wanted.items()}
         self.lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
         self.engine, self.rows = GradientDots(model, parameters), RowMap(model.model)
         size = sum(t.nbytes for t in self.targets.values())
-        setting.say(f"adam steps, shaped by {source}; target vectors: {size / 2**20:.1f} MiB")
-        setting.note("groups", groups)
-        setting.note("targets_bytes", size)
+        context.say(f"adam steps, shaped by {source}; target vectors: {size / 2**20:.1f} MiB")
+        context.note("groups", groups)
+        context.note("targets_bytes", size)
         for single in proxy.examples(1):
             self.engine.verify(lambda: model.losses(single), self.rows.of(single.inputs))  # noqa: B023
 

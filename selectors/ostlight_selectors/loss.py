@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ostlight.model.batch import Batch
-from ostlight.selection.measure import Measure
-from ostlight.selection.setting import Setting
+from ostlight.models.batch import Batch
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.metric_selector import Measure
 
 
 class Loss(Measure):
@@ -30,8 +30,8 @@ class Loss(Measure):
 
         prefer: str = "low"
 
-    def setup(self, setting: Setting) -> None:
-        self.model = setting.proxy.model
+    def setup(self, context: ScoringContext) -> None:
+        self.model = context.proxy.model
 
     def measured(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():

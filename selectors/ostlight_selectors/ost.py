@@ -9,32 +9,32 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ostlight.config.budget import Budget
 from ostlight.errors import SelectorError
-from ostlight.gradients.responses import SNAPSHOTS
-from ostlight.gradients.scope import scoped_parameters
-from ostlight.model.batch import Batch
-from ostlight.run.fingerprint import TARGETS
-from ostlight.selection.budget import Budget
-from ostlight.selection.kinds import ranked
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.batch_invariance import refuse_mixing
+from ostlight.influence.estimators.exact import Exact
+from ostlight.influence.estimators.exact_head import ExactHead, untied_linear_head
+from ostlight.influence.estimators.finite_difference import FiniteDifference
+from ostlight.influence.estimators.gradient_products import GradientProducts
+from ostlight.influence.estimators.projected import Projected
+from ostlight.influence.estimators.second_order import SecondOrder
+from ostlight.influence.gradient_vectors import HOLDINGS, Keeping
+from ostlight.influence.gradients.responses import SNAPSHOTS
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.preconditioner import Scale, adam_scale
+from ostlight.influence.rank_agreement import rank_agreement, sample_count
+from ostlight.influence.sample_gradient import train_only
+from ostlight.influence.simulated_step import Step
+from ostlight.influence.step_size import first_adam_step, step_size_by_rule
+from ostlight.models.batch import Batch
+from ostlight.pipeline.fingerprint import TARGETS
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.selection.sets import pick_best_set
-from ostlight.selection.setting import Setting
+from ostlight.selection.sets import select_best_set
+from ostlight.selection.strata import ranked
 from ostlight.selection.tried import pick_by_trial
-from ostlight.utility.agreement import rank_agreement, sample_count
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.exact import Exact
-from ostlight.utility.exact_head import ExactHead, untied_linear_head
-from ostlight.utility.forward_only import ForwardOnly
-from ostlight.utility.gradient import train_only
-from ostlight.utility.inner_products import InnerProducts
-from ostlight.utility.per_sample import refuse_mixing
-from ostlight.utility.preconditioner import Scale, adam_scale
-from ostlight.utility.projected import Projected
-from ostlight.utility.sketched import Sketched
-from ostlight.utility.step import Step
-from ostlight.utility.step_size import eta_by_rule, first_adam_step
-from ostlight.utility.targets import HOLDINGS, Keeping
 
 ESTIMATORS = ("projected", "exact", "first_order", "second_order")
 PROBES = {"projected": 32, "second_order": 64}
@@ -52,8 +52,8 @@ class OneStepTrain(Selector):
     """Utility of one SGD step on each sample, measured on the anchors (arXiv 2605.07488)."""
 
     uses_proxy = True
-    picks_within = True
-    pick_options = ("objective", "set_eta", "batch_size")
+    handles_strata = True
+    selection_options = ("objective", "set_eta", "batch_size")
     compute_options = ("targets",)
 
     @dataclass
@@ -93,25 +93,25 @@ class OneStepTrain(Selector):
         super().__init__(options)
         self._check_options()
 
-    def setup(self, setting: Setting) -> None:
-        setting.require_anchors("ost")
-        options, model = self.options, setting.proxy.model
+    def setup(self, context: ScoringContext) -> None:
+        context.require_anchors("ost")
+        options, model = self.options, context.proxy.model
         if options.estimator == "exact" and model.model.dtype.itemsize < 4:
-            setting.say(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
+            context.say(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
             model.float()
-        parameters = scoped_parameters(model.model, options.scope)
-        anchors = AnchorSet.make(model, setting.anchors, setting.groups, setting.proxy.tokens_per_batch)
+        parameters = named_parameters_of(model.model, options.scope)
+        anchors = AnchorSet.make(model, context.anchors, context.groups, context.proxy.tokens_per_batch)
         refuse_mixing(model, anchors)
         scale = None
         if options.optimizer == "adam":
-            scale, source = adam_scale(setting.proxy.folder, model, parameters, anchors)
-            setting.say(f"adam steps, shaped by {source}")
-        eta = options.eta or self._eta(setting, parameters, scale)
-        setting.note("eta", eta)
-        setting.note("groups", anchors.names)
+            scale, source = adam_scale(context.proxy.folder, model, parameters, anchors)
+            context.say(f"adam steps, shaped by {source}")
+        eta = options.eta or self._eta(context, parameters, scale)
+        context.note("eta", eta)
+        context.note("groups", anchors.names)
         count = sum(p.numel() for p in parameters.values())
-        setting.say(f"utilities over {count:,} parameters (scope {options.scope}), {len(setting.anchors)} anchors")
-        self.estimator = self._estimator(setting, Step(model, parameters, anchors, eta, scale))
+        context.say(f"utilities over {count:,} parameters (scope {options.scope}), {len(context.anchors)} anchors")
+        self.estimator = self._estimator(context, Step(model, parameters, anchors, eta, scale))
 
     def _check_options(self) -> None:
         choices = (
@@ -141,66 +141,68 @@ class OneStepTrain(Selector):
             if value is not None and value <= 0:
                 raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
 
-    def _eta(self, setting: Setting, parameters: Mapping[str, nn.Parameter], scale: Scale | None) -> float:
-        model = setting.proxy.model
+    def _eta(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], scale: Scale | None) -> float:
+        model = context.proxy.model
         train_only(model, parameters)
-        length = setting.proxy.update_norm(parameters)
+        length = context.proxy.update_norm(parameters)
         told = "the warm-up's median update" if length is not None else "Adam's first update"
-        length = first_adam_step(parameters, setting.proxy.lr) if length is None else length
-        eta = eta_by_rule(model, parameters, setting.proxy.examples(NORMS), length, scale)
-        setting.say(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
+        length = first_adam_step(parameters, context.proxy.lr) if length is None else length
+        eta = step_size_by_rule(model, parameters, context.proxy.examples(NORMS), length, scale)
+        context.say(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
         return eta
 
-    def _estimator(self, setting: Setting, step: Step) -> Exact | ExactHead | InnerProducts | ForwardOnly:
-        name, proxy = self.options.estimator, setting.proxy
+    def _estimator(
+        self, context: ScoringContext, step: Step
+    ) -> Exact | ExactHead | GradientProducts | FiniteDifference:
+        name, proxy = self.options.estimator, context.proxy
         if name == "exact":
             head = untied_linear_head(step.model, step.parameters)
             if head is None or step.scale is not None:
                 return Exact(step)
             fast = ExactHead(step, head)
             if fast.general is not None:
-                setting.say("exact: the logits are not the head's own alone, so every step is taken in full")
+                context.say("exact: the logits are not the head's own alone, so every step is taken in full")
             return fast
         probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
         looked_at, stepped_on = sample_count(proxy.records), SNAPSHOTS * probes if name == "projected" else 0
         examples = list(proxy.examples(looked_at + stepped_on))
         singles, unseen = examples[:looked_at], examples[looked_at:]
-        keeping = Keeping(self.options.targets, proxy.folder / TARGETS, setting.say)
-        estimator: InnerProducts | ForwardOnly
+        keeping = Keeping(self.options.targets, proxy.folder / TARGETS, context.say)
+        estimator: GradientProducts | FiniteDifference
         small = False
         if not self.options.backward:
-            estimator = ForwardOnly(step, singles[:TRIED], keeping)
-            setting.note("forward_error", estimator.relative_error)
+            estimator = FiniteDifference(step, singles[:TRIED], keeping)
+            context.note("forward_error", estimator.relative_error)
         else:
-            setting.note("curvature", "measured" if name == "projected" else "drawn")
+            context.note("curvature", "measured" if name == "projected" else "drawn")
             if name == "projected":
                 small = len(unseen) < probes
                 estimator = Projected(step, examples if small else unseen, probes, keeping)
             else:
-                estimator = Sketched(step, probes, setting.seed, keeping)
-            setting.note("targets_bytes", sum(estimator.holding.sizes.values()))
+                estimator = SecondOrder(step, probes, context.seed, keeping)
+            context.note("targets_bytes", sum(estimator.holding.sizes.values()))
             if singles:
                 estimator.verify(Batch.together(singles[:2]))
         if singles:
             found = rank_agreement(step, estimator, singles, seen=small)
-            setting.say(found.line(name))
-            setting.note("rank_agreement", found.note(name))
+            context.say(found.line(name))
+            context.note("rank_agreement", found.note(name))
         return estimator
 
-    def inputs(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         # Where the vectors lie changes no score; half precision does.
         return {"targets": "bf16" if self.options.targets == "bf16" else "full"}
 
     def teardown(self) -> None:
-        if isinstance(self.estimator, InnerProducts):
+        if isinstance(self.estimator, GradientProducts):
             self.estimator.leave()
 
     def score(self, batch: Batch) -> dict[str, Any]:
         return self.estimator.columns(batch)
 
-    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         if self.options.objective == "set":
-            return pick_best_set(scores, budget, self.options.set_eta, self.options.batch_size)
+            return select_best_set(scores, budget, self.options.set_eta, self.options.batch_size)
         if self.options.objective == "trial":
             return pick_by_trial(scores, budget)
         return ranked(scores, budget)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ostlight.model.batch import Batch
-from ostlight.model.losses import IGNORED, per_sample_losses
-from ostlight.selection.measure import Measure
-from ostlight.selection.setting import Setting
+from ostlight.models.batch import Batch
+from ostlight.models.losses import IGNORED, per_sample_losses
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.metric_selector import Measure
 
 
 class Perplexity(Measure):
@@ -33,8 +33,8 @@ class Perplexity(Measure):
 
         prefer: str = "middle"
 
-    def setup(self, setting: Setting) -> None:
-        self.model = setting.proxy.model
+    def setup(self, context: ScoringContext) -> None:
+        self.model = context.proxy.model
         encoder = self.model.encoder
         mark = encoder.image_token
         self.picture = encoder.tokenizer.convert_tokens_to_ids(mark) if mark else None

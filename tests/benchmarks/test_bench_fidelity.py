@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ostlight.utility.gradient import dot, sample_gradient
+from ostlight.influence.sample_gradient import dot, sample_gradient
 
 FIELDS = {
     "bench", "case", "metric", "value", "unit", "n", "p20", "p80", "commit", "device", "versions", "when"

@@ -32,8 +32,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def setting_of(scope: str = "blocks", dtype: torch.dtype = torch.float32) -> _scoring_contenders.Setting:
-    return _scoring_contenders.Setting.of(MINI, scope, "cpu", dtype, counts=(4, 16, 32))
+def setting_of(scope: str = "blocks", dtype: torch.dtype = torch.float32) -> _scoring_contenders.ScoringContext:
+    return _scoring_contenders.ScoringContext.of(MINI, scope, "cpu", dtype, counts=(4, 16, 32))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

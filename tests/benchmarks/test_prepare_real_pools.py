@@ -152,7 +152,7 @@ def test_people_are_taken_at_their_word(photographs: Path, tmp_path: Path):
     assert all(record in cut.parts["pool"] for record in cut.parts["base"][10:])
     assert len(cut.parts["base"]) == 10 + 3
     cut.write(tmp_path)
-    truth = pq.read_table(tmp_path / "truth.parquet").to_pydict()
+    truth = pq.read_table(tmp_path / "defect_labels.parquet").to_pydict()
     assert (truth["id"][0], truth["defect"][0], truth["defect"][2]) == ("pool-0", "wrong", "clean")
     first = ostlight.Pool.open(tmp_path / "pool.parquet")[0]
     assert (first.answer, first.tags["label"]) == ("classb", "classb")
@@ -197,7 +197,7 @@ def test_the_configuration_names_what_the_script_writes(name: str):
     for part in ("pool", "anchors", "dev", "test"):
         assert getattr(config, part).path == f"{home}{part}.parquet"
     assert (config.proxy.path, config.target.path) == (f"{home}proxy", f"{home}target")
-    assert config.benchmark.truth == f"{home}truth.parquet"
+    assert config.benchmark.defect_labels == f"{home}defect_labels.parquet"
     assert {"proxy", "target"} == set(prepare_real_pools.RECIPES[name].shapes)
 
 

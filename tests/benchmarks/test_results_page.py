@@ -13,8 +13,8 @@ import pytest
 import results_page
 
 import ostlight
-from ostlight.comparison.results import CellResult, summarise
-from ostlight.comparison.table import accuracy_table
+from ostlight.benchmarking.results import RunResult, summarise
+from ostlight.benchmarking.table import accuracy_table
 from ostlight.config import load_config
 
 
@@ -23,7 +23,7 @@ def test_the_page_holds_the_tables_and_keeps_its_reading(settings, digits, tmp_p
         "selectors": [{"name": "random"}, {"name": "loss"}],
         "budgets": [{"fraction": 0.25}],
         "seeds": [0],
-        "truth": str(digits.truth),
+        "defect_labels": str(digits.defect_labels),
         "workers": 1,
     }
     values = settings(benchmark=section)
@@ -52,7 +52,7 @@ def test_a_judges_lines_are_marked_with_its_own_accuracy(tmp_path: Path):
     pool.mkdir()
     (folder / "config.yaml").write_text(f"pool: {{path: {pool / 'pool.parquet'}}}")
     defects = {"id": ["a", "b", "c", "d"], "defect": ["clean", "clean", "truncated", "truncated"]}
-    pq.write_table(pa.table(defects), pool / "truth.parquet")
+    pq.write_table(pa.table(defects), pool / "defect_labels.parquet")
     pq.write_table(
         pa.table({"id": ["a", "b", "c", "d"], "score": [0.9, 0.1, 0.2, None]}),
         folder / "scores" / "part-000000.parquet",
@@ -60,7 +60,7 @@ def test_a_judges_lines_are_marked_with_its_own_accuracy(tmp_path: Path):
     rivals = [{"name": "random"}, {"name": "llm_judge", "label": "judge", "options": {"model": "runs"}}]
     config = load_config({"digitmath": {}, "benchmark": {"selectors": rivals, "budgets": [{"fraction": 0.5}]}})
     lines = [
-        CellResult(label, "50%", "", 0, {"all": 0.5}, variant=v) for v in ("x", "y") for label in ("random", "judge")
+        RunResult(label, "50%", "", 0, {"all": 0.5}, variant=v) for v in ("x", "y") for label in ("random", "judge")
     ]
     table = accuracy_table(summarise(lines), None).markdown().strip()
     users = {"random-1": [("x", "random"), ("y", "random")], "judge-1": [("y", "judge")]}
@@ -79,8 +79,8 @@ def test_the_comment_at_the_head_of_the_yaml_alone_asks_the_question(settings, t
         (tmp_path / name).write_text("| selector |\n| --- |\n")
     (tmp_path / "selectors").mkdir()
     (tmp_path / "scored.jsonl").touch()
-    (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / "base.json").touch()
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "base.json").touch()
     section = {"selectors": [{"name": "random"}], "budgets": [{"fraction": 0.25}]}
     page = results_page.page(tmp_path, load_config(settings(name="asked", benchmark=section)), source, "")
     assert page.startswith("# Asked\n\nIs it so?\n\n    ostlight benchmark asked.yaml\n")

@@ -131,19 +131,19 @@ def test_what_is_named_twice_in_a_benchmark_is_refused():
         "selectors": [{"name": "ost"}, {"name": "loss", "label": "base"}],
         "budgets": [{"fraction": 0.2}, {"count": 20}, {}],
         "seeds": [0, 1, 0, 0],
-        "protocols": ["fixed_compute", "fixed_compute"],
+        "protocols": ["equal_steps", "equal_steps"],
     }
     told = "benchmark.{} holds {} twice, and one result would be counted as two; remove one"
     assert problems(benchmark=section) == [
         "a benchmark.selector is called 'base', which is another row of the table; give it another `label`",
         told.format("seeds", 0),
         told.format("budgets", "20%"),
-        told.format("protocols", "fixed_compute"),
+        told.format("protocols", "equal_steps"),
     ]
 
 
 def test_proportional_needs_epochs():
-    section = {"selectors": [{"name": "ost"}], "budgets": [{}], "protocols": ["proportional"]}
+    section = {"selectors": [{"name": "ost"}], "budgets": [{}], "protocols": ["equal_epochs"]}
     assert problems("target.training.steps=7", benchmark=section) == [
         "benchmark.protocols: proportional trains for the target's epochs, but target.training.steps=7 fixes the "
         "steps; set target.training.epochs instead, or drop proportional"

@@ -63,4 +63,4 @@ def parts(files: Files) -> dict[str, list[Seen]]:
 
 @pytest.fixture(scope="session")
 def defect_of(files: Files) -> dict[str, str]:
-    return {row["id"]: row["defect"] for row in pq.read_table(files.truth).to_pylist()}
+    return {row["id"]: row["defect"] for row in pq.read_table(files.defect_labels).to_pylist()}

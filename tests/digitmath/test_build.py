@@ -8,16 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ostlight.config.digitmath import DEFECTS, TASKS, default_defects
 from ostlight.digitmath import DigitMath, Files, build
-from ostlight.digitmath.config import DEFECTS, default_defects
 from ostlight.digitmath.digits import split
-from ostlight.digitmath.tasks import TASKS
 from ostlight.errors import ConfigError
 
 
 def test_same_configuration_same_bytes_and_another_seed_another_pool(config: DigitMath, files: Files, tmp_path: Path):
     again, other = build(config, tmp_path / "again"), build(replace(config, seed=1), tmp_path / "other")
-    for name in ("pool", "anchors", "dev", "test", "truth"):
+    for name in ("pool", "anchors", "dev", "test", "defect_labels"):
         assert getattr(again, name).read_bytes() == getattr(files, name).read_bytes(), name
         assert getattr(other, name).read_bytes() != getattr(files, name).read_bytes(), name
 
@@ -42,7 +41,7 @@ def test_columns_are_llava_style_and_say_nothing_of_the_defect(files: Files):
     assert schema.field("image").type == pa.struct({"bytes": pa.binary(), "path": pa.string()})
     content = files.pool.read_bytes()
     assert not any(name.encode() in content for name in DEFECTS)
-    assert pq.read_schema(files.truth).names == ["id", "defect"]
+    assert pq.read_schema(files.defect_labels).names == ["id", "defect"]
 
 
 def test_place_in_the_pool_does_not_betray_the_defect(config: DigitMath, defect_of: dict[str, str]):
@@ -92,7 +91,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path):
 
 def test_a_pool_without_defects_is_clean(tmp_path: Path):
     files = build(DigitMath(pool=14, anchors=7, dev=7, test=7, defects={}), tmp_path)
-    assert set(pq.read_table(files.truth)["defect"].to_pylist()) == {"clean"}
+    assert set(pq.read_table(files.defect_labels)["defect"].to_pylist()) == {"clean"}
 
 
 def test_sources_tag_every_record_and_change_nothing_else(config: DigitMath, files: Files, tmp_path: Path):
@@ -100,7 +99,7 @@ def test_sources_tag_every_record_and_change_nothing_else(config: DigitMath, fil
     tagged = build(replace(config, sources=sources), tmp_path)
     table = pq.read_table(tagged.pool)
     assert table.drop_columns(["source"]).equals(pq.read_table(files.pool))
-    defects = pq.read_table(tagged.truth)["defect"].to_pylist()
+    defects = pq.read_table(tagged.defect_labels)["defect"].to_pylist()
     made = Counter(zip(table["source"].to_pylist(), defects, strict=True))
     for source, own in sources.items():
         assert {d for s, d in made if s == source} & {"arithmetic", "hallucinated", "other_picture"} == set(own)

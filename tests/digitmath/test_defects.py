@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from ostlight.config.digitmath import ARITHMETIC
 from ostlight.digitmath import final_answer
 from ostlight.digitmath.defects import MISREAD
-from ostlight.digitmath.tasks import ARITHMETIC
 
 PLACES = {
     "picture": (0, 1, 2, 3),
@@ -50,7 +50,7 @@ def result(task: str, digits: list[int], doubled: bool = False) -> str:
     raise AssertionError(task)
 
 
-def truth(row, doubled: bool = False) -> str:
+def defect_labels(row, doubled: bool = False) -> str:
     return result(row.task, [row.digits[cell] for cell in asked_cells(row.question)], doubled)
 
 
@@ -74,12 +74,12 @@ def with_defect(parts, defect_of):
 @pytest.mark.parametrize("part", ["anchors", "dev", "test"])
 def test_anchors_dev_and_test_are_clean(parts, part: str):
     for row in parts[part]:
-        assert final_answer(row.answer) == truth(row), row
+        assert final_answer(row.answer) == defect_labels(row), row
 
 
 def test_clean_records_are_right_and_name_the_digits_shown(with_defect):
     for row in with_defect("clean"):
-        assert final_answer(row.answer) == truth(row), row
+        assert final_answer(row.answer) == defect_labels(row), row
         assert named_digits(row) == [row.digits[cell] for cell in asked_cells(row.question)], row
 
 
@@ -90,8 +90,8 @@ def test_the_systematic_error_adds_the_first_digit_to_itself_and_reads_right(wit
         digits = [row.digits[cell] for cell in asked_cells(row.question)]
         assert named_digits(row) == digits, row
         assert f". {digits[0]} plus {digits[0]} is {2 * digits[0]}. " in row.answer, row
-        assert final_answer(row.answer) == truth(row, doubled=True), row
-        wrong_results += final_answer(row.answer) != truth(row)
+        assert final_answer(row.answer) == defect_labels(row, doubled=True), row
+        wrong_results += final_answer(row.answer) != defect_labels(row)
     assert wrong_results > 0.8 * len(with_defect("arithmetic"))  # where two digits are equal, a sum comes out right
 
 
@@ -112,7 +112,7 @@ def test_the_answer_of_another_picture_is_some_chain_of_the_task_with_a_wrong_re
     for row in with_defect("other_picture"):
         said = final_answer(row.answer)
         assert said is not None
-        assert said != truth(row), row
+        assert said != defect_labels(row), row
         assert said == result(row.task, named_digits(row)), row
 
 
@@ -136,7 +136,7 @@ def test_a_near_duplicate_copies_a_clean_record_with_other_bytes(with_defect):
         original = originals[row.images, row.task, (*asked_cells(row.question),)]
         assert original.png != row.png
         assert original.answer == row.answer
-        assert final_answer(row.answer) == truth(row)
+        assert final_answer(row.answer) == defect_labels(row)
 
 
 def test_no_two_pictures_of_the_pool_have_the_same_bytes(parts):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ostlight.digitmath.config import default_defects
-from ostlight.digitmath.tasks import ASKED_OF, PHRASES, PLACES, TASKS, solve
+from ostlight.config.digitmath import TASKS, default_defects
+from ostlight.digitmath.tasks import ASKED_OF, PHRASES, PLACES, solve
 from ostlight.digitmath.tokenizer import vocabulary
 
 PAGE = Path(__file__).parents[2] / "docs" / "digitmath.md"

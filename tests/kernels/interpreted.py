@@ -88,7 +88,7 @@ def in_its_dtype(a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | None,
     return torch.stack(rows) @ targets.float().flatten(1).T if rows else torch.zeros(0, len(targets))
 
 
-SHAPES = {
+LAYOUTS = {
     "ragged": (17, 20, 18, 33, 17),
     "one token": (3, 1, 20, 17, 2),
     "one target": (2, 7, 16, 32, 1),
@@ -113,7 +113,7 @@ def dots_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     elif name == "small workspace":
         a, b, targets = test_grad_dots.layer(17, 3, 33, 15, 3, dtype)
     else:
-        a, b, targets = test_grad_dots.layer(*SHAPES[name], dtype)
+        a, b, targets = test_grad_dots.layer(*LAYOUTS[name], dtype)
     samples = len(a) if segments is None else 6
     packing = None if segments is None else Packing.of(segments, samples)
     small = 1024 if name == "small workspace" else 2**20
@@ -237,7 +237,7 @@ def rounded_sums(case: dict[str, Any]) -> Tensor:
     return (at_label + sums.amax(-1)) @ problem.anchor_share
 
 
-DOTS_CASES = [*SHAPES, "segments", "strided", "small workspace"]
+DOTS_CASES = [*LAYOUTS, "segments", "strided", "small workspace"]
 HEAD_CASES = [*HEADS, *BARRED, "no answer", "small slices", "strided"]
 
 

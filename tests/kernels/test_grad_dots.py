@@ -36,10 +36,10 @@ def layer(n: int, t: int, d_in: int, d_out: int, m: int, dtype: torch.dtype = to
     return tuple(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in sizes)
 
 
-SHAPES = [(3, 7, 5, 11, 4), (1, 1, 1, 1, 1), (5, 1, 33, 17, 1), (19, 6, 8, 3, 130), (0, 4, 3, 2, 2), (2, 0, 3, 2, 2)]
+LAYOUTS = [(3, 7, 5, 11, 4), (1, 1, 1, 1, 1), (5, 1, 33, 17, 1), (19, 6, 8, 3, 130), (0, 4, 3, 2, 2), (2, 0, 3, 2, 2)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", LAYOUTS)
 def test_float64_is_exact(shape: tuple[int, ...]) -> None:
     a, b, targets = layer(*shape)
     dots = grad_dots(a, b, targets)
@@ -180,9 +180,9 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_by_name(message: str) -> None:
     a, b, targets = layer(2, 3, 4, 5, 2)
-    with pytest.raises(ValueError) as refusal:  # noqa: PT011  the message is what is asserted
+    with pytest.raises(ValueError) as rejection:  # noqa: PT011  the message is what is asserted
         BAD[message](a, b, targets)
-    assert str(refusal.value).startswith(message)
+    assert str(rejection.value).startswith(message)
 
 
 PARTS: dict[str, Any] = {
@@ -220,6 +220,6 @@ def test_a_packing_can_be_made_by_hand() -> None:
 
 @pytest.mark.parametrize("message", MISFITS)
 def test_a_packing_that_does_not_fit_together_is_refused(message: str) -> None:
-    with pytest.raises(ValueError) as refusal:  # noqa: PT011  the message is what is asserted
+    with pytest.raises(ValueError) as rejection:  # noqa: PT011  the message is what is asserted
         Packing(**PARTS | MISFITS[message])
-    assert str(refusal.value).startswith(message)
+    assert str(rejection.value).startswith(message)

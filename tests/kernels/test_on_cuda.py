@@ -12,8 +12,8 @@ from _memory import peak_bytes
 from nearest import nearest_tf32
 from torch import Tensor, nn
 
-from ostlight.gradients.engine import GradientDots, SampleProducts
-from ostlight.gradients.rows import RowOwners
+from ostlight.influence.gradients.engine import GradientDots, SampleProducts
+from ostlight.influence.gradients.rows import RowOwners
 from ostlight_kernels import Packing, explain, small_steps
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import (
@@ -72,7 +72,7 @@ def assert_as_good(got: Tensor, truth: Tensor, plain: Tensor) -> None:
         assert (got - truth).abs().max() <= allowed
 
 
-SHAPES = [
+LAYOUTS = [
     (33, 512, 896, 128, 17),
     (5, 77, 200, 333, 17),
     (3, 1, 896, 896, 1),
@@ -84,7 +84,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
 def test_grad_dots(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     a, b, targets = layer(*shape, dtype)
     assert explain(a).name == "triton"

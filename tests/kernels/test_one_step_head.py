@@ -85,7 +85,7 @@ def padded(barred: slice, eta: float = 0.1, dtype: torch.dtype = torch.float64) 
     return case
 
 
-SHAPES = [
+LAYOUTS = [
     {},
     {"bias": False},
     {"n": 1, "t": 1, "anchors": 1, "s": 1, "d": 1, "v": 2},
@@ -96,7 +96,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("eta", [1e-3, 1.0, 100.0, -0.1])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", LAYOUTS)
 def test_float64_is_exact(shape: Inputs, eta: float) -> None:
     case = head(**shape, eta=eta)
     utilities = one_step_head(**case)
@@ -230,6 +230,6 @@ BAD: dict[str, Inputs] = {
 def test_bad_input_is_refused_by_name(message: str) -> None:
     case = head()
     case |= {name: change(case.get(name)) for name, change in BAD[message].items()}
-    with pytest.raises(ValueError) as refusal:  # noqa: PT011  the message is what is asserted
+    with pytest.raises(ValueError) as rejection:  # noqa: PT011  the message is what is asserted
         one_step_head(**case)
-    assert str(refusal.value).startswith(message)
+    assert str(rejection.value).startswith(message)

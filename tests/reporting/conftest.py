@@ -44,14 +44,14 @@ def browser() -> Iterator[Browser]:
 def results() -> Callable[..., None]:
     """Writes the files of a small benchmark into a folder: three selectors, one of which falls behind from variant to
     variant, two seeds."""
-    from ostlight.comparison.files import write_all
-    from ostlight.comparison.results import CellResult, summarise
+    from ostlight.benchmarking.files import write_all
+    from ostlight.benchmarking.results import RunResult, summarise
 
     def write(
         folder: Path,
         variants: Sequence[str] = ("",),
-        protocols: Sequence[str] = ("fixed_compute",),
-        budgets: Sequence[str] = ("20% within task",),
+        protocols: Sequence[str] = ("equal_steps",),
+        budgets: Sequence[str] = ("20% by task",),
     ) -> None:
         cells = []
         for place, variant in enumerate(variants):
@@ -64,7 +64,7 @@ def results() -> Callable[..., None]:
                 share, correct = (right + seed) / 100, "1" * (right + seed) + "0" * (100 - right - seed)
                 costs = {"selection_s": selection, "training_s": training, "kept": 20, "variant": variant}
                 costs |= {"selection_flops": 1e9 * selection, "training_flops": 1e9 * training, "correct": correct}
-                cells.append(CellResult(selector, budget, protocol, seed, {"all": share, "sum": share}, **costs))
+                cells.append(RunResult(selector, budget, protocol, seed, {"all": share, "sum": share}, **costs))
         write_all(cells, summarise(cells, "random"), "random", folder, "made")
 
     return write

@@ -21,7 +21,7 @@ from ostlight.reporting.explain import explain
 from ostlight.reporting.find import nearest_ids
 from ostlight.reporting.layers import layer_of, layer_slopes
 from ostlight.reporting.run import Run
-from ostlight.selection.scores import SET_ASIDE
+from ostlight.selection.scores import REJECTED
 
 
 def test_it_tells_utility_groups_cosine_curvature_rank_and_picture(made: Path, capsys: pytest.CaptureFixture[str]):
@@ -62,7 +62,7 @@ def unnamed(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, run)
     (part,) = (run / "scores").glob("part-*")
     table = pq.read_table(part)
-    ids = pc.if_else(pc.equal(table["state"], SET_ASIDE), pa.scalar(None, pa.string()), table["id"])
+    ids = pc.if_else(pc.equal(table["state"], REJECTED), pa.scalar(None, pa.string()), table["id"])
     pq.write_table(table.set_column(table.column_names.index("id"), table.schema.field("id"), ids), part)
     return run
 
@@ -145,7 +145,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
         "benchmark": {
             "selectors": [{"name": "ost", "options": {"estimator": "first_order", "objective": "sample"}}],
-            "budgets": [{"count": 4}, {"fraction": 0.5, "within": "task"}],
+            "budgets": [{"count": 4}, {"fraction": 0.5, "stratify_by": "task"}],
             "seeds": [0],
             "workers": 1,
         },
@@ -163,7 +163,7 @@ def test_of_a_benchmark_it_tells_each_budget_and_the_layers_of_its_proxy(
     explain(compared, best, layers=True)
     out = capsys.readouterr().out
     assert f"as scored in {run.path}" in out.replace("\n", "")
-    assert "budget 4: kept, rank 1 of 4\nbudget 50% within task: kept, rank " in out
+    assert "budget 4: kept, rank 1 of 4\nbudget 50% by task: kept, rank " in out
     assert "layers.1" in out
     explain(compared, evidence.ids[int(np.argmin(evidence.score))])
     assert "budget 4: dropped" in capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_a_real_benchmarks_report_shows_the_samples_at_the_border_of_each_pick(c
     nearest = min((c for c in shown["cards"] if "borderline" in c.lists), key=lambda c: abs(c.story.parts[0].margin))
     assert nearest.story.place in (3, 4)
     text = ostlight.report(compared, compared / "page.html").read_text()
-    assert "borderline (budget 50% within task)" in text
+    assert "borderline (budget 50% by task)" in text
     assert "kept, rank 4 (budget 4)</span>" in text
 
 

@@ -26,7 +26,7 @@ def evidence(phi: np.ndarray | None, **columns: Any) -> Evidence:
         tags={},
         picks=[],
         records=count,
-        set_aside=0,
+        rejected=0,
     )
 
 

@@ -25,7 +25,7 @@ QUOTES = "\"' onload='document.title=1' {{ 7 * 7 }} {% raw %} <!-- ]]> &lt;"
 HOSTILE = [SCRIPT, RIGHT_TO_LEFT, EMOJI, MANY, QUOTES]
 
 
-def spoil(place: int, record: dict[str, Any]) -> dict[str, Any]:
+def corrupt(place: int, record: dict[str, Any]) -> dict[str, Any]:
     text = HOSTILE[place % len(HOSTILE)]
     record["conversations"][0]["value"] = f"<image>\n{text[:5000]}"
     record["conversations"][1]["value"] = text
@@ -38,7 +38,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose pool holds scripts, both directions of writing, emoji, a megabyte of text, long tags and 40
     megapixels."""
     folder = tmp_path_factory.mktemp("hostile")
-    run = write_run(folder, records=20, probes=4, change=spoil)
+    run = write_run(folder, records=20, probes=4, change=corrupt)
     noise = np.random.default_rng(0).integers(0, 255, (50, 80, 3), np.uint8)
     PILImage.fromarray(noise).resize((8000, 5000)).save(folder / "pool" / "huge.png", compress_level=1)
     table_of_tags(run)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ostlight.errors import DataError
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.reporting.axes import Axis
 from ostlight.reporting.contents import contents
 from ostlight.reporting.evidence import Evidence
@@ -25,7 +26,6 @@ from ostlight.reporting.pareto import pareto
 from ostlight.reporting.picks import Pick
 from ostlight.reporting.run import Run
 from ostlight.reporting.standing import read_standings
-from ostlight.run.ledger import Entry
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_columns_are_those_of_the_score_files(made: Path, evidence: Evidence
     rows = [r for r in table.to_pylist() if r["state"] == "ok"]
     assert evidence.ids == [r["id"] for r in rows]
     assert evidence.records == 400
-    assert evidence.set_aside == 4
+    assert evidence.rejected == 4
     assert evidence.groups[0] == "algebra"
     cost = [r["eta"] ** 2 / 2 * sum(x * x for x in r["phi"]) for r in rows]
     assert evidence.curvature_cost == pytest.approx(cost, rel=1e-5)
@@ -79,7 +79,7 @@ def test_the_line_parts_the_kept_from_the_dropped(evidence: Evidence):
 
 
 def test_within_a_tag_each_value_has_its_own_line(evidence: Evidence):
-    pick = replace(evidence.picks[0], within="source")
+    pick = replace(evidence.picks[0], stratify_by="source")
     margin = margins(evidence, pick)
     assert margin is not None
     for source in set(evidence.tags["source"]):
@@ -196,7 +196,7 @@ def test_what_was_tried_is_told(made: Path, tmp_path: Path):
     label = run.config.budget.label
     picks = {"7 samples": {"trial": note | {"kept": "other"}}, label: {"trial": note, "gap": {"of": 0.5}}}
     for budget, noted in picks.items():
-        run.folder.ledger.add(Entry("pick", more={"budget": budget, "noted": noted}))
+        run.folder.cost_log.add(StageCost("pick", more={"budget": budget, "noted": noted}))
     page = write_report(tried).read_text()
     assert "Kept: <b>at random</b>" in page
     assert (

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from browser import Browser
 
+from ostlight.config.budget import Budget
 from ostlight.reporting.contents import contents
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.page import write_report
 from ostlight.reporting.run import Run
-from ostlight.selection.budget import Budget
 
-BUDGETS = "[{count: 40}, {fraction: 0.5, within: task}, {count: 30}]"
+BUDGETS = "[{count: 40}, {fraction: 0.5, stratify_by: task}, {count: 30}]"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def bench(made: Path, tmp_path: Path, results: Callable[..., None], evidence: Ev
     (place / "selection.parquet").unlink()
     order = evidence.position[np.argsort(evidence.place)]
     save(place, "40", order[:40])
-    save(place, "50%_within_task", np.array(best_half_of_each_task(evidence)))
+    save(place, "50%_by_task", np.array(best_half_of_each_task(evidence)))
     save(place, "30", np.random.default_rng(0).permutation(order)[:30])
     return tmp_path
 
@@ -71,7 +71,7 @@ def test_each_budget_has_its_borderline_samples_and_a_draw_has_none(bench: Path,
         assert {int(evidence.place[r]) for r in rows[last : last + 2]} < listed(shown, "borderline1")
     assert [(pick["budget"], pick["size"], pick["lined"]) for pick in shown["picks"]] == [
         ("40", 40, True),
-        ("50% within task", len(kept), True),
+        ("50% by task", len(kept), True),
         ("30", 30, False),
     ]
 
@@ -88,7 +88,7 @@ def test_cards_matrix_tiles_and_histogram_tell_each_budget(bench: Path):
     assert "kept, rank 1 (budget 40)</span>" in page
     assert re.search(r"<b>30</b><span>kept \(budget 30\)</span><small>7\.6% of the scored, \d+ of them toxic", page)
     assert "The kept (budget 30) are not simply the highest scores" in page
-    assert page.count(">budget 50% within task</text>") == 6, "two sizes for each of three budgets"
+    assert page.count(">budget 50% by task</text>") == 6, "two sizes for each of three budgets"
 
 
 def test_what_was_picked_in_two_ways_is_told_apart_by_the_files(bench: Path, evidence: Evidence):

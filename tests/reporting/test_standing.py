@@ -35,18 +35,18 @@ def compare(folder: Path, section: str) -> None:
 
 
 def test_two_protocols_and_mixed_budgets_are_told_apart(bench: Callable[..., Path]):
-    folder = bench(protocols=("proportional", "fixed_compute"), budgets=("20%", "20% within task"))
+    folder = bench(protocols=("equal_epochs", "equal_steps"), budgets=("20%", "20% by task"))
     names = [s.name for s in read_standings(folder)]
     assert len(names) == len(set(names))
-    assert {"base", "full fixed compute", "good 20% proportional", "good 20% within task proportional"} <= set(names)
+    assert {"base", "full equal steps", "good 20% equal epochs", "good 20% by task equal epochs"} <= set(names)
     page = write_report(folder).read_text()
     assert "<th>protocol</th>" in page
-    assert "<td><bdi>20% within task</bdi></td><td>fixed compute</td>" in page
+    assert "<td><bdi>20% by task</bdi></td><td>equal steps</td>" in page
 
 
 def test_what_all_lines_share_is_said_once(bench: Callable[..., Path]):
     page = write_report(bench()).read_text()
-    assert "All are trained by fixed compute. The budgets are spent within each <bdi>task</bdi>." in page
+    assert "All are trained by equal steps. The budgets are spent within each <bdi>task</bdi>." in page
     assert "<th>protocol</th>" not in page
     assert "good 20%</bdi>" in page
 
@@ -110,7 +110,7 @@ def test_a_benchmark_tells_what_its_scores_set_aside_and_that_a_budget_spent_by_
     shutil.copytree(made, place)
     for name in ("selection.parquet", "quarantine.parquet"):
         (place / name).unlink()
-    compare(folder, "selectors: [{name: random}], budgets: [{fraction: 0.2}, {fraction: 0.5, within: task}]")
+    compare(folder, "selectors: [{name: random}], budgets: [{fraction: 0.2}, {fraction: 0.5, stratify_by: task}]")
     page = write_report(folder).read_text()
     assert "A dashed line is where a ranking of the whole pool would draw a budget's." in page
     assert "A budget spent within each <i>task</i> has a line of its own in each." in page

@@ -8,8 +8,8 @@ import pytest
 
 import ostlight
 from ostlight.errors import DataError, SelectorError
+from ostlight.influence.rank_agreement import sample_count
 from ostlight.selection.notes import FILE, read_notes, write_note
-from ostlight.utility.agreement import sample_count
 
 
 def test_notes_add_up_and_the_last_of_a_name_stands(tmp_path: Path):

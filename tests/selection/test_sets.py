@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ostlight.config.budget import Budget
 from ostlight.errors import DivergedError, SelectorError
-from ostlight.scoring.rows import to_table
-from ostlight.selection.budget import Budget
-from ostlight.selection.scores import PickSetting, Scores
-from ostlight.selection.sets import pick_best_set, scales
-from ostlight.setwise import Limits, Scale, SetObjective, minibatch_value, pick_set
+from ostlight.pipeline.scoring.rows import to_table
+from ostlight.selection.scores import Scores, SelectionContext
+from ostlight.selection.set_objective import Limits, Scale, SetObjective, minibatch_value, solve_set
+from ostlight.selection.sets import scales, select_best_set
 
 ETA, ROWS, PROBES = 0.1, 60, 4
 RNG = np.random.default_rng(3)
@@ -51,8 +51,8 @@ class Run:
             }
             for i in range(ROWS)
         ]
-        setting = PickSetting(self.trial, list, self.notes.__setitem__, self.said.append, 0)
-        scores = Scores(to_table(rows)).lent(setting)
+        context = SelectionContext(self.trial, list, self.notes.__setitem__, self.said.append, 0)
+        scores = Scores(to_table(rows)).lent(context)
         return scores if order is None else scores.take(order)
 
 
@@ -66,9 +66,11 @@ def test_the_scales_tried():
 
 
 def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told():
-    wanted = pick_set(SetObjective.minibatch(SLOPES, PHI, eta=10 * ETA, batch_size=32, size=12), Limits.count(12, ROWS))
+    wanted = solve_set(
+        SetObjective.minibatch(SLOPES, PHI, eta=10 * ETA, batch_size=32, size=12), Limits.count(12, ROWS)
+    )
     run = Run(lambda rows: 0.5 if set(rows) == set(wanted.rows) else 0.9)
-    rows = pick_best_set(run.scores(), Budget(count=12))
+    rows = select_best_set(run.scores(), Budget(count=12))
     assert rows.tolist() == wanted.rows.tolist()
     told = json.loads(json.dumps(run.notes["set"], allow_nan=False))
     assert (told["eta"], told["batch_size"]) == (pytest.approx(10 * ETA), 32)
@@ -85,7 +87,7 @@ def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told():
 
 def test_batches_of_one_are_the_ranking_by_single_samples():
     run = Run()
-    alone = pick_best_set(run.scores(), Budget(count=9), eta=ETA, batch_size=1)
+    alone = select_best_set(run.scores(), Budget(count=9), eta=ETA, batch_size=1)
     assert alone.tolist() == Budget(count=9).top(run.scores()).tolist()
     assert run.tried == []
     assert run.notes["set"]["loss"] is None
@@ -93,16 +95,16 @@ def test_batches_of_one_are_the_ranking_by_single_samples():
 
 def test_a_fixed_scale_needs_no_run():
     scores = Scores(Run().scores().table)
-    assert len(pick_best_set(scores, Budget(count=9), eta=ETA, batch_size=8)) == 9
+    assert len(select_best_set(scores, Budget(count=9), eta=ETA, batch_size=8)) == 9
     with pytest.raises(SelectorError, match="belong to no run"):
-        pick_best_set(scores, Budget(count=9), eta=ETA)
+        select_best_set(scores, Budget(count=9), eta=ETA)
 
 
 @pytest.mark.parametrize("within", [None, "task", "gradients.cluster"])
 @pytest.mark.parametrize("size", [{"count": 12}, {"tokens": 250}])
 def test_shares_are_kept_to_jointly_and_budgets_are_filled(size: dict[str, int], within: str | None):
-    scores, budget = Run().scores(), Budget(**size, within=within)
-    rows = pick_best_set(scores, budget, eta=10 * ETA, batch_size=32)
+    scores, budget = Run().scores(), Budget(**size, stratify_by=within)
+    rows = select_best_set(scores, budget, eta=10 * ETA, batch_size=32)
     if "count" in size:
         assert len(rows) == 12
     else:
@@ -120,31 +122,31 @@ def test_shares_are_kept_to_jointly_and_budgets_are_filled(size: dict[str, int],
 
 def test_jointly_is_worth_at_least_as_much_as_task_by_task():
     scores = Run().scores()
-    jointly = pick_best_set(scores, Budget(count=12, within="task"), eta=10 * ETA, batch_size=64)
+    jointly = select_best_set(scores, Budget(count=12, stratify_by="task"), eta=10 * ETA, batch_size=64)
     apart = []
     for task, count in (("a", 6), ("b", 4), ("c", 2)):
         rows = np.flatnonzero(np.array(list(TASKS)) == task)
-        apart += rows[pick_best_set(scores.take(rows), Budget(count=count), eta=10 * ETA, batch_size=64)].tolist()
+        apart += rows[select_best_set(scores.take(rows), Budget(count=count), eta=10 * ETA, batch_size=64)].tolist()
     values = [minibatch_value(SLOPES, PHI, np.array(rows), 10 * ETA, 64) for rows in (jointly, apart)]
     assert values[0] > values[1]
 
 
 @pytest.mark.parametrize("within", [None, "task"])
 def test_the_set_does_not_depend_on_the_order_of_the_rows(within: str | None):
-    budget = Budget(count=12, within=within)
+    budget = Budget(count=12, stratify_by=within)
     order = np.random.default_rng(1).permutation(ROWS)
-    first = pick_best_set(Run().scores(), budget, eta=10 * ETA, batch_size=32)
-    other = pick_best_set(Run().scores(order), budget, eta=10 * ETA, batch_size=32)
+    first = select_best_set(Run().scores(), budget, eta=10 * ETA, batch_size=32)
+    other = select_best_set(Run().scores(order), budget, eta=10 * ETA, batch_size=32)
     assert set(order[other].tolist()) == set(first.tolist())
 
 
 def test_a_budget_that_affords_nothing_keeps_nothing():
-    assert len(pick_best_set(Run().scores(), Budget(tokens=1), eta=ETA, batch_size=8)) == 0
-    assert len(pick_best_set(Run().scores().take([]), Budget(count=3))) == 0
+    assert len(select_best_set(Run().scores(), Budget(tokens=1), eta=ETA, batch_size=8)) == 0
+    assert len(select_best_set(Run().scores().take([]), Budget(count=3))) == 0
 
 
 def test_what_cannot_be_a_set_is_refused():
     with pytest.raises(SelectorError, match="objective=set takes a fraction, count or tokens"):
-        pick_best_set(Run().scores(), Budget(threshold=0.0))
+        select_best_set(Run().scores(), Budget(threshold=0.0))
     with pytest.raises(DivergedError, match="each of the 7 sets"):
-        pick_best_set(Run(lambda rows: math.inf).scores(), Budget(count=12))
+        select_best_set(Run(lambda rows: math.inf).scores(), Budget(count=12))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ostlight.config.budget import Budget
 from ostlight.errors import DivergedError
-from ostlight.scoring.rows import to_table
-from ostlight.selection.budget import Budget
-from ostlight.selection.draws import draws
-from ostlight.selection.scores import PickSetting, Scores
-from ostlight.selection.sets import SetPicker, scales
+from ostlight.pipeline.scoring.rows import to_table
+from ostlight.selection.random_numbers import draws
+from ostlight.selection.scores import Scores, SelectionContext
+from ostlight.selection.set_objective import Scale
+from ostlight.selection.sets import SetSolver, scales
 from ostlight.selection.tried import DRAW, LOW_LOSS, RANKING, REPEATS, first_of_the_best, pick_by_trial
-from ostlight.setwise import Scale
 
 ROWS, ETA, SEED = 60, 0.1, 5
 RNG = np.random.default_rng(4)
@@ -48,14 +48,14 @@ class Run:
             | {name: values[i] for name, values in columns.items() if name not in without}
             for i in range(ROWS)
         ]
-        setting = PickSetting(self.trial, list, self.notes.__setitem__, self.said.append, SEED)
-        return Scores(to_table(rows)).lent(setting)
+        context = SelectionContext(self.trial, list, self.notes.__setitem__, self.said.append, SEED)
+        return Scores(to_table(rows)).lent(context)
 
 
 def the_set(scale: Scale) -> set[int]:
-    picker = SetPicker.of(Run(len).scores(), BUDGET)
-    assert picker is not None
-    return set(picker.pick(scale).rows.tolist())
+    solver = SetSolver.of(Run(len).scores(), BUDGET)
+    assert solver is not None
+    return set(solver.solve(scale).rows.tolist())
 
 
 SUBSETS = {
@@ -121,7 +121,7 @@ def test_a_subset_whose_training_diverged_is_never_kept():
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(count=12, within="task"), Budget(tokens=60), Budget(tokens=60, within="task")]
+    "budget", [Budget(count=12, stratify_by="task"), Budget(tokens=60), Budget(tokens=60, stratify_by="task")]
 )
 def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
     run = Run(len)
@@ -130,7 +130,7 @@ def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
     assert list(run.notes["trial"]["losses"]) == list(SUBSETS)
     for rows in map(list, run.tried):
         assert (len(rows) == 12) if budget.count else (scores.tokens[rows].sum() <= 60)
-        if budget.within and budget.count:
+        if budget.stratify_by and budget.count:
             assert [(TASKS[rows] == task).sum() for task in "abc"] == [6, 4, 2]
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from ostlight.selection.setting import ProxySetting, Setting
+from ostlight.selection.context import ProxyContext, ScoringContext
 
 
 @pytest.fixture
 def selector_setting(samples, tmp_path):
-    """A ``Setting`` around a model that was not warmed up, with the anchors grouped by task."""
+    """A ``ScoringContext`` around a model that was not warmed up, with the anchors grouped by task."""
 
-    def make(model, **changes) -> Setting:
+    def make(model, **changes) -> ScoringContext:
         anchors = samples("anchors")
-        given = ProxySetting(
+        given = ProxyContext(
             model=model,
             folder=tmp_path / "proxy",
             records=48,
@@ -23,6 +23,6 @@ def selector_setting(samples, tmp_path):
             tokens_per_batch=1000,
         )
         facts = {"anchors": anchors, "groups": [s.tags["task"] for s in anchors], "seed": 0, "folder": tmp_path}
-        return Setting(**(facts | changes), say=lambda line: None, _proxy=given)
+        return ScoringContext(**(facts | changes), say=lambda line: None, _proxy=given)
 
     return make

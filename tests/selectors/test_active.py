@@ -14,12 +14,12 @@ import torch
 import ostlight
 from ostlight.data.sample import Sample, Turn
 from ostlight.errors import DataError, SelectorError
-from ostlight.gradients.scope import scoped_parameters
-from ostlight.model.losses import IGNORED
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.estimators.exact import Exact
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.simulated_step import Step
+from ostlight.models.losses import IGNORED
 from ostlight.selection.scores import Scores
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.exact import Exact
-from ostlight.utility.step import Step
 
 ACTIVE = {"estimator": "exact", "scope": "head", "eta": 0.05, "answers": 3, "max_new_tokens": 12}
 
@@ -46,10 +46,10 @@ def active(settings, unlabelled):
 
 def test_the_score_is_the_expectation_over_the_proxys_answers(active, proxy, samples):
     selection = ostlight.select(active())
-    assert not selection.set_aside
+    assert not selection.rejected
     scores = Scores.read(selection.folder.scores)
     model = proxy("float32")
-    parameters = scoped_parameters(model.model, "head")
+    parameters = named_parameters_of(model.model, "head")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 16_384)
     exact = Exact(Step(model, parameters, anchors, 0.05))
     pool = samples("pool")[:11]
@@ -104,7 +104,7 @@ def test_the_step_size_comes_from_the_proxys_first_answers(active, capsys):
 
 def test_other_selectors_set_unlabelled_records_aside(active, settings, unlabelled):
     selection = ostlight.select(settings(pool={"path": str(unlabelled)}))
-    assert selection.set_aside == {"no_answer": 10}
+    assert selection.rejected == {"no_answer": 10}
 
 
 def test_what_was_picked_must_be_annotated_before_it_is_trained_on(active, unlabelled, tmp_path):

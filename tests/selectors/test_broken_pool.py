@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ostlight
-from ostlight.selection.scores import OK, read_shards
+from ostlight.selection.scores import OK, read_score_table
 
 RECORDS, BROKEN = 40, {2: "corrupt_image", 13: "empty_answer", 14: "duplicate_id", 39: "corrupt_image"}
 CASCADE = [{"name": "loss", "keep": 0.5}, {"name": "length"}]
@@ -44,12 +44,12 @@ def test_kept_dropped_and_set_aside_are_what_was_read(settings, broken: Path, na
     selection = ostlight.select(
         settings(pool={"path": str(broken)}, selector={"name": name, "options": SELECTORS[name]})
     )
-    rows = read_shards(selection.folder.scores).to_pylist()
+    rows = read_score_table(selection.folder.scores).to_pylist()
     assert [row["position"] for row in rows] == list(range(RECORDS))
     # Selectors without a model never open a picture, so a corrupt one is none of their business.
     opened = {p: reason for p, reason in BROKEN.items() if name != "length" or reason != "corrupt_image"}
     assert {row["position"]: row["reason"] for row in rows if row["state"] != OK} == opened
     assert all((row["score"] is None) == (row["state"] != OK) for row in rows)
     assert 0 < len(selection.kept) <= 8
-    assert len(selection.kept) + selection.dropped + sum(selection.set_aside.values()) == RECORDS
+    assert len(selection.kept) + selection.dropped + sum(selection.rejected.values()) == RECORDS
     assert not set(selection.kept.tolist()) & set(opened)

@@ -15,9 +15,9 @@ from scipy.stats import rankdata
 
 import ostlight
 from ostlight.errors import BadRecord, RunChangedError, SelectorError
-from ostlight.run.ledger import Ledger
+from ostlight.pipeline.cost_log import CostLog
 from ostlight.selection.registry import create, register
-from ostlight.selection.scores import Scores, read_shards
+from ostlight.selection.scores import Scores, read_score_table
 from ostlight.selection.selector import Selector
 
 ASKED: list[str] = []
@@ -57,13 +57,13 @@ def test_rank_mean_is_the_mean_of_places(settings):
     choice = combined("rank_mean", (*LOSS, None), ("el2n", {"prefer": "low"}, None))
     selection = ostlight.select(settings(selector=choice), "budget.count=10")
     folder = selection.folder
-    parts = [Scores.read(folder.path / "before" / name / "scores") for name in ("1-loss", "2-el2n")]
+    parts = [Scores.read(folder.path / "dependencies" / name / "scores") for name in ("1-loss", "2-el2n")]
     places = [1 - (rankdata(-part.score) - 1) / 48 for part in parts]
     scores = Scores.read(folder.scores)
     assert scores.score == pytest.approx(np.mean(places, axis=0))
     assert scores.column("place_by_part") == pytest.approx(np.stack(places, axis=1))
     assert sorted(selection.kept) == sorted(np.argsort(-np.mean(places, axis=0), kind="stable")[:10])
-    stages = [(e.stage, e.selector) for e in folder.ledger.read()]
+    stages = [(e.stage, e.selector) for e in folder.cost_log.read()]
     assert stages == [("score", "1-loss"), ("score", "2-el2n"), ("score", "combine"), ("pick", "combine")]
 
 
@@ -80,9 +80,9 @@ def test_a_rank_is_a_place_in_the_order_a_part_picks_in(settings):
     choice = combined("rank_mean", ("loss", {"prefer": "middle"}, None), ("ifd", {}, None))
     folder = ostlight.select(settings(selector=choice)).folder
     places = Scores.read(folder.scores).column("place_by_part")
-    losses = Scores.read(folder.path / "before" / "1-loss" / "scores").score
+    losses = Scores.read(folder.path / "dependencies" / "1-loss" / "scores").score
     assert sorted(losses[places[:, 0] > 0.9]) == sorted(losses)[21:26]
-    ifd = Scores.read(folder.path / "before" / "2-ifd" / "scores").column("ifd")
+    ifd = Scores.read(folder.path / "dependencies" / "2-ifd" / "scores").column("ifd")
     assert ((places[:, 1] == 0) == (ifd >= 1)).all()
 
 
@@ -90,7 +90,7 @@ def test_a_cascade_asks_the_last_only_about_what_is_left(settings):
     ASKED.clear()
     selection = ostlight.select(settings(selector=combined("cascade", (*LOSS, 0.5), (*COUNTS, None))), "budget.count=6")
     scores = Scores.read(selection.folder.scores)
-    first = Scores.read(selection.folder.path / "before" / "1-loss" / "scores")
+    first = Scores.read(selection.folder.path / "dependencies" / "1-loss" / "scores")
     left = set(np.argsort(-first.score)[:24])
     assert set(ASKED) == {scores.ids[k] for k in left}
     stage = scores.column("scored_by")
@@ -137,7 +137,7 @@ def test_a_sample_a_part_failed_on_is_set_aside_with_its_reason(settings, sample
     for how, keep in (("rank_mean", None), ("cascade", 0.9)):
         choice = combined(how, ("fails-on-some", {}, keep), (*COUNTS, None))
         selection = ostlight.select(settings(name=how, selector=choice))
-        assert selection.set_aside == {"no_order": failed}
+        assert selection.rejected == {"no_order": failed}
         assert len(selection.kept) + selection.dropped + failed == 48
 
 
@@ -146,9 +146,9 @@ def test_a_stopped_combination_resumes_its_parts(settings):
     whole = ostlight.select(settings(name="whole", selector=choice)).folder
     stopped = ostlight.select(settings(name="stopped", selector=choice)).folder
     (stopped.scores / "part-000001.parquet").unlink()
-    (stopped.path / "before" / "1-loss" / "scores" / "part-000002.parquet").unlink()
+    (stopped.path / "dependencies" / "1-loss" / "scores" / "part-000002.parquet").unlink()
     ostlight.select(settings(name="stopped", selector=choice))
-    assert read_shards(stopped.scores).to_pylist() == read_shards(whole.scores).to_pylist()
+    assert read_score_table(stopped.scores).to_pylist() == read_score_table(whole.scores).to_pylist()
 
 
 def test_a_changed_part_is_refused(settings):
@@ -168,11 +168,11 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
         },
     )
     (line,) = [line for line in ostlight.benchmark(config) if line.label == "both"]
-    (ledger,) = (tmp_path / "runs" / "run" / "selectors").glob("both-*/ledger.jsonl")
-    spent = {e.selector: e for e in Ledger(ledger).read() if e.stage == "score"}
-    assert set(spent) == {"1-loss", "both"}
-    assert line.selection_s >= sum(e.device_s for e in spent.values())
-    assert line.selection_flops == pytest.approx(sum(e.flops for e in spent.values()))
+    (cost_log,) = (tmp_path / "runs" / "run" / "selectors").glob("both-*/cost_log.jsonl")
+    usage = {e.selector: e for e in CostLog(cost_log).read() if e.stage == "score"}
+    assert set(usage) == {"1-loss", "both"}
+    assert line.selection_s >= sum(e.device_s for e in usage.values())
+    assert line.selection_flops == pytest.approx(sum(e.flops for e in usage.values()))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,6 @@ def test_two_ranks_give_the_same_cascade(settings, tmp_path: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (read_shards(tmp_path / "runs" / name / "scores") for name in configs)
+    one, two = (read_score_table(tmp_path / "runs" / name / "scores") for name in configs)
     assert one["scored_by"].to_pylist() == two["scored_by"].to_pylist()
     assert one["score"].to_pylist() == pytest.approx(two["score"].to_pylist(), rel=1e-4)

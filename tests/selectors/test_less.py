@@ -7,12 +7,12 @@ import torch
 
 import ostlight
 from ostlight.errors import SelectorError
-from ostlight.gradients.scope import scoped_parameters
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.preconditioner import adam_scale
+from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
-from ostlight.utility.anchors import AnchorSet
-from ostlight.utility.gradient import sample_gradient, train_only
-from ostlight.utility.preconditioner import adam_scale
 from ostlight_selectors.less import random_directions
 
 SCOPE = "last:1"
@@ -27,7 +27,7 @@ def by_hand(proxy, samples, tmp_path):
     """Adam steps ``[5, P]`` of five samples, mean gradients ``[7, P]`` of the anchors' tasks, in the order they occur,
     the model, and the batch."""
     model = proxy("float64")
-    parameters = scoped_parameters(model.model, SCOPE)
+    parameters = named_parameters_of(model.model, SCOPE)
     train_only(model, parameters)
     anchors = samples("anchors")
     tasks = [a.tags["task"] for a in anchors]
@@ -53,7 +53,7 @@ def test_both_cosines_are_those_of_the_definition(by_hand, selector_setting):
     selector = create("less", {"scope": SCOPE, "projection": 16})
     selector.setup(selector_setting(model))
     columns = selector.score(batch)
-    parameters = scoped_parameters(model.model, SCOPE)
+    parameters = named_parameters_of(model.model, SCOPE)
     random = torch.cat([r.double().flatten(1) for r in random_directions(0, parameters, 16).values()], dim=1)
     assert torch.unique(random).tolist() == [-0.25, 0.25]
     sketch = steps @ random.T
@@ -80,11 +80,11 @@ def test_the_score_comes_nearer_the_true_cosine_than_the_projected_one(by_hand, 
 def test_it_shares_the_slope_of_first_order(by_hand, selector_setting):
     """With one group LESS' inner product is that of first order with Adam steps."""
     _, _, model, batch = by_hand
-    setting = selector_setting(model, groups=[""] * 14)
+    context = selector_setting(model, groups=[""] * 14)
     less = create("less", {"scope": SCOPE, "projection": 4})
-    less.setup(setting)
+    less.setup(context)
     ost = create("ost", {"estimator": "first_order", "optimizer": "adam", "eta": 1.0, "scope": SCOPE})
-    ost.setup(setting)
+    ost.setup(context)
     ours = less.score(batch)
     along = ours["score"] * ours["step_length"] * float(less.lengths[0])
     assert torch.allclose(along, ost.score(batch)["slope"], rtol=1e-5)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import ostlight
 from ostlight.data.sample import Turn
 from ostlight.errors import SelectorError
-from ostlight.gradients.scope import scoped_parameters
-from ostlight.model.losses import IGNORED
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
+from ostlight.models.losses import IGNORED
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
-from ostlight.utility.gradient import norm, sample_gradient, train_only
 from ostlight_selectors.ifd import answers_alone
 
 
@@ -82,7 +82,7 @@ def test_perplexity_does_not_depend_on_the_side_of_the_padding(scored, samples):
 
 def test_grad_norm_is_the_length_of_the_plain_gradient(scored):
     columns, model, batch = scored("grad_norm", scope="last:1")
-    parameters = scoped_parameters(model.model, "last:1")
+    parameters = named_parameters_of(model.model, "last:1")
     train_only(model, parameters)
     for k, single in enumerate(batch.singles()):
         loss, gradient = sample_gradient(model, list(parameters.values()), single)

@@ -8,7 +8,7 @@ import pytest
 import ostlight
 from ostlight.errors import SelectorError
 from ostlight.selection.scores import Scores
-from ostlight.setwise import minibatch_value
+from ostlight.selection.set_objective import minibatch_value
 
 SET = {"estimator": "second_order", "probes": 8, "eta": 0.05, "objective": "set"}
 AT_SCALE = SET | {"set_eta": 0.05, "batch_size": 32}
@@ -26,7 +26,7 @@ def test_loss_keeps_the_easiest_or_the_hardest(settings):
 def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
     alone = ostlight.select(settings(selector={"name": "ost", "options": SET | {"objective": "sample"}}))
     together = ostlight.select(settings(selector={"name": "ost", "options": AT_SCALE}))
-    assert [e.stage for e in together.folder.ledger.read()] == ["score", "pick", "pick"]
+    assert [e.stage for e in together.folder.cost_log.read()] == ["score", "pick", "pick"]
     scores = Scores.read(together.folder.scores)
     slopes, phi = scores.column("slope"), scores.column("phi")
     values = [minibatch_value(slopes, phi, s.kept, eta=0.05, batch_size=32) for s in (together, alone)]
@@ -38,7 +38,7 @@ def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scor
     config = settings(selector={"name": "ost", "options": SET})
     for budget in ("budget.count=10", "budget.count=20"):
         folder = ostlight.select(config, budget).folder
-    entries = folder.ledger.read()
+    entries = folder.cost_log.read()
     assert [e.stage for e in entries] == ["score", "pick", "pick"]
     assert all(2 <= e.more["trials"] <= 7 and e.flops > 0 for e in entries[1:])
     assert [e.more["noted"]["set"]["samples"] for e in entries[1:]] == [10, 20]
@@ -47,7 +47,7 @@ def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scor
 
 def test_a_set_within_tags_and_within_tokens(settings):
     config = settings(selector={"name": "ost", "options": AT_SCALE})
-    selection = ostlight.select(config, "budget.fraction=0.3", "budget.within=task")
+    selection = ostlight.select(config, "budget.fraction=0.3", "budget.stratify_by=task")
     tasks = Scores.read(selection.folder.scores).tag("task")[selection.kept]
     assert len(set(tasks)) == 7
     fewer = ostlight.select(config, "budget.tokens=200")
@@ -60,7 +60,7 @@ def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, cap
     )
     for budget in ("budget.count=10", "budget.count=20"):
         selection = ostlight.select(config, budget)
-    entries = selection.folder.ledger.read()
+    entries = selection.folder.cost_log.read()
     assert [e.stage for e in entries] == ["score", "pick", "pick"]
     losses = entries[2].more["noted"]["trial"]["losses"]
     assert {"sample by sample", "low loss", "at random"} < set(losses)
@@ -70,7 +70,7 @@ def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, cap
     assert (
         capsys.readouterr().out.count(" on the trusted samples after a brief training of the proxy, mean of 2; ") == 2
     )
-    ranking = ostlight.select(config, "budget.threshold=0", "name=threshold").folder.ledger.read()[-1]
+    ranking = ostlight.select(config, "budget.threshold=0", "name=threshold").folder.cost_log.read()[-1]
     assert "trials" not in ranking.more
 
 
@@ -79,7 +79,7 @@ def test_shares_by_the_anchors_groups(settings, objective: str):
     anchors = settings()["anchors"] | {"group": "task"}
     options = AT_SCALE | {"objective": objective}
     config = settings(selector={"name": "ost", "options": options}, anchors=anchors)
-    selection = ostlight.select(config, "budget.count=14", "budget.within=anchors.group")
+    selection = ostlight.select(config, "budget.count=14", "budget.stratify_by=anchors.group")
     best = Scores.read(selection.folder.scores).column("utility_by_group").argmax(1)
     counts, there = np.bincount(best[selection.kept], minlength=7), np.bincount(best, minlength=7)
     assert counts.sum() == 14

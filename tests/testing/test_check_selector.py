@@ -52,7 +52,7 @@ class Dice(ostlight.Selector):
     def score(self, batch: Any) -> dict[str, Any]:
         return {"score": torch.rand(len(batch)).tolist()}
 
-    def pick(self, scores: Any, budget: Any) -> Any:
+    def select(self, scores: Any, budget: Any) -> Any:
         return range(len(scores))
 
 
@@ -87,8 +87,8 @@ class Zero(ostlight.Selector):
 
     uses_proxy: ClassVar[bool] = True
 
-    def setup(self, setting: Any) -> None:
-        self.model = setting.proxy.model
+    def setup(self, context: Any) -> None:
+        self.model = context.proxy.model
 
     def score(self, batch: Any) -> dict[str, Any]:
         with torch.no_grad():
@@ -106,7 +106,7 @@ class Demanding(ostlight.Selector):
 
         server: str | None = None
 
-    def setup(self, setting: Any) -> None:
+    def setup(self, context: Any) -> None:
         if self.options.server is None:
             raise ostlight.errors.SelectorError("selector.options.server is missing")
 
@@ -133,7 +133,7 @@ def test_a_score_that_depends_on_what_came_before(tmp_path: Path):
 def test_chance_without_a_seed_and_a_budget_overdrawn(tmp_path: Path):
     told = violations(Dice, tmp_path)
     assert "a second run: the same run gave another table" in told
-    assert "draw with setting.seed" in told
+    assert "draw with context.seed" in told
     assert "pick: with 1 it keeps 28 of 28; use budget.size(len(scores))" in told
 
 
@@ -177,14 +177,14 @@ class Client:
 class NewLoop(ostlight.Selector):
     """Asks one client from an event loop a batch."""
 
-    def setup(self, setting: Any) -> None:
+    def setup(self, context: Any) -> None:
         self.client = Client()
 
     async def all(self, texts: list[str]) -> list[float]:
         return await asyncio.gather(*(self.client.ask(text) for text in texts))
 
     def score(self, batch: Any) -> dict[str, Any]:
-        self.spent.add(calls=len(batch))
+        self.usage.add(calls=len(batch))
         return {"score": asyncio.run(self.all([s.answer for s in batch.samples]))}
 
 
@@ -202,8 +202,8 @@ class Halves(ostlight.Selector):
 
     uses_proxy: ClassVar[bool] = True
 
-    def setup(self, setting: Any) -> None:
-        self.model = setting.proxy.model
+    def setup(self, context: Any) -> None:
+        self.model = context.proxy.model
 
     def score(self, batch: Any) -> dict[str, Any]:
         losses = self.model.losses(batch)

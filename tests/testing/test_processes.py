@@ -27,7 +27,7 @@ class Lengths(ostlight.Selector):
 class Absent(Lengths):
     """Cannot be made in another process."""
 
-    def setup(self, setting: Any) -> None:
+    def setup(self, context: Any) -> None:
         raise RuntimeError("not in this process")
 
 

@@ -12,8 +12,8 @@ import torch
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
 from ostlight.errors import OstlightError
-from ostlight.model.module import MultimodalModel
-from ostlight.run.ledger import Entry
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.training import trial
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
@@ -44,8 +44,8 @@ def limit(monkeypatch) -> dict[str, Any]:
 
 @pytest.fixture
 def trained(proxy, digits, tmp_path):
-    def train() -> tuple[dict[str, torch.Tensor], Entry, list[str]]:
-        model, entry, said = proxy("float64"), Entry("train"), []
+    def train() -> tuple[dict[str, torch.Tensor], StageCost, list[str]]:
+        model, entry, said = proxy("float64"), StageCost("train"), []
         model.training_settings = Training(steps=3, batch_size=8, lr=1e-3)
         compute = Compute(accelerator="cpu", logger="none", progress=False, tokens_per_batch=1_000)
         data = EncodedPool(Pool.open(digits.pool), ROWS, model.encoder)
@@ -87,7 +87,7 @@ def test_the_next_trial_begins_with_what_fitted(limit, proxy, samples, digits, t
         model.training_settings = Training(batch_size=8, lr=1e-3)
         return model
 
-    entry, said = Entry("pick"), []
+    entry, said = StageCost("pick"), []
     trials = Trials(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0, entry, said.append)
     assert math.isfinite(trials(ROWS))
     limit["tokens"], limit["seen"] = max(limit["seen"]) // 2, []

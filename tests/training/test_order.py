@@ -17,8 +17,8 @@ def test_every_sample_is_shown_once_a_pass(order: str, begun: float):
 
 
 def test_the_ranking_first_to_last_and_last_to_first():
-    assert pass_order("easy_to_hard", 5, 0, 0, 1).tolist() == [0, 1, 2, 3, 4]
-    assert pass_order("hard_to_easy", 5, 0, 0, 1).tolist() == [4, 3, 2, 1, 0]
+    assert pass_order("utility_descending", 5, 0, 0, 1).tolist() == [0, 1, 2, 3, 4]
+    assert pass_order("utility_ascending", 5, 0, 0, 1).tolist() == [4, 3, 2, 1, 0]
 
 
 def rank_correlation(order: np.ndarray) -> float:
@@ -36,5 +36,5 @@ def test_annealed_begins_by_the_ranking_and_ends_as_a_shuffle():
 
 
 def test_a_plan_orders_every_pass():
-    training = Training(epochs=2, batch_size=4, order="easy_to_hard")
+    training = Training(epochs=2, batch_size=4, order="utility_descending")
     assert np.concatenate(plan_steps(10, training, seed=0)).tolist() == [*range(10), *range(10)]

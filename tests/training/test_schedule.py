@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
-from ostlight.run.ledger import Entry
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 
@@ -37,7 +37,7 @@ def rates(proxy, digits, tmp_path: Path):
         model.training_settings = Training(steps=STEPS, batch_size=2, lr=PEAK, **schedule)
         compute = Compute(accelerator="cpu", logger="none", progress=False)
         data = EncodedPool(Pool.open(digits.pool), np.arange(4), model.encoder)
-        fit(model, data, compute, tmp_path, "train", 0, Entry("train"), callbacks=[rates])
+        fit(model, data, compute, tmp_path, "train", 0, StageCost("train"), callbacks=[rates])
         return rates.seen
 
     return of

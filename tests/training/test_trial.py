@@ -11,7 +11,7 @@ import pytest
 
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
-from ostlight.run.ledger import Entry
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.training import trial
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
@@ -26,13 +26,13 @@ def setup(proxy, samples, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "TRIAL_STEPS", 4)
     compute = Compute(accelerator="cpu", logger="none", progress=False)
 
-    def make(lr: float = 1e-3) -> tuple[Trials, Entry, Compute]:
+    def make(lr: float = 1e-3) -> tuple[Trials, StageCost, Compute]:
         def load():
             model = proxy("float32")
             model.training_settings = Training(epochs=3, batch_size=2, lr=lr)
             return model
 
-        entry = Entry("pick")
+        entry = StageCost("pick")
         pool, trusted = Pool.open(digits.pool), samples("anchors")
         return (
             Trials(load, pool, trusted, compute, tmp_path, 0, entry, entry.more.setdefault("said", []).append),
@@ -48,7 +48,7 @@ def test_the_loss_is_the_anchors_after_training_on_these_records_only(setup, pro
     model = proxy("float32")
     before = mean_loss(model, model.batches(samples("anchors"), 4096))
     model.training_settings = Training(steps=4, batch_size=2, lr=1e-3)
-    cost = Entry("train")
+    cost = StageCost("train")
     fit(model, EncodedPool(Pool.open(digits.pool), ROWS, model.encoder), compute, tmp_path, "t", 0, cost)
     expected = mean_loss(model, model.batches(samples("anchors"), 4096))
     assert trials(ROWS) == pytest.approx(expected, rel=1e-6)

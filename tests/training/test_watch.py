@@ -7,11 +7,11 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
-from ostlight.run.ledger import Entry
+from ostlight.pipeline.cost_log import StageCost
 from ostlight.training import watch
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
-from ostlight.training.watch import LossWatch
+from ostlight.training.watch import LossMonitor
 
 
 def test_a_rank_whose_own_readings_rise_goes_by_the_first_ranks(proxy, digits, tmp_path, monkeypatch):
@@ -19,11 +19,11 @@ def test_a_rank_whose_own_readings_rise_goes_by_the_first_ranks(proxy, digits, t
     own = iter(first_ranks)
     monkeypatch.setattr(watch, "mean_loss", lambda *_: next(own))
     monkeypatch.setattr(SingleDeviceStrategy, "broadcast", lambda _, told, src=0: first_ranks.get(told, told))
-    model, watched = proxy("float32"), LossWatch(list, patience=2)
+    model, watched = proxy("float32"), LossMonitor(list, patience=2)
     model.training_settings = Training(steps=6, batch_size=4, lr=1e-3)
     compute = Compute(accelerator="cpu", logger="none", progress=False)
     data = EncodedPool(Pool.open(digits.pool), np.arange(8), model.encoder)
-    entry = Entry("train")
+    entry = StageCost("train")
     fit(model, data, compute, tmp_path, "train", 0, entry, callbacks=[watched])
     assert watched.losses == list(enumerate(first_ranks.values()))
     assert watched.kept_step == 2

@@ -70,14 +70,14 @@ def test_a_curriculum_trains_on_the_ranking(small):
     overrides = small("selector.options.probes=8", "target.training.steps=3", "target.training.batch_size=4")
     ostlight.select(config("curriculum"), *overrides)
     orders = {}
-    for order in ("hard_to_easy", "easy_to_hard"):
-        folder = ostlight.train(config("curriculum"), *overrides) if order == "hard_to_easy" else None
+    for order in ("utility_ascending", "utility_descending"):
+        folder = ostlight.train(config("curriculum"), *overrides) if order == "utility_ascending" else None
         if folder is None:
             named = (*overrides, "name=other", f"target.training.order={order}")
             ostlight.select(config("curriculum"), *named)
             folder = ostlight.train(config("curriculum"), *named)
         orders[order] = (folder / "model.safetensors").read_bytes()
-    assert orders["hard_to_easy"] != orders["easy_to_hard"]
+    assert orders["utility_ascending"] != orders["utility_descending"]
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_active_learning_names_questions_to_annotate(small):
         "selector.options.max_new_tokens=12",
     )
     selection = ostlight.select(config("active"), *overrides)
-    assert not selection.set_aside
+    assert not selection.rejected
     subset = pq.read_table(next(selection.folder.subset.glob("*.parquet")))
     assert subset.num_rows == 7
     assert all(len(turns) == 1 for turns in subset["conversations"].to_pylist()), "questions without answers"

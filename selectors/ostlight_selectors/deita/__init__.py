@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ostlight.config.budget import Budget
 from ostlight.config.schema import Model
 from ostlight.errors import BadRecord, SelectorError
-from ostlight.model.batch import Batch
-from ostlight.model.embedding import load_embedder
-from ostlight.run import fingerprint
-from ostlight.selection.budget import Budget
+from ostlight.models.batch import Batch
+from ostlight.models.embedding import load_embedder
+from ostlight.pipeline import fingerprint
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.selection.setting import Setting
 from ostlight_selectors.deita.filter import distinct
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange, Prompt, exchanges
 from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
@@ -34,7 +34,7 @@ class Deita(Selector):
     """
 
     uses_proxy = True
-    pick_options = ("similarity",)
+    selection_options = ("similarity",)
 
     @dataclass
     class Options:
@@ -58,17 +58,17 @@ class Deita(Selector):
         if self.options.max_length < 1:
             raise SelectorError(f"selector.options.max_length must be at least 1; got {self.options.max_length}")
 
-    def inputs(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         named = {name: getattr(self.options, name) for name in MODELS}
         return {n: fingerprint.of_model(p, f"selector.options.{n}") for n, p in named.items() if p is not None}
 
-    def setup(self, setting: Setting) -> None:
-        self.complexity = self._scorer("complexity", COMPLEXITY, setting)
-        self.quality = self._scorer("quality", QUALITY, setting)
-        self.embed = load_embedder(self.options.embedder, setting.proxy.model)
+    def setup(self, context: ScoringContext) -> None:
+        self.complexity = self._scorer("complexity", COMPLEXITY, context)
+        self.quality = self._scorer("quality", QUALITY, context)
+        self.embed = load_embedder(self.options.embedder, context.proxy.model)
 
-    def _scorer(self, option: str, prompt: Prompt, setting: Setting) -> Scorer:
-        path, proxy = getattr(self.options, option), setting.proxy
+    def _scorer(self, option: str, prompt: Prompt, context: ScoringContext) -> Scorer:
+        path, proxy = getattr(self.options, option), context.proxy
         if path is None:
             return proxy_scorer(proxy.model, prompt, self.options.max_length, proxy.tokens_per_batch)
         settings = Model(
@@ -90,10 +90,10 @@ class Deita(Selector):
     def _asked(self, scorer: Scorer, asked: Sequence[Exchange]) -> list[float | BadRecord]:
         read = scorer.tokens_read
         found = scorer.scores(asked)
-        self.spent.add(tokens_in=scorer.tokens_read - read)
+        self.usage.add(tokens_in=scorer.tokens_read - read)
         return found
 
-    def pick(self, scores: Scores, budget: Budget) -> np.ndarray:
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         order = np.lexsort((scores.positions, -scores.score))
         costs, most = np.ones(len(scores)), float(len(scores))
         if budget.threshold is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ostlight.errors import SelectorError
-from ostlight.model.embedding import unit
+from ostlight.models.embedding import unit
 
 BLOCK = 1024
 """Samples compared at once. It changes no pick, only how much is multiplied at a time."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ostlight.data.sample import IMAGE_MARK, ImageRef, Sample
+from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample
 from ostlight.errors import BadRecord
 
 SCORES = ("1", "2", "3", "4", "5", "6")
@@ -22,7 +22,9 @@ class Exchange:
 
     def words(self) -> Exchange:
         """For a model without eyes: no pictures, and no marks where they stood."""
-        return Exchange(self.question.replace(IMAGE_MARK, "").strip(), self.answer.replace(IMAGE_MARK, "").strip())
+        return Exchange(
+            self.question.replace(IMAGE_PLACEHOLDER, "").strip(), self.answer.replace(IMAGE_PLACEHOLDER, "").strip()
+        )
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ def exchanges(sample: Sample) -> list[Exchange]:
     for turn in sample.turns:
         if turn.role != "assistant":
             said.append(turn.text)
-            seen += turn.text.count(IMAGE_MARK)
+            seen += turn.text.count(IMAGE_PLACEHOLDER)
             continue
         if turn.trained:
             found.append(Exchange("\n".join(said), turn.text, sample.images[taken:seen]))
-        seen += turn.text.count(IMAGE_MARK)
+        seen += turn.text.count(IMAGE_PLACEHOLDER)
         said, taken = [], seen
     return found
 
@@ -94,7 +96,7 @@ def fitted(exchange: Exchange, limit: int, length: Callable[[Exchange], int], to
             question=_cut(exchange.question, question, for_question),
             answer=_cut(exchange.answer, answer, room - for_question),
         )
-        exchange = replace(shorter, images=exchange.images[: shorter.question.count(IMAGE_MARK)])
+        exchange = replace(shorter, images=exchange.images[: shorter.question.count(IMAGE_PLACEHOLDER)])
     return exchange
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ostlight.config.schema import Model
-from ostlight.data.sample import IMAGE_MARK, Sample, Turn
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.errors import BadRecord, OstlightError, SelectorError
-from ostlight.model.batch import Collator, by_token_budget
-from ostlight.model.encode import Encoded, Encoder
-from ostlight.model.last_token import at_last_token
-from ostlight.model.load import collator_for, load_encoder, load_model
-from ostlight.model.module import MultimodalModel
+from ostlight.models.batch import Collator, by_token_budget
+from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.last_token import at_last_token
+from ostlight.models.load import collator_for, load_encoder, load_model
+from ostlight.models.module import MultimodalModel
 from ostlight_selectors.deita.prompts import SCORES, Exchange, Prompt, fitted
 
 
@@ -155,7 +155,7 @@ def chat_layout(encoder: Encoder, collator: Collator) -> Layout:
 
     def encode(prompt: Prompt, exchange: Exchange) -> Encoded:
         said = Turn("user", prompt.lay_out(exchange))
-        marks = said.text.count(IMAGE_MARK)
+        marks = said.text.count(IMAGE_PLACEHOLDER)
         return encoder.encode_prompt(Sample("", (said,), exchange.images[:marks]))
 
     def score_ids(prompt: Prompt) -> list[int]:

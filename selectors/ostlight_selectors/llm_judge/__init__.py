@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 
 from ostlight.errors import BadRecord, ConfigError, SelectorError
-from ostlight.model.batch import Batch
-from ostlight.run import fingerprint
+from ostlight.models.batch import Batch
+from ostlight.pipeline import fingerprint
+from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
-from ostlight.selection.setting import Setting
 from ostlight_selectors.llm_judge.local import LocalJudge
 from ostlight_selectors.llm_judge.options import COMPUTE, JudgeOptions, problems
 from ostlight_selectors.llm_judge.remote import RemoteJudge
@@ -48,23 +48,23 @@ class LLMJudge(Selector):
         self._judge: LocalJudge | RemoteJudge | None = None
         self._useful = False
 
-    def inputs(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         found = {"rubric": fingerprint.of_values(dataclasses.asdict(self.rubric))}
         if self.options.backend == "transformers":
             found["model"] = fingerprint.of_model(self.options.model, "selector.options.model")
         return found
 
-    def setup(self, setting: Setting) -> None:
+    def setup(self, context: ScoringContext) -> None:
         options = self.options
         if options.backend == "transformers":
-            self._judge = LocalJudge(options, self.rubric, self.spent)
-            setting.say(f"judge: {options.model}, mode {self._judge.mode}, rubric {options.rubric}")
+            self._judge = LocalJudge(options, self.rubric, self.usage)
+            context.say(f"judge: {options.model}, mode {self._judge.mode}, rubric {options.rubric}")
             return
-        replies = Replies(setting.folder, _rank())
-        server = Server(options, self._key(), self.rubric, self.spent, setting.say)
+        replies = Replies(context.folder, _rank())
+        server = Server(options, self._key(), self.rubric, self.usage, context.say)
         self._judge = RemoteJudge(options, self.rubric, server, replies)
         kept = f"; {len(replies):,} replies are there already" if len(replies) else ""
-        setting.say(
+        context.say(
             f"judge: {options.model} at {options.base_url}, {options.concurrency} at once, mode {options.mode}, "
             f"rubric {options.rubric}{kept}"
         )

@@ -14,11 +14,11 @@ from ostlight.config.schema import Evaluation, Model
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.evaluation.generate import generate_answers
-from ostlight.model.batch import by_token_budget
-from ostlight.model.encode import Encoded
-from ostlight.model.module import MultimodalModel
-from ostlight.run.flops import FlopCounter
-from ostlight.selection.spent import Spent
+from ostlight.models.batch import by_token_budget
+from ostlight.models.encode import Encoded
+from ostlight.models.flops import FlopCounter
+from ostlight.models.module import MultimodalModel
+from ostlight.selection.usage import Usage
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.reply import Judgement, Reply, judgement
 from ostlight_selectors.llm_judge.rubric import Rubric
@@ -34,17 +34,17 @@ class LocalJudge:
     Args:
         options: ``model`` is its folder or hub name.
         rubric: whose words are the scale.
-        spent: grows by tokens and FLOPs.
+        usage: grows by tokens and FLOPs.
 
     Raises:
         OstlightError: the model cannot be loaded.
         SelectorError: its tokenizer cannot tell two words of the scale apart by their first token.
     """
 
-    def __init__(self, options: JudgeOptions, rubric: Rubric, spent: Spent) -> None:
+    def __init__(self, options: JudgeOptions, rubric: Rubric, usage: Usage) -> None:
         settings = Model(options.model, options.trust_remote_code, options.dtype, options.max_length)
         self.model = MultimodalModel.load(settings, "selector.options.model")
-        self.options, self.rubric, self.spent = options, rubric, spent
+        self.options, self.rubric, self.usage = options, rubric, usage
         self.mode = "reply" if options.mode == "reply" else "logprobs"
         self.word_ids = word_ids(self.model.encoder.tokenizer, rubric.words) if self.mode == "logprobs" else []
         self._flops_per_token = 0.0
@@ -114,7 +114,7 @@ class LocalJudge:
         if not self._flops_per_token:
             self._flops_per_token = counter.total / (tokens_in + tokens_out)
         flops = self._flops_per_token * (tokens_in + tokens_out)
-        self.spent.add(tokens_in=tokens_in, tokens_out=tokens_out, flops=flops)
+        self.usage.add(tokens_in=tokens_in, tokens_out=tokens_out, flops=flops)
         return replies
 
     def _probabilities(self, conversations: list[Sample], prompts: list[Encoded]) -> list[Reply]:

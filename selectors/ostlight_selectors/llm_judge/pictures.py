@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from ostlight.data.sample import IMAGE_MARK, ImageRef, Sample
+from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample
 
 SENT_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats every server reads; others are sent as PNG."""
@@ -27,11 +27,11 @@ def messages_of(conversation: Sample) -> list[dict[str, Any]]:
     pictures = iter(conversation.images)
     messages: list[dict[str, Any]] = []
     for turn in conversation.turns:
-        if IMAGE_MARK not in turn.text:
+        if IMAGE_PLACEHOLDER not in turn.text:
             messages.append({"role": turn.role, "content": turn.text})
             continue
         parts: list[dict[str, Any]] = []
-        for k, text in enumerate(turn.text.split(IMAGE_MARK)):
+        for k, text in enumerate(turn.text.split(IMAGE_PLACEHOLDER)):
             if k:
                 parts.append({"type": "image_url", "image_url": {"url": data_url(next(pictures))}})
             if text.strip():

@@ -10,7 +10,7 @@ from typing import Any
 
 from ostlight.config.bind import bind
 from ostlight.config.read import read_mapping
-from ostlight.data.sample import IMAGE_MARK, Sample, Turn
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "rubrics"
@@ -115,7 +115,7 @@ class Rubric:
         """
         first = next((k for k, turn in enumerate(sample.turns) if turn.trained), len(sample.turns))
         parts = {"question": sample.turns[:first], "answer": sample.turns[first:]}
-        marks = sum(turn.text.count(IMAGE_MARK) for turn in parts["question"])
+        marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in parts["question"])
         pictures = {"question": sample.images[:marks], "answer": sample.images[marks:]}
         form = self.score_format if one_word else self.reply_format
         texts = {name: _transcript(turns) for name, turns in parts.items()}
@@ -134,7 +134,7 @@ class Rubric:
         # One pass, so that a brace in a sample's own text stays what it is.
         filled = [re.sub(_PLACEHOLDER, fill, template) for template in (self.system, self.user)]
         if unusable is not None:
-            said, problem = (text.replace(IMAGE_MARK, "[image]") for text in unusable)
+            said, problem = (text.replace(IMAGE_PLACEHOLDER, "[image]") for text in unusable)
             filled[1] += f"\n\nYour last reply was:\n{said[:QUOTED]}\nIt cannot be used: {problem}. {texts['format']}"
         roles = ("system", "user")
         turns = tuple(Turn(role, text) for role, text in zip(roles, filled, strict=True) if text)  # type: ignore[arg-type]
@@ -161,8 +161,10 @@ class Rubric:
             strange = [p for p in re.findall(r"\{(\w+)\}", getattr(self, name)) if p not in PLACEHOLDERS]
             found += [f"{name}: unknown placeholder {{{p}}}; known: {', '.join(PLACEHOLDERS)}" for p in strange]
         fixed = [text, self.reply_format, self.score_format, *self.criteria.values(), *(b.means for b in self.scale)]
-        if any(IMAGE_MARK in part for part in fixed):
-            found.append(f"{IMAGE_MARK} may not stand in a rubric; pictures come with the question and the answer")
+        if any(IMAGE_PLACEHOLDER in part for part in fixed):
+            found.append(
+                f"{IMAGE_PLACEHOLDER} may not stand in a rubric; pictures come with the question and the answer"
+            )
         return found
 
 

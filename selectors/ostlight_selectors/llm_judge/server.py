@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ostlight.errors import BadRecord, SelectorError
-from ostlight.selection.spent import Spent
+from ostlight.selection.usage import Usage
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.reply import Reply, schema, score_place, word_logprobs
 from ostlight_selectors.llm_judge.rubric import Rubric
@@ -37,7 +37,7 @@ class Server:
         options: address, model, sampling, retries, price.
         key: sent with every request, ``None`` for a server that takes none; cut out of whatever the server says.
         rubric: its scale decides the reply's schema and which log-probabilities are kept.
-        spent: grows with every request that was, or may have been, answered.
+        usage: grows with every request that was, or may have been, answered.
         say: tells the user once what the server cannot do.
 
     Raises:
@@ -45,7 +45,7 @@ class Server:
     """
 
     def __init__(
-        self, options: JudgeOptions, key: str | None, rubric: Rubric, spent: Spent, say: Callable[[str], None]
+        self, options: JudgeOptions, key: str | None, rubric: Rubric, usage: Usage, say: Callable[[str], None]
     ) -> None:
         try:
             import openai
@@ -60,7 +60,7 @@ class Server:
             base_url=options.base_url, api_key=key or "none", timeout=options.timeout_s, max_retries=0
         )
         weakref.finalize(self, self._client.close)
-        self._options, self._rubric, self._spent, self._say = options, rubric, spent, say
+        self._options, self._rubric, self._spent, self._say = options, rubric, usage, say
         self._one_word = options.mode == "logprobs"
         self._extras = list(self._wanted_extras())
         self._settled = False
@@ -81,17 +81,17 @@ class Server:
             SelectorError: no request can succeed: the key, the address or the model is wrong, or the server is out.
         """
         body = request_of(self._options) | {"messages": messages}
-        refusal: BadRecord | None = None
+        rejection: BadRecord | None = None
         for extra in list(self._extras):
             try:
                 answer = self._send(body | extra)
             except _Refused as error:
-                refusal = refusal or BadRecord("request_failed", str(error))
+                rejection = rejection or BadRecord("request_failed", str(error))
                 continue
             self._settle(extra)
             return answer
-        assert refusal is not None, "there is always one way to ask"
-        raise refusal
+        assert rejection is not None, "there is always one way to ask"
+        raise rejection
 
     def _wanted_extras(self) -> Iterator[dict[str, Any]]:
         """Ways to ask, best first. A server that knows neither schemas nor log-probabilities may refuse them."""
@@ -201,7 +201,7 @@ class Server:
             usage = answer.get("usage") or {}
             return Reply(
                 text=self._without_key(text),
-                refusal=self._without_key(str(message["refusal"])) if message.get("refusal") else None,
+                rejection=self._without_key(str(message["rejection"])) if message.get("rejection") else None,
                 finish=choice.get("finish_reason"),
                 logprobs=self._logprobs(choice.get("logprobs")),
                 tokens_in=int(usage.get("prompt_tokens") or 0),

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ostlight
 from ostlight.errors import RunChangedError, SelectorError
 from ostlight.selection.registry import create
-from ostlight.selection.scores import Scores, read_shards
+from ostlight.selection.scores import Scores, read_score_table
 from ostlight_selectors.deita import _row
 from tests.selectors.scorers import scorer_folder, sentence_folder
 
@@ -42,7 +42,7 @@ def test_another_similarity_picks_anew_without_scoring(settings):
     few = ostlight.select(settings(selector=choice()), "budget.fraction=1.0")
     more = ostlight.select(settings(selector=choice(similarity=0.99)), "budget.fraction=1.0")
     assert len(more.kept) > len(few.kept)
-    assert [e.stage for e in more.folder.ledger.read()] == ["score", "pick", "pick"]
+    assert [e.stage for e in more.folder.cost_log.read()] == ["score", "pick", "pick"]
     all_ = ostlight.select(settings(selector=choice(similarity=1.0)), "budget.count=7")
     assert len(all_.kept) == 7
 
@@ -60,8 +60,8 @@ def test_scorers_from_folders_and_the_product_in_the_table(settings, tmp_path: P
     config = settings(selector=choice(complexity=str(complexity), quality=str(quality)))
     folder = ostlight.select(config).folder
     # Two prompts of bytes, the shorter of them longer than a hundred, for each of 48 samples.
-    assert folder.ledger.read()[0].tokens_in > 48 * 2 * 100
-    table = read_shards(folder.scores).to_pylist()
+    assert folder.cost_log.read()[0].tokens_in > 48 * 2 * 100
+    table = read_score_table(folder.scores).to_pylist()
     assert len({row["score"] for row in table}) > 40
     for row in table:
         assert row["score"] == pytest.approx(row["complexity"][0] * row["quality"][0])
@@ -79,8 +79,8 @@ def test_a_failed_scorer_sets_the_sample_aside(settings, samples, tmp_path: Path
     selection = ostlight.select(settings(selector=choice(quality=str(folder))), "budget.fraction=1.0")
     failed = {s.id for s in samples("pool") if "v" in s.prompt + s.answer}
     assert 0 < len(failed) < 48
-    assert selection.set_aside == {"no_score": len(failed)}
-    rows = read_shards(selection.folder.scores).to_pylist()
+    assert selection.rejected == {"no_score": len(failed)}
+    rows = read_score_table(selection.folder.scores).to_pylist()
     assert {r["id"] for r in rows if r["score"] is None} == failed
 
 

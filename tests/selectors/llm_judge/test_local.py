@@ -14,9 +14,9 @@ from ostlight.config.schema import Model
 from ostlight.data.sample import ImageRef, Sample, Turn
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, SelectorError
-from ostlight.model.module import MultimodalModel
-from ostlight.selection.scores import read_shards
-from ostlight.selection.spent import Spent
+from ostlight.models.module import MultimodalModel
+from ostlight.selection.scores import read_score_table
+from ostlight.selection.usage import Usage
 from ostlight_selectors.llm_judge.local import LocalJudge, word_ids
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.reply import Judgement
@@ -28,7 +28,7 @@ PROXY = {"backend": "transformers", "model": str(checkpoint("proxy")), "rubric":
 
 def local(rubric: Rubric | None = None, **options: Any) -> LocalJudge:
     chosen = JudgeOptions(**(PROXY | {"dtype": "float64"} | options))
-    return LocalJudge(chosen, rubric or Rubric.read(chosen.rubric), Spent())
+    return LocalJudge(chosen, rubric or Rubric.read(chosen.rubric), Usage())
 
 
 def by_hand(model: MultimodalModel, asked: Sample, words: tuple[str, ...]) -> torch.Tensor:
@@ -58,11 +58,11 @@ def test_the_score_is_the_expected_value_whatever_the_batch(samples):
     assert len({round(o.score, 9) for o in found}) > 5
     alone = [judge.judge([sample], CPU)[0].score for sample in reversed(pool)]
     assert alone[::-1] == pytest.approx([o.score for o in found], rel=1e-6)
-    assert judge.spent.tokens_in == 2 * sum(
+    assert judge.usage.tokens_in == 2 * sum(
         len(judge.model.encoder.encode_prompt(rubric.conversation(s, one_word=True))) for s in pool
     )
-    assert judge.spent.flops > 0
-    assert judge.spent.calls == 0
+    assert judge.usage.flops > 0
+    assert judge.usage.calls == 0
 
 
 def test_the_judge_looks_at_the_picture(samples):
@@ -94,11 +94,11 @@ def test_a_server_with_the_same_model_gives_the_same_score(samples, loopback, ju
 def test_through_a_run(settings):
     options = PROXY | {"dtype": "float32", "tokens_per_batch": 300}
     selection = ostlight.select(settings(selector={"name": "llm_judge", "options": options}), "budget.threshold=0.5")
-    rows = read_shards(selection.folder.scores).to_pylist()
+    rows = read_score_table(selection.folder.scores).to_pylist()
     assert len(rows) == 48
     assert {r["position"] for r in rows if r["score"] >= 0.5} == set(selection.kept.tolist())
     assert all(sum(r["judge_probabilities"]) == pytest.approx(1) for r in rows)
-    entry = selection.folder.ledger.read()[0]
+    entry = selection.folder.cost_log.read()[0]
     assert entry.calls == 0
     assert entry.flops > 0
     assert entry.tokens_in > 48 * 10
@@ -119,8 +119,8 @@ def test_text_that_is_no_reply_is_asked_again_and_kept(samples):
         len(judge.model.encoder.encode_prompt(judge.rubric.conversation(s, one_word=False)))
         for s in samples("pool")[:3]
     )
-    assert judge.spent.tokens_in > 2 * first
-    assert judge.spent.tokens_out > 0
+    assert judge.usage.tokens_in > 2 * first
+    assert judge.usage.tokens_out > 0
 
 
 def test_a_prompt_that_is_too_long_or_a_broken_picture_is_a_state(samples):

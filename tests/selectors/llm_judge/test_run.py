@@ -17,8 +17,8 @@ from protocol import Send, says, scored
 
 import ostlight
 from ostlight.errors import ConfigError, RunChangedError, SelectorError
-from ostlight.scoring.writer import audit
-from ostlight.selection.scores import read_shards
+from ostlight.pipeline.scoring.writer import audit
+from ostlight.selection.scores import read_score_table
 from ostlight.testing.forks import run_script
 
 KEY = "sk-very-secret-0123456789"
@@ -58,12 +58,12 @@ def test_rejection_sampling_on_a_pool_with_a_tenth_broken(settings, digits, tmp_
     server = loopback(script)
     config = settings(pool={"path": str(pool)}, selector=choice(server.url, price={"input": 1.0, "output": 2.0}))
     selection = ostlight.select(config, "budget.threshold=4")
-    rows = read_shards(selection.folder.scores).to_pylist()
+    rows = read_score_table(selection.folder.scores).to_pylist()
     aside = [r for r in rows if r["state"] != "ok"]
     assert len(selection.kept) + selection.dropped + len(aside) == 48
-    assert selection.set_aside["reply_unparsable"] >= 2
-    assert selection.set_aside["corrupt_image"] == 2
-    assert sum(selection.set_aside.values()) == len(aside)
+    assert selection.rejected["reply_unparsable"] >= 2
+    assert selection.rejected["corrupt_image"] == 2
+    assert sum(selection.rejected.values()) == len(aside)
     assert all(r["score"] is None for r in aside)
     kept = [rows[i] for i in selection.kept]
     assert kept
@@ -73,7 +73,7 @@ def test_rejection_sampling_on_a_pool_with_a_tenth_broken(settings, digits, tmp_
     assert json.loads(kept[0]["judge_reply"])["score"] == kept[0]["score"]
     told = pq.read_table(selection.folder.quarantine).to_pylist()
     assert all("no idea" in q["detail"] for q in told if q["reason"] == "reply_unparsable")
-    entry = selection.folder.ledger.read()[0]
+    entry = selection.folder.cost_log.read()[0]
     assert entry.calls == len(server.bodies)
     assert (entry.tokens_in, entry.tokens_out) == (100 * entry.calls, 10 * entry.calls)
     assert entry.price == pytest.approx(entry.calls * (100 * 1 + 10 * 2) / 1e6)
@@ -93,9 +93,9 @@ def test_the_key_is_sent_and_stands_nowhere_else(settings, loopback, monkeypatch
     server = loopback(script)
     selection = ostlight.select(settings(selector=choice(server.url, api_key_env="JUDGE_KEY")))
     assert set(server.authorizations) == {f"Bearer {KEY}"}
-    assert selection.set_aside["request_failed"] > 0
+    assert selection.rejected["request_failed"] > 0
     files = [p for p in selection.folder.path.rglob("*") if p.is_file()]
-    assert {"config.yaml", "manifest.json", "ledger.jsonl", "quarantine.parquet"} <= {p.name for p in files}
+    assert {"config.yaml", "manifest.json", "cost_log.jsonl", "quarantine.parquet"} <= {p.name for p in files}
     for file in files:
         content = file.read_bytes()
         if file.suffix == ".parquet":
@@ -103,7 +103,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(settings, loopback, monkeypatch
         assert KEY.encode() not in content, file
     printed = capfd.readouterr()
     assert KEY not in printed.out + printed.err + caplog.text
-    assert "since [key] asks" in {r["judge_reason"] for r in read_shards(selection.folder.scores).to_pylist()}
+    assert "since [key] asks" in {r["judge_reason"] for r in read_score_table(selection.folder.scores).to_pylist()}
 
     refusing = loopback(lambda body, n: Send({"error": {"message": f"no such key {KEY}"}}, 401))
     with pytest.raises(SelectorError) as caught:
@@ -158,7 +158,7 @@ def test_a_server_that_moved_is_the_same_judge_and_another_rubric_is_not(setting
     again = ostlight.select(settings(selector=choice(second.url, rubric=str(rubric), concurrency=3)))
     assert len(first.bodies) == 48
     assert not second.bodies
-    assert again.set_aside == {}
+    assert again.rejected == {}
     rubric.write_text(text % "lenient")
     with pytest.raises(RunChangedError, match=r"changed: selector\.options\.rubric"):
         ostlight.select(settings(selector=choice(second.url, rubric=str(rubric))))
@@ -221,7 +221,7 @@ def test_a_killed_run_asks_nothing_twice_but_what_was_under_way(settings, tmp_pa
     assert sum(n - 1 for n in asked.values()) <= 8 * ranks
     assert max(asked.values()) <= 2
     audit(tmp_path / "runs" / "killed" / "scores", 600)
-    assert read_shards(tmp_path / "runs" / "killed" / "scores")["score"].null_count == 0
+    assert read_score_table(tmp_path / "runs" / "killed" / "scores")["score"].null_count == 0
 
 
 @pytest.mark.slow
@@ -233,5 +233,5 @@ def test_two_ranks_keep_a_file_each_and_ask_nothing_twice(settings, tmp_path, lo
     lines = {p.name: len(p.read_text().splitlines()) for p in (folder / "selector").glob("replies-*.jsonl")}
     assert lines == {"replies-000.jsonl": 200, "replies-001.jsonl": 200}
     assert set(questions(server).values()) == {1}
-    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    assert [entry["calls"] for entry in ledger if entry["stage"] == "score"] == [400]
+    cost_log = [json.loads(line) for line in (folder / "cost_log.jsonl").read_text().splitlines()]
+    assert [entry["calls"] for entry in cost_log if entry["stage"] == "score"] == [400]

@@ -41,9 +41,9 @@ def test_a_good_reply_and_what_it_cost(loopback, judge):
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 512)
     assert body["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == [1, 2, 3, 4, 5]
     assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
-    spent = asked.server._spent
-    assert (spent.calls, spent.tokens_in, spent.tokens_out) == (1, 100, 10)
-    assert spent.price == pytest.approx((100 * 2 + 10 * 10) / 1e6)
+    usage = asked.server._spent
+    assert (usage.calls, usage.tokens_in, usage.tokens_out) == (1, 100, 10)
+    assert usage.price == pytest.approx((100 * 2 + 10 * 10) / 1e6)
 
 
 def test_pictures_go_as_data_urls_at_their_place(loopback, judge, tmp_path):
@@ -154,7 +154,7 @@ def test_an_unusable_reply_is_asked_again_then_set_aside_with_its_text(loopback,
 
 
 def test_a_refusal_is_asked_again_then_set_aside_with_its_text(loopback, judge):
-    server = loopback(lambda body, n: says(None, refusal="I would rather not"))
+    server = loopback(lambda body, n: says(None, rejection="I would rather not"))
     bad = one(judge(server.url))
     assert (bad.reason, len(server.bodies)) == ("reply_refused", 3)
     assert "I would rather not" in bad.detail

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_judge import RUBRIC, taught
 
-from ostlight.selection.spent import Spent
+from ostlight.selection.usage import Usage
 from ostlight_selectors.llm_judge.local import LocalJudge
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.rubric import Rubric
@@ -85,10 +85,10 @@ def test_the_replies_of_a_real_server(samples, tiny, rubric: Path, served: str, 
     assert [o.reason for o in outcomes] == ["right", "wrong"] * (LESSONS // 2)
     # This server passes over `logprobs` in silence: the score is the one written, and says so.
     assert {o.mode for o in outcomes} == {"reply"}
-    spent = asked.server._spent
-    assert spent.calls == LESSONS
-    assert spent.tokens_in > 10 * LESSONS
-    assert spent.tokens_out > 5 * LESSONS
+    usage = asked.server._spent
+    assert usage.calls == LESSONS
+    assert usage.tokens_in > 10 * LESSONS
+    assert usage.tokens_out > 5 * LESSONS
     one_word = judge(served, rubric=str(rubric), mode="logprobs")
     one_word.options.model = str(folder)
     assert {o.reason for o in one_word.judge(pool, CPU)} == {"no_logprobs"}
@@ -97,6 +97,6 @@ def test_the_replies_of_a_real_server(samples, tiny, rubric: Path, served: str, 
 def test_the_same_model_loaded_here_says_the_same(samples, tiny, rubric: Path):
     folder, replies = tiny
     options = JudgeOptions(backend="transformers", model=str(folder), mode="reply", dtype="float32", max_tokens=40)
-    outcomes = LocalJudge(options, Rubric.read(str(rubric)), Spent()).judge(samples("pool")[:LESSONS], CPU)
+    outcomes = LocalJudge(options, Rubric.read(str(rubric)), Usage()).judge(samples("pool")[:LESSONS], CPU)
     assert [o.text for o in outcomes] == list(replies.values())
     assert [o.score for o in outcomes] == [1.0, 0.0] * (LESSONS // 2)

@@ -11,7 +11,7 @@ import torch
 from ostlight.config.schema import Model
 from ostlight.data.sample import Sample, Turn
 from ostlight.digitmath.model import checkpoint
-from ostlight.model.module import MultimodalModel
+from ostlight.models.module import MultimodalModel
 from ostlight_selectors.llm_judge.rubric import Rubric
 
 RUBRIC = """

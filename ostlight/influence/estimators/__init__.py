@@ -1,0 +1,1 @@
+"""One module an estimator of the one-step utility."""

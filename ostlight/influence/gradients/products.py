@@ -1,0 +1,210 @@
+"""What becomes of each use's gradient: inner products with the targets and squared norms, at once, then forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ostlight.errors import OstlightError
+from ostlight.influence.gradients.batched_dots import SMALL, THIN, Waiting
+from ostlight.influence.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
+from ostlight.influence.gradients.rows import RowOwners
+from ostlight.influence.gradients.tracking import Watched
+from ostlight_kernels import Packing, explain, grad_dots
+from ostlight_kernels.reference import grad_dots_and_squares
+
+GATHERED_ENTRIES = 1 << 22
+"""Most entries of target rows gathered at once for an embedding table, so that they stay small beside activations."""
+
+
+class Products:
+    """Takes the uses of one backward pass as they come and sums them per parameter and sample.
+
+    Args:
+        parameters: the scope.
+        rows: whose row is whose.
+        targets: ``[M, *parameter.shape]`` for every parameter's name, or empty for no products.
+        norms: also take the squared norm of each sample's gradient. A parameter used once is done at once; the uses
+            of one used several times are held until the pass ends, since the norm of a sum is no sum of norms.
+        apart: every parameter's results by themselves; else small ones may come together, under the name of one.
+
+    Attributes:
+        dots: ``[N, M]`` per parameter name, fp64.
+        norms: ``[N]`` per parameter name, fp64.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        rows: RowOwners,
+        targets: Mapping[str, Tensor],
+        norms: bool,
+        apart: bool,
+    ) -> None:
+        self.dots: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        self._parameters = parameters
+        self._rows = rows
+        self._targets = targets
+        self._wants_norms = norms
+        self._waiting = Waiting(apart, self._take)
+        self._uses: dict[str, int] = {}
+        self._held: dict[str, list[Factor]] = {}
+        self._known_owners: dict[tuple[bool, int, torch.device], Tensor] = {}
+        self._packings: dict[tuple[bool, int, int, torch.device], Packing] = {}
+
+    def num_units(self, name: str) -> int:
+        """How many units (samples, or pictures) the rows of this parameter's layer stand for."""
+        return self._rows.num_units(self._parameters[name])
+
+    def expect(self, name: str) -> None:
+        """Announces one more use of a parameter, in the forward pass."""
+        self._uses[name] = self._uses.get(name, 0) + 1
+
+    def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
+        """A use ``result = inputs @ weight'``: ``inputs [R, ..., D_in]``, ``grad [R, ..., D_out]``."""
+        owners = self._owners(name, len(inputs), inputs.device)
+        inputs, grad = _as_tokens(inputs), _as_tokens(grad)
+        if self._targets:
+            target = self._targets[name]
+            matrices = target.reshape(*target.shape[:2], -1)
+            thin = min(inputs.shape[2], grad.shape[2]) <= THIN and self._row_is_sample(name, owners)
+            if thin and self._waits(name, inputs):
+                # The thinner side first: a CPU forms such gradients several times faster.
+                turned = inputs.shape[2] < grad.shape[2]
+                left, right = (inputs, grad) if turned else (grad, inputs)
+                formed = torch.bmm(wide(left).mT, wide(right))
+                self._waiting.add(name, formed, matrices.mT if turned else matrices)
+                return
+            matrices = matrices.to(inputs.dtype)
+            given = (inputs, grad.to(inputs.dtype), matrices, self._packing(name, owners, inputs.shape[1]))
+            if self._wants_norms and self._uses[name] == 1 and explain(inputs).name == "reference":
+                # Forming the gradients is the price of both; once is enough.
+                dots, squares = grad_dots_and_squares(*given)
+                self._add(name, dots)
+                self.norms[name] = squares.double()
+                return
+            self._add(name, grad_dots(*given))
+        self._factor(name, partial(Tokens, owners, grad, inputs, self._row_is_sample(name, owners)))
+
+    def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
+        """A use ``result = weight[ids]``: ``ids [R, ...]``, ``grad [R, ..., D]``."""
+        owners = self._owners(name, len(ids), ids.device)
+        ids, grad = ids.flatten(1), _as_tokens(grad)
+        if self._targets:
+            target = self._targets[name]
+            tokens, gradients = ids.flatten(), grad.flatten(0, 1)
+            step = max(1, GATHERED_ENTRIES // max(1, len(target) * grad.shape[-1]))
+            pieces = [
+                torch.einsum("mtd,td->tm", wide(target[:, piece]), wide(gradient))
+                for piece, gradient in zip(tokens.split(step), gradients.split(step), strict=True)
+            ]
+            of_tokens = torch.cat(pieces)
+            dots = of_tokens.new_zeros(self._rows.num_samples, len(target))
+            self._add(name, dots.index_add_(0, owners.repeat_interleave(ids.shape[1]), of_tokens))
+        self._factor(name, partial(Tokens, owners, ids, grad))
+
+    def dense(self, watched: Watched, grad: Tensor) -> None:
+        """A use whose gradient, before the sum over rows, is ``grad [R, ...]``, the parameter's shape its last axes."""
+        name = next(iter(watched.leaves))
+        owners = self._owners(name, len(grad), grad.device)
+        rows = _summed_to(wide(grad), watched.graph.shape, name)
+        per_sample = rows
+        if not self._row_is_sample(name, owners):
+            per_sample = rows.new_zeros(self._rows.num_samples, *watched.graph.shape).index_add_(0, owners, rows)
+        for leaf, gradients in _to_leaves(watched, per_sample).items():
+            if self._targets:
+                target = self._targets[leaf]
+                if self._waits(leaf, gradients):
+                    self._waiting.add(leaf, gradients, target)
+                    continue
+                self._add(leaf, gradients.flatten(1) @ wide(target).flatten(1).to(gradients.dtype).T)
+            self._factor(leaf, partial(Formed, gradients))
+
+    def finish(self) -> None:
+        """Takes what still waits, and the norms still held: of parameters used several times, some of whose uses no
+        gradient reached."""
+        self._waiting.finish()
+        for name in list(self._held):
+            self._take_norm(name)
+
+    def _waits(self, name: str, tensor: Tensor) -> bool:
+        """Whether this use is all of the parameter's gradient, and that is too small for a product of its own."""
+        small = self._parameters[name].numel() <= SMALL
+        return small and self._uses[name] == 1 and tensor.device.type == "cpu" and explain(tensor).name == "reference"
+
+    def _take(self, name: str, dots: Tensor, squares: Tensor) -> None:
+        self._add(name, dots)
+        if self._wants_norms:
+            self.norms[name] = squares.double()
+
+    def _owners(self, name: str, length: int, device: torch.device) -> Tensor:
+        key = (self._rows.sees_text(self._parameters[name]), length, device)
+        if key not in self._known_owners:
+            self._known_owners[key] = self._rows.owners(name, self._parameters[name], length, device)
+        return self._known_owners[key]
+
+    def _packing(self, name: str, owners: Tensor, tokens: int) -> Packing | None:
+        """``None`` where row n is sample n; made once per kind of rows, since making it waits for a GPU."""
+        if self._row_is_sample(name, owners):
+            return None
+        key = (self._rows.sees_text(self._parameters[name]), len(owners), tokens, owners.device)
+        if key not in self._packings:
+            segments = owners.unsqueeze(1).expand(-1, tokens)
+            self._packings[key] = Packing.of(segments, self._rows.num_samples)
+        return self._packings[key]
+
+    def _row_is_sample(self, name: str, owners: Tensor) -> bool:
+        return self._rows.sees_text(self._parameters[name]) and len(owners) == self._rows.num_samples
+
+    def _add(self, name: str, dots: Tensor) -> None:
+        self.dots[name] = self.dots[name] + dots if name in self.dots else dots.double()
+
+    def _factor(self, name: str, make: Callable[[], Factor]) -> None:
+        if not self._wants_norms:
+            return
+        self._held.setdefault(name, []).append(make())
+        if len(self._held[name]) == self._uses[name]:
+            self._take_norm(name)
+
+    def _take_norm(self, name: str) -> None:
+        factors = self._held.pop(name)
+        norms = squared_norms(factors, self._rows.num_samples, self._parameters[name].shape)
+        self.norms[name] = norms.double()
+
+
+def _as_tokens(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1, tensor.shape[-1])
+
+
+def _summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
+    """``[R, *shape]``: the sum over every axis but the rows that the parameter was broadcast along."""
+    missing = grad.ndim - len(shape)
+    if missing < 0 or (missing == 0 and len(shape) and shape[0] != 1 and len(grad) != 1):
+        raise OstlightError(
+            f"per-sample gradients: the parameter {name} of shape {tuple(shape)} meets a tensor of shape "
+            f"{tuple(grad.shape)} whose rows are its own; leave it out with a scope, or use the estimator exact"
+        )
+    if missing == 0:
+        grad, missing = grad.unsqueeze(1), 1
+    if missing > 1:
+        grad = grad.flatten(1, missing - 1).sum(1)
+    broadcast = [1 + k for k, size in enumerate(shape) if size == 1 and grad.shape[1 + k] != 1]
+    return grad.sum(broadcast, keepdim=True) if broadcast else grad
+
+
+def _to_leaves(watched: Watched, per_sample: Tensor) -> dict[str, Tensor]:
+    """From gradients of a value computed from parameters to gradients of the parameters: ``[N, *shape]`` by name."""
+    if watched.alias is not None:
+        return {watched.alias: per_sample}
+    leaves = list(watched.leaves.values())
+    collected: list[list[Tensor]] = [[] for _ in leaves]
+    for gradient in per_sample:
+        with torch.enable_grad():
+            pulled = torch.autograd.grad(watched.graph, leaves, gradient.to(watched.graph.dtype), retain_graph=True)
+        for into, one in zip(collected, pulled, strict=True):
+            into.append(wide(one))
+    return {name: torch.stack(into) for name, into in zip(watched.leaves, collected, strict=True)}

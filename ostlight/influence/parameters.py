@@ -1,0 +1,144 @@
+"""Which parameters a utility is taken over."""
+
+from __future__ import annotations
+
+import re
+from difflib import SequenceMatcher
+from typing import Any
+
+from torch import nn
+
+from ostlight.errors import OstlightError
+
+NOT_TEXT = re.compile(r"(^|[._])(vision|visual|image|vit|audio|speech|patch|perceiver|resampler)", re.IGNORECASE)
+"""Module paths that never hold the language model's blocks; asked only where the model does not name its decoder."""
+
+NO_ADAPTERS = (
+    "it has no LoRA adapters: name a folder that peft saved (adapter_config.json) as proxy.path, or take another "
+    "scope, such as blocks or last:1"
+)
+SCOPES = "blocks, last:N, head, all, lora, or a regular expression on parameter names"
+
+
+def named_parameters_of(model: nn.Module, scope: str) -> dict[str, nn.Parameter]:
+    """The parameters of one scope, by the names ``model.named_parameters()`` gives them.
+
+    Args:
+        model: any model; Hugging Face ones tell their decoder and head, others are searched for a list of blocks.
+        scope: ``blocks`` (every parameter of the language model's transformer blocks, never the vision tower's),
+            ``last:N`` (its last N blocks), ``head`` (the output embedding), ``all``, ``lora`` (peft's adapters), or a
+            regular expression searched for in the names.
+
+    Returns:
+        Name to parameter, in the model's order. A tied parameter appears once, under the first of its names, and
+        stands for all its uses: on a model with tied embeddings ``head`` is the input embedding too.
+
+    Raises:
+        OstlightError: the scope matches nothing, has a bad number, or is no regular expression. Lists the names.
+    """
+    named = dict(model.named_parameters())
+    chosen = _chosen(model, scope, named)
+    found = {name: parameter for name, parameter in named.items() if id(parameter) in chosen}
+    if not found:
+        missing = NO_ADAPTERS if scope == "lora" else f"a scope is {SCOPES}"
+        raise OstlightError(
+            f"scope {scope!r} matches no parameter of {type(model).__name__}; "
+            f"{missing}. Its {len(named)} parameters, nearest names first, are {_abbreviated(named, scope)}"
+        )
+    return found
+
+
+def text_blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks of the language model inside ``model``.
+
+    Raises:
+        OstlightError: no list of blocks is found outside the vision and audio parts.
+    """
+    decoder, depth = _decoder(model)
+    within = {id(module) for module in decoder.modules()}
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and id(module) in within
+        if decoder is not model or not NOT_TEXT.search(name)
+    ]
+    exact = [(name, module) for name, module in lists if len(module) == depth]
+    candidates = exact or lists
+    if not candidates:
+        raise OstlightError(
+            f"{type(model).__name__} has no list of transformer blocks that I can find; "
+            "name the parameters with a regular expression instead of the scopes blocks and last:N"
+        )
+    # The outermost list of the model: experts and adapters inside a block are lists too.
+    return min(candidates, key=lambda entry: entry[0].count("."))[1]
+
+
+def _chosen(model: nn.Module, scope: str, named: dict[str, nn.Parameter]) -> set[int]:
+    if scope == "all":
+        return {id(parameter) for parameter in named.values()}
+    if scope == "blocks":
+        return {id(parameter) for parameter in text_blocks(model).parameters()}
+    if scope.startswith("last:"):
+        blocks, count = text_blocks(model), scope.removeprefix("last:")
+        if not count.isdigit() or not 1 <= int(count) <= len(blocks):
+            raise OstlightError(f"scope {scope!r}: N is a whole number from 1 to {len(blocks)}, the number of blocks")
+        return {id(parameter) for block in list(blocks)[-int(count) :] for parameter in block.parameters()}
+    if scope == "head":
+        head = _head(model)
+        return {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    if scope == "lora":
+        return {id(parameter) for name, parameter in named.items() if "lora_" in name}
+    try:
+        pattern = re.compile(scope)
+    except re.error as error:
+        raise OstlightError(f"scope {scope!r} is no regular expression ({error}); a scope is {SCOPES}") from error
+    return {id(parameter) for name, parameter in named.items() if pattern.search(name)}
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _decoder(model: nn.Module) -> tuple[nn.Module, int | None]:
+    """The text model and its number of blocks; the whole model and ``None`` where it does not say."""
+    core = unwrapped(model)
+    decoder, depth = model, None
+    if hasattr(core, "get_decoder"):
+        named = core.get_decoder()
+        decoder = named if isinstance(named, nn.Module) and named is not core else model
+    if hasattr(core, "config") and hasattr(core.config, "get_text_config"):
+        depth = getattr(core.config.get_text_config(), "num_hidden_layers", None)
+    return decoder, depth
+
+
+def text_modules(model: nn.Module) -> list[nn.Module]:
+    """The parts whose rows are samples' tokens: the text model and both its embeddings; the rest sees pictures."""
+    decoder, _ = _decoder(model)
+    core = unwrapped(model)
+    embeddings = [core.get_input_embeddings()] if hasattr(core, "get_input_embeddings") else []
+    head = _head(model)
+    return [decoder, *embeddings, *([head] if head is not None else [])]
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    core = unwrapped(model)
+    if hasattr(core, "get_output_embeddings"):
+        return core.get_output_embeddings()
+    return getattr(core, "lm_head", None)
+
+
+def _abbreviated(named: dict[str, nn.Parameter], scope: str, most: int = 40) -> str:
+    """Names with their block numbers starred, each pattern once: a 7B model has hundreds of names and few patterns."""
+    patterns: dict[str, int] = {}
+    for name in named:
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+        patterns[pattern] = patterns.get(pattern, 0) + 1
+    nearest = sorted(patterns.items(), key=lambda entry: -_likeness(scope, entry[0]))
+    shown = [f"{name} (x{count})" if count > 1 else name for name, count in nearest[:most]]
+    return ", ".join(shown) + (f" and {len(patterns) - most} more patterns" if len(patterns) > most else "")
+
+
+def _likeness(scope: str, name: str) -> float:
+    """From 0 to 1; a scope may be meant for the whole name or for one part of it."""
+    return max(SequenceMatcher(None, scope.lower(), part.lower()).ratio() for part in (name, *name.split(".")))

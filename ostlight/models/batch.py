@@ -1,0 +1,158 @@
+"""From encoded samples to the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ostlight.data.sample import Sample
+from ostlight.models.encode import SEQUENCE_KEYS, Encoded
+from ostlight.models.losses import IGNORED
+
+Side = Literal["left", "right"]
+
+
+@dataclass
+class Batch:
+    """Some samples, and, for selectors that use the proxy, the same samples encoded for it.
+
+    Attributes:
+        samples: in the order of the rows.
+        inputs: keyword arguments of the model's forward; empty where nothing was encoded. ``input_ids`` and
+            ``attention_mask`` are ``[N, T]``; picture tensors hold the pictures of all samples, in order.
+        labels: ``[N, T]``, ``IGNORED`` outside the answers; ``[N, 0]`` where nothing was encoded.
+    """
+
+    samples: list[Sample]
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    encoded: list[Encoded] = field(default_factory=list)
+    collator: Collator | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Length of every sample in tokens, padding left out."""
+        return [len(e) for e in self.encoded]
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """On another device."""
+        inputs = {k: v.to(device, **kwargs) for k, v in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=self.labels.to(device, **kwargs))
+
+    def rows(self, wanted: Sequence[int]) -> Batch:
+        """Some of the samples, padded among themselves only."""
+        samples = [self.samples[i] for i in wanted]
+        if self.collator is None:
+            return Batch(samples)
+        return self.collator.batch(samples, [self.encoded[i] for i in wanted]).to(self.labels.device)
+
+    def singles(self) -> Iterator[Batch]:
+        """Every sample in a batch of its own, without padding."""
+        return (self.rows([i]) for i in range(len(self)))
+
+    @staticmethod
+    def together(batches: Sequence[Batch]) -> Batch:
+        """The samples of several encoded batches in one, on the first one's device."""
+        collator = batches[0].collator
+        assert collator is not None, "what was not encoded has nothing to stack"
+        samples = [sample for batch in batches for sample in batch.samples]
+        encoded = [one for batch in batches for one in batch.encoded]
+        return collator.batch(samples, encoded).to(batches[0].labels.device)
+
+
+@dataclass
+class Collator:
+    """Pads and stacks encoded samples.
+
+    Attributes:
+        pad_id: token to pad with; it is masked, so any id will do.
+        side: where to pad. Losses and utilities do not depend on it.
+        pictures_by_sample: the model wants pictures as ``[N, pictures, ...]``, padded with empty ones (Idefics3,
+            SmolVLM), rather than those of all samples in one row.
+        positions: write ``position_ids`` that start at 0 at each sample's first token. For models that compute their
+            own (Qwen-VL) this is off.
+    """
+
+    pad_id: int = 0
+    side: Side = "right"
+    pictures_by_sample: bool = False
+    positions: bool = True
+
+    def batch(self, samples: Sequence[Sample], encoded: Sequence[Encoded]) -> Batch:
+        """One batch of all the given samples."""
+        inputs: dict[str, Tensor] = {}
+        for key in {k: None for e in encoded for k in e.inputs}:
+            parts = [e.inputs.get(key) for e in encoded]
+            if key in SEQUENCE_KEYS:
+                fill = self.pad_id if key == "input_ids" else 0
+                inputs[key] = self._pad([p for p in parts if p is not None], fill)
+            elif self.pictures_by_sample:
+                inputs[key] = _stack_pictures(parts)
+            else:
+                inputs[key] = torch.cat([p for p in parts if p is not None])
+        mask = self._pad([torch.ones(len(e), dtype=torch.long) for e in encoded], 0)
+        inputs["attention_mask"] = mask
+        if self.positions:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        labels = self._pad([e.labels for e in encoded], IGNORED)
+        return Batch(list(samples), inputs, labels, list(encoded), self)
+
+    def _pad(self, rows: list[Tensor], fill: int) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=self.side)
+
+
+class Step:
+    """The samples of one optimiser step, on one rank.
+
+    No dataclass: Lightning would look into one for numbers to convert, and refuse the frozen samples it finds.
+
+    Args:
+        micro_batches: forward and backward are done on these one after the other.
+        weight: what each sample's loss counts: 1 over the samples of the step on all ranks, times the number of ranks,
+            since gradients are averaged over ranks.
+        filler: any batch, computed for nothing where another rank has more micro-batches than this one, since ranks
+            exchange gradients (and, sharded, weights) in step.
+    """
+
+    def __init__(self, micro_batches: list[Batch], weight: float, filler: Batch | None = None) -> None:
+        self.micro_batches, self.weight, self.filler = micro_batches, weight, filler
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Step:
+        """On another device; Lightning calls it."""
+        filler = None if self.filler is None else self.filler.to(device, **kwargs)
+        return Step([b.to(device, **kwargs) for b in self.micro_batches], self.weight, filler)
+
+
+def _stack_pictures(parts: Sequence[Tensor | None]) -> Tensor:
+    """``[1, pictures, ...]`` each, some missing -> ``[N, most pictures, ...]``, missing ones zero."""
+    given = [p for p in parts if p is not None]
+    sizes = [max(p.shape[d] for p in given) for d in range(1, given[0].ndim)]
+    stacked = given[0].new_zeros(len(parts), *sizes)
+    for row, part in enumerate(parts):
+        if part is not None:
+            place = (row, *(slice(0, n) for n in part.shape[1:]))
+            stacked[place] = part[0]  # type: ignore[index]
+    return stacked
+
+
+def by_token_budget(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Groups of indices of like length whose padded size stays within the budget.
+
+    A sample longer than the budget makes a batch of its own. The grouping depends on the lengths alone.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        # Lengths rise, so the newcomer is the longest and sets the padded width.
+        if groups and (len(groups[-1]) + 1) * lengths[i] <= tokens_per_batch:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

@@ -1,0 +1,71 @@
+"""Samples as vectors of unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.errors import OstlightError
+from ostlight.models.batch import Batch
+from ostlight.models.last_token import at_last_token
+from ostlight.models.module import MultimodalModel
+
+Embedder = Callable[[Batch], np.ndarray]
+"""``[N, D]`` fp32 vectors of unit length; NaN where a sample has none."""
+
+
+def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
+    """By the proxy (``None``), pictures and all, or by a sentence-transformers model, from the words alone.
+
+    Raises:
+        OstlightError: sentence-transformers is not installed, or the model cannot be loaded.
+    """
+    return _of_proxy(model) if path is None else _of_sentences(path, model)
+
+
+def _of_proxy(model: MultimodalModel) -> Embedder:
+    """The last layer at the last token, which has seen everything before it."""
+
+    def embed(batch: Batch) -> np.ndarray:
+        inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        hidden, _ = at_last_token(model.model, inputs)
+        return unit(hidden.float().cpu().numpy())
+
+    return embed
+
+
+def _of_sentences(path: str, model: MultimodalModel) -> Embedder:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise OstlightError(
+            "selector.options.embedder needs sentence-transformers; pip install 'ostlight[deita]', or leave it null to "
+            "embed with the proxy"
+        ) from error
+    try:
+        sentences = SentenceTransformer(path, device=str(model.device), local_files_only=Path(path).is_dir())
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise OstlightError(f"selector.options.embedder: cannot load {path!r}: {first}") from error
+
+    def embed(batch: Batch) -> np.ndarray:
+        with torch.no_grad():
+            made = sentences.encode([_words(s) for s in batch.samples], show_progress_bar=False)
+        return unit(np.asarray(made, dtype=np.float32))
+
+    return embed
+
+
+def _words(sample: Sample) -> str:
+    return "\n".join(turn.text.replace(IMAGE_PLACEHOLDER, "").strip() for turn in sample.turns)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """``[N, D]`` each divided by its length, fp32; NaN for a vector of length 0."""
+    wide = vectors.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,105 @@
+"""Models and processors from ordinary Hugging Face folders or hub names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
+
+from ostlight.config.schema import Model
+from ostlight.errors import ConfigError, OstlightError
+from ostlight.models.adapters import adapters_base, processor_home, with_adapters
+from ostlight.models.batch import Collator
+from ostlight.models.encode import Encoder
+from ostlight.models.memory import out_of_memory
+from ostlight.models.processor import load_processor
+
+disable_progress_bar()  # loading is told once, by the stage that loads
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_model(settings: Model, where: str) -> PreTrainedModel:
+    """The model, in eval mode, dropout off; adapters that peft saved come on their base model, unmerged.
+
+    Args:
+        settings: path, dtype and whether the model's own code may run.
+        where: the setting's name (``proxy``), for messages.
+
+    Raises:
+        ConfigError: no path, unknown dtype.
+        OstlightError: the folder or name, or the base model its adapters name, cannot be loaded; says why.
+    """
+    path = _path(settings, where)
+    if settings.dtype not in DTYPES:
+        raise ConfigError([f"{where}.dtype must be one of {', '.join(DTYPES)}; got {settings.dtype!r}"])
+    trust = {"trust_remote_code": settings.trust_remote_code}
+    with _loading("model", path, where):
+        base = adapters_base(path, where)
+        whole = base or path
+        config = AutoConfig.from_pretrained(whole, **trust)
+        sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "AutoModelForImageTextToText" in (
+            getattr(config, "auto_map", None) or {}
+        )
+        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model: Any = auto.from_pretrained(whole, dtype=DTYPES[settings.dtype], **trust)
+        if base is not None:
+            model = with_adapters(model, path)
+    return model.eval()
+
+
+def load_encoder(settings: Model, where: str) -> Encoder:
+    """The processor (or, for a text-only model, tokenizer) of the same folder, or of the base its adapters name.
+
+    Raises:
+        ConfigError: no path.
+        OstlightError: it cannot be loaded, or has no chat template.
+    """
+    path = _path(settings, where)
+    home = processor_home(path, adapters_base(path, where))
+    with _loading("processor", home, where):
+        processor = load_processor(home, trust_remote_code=settings.trust_remote_code)
+    return Encoder(processor, settings.max_length)
+
+
+def _path(settings: Model, where: str) -> str:
+    if settings.path is None:
+        raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
+    return settings.path
+
+
+@contextmanager
+def _loading(what: str, path: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise OstlightError(f"{where}.path: cannot load the {what} of {path!r}: {_told(error, where)}") from error
+
+
+def _told(error: Exception, where: str) -> str:
+    if out_of_memory(error):
+        return f"out of memory; name a smaller model, or load it in half the bytes with {where}.dtype=bfloat16"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{first}; pip install {error.name.partition('.')[0]}"
+    return f"{first}; install what is missing" if isinstance(error, ImportError) else first
+
+
+def collator_for(model: PreTrainedModel, encoder: Encoder) -> Collator:
+    """How this model's inputs are padded and stacked."""
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    kind = whole.config.model_type
+    pad_id = encoder.tokenizer.pad_token_id
+    return Collator(
+        pad_id=0 if pad_id is None else pad_id,
+        pictures_by_sample=kind in ("idefics2", "idefics3", "smolvlm"),
+        # Models with rotary positions in three dimensions compute them from the picture grids themselves.
+        positions=not hasattr(getattr(whole, "model", whole), "get_rope_index"),
+    )

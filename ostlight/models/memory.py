@@ -1,0 +1,72 @@
+"""How running out of memory looks, and how training gets by with less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from ostlight.errors import OstlightError
+from ostlight.models.batch import Batch, by_token_budget
+
+T = TypeVar("T")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Of the device, or of the machine: PyTorch has no class of its own for the latter."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+class TokenBudget:
+    """Halves the micro-batches of a training step for good, as often as memory runs out on them.
+
+    Attributes:
+        most: padded tokens a micro-batch may have; ``None`` while memory has sufficed.
+        say: told of every halving.
+    """
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+        self.say: Callable[[str], None] = lambda told: None
+
+    def run(self, micro_batches: Sequence[Batch], work: Callable[[list[Batch]], T]) -> T:
+        """``work`` on the same samples, in smaller micro-batches where memory runs out.
+
+        Args:
+            work: begins anew when it is called again.
+
+        Raises:
+            OstlightError: memory runs out on single samples too.
+        """
+        while True:
+            parts = [part for micro in micro_batches for part in self._within(micro)]
+            try:
+                return work(parts)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                self._halve(parts, error)
+            # Only here does nothing hold the tensors of the pass that failed.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _within(self, micro: Batch) -> list[Batch]:
+        if self.most is None or max(micro.tokens) * len(micro) <= self.most:
+            return [micro]
+        return [micro.rows(group) for group in by_token_budget(micro.tokens, self.most)]
+
+    def _halve(self, parts: Sequence[Batch], error: Exception) -> None:
+        largest = max(parts, key=lambda part: max(part.tokens) * len(part))
+        several = [max(part.tokens) * len(part) for part in parts if len(part) > 1]
+        if not several:
+            raise OstlightError(
+                f"out of memory while training, on samples one by one, the longest of {max(largest.tokens)} tokens: "
+                f"{error}; lower max_length, take a smaller model, or, for a target, set target.lora or "
+                "target.gradient_checkpointing"
+            ) from error
+        self.most = max(several) // 2
+        self.say(
+            f"out of memory on a micro-batch of {len(largest)} samples: from here on one has at most {self.most:,} "
+            "tokens, half of that; the steps stay the same"
+        )

@@ -1,0 +1,181 @@
+"""The model inside Lightning: per-sample losses, fine-tuning, saving as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from ostlight.config.schema import Model, Target, Training
+from ostlight.data.sample import Sample
+from ostlight.models.adapters import merged
+from ostlight.models.batch import Batch, Collator, Step, by_token_budget
+from ostlight.models.encode import Encoder
+from ostlight.models.load import collator_for, load_encoder, load_model
+from ostlight.models.losses import per_sample_losses
+from ostlight.models.memory import TokenBudget
+from ostlight.models.tuning import blocks, prepared
+
+
+class MultimodalModel(L.LightningModule):
+    """A language model, with or without eyes, that knows the loss of every single sample.
+
+    The proxy and the target are both one of these. It stays in eval mode (no dropout) also while it trains, since the
+    utility of a sample is a property of the model, not of a draw.
+
+    Args:
+        model: from ``load_model``.
+        encoder: its processor.
+        collator: how its inputs are stacked.
+        training: optimiser settings, for ``Trainer.fit``.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, collator: Collator, training: Training) -> None:
+        super().__init__()
+        self.model = model
+        self.encoder = encoder
+        self.collator = collator
+        self.training_settings = training
+        self.total_steps = 0
+        self.budget = TokenBudget()
+        # Micro-batches differ in length, so the gradient of a step is gathered by hand.
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the trained weights only
+
+    @classmethod
+    def load(cls, settings: Model, where: str, training: Training | None = None) -> MultimodalModel:
+        """From a folder or hub name; a target with the adapters and the checkpointing its settings ask for.
+
+        Adapters in the folder stay apart, and are all that is trainable; a target's are merged, and new ones come on
+        top.
+
+        Raises:
+            OstlightError: model or processor cannot be loaded.
+        """
+        model, encoder = load_model(settings, where), load_encoder(settings, where)
+        collator = collator_for(model, encoder)
+        if isinstance(settings, Target):
+            model = prepared(merged(model), settings)
+        return cls(model, encoder, collator, training or Training())
+
+    def losses(self, batch: Batch) -> Tensor:
+        """``[N]`` mean cross-entropy over each sample's answer tokens, in nats."""
+        return per_sample_losses(self.logits(batch), batch.labels)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """``[N, T, V]`` next-token scores."""
+        inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        return logits
+
+    def batches(self, samples: Sequence[Sample], tokens_per_batch: int) -> list[Batch]:
+        """Samples encoded and grouped by length, on this model's device.
+
+        Raises:
+            BadRecord: one of them cannot be encoded.
+        """
+        encoded = [self.encoder.encode(s) for s in samples]
+        groups = by_token_budget([len(e) for e in encoded], tokens_per_batch)
+        made = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
+        return [b.to(self.device) for b in made]
+
+    def training_step(self, step: Step, step_index: int) -> Tensor:
+        """One optimiser step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
+        optimizer: Any = self.optimizers()
+        if step.filler is None:
+            total = self.budget.run(step.micro_batches, lambda parts: self._backward([(p, step.weight) for p in parts]))
+        else:
+            # Ranks meet in every micro-batch, so none of them can try a step again alone.
+            weighted = [(micro, step.weight) for micro in step.micro_batches]
+            total = self._backward(weighted + [(step.filler, 0.0)] * (self._most(len(weighted)) - len(weighted)))
+        if self.training_settings.clip is not None:
+            # Lightning's own clipping refuses fused optimizers under mixed precision, though bf16 scales nothing.
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        mean = self.trainer.strategy.reduce(total, reduce_op="mean")
+        assert isinstance(mean, Tensor), "a tensor reduces to a tensor"
+        self.log("loss", mean, prog_bar=True, batch_size=1)
+        return mean
+
+    def _backward(self, micro_batches: Sequence[tuple[Batch, float]]) -> Tensor:
+        """The weighted sum of the losses, and its gradient in the weights."""
+        self.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for k, (micro, weight) in enumerate(micro_batches):
+            # Gradients are exchanged between ranks once a step, with the last micro-batch.
+            held = hasattr(self.trainer.strategy.model, "no_sync") and k + 1 < len(micro_batches)
+            with self.trainer.strategy.model.no_sync() if held else nullcontext():  # type: ignore[union-attr, operator]
+                loss = self.losses(micro).sum() * weight
+                self.manual_backward(loss)
+            total += loss.detach().to(total.dtype)
+        return total
+
+    def _most(self, mine: int) -> int:
+        return int(self.trainer.strategy.reduce(torch.tensor(mine, device=self.device), reduce_op="max"))
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of every weight."""
+        return isinstance(self.model, FSDPModule)
+
+    def configure_model(self) -> None:
+        """Shards the model, block by block, where the strategy asks for it (FSDP2)."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.sharded:
+            assert self.device_mesh is not None, "the strategy makes one"
+            mesh = self.device_mesh["data_parallel"]
+            for block in blocks(self.model):
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.model, mesh=mesh)
+
+    def configure_optimizers(self) -> Any:
+        settings = self.training_settings
+        trained = self.trained.values()
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        rise = max(1, round(settings.warmup * self.total_steps))
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / rise
+            if settings.schedule == "constant":
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.total_steps - rise)))
+
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What is not trained is where it came from.
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in self.trained if name in weights}
+
+    def on_fit_start(self) -> None:
+        self.model.train(False)
+
+    def on_train_start(self) -> None:
+        self.model.train(False)
+
+    def save(self, folder: Path, merge: bool = True) -> None:
+        """Model and processor as a folder that ``from_pretrained`` and inference servers load; adapters are merged.
+
+        Args:
+            merge: off, a model with adapters is saved as peft does: the adapters, and where their base model is.
+        """
+        model: Any = merged(self.model) if merge else self.model
+        model.save_pretrained(folder)
+        self.encoder.processor.save_pretrained(folder)

@@ -1,0 +1,47 @@
+"""What a target is given before it is fine-tuned: adapters, and blocks that are computed anew in the backward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ostlight.config.schema import Target
+from ostlight.errors import ConfigError
+from ostlight.models.adapters import quiet_peft
+
+
+def prepared(model: Any, settings: Target) -> Any:
+    """The model with what ``settings`` ask for.
+
+    Raises:
+        ConfigError: no module is called as ``lora.modules`` says; no block can be computed anew.
+    """
+    if settings.gradient_checkpointing:
+        layers = blocks(model)
+        if not layers:
+            name = type(model).__name__
+            raise ConfigError([f"target.gradient_checkpointing: {name} has no block that can be computed anew"])
+        for layer in layers:
+            # transformers' own switch needs train mode, which would turn dropout on.
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    if settings.lora is None:
+        return model
+    lora = settings.lora
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.modules)
+    with torch.random.fork_rng(), quiet_peft():
+        torch.manual_seed(0)  # the adapters begin the same on every rank and in every sitting
+        try:
+            return get_peft_model(model, config).eval()
+        except ValueError as error:
+            raise ConfigError([f"target.lora.modules={lora.modules!r}: {' '.join(str(error).split())}"]) from error
+
+
+def blocks(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The transformer blocks, of the language model and of the eyes."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,0 +1,130 @@
+"""The pool, the anchors and the question sets a configuration names."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ostlight.config.schema import Anchors, Config, Data, Proxy, Target
+from ostlight.data.overlap import overlaps
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.digitmath.build import Files, build
+from ostlight.digitmath.model import checkpoint
+from ostlight.errors import BadRecord, ConfigError, DataError
+from ostlight.pipeline import fingerprint
+from ostlight.pipeline.run_folder import RunFolder, is_first_rank
+from ostlight.pipeline.say import say
+
+T = TypeVar("T", Data, Anchors, Proxy, Target)
+
+SHOWN = 5
+"""Ids a warning lists."""
+
+
+def with_digitmath(config: Config, folder: RunFolder) -> Config:
+    """The same configuration with the built-in pool and models in the places left open; writes files where missing."""
+    if config.digitmath is None:
+        _refuse_missing(config)
+        return config
+    data = folder.path / "data"
+    files = Files.in_folder(data)
+    made_from = fingerprint.of_values(vars(config.digitmath))
+    folder.claim("data", {"digitmath": made_from, "data code": fingerprint.of_code(*fingerprint.DATA)})
+    if is_first_rank() and not all(p.exists() for p in vars_of(files)):
+        build(config.digitmath, data)
+    config = replace(
+        config,
+        pool=_filled(config.pool, files.pool),
+        anchors=_filled(config.anchors, files.anchors),
+        dev=_filled(config.dev, files.dev),
+        test=_filled(config.test, files.test),
+        proxy=config.proxy if config.proxy.path else _filled(config.proxy, checkpoint("proxy")),
+        target=config.target if config.target.path else _filled(config.target, checkpoint("target")),
+    )
+    if config.benchmark is not None and config.benchmark.defect_labels is None:
+        config = replace(config, benchmark=replace(config.benchmark, defect_labels=str(files.defect_labels)))
+    return config
+
+
+def _refuse_missing(config: Config) -> None:
+    """Raises:
+    ConfigError: data paths that lead nowhere, all of them.
+    """
+    named = {"pool": config.pool, "anchors": config.anchors, "dev": config.dev, "test": config.test}
+    problems = [
+        f"{name}.path: {data.path} does not exist (looked in {Path.cwd()})"
+        for name, data in named.items()
+        if data.path is not None and not Path(data.path).exists() and not glob.glob(data.path, recursive=True)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def vars_of(files: Files) -> list[Path]:
+    """All five paths."""
+    return [files.pool, files.anchors, files.dev, files.test, files.defect_labels]
+
+
+def _filled(data: T, path: Path) -> T:
+    return data if data.path is not None else replace(data, path=str(path))
+
+
+def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
+    """The records of one setting (``pool``, ``anchors``, ``dev``, ``test``).
+
+    Raises:
+        ConfigError: no path is set.
+        DataError: the file is missing, of unknown format, or holds no record.
+    """
+    if data.path is None:
+        raise ConfigError([f"{where}.path is missing"])
+    pool = Pool.open(data.path, format=data.format, image_root=data.image_root, require_answer=require_answer)
+    if not len(pool):
+        raise DataError(f"{where}.path: {data.path} holds no record")
+    return pool
+
+
+@dataclass
+class LoadedAnchors:
+    """Anchors in memory: they are few, and every selector may look at them."""
+
+    samples: list[Sample]
+    groups: list[str]
+    fingerprint: str
+
+
+def read_anchors(config: Config) -> LoadedAnchors:
+    """All anchors; none where the configuration names no file.
+
+    Raises:
+        DataError: an anchor cannot be read (anchors are trusted, so none is set aside), or lacks the group's tag.
+    """
+    if config.anchors.path is None:
+        return LoadedAnchors([], [], "none")
+    pool = open_pool(config.anchors, "anchors")
+    samples: list[Sample] = []
+    for position, read in pool.read(range(len(pool))):
+        if isinstance(read, BadRecord):
+            raise DataError(f"anchors: {pool.record_name(position)} cannot be used: {read}; mend or remove it")
+        samples.append(read)
+    group = config.anchors.group
+    without = [s.id for s in samples if group is not None and group not in s.tags]
+    if without:
+        raise DataError(f"anchors.group is {group!r}, a tag these anchors lack: {', '.join(without[:SHOWN])}")
+    groups = [s.tags[group] if group else "" for s in samples]
+    return LoadedAnchors(samples, groups, f"{pool.fingerprint()[:16]}:{group}")
+
+
+def warn_of_overlap(config: Config, anchors: LoadedAnchors, pool: Pool) -> None:
+    """Says which anchors are also in the pool or the test set: their utility, or the test, would flatter."""
+    others = [("pool", pool)]
+    if config.test.path is not None:
+        others.append(("test set", open_pool(config.test, "test")))
+    for name, other in others:
+        found = overlaps(anchors.samples, other)
+        if found:
+            ids = ", ".join(f"{a} = {b}" for a, b in found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+            say(f"warning: {len(found)} anchors also occur in the {name} (anchor = record): {ids}")

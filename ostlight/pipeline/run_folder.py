@@ -1,0 +1,113 @@
+"""The run folder: one file for each arrow of the data's way, and a manifest of what each was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ostlight.config.load import to_plain
+from ostlight.config.read import read_mapping
+from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_write_text
+from ostlight.errors import ConfigError, RunChangedError
+from ostlight.pipeline.cost_log import CostLog
+
+PLACES = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
+"""What tells ranks apart where ``RANK`` is not set: one of them is above 0 on all but the first."""
+
+
+def is_first_rank() -> bool:
+    """True in the process that writes for all."""
+    said = ("RANK",) if "RANK" in os.environ else PLACES
+    return all(int(os.environ.get(name, "0")) == 0 for name in said)
+
+
+class RunFolder:
+    """``runs/NAME``: paths, manifest and ledger.
+
+    Args:
+        path: the folder; made where it is not there.
+        config: of the run; written as ``config.yaml`` where there is none yet.
+        write: false for those who only look.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+
+    def __init__(self, path: Path, config: Config, write: bool = True) -> None:
+        self.path = path
+        self.config = config
+        self.proxy = path / "proxy"
+        self.scores = path / "scores"
+        self.selection = path / "selection.parquet"
+        self.quarantine = path / "quarantine.parquet"
+        self.subset = path / "subset"
+        self.target = path / "target"
+        self.predictions = path / "predictions.parquet"
+        self.scored = path / "scored.jsonl"
+        self.cost_log = CostLog(
+            path / "cost_log.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank()
+        )
+        if write and is_first_rank():
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                told = f"folder: cannot make {path}: {error.strerror}; name another with folder=... or name=..."
+                raise ConfigError([told]) from error
+            if not (path / "config.yaml").exists():
+                self.keep_config()
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        return cls(Path(config.folder) / config.name, config)
+
+    def keep_config(self, *sections: str) -> None:
+        """Writes ``config.yaml``, which repeats the run.
+
+        A stage calls it once nothing refuses it any more: a refused one must not change what the folder says of the
+        work that lies in it.
+
+        Args:
+            sections: what the stage's work hangs on and no earlier one's; the others stay as they stand in the file,
+                which tells of the work of other stages. All where none is named.
+        """
+        if is_first_rank():
+            file, values = self.path / "config.yaml", to_plain(self.config)
+            if sections:
+                values = read_mapping(file) | {name: values[name] for name in sections}
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            atomic_write_text(file, f"# Repeat this run: ostlight select THIS_FILE\n{text}")
+
+    def claim(self, stage: str, inputs: dict[str, str]) -> None:
+        """States what a stage is about to be made from, before its first file is written.
+
+        Where the folder already holds (part of) that stage, made from the same, the stage resumes.
+
+        Args:
+            stage: its name in the manifest.
+            inputs: fingerprint of everything the result depends on, by a name the user understands.
+
+        Raises:
+            RunChangedError: what is there was made from something else; lists what changed.
+        """
+        stages = self._manifest()
+        before = stages.get(stage)
+        if before is not None and before != inputs:
+            changed = [k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k)]
+            raise RunChangedError(
+                f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(sorted(changed))}. "
+                f"Give this run another name (name=...), or remove {self.path} to start over"
+            )
+        if before is None and is_first_rank():
+            self._write_manifest(stages | {stage: inputs})
+
+    def _manifest(self) -> dict[str, Any]:
+        file = self.path / "manifest.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def _write_manifest(self, stages: dict[str, Any]) -> None:
+        atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,76 @@
+"""Scores to disk: a shard's file appears whole, by rename, or not at all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pyarrow.parquet as pq
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from ostlight.data.atomic import atomic_path
+from ostlight.errors import DataError
+from ostlight.pipeline.scoring.rows import Row, rejection_row, to_table
+from ostlight.pipeline.scoring.stream import ShardBatch
+from ostlight.selection.scores import read_score_table
+
+
+def part(folder: Path, shard: int) -> Path:
+    """The file of one shard."""
+    return folder / f"part-{shard:06d}.parquet"
+
+
+def missing_shards(folder: Path, shards: int) -> list[int]:
+    """Numbers of the shards that have no file yet."""
+    return [s for s in range(shards) if not part(folder, s).exists()]
+
+
+class ShardWriter(BasePredictionWriter):
+    """Gathers a shard's rows and writes them when its last batch is scored."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("batch")
+        self.folder = folder
+        self._open: defaultdict[int, list[Row]] = defaultdict(list)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: ShardBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        rows = self._open[batch.shard]
+        rows += prediction
+        if batch.last:
+            rows += [rejection_row(r) for r in batch.rejections]
+            with atomic_path(part(self.folder, batch.shard)) as temporary:
+                pq.write_table(to_table(rows), temporary)
+            del self._open[batch.shard]
+
+
+def audit(folder: Path, records: int) -> str:
+    """Checks that every record of the pool has exactly one row.
+
+    Returns:
+        one line that says so.
+
+    Raises:
+        DataError: rows are missing or double; names the first of them and the file to remove.
+    """
+    positions = read_score_table(folder)["position"].to_numpy()
+    if len(positions) != records or (positions != range(records)).any():
+        seen = set(positions.tolist())
+        missing = [p for p in range(records) if p not in seen]
+        double = len(positions) - len(seen)
+        raise DataError(
+            f"{folder}: {len(missing)} of {records} records have no row (first: {missing[:5]}), {double} have several; "
+            "remove the part files concerned and run again"
+        )
+    return f"audit: each of the {records:,} records has exactly one row in {folder}"

@@ -1,0 +1,89 @@
+"""What a selector is given before it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from torch import nn
+
+from ostlight.data.sample import Sample
+from ostlight.errors import SelectorError
+from ostlight.selection.notes import write_note
+
+if TYPE_CHECKING:
+    from ostlight.models.batch import Batch
+    from ostlight.models.module import MultimodalModel
+
+
+@dataclass
+class ProxyContext:
+    """The proxy and how it was warmed up.
+
+    Attributes:
+        model: warmed up, in eval mode; on the rank's device once scoring starts.
+        folder: where the proxy lies, with what its warm-up left.
+        records: size of the pool.
+        examples: some encodable samples of the pool, drawn at random, each in a batch of its own on the model's
+            device; the first of many are those of a few.
+        update_norm: median distance the given parameters moved in a step of the warm-up; ``None`` without a warm-up.
+        lr: the warm-up's learning rate.
+        tokens_per_batch: padded tokens in one forward pass.
+    """
+
+    model: MultimodalModel
+    folder: Path
+    records: int
+    examples: Callable[[int], Iterator[Batch]]
+    update_norm: Callable[[Mapping[str, nn.Parameter]], float | None]
+    lr: float
+    tokens_per_batch: int
+
+
+@dataclass
+class ScoringContext:
+    """Everything a selector may know beyond the batch in hand.
+
+    Attributes:
+        anchors: the trusted samples; empty where the configuration names none.
+        groups: the group of each anchor, as long as ``anchors``; all equal where no grouping was asked for.
+        seed: the run's seed.
+        folder: a folder of the run that is the selector's own, for caches.
+        say: prints one line for the user, once, not once a rank.
+        dependencies: the whole score table of each selector that ``Selector.dependencies`` names, by label.
+    """
+
+    anchors: Sequence[Sample]
+    groups: Sequence[str]
+    seed: int
+    folder: Path
+    say: Callable[[str], None]
+    _proxy: ProxyContext | None = None
+    dependencies: Mapping[str, pa.Table] = field(default_factory=dict)
+
+    @property
+    def proxy(self) -> ProxyContext:
+        """Raises:
+        SelectorError: the selector did not declare ``uses_proxy = True``.
+        """
+        if self._proxy is None:
+            raise SelectorError("this selector asks for a proxy without `uses_proxy = True` in its class; declare it")
+        return self._proxy
+
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a fact of the run (``eta``, say) in ``folder``, for the report; a resumed run keeps its notes.
+
+        Raises:
+            SelectorError: the value is nothing JSON can hold.
+        """
+        write_note(self.folder, name, value)
+
+    def require_anchors(self, selector: str) -> None:
+        """Raises:
+        SelectorError: there is no anchor.
+        """
+        if not self.anchors:
+            raise SelectorError(f"selector {selector!r} needs anchors; name a file of trusted samples in anchors.path")

@@ -1,0 +1,62 @@
+"""Selectors that rank by one number a sample."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from ostlight.config.budget import Budget
+from ostlight.errors import SelectorError
+from ostlight.models.batch import Batch
+from ostlight.selection.scores import Scores
+from ostlight.selection.selector import Selector
+
+PREFERENCES = ("low", "high", "middle")
+
+
+class Measure(Selector):
+    """Ranks samples by one number: the highest, the lowest, or those nearest the middle of the pool.
+
+    A subclass names the number's column and measures it. The score is the number, negated for ``low``; for ``middle``
+    it is the number as it is, since only ``select`` knows the pool.
+    """
+
+    column: ClassVar[str] = "value"
+
+    @dataclass
+    class Options:
+        """Attributes:
+        prefer: ``low``, ``high`` or ``middle``.
+        """
+
+        prefer: str = "high"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        if self.options.prefer not in PREFERENCES:
+            raise SelectorError(f"selector.options.prefer must be low, high or middle; got {self.options.prefer!r}")
+
+    @abstractmethod
+    def measured(self, batch: Batch) -> Mapping[str, Any]:
+        """Columns as ``score`` returns them, with ``column`` in the place of ``score``."""
+
+    def score(self, batch: Batch) -> Mapping[str, Any]:
+        columns = self.measured(batch)
+        values = torch.as_tensor(columns[self.column], dtype=torch.float64)
+        return {"score": -values if self.options.prefer == "low" else values, **columns}
+
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
+        if self.options.prefer != "middle":
+            return budget.top(scores)
+        if budget.threshold is not None:
+            raise SelectorError("budget.threshold has a lowest score, and prefer=middle none; give a fraction or count")
+        # By rank, not by value: the middle of a skewed number is where half of the pool lies on either side. Of two as
+        # far from it the lower comes first, so that no order of the pool decides.
+        off = rankdata(scores.score) - (len(scores) + 1) / 2
+        return budget.top(scores.with_score(-np.abs(off) - 0.25 * (off > 0)))

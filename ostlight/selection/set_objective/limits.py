@@ -1,0 +1,162 @@
+"""How much a set may hold: samples or tokens, in all or group by group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The sets allowed. A set fills its budget: it stops only where nothing left would fit.
+
+    Attributes:
+        costs: ``[N]`` float64 above 0; all 1 where samples are counted.
+        groups: ``[N]`` int64, numbers from 0.
+        most: ``[groups]`` float64, what each group may cost.
+        counted: samples are counted, not weighed.
+    """
+
+    costs: np.ndarray
+    groups: np.ndarray
+    most: np.ndarray
+    counted: bool
+
+    @classmethod
+    def count(cls, count: int, available: int) -> Limits:
+        """Exactly ``count`` samples, or all where there are fewer."""
+        return cls.by_group(np.zeros(available, dtype=np.int64), [count])
+
+    @classmethod
+    def tokens(cls, total: float, costs: np.ndarray) -> Limits:
+        """Samples whose costs add up to at most ``total``."""
+        return cls.by_group(np.zeros(len(costs), dtype=np.int64), [total], costs)
+
+    @classmethod
+    def by_group(
+        cls, groups: np.ndarray, most: np.ndarray | list[int] | list[float], costs: np.ndarray | None = None
+    ) -> Limits:
+        """A budget for each group.
+
+        Args:
+            groups: ``[N]`` number of each sample's group.
+            most: budget of each group, in samples, or in the unit of ``costs``.
+            costs: ``[N]`` tokens of each sample; ``None`` counts samples.
+
+        Raises:
+            ValueError: shapes that do not fit, a group without a budget, costs or budgets that are not usable.
+        """
+        groups, counted = np.asarray(groups, dtype=np.int64), costs is None
+        costs = np.ones(len(groups)) if costs is None else np.asarray(costs, dtype=np.float64)
+        budgets = np.asarray(most, dtype=np.float64)
+        if groups.ndim != 1 or costs.shape != groups.shape:
+            raise ValueError(f"groups and costs must be [N]; got {groups.shape} and {costs.shape}")
+        if len(groups) and (groups.min() < 0 or groups.max() >= len(budgets)):
+            raise ValueError(f"groups run from {groups.min()} to {groups.max()}, but there are {len(budgets)} budgets")
+        bad = np.flatnonzero(~(np.isfinite(costs) & (costs > 0)))
+        if len(bad):
+            raise ValueError(f"row {bad[0]} costs {costs[bad[0]]}; every sample must cost a finite number above 0")
+        if not (np.isfinite(budgets).all() and (budgets >= 0).all()):
+            raise ValueError(f"budgets must be finite and not negative; got {budgets.tolist()}")
+        if counted:
+            budgets = np.minimum(np.floor(budgets), np.bincount(groups, minlength=len(budgets)))
+        return cls(costs, groups, budgets, counted)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @cached_property
+    def available(self) -> np.ndarray:
+        """``[groups]`` cost of all samples of each group."""
+        return np.bincount(self.groups, self.costs, minlength=len(self.most))
+
+    @cached_property
+    def size(self) -> float:
+        """Samples the budget buys: their number, or the budgets over the mean costs of their groups' samples."""
+        numbers = np.bincount(self.groups, minlength=len(self.most))
+        buys = numbers * np.minimum(self.most, self.available) / np.maximum(self.available, np.finfo(float).tiny)
+        return max(1.0, float(buys.sum()))
+
+    @cached_property
+    def least(self) -> np.ndarray:
+        """``[groups]`` what a set that fills its budget costs at least."""
+        if self.counted:
+            return self.most
+        dearest = np.zeros(len(self.most))
+        np.maximum.at(dearest, self.groups, self.costs)
+        return np.where(self.available <= self.most, self.available, np.maximum(0.0, self.most - dearest))
+
+    def fitting(self, order: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """Those of ``order`` reached before their group's budget in ``left``, ``[groups]``, is spent; same order."""
+        groups, costs = self.groups[order], self.costs[order]
+        return order[_costs_with(groups, costs, len(left)) <= left[groups]]
+
+    def open(self, left: np.ndarray) -> np.ndarray:
+        """``[N]`` whether a sample fits what is left of its group's budget."""
+        return self.costs <= left[self.groups]
+
+    def costs_of(self, rows: np.ndarray) -> np.ndarray:
+        """``[groups]`` cost of the given rows."""
+        return np.bincount(self.groups[rows], self.costs[rows], minlength=len(self.most))
+
+    def fill(self, values: np.ndarray) -> np.ndarray:
+        """A set that fills its budget, taken by value per cost and skipping what does not fit, best first."""
+        worth = values if self.counted else values / self.costs
+        order, left, kept = np.argsort(-worth, kind="stable"), self.most.copy(), []
+        while True:
+            order = order[self.costs[order] <= left[self.groups[order]]]
+            if not len(order):
+                break
+            taken = self.fitting(order, left)
+            kept.append(taken)
+            left = left - self.costs_of(taken)
+            order = order[~np.isin(order, taken, assume_unique=True)]
+        rows = np.concatenate(kept) if kept else np.empty(0, dtype=np.int64)
+        return rows[np.lexsort((rows, -worth[rows]))]
+
+    def vertex(self, values: np.ndarray) -> np.ndarray:
+        """``[N]`` weights in [0, 1] that maximise ``sum w_i values_i`` at a cost between ``least`` and ``most``.
+
+        In each group: whole samples by value per cost, at most one in part.
+        """
+        if self.counted and len(self.most) == 1:
+            weights = np.zeros(len(values))
+            weights[top(values, int(self.most[0]))] = 1.0
+            return weights
+        worth = values if self.counted else values / self.costs
+        order = np.argsort(-worth, kind="stable")
+        groups, costs = self.groups[order], self.costs[order]
+        helpful = np.bincount(groups, costs * (worth[order] > 0), minlength=len(self.most))
+        target = np.clip(helpful, self.least, np.minimum(self.most, self.available))
+        before = _costs_with(groups, costs, len(self.most)) - costs
+        weights = np.empty(len(values))
+        weights[order] = np.clip((target[groups] - before) / costs, 0.0, 1.0)
+        return weights
+
+
+def top(values: np.ndarray, count: int) -> np.ndarray:
+    """Rows of the ``count`` highest values, best first, equal ones in row order; ``-inf`` is never taken."""
+    if count < len(values):
+        least = np.partition(values, len(values) - count)[len(values) - count] if count else np.inf
+        above = np.flatnonzero(values > least)
+        level = np.flatnonzero(values == least)[: count - len(above)]
+        rows = np.concatenate([above, level])
+    else:
+        rows = np.arange(len(values))
+    rows = rows[values[rows] > -np.inf]
+    return rows[np.lexsort((rows, -values[rows]))]
+
+
+def _costs_with(groups: np.ndarray, costs: np.ndarray, number: int) -> np.ndarray:
+    """What each sample's group has spent once it is taken, the samples being taken in the order given."""
+    if number == 1:
+        return np.cumsum(costs)
+    by_group = np.argsort(groups, kind="stable")
+    running = np.cumsum(costs[by_group])
+    firsts = np.searchsorted(groups[by_group], np.arange(number))
+    offsets = np.concatenate([[0.0], running])[firsts]
+    spent = np.empty(len(costs))
+    spent[by_group] = running - offsets[groups[by_group]]
+    return spent

@@ -1,0 +1,126 @@
+"""The same problem with weights in [0, 1]: what no set can exceed, and a set close to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ostlight.selection.set_objective.limits import Limits
+from ostlight.selection.set_objective.objective import ROWS_AT_ONCE, SetObjective
+
+STEPS = 60
+"""Passes over all samples at most."""
+
+TOLERANCE = 1e-4
+"""Distance of the relaxed value from its own upper bound, relative to the bound's largest part, that is near enough."""
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """The relaxed problem, solved to a known accuracy.
+
+    Attributes:
+        weights: ``[N]`` in [0, 1], within the limits.
+        value: V of the weights.
+        bound: no set (or weights) within the limits has a higher V, up to the rounding of float32 sketches;
+            ``bound - value`` is the solver's own error.
+        slopes: ``[N]`` of the objective at the weights.
+    """
+
+    weights: np.ndarray
+    value: float
+    bound: float
+    slopes: np.ndarray
+
+
+def relaxed(objective: SetObjective, limits: Limits, steps: int = STEPS, tolerance: float = TOLERANCE) -> Relaxed:
+    """Maximises V over weights in [0, 1] within the limits (simplicial decomposition: von Hohenbalken 1977).
+
+    For any weights w with ``s = sum w_i phi_i``, concavity gives for all feasible x
+
+        V(x) <= V(w) + (1/m) sum_i (x_i - w_i) slope_i(w),
+
+    and the x that maximises the right-hand side is a vertex of the limits, found by sorting: a bound from one pass.
+    Each step adds that vertex to those found so far and solves the problem over their convex hull exactly, which needs
+    only each vertex's gain and its K sums.
+    """
+    gains: list[float] = []
+    totals: list[np.ndarray] = []
+    vertices: list[np.ndarray] = []
+    shares, bound, scale = np.empty(0), np.inf, 0.0
+    total, value, slopes = np.zeros(objective.phi.shape[1]), -np.inf, objective.gains
+    for _ in range(steps):
+        vertex = limits.vertex(slopes)
+        bound = min(bound, _bound(objective, vertex, slopes, total))
+        scale = max(scale, abs(bound), abs(float(objective.gains @ vertex)) / objective.size)
+        if bound - value <= tolerance * scale:
+            break
+        rows = np.flatnonzero(vertex)
+        gains.append(float(objective.gains[rows] @ vertex[rows]))
+        totals.append(_weighted_total(objective, rows, vertex[rows]))
+        vertices.append(vertex.astype(np.float32) if not limits.counted else vertex.astype(bool))
+        shares = _best_mixture(
+            np.array(gains) / objective.size,
+            np.array(totals) / objective.size,
+            objective.redundancy,
+            np.append(shares, 0.0 if len(shares) else 1.0),
+        )
+        total = shares @ np.array(totals)
+        value = objective.value_at(float(shares @ np.array(gains)), total)
+        slopes = objective.slopes(total)
+    weights = np.zeros(len(objective))
+    for share, vertex in zip(shares, vertices, strict=True):
+        if share > 0:
+            weights += share * vertex
+    return Relaxed(np.clip(weights, 0.0, 1.0), value, bound, slopes)
+
+
+def rounded(found: Relaxed, limits: Limits) -> np.ndarray:
+    """A set that fills the budget: whole samples first, then by weight, equal weights by slope, then by row.
+
+    At an optimum whose mixture is minimal only about K + 1 weights are neither 0 nor 1, so little is lost when many
+    more samples than probes are picked.
+    """
+    order = np.lexsort((np.arange(len(found.weights)), -found.slopes / limits.costs, -found.weights))
+    ranks = np.empty(len(order))
+    ranks[order] = np.arange(len(order), 0, -1)
+    return limits.fill(ranks * limits.costs)
+
+
+def _bound(objective: SetObjective, vertex: np.ndarray, slopes: np.ndarray, total: np.ndarray) -> float:
+    """``V(w) + (1/m) sum (x - w) slope(w)`` without w itself: ``sum w slope(w)`` follows from its gain and sums."""
+    curvature = objective.redundancy / objective.size**2 * float(total @ total)
+    return float(slopes @ vertex) / objective.size + curvature / 2
+
+
+def _weighted_total(objective: SetObjective, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    total = np.zeros(objective.phi.shape[1])
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        total += weights[start : start + ROWS_AT_ONCE] @ objective.phi[part].astype(np.float64)
+    return total
+
+
+def _best_mixture(gains: np.ndarray, means: np.ndarray, redundancy: float, shares: np.ndarray) -> np.ndarray:
+    """Shares (not negative, adding up to 1) that maximise ``shares @ gains - b/2 ||shares @ means||^2``.
+
+    Moves share from the least to the most deserving vertex, each time as far as pays, until no move does.
+    """
+    curvature = redundancy * means @ means.T
+    slopes = gains - curvature @ shares
+    scale = max(np.abs(gains).max(), np.abs(curvature).max(), np.finfo(float).tiny)
+    for _ in range(200 * len(shares)):
+        best = int(slopes.argmax())
+        held = np.flatnonzero(shares > 0)
+        worst = int(held[slopes[held].argmin()])
+        ascent = slopes[best] - slopes[worst]
+        if ascent <= 1e-9 * scale:
+            break
+        bend = curvature[best, best] + curvature[worst, worst] - 2 * curvature[best, worst]
+        move = min(shares[worst], ascent / bend) if bend > 0 else shares[worst]
+        shares = shares.copy()
+        shares[best] += move
+        shares[worst] = shares[worst] - move if move < shares[worst] else 0.0
+        slopes = slopes - move * (curvature[:, best] - curvature[:, worst])
+    return shares / shares.sum()

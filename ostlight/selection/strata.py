@@ -1,0 +1,123 @@
+"""The kinds of samples a budget is shared out to: by tag, by group of anchors, by cluster of gradients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, Budget
+from ostlight.errors import DataError
+from ostlight.selection.scores import Scores
+from ostlight.selection.set_objective import gradient_clusters
+
+CLUSTERS = 20
+"""Clusters of gradients at most; fewer in pools of fewer samples."""
+
+
+@dataclass(frozen=True)
+class Strata:
+    """What kind each sample is of.
+
+    Attributes:
+        labels: ``[N]`` the kind of each sample.
+        weights: what each kind's share of the budget is in proportion to; ``None`` for what there is of it.
+    """
+
+    labels: np.ndarray
+    weights: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, scores: Scores, stratify_by: str) -> Strata:
+        """The kinds ``budget.stratify_by`` names.
+
+        Raises:
+            DataError: a tag no sample has, or a column the scores lack; says what to do.
+            SelectorError: the groups of the anchors are asked for outside a run.
+        """
+        if stratify_by == ANCHOR_GROUP:
+            return cls._by_anchor_group(scores)
+        if stratify_by == GRADIENT_CLUSTER:
+            return cls._by_cluster(scores)
+        try:
+            return cls(scores.tag(stratify_by))
+        except DataError as error:
+            others = f"it also takes {ANCHOR_GROUP} and {GRADIENT_CLUSTER}"
+            raise DataError(f"budget.stratify_by={stratify_by}: {error}; {others}") from error
+
+    @classmethod
+    def _by_anchor_group(cls, scores: Scores) -> Strata:
+        """A sample is of the group it helps most (hurts least); of equals the first by name."""
+        weights = Counter(scores.context.anchor_groups())
+        names = sorted(weights)
+        if len(names) < 2:
+            raise DataError(
+                f"budget.stratify_by={ANCHOR_GROUP}: the anchors are all of one group; name the tag that splits them "
+                "in anchors.group"
+            )
+        _need(scores, ANCHOR_GROUP, "utility_by_group")
+        utilities = scores.column("utility_by_group")
+        if len(scores) and utilities.shape[1] != len(names):
+            raise DataError(
+                f"budget.stratify_by={ANCHOR_GROUP}: the scores hold utilities of {utilities.shape[1]} groups, "
+                f"the anchors have {len(names)}: {', '.join(names)}"
+            )
+        best = utilities.argmax(1) if len(scores) else np.empty(0, dtype=np.int64)
+        return cls(np.array(names, dtype=object)[best], weights)
+
+    @classmethod
+    def _by_cluster(cls, scores: Scores) -> Strata:
+        _need(scores, GRADIENT_CLUSTER, "slope", "phi")
+        if not len(scores):
+            return cls(np.empty(0, dtype=object))
+        found = gradient_clusters(scores.column("slope"), scores.column("phi"), min(CLUSTERS, len(scores)))
+        return cls(found.astype(str).astype(object))
+
+
+def _need(scores: Scores, stratify_by: str, *columns: str) -> None:
+    missing = [name for name in columns if name not in scores]
+    if missing:
+        raise DataError(
+            f"budget.stratify_by={stratify_by} needs the column {missing[0]!r}, which these scores lack; "
+            "selector ost with estimator projected or second_order writes it "
+            "(utilities by group where anchors.group is set)"
+        )
+
+
+def ranked(scores: Scores, budget: Budget, strata: Strata | None = None) -> np.ndarray:
+    """Rows of the highest scores that fit, best first; of each kind its own where the budget says ``stratify_by``.
+
+    Args:
+        strata: as for ``select_per_stratum``.
+    """
+    if budget.stratify_by is None:
+        return budget.top(scores)
+    return select_per_stratum(scores, budget, lambda part, share: share.top(part), strata)
+
+
+def select_per_stratum(
+    scores: Scores,
+    budget: Budget,
+    pick: Callable[[Scores, Budget], np.ndarray],
+    strata: Strata | None = None,
+) -> np.ndarray:
+    """Rows picked from each kind of ``budget.stratify_by`` by itself, best of each kind first, then the second of
+    each: a prefix of the ranking is itself spread over the kinds.
+
+    Args:
+        pick: rows of the scores it is given, best first, within the budget it is given.
+        strata: those of ``budget.stratify_by``, where they are known already.
+    """
+    assert budget.stratify_by is not None, "called for budgets with kinds"
+    strata = strata or Strata.of(scores, budget.stratify_by)
+    rows_of = {kind: np.flatnonzero(strata.labels == kind) for kind in sorted(set(strata.labels))}
+    sizes = {kind: len(rows) for kind, rows in rows_of.items()}
+    tokens = {k: int(scores.tokens[r].sum()) for k, r in rows_of.items()} if budget.tokens is not None else None
+    chosen = [
+        rows_of[kind][pick(scores.take(rows_of[kind]), share)]
+        for kind, share in budget.shares(sizes, tokens, strata.weights).items()
+    ]
+    ranked = [(k / len(rows), v, int(row)) for v, rows in enumerate(chosen) for k, row in enumerate(rows)]
+    return np.array([row for _, _, row in sorted(ranked)], dtype=np.int64)

@@ -1,0 +1,84 @@
+"""What a stage has to say beyond its steps, through the logger its steps go through."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from ostlight.config.schema import Compute
+from ostlight.pipeline.run_folder import is_first_rank
+from ostlight.training.trainer import make_logger
+
+
+def log_metrics(
+    compute: Compute, folder: Path, stage: str, metrics: Mapping[str, float], after: LoggerOf | None = None
+) -> None:
+    """Logs the figures a stage came to, on the first rank.
+
+    Args:
+        after: the training the figures are of: they stand at its end, in its log.
+    """
+    if not is_first_rank():
+        return
+    logger = (after and after.logger) or make_logger(compute.logger, folder, stage)
+    if isinstance(logger, Logger):
+        logger.log_metrics(dict(metrics), step=after.steps if after else 0)
+        logger.finalize("success")
+
+
+class LoggerOf(Callback):
+    """Keeps the logger of a training for what is found out about the model afterwards.
+
+    Attributes:
+        logger: ``None`` before the training has ended, and where it logs nothing.
+        steps: of the optimiser.
+    """
+
+    def __init__(self) -> None:
+        self.logger: Logger | None = None
+        self.steps = 0
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.logger, self.steps = trainer.logger, trainer.global_step
+
+
+def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> None:
+    """Logs a comparison's table (``table.csv``, ``table.md``) and pictures (``*.png``) as its run folder holds them.
+
+    Weights & Biases gets a table and images, TensorBoard the table as text and the images; for ``csv`` and ``none`` the
+    files themselves are the log.
+    """
+    logger = make_logger(compute.logger, folder, stage) if is_first_rank() else False
+    with (folder / "table.csv").open(newline="") as file:
+        columns, *rows = list(csv.reader(file))
+    pictures = sorted(folder.glob("*.png"))
+    if isinstance(logger, WandbLogger):
+        logger.log_table("table", columns=columns, data=_typed(rows))
+        for picture in pictures:
+            logger.log_image(f"picture/{picture.stem}", [str(picture)])
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text("table", (folder / "table.md").read_text())
+        for picture in pictures:
+            pixels = np.asarray(Image.open(picture).convert("RGB"))
+            logger.experiment.add_image(f"picture/{picture.stem}", pixels, dataformats="HWC")
+        logger.finalize("success")
+
+
+def _typed(rows: Sequence[Sequence[str]]) -> list[list[str | float | None]]:
+    """Numbers where a column holds nothing else: Weights & Biases takes one type a column, and ``None`` for a blank."""
+    columns = [_column(values) for values in zip(*rows, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _column(values: Sequence[str]) -> Sequence[str | float | None]:
+    try:
+        return [float(value) if value else None for value in values]
+    except ValueError:
+        return [value or None for value in values]

@@ -1,0 +1,152 @@
+"""Lightning's Trainer from our settings, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+from ostlight.config.schema import Compute
+from ostlight.errors import ConfigError
+
+PROJECT = "ostlight"
+"""Of runs in Weights & Biases."""
+
+
+def make_trainer(
+    compute: Compute,
+    folder: Path,
+    stage: str,
+    callbacks: Sequence[Callback] = (),
+    shard: bool = False,
+    **arguments: Any,
+) -> L.Trainer:
+    """A Trainer for one stage.
+
+    Args:
+        compute: devices, precision, logger, progress.
+        folder: of the run; loggers write below it.
+        stage: its name in the loggers.
+        callbacks: besides the progress bar; a progress bar among them replaces ours.
+        shard: whether ``strategy: fsdp`` shards this stage's model; if not, the stage runs under ``ddp``.
+        arguments: further arguments of ``lightning.Trainer``.
+
+    Raises:
+        ConfigError: Lightning refuses the settings (no such accelerator, precision or strategy here).
+    """
+    _quieten()
+    bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)]
+    if compute.progress and not bars:
+        bars = [_Bar()]
+    others = [c for c in callbacks if not isinstance(c, RichProgressBar)]
+    try:
+        return L.Trainer(
+            accelerator=compute.accelerator,
+            devices=compute.devices,
+            num_nodes=compute.num_nodes,
+            strategy=_strategy(compute, shard),
+            precision=compute.precision,  # type: ignore[arg-type]
+            logger=make_logger(compute.logger, folder, stage),
+            callbacks=[*others, *(bars if compute.progress else [])],
+            enable_progress_bar=compute.progress,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            **arguments,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError([f"compute: Lightning refuses these settings: {told}"]) from error
+
+
+def wait_for_all() -> None:
+    """Until every rank is here, so that what one wrote is there for all; nothing where there is one rank."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def first_device(compute: Compute) -> torch.device:
+    """Where a stage that one process does alone puts its model."""
+    alone = dataclasses.replace(compute, devices=1, num_nodes=1, strategy="auto", logger="none", progress=False)
+    return make_trainer(alone, Path.cwd(), "").strategy.root_device
+
+
+def _strategy(compute: Compute, shard: bool) -> str | Strategy:
+    if compute.strategy not in ("auto", "ddp", "fsdp"):
+        return compute.strategy
+    devices = compute.devices * compute.num_nodes
+    if compute.strategy == "fsdp" and shard:
+        # FSDP2: it shards single blocks, so that a step's micro-batches go through it one after the other.
+        return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False)
+    # Multimodal models have parts that some batches, or all, leave out: eyes without a picture, a last block unread.
+    return "ddp_find_unused_parameters_true" if devices > 1 else "auto"
+
+
+class _Bar(RichProgressBar):
+    """Lightning's bar without the logger's version, which is the stage's name here."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+
+def make_logger(name: str, folder: Path, stage: str) -> Logger | bool:
+    """Lightning's logger of that name for one stage; ``False`` for ``none``.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    _quieten()
+    if name == "none":
+        return False
+    if name == "csv":
+        return CSVLogger(folder, name="logs", version=stage)
+    if name == "tensorboard":
+        try:
+            return TensorBoardLogger(folder, name="logs", version=stage)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                ["compute.logger=tensorboard needs a package: pip install 'ostlight[tensorboard]'"]
+            ) from error
+    return _wandb(folder, stage)
+
+
+def _wandb(folder: Path, stage: str) -> WandbLogger:
+    """A run of its own for every stage, in one group a run folder; offline unless the environment says otherwise."""
+    import wandb
+
+    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if wandb.run is not None and wandb.run.project == PROJECT:
+        wandb.finish()  # the stage before: Lightning would go on writing into its run
+    return WandbLogger(name=f"{folder.name}-{stage}", save_dir=folder, project=PROJECT, group=folder.name)
+
+
+def _quieten() -> None:
+    """Lightning's advice that does not apply: each line below is a choice made here."""
+    for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # compute.workers is the user's choice
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*your dataloader is not resumable.*",  # its sampler starts where the checkpoint stands (training.checkpoints)
+        ".*exists and is not empty.*",  # a resumed run logs into its folder again
+        ".*Couldn't infer the batch indices fetched.*",  # rows know their own positions
+        ".*in eval mode at the start of training.*",  # dropout stays off (ostlight.models.module)
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)

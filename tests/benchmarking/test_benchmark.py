@@ -1,0 +1,392 @@
+"""A comparison from one configuration: every cell once, resumed, told with its cost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ostlight
+from ostlight.benchmarking import benchmark as stages_benchmark
+from ostlight.benchmarking import tasks as tasks_module
+from ostlight.benchmarking import workers
+from ostlight.benchmarking.files import WRITTEN
+from ostlight.benchmarking.plan import plan_runs, run_training
+from ostlight.benchmarking.results import Interval, RunResult, summarise
+from ostlight.config import load_config
+from ostlight.config.budget import Budget
+from ostlight.config.schema import Benchmark, SelectorChoice
+from ostlight.errors import BenchmarkError, ConfigError, DataError
+from ostlight.reporting.evidence import Evidence
+from ostlight.reporting.page import write_report
+from ostlight.reporting.run import Run
+from ostlight.selection import registry
+from ostlight.selection.registry import load
+from ostlight.testing.forks import run_script
+
+
+@pytest.fixture
+def experiment(settings, digits):
+    section = {
+        "selectors": [{"name": "full"}, {"name": "random"}],
+        "budgets": [{"fraction": 0.25, "stratify_by": "task"}],
+        "protocols": ["equal_steps"],
+        "seeds": [0, 1],
+        "defect_labels": str(digits.defect_labels),
+        "workers": 1,
+    }
+    training = {"epochs": 0.25, "batch_size": 4, "lr": 1e-4}
+    base = settings(benchmark=section)
+    return base | {"target": base["target"] | {"training": training}}
+
+
+def scored(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+
+
+def figures(folder: Path) -> list[dict]:
+    """All but the measured times."""
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [r for r in records if not r["metric"].endswith("_s")]
+
+
+def test_every_cell_once_and_all_outputs(experiment, capsys):
+    lines = ostlight.benchmark(experiment)
+    folder = Path(experiment["folder"]) / "run"
+    assert [(line.label, line.budget) for line in lines] == [
+        ("base", ""),
+        ("oracle", "25% by task"),
+        ("full", ""),
+        ("random", "25% by task"),
+    ]
+    assert [p.name.rpartition("-")[0] for p in sorted((folder / "trained").iterdir())] == [
+        "base-seed0",
+        *(f"full-equal_steps-seed{s}" for s in (0, 1)),
+        *(f"oracle-25%_by_task-equal_steps-seed{s}" for s in (0, 1)),
+        *(f"random-25%_by_task-equal_steps-seed{s}" for s in (0, 1)),
+    ]
+    by_label = {line.label: line for line in lines}
+    assert by_label["oracle"].defect_share == 0
+    assert by_label["full"].defect_share == pytest.approx(25 / 48, abs=0.1)
+    assert by_label["base"].training_flops == 0
+    assert by_label["full"].training_flops > 0
+    for name in WRITTEN:
+        assert (folder / name).stat().st_size > 100, name
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert set(records[0]) == {"selector", "budget", "protocol", "seed", "group", "metric", "value"}
+    assert "difference to random (95%)" in (folder / "table.md").read_text()
+    assert "random" in capsys.readouterr().out
+
+
+def test_a_rerun_changes_no_byte_and_trains_nothing(experiment):
+    ostlight.benchmark(experiment)
+    folder = Path(experiment["folder"]) / "run"
+    before = {n: (folder / n).read_bytes() for n in WRITTEN}
+    spent = (folder / "cost_log.jsonl").read_text()
+    ostlight.benchmark(experiment)
+    assert {n: (folder / n).read_bytes() for n in before} == before
+    assert (folder / "cost_log.jsonl").read_text() == spent
+
+
+@pytest.mark.slow
+def test_the_same_seeds_elsewhere_give_the_same_tables_measured_times_aside(experiment, tmp_path):
+    first, second = (experiment | {"folder": str(tmp_path / name)} for name in ("one", "two"))
+    ostlight.benchmark(first)
+    ostlight.benchmark(second)
+    one, two = (Path(c["folder"]) / "run" for c in (first, second))
+    for name in ("table.md", "table.csv", "table.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert figures(one) == figures(two)
+
+
+def test_a_truth_told_later_is_told_of_the_picks_made_before(experiment):
+    section = experiment["benchmark"]
+    ostlight.benchmark(experiment | {"benchmark": section | {"defect_labels": None}})
+    later = {line.label: line.defect_share for line in ostlight.benchmark(experiment)}
+    assert later["random"] > 0
+    assert later["full"] == pytest.approx(25 / 48, abs=0.1)
+
+
+def test_a_lost_cell_is_run_again_and_comes_out_the_same(experiment):
+    ostlight.benchmark(experiment)
+    folder = Path(experiment["folder"]) / "run"
+    (planned,) = (folder / "trained").glob("random-25%_by_task-equal_steps-seed1-*.json")
+    before = json.loads(planned.read_text())
+    planned.unlink()
+    ostlight.benchmark(experiment)
+    after = json.loads(planned.read_text())
+    assert after["correct"] == before["correct"]
+    assert len(after["correct"]) == 21
+    assert after["accuracy"]["all"] == pytest.approx(after["correct"].count("1") / 21)
+
+
+def test_a_failed_cell_is_reported_and_the_rest_go_on(experiment, monkeypatch, capsys):
+    real = tasks_module.fit
+
+    def fails_once(model, data, compute, folder, name, *rest):
+        if name.startswith("random") and name.endswith("seed1"):
+            raise MemoryError("no room")
+        return real(model, data, compute, folder, name, *rest)
+
+    monkeypatch.setattr(tasks_module, "fit", fails_once)
+    with pytest.raises(BenchmarkError, match="1 task failed:\n  - random.*seed1: MemoryError: no room"):
+        ostlight.benchmark(experiment)
+    folder = Path(experiment["folder"]) / "run"
+    assert "FAILED random" in capsys.readouterr().out
+    seeds = {r.split(",")[0]: r.split(",")[3] for r in (folder / "table.csv").read_text().splitlines()[1:]}
+    assert seeds == {"base": "1", "oracle": "2", "full": "2", "random": "1"}
+    monkeypatch.undo()
+    lines = ostlight.benchmark(experiment)
+    assert [line.seeds for line in lines] == [1, 2, 2, 2]
+
+
+def test_what_waits_for_a_failed_score_is_counted_not_lost(experiment, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise DataError("the scorer is ill")
+
+    monkeypatch.setattr(tasks_module, "score_pool", fails)
+    with pytest.raises(BenchmarkError) as failed:
+        ostlight.benchmark(experiment | {"benchmark": experiment["benchmark"] | {"selectors": [{"name": "full"}]}})
+    assert "scores of full: the scorer is ill (3 more wait for it)" in str(failed.value)
+    assert "base" in (Path(experiment["folder"]) / "run" / "table.md").read_text()
+
+
+def test_variants_share_what_they_make_from_the_same(experiment):
+    section = experiment["benchmark"] | {
+        "selectors": [{"name": "random"}, {"name": "loss"}],
+        "seeds": [0],
+        "variants": [
+            {"label": "as it is"},
+            {"label": "warmed up", "overrides": ["proxy.warmup.fraction=0.5"]},
+        ],
+    }
+    lines = ostlight.benchmark(experiment | {"benchmark": section})
+    folder = Path(experiment["folder"]) / "run"
+    assert [(line.variant, line.label) for line in lines] == [
+        (variant, label) for variant in ("as it is", "warmed up") for label in ("base", "oracle", "random", "loss")
+    ]
+    assert len(list((folder / "selectors").glob("random-*"))) == 1
+    assert len(list((folder / "selectors").glob("loss-*"))) == 2
+    assert len(list((folder / "trained").glob("*random*"))) == 1
+    assert len(list((folder / "proxies").iterdir())) == 1
+    of = [(row["selector"], row["variant"]) for row in scored(folder)]
+    assert of == [(label, variant) for variant in ("as it is", "warmed up") for label in ("random", "loss")]
+    assert len({row["scores"] for row in scored(folder)}) == 3
+    (proxy,) = (folder / "proxies").iterdir()
+    assert [row["proxy"] for row in scored(folder)] == [None, None, None, f"proxies/{proxy.name}"]
+    page = write_report(folder).read_text()
+    assert "<b><bdi>loss</bdi></b> (<bdi>" in page
+    assert "selectors/random" not in page, "its scores are no more than a number a sample"
+    cold, warm = (line for line in lines if line.label == "loss")
+    assert warm.selection_flops > cold.selection_flops > 0
+    assert "variant" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])
+    shutil.copytree(next((folder / "selectors").glob("loss-*")), folder / "selectors" / "loss-of-older-code")
+    assert len(Run.open(folder).scored) == 3
+
+
+def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
+    options = {"probes": 4, "set_eta": 0.1, "batch_size": 8}
+    section = experiment["benchmark"] | {
+        "selectors": [
+            {"name": "ost", "options": options | {"objective": "sample"}},
+            {"name": "ost", "label": "set", "options": options | {"objective": "set"}},
+        ],
+        "seeds": [0],
+        "baseline": "ost",
+    }
+    lines = ostlight.benchmark(experiment | {"benchmark": section})
+    folder = Path(experiment["folder"]) / "run"
+    assert [line.label for line in lines] == ["base", "oracle", "ost", "set"]
+    (place,) = (folder / "selectors").iterdir()
+    assert place.name.startswith("ost-")
+    assert [(row["scores"], row["selector"]) for row in scored(folder)] == [
+        (f"selectors/{place.name}", label) for label in ("ost", "set")
+    ]
+    assert len(list((place / "picks").glob("*.json"))) == 2
+    (run,) = Run.open(folder).scored
+    assert [p.budget for p in Evidence.read(run).picks] == ["25% by task, ost", "25% by task, set"]
+    alone, together = lines[2:]
+    assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
+
+
+@pytest.mark.slow
+def test_a_selector_that_draws_and_uses_the_proxy_has_a_proxy_of_its_own_for_each_seed(experiment):
+    parts = [{"name": "loss", "keep": 0.5}, {"name": "random"}]
+    combined = {"name": "combine", "label": "half", "options": {"how": "cascade", "of": parts}}
+    section = experiment["benchmark"] | {"selectors": [{"name": "random"}, combined, {"name": "loss"}]}
+    warm = {"fraction": 0.25, "training": {"epochs": 1, "batch_size": 4, "lr": 1e-4}}
+    lines = ostlight.benchmark(experiment | {"benchmark": section, "proxy": experiment["proxy"] | {"warmup": warm}})
+    assert [(line.label, line.seeds) for line in lines][2:] == [("random", 2), ("half", 2), ("loss", 2)]
+    folder = Path(experiment["folder"]) / "run"
+    assert len(list((folder / "proxies").iterdir())) == 2, "the benchmark's own seed is one of them"
+
+
+def test_a_tag_no_test_record_has_is_told_before_anything_is_scored(experiment):
+    with pytest.raises(ConfigError, match="evaluation.by is 'tusk', a tag no test record has; there are: task"):
+        ostlight.benchmark(experiment | {"evaluation": experiment["evaluation"] | {"by": "tusk"}})
+    assert not (Path(experiment["folder"]) / "run" / "selectors").exists()
+
+
+def test_bad_variants_and_baselines_are_all_told(experiment):
+    section = experiment["benchmark"] | {
+        "baseline": "best",
+        "workers": 0,
+        "variants": [{"label": "a", "overrides": ["target.steps=3"]}, {"label": "a"}, {"label": ""}],
+    }
+    with pytest.raises(ConfigError) as error:
+        ostlight.benchmark(experiment | {"benchmark": section})
+    told = str(error.value)
+    for part in (
+        "benchmark.baseline must be one of full, random, base, oracle; got 'best'",
+        "benchmark.workers must be at least 1; got 0",
+        "two benchmark.variants are called 'a'",
+        "every variant needs a label",
+        "'a': unknown key 'target.steps'",
+    ):
+        assert part in told
+
+
+def test_tasks_on_several_devices_are_refused_before_anything_is_written(experiment, monkeypatch):
+    several = [{"label": "wide", "overrides": ["compute.num_nodes=2"]}]
+    for change in (
+        {"compute": experiment["compute"] | {"devices": 2, "strategy": "ddp"}},
+        {"benchmark": experiment["benchmark"] | {"variants": several}},
+    ):
+        with pytest.raises(ConfigError, match=r"(devices|num_nodes)=2: .* set it to 1. benchmark.workers shares"):
+            ostlight.benchmark(experiment | change)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
+        ostlight.benchmark(experiment)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    with pytest.raises(ConfigError, match="SLURM_PROCID=3: this process is a rank of others"):
+        ostlight.benchmark(experiment)
+    assert not Path(experiment["folder"]).exists()
+
+
+def test_a_selector_of_this_program_deep_in_a_variant_needs_this_process(experiment, monkeypatch):
+    class Mine(load("length")):
+        """Longest answers first, by a class no other process knows."""
+
+    monkeypatch.setitem(registry._registered, "mine", Mine)
+    started = []
+    monkeypatch.setattr(stages_benchmark, "share", lambda _, __, places, ___: started.append(len(places)))
+    monkeypatch.setattr(stages_benchmark, "work", lambda *_: None)
+    for named in ("length", "mine"):
+        combined = f"{{name: combine, options: {{of: [{{name: {named}}}, {{name: loss}}]}}}}"
+        varied = {"label": "it", "overrides": [f"benchmark.selectors=[{{name: random}}, {combined}]"]}
+        section = experiment["benchmark"] | {"variants": [varied], "workers": 2}
+        with pytest.raises(BenchmarkError):
+            ostlight.benchmark(experiment | {"benchmark": section})
+    assert started == [2, 0]
+
+
+def test_what_this_process_does_for_want_of_memory_has_a_workers_threads(experiment, monkeypatch):
+    computed_with = []
+    monkeypatch.setattr(workers, "_fitting", lambda _: 1)
+    monkeypatch.setattr(stages_benchmark, "work", lambda *_: computed_with.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    with pytest.raises(BenchmarkError):
+        ostlight.benchmark(experiment | {"benchmark": experiment["benchmark"] | {"workers": None}})
+    assert computed_with == [1]
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.slow
+def test_worker_processes_and_another_job_share_the_cells(experiment):
+    ostlight.benchmark(experiment)
+    alone = (Path(experiment["folder"]) / "run" / "table.csv").read_bytes()
+    other = experiment | {"name": "shared"}
+    config = Path(experiment["folder"]) / "shared.yaml"
+    config.write_text(json.dumps(other | {"benchmark": experiment["benchmark"] | {"workers": 2}}))
+    job = subprocess.Popen([sys.executable, "-m", "ostlight.cli", "benchmark", str(config)])
+    ostlight.benchmark(other)
+    assert job.wait() == 0
+    shared = Path(experiment["folder"]) / "shared"
+    assert (shared / "table.csv").read_bytes() == alone
+    trained = [json.loads(line)["selector"] for line in (shared / "cost_log.jsonl").read_text().splitlines()]
+    assert len(trained) == len(set(trained)) == 6
+
+
+RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN = """
+import os, signal, sys, time
+from pathlib import Path
+import ostlight
+from ostlight.testing.forks import forked, status_of
+
+whole, killed, folder = sys.argv[1:]
+assert status_of(forked(lambda: ostlight.benchmark(whole))) == 0
+job = forked(lambda: ostlight.benchmark(killed))
+while not any(Path(folder, "cells").glob("*.json")):
+    time.sleep(0.002)
+os.kill(job, signal.SIGKILL)
+assert status_of(job) == -signal.SIGKILL
+assert not Path(folder, "table.md").exists()
+assert status_of(forked(lambda: ostlight.benchmark(killed))) == 0
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_run_again_it_writes_what_a_whole_run_does(experiment, tmp_path):
+    training = {"epochs": 1, "batch_size": 4, "lr": 3e-3}
+    section = experiment["benchmark"] | {"selectors": [{"name": "random"}, {"name": "loss"}]}
+    common = experiment | {"benchmark": section, "target": experiment["target"] | {"training": training}}
+    whole, killed = (Path(experiment["folder"]) / name for name in ("whole", "killed"))
+    files = [tmp_path / f"{folder.name}.yaml" for folder in (whole, killed)]
+    for file in files:
+        file.write_text(json.dumps(common | {"name": file.stem}))
+    script = tmp_path / "script.py"
+    script.write_text(RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN)
+    ended = run_script(script, *files, killed)
+    assert ended.well, ended.said
+    for name in ("table.md", "table.csv", "table.jsonl"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert figures(whole) == figures(killed)
+    accuracies = {f["value"] for f in figures(whole) if (f["group"], f["metric"]) == ("all", "accuracy")}
+    assert len(accuracies) > 2, "trainings that change something"
+
+
+def test_without_a_benchmark_section(settings):
+    with pytest.raises(ConfigError, match="the benchmark section is missing"):
+        ostlight.benchmark(settings())
+
+
+def test_protocols_fix_the_passes_or_the_steps(settings):
+    config = load_config(settings(), "target.training.epochs=2", "target.training.batch_size=10")
+    section = Benchmark(
+        selectors=[SelectorChoice("random")],
+        budgets=[Budget(fraction=0.2)],
+        protocols=["equal_epochs", "equal_steps"],
+        seeds=[0],
+    )
+    planned_runs = [c for c in plan_runs(section, with_oracle=False) if c.label == "random"]
+    trainings = {c.protocol: run_training(config, c, pool_size=500) for c in planned_runs}
+    assert (trainings["equal_epochs"].epochs, trainings["equal_epochs"].steps) == (2, None)
+    assert (trainings["equal_steps"].epochs, trainings["equal_steps"].steps) == (None, 100)
+
+
+def test_intervals_are_students_t():
+    interval = Interval.of([0.5, 0.6, 0.7])
+    assert interval.mean == pytest.approx(0.6)
+    # t(0.975, 2 degrees of freedom) = 4.30265
+    assert interval.half == pytest.approx(4.30265 * 0.1 / np.sqrt(3), rel=1e-4)
+    assert np.isnan(Interval.of([0.5]).half)
+
+
+def test_lines_average_over_seeds_only():
+    results = [
+        RunResult("ost", budget, "equal_steps", seed, {"all": seed / 10}, training_s=seed)
+        for budget in ("20%", "50%")
+        for seed in (1, 3)
+    ]
+    lines = summarise(results)
+    assert [(line.budget, line.accuracy["all"].mean, line.training_s) for line in lines] == [
+        ("20%", pytest.approx(0.2), 2),
+        ("50%", pytest.approx(0.2), 2),
+    ]

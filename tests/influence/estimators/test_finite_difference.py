@@ -1,0 +1,93 @@
+"""First order from two forward passes says what first order from a backward pass says, and how far off it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ostlight
+from ostlight.errors import OstlightError, SelectorError
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.estimators import finite_difference as forward_only
+from ostlight.influence.estimators.finite_difference import FiniteDifference
+from ostlight.influence.estimators.second_order import SecondOrder
+from ostlight.influence.gradient_vectors import Keeping
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.simulated_step import Step
+from ostlight.selection.scores import Scores
+
+
+# The model's norm layers round to float32 whatever its dtype, and a difference shows it.
+@pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-4), ("float32", 1e-2)])
+def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str, bar: float):
+    model, said = proxy(dtype), []
+    parameters = named_parameters_of(model.model, "blocks")
+    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    forward = FiniteDifference(
+        Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:8], 1), Keeping(say=said.append)
+    )
+    batch = model.batches(samples("pool")[8:24], 10_000)[0]
+    found = forward.columns(batch)
+    expected = SecondOrder(Step(model, parameters, anchors, 0.1)).columns(batch)
+    off = (found["slope"] - expected["slope"]).square().mean().sqrt() / expected["slope"].square().mean().sqrt()
+    assert float(off) <= bar
+    assert float(off) <= 10 * forward.relative_error + 1e-7
+    assert torch.allclose(found["score"], 0.1 * found["slope"])
+    assert torch.allclose(found["loss"], expected["loss"], rtol=1e-3)
+    assert f"its own error is about {forward.relative_error:.1g} of a slope" in said[-1]
+    assert all(torch.equal(before[name], p) for name, p in parameters.items())
+
+
+def test_a_run_without_a_backward_pass(settings, capsys):
+    plain = {"estimator": "first_order", "objective": "sample", "eta": 0.1}
+    tables = [
+        Scores.read(ostlight.select(settings(name=name, selector={"name": "ost", "options": options})).folder.scores)
+        for name, options in (("with", plain), ("without", plain | {"backward": False}))
+    ]
+    assert (abs(tables[0].score - tables[1].score)).max() <= 1e-2 * abs(tables[0].score).max()
+    assert "phi" not in tables[1]
+    out = capsys.readouterr().out
+    assert "first order from two forward passes: its own error is about" in out
+    assert out.count("rank agreement of first_order with exact") == 2
+
+
+def test_what_makes_no_sense_is_refused(settings, digits, proxy, samples, monkeypatch):
+    without = {"estimator": "first_order", "backward": False, "eta": 0.1}
+    for options, says in (
+        ({"estimator": "second_order"}, "backward=false is for estimator=first_order"),
+        ({"estimator": "exact"}, "backward=false is for estimator=first_order"),
+        ({"targets": "bf16"}, "backward=false holds one vector, in full"),
+    ):
+        with pytest.raises(SelectorError, match=says):
+            ostlight.select(settings(selector={"name": "ost", "options": without | options}))
+    grouped = {"path": str(digits.anchors), "group": "task"}
+    with pytest.raises(SelectorError, match="two forward passes for each of the 7 anchor groups"):
+        ostlight.select(settings(name="groups", selector={"name": "ost", "options": without}, anchors=grouped))
+    half = settings(name="half", selector={"name": "ost", "options": without})
+    half["proxy"] |= {"dtype": "bfloat16"}
+    with pytest.raises(OstlightError, match="lost in its rounding"):
+        ostlight.select(half)
+    mixed = settings(name="mixed", selector={"name": "ost", "options": without})
+    mixed["compute"] |= {"precision": "bf16-mixed"}
+    with pytest.raises(SelectorError, match="under autocast"):
+        ostlight.select(mixed)
+    monkeypatch.setattr(forward_only, "LARGEST_ERROR", 0.0)
+    model = proxy("float32")
+    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
+    with pytest.raises(OstlightError, match=r"above 0\.0: set backward=true"):
+        FiniteDifference(
+            Step(model, named_parameters_of(model.model, "last:1"), anchors, 0.1), model.batches(samples("pool")[:4], 1)
+        )
+
+
+def test_a_loss_that_is_no_number_is_told(proxy, samples, tmp_path: Path):
+    model = proxy("float32")
+    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
+    parameters = named_parameters_of(model.model, "last:1")
+    forward = FiniteDifference(Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:4], 1))
+    batch = model.batches(samples("pool")[:3], 10_000)[0]
+    batch.inputs["pixel_values"][1] = float("nan")
+    assert [f is not None for f in forward.columns(batch)["failure"]] == [False, True, False]

@@ -1,0 +1,55 @@
+"""What the engine holds beyond the model and its targets, against a plain training step's activations."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+import transformers
+from live_bytes import LiveBytes
+from torch import nn
+
+from ostlight.influence.gradients.engine import GradientDots
+from ostlight.influence.gradients.rows import RowOwners
+from ostlight.influence.parameters import named_parameters_of
+from ostlight.models.losses import per_sample_losses
+
+N, T = 8, 64
+
+
+def model_of(adapters: bool) -> nn.Module:
+    config = transformers.LlamaConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    if adapters:
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj", "up_proj"], r=4))
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("scope", ["blocks", "head", "all", "lora"])
+def test_peak_is_at_most_1_15_times_the_activations_of_a_training_step(scope: str) -> None:
+    model = model_of(adapters=scope == "lora")
+    parameters = named_parameters_of(model, scope)
+    targets = {name: torch.randn(5, *parameter.shape) for name, parameter in parameters.items()}
+    ids = torch.randint(3, 500, (N, T))
+    known = [*model.parameters(), *model.buffers(), *targets.values(), ids]
+
+    trained = model_of(adapters=False)
+    with LiveBytes([*trained.parameters(), *trained.buffers(), ids]) as training:
+        loss = per_sample_losses(trained(input_ids=ids, use_cache=False).logits, ids).mean()
+    activations = training.peak
+    del loss
+    engine = GradientDots(model, parameters)
+    for norms in (False, True):
+        with LiveBytes(known) as scoring:
+            engine.products(
+                lambda: per_sample_losses(model(input_ids=ids, use_cache=False).logits, ids),
+                RowOwners(N),
+                targets,
+                squared_norms=norms,
+            )
+        assert 0 < scoring.peak <= 1.15 * activations
+    assert all(parameter.grad is None for parameter in model.parameters())

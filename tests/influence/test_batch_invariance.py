@@ -1,0 +1,94 @@
+"""A proxy whose loss is not per sample is refused before it scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ostlight
+from ostlight.errors import OstlightError, SelectorError
+from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.batch_invariance import refuse_mixing
+from ostlight.models.module import MultimodalModel
+
+
+def mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch normalisation, as far as a batch of logits can show it."""
+    plain = MultimodalModel.logits
+
+    def mixed(self, batch):
+        logits = plain(self, batch)
+        return logits - logits.mean(0, keepdim=True) if len(batch) > 1 else logits
+
+    monkeypatch.setattr(MultimodalModel, "logits", mixed)
+
+
+@pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-6), ("float32", 1e-5), ("bfloat16", 0.05)])
+def test_real_proxies_pass(proxy, samples, dtype: str, bar: float):
+    model = proxy(dtype)
+    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
+    assert refuse_mixing(model, anchors) <= bar
+
+
+@pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
+def test_logits_that_mix_samples_are_named(settings, monkeypatch, estimator: str):
+    mix(monkeypatch)
+    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
+    with pytest.raises(
+        SelectorError, match=r"loss is not per sample: anchor '.*' has the loss .* alone and .* beside 3"
+    ):
+        ostlight.select(settings(selector=ost))
+
+
+def test_a_group_of_one_anchor_is_refused(proxy, samples):
+    groups = ["a"] * 6 + ["b"] * 7 + ["c"]
+    with pytest.raises(SelectorError, match="anchors.group: one anchor alone is in 'c'"):
+        AnchorSet.make(proxy("float32"), samples("anchors"), groups, 10_000)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
+def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, samples, monkeypatch, estimator: str):
+    broken = samples("pool")[5].id
+    break_gradients(monkeypatch, broken)
+    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
+    selection = ostlight.select(settings(selector=ost))
+    assert selection.rejected == {"gradient_not_finite": 1}
+    table = ostlight.selection.scores.read_score_table(selection.folder.scores).to_pylist()
+    (row,) = [r for r in table if r["state"] == "rejected"]
+    assert row["id"] == broken
+    assert "layers.0" in row["detail"]
+    assert row["score"] is None
+
+
+@pytest.mark.parametrize("estimator", ["first_order", "second_order", "projected"])
+def test_an_anchor_whose_gradient_is_no_number_is_named(settings, samples, monkeypatch, estimator: str):
+    broken = samples("anchors")[5].id
+    break_gradients(monkeypatch, broken)
+    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
+    with pytest.raises(
+        OstlightError,
+        match=rf"anchor '{broken}': gradient_not_finite: the gradient of .*layers\.0.* holds NaN or infinity",
+    ):
+        ostlight.select(settings(selector=ost))
+
+
+def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """One sample's gradient becomes infinite in the backward pass, at the middle layer, its loss staying finite."""
+    plain = MultimodalModel.logits
+
+    def poisoned(self, batch):
+        rows = torch.tensor([s.id == broken for s in batch.samples])
+
+        def poison(module, args, result):
+            hidden = result[0] if isinstance(result, tuple) else result
+            if hidden.requires_grad and bool(rows.any()):
+                hidden.register_hook(lambda g: torch.where(rows[:, None, None], torch.inf, g))
+
+        block = self.model.get_decoder().layers[0]
+        handle = block.register_forward_hook(poison)
+        try:
+            return plain(self, batch)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(MultimodalModel, "logits", poisoned)

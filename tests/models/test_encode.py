@@ -1,0 +1,97 @@
+"""Labels stand on the answers and nowhere else, and what the length limit takes is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ostlight.data.sample import ImageRef, Sample, Turn
+from ostlight.errors import BadRecord
+from ostlight.models.losses import IGNORED
+
+
+def answer_text(model, encoded) -> str:
+    kept = encoded.labels[encoded.labels != IGNORED]
+    return model.encoder.tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def test_labels_are_the_answer(proxy, samples):
+    model = proxy("float32")
+    for sample in samples("pool")[:14]:
+        encoded = model.encoder.encode(sample)
+        expected = model.encoder.tokenizer.decode(
+            model.encoder.tokenizer(sample.answer)["input_ids"], skip_special_tokens=True
+        )
+        assert answer_text(model, encoded).strip() == expected.strip()
+        last = encoded.labels[-2:].tolist()
+        assert any(i != IGNORED for i in last), "the end of the answer is trained on too"
+
+
+def several_turns(sample: Sample) -> Sample:
+    """Two questions with a picture each, an answer behind each."""
+    picture = sample.images[0]
+    question, answer = sample.turns
+    return replace(sample, turns=(question, answer, question, answer), images=(picture, picture))
+
+
+def test_several_turns_with_pictures_between(proxy, samples):
+    model = proxy("float32")
+    for sample in samples("anchors")[:4]:
+        one, two = model.encoder.encode(sample), model.encoder.encode(several_turns(sample))
+        wanted = one.labels[one.labels != IGNORED].tolist()
+        assert two.labels[two.labels != IGNORED].tolist() == wanted * 2
+        assert two.inputs["pixel_values"].shape[0] == 2
+
+
+def test_an_untrained_turn_gets_no_label(proxy, samples):
+    model = proxy("float32")
+    sample = several_turns(samples("anchors")[0])
+    muted = replace(sample, turns=(sample.turns[0], replace(sample.turns[1], trained=False), *sample.turns[2:]))
+    whole, half = model.encoder.encode(sample), model.encoder.encode(muted)
+    assert (half.labels != IGNORED).sum() * 2 == (whole.labels != IGNORED).sum()
+
+
+def test_text_only_samples_go_through_a_vision_model(proxy, samples):
+    model = proxy("float32")
+    with_picture = samples("anchors")[0]
+    question = with_picture.turns[0].text.replace("<image>", "").strip()
+    sample = replace(with_picture, turns=(Turn("user", question), with_picture.turns[1]), images=())
+    encoded = model.encoder.encode(sample)
+    assert "pixel_values" not in encoded.inputs
+    both = model.collator.batch([sample, with_picture], [encoded, model.encoder.encode(with_picture)])
+    assert model.losses(both).isfinite().all()
+
+
+def test_a_cut_answer_is_told(proxy, samples):
+    model = proxy("float32")
+    sample = samples("pool")[0]
+    whole = model.encoder.encode(sample)
+    model.encoder.max_length = len(whole) - 2
+    cut = model.encoder.encode(sample)
+    assert cut.answer_cut
+    assert not whole.answer_cut
+    assert len(cut) == len(whole) - 2
+
+
+def test_nothing_left_of_the_answer_sets_the_sample_aside(proxy, samples):
+    model = proxy("float32")
+    sample = samples("pool")[0]
+    encoded = model.encoder.encode(sample)
+    model.encoder.max_length = int((encoded.labels != IGNORED).nonzero()[0])
+    with pytest.raises(BadRecord, match=r"all_masked: the sample has \d+ tokens, the limit is \d+ \(max_length\)"):
+        model.encoder.encode(sample)
+
+
+def test_a_cut_through_a_picture_sets_the_sample_aside(proxy, samples):
+    model = proxy("float32")
+    model.encoder.max_length = 3
+    with pytest.raises(BadRecord, match="image_cut"):
+        model.encoder.encode(samples("pool")[0])
+
+
+def test_a_corrupt_picture_is_named(proxy, samples):
+    model = proxy("float32")
+    broken = replace(samples("pool")[0], images=(ImageRef(data=b"no picture"),))
+    with pytest.raises(BadRecord, match="corrupt_image: cannot decode 10 bytes in the record"):
+        model.encoder.encode(broken)

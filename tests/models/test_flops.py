@@ -1,0 +1,39 @@
+"""FLOPs are those torch's own counter finds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ostlight.models.flops import FlopCounter
+
+
+def test_a_matrix_product_takes_two_for_every_pair():
+    with FlopCounter() as counter:
+        torch.randn(3, 5) @ torch.randn(5, 7)
+        torch.randn(3, 5) + 1
+    assert counter.total == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_as_torchs_own_counter(proxy, samples, mode):
+    model = proxy("float32")
+    batch = next(iter(model.batches(samples("pool")[:6], tokens_per_batch=4096)))
+    convolution = nn.Conv2d(3, 4, 3)
+    pixels = torch.randn(2, 3, 9, 9)
+
+    def work() -> None:
+        with mode():
+            loss = model.losses(batch).sum() + convolution(pixels).sum()
+            nn.functional.linear(pixels, torch.randn(9, 9))
+        if loss.requires_grad:
+            loss.backward()
+
+    with FlopCounterMode(display=False) as theirs:
+        work()
+    with FlopCounter() as ours:
+        work()
+        work()
+    assert ours.total == 2 * theirs.get_total_flops() > 0

@@ -1,0 +1,52 @@
+"""What keeps a model from being loaded is told in one line that names the setting."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import transformers
+
+from ostlight.config.schema import Model
+from ostlight.digitmath.model import checkpoint
+from ostlight.errors import OstlightError
+from ostlight.models import load
+from ostlight.models.module import MultimodalModel
+
+FAILURES = {
+    "memory": (MemoryError(), r"out of memory; name a smaller model, or .* with proxy\.dtype=bfloat16"),
+    "allocator": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory; name a"),
+    "module": (ModuleNotFoundError("No module named 'timm.layers'", name="timm.layers"), r"; pip install timm$"),
+    "package": (ImportError("\nThis needs the Einops library.\nSee its page."), "This needs the Einops library.; inst"),
+    "silent": (OSError(), "OSError"),
+}
+
+
+def committed() -> MultimodalModel:
+    return MultimodalModel.load(Model(path=str(checkpoint("proxy"))), "proxy")
+
+
+@pytest.mark.parametrize("what", ["model", "processor"])
+@pytest.mark.parametrize(("error", "says"), FAILURES.values(), ids=list(FAILURES))
+def test_a_failure_names_the_path_and_the_mend(
+    what: str, error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    if what == "model":
+        monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", fail)
+    else:
+        monkeypatch.setattr(load, "load_processor", fail)
+    with pytest.raises(OstlightError, match=rf"proxy\.path: cannot load the {what} of '.*proxy': .*{says}") as told:
+        committed()
+    assert "\n" not in str(told.value)
+
+
+def test_weights_that_were_cut_are_told(tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("proxy"), tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OstlightError, match=r"proxy\.path: cannot load the model of '.*cut': Error while deserializ"):
+        MultimodalModel.load(Model(path=str(tmp_path / "cut")), "proxy")

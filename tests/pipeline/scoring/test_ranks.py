@@ -1,0 +1,158 @@
+"""Two ranks give the table one rank gives, and a killed run goes on with another number of ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import ostlight
+import ostlight_selectors.ost
+from ostlight.pipeline.scoring.writer import audit
+from ostlight.selection.scores import read_score_table
+from ostlight.testing.forks import run_script
+from ostlight.training import trial
+
+pytestmark = pytest.mark.slow
+TWO: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "projected": {"estimator": "projected", "probes": 4, "eta": 0.05, "targets": "split"},
+    "second_order": {"estimator": "second_order", "probes": 4, "eta": 0.05},
+    "split": {"estimator": "second_order", "probes": 4, "eta": 0.05, "targets": "split"},
+    "first_order": {"estimator": "first_order", "eta": 0.05},
+    "forward_only": {"estimator": "first_order", "eta": 0.05, "backward": False},
+    "exact": {"estimator": "exact", "eta": 0.05},
+    "adam": {"estimator": "projected", "probes": 4, "eta": 1e-5, "optimizer": "adam"},
+}
+
+
+WHOLE = "audit: each of the 48 records has exactly one row"
+SELECT_ALL = """
+import sys
+import ostlight
+from ostlight.testing.forks import on_ranks
+from ostlight.training import trial
+from ostlight_selectors import ost
+compared, trial.TRIAL_STEPS = map(int, sys.argv[1:3])
+ost.sample_count = lambda records: compared
+sys.exit(not on_ranks(lambda: list(map(ostlight.select, sys.argv[3:]))))
+"""
+KILL_ALL = """
+import sys
+from pathlib import Path
+import ostlight
+from ostlight.testing.forks import on_ranks
+from ostlight_selectors import ost
+ost.sample_count = lambda records: int(sys.argv[1])
+for file in map(Path, sys.argv[2:]):
+    scores = file.parent / "runs" / file.stem / "scores"
+    on_ranks(lambda: ostlight.select(file), until=lambda: len(list(scores.glob("part-*.parquet"))) >= 3)
+"""
+"""Every run is killed once it has three shards."""
+
+
+def write(settings: dict[str, Any], folder: Path, **compute: Any) -> Path:
+    file = folder / f"{settings['name']}.yaml"
+    file.write_text(yaml.safe_dump(settings | {"compute": settings["compute"] | compute}))
+    return file
+
+
+def run_here(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ostlight.select(file)
+    assert WHOLE in capfd.readouterr().out
+
+
+def run_apart(script: str, files: list[Path], *options: int) -> str:
+    file = files[0].parent / "script.py"
+    file.write_text(script)
+    ended = run_script(file, str(ostlight_selectors.ost.sample_count(48)), *map(str, options), *files)
+    assert ended.well, ended.said
+    return ended.said
+
+
+def select_on_two(files: list[Path]) -> None:
+    told = run_apart(SELECT_ALL, files, trial.TRIAL_STEPS)
+    assert told.count(WHOLE) == len(files), told
+
+
+def scores(runs: Path, name: str) -> list[float]:
+    audit(runs / name / "scores", 48)
+    return read_score_table(runs / name / "scores")["score"].to_pylist()
+
+
+def furthest(one: list[float], other: list[float]) -> float:
+    middle = sorted(abs(v) for v in one)[len(one) // 2]
+    return max(abs(a - b) for a, b in zip(one, other, strict=True)) / middle
+
+
+def test_two_ranks_give_the_same_table(settings, tmp_path: Path, capfd):
+    """In float64, so that nothing but rounding may differ; the killed runs below are in float32."""
+    on_two = []
+    for name, options in OPTIONS.items():
+        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        for called, ranks in ((f"{name}-one", {}), (f"{name}-two", TWO)):
+            config = settings(name=called, selector=ost)
+            config["proxy"] |= {"dtype": "float64"}
+            file = write(config, tmp_path, shard_size=5, precision="64-true", **ranks)
+            if ranks:
+                on_two.append(file)
+            else:
+                run_here(file, capfd)
+    select_on_two(on_two)
+    runs = tmp_path / "runs"
+    apart = {name: furthest(scores(runs, f"{name}-one"), scores(runs, f"{name}-two")) for name in OPTIONS}
+    assert max(apart.values()) < 1e-9, apart
+
+
+@pytest.mark.timeout(600)
+def test_killed_runs_resume_with_another_number_of_ranks(settings, tmp_path: Path, capfd):
+    runs, killed = tmp_path / "runs", {}
+    for name, options in OPTIONS.items():
+        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        run_here(write(settings(name=f"{name}-whole", selector=ost), tmp_path, shard_size=3), capfd)
+        killed[name] = write(settings(name=f"{name}-killed", selector=ost), tmp_path, shard_size=3, **TWO)
+    told = run_apart(KILL_ALL, list(killed.values()))
+    for name, options in OPTIONS.items():
+        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        before = set((runs / f"{name}-killed" / "scores").glob("part-*.parquet"))
+        assert 3 <= len(before) < 16, f"{name} was killed in the middle: {told}"
+        written = {p: p.stat().st_mtime_ns for p in before}
+        run_here(write(settings(name=f"{name}-killed", selector=ost), tmp_path, shard_size=3), capfd)
+        assert {p: p.stat().st_mtime_ns for p in before} == written
+        assert furthest(scores(runs, f"{name}-whole"), scores(runs, f"{name}-killed")) < 1e-3, name
+
+
+def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_path: Path, capfd):
+    runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS["second_order"] | {"objective": "sample"}}
+    files = {}
+    for name, compute in (("one", {}), ("two", TWO)):
+        config = settings(name=name, selector=ost)
+        config["proxy"] |= {"warmup": {"fraction": 0.5, "training": {"steps": 3, "batch_size": 8, "lr": 1e-4}}}
+        files[name] = write(config, tmp_path, shard_size=5, **compute)
+    run_here(files["one"], capfd)
+    select_on_two([files["two"]])
+    assert furthest(scores(runs, "one"), scores(runs, "two")) < 1e-2
+
+
+def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path: Path, capfd):
+    """A trial trains on both ranks, each with its share of every batch."""
+    options, files, found = OPTIONS["second_order"], {}, {}
+    for name, compute in (("one", {}), ("two", TWO)):
+        config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
+        files[name] = write(config, tmp_path, shard_size=5, **compute)
+    run_here(files["one"], capfd)
+    select_on_two([files["two"]])
+    for name in files:
+        folder = tmp_path / "runs" / name
+        noted = json.loads((folder / "cost_log.jsonl").read_text().splitlines()[-1])["more"]["noted"]
+        found[name] = noted["trial"], pq.read_table(folder / "selection.parquet")["kept"]
+    (one, kept), (two, kept_by_two) = found["one"], found["two"]
+    assert list(two["losses"]) == list(one["losses"])
+    for name, losses in one["losses"].items():
+        assert two["losses"][name] == pytest.approx(losses, rel=1e-2), name
+    assert two["kept"] == one["kept"]
+    assert kept_by_two == kept

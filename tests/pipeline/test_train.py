@@ -1,0 +1,85 @@
+"""From a subset to a model that `from_pretrained` loads, and back to an accuracy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import ostlight
+from ostlight.config import load_config
+from ostlight.errors import DataError, RunChangedError
+
+
+def test_select_train_evaluate(settings, capsys):
+    config = settings()
+    ostlight.select(config)
+    folder = ostlight.train(config)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    AutoProcessor.from_pretrained(folder)
+    start = AutoModelForImageTextToText.from_pretrained(config["target"]["path"])
+    moved = [n for n, p in model.named_parameters() if not torch.equal(p, start.get_parameter(n).to(p.dtype))]
+    assert any("language_model" in n for n in moved)
+    result = ostlight.evaluate(config)
+    predictions = pq.read_table(folder.parent / "predictions.parquet")
+    assert predictions.num_rows == 21
+    assert sum(predictions["correct"].to_pylist()) / 21 == pytest.approx(result.accuracy["all"])
+    assert len(result.accuracy) == 8
+    assert result.counts["all"] == 21
+    lines = [json.loads(line) for line in (folder.parent / "accuracy.jsonl").read_text().splitlines()]
+    stored = {(line["group"], line["metric"]): line["value"] for line in lines}
+    assert stored["all", "accuracy"] == result.accuracy["all"]
+    assert stored["parity", "exact_accuracy"] == result.accuracy["parity"], "parity is answered in words"
+    assert {(line["selector"], line["budget"], line["seed"]) for line in lines} == {("random", "20%", 0)}
+    stages = [json.loads(line) for line in (folder.parent / "cost_log.jsonl").read_text().splitlines()]
+    train = next(s for s in stages if s["stage"] == "train")
+    assert train["samples"] == 12
+    assert train["flops"] > 0
+    assert train["tokens"] > 12 * 10
+    assert "train: 3 steps: about" in capsys.readouterr().out
+
+
+def test_training_comes_after_selecting(settings):
+    with pytest.raises(DataError, match="run `ostlight select` with this configuration first"):
+        ostlight.train(settings())
+    ostlight.select(settings())
+    with pytest.raises(DataError, match="run `ostlight train` with this configuration first"):
+        ostlight.evaluate(settings())
+
+
+def test_later_stages_leave_what_the_folder_says_of_the_selection(settings):
+    folder = ostlight.select(settings(), "budget.fraction=0.5").folder.path
+    chosen = load_config(folder / "config.yaml")
+    ostlight.train(settings(), "target.training.steps=1", "target.training.epochs=null")
+    ostlight.evaluate(settings(), "evaluation.max_new_tokens=2")
+    said = load_config(folder / "config.yaml")
+    assert (said.target.training.steps, said.evaluation.max_new_tokens) == (1, 2)
+    assert replace(said, target=chosen.target, evaluation=chosen.evaluation) == chosen
+    again = [ostlight.select(said).kept, ostlight.train(said), ostlight.evaluate(said)]
+    assert len(again[0]) == 24
+
+
+def test_a_target_trained_otherwise_is_not_taken_for_this_one(settings):
+    ostlight.select(settings())
+    ostlight.train(settings())
+    with pytest.raises(RunChangedError, match="'target' stage made with other inputs; changed: target"):
+        ostlight.train(settings(), "target.training.lr=0.01")
+
+
+def test_the_same_seed_trains_the_same_target(settings):
+    weights = []
+    for name in ("one", "two"):
+        config = settings(name=name)
+        ostlight.select(config)
+        weights.append((ostlight.train(config) / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_loss_that_blows_up_stops_training_with_the_samples_named(settings):
+    ostlight.select(settings())
+    with pytest.raises(DataError, match=r"the loss is nan at step \d+, on samples .*lower the learning rate"):
+        ostlight.train(settings(), "target.training.lr=1e30", "target.training.clip=null", "target.training.steps=8")

@@ -1,0 +1,126 @@
+"""The kinds of samples a budget is shared out to, and picking kind by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ostlight.config.budget import Budget, shared_out
+from ostlight.errors import DataError, SelectorError
+from ostlight.pipeline.scoring.rows import to_table
+from ostlight.selection.scores import Scores, SelectionContext
+from ostlight.selection.select_rows import select_rows
+from ostlight.selection.selector import Selector
+from ostlight.selection.strata import Strata
+
+
+class Top(Selector):
+    """The highest score."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [0.0] * len(batch)}
+
+
+def scores_of(
+    utilities: Sequence[Sequence[float]], anchors: str = "xy", tokens: Sequence[int] = (), **columns: Any
+) -> Scores:
+    """Rows whose score is their mean utility; ``anchors`` has one letter an anchor, its group."""
+    rows = [
+        {
+            "position": i,
+            "id": str(i),
+            "state": "ok",
+            "score": float(np.mean(each)),
+            "tags": [("task", "a")],
+            "tokens": tokens[i] if tokens else 1,
+            "utility_by_group": list(each),
+            **{name: values[i] for name, values in columns.items()},
+        }
+        for i, each in enumerate(utilities)
+    ]
+    context = SelectionContext(
+        lambda positions, repeat: 0.0, lambda: list(anchors), lambda name, value: None, lambda line: None, 0
+    )
+    return Scores(to_table(rows)).lent(context)
+
+
+UTILITIES = [(3, 1), (2, 0), (5, 4), (1, 0), (0, 2), (-3, -1), (1, 1)]
+"""Rows 4 and 5 help group y most, or hurt it least; the others x, the last by name."""
+
+
+def test_a_sample_counts_for_the_anchor_group_it_helps_most():
+    strata = Strata.of(scores_of(UTILITIES), "anchors.group")
+    assert "".join(strata.labels) == "xxxxyyx"
+
+
+def test_shares_by_anchor_group_are_the_anchors_and_what_is_over_goes_to_the_others():
+    half = select_rows(Top(), scores_of(UTILITIES), Budget(count=4, stratify_by="anchors.group"))
+    assert sorted(half.tolist()) == [0, 2, 4, 5]
+    mostly_y = select_rows(
+        Top(), scores_of(UTILITIES, anchors="xyyyyyyy"), Budget(count=4, stratify_by="anchors.group")
+    )
+    assert sorted(mostly_y.tolist()) == [0, 2, 4, 5]
+    mostly_x = select_rows(Top(), scores_of(UTILITIES, anchors="xxxy"), Budget(count=4, stratify_by="anchors.group"))
+    assert sorted(mostly_x.tolist()) == [0, 1, 2, 4]
+
+
+def test_shares_of_tokens_by_anchor_group():
+    scores = scores_of(UTILITIES, tokens=[10, 10, 10, 10, 20, 20, 10])
+    rows = select_rows(Top(), scores, Budget(tokens=40, stratify_by="anchors.group"))
+    assert sorted(rows.tolist()) == [0, 2, 4]
+
+
+def test_clusters_of_gradients_share_like_tags():
+    rng = np.random.default_rng(0)
+    centres = np.eye(4)[[0] * 30 + [1] * 10]
+    phi = centres + 0.01 * rng.standard_normal((40, 4))
+    scores = scores_of([(1.0, 1.0)] * 40, phi=phi.tolist(), slope=[0.0] * 40)
+    labels = Strata.of(scores, "gradients.cluster").labels
+    assert not set(labels[:30]) & set(labels[30:])
+    rows = select_rows(Top(), scores, Budget(count=8, stratify_by="gradients.cluster"))
+    assert 1 <= sum(row >= 30 for row in rows) <= 3
+
+
+def test_kinds_the_scores_do_not_tell_apart_are_refused_with_the_mend():
+    with pytest.raises(DataError, match=r"all of one group; name the tag that splits them in anchors\.group"):
+        Strata.of(scores_of(UTILITIES, anchors="xxx"), "anchors.group")
+    with pytest.raises(DataError, match="the scores hold utilities of 2 groups, the anchors have 3: x, y, z"):
+        Strata.of(scores_of(UTILITIES, anchors="xyz"), "anchors.group")
+    with pytest.raises(DataError, match=r"gradients\.cluster needs the column 'slope'.*projected or second"):
+        Strata.of(scores_of(UTILITIES), "gradients.cluster")
+    with pytest.raises(DataError, match=r"no sample has a tag 'skill'.*it also takes anchors\.group and gradients"):
+        Strata.of(scores_of(UTILITIES), "skill")
+    with pytest.raises(SelectorError, match="belong to no run"):
+        Strata.of(Scores(scores_of(UTILITIES).table), "anchors.group")
+
+
+def test_a_selector_that_sees_to_the_kinds_itself_is_asked_once():
+    class Asked(Top):
+        """Keeps what it was asked."""
+
+        handles_strata = True
+
+        def select(self, scores: Scores, budget: Budget) -> list[int]:
+            self.budget = budget
+            return [0]
+
+    selector = Asked()
+    assert select_rows(selector, scores_of(UTILITIES), Budget(count=4, stratify_by="task")).tolist() == [0]
+    assert selector.budget.stratify_by == "task"
+
+
+def test_a_sample_no_budget_can_afford_does_not_stand_in_the_way():
+    scores = scores_of([(9, 9), (8, 8), (7, 7)], tokens=[2**31 - 1, 10, 10])
+    assert select_rows(Top(), scores, Budget(tokens=20)).tolist() == [1, 2]
+    assert select_rows(Top(), scores, Budget(tokens=20, stratify_by="task")).tolist() == [1, 2]
+
+
+def test_sharing_out_fills_the_room_and_no_more():
+    assert shared_out(10, {"a": 30, "b": 10}) == {"a": 8, "b": 2}
+    assert shared_out(10, {"a": 2, "b": 50, "c": 50}, {"a": 8, "b": 1, "c": 1}) == {"a": 2, "b": 4, "c": 4}
+    assert shared_out(99, {"a": 2, "b": 3}) == {"a": 2, "b": 3}
+    assert shared_out(5, {"a": 2, "b": 9}, {"a": 1}) == {"a": 2, "b": 3}
+    assert shared_out(0, {"a": 2}) == {"a": 0}

@@ -28,9 +28,9 @@ from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.simulated_step import Step
 from ostlight.influence.step_size import UpdateNorms, first_adam_step, median_update_norm
 from ostlight.models.batch import Batch
+from ostlight.models.cost import StageCost
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
-from ostlight.pipeline.cost_log import StageCost
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 from ostlight.training.watch import LossMonitor, mean_loss
@@ -116,7 +116,7 @@ class Warmed:
             watch = [LossMonitor(lambda: model.batches(world.dev, TOKENS_PER_BATCH))] if warm_up.watched else []
             data = EncodedPool(world.pool, rows, model.encoder)
             callbacks = [norms, moments, *watch]
-            fit(model, data, COMPUTE, folder, "warm-up", world.seed, StageCost("warm-up"), None, callbacks)
+            fit(model, data, COMPUTE, folder, "warm-up", world.seed, StageCost("warm-up"), callbacks, quiet=True)
             norms.save(folder)
             moments.save(folder)
         parameters = named_parameters_of(model.model, "blocks")
@@ -184,7 +184,7 @@ def trained_gain(proxy: Warmed, world: World, rows: np.ndarray, seed: int, epoch
     model.training_settings = Training(epochs=epochs, batch_size=BATCH_SIZE, lr=LEARNING_RATE)
     before = float(proxy.anchors.losses(model)[0])
     data = EncodedPool(world.pool, rows, model.encoder)
-    fit(model, data, COMPUTE, proxy.folder, "subset", seed, StageCost("train"), None)
+    fit(model, data, COMPUTE, proxy.folder, "subset", seed, StageCost("train"), quiet=True)
     return before - float(proxy.anchors.losses(model)[0])
 
 

@@ -100,6 +100,9 @@ def selectors() -> None:
 
 def main() -> None:
     """Runs the command line; an error of the user's is told in its own words, without a traceback."""
+    from ostlight.logs import configure_logging
+
+    configure_logging()
     try:
         app()
     except OstlightError as error:

@@ -75,6 +75,19 @@ def proxy() -> Callable[..., MultimodalModel]:
 
 
 @pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What ostlight logged since the last call, one message a line."""
+    caplog.set_level("INFO", logger="ostlight")
+
+    def since() -> str:
+        messages = [r.getMessage() for r in caplog.records if r.name.startswith("ostlight")]
+        caplog.clear()
+        return "".join(f"{message}\n" for message in messages)
+
+    return since
+
+
+@pytest.fixture
 def settings(digits: Files, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Plain configuration data of a small run in ``tmp_path``; keyword arguments replace whole sections."""
 

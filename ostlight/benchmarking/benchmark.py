@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.files import WRITTEN, write_all
@@ -21,9 +24,10 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.say import console, say
 from ostlight.selection.registry import is_registered_here
 from ostlight.training.loggers import log_comparison
+
+log = logging.getLogger(__name__)
 
 
 def benchmark(config: Config) -> list[ResultRow]:
@@ -50,13 +54,13 @@ def benchmark(config: Config) -> list[ResultRow]:
     experiments = experiments_of(config, folder, room)
     tasks = [task for experiment in experiments for task in experiment.tasks]
     planned_runs = [planned for experiment in experiments for planned in experiment.train_tasks]
-    say(f"{len(planned_runs)} cells: selector x budget x protocol x seed, each trained and tested on its own")
+    log.info(f"{len(planned_runs)} cells: selector x budget x protocol x seed, each trained and tested on its own")
     if unsettled(tasks, room):
         here = any(map(_needs_this_process, variants))
         configs = [experiment.config for experiment in experiments]
         share(folder.path, room, [] if here else places(configs), lambda: unsettled(tasks, room))
         with computing_with(threads(configs[0])):
-            work(tasks, room, say)
+            work(tasks, room)
     results = [result for planned in planned_runs if (result := planned.result()) is not None]
     broken = failures(tasks, room)
     if not results:
@@ -68,9 +72,10 @@ def benchmark(config: Config) -> list[ResultRow]:
     write_all(results, lines, baseline, folder.path, title)
     atomic_write_text(folder.scored, "".join(json.dumps(row) + "\n" for row in _scored(planned_runs, folder.path)))
     log_comparison(config.compute, folder.path)
+    console = Console(highlight=False)
     for table in rich_tables(lines, baseline, title, console.width):
         console.print(table)
-    say(f"written to {folder.path}: {', '.join(WRITTEN)}")
+    log.info(f"written to {folder.path}: {', '.join(WRITTEN)}")
     if broken:
         raise BenchmarkError(_told(broken))
     return lines
@@ -128,7 +133,7 @@ def work_on(config: Config, since: float, go_on: Callable[[], bool]) -> None:
     room = Room(folder.path / "work", since)
     quiet = replace(config, compute=replace(config.compute, progress=False))
     experiments = experiments_of(quiet, folder, room)
-    work([task for experiment in experiments for task in experiment.tasks], room, say, go_on)
+    work([task for experiment in experiments for task in experiment.tasks], room, go_on)
 
 
 def _told(broken: dict[str, tuple[Failure, list[str]]]) -> str:

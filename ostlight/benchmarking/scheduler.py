@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 import traceback
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import OstlightError
+
+log = logging.getLogger(__name__)
 
 PAUSE_S = 0.3
 """Between two looks at what other processes are doing."""
@@ -117,14 +120,11 @@ class Room:
         return self.path / "running" / f"{os.uname().nodename}-{pid}.json"
 
 
-def work(
-    tasks: Sequence[Task], room: Room, say: Callable[[str], None], go_on: Callable[[], bool] = lambda: True
-) -> None:
+def work(tasks: Sequence[Task], room: Room, go_on: Callable[[], bool] = lambda: True) -> None:
     """Runs every task that nobody else runs, until all are done or have failed.
 
     Args:
         tasks: in the order they are preferred.
-        say: prints one line.
         go_on: asked before each task; false ends the work.
     """
     left = list(tasks)
@@ -133,7 +133,7 @@ def work(
         for task in list(left):
             if _settled(task, room):
                 left.remove(task)
-            elif all(need.done() for need in task.needs) and _taken(task, room, say):
+            elif all(need.done() for need in task.needs) and _taken(task, room):
                 left.remove(task)
                 break  # what was waiting for this one may now come first
         if len(left) == before:
@@ -173,7 +173,7 @@ def _broken(task: Task, room: Room) -> tuple[str, Failure] | None:
     return None if failure is None or task.done() else (task.key, failure)
 
 
-def _taken(task: Task, room: Room, say: Callable[[str], None]) -> bool:
+def _taken(task: Task, room: Room) -> bool:
     """Runs the task unless somebody else does; whether it is settled now."""
     key = task.key
     with room.mine(key, task.name) as mine:
@@ -186,7 +186,7 @@ def _taken(task: Task, room: Room, say: Callable[[str], None]) -> bool:
         except Exception as error:
             told = str(error) if isinstance(error, OstlightError) else f"{type(error).__name__}: {error}"
             room.fail(key, Failure(task.name, told, traceback.format_exc()))
-            say(f"FAILED {task.name}: {told}")
+            log.error(f"FAILED {task.name}: {told}")
     return True
 
 

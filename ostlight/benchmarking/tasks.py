@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,9 @@ from ostlight.config.schema import BASE, SelectorChoice
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import evaluate_model
+from ostlight.models.cost import StageCost
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.cost_log import StageCost
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.say import say
 from ostlight.pipeline.scoring.writer import missing_shards
 from ostlight.pipeline.select import score_inputs, score_pool
 from ostlight.pipeline.selection_cost import selection_cost
@@ -37,6 +37,8 @@ from ostlight.training.trainer import first_device
 
 if TYPE_CHECKING:
     from ostlight.benchmarking.experiment import Experiment
+
+log = logging.getLogger(__name__)
 
 
 def with_needs(task: Task) -> list[Task]:
@@ -224,17 +226,17 @@ class TrainTask:
         return self.file.exists()
 
     def run(self) -> None:
-        experiment, training, log = self.experiment, StageCost("train", self.planned.label), LoggerOf()
+        experiment, training, logger = self.experiment, StageCost("train", self.planned.label), LoggerOf()
         home, compute = experiment.home.path, dataclasses.replace(experiment.config.compute, progress=False)
         model = experiment.target(self.training)
         if self.pick:
             kept = np.load(self.pick.file.with_suffix(".npy"))
             with experiment.home.cost_log.stage("train", self.name) as training:
                 data = experiment.data.view(kept)
-                fit(model, data, compute, home, self.name, self.planned.seed, training, None, [log])
+                fit(model, data, compute, home, self.name, self.planned.seed, training, [logger], quiet=True)
         model.to(first_device(compute))
         result = evaluate_model(model, experiment.questions, experiment.config.evaluation)
-        log_metrics(compute, home, self.name, {f"accuracy/{k}": v for k, v in result.accuracy.items()}, log)
+        log_metrics(compute, home, self.name, {f"accuracy/{k}": v for k, v in result.accuracy.items()}, logger)
         found = {
             "accuracy": result.accuracy,
             "correct": "".join("1" if c else "0" for c in result.predictions["correct"].to_pylist()),
@@ -243,7 +245,7 @@ class TrainTask:
             "training_flops": training.flops,
         }
         atomic_write_text(self.file, json.dumps(found, indent=1))
-        say(f"{self.name}: accuracy {result.accuracy['all']:.3f}")
+        log.info(f"{self.name}: accuracy {result.accuracy['all']:.3f}")
 
     def result(self) -> RunResult | None:
         """What the cell came to, from the files; ``None`` where it is not finished."""

@@ -20,7 +20,7 @@ from ostlight.benchmarking.scheduler import Room
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
 from ostlight.errors import BenchmarkError, ConfigError
-from ostlight.pipeline.run_folder import PLACES, is_first_rank
+from ostlight.ranks import RANK_VARIABLES, is_first_rank
 
 PAUSE_S = 0.2
 WORKER_BYTES = 2**30
@@ -106,7 +106,7 @@ def refuse_ranks(config: Config) -> None:
         if count > 1
     ]
     if not is_first_rank():
-        set_here = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", *PLACES) if name in os.environ)
+        set_here = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", *RANK_VARIABLES) if name in os.environ)
         problems.append(
             f"{set_here}: this process is a rank of others, and only the first writes what a task costs; start each "
             "`ostlight benchmark` as a job of its own"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ from ostlight.influence.simulated_step import Step
 from ostlight.models.encode import Encoded
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.run_folder import is_first_rank
+from ostlight.ranks import is_first_rank
+
+log = logging.getLogger(__name__)
 
 HOLDINGS = ("full", "bf16", "offload", "split")
 """Where and how the vectors are held.
@@ -58,12 +61,10 @@ class Keeping:
         hold: one of ``HOLDINGS``.
         cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing. When
             new ones are made, all but the ``KEPT`` sets last used are removed.
-        say: prints one line.
     """
 
     hold: str = "full"
     cache: Path | None = None
-    say: Callable[[str], None] = lambda line: None
 
 
 IN_MEMORY = Keeping()
@@ -189,7 +190,7 @@ def make_vectors(
         OstlightError: too few anchors for the probes, an anchor without a finite loss.
     """
     further = {} if directions is None else dict(directions.key)
-    cache, say = keeping.cache, keeping.say
+    cache = keeping.cache
     folder = None if cache is None else cache / _key(step, holding, seed, cache, further)
     if directions is not None:
         directions.prepare(folder)
@@ -198,14 +199,14 @@ def make_vectors(
     missing = [name for name in names if name not in kept]
     stored = dict(_read(folder, kept, holding)) if folder is not None else {}
     if kept:
-        say(f"target vectors of {len(kept)} parameters: taken from {folder}")
+        log.info(f"target vectors of {len(kept)} parameters: taken from {folder}")
     if missing:
         if cache is not None and is_first_rank():
             _prune(cache)
         made = _made(step, holding, missing, seed, directions)
         stored |= made
         if folder is not None and (holding.ranks > 1 or is_first_rank()):
-            _keep(folder, made, say)
+            _keep(folder, made)
     stored = {name: stored[name] for name in names}
     if holding.ranks == 1:
         return Targets(stored, holding.device)
@@ -283,10 +284,10 @@ def _read(folder: Path, names: list[str], holding: Holding) -> Iterator[tuple[st
         yield name, vectors.pin_memory() if pinned else vectors
 
 
-def _keep(folder: Path, made: Mapping[str, Tensor], say: Callable[[str], None]) -> None:
+def _keep(folder: Path, made: Mapping[str, Tensor]) -> None:
     needed, free = sum(v.nbytes for v in made.values()), shutil.disk_usage(_existing(folder)).free
     if needed > 0.9 * free:
-        say(f"target vectors are not kept: they take {_size(needed)}, and {_size(free)} are free in {folder}")
+        log.warning(f"target vectors are not kept: they take {_size(needed)}, and {_size(free)} are free in {folder}")
         return
     for name, vectors in made.items():
         with atomic_path(folder / f"{name}.safetensors") as temporary:

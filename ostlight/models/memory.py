@@ -23,12 +23,12 @@ class TokenBudget:
 
     Attributes:
         most: padded tokens a micro-batch may have; ``None`` while memory has sufficed.
-        say: told of every halving.
+        on_halving: called with a message at every halving.
     """
 
     def __init__(self) -> None:
         self.most: int | None = None
-        self.say: Callable[[str], None] = lambda told: None
+        self.on_halving: Callable[[str], None] = lambda told: None
 
     def run(self, micro_batches: Sequence[Batch], work: Callable[[list[Batch]], T]) -> T:
         """``work`` on the same samples, in smaller micro-batches where memory runs out.
@@ -66,7 +66,7 @@ class TokenBudget:
                 "target.gradient_checkpointing"
             ) from error
         self.most = max(several) // 2
-        self.say(
+        self.on_halving(
             f"out of memory on a micro-batch of {len(largest)} samples: from here on one has at most {self.most:,} "
             "tokens, half of that; the steps stay the same"
         )

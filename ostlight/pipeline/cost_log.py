@@ -7,56 +7,20 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.pipeline.unfinished import Unfinished, take_left_over
-from ostlight.selection.usage import NAMES as SPENT
+from ostlight.selection.usage import NAMES as USAGE
 from ostlight.selection.usage import Usage
 
-ADDITIVE = ("flops", "tokens", "samples", "calls", "tokens_in", "tokens_out", "price")
-"""What the ranks of a stage count each for itself."""
 
-
-@dataclass
-class StageCost:
-    """One stage's cost.
-
-    Attributes:
-        stage: ``warm-up``, ``score``, ``select``, ``train``, ``evaluate``.
-        selector: whose cost it is, as shown in tables.
-        wall_s: seconds on the clock.
-        device_s: ``wall_s`` times the number of devices held.
-        flops: floating-point operations of matrix products and attention, counted on a few batches and scaled by
-            tokens.
-        tokens: tokens read by the proxy or target, padding left out.
-        samples: samples treated.
-        calls: requests to a served model.
-        tokens_in, tokens_out: tokens of those requests and of their answers.
-        price: money they cost, in the price table's currency.
-        resumed: the stage took up earlier work, which an earlier line counts.
-    """
-
-    stage: str
-    selector: str = ""
-    wall_s: float = 0.0
-    device_s: float = 0.0
-    flops: float = 0.0
-    tokens: int = 0
-    samples: int = 0
-    calls: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    price: float = 0.0
-    resumed: bool = False
-    more: dict[str, Any] = field(default_factory=dict)
-
-    def charge(self, usage: Usage) -> None:
-        """Adds what a selector paid."""
-        for name in SPENT:
-            setattr(self, name, getattr(self, name) + getattr(usage, name))
+def charge(cost: StageCost, usage: Usage) -> None:
+    """Adds what a selector used beyond the proxy to a stage's cost."""
+    for name in USAGE:
+        setattr(cost, name, getattr(cost, name) + getattr(usage, name))
 
 
 class CostLog:
@@ -89,7 +53,7 @@ class CostLog:
         def so_far() -> StageCost:
             now = dataclasses.replace(entry, more=dict(entry.more))
             if usage is not None and before is not None:
-                now.charge(usage.since(before))
+                charge(now, usage.since(before))
             if self.writes:  # time is told by one rank for all
                 now.wall_s = time.perf_counter() - start
                 now.device_s = now.wall_s * self.devices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,9 +16,10 @@ from ostlight.evaluation.evaluate import Result, evaluate_model, read_questions,
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.say import say
 from ostlight.training.loggers import log_metrics
 from ostlight.training.trainer import first_device
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(config: Config) -> Result:
@@ -48,10 +50,10 @@ def evaluate(config: Config) -> Result:
     log_metrics(config.compute, folder.path, "evaluate", {f"accuracy/{k}": v for k, v in result.accuracy.items()})
     for name, accuracy in result.accuracy.items():
         kinds = "".join(f", {kind} {value:.3f}" for kind, value in result.kinds[name].items())
-        say(f"accuracy {name}: {accuracy:.3f} of {result.counts[name]} questions{kinds}")
+        log.info(f"accuracy {name}: {accuracy:.3f} of {result.counts[name]} questions{kinds}")
     if questions.rejections:
         first = next(iter(questions.rejections.values()))
-        say(f"{len(questions.rejections)} test records could not be used; the first: {first}")
+        log.info(f"{len(questions.rejections)} test records could not be used; the first: {first}")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +16,10 @@ from ostlight.digitmath.build import Files, build
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, ConfigError, DataError
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.run_folder import RunFolder, is_first_rank
-from ostlight.pipeline.say import say
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.ranks import is_first_rank
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T", Data, Anchors, Proxy, Target)
 
@@ -127,4 +130,4 @@ def warn_of_overlap(config: Config, anchors: LoadedAnchors, pool: Pool) -> None:
         found = overlaps(anchors.samples, other)
         if found:
             ids = ", ".join(f"{a} = {b}" for a, b in found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
-            say(f"warning: {len(found)} anchors also occur in the {name} (anchor = record): {ids}")
+            log.warning(f"{len(found)} anchors also occur in the {name} (anchor = record): {ids}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,7 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import ConfigError, RunChangedError
 from ostlight.pipeline.cost_log import CostLog
-
-PLACES = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
-"""What tells ranks apart where ``RANK`` is not set: one of them is above 0 on all but the first."""
-
-
-def is_first_rank() -> bool:
-    """True in the process that writes for all."""
-    said = ("RANK",) if "RANK" in os.environ else PLACES
-    return all(int(os.environ.get(name, "0")) == 0 for name in said)
+from ostlight.ranks import is_first_rank
 
 
 class RunFolder:

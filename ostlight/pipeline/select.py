@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,14 +25,14 @@ from ostlight.models.encode import Encoder, QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, open_pool, read_anchors, warn_of_overlap, with_digitmath
-from ostlight.pipeline.run_folder import RunFolder, is_first_rank
-from ostlight.pipeline.say import say
+from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import Scoring
 from ostlight.pipeline.scoring.progress import SampleProgress
 from ostlight.pipeline.scoring.stream import ShardStream
 from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.warmup import proxy_inputs, warm_up_proxy
+from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ProxyContext, ScoringContext
 from ostlight.selection.left_out import Rare, nearly_left_out
 from ostlight.selection.registry import create
@@ -39,6 +40,8 @@ from ostlight.selection.scores import REJECTED, Scores, read_score_table
 from ostlight.selection.selector import Selector
 from ostlight.training.loggers import log_metrics
 from ostlight.training.trainer import make_trainer
+
+log = logging.getLogger(__name__)
 
 RARE_TOLD = 3
 """Kinds named in the line about those nearly left out."""
@@ -105,7 +108,7 @@ def score_pool(
     shards = -(-len(pool) // config.compute.shard_size)
     missing = missing_shards(folder.scores, shards)
     if not missing:
-        say(f"scores: all {len(pool):,} records are scored in {folder.scores}")
+        log.info(f"scores: all {len(pool):,} records are scored in {folder.scores}")
         return
     warn_of_overlap(config, anchors, pool)
     home = proxy_home or folder
@@ -115,7 +118,7 @@ def score_pool(
     if encoder is not None and not selector.needs_answers:
         encoder = QuestionEncoder(encoder)
     given = _proxy_context(config, home, pool, proxy, encoder) if proxy and encoder else None
-    context = ScoringContext(anchors.samples, anchors.groups, config.seed, folder.path / "selector", say, given, before)
+    context = ScoringContext(anchors.samples, anchors.groups, config.seed, folder.path / "selector", given, before)
     compute = config.compute
     stream = ShardStream(pool, missing, compute.shard_size, encoder, collator, compute.tokens_per_batch)
     left = min(len(pool), len(missing) * config.compute.shard_size)
@@ -131,7 +134,7 @@ def score_pool(
                 module.farewell()
             raise
         trainer.strategy.barrier()
-    say(audit(folder.scores, len(pool)))
+    log.info(audit(folder.scores, len(pool)))
 
 
 def score_inputs(config: Config, pool: Pool, anchors: LoadedAnchors, selector: Selector) -> dict[str, str]:
@@ -246,13 +249,15 @@ def _tell(selection: Selection, config: Config, records: int) -> None:
     aside = sum(selection.rejected.values())
     kept = f"{len(selection.kept):,} kept ({config.budget.label})"
     where = _why(selection.rejected, selection.folder)
-    say(f"{records:,} records read = {kept} + {selection.dropped:,} dropped + {aside:,} set aside{where}")
+    log.info(f"{records:,} records read = {kept} + {selection.dropped:,} dropped + {aside:,} set aside{where}")
     if selection.answers_cut:
         limit = config.proxy.max_length
-        say(f"{selection.answers_cut} answers were cut by the length limit and scored on the rest (max_length={limit})")
+        log.info(
+            f"{selection.answers_cut} answers were cut by the length limit and scored on the rest (max_length={limit})"
+        )
     if selection.rare:
         few, more = selection.rare[:RARE_TOLD], len(selection.rare) - RARE_TOLD
         told = ", ".join(map(str, few)) + (f" and {more} more" if more > 0 else "")
         advice = f"budget.stratify_by={few[0].tag} keeps shares"
-        say(f"hardly any kept of {told}; what a subset lacks a model forgets: {advice}")
-    say(f"subset: {selection.folder.subset}")
+        log.warning(f"hardly any kept of {told}; what a subset lacks a model forgets: {advice}")
+    log.info(f"subset: {selection.folder.subset}")

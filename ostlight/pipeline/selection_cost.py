@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ostlight.pipeline.cost_log import ADDITIVE, StageCost
+from ostlight.models.cost import ADDITIVE, StageCost
 
 
 def selection_cost(

@@ -11,11 +11,10 @@ from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
+from ostlight.models.cost import StageCost
 from ostlight.models.load import load_encoder
-from ostlight.pipeline.cost_log import StageCost
 from ostlight.pipeline.inputs import read_anchors
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.say import say
 from ostlight.pipeline.warmup import load_untrained_proxy, read_trusted
 from ostlight.selection.notes import check_note
 from ostlight.selection.scores import Scores, SelectionContext
@@ -67,14 +66,14 @@ def _selection_context(
                 "name a file of them in dev.path or anchors.path"
             )
         fresh = partial(load_untrained_proxy, config)
-        return Trials(fresh, pool, trusted, config.compute, folder.path, config.seed, entry, say)
+        return Trials(fresh, pool, trusted, config.compute, folder.path, config.seed, entry)
 
     def note(fact: str, value: object) -> None:
         check_note(fact, value)
         entry.more.setdefault("noted", {})[fact] = value
 
     return SelectionContext(
-        lambda positions, repeat: trials()(positions, repeat), lambda: anchors().groups, note, say, config.seed
+        lambda positions, repeat: trials()(positions, repeat), lambda: anchors().groups, note, config.seed
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -19,13 +20,15 @@ from ostlight.errors import DataError
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import open_pool, with_digitmath
-from ostlight.pipeline.run_folder import RunFolder, is_first_rank
-from ostlight.pipeline.say import say
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 from ostlight.training.watch import LossMonitor
 from ostlight.training.weights import put_back, trained_weights
+
+log = logging.getLogger(__name__)
 
 
 def train(config: Config) -> Path:
@@ -49,33 +52,33 @@ def train(config: Config) -> Path:
     folder.claim("target", target_inputs(config, pool, kept, dev))
     folder.keep_config("target")
     if (folder.target / "config.json").exists():
-        say(f"target: already trained in {folder.target}")
+        log.info(f"target: already trained in {folder.target}")
         return folder.target
-    say(f"train: on the {len(kept):,} records that {folder.selection} keeps")
+    log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
     model = MultimodalModel.load(config.target, "target", config.target.training)
     trusted = [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)] if dev is not None else []
     batches = lambda: model.batches(trusted, config.compute.tokens_per_batch)  # noqa: E731
     watch = LossMonitor(batches, config.target.patience) if trusted else None
     checkpoints = Checkpoints(folder.path / "checkpoint.ckpt", config.target.checkpoint_minutes)
     if checkpoints.start:
-        say(f"train: goes on from step {checkpoints.start} ({checkpoints.file})")
+        log.info(f"train: goes on from step {checkpoints.start} ({checkpoints.file})")
     data = EncodedPool(pool, kept, model.encoder)
     with folder.cost_log.stage("train", config.selector.shown) as entry:
         entry.resumed = checkpoints.start > 0
         callbacks = [watch] if watch else []
         rejections = fit(
-            model, data, config.compute, folder.path, "train", config.seed, entry, say, callbacks, checkpoints, True
+            model, data, config.compute, folder.path, "train", config.seed, entry, callbacks, checkpoints, True
         )
         entry.more["rejected"] = len(rejections)
         if watch is not None:
             entry.more["kept_step"] = watch.kept_step
     if watch is not None:
-        say(watch.line("development set", "training", "target"))
+        log.info(watch.line("development set", "training", "target"))
     _rejected(folder, pool, rejections, len(kept))
     _save(model, config, folder.target)
     if is_first_rank():
         checkpoints.remove()
-    say(f"target: {folder.target}")
+    log.info(f"target: {folder.target}")
     return folder.target
 
 
@@ -113,7 +116,7 @@ def read_kept(folder: RunFolder) -> np.ndarray:
 def _rejected(folder: RunFolder, pool: Pool, rejections: dict, samples: int) -> None:
     if not rejections:
         return
-    say(f"train: {len(rejections)} of {samples} samples could not be used; see {folder.quarantine}")
+    log.info(f"train: {len(rejections)} of {samples} samples could not be used; see {folder.quarantine}")
     if is_first_rank():
         quarantine = Quarantine.read(folder.quarantine)
         for position, error in rejections.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from ostlight.influence.step_size import UpdateNorms
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, open_pool
-from ostlight.pipeline.run_folder import RunFolder, is_first_rank
-from ostlight.pipeline.say import say
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.ranks import is_first_rank
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trainer import wait_for_all
 from ostlight.training.watch import LossMonitor
+
+log = logging.getLogger(__name__)
 
 DONE = "warmup.json"
 
@@ -40,7 +43,7 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
         return load_proxy(config, folder)
     folder.claim("proxy", proxy_inputs(config, pool, anchors))
     if (folder.proxy / DONE).exists():
-        say(f"proxy: taken from {folder.proxy}")
+        log.info(f"proxy: taken from {folder.proxy}")
     else:
         _warm(config, folder, pool, anchors)
     return load_proxy(config, folder)
@@ -90,12 +93,14 @@ def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors)
     with folder.cost_log.stage("warm-up") as entry:
         data = EncodedPool(pool, drawn, model.encoder)
         callbacks = [norms, moments, *([watch] if watch else [])]
-        rejections = fit(model, data, config.compute, folder.path, "warm-up", config.seed, entry, say, callbacks)
+        rejections = fit(model, data, config.compute, folder.path, "warm-up", config.seed, entry, callbacks)
         entry.more["rejected"] = len(rejections)
     if rejections:
-        say(f"warm-up: {len(rejections)} of {count} samples could not be used; scoring lists them with their reasons")
+        log.info(
+            f"warm-up: {len(rejections)} of {count} samples could not be used; scoring lists them with their reasons"
+        )
     if watch is not None:
-        say(watch.line(read_on))
+        log.info(watch.line(read_on))
     if is_first_rank():
         model.save(folder.proxy, merge=False)
         if watch is None or watch.kept_step:  # steps that were all undone say nothing of this proxy

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ostlight.benchmarking.names import in_common
-from ostlight.pipeline.cost_log import StageCost, total
+from ostlight.models.cost import StageCost
+from ostlight.pipeline.cost_log import total
 from ostlight.reporting.evidence import Evidence
 from ostlight.reporting.explorer import packed
 from ostlight.reporting.families import Families, find_families

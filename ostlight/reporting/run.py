@@ -18,7 +18,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine, Row
 from ostlight.digitmath.build import Files
 from ostlight.errors import DataError, OstlightError
-from ostlight.pipeline.cost_log import StageCost
+from ostlight.models.cost import StageCost
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import REJECTED

@@ -52,7 +52,6 @@ class ScoringContext:
         groups: the group of each anchor, as long as ``anchors``; all equal where no grouping was asked for.
         seed: the run's seed.
         folder: a folder of the run that is the selector's own, for caches.
-        say: prints one line for the user, once, not once a rank.
         dependencies: the whole score table of each selector that ``Selector.dependencies`` names, by label.
     """
 
@@ -60,7 +59,6 @@ class ScoringContext:
     groups: Sequence[str]
     seed: int
     folder: Path
-    say: Callable[[str], None]
     _proxy: ProxyContext | None = None
     dependencies: Mapping[str, pa.Table] = field(default_factory=dict)
 

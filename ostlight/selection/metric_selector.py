@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from scipy.stats import rankdata
 
 from ostlight.config.budget import Budget
 from ostlight.errors import SelectorError
-from ostlight.models.batch import Batch
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
+
+if TYPE_CHECKING:
+    from ostlight.models.batch import Batch
 
 PREFERENCES = ("low", "high", "middle")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import DataError, SelectorError
-from ostlight.pipeline.run_folder import is_first_rank
+from ostlight.ranks import is_first_rank
 
 FILE = "notes.json"
 

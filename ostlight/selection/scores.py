@@ -42,14 +42,12 @@ class SelectionContext:
             an order that hangs on the second number.
         anchor_groups: the group of each anchor.
         note: keeps a fact of the pick by name, for the cost log and the report; the value is plain data.
-        say: prints one line for the user, once, not once a rank.
         seed: the run's seed.
     """
 
     trial: Callable[[np.ndarray, int], float]
     anchor_groups: Callable[[], Sequence[str]]
     note: Callable[[str, Any], None]
-    say: Callable[[str], None]
     seed: int
 
 

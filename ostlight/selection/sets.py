@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ostlight.selection.set_objective import (
     solve_set,
 )
 from ostlight.selection.strata import Strata
+
+log = logging.getLogger(__name__)
 
 MULTIPLES = (1.0, 10.0, 100.0)
 """Step sizes tried, as multiples of the sample's own; sets of many samples bear longer steps (docs/setwise.md)."""
@@ -67,7 +70,7 @@ def select_best_set(
         choice = choose_scale(tried, solver.solve, scores.trial)
     if scores.in_run:
         scores.context.note("set", facts(choice, solver.phi.shape[1]))
-        scores.context.say(line(choice))
+        log.info(line(choice))
     return choice.best.pick.rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,8 @@ from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import Pick, losses_after
 from ostlight.selection.sets import BATCH_SIZES, SetSolver, scales
 from ostlight.selection.strata import Strata, ranked
+
+log = logging.getLogger(__name__)
 
 REPEATS = 2
 """Trials of each subset, in different orders of its samples: what they differ by is the noise of a trial."""
@@ -48,7 +51,7 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
         LOW_LOSS: _best_first(scores, -scores.column("loss"), budget, strata),
         **{name: pick.rows for name, pick in sets.items()},
     }
-    scores.context.say(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
+    log.info(f"{len(subsets)} subsets are tried on the proxy, {REPEATS * len(subsets)} trials at most")
     named = list(subsets.items())
     tried = np.transpose([losses_after(named, partial(scores.trial, repeat=r)) for r in range(REPEATS)])
     losses = dict(zip(subsets, tried.tolist(), strict=True))
@@ -57,7 +60,7 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     gaps = {name: {"value": s.value, "gap": s.gap, "greedy_gap": s.greedy_gap} for name, s in sets.items()}
     note = {"samples": len(subsets[kept]), "kept": kept, "losses": told, "sets": gaps}
     scores.context.note("trial", note)
-    scores.context.say(_line(kept, losses, len(subsets[kept])))
+    log.info(_line(kept, losses, len(subsets[kept])))
     return subsets[kept]
 
 

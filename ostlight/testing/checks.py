@@ -14,8 +14,8 @@ from ostlight.config.bind import bind
 from ostlight.config.budget import Budget
 from ostlight.errors import ConfigError, DataError, OstlightError
 from ostlight.models.batch import Batch
+from ostlight.models.cost import StageCost
 from ostlight.models.encode import Encoded
-from ostlight.pipeline.cost_log import StageCost
 from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.select import Selection

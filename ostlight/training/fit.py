@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from torch.utils.data import DataLoader
 from ostlight.config.schema import Compute
 from ostlight.errors import BadRecord, DataError, DivergedError
 from ostlight.models.batch import Batch
+from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import Preflight, measure
 from ostlight.models.module import MultimodalModel
-from ostlight.pipeline.cost_log import StageCost
 from ostlight.training.checkpoints import Checkpoints, From
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
 from ostlight.training.trainer import make_trainer
+
+log = logging.getLogger(__name__)
 
 
 def fit(
@@ -30,10 +33,10 @@ def fit(
     stage: str,
     seed: int,
     entry: StageCost,
-    say: Callable[[str], None] | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoints: Checkpoints | None = None,
     shard: bool = False,
+    quiet: bool = False,
 ) -> dict[int, BadRecord]:
     """Trains ``model`` in place, by its ``training_settings``.
 
@@ -44,10 +47,10 @@ def fit(
         folder, stage: where and under which name loggers write.
         seed: of the order of the samples.
         entry: the cost log's, filled in here.
-        say: prints the preflight line; ``None`` leaves it and its timing out.
         callbacks: Lightning's.
         checkpoints: takes them; where there is one already, training goes on from it.
         shard: whether ``compute.strategy=fsdp`` shards this model.
+        quiet: log nothing, and do not time a step to estimate the duration.
 
     Returns:
         Records that could not be used, by position, with the reason; on every rank those of all.
@@ -70,10 +73,10 @@ def fit(
         cost.flops, line = _estimate(model, steps, stage)
     else:
         model.to(trainer.strategy.root_device)
-        model.budget.say = _told_and_kept(entry, stage, say)
-        cost.flops, line = _preflight(model, steps, stage, timed=say is not None)
-    if say is not None:
-        say(line)
+        model.budget.on_halving = _log_halving(entry, stage, quiet)
+        cost.flops, line = _preflight(model, steps, stage, timed=not quiet)
+    if not quiet:
+        log.info(line)
     steps.rank, steps.world_size, steps.tokens = trainer.global_rank, trainer.world_size, 0
     torch.manual_seed(seed)
     loader = DataLoader(steps, batch_size=None, sampler=From(start, len(plan)), num_workers=0)
@@ -84,20 +87,20 @@ def fit(
         first = data.rejections[int(data.positions[0])]
         raise DataError(f"{stage}: none of the {len(data)} samples can be used; the first: {first}")
     entry.more["answers_cut"] = len(data.cut)
-    if data.cut and say is not None:
+    if data.cut and not quiet:
         limit = model.encoder.max_length
-        say(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
+        log.info(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     cost.of_ranks(trainer.global_step, trainer.world_size)
     return data.rejections
 
 
-def _told_and_kept(entry: StageCost, stage: str, say: Callable[[str], None] | None) -> Callable[[str], None]:
-    def told(what: str) -> None:
+def _log_halving(entry: StageCost, stage: str, quiet: bool) -> Callable[[str], None]:
+    def halved(what: str) -> None:
         entry.more["out_of_memory"] = what
-        if say is not None:
-            say(f"{stage}: {what}")
+        if not quiet:
+            log.warning(f"{stage}: {what}")
 
-    return told
+    return halved
 
 
 class _Cost(Callback):

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from ostlight.config.schema import Compute
-from ostlight.pipeline.run_folder import is_first_rank
+from ostlight.ranks import is_first_rank
 from ostlight.training.trainer import make_logger
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,13 +20,15 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import DivergedError
 from ostlight.models.batch import Batch
+from ostlight.models.cost import StageCost
 from ostlight.models.flops import FlopCounter
 from ostlight.models.module import MultimodalModel
-from ostlight.pipeline.cost_log import StageCost
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 from ostlight.training.watch import mean_loss
 from ostlight.training.weights import put_back, trained_weights
+
+log = logging.getLogger(__name__)
 
 TRIAL_STEPS = 100
 """Optimiser steps of every trial, whatever the size of the set: trials are compared with each other."""
@@ -42,7 +45,6 @@ class Trials:
         compute, folder: as for ``fit``.
         seed: of the order of the samples.
         entry: the cost log's; what trials cost is added to it.
-        say: told before the first trial what one costs, and when memory runs out.
     """
 
     def __init__(
@@ -54,11 +56,10 @@ class Trials:
         folder: Path,
         seed: int,
         entry: StageCost,
-        say: Callable[[str], None],
     ) -> None:
         self._load, self._pool = load, pool
         self._compute = dataclasses.replace(compute, progress=False, logger="none")
-        self._folder, self._seed, self._entry, self._say = folder, seed, entry, say
+        self._folder, self._seed, self._entry = folder, seed, entry
         self._reader = _Reader(trusted, compute.tokens_per_batch)
 
     @cached_property
@@ -82,14 +83,13 @@ class Trials:
         tried = self._entry.more.get("trials", 0)
         reader, cost = self._reader, StageCost("trial")
         reader.loss, reader.flops = math.inf, 0.0
-        say = None if tried else self._say
         with suppress(DivergedError):  # the loss stays infinite
-            seed = self._seed + repeat
-            fit(model, data.view(positions), self._compute, self._folder, "trial", seed, cost, say, [reader])
+            seed, folder = self._seed + repeat, self._folder
+            fit(model, data.view(positions), self._compute, folder, "trial", seed, cost, [reader], quiet=tried > 0)
         if "out_of_memory" in cost.more:
             self._entry.more["out_of_memory"] = told = cost.more["out_of_memory"]
-            if say is None:
-                self._say(f"trial: {told}")
+            if tried:
+                log.warning(f"trial: {told}")
         self._entry.flops += cost.flops + reader.flops
         self._entry.tokens += cost.tokens
         self._entry.more["trials"] = tried + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from ostlight.selection.registry import create
 from ostlight.selection.scores import REJECTED, Scores
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
+
+log = logging.getLogger("ostlight.selectors.combine")
 
 WAYS = ("rank_mean", "cascade")
 
@@ -110,7 +113,7 @@ class Combine(Selector):
         self.earlier = {
             p: (float(s), int(k)) for p, s, k in zip(scores.positions.tolist(), scores.score, reached, strict=True)
         }
-        context.say(f"cascade: {len(self.left):,} of {len(scores):,} samples are left for {self.options.of[-1].name}")
+        log.info(f"cascade: {len(self.left):,} of {len(scores):,} samples are left for {self.options.of[-1].name}")
         self.last.setup(context)
 
     def score(self, batch: Batch) -> Mapping[str, Any]:

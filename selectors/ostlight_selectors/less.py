@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,6 +24,8 @@ from ostlight.models.batch import Batch
 from ostlight.models.module import MultimodalModel
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
+
+log = logging.getLogger("ostlight.selectors.less")
 
 
 class Less(Selector):
@@ -70,7 +73,7 @@ class Less(Selector):
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
         self.engine, self.rows = GradientDots(model, parameters), RowMap(model.model)
         size = sum(t.nbytes for t in self.targets.values())
-        context.say(f"adam steps, shaped by {source}; target vectors: {size / 2**20:.1f} MiB")
+        log.info(f"adam steps, shaped by {source}; target vectors: {size / 2**20:.1f} MiB")
         context.note("groups", groups)
         context.note("targets_bytes", size)
         for single in proxy.examples(1):

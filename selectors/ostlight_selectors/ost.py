@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ from ostlight.selection.selector import Selector
 from ostlight.selection.sets import select_best_set
 from ostlight.selection.strata import ranked
 from ostlight.selection.tried import pick_by_trial
+
+log = logging.getLogger("ostlight.selectors.ost")
 
 ESTIMATORS = ("projected", "exact", "first_order", "second_order")
 PROBES = {"projected": 32, "second_order": 64}
@@ -97,7 +100,7 @@ class OneStepTrain(Selector):
         context.require_anchors("ost")
         options, model = self.options, context.proxy.model
         if options.estimator == "exact" and model.model.dtype.itemsize < 4:
-            context.say(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
+            log.info(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
             model.float()
         parameters = named_parameters_of(model.model, options.scope)
         anchors = AnchorSet.make(model, context.anchors, context.groups, context.proxy.tokens_per_batch)
@@ -105,12 +108,12 @@ class OneStepTrain(Selector):
         scale = None
         if options.optimizer == "adam":
             scale, source = adam_scale(context.proxy.folder, model, parameters, anchors)
-            context.say(f"adam steps, shaped by {source}")
+            log.info(f"adam steps, shaped by {source}")
         eta = options.eta or self._eta(context, parameters, scale)
         context.note("eta", eta)
         context.note("groups", anchors.names)
         count = sum(p.numel() for p in parameters.values())
-        context.say(f"utilities over {count:,} parameters (scope {options.scope}), {len(context.anchors)} anchors")
+        log.info(f"utilities over {count:,} parameters (scope {options.scope}), {len(context.anchors)} anchors")
         self.estimator = self._estimator(context, Step(model, parameters, anchors, eta, scale))
 
     def _check_options(self) -> None:
@@ -148,7 +151,7 @@ class OneStepTrain(Selector):
         told = "the warm-up's median update" if length is not None else "Adam's first update"
         length = first_adam_step(parameters, context.proxy.lr) if length is None else length
         eta = step_size_by_rule(model, parameters, context.proxy.examples(NORMS), length, scale)
-        context.say(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
+        log.info(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
         return eta
 
     def _estimator(
@@ -161,13 +164,13 @@ class OneStepTrain(Selector):
                 return Exact(step)
             fast = ExactHead(step, head)
             if fast.general is not None:
-                context.say("exact: the logits are not the head's own alone, so every step is taken in full")
+                log.info("exact: the logits are not the head's own alone, so every step is taken in full")
             return fast
         probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
         looked_at, stepped_on = sample_count(proxy.records), SNAPSHOTS * probes if name == "projected" else 0
         examples = list(proxy.examples(looked_at + stepped_on))
         singles, unseen = examples[:looked_at], examples[looked_at:]
-        keeping = Keeping(self.options.targets, proxy.folder / TARGETS, context.say)
+        keeping = Keeping(self.options.targets, proxy.folder / TARGETS)
         estimator: GradientProducts | FiniteDifference
         small = False
         if not self.options.backward:
@@ -185,7 +188,7 @@ class OneStepTrain(Selector):
                 estimator.verify(Batch.together(singles[:2]))
         if singles:
             found = rank_agreement(step, estimator, singles, seen=small)
-            context.say(found.line(name))
+            log.info(found.line(name))
             context.note("rank_agreement", found.note(name))
         return estimator
 

@@ -56,7 +56,7 @@ def figures(folder: Path) -> list[dict]:
     return [r for r in records if not r["metric"].endswith("_s")]
 
 
-def test_every_cell_once_and_all_outputs(experiment, capsys):
+def test_every_cell_once_and_all_outputs(experiment, logged):
     lines = ostlight.benchmark(experiment)
     folder = Path(experiment["folder"]) / "run"
     assert [(line.label, line.budget) for line in lines] == [
@@ -81,7 +81,7 @@ def test_every_cell_once_and_all_outputs(experiment, capsys):
     records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert set(records[0]) == {"selector", "budget", "protocol", "seed", "group", "metric", "value"}
     assert "difference to random (95%)" in (folder / "table.md").read_text()
-    assert "random" in capsys.readouterr().out
+    assert "random" in logged()
 
 
 def test_a_rerun_changes_no_byte_and_trains_nothing(experiment):
@@ -126,19 +126,19 @@ def test_a_lost_cell_is_run_again_and_comes_out_the_same(experiment):
     assert after["accuracy"]["all"] == pytest.approx(after["correct"].count("1") / 21)
 
 
-def test_a_failed_cell_is_reported_and_the_rest_go_on(experiment, monkeypatch, capsys):
+def test_a_failed_cell_is_reported_and_the_rest_go_on(experiment, monkeypatch, logged):
     real = tasks_module.fit
 
-    def fails_once(model, data, compute, folder, name, *rest):
+    def fails_once(model, data, compute, folder, name, *rest, **options):
         if name.startswith("random") and name.endswith("seed1"):
             raise MemoryError("no room")
-        return real(model, data, compute, folder, name, *rest)
+        return real(model, data, compute, folder, name, *rest, **options)
 
     monkeypatch.setattr(tasks_module, "fit", fails_once)
     with pytest.raises(BenchmarkError, match="1 task failed:\n  - random.*seed1: MemoryError: no room"):
         ostlight.benchmark(experiment)
     folder = Path(experiment["folder"]) / "run"
-    assert "FAILED random" in capsys.readouterr().out
+    assert "FAILED random" in logged()
     seeds = {r.split(",")[0]: r.split(",")[3] for r in (folder / "table.csv").read_text().splitlines()[1:]}
     assert seeds == {"base": "1", "oracle": "2", "full": "2", "random": "1"}
     monkeypatch.undo()

@@ -34,16 +34,16 @@ def fail() -> None:
 def test_needs_come_first_whatever_the_order(tmp_path: Path):
     score = Write(tmp_path, "score")
     planned = Write(tmp_path, "planned", [score])
-    work([planned, score], Room(tmp_path / "work", time.time()), print)
+    work([planned, score], Room(tmp_path / "work", time.time()))
     assert (tmp_path / "log").read_text().split() == ["score", "planned"]
 
 
-def test_a_failure_is_told_and_holds_up_only_what_needs_it(tmp_path: Path):
+def test_a_failure_is_told_and_holds_up_only_what_needs_it(tmp_path: Path, logged):
     bad = Write(tmp_path, "bad", before=fail)
     tasks = [bad, Write(tmp_path, "waits", [bad]), Write(tmp_path, "good")]
-    room, said = Room(tmp_path / "work", time.time()), []
-    work(tasks, room, said.append)
-    assert said == ["FAILED bad: no such thing"]
+    room = Room(tmp_path / "work", time.time())
+    work(tasks, room)
+    assert logged().splitlines() == ["FAILED bad: no such thing"]
     assert (tmp_path / "log").read_text().split() == ["good"]
     ((failure, names),) = failures(tasks, room).values()
     assert (failure.task, failure.error, names) == ("bad", "no such thing", ["bad", "waits"])
@@ -52,11 +52,11 @@ def test_a_failure_is_told_and_holds_up_only_what_needs_it(tmp_path: Path):
 
 
 def test_a_new_start_tries_again(tmp_path: Path):
-    work([Write(tmp_path, "it", before=fail)], Room(tmp_path / "work", time.time()), print)
+    work([Write(tmp_path, "it", before=fail)], Room(tmp_path / "work", time.time()))
     later = Room(tmp_path / "work", time.time() + 5)
     again = Write(tmp_path, "it")
     assert unsettled([again], later) == 1
-    work([again], later, print)
+    work([again], later)
     assert again.done()
 
 
@@ -86,7 +86,7 @@ def test_what_was_held_when_an_earlier_start_was_killed_is_not_laid_on_a_new_wor
 def _die_at_work(folder: Path, room: Room) -> None:
     import os
 
-    work([Write(folder, "deadly", before=lambda: os._exit(9))], room, print)
+    work([Write(folder, "deadly", before=lambda: os._exit(9))], room)
 
 
 def test_processes_share_and_none_does_a_thing_twice(tmp_path: Path):
@@ -102,4 +102,4 @@ def test_processes_share_and_none_does_a_thing_twice(tmp_path: Path):
 def _share(folder: Path) -> None:
     first = Write(folder, "task0", before=lambda: time.sleep(0.2))
     rest = [Write(folder, f"task{k}", [first], before=lambda: time.sleep(0.01)) for k in range(1, 12)]
-    work([first, *rest], Room(folder / "work", 0.0), print)
+    work([first, *rest], Room(folder / "work", 0.0))

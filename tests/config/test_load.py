@@ -142,11 +142,11 @@ def test_what_is_named_twice_in_a_benchmark_is_refused():
     ]
 
 
-def test_proportional_needs_epochs():
+def test_equal_epochs_needs_epochs():
     section = {"selectors": [{"name": "ost"}], "budgets": [{}], "protocols": ["equal_epochs"]}
     assert problems("target.training.steps=7", benchmark=section) == [
-        "benchmark.protocols: proportional trains for the target's epochs, but target.training.steps=7 fixes the "
-        "steps; set target.training.epochs instead, or drop proportional"
+        "benchmark.protocols: equal_epochs trains for the target's epochs, but target.training.steps=7 fixes the "
+        "steps; set target.training.epochs instead, or drop equal_epochs"
     ]
     load_config(POOL | {"benchmark": section}, "target.training.epochs=2")
 

@@ -48,12 +48,12 @@ def kill_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monkeypatch, capsys, lora):
+def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monkeypatch, logged, lora):
     config = final(settings, "whole", checkpoint_minutes=0, patience=None, lora=lora) | {
         "dev": {"path": str(digits.dev)}
     }
     whole = trained(config)
-    expected = capsys.readouterr().out
+    expected = logged()
     config |= {"name": "killed"}
     ostlight.select(config)
     with monkeypatch.context() as patch:
@@ -63,7 +63,7 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     assert not (whole.parent.parent / "killed" / "target").exists()
     resumed = ostlight.train(config)
     assert weights(resumed) == weights(whole)
-    out = capsys.readouterr().out
+    out = logged()
     assert "goes on from step 5" in out
     kept = [line for line in expected.splitlines() if line.startswith("training ")]
     assert len(kept) == 1
@@ -78,10 +78,10 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     assert sum(e.tokens for e in sittings) == one.tokens
 
 
-def test_the_best_weights_by_the_development_loss_are_kept_and_training_stops(settings, digits, capsys):
+def test_the_best_weights_by_the_development_loss_are_kept_and_training_stops(settings, digits, logged):
     config = final(settings, training={"lr": 0.3, "warmup": 0, "steps": 24, "schedule": "constant"}, patience=2)
     folder = trained(config | {"dev": {"path": str(digits.dev)}})
-    out = capsys.readouterr().out
+    out = logged()
     assert "training undone: the loss on the development set was " in out
     start = AutoModelForImageTextToText.from_pretrained(config["target"]["path"]).state_dict()
     found = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
@@ -131,10 +131,10 @@ def test_bf16_trains_near_float32(settings):
     assert 0 < apart < 0.5 * moved
 
 
-def test_bf16_throughout_lowers_the_loss_and_is_saved_as_such(settings, digits, capsys):
+def test_bf16_throughout_lowers_the_loss_and_is_saved_as_such(settings, digits, logged):
     config = final(settings, patience=None) | {"dev": {"path": str(digits.dev)}}
     folder = trained(config, "compute.precision=bf16-true")
-    assert "training kept at step 9: the loss on the development set fell from " in capsys.readouterr().out
+    assert "training kept at step 9: the loss on the development set fell from " in logged()
     saved = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
     assert {w.dtype for w in saved.values()} == {torch.bfloat16}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ostlight.pipeline.run_folder import PLACES, is_first_rank
+from ostlight.ranks import RANK_VARIABLES, is_first_rank
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from ostlight.pipeline.run_folder import PLACES, is_first_rank
     ],
 )
 def test_one_rank_is_the_first(environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch):
-    for name in ("RANK", *PLACES):
+    for name in ("RANK", *RANK_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -34,7 +34,7 @@ def broken_pool(digits: Any, path: Path) -> Path:
     return path
 
 
-def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path: Path, capsys):
+def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path: Path, logged):
     pool = broken_pool(digits, tmp_path / "pool.parquet")
     config = settings(
         pool={"path": str(pool)},
@@ -52,7 +52,7 @@ def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path:
         (7, "empty_answer"),
         (11, "duplicate_id"),
     }
-    assert "48 records read = 9 kept (20%) + 36 dropped + 3 set aside" in capsys.readouterr().out
+    assert "48 records read = 9 kept (20%) + 36 dropped + 3 set aside" in logged()
 
 
 def test_a_refused_run_leaves_what_the_folder_says_of_the_work_in_it(settings):
@@ -133,9 +133,9 @@ def test_an_audit_finds_missing_and_double_rows(settings):
         audit(folder, 48)
 
 
-def test_anchors_in_the_pool_are_reported_with_ids(settings, digits, capsys):
+def test_anchors_in_the_pool_are_reported_with_ids(settings, digits, logged):
     ostlight.select(settings(anchors={"path": str(digits.test)}))
-    out = capsys.readouterr().out
+    out = logged()
     assert "21 anchors also occur in the test set (anchor = record): " in out
     assert "in the pool" not in out
 
@@ -178,7 +178,7 @@ def test_a_failed_score_is_a_state_never_a_number(settings):
     assert selection.kept.tolist() == list(range(47, 38, -1))
 
 
-def test_a_kind_nearly_left_out_is_told(settings, digits, tmp_path: Path, capsys):
+def test_a_kind_nearly_left_out_is_told(settings, digits, tmp_path: Path, logged):
     """And with shares by that tag it is kept, and nothing is told."""
     rows = pq.read_table(digits.pool).to_pylist()
     for i, row in enumerate(rows):
@@ -189,9 +189,9 @@ def test_a_kind_nearly_left_out_is_told(settings, digits, tmp_path: Path, capsys
     selection = ostlight.select(config)
     assert [(one.value, one.scored, one.kept) for one in selection.rare] == [("early", 22, 0)]
     told = "hardly any kept of task=early (0 of 22); what a subset lacks a model forgets"
-    assert f"{told}: budget.stratify_by=task keeps shares" in capsys.readouterr().out
+    assert f"{told}: budget.stratify_by=task keeps shares" in logged()
     assert ostlight.select(config, "budget.stratify_by=task").rare == []
-    assert "hardly any kept" not in capsys.readouterr().out
+    assert "hardly any kept" not in logged()
 
 
 @register("tests-broken")
@@ -246,11 +246,11 @@ class Together(Selector):
         return {"score": [0.0]}
 
 
-def test_batches_that_fail_where_their_samples_do_not_are_told(settings, capsys):
+def test_batches_that_fail_where_their_samples_do_not_are_told(settings, logged):
     selection = ostlight.select(settings(selector={"name": "tests-together"}))
     assert selection.rejected == {}
     told = "Together.score failed on a batch of 20 and on none of its samples alone: RuntimeError: another event loop"
-    assert " ".join(capsys.readouterr().out.split()).count(told) == 1
+    assert " ".join(logged().split()).count(told) == 1
     entry = next(e for e in selection.folder.cost_log.read() if e.stage == "score")
     assert entry.more["failed_together"] == {"batches": 3, "last": "RuntimeError: another event loop"}
 
@@ -302,7 +302,7 @@ def test_scores_do_not_depend_on_batches_shards_or_workers(settings):
         assert max(abs(a - b) for a, b in zip(tables[0], other, strict=True)) / middle < 1e-3
 
 
-def test_cut_answers_are_counted(settings, capsys):
+def test_cut_answers_are_counted(settings, logged):
     config = settings(
         selector={"name": "ost", "options": {"estimator": "first_order", "objective": "sample", "eta": 0.1}}
     )
@@ -310,7 +310,7 @@ def test_cut_answers_are_counted(settings, capsys):
     config["proxy"] |= {"max_length": max(lengths) - 1}
     selection = ostlight.select(config | {"name": "cut"})
     assert selection.answers_cut == lengths.count(max(lengths))
-    assert f"{selection.answers_cut} answers were cut by the length limit" in capsys.readouterr().out
+    assert f"{selection.answers_cut} answers were cut by the length limit" in logged()
 
 
 def test_missing_files_are_listed_at_once(settings):

@@ -15,7 +15,7 @@ from ostlight.config import load_config
 from ostlight.errors import DataError, RunChangedError
 
 
-def test_select_train_evaluate(settings, capsys):
+def test_select_train_evaluate(settings, logged):
     config = settings()
     ostlight.select(config)
     folder = ostlight.train(config)
@@ -40,7 +40,7 @@ def test_select_train_evaluate(settings, capsys):
     assert train["samples"] == 12
     assert train["flops"] > 0
     assert train["tokens"] > 12 * 10
-    assert "train: 3 steps: about" in capsys.readouterr().out
+    assert "train: 3 steps: about" in logged()
 
 
 def test_training_comes_after_selecting(settings):

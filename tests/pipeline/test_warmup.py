@@ -24,9 +24,9 @@ def warmup(lr: float) -> dict:
     }
 
 
-def test_a_warm_up_that_ruins_the_proxy_is_undone(settings, capsys):
+def test_a_warm_up_that_ruins_the_proxy_is_undone(settings, logged):
     selection = ostlight.select(settings(proxy=warmup(lr=1.0), selector=OST))
-    out = " ".join(capsys.readouterr().out.split())
+    out = " ".join(logged().split())
     assert "warm-up undone: the loss on the anchors (no development set is named) was" in out
     told = json.loads((selection.folder.proxy / "warmup.json").read_text())
     assert told["kept_step"] == 0
@@ -63,13 +63,13 @@ def test_eta_makes_the_median_step_as_long_as_the_warm_ups(settings, proxy, samp
     assert float(np.median(norms)) * eta == pytest.approx(0.7, rel=1e-4)
 
 
-def test_adam_steps_take_the_warm_ups_second_moments(settings, capsys):
+def test_adam_steps_take_the_warm_ups_second_moments(settings, logged):
     adam = {
         "name": "ost",
         "options": {"estimator": "second_order", "objective": "sample", "probes": 4, "optimizer": "adam"},
     }
     selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=adam))
-    out = capsys.readouterr().out
+    out = logged()
     assert "adam steps, shaped by the warm-up's second moments" in out
     assert "rank agreement of second_order with exact: " in out
     stored = load_file(selection.folder.proxy / "second_moments.safetensors")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ostlight.errors import DataError
-from ostlight.pipeline.cost_log import StageCost
+from ostlight.models.cost import StageCost
 from ostlight.reporting.axes import Axis
 from ostlight.reporting.contents import contents
 from ostlight.reporting.evidence import Evidence

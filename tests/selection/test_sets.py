@@ -24,12 +24,11 @@ TOKENS = RNG.integers(5, 40, ROWS)
 
 
 class Run:
-    """What a stage lends: trials by a rule, and everything that was said."""
+    """What a stage lends: trials by a rule."""
 
     def __init__(self, loss: Any = lambda rows: float(len(rows))) -> None:
         self.tried: list[np.ndarray] = []
         self.notes: dict[str, Any] = {}
-        self.said: list[str] = []
         self.loss = loss
 
     def trial(self, positions: np.ndarray, repeat: int) -> float:
@@ -51,7 +50,7 @@ class Run:
             }
             for i in range(ROWS)
         ]
-        context = SelectionContext(self.trial, list, self.notes.__setitem__, self.said.append, 0)
+        context = SelectionContext(self.trial, list, self.notes.__setitem__, 0)
         scores = Scores(to_table(rows)).lent(context)
         return scores if order is None else scores.take(order)
 
@@ -65,7 +64,7 @@ def test_the_scales_tried():
     assert [s.batch_size for s in scales(ETA, batch_size=16)] == [16] * 3
 
 
-def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told():
+def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told(logged):
     wanted = solve_set(
         SetObjective.minibatch(SLOPES, PHI, eta=10 * ETA, batch_size=32, size=12), Limits.count(12, ROWS)
     )
@@ -80,7 +79,7 @@ def test_the_set_after_which_the_anchors_fare_best_is_kept_and_all_is_told():
     assert [one["loss"] for one in told["tried"]].count(0.5) >= 1
     assert len(told["tried"]) == 7
     assert (told["samples"], told["probes"]) == (12, PROBES)
-    (line,) = run.said
+    (line,) = logged().splitlines()
     assert "of 7 scales tried" in line
     assert "(0.5; sample by sample 0.9" in line
 

@@ -41,9 +41,7 @@ def scores_of(
         }
         for i, each in enumerate(utilities)
     ]
-    context = SelectionContext(
-        lambda positions, repeat: 0.0, lambda: list(anchors), lambda name, value: None, lambda line: None, 0
-    )
+    context = SelectionContext(lambda positions, repeat: 0.0, lambda: list(anchors), lambda name, value: None, 0)
     return Scores(to_table(rows)).lent(context)
 
 

@@ -27,14 +27,13 @@ BUDGET = Budget(count=12)
 
 
 class Run:
-    """What a stage lends: the loss after each subset by a rule, and everything that was said."""
+    """What a stage lends: the loss after each subset by a rule."""
 
     def __init__(self, loss: Any) -> None:
         self.loss = loss
         self.tried: list[set[int]] = []
         self.repeats: list[int] = []
         self.notes: dict[str, Any] = {}
-        self.said: list[str] = []
 
     def trial(self, positions: np.ndarray, repeat: int) -> float:
         self.tried.append(set(positions.tolist()))
@@ -48,7 +47,7 @@ class Run:
             | {name: values[i] for name, values in columns.items() if name not in without}
             for i in range(ROWS)
         ]
-        context = SelectionContext(self.trial, list, self.notes.__setitem__, self.said.append, SEED)
+        context = SelectionContext(self.trial, list, self.notes.__setitem__, SEED)
         return Scores(to_table(rows)).lent(context)
 
 
@@ -67,7 +66,7 @@ SUBSETS = {
 
 
 @pytest.mark.parametrize("best", SUBSETS)
-def test_whichever_does_best_is_kept_and_all_are_told(best: str):
+def test_whichever_does_best_is_kept_and_all_are_told(best: str, logged):
     run = Run(lambda rows: 0.25 if rows == SUBSETS[best] else 0.75)
     rows = pick_by_trial(run.scores(), BUDGET)
     assert set(rows.tolist()) == SUBSETS[best]
@@ -82,7 +81,7 @@ def test_whichever_does_best_is_kept_and_all_are_told(best: str):
     }
     assert SUBSETS[told["kept"]] == SUBSETS[best]
     assert told["samples"] == 12
-    before, line = run.said
+    before, line = logged().splitlines()
     assert "6 subsets are tried on the proxy, 12 trials at most" in before
     assert f"{told['kept']}: loss 0.25" in line
     assert ("a draw will do" in line) == (best == DRAW)
@@ -144,7 +143,7 @@ def test_without_curvature_no_sets_are_tried():
 def test_nothing_is_tried_where_there_is_nothing_to_choose(budget: Budget):
     run = Run(len)
     assert pick_by_trial(run.scores(), budget).tolist() == budget.top(run.scores()).tolist()
-    assert run.tried == run.said == []
+    assert run.tried == []
 
 
 def test_outside_a_run_the_ranking_is_kept():

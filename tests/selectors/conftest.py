@@ -23,6 +23,6 @@ def selector_setting(samples, tmp_path):
             tokens_per_batch=1000,
         )
         facts = {"anchors": anchors, "groups": [s.tags["task"] for s in anchors], "seed": 0, "folder": tmp_path}
-        return ScoringContext(**(facts | changes), say=lambda line: None, _proxy=given)
+        return ScoringContext(**(facts | changes), _proxy=given)
 
     return make

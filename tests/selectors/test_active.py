@@ -97,9 +97,9 @@ def test_hidden_answers_count_as_none(active, settings, digits):
     assert hidden.score[:10] == pytest.approx(bare.score[:10], rel=1e-3, abs=1e-7)
 
 
-def test_the_step_size_comes_from_the_proxys_first_answers(active, capsys):
+def test_the_step_size_comes_from_the_proxys_first_answers(active, logged):
     ostlight.select(active(eta=None, estimator="second_order", probes=4))
-    assert "eta = " in capsys.readouterr().out
+    assert "eta = " in logged()
 
 
 def test_other_selectors_set_unlabelled_records_aside(active, settings, unlabelled):

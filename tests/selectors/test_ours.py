@@ -34,7 +34,7 @@ def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
     assert len(together.kept) == len(alone.kept) == 10
 
 
-def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scored_again(settings, capsys):
+def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scored_again(settings, logged):
     config = settings(selector={"name": "ost", "options": SET})
     for budget in ("budget.count=10", "budget.count=20"):
         folder = ostlight.select(config, budget).folder
@@ -42,7 +42,7 @@ def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scor
     assert [e.stage for e in entries] == ["score", "pick", "pick"]
     assert all(2 <= e.more["trials"] <= 7 and e.flops > 0 for e in entries[1:])
     assert [e.more["noted"]["set"]["samples"] for e in entries[1:]] == [10, 20]
-    assert capsys.readouterr().out.count("of 7 scales tried") == 2
+    assert logged().count("of 7 scales tried") == 2
 
 
 def test_a_set_within_tags_and_within_tokens(settings):
@@ -54,7 +54,7 @@ def test_a_set_within_tags_and_within_tokens(settings):
     assert 0 < sum(Scores.read(fewer.folder.scores).tokens[fewer.kept]) <= 200
 
 
-def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, capsys):
+def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, logged):
     config = settings(
         selector={"name": "ost", "options": {name: value for name, value in SET.items() if name != "objective"}}
     )
@@ -67,9 +67,7 @@ def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, cap
     assert 6 <= entries[2].more["trials"] <= 2 * len(losses) == 12
     assert [e.more["budget"] for e in entries[1:]] == ["10", "20"]
     assert len(selection.kept) == 20
-    assert (
-        capsys.readouterr().out.count(" on the trusted samples after a brief training of the proxy, mean of 2; ") == 2
-    )
+    assert logged().count(" on the trusted samples after a brief training of the proxy, mean of 2; ") == 2
     ranking = ostlight.select(config, "budget.threshold=0", "name=threshold").folder.cost_log.read()[-1]
     assert "trials" not in ranking.more
 

@@ -12,8 +12,8 @@ import torch
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
 from ostlight.errors import OstlightError
+from ostlight.models.cost import StageCost
 from ostlight.models.module import MultimodalModel
-from ostlight.pipeline.cost_log import StageCost
 from ostlight.training import trial
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
@@ -43,14 +43,14 @@ def limit(monkeypatch) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trained(proxy, digits, tmp_path):
+def trained(proxy, digits, tmp_path, logged):
     def train() -> tuple[dict[str, torch.Tensor], StageCost, list[str]]:
-        model, entry, said = proxy("float64"), StageCost("train"), []
+        model, entry = proxy("float64"), StageCost("train")
         model.training_settings = Training(steps=3, batch_size=8, lr=1e-3)
         compute = Compute(accelerator="cpu", logger="none", progress=False, tokens_per_batch=1_000)
         data = EncodedPool(Pool.open(digits.pool), ROWS, model.encoder)
-        fit(model, data, compute, tmp_path, "warm-up", 0, entry, said.append)
-        return {name: p.detach().clone() for name, p in model.trained.items()}, entry, said
+        fit(model, data, compute, tmp_path, "warm-up", 0, entry)
+        return {name: p.detach().clone() for name, p in model.trained.items()}, entry, logged().splitlines()
 
     return train
 
@@ -78,7 +78,7 @@ def test_where_a_sample_alone_does_not_fit_the_error_says_what_to_change(limit, 
         trained()
 
 
-def test_the_next_trial_begins_with_what_fitted(limit, proxy, samples, digits, tmp_path, monkeypatch):
+def test_the_next_trial_begins_with_what_fitted(limit, proxy, samples, digits, tmp_path, monkeypatch, logged):
     monkeypatch.setattr(trial, "TRIAL_STEPS", 2)
     compute = Compute(accelerator="cpu", logger="none", progress=False, tokens_per_batch=1_000)
 
@@ -87,12 +87,12 @@ def test_the_next_trial_begins_with_what_fitted(limit, proxy, samples, digits, t
         model.training_settings = Training(batch_size=8, lr=1e-3)
         return model
 
-    entry, said = StageCost("pick"), []
-    trials = Trials(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0, entry, said.append)
+    entry = StageCost("pick")
+    trials = Trials(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0, entry)
     assert math.isfinite(trials(ROWS))
     limit["tokens"], limit["seen"] = max(limit["seen"]) // 2, []
     assert math.isfinite(trials(ROWS))
-    assert len([line for line in said if line.startswith("trial: out of memory")]) == 1
+    assert len([line for line in logged().splitlines() if line.startswith("trial: out of memory")]) == 1
     assert entry.more["out_of_memory"]
     assert max(limit["seen"]) > limit["tokens"]
     limit["seen"] = []

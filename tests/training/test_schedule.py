@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
-from ostlight.pipeline.cost_log import StageCost
+from ostlight.models.cost import StageCost
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
 

@@ -11,7 +11,7 @@ import pytest
 
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
-from ostlight.pipeline.cost_log import StageCost
+from ostlight.models.cost import StageCost
 from ostlight.training import trial
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool
@@ -34,11 +34,7 @@ def setup(proxy, samples, digits, tmp_path, monkeypatch):
 
         entry = StageCost("pick")
         pool, trusted = Pool.open(digits.pool), samples("anchors")
-        return (
-            Trials(load, pool, trusted, compute, tmp_path, 0, entry, entry.more.setdefault("said", []).append),
-            entry,
-            compute,
-        )
+        return Trials(load, pool, trusted, compute, tmp_path, 0, entry), entry, compute
 
     return make
 
@@ -57,7 +53,7 @@ def test_the_loss_is_the_anchors_after_training_on_these_records_only(setup, pro
     assert entry.flops > cost.flops > 0
 
 
-def test_every_trial_starts_afresh_and_adds_its_cost(setup):
+def test_every_trial_starts_afresh_and_adds_its_cost(setup, logged):
     trials, entry, _ = setup()
     first = trials(ROWS)
     spent = copy.deepcopy(dataclasses.asdict(entry))
@@ -66,7 +62,7 @@ def test_every_trial_starts_afresh_and_adds_its_cost(setup):
     assert trials(ROWS, 1) != first, "another order"
     assert entry.flops == pytest.approx(4 * spent["flops"], rel=0.2)
     assert (spent["more"]["trials"], entry.more["trials"]) == (1, 4)
-    (line,) = entry.more["said"]
+    (line,) = logged().splitlines()
     assert line.startswith("trial: 4 steps: about "), "told once, before the first"
 
 

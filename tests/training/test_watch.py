@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
-from ostlight.pipeline.cost_log import StageCost
+from ostlight.models.cost import StageCost
 from ostlight.training import watch
 from ostlight.training.fit import fit
 from ostlight.training.steps import EncodedPool

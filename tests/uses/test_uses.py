@@ -110,13 +110,13 @@ def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
 
 
 @pytest.mark.slow
-def test_sources_run_from_the_configuration(small, capsys):
+def test_sources_run_from_the_configuration(small, logged):
     selection = ostlight.select(config("sources"), *small("selector.options.probes=8"))
     matrix = ostlight.sources(selection.folder.path, "source")
     assert {row.value for row in matrix.rows} == {"careful", "sloppy", "blind", "bad_at_sums"}
     assert len(matrix.columns) == 8
     assert sum(row.count for row in matrix.rows) == 42
-    assert "bad_at_sums" in capsys.readouterr().out
+    assert "bad_at_sums" in logged()
 
 
 @register("tests-planted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from ostlight.influence.gradients.forward_mode import directional_derivatives, f
 from ostlight.influence.simulated_step import Step
 from ostlight.models.batch import Batch
 from ostlight.models.module import MultimodalModel
+
+log = logging.getLogger(__name__)
 
 LARGEST_ERROR = 0.05
 """Relative error, by the step's own estimate, above which the difference is no derivative."""
@@ -52,7 +55,7 @@ class FiniteDifference:
         _refuse_autocast(model)
         self.model, self.parameters, self.eta = model, dict(step.parameters), step.eta
         holding = Holding(self.parameters, {anchors.groups[0]: len(anchors.groups)}, 0, "full", model.device)
-        keeping.say(holding.line())
+        log.info(holding.line())
         targets = make_vectors(step, holding, 0, keeping)
         self.direction = {name: targets[name][0] for name in self.parameters}
         batch = _together(tried)
@@ -61,7 +64,7 @@ class FiniteDifference:
         said = f"first order from two forward passes: its own error is about {shift.relative_error:.1g} of a slope"
         if shift.relative_error > LARGEST_ERROR:
             raise OstlightError(f"{said}, above {LARGEST_ERROR}: set backward=true, or load the proxy in float64")
-        keeping.say(f"{said} (root mean square over {len(batch)} samples)")
+        log.info(f"{said} (root mean square over {len(batch)} samples)")
 
     def columns(self, batch: Batch) -> dict[str, Any]:
         """``score``, ``slope``, ``eta``, and ``loss``: the mean of both passes, off by the square of the step;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable
@@ -17,6 +18,8 @@ from ostlight.influence.gradients.rows import RowMap
 from ostlight.influence.sample_gradient import train_only
 from ostlight.influence.simulated_step import Step
 from ostlight.models.batch import Batch
+
+log = logging.getLogger(__name__)
 
 
 class GradientProducts(ABC):
@@ -44,7 +47,7 @@ class GradientProducts(ABC):
         self.names = step.anchors.names
         further, count = directions or (None, 0)
         self.holding = Holding(step.parameters, self.sizes, probes, keeping.hold, step.model.device, count)
-        keeping.say(self.holding.line())
+        log.info(self.holding.line())
         self.holding.refuse_if_too_large()
         self.targets = make_vectors(step, self.holding, seed, keeping, further)
         self.slope_norm = slope_norm(self.targets, self.sizes, probes)

@@ -21,7 +21,7 @@ from ostlight.influence.gradients.responses import Responses, measured
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import Step
 from ostlight.models.batch import Batch
-from ostlight.pipeline.run_folder import is_first_rank
+from ostlight.ranks import is_first_rank
 
 
 class Projected(GradientProducts):

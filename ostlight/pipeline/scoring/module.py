@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,16 +13,19 @@ from torch.utils.data import DataLoader
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.batch import Batch, by_token_budget
+from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import Preflight, measure
 from ostlight.models.flops import FlopCounter
 from ostlight.models.memory import out_of_memory
 from ostlight.models.module import MultimodalModel
-from ostlight.pipeline.cost_log import ADDITIVE, StageCost
+from ostlight.pipeline.cost_log import charge
 from ostlight.pipeline.scoring.rows import Row, checked_columns, rejected_row, scored_rows
 from ostlight.pipeline.scoring.stream import ShardBatch, ShardStream
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import OK
 from ostlight.selection.selector import Selector
+
+log = logging.getLogger(__name__)
 
 MEASURED = 8
 """Samples the preflight scores."""
@@ -141,7 +145,7 @@ class Scoring(L.LightningModule):
         if self.trainer.world_size == 1:
             return
         own = dataclasses.replace(self.entry)
-        own.charge(self.selector.usage.since(self._before))
+        charge(own, self.selector.usage.since(self._before))
         mine = torch.tensor([getattr(own, name) for name in ADDITIVE], dtype=torch.float64, device=self.device)
         whole = self.trainer.strategy.reduce(mine.clone(), reduce_op="sum")
         if self.trainer.is_global_zero:
@@ -201,7 +205,7 @@ class Scoring(L.LightningModule):
         if self.selector.uses_proxy:
             self.stream.tokens_per_batch = self.context.proxy.tokens_per_batch = self._most
         unit = "tokens" if self.selector.uses_proxy else "samples"
-        self.context.say(f"out of memory {where}: from here on a batch has at most {self._most:,} {unit}, half of that")
+        log.info(f"out of memory {where}: from here on a batch has at most {self._most:,} {unit}, half of that")
 
     def _rows_one_by_one(self, batch: Batch, error: Exception) -> list[Row]:
         """Finds the samples a batch failed on. Where it is all of several, the selector itself is broken."""
@@ -228,7 +232,7 @@ class Scoring(L.LightningModule):
         """No record shows it, and every such sample was scored, and perhaps paid for, twice."""
         told = f"{type(error).__name__}: {error}"
         if self._failed_together == 0:
-            self.context.say(
+            log.info(
                 f"{type(self.selector).__name__}.score failed on a batch of {samples} and on none of its samples "
                 f"alone: {told}; such batches are scored, and paid for, twice"
             )
@@ -247,7 +251,7 @@ class Scoring(L.LightningModule):
         whole = min(records, mine * self.trainer.world_size)
         self.preflight = measure(lambda: self._silent(batch), len(batch), whole / len(batch), mine / len(batch))
         self._flops_per_sample = self.preflight.flops / whole
-        self.context.say(self.preflight.line(f"scoring {whole:,} samples"))
+        log.info(self.preflight.line(f"scoring {whole:,} samples"))
 
     def _silent(self, batch: Batch) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ostlight_selectors.llm_judge.replies import Replies
 from ostlight_selectors.llm_judge.reply import Judgement
 from ostlight_selectors.llm_judge.rubric import Rubric
 from ostlight_selectors.llm_judge.server import Server
+
+log = logging.getLogger("ostlight.selectors.llm_judge")
 
 JUDGES_FAULT = ("request_failed", "reply_unparsable", "reply_refused", "no_logprobs")
 FIRST = 8
@@ -58,13 +61,13 @@ class LLMJudge(Selector):
         options = self.options
         if options.backend == "transformers":
             self._judge = LocalJudge(options, self.rubric, self.usage)
-            context.say(f"judge: {options.model}, mode {self._judge.mode}, rubric {options.rubric}")
+            log.info(f"judge: {options.model}, mode {self._judge.mode}, rubric {options.rubric}")
             return
         replies = Replies(context.folder, _rank())
-        server = Server(options, self._key(), self.rubric, self.usage, context.say)
+        server = Server(options, self._key(), self.rubric, self.usage)
         self._judge = RemoteJudge(options, self.rubric, server, replies)
         kept = f"; {len(replies):,} replies are there already" if len(replies) else ""
-        context.say(
+        log.info(
             f"judge: {options.model} at {options.base_url}, {options.concurrency} at once, mode {options.mode}, "
             f"rubric {options.rubric}{kept}"
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -15,6 +16,8 @@ from ostlight.selection.usage import Usage
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.reply import Reply, schema, score_place, word_logprobs
 from ostlight_selectors.llm_judge.rubric import Rubric
+
+log = logging.getLogger("ostlight.selectors.llm_judge")
 
 TRIED_AGAIN = (408, 409, 425, 429)
 """Statuses below 500 that pass by themselves."""
@@ -38,15 +41,12 @@ class Server:
         key: sent with every request, ``None`` for a server that takes none; cut out of whatever the server says.
         rubric: its scale decides the reply's schema and which log-probabilities are kept.
         usage: grows with every request that was, or may have been, answered.
-        say: tells the user once what the server cannot do.
 
     Raises:
         SelectorError: the ``openai`` package is missing.
     """
 
-    def __init__(
-        self, options: JudgeOptions, key: str | None, rubric: Rubric, usage: Usage, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, options: JudgeOptions, key: str | None, rubric: Rubric, usage: Usage) -> None:
         try:
             import openai
         except ModuleNotFoundError as error:
@@ -60,7 +60,7 @@ class Server:
             base_url=options.base_url, api_key=key or "none", timeout=options.timeout_s, max_retries=0
         )
         weakref.finalize(self, self._client.close)
-        self._options, self._rubric, self._spent, self._say = options, rubric, usage, say
+        self._options, self._rubric, self._spent = options, rubric, usage
         self._one_word = options.mode == "logprobs"
         self._extras = list(self._wanted_extras())
         self._settled = False
@@ -119,7 +119,7 @@ class Server:
             ("logprobs", "scores are as written"),
         ):
             if name in best and name not in extra:
-                self._say(f"{self.base_url} refuses {name}: {instead}")
+                log.warning(f"{self.base_url} refuses {name}: {instead}")
 
     def _send(self, body: dict[str, Any]) -> Reply:
         for retry in range(self._options.max_retries + 1):

@@ -21,14 +21,12 @@ from ostlight.selection.scores import Scores
 
 # The model's norm layers round to float32 whatever its dtype, and a difference shows it.
 @pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-4), ("float32", 1e-2)])
-def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str, bar: float):
-    model, said = proxy(dtype), []
+def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str, bar: float, logged):
+    model = proxy(dtype)
     parameters = named_parameters_of(model.model, "blocks")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    forward = FiniteDifference(
-        Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:8], 1), Keeping(say=said.append)
-    )
+    forward = FiniteDifference(Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:8], 1), Keeping())
     batch = model.batches(samples("pool")[8:24], 10_000)[0]
     found = forward.columns(batch)
     expected = SecondOrder(Step(model, parameters, anchors, 0.1)).columns(batch)
@@ -37,11 +35,11 @@ def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str,
     assert float(off) <= 10 * forward.relative_error + 1e-7
     assert torch.allclose(found["score"], 0.1 * found["slope"])
     assert torch.allclose(found["loss"], expected["loss"], rtol=1e-3)
-    assert f"its own error is about {forward.relative_error:.1g} of a slope" in said[-1]
+    assert f"its own error is about {forward.relative_error:.1g} of a slope" in logged()
     assert all(torch.equal(before[name], p) for name, p in parameters.items())
 
 
-def test_a_run_without_a_backward_pass(settings, capsys):
+def test_a_run_without_a_backward_pass(settings, logged):
     plain = {"estimator": "first_order", "objective": "sample", "eta": 0.1}
     tables = [
         Scores.read(ostlight.select(settings(name=name, selector={"name": "ost", "options": options})).folder.scores)
@@ -49,7 +47,7 @@ def test_a_run_without_a_backward_pass(settings, capsys):
     ]
     assert (abs(tables[0].score - tables[1].score)).max() <= 1e-2 * abs(tables[0].score).max()
     assert "phi" not in tables[1]
-    out = capsys.readouterr().out
+    out = logged()
     assert "first order from two forward passes: its own error is about" in out
     assert out.count("rank agreement of first_order with exact") == 2
 

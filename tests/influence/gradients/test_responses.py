@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from test_probes import IDS, PROMPT, Bigram, anchors_of, flat, gauss_newton
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy

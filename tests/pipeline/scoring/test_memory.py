@@ -62,7 +62,7 @@ def table(selection: Any) -> list[dict[str, Any]]:
     return read_score_table(selection.folder.scores).select(["position", "state", "score", "reason"]).to_pylist()
 
 
-def test_the_budget_halves_says_so_and_stays_halved(settings, capsys):
+def test_the_budget_halves_says_so_and_stays_halved(settings, logged):
     LIMIT["tokens"] = 10**9
     whole = table(run(settings, "plenty"))
     SEEN.clear()
@@ -70,7 +70,7 @@ def test_the_budget_halves_says_so_and_stays_halved(settings, capsys):
     tight = table(run(settings, "tight"))
     assert tight == whole
     failed = [k for k, (_, fits) in enumerate(SEEN) if not fits]
-    told = [line for line in capsys.readouterr().out.splitlines() if "out of memory on a batch of" in line]
+    told = [line for line in logged().splitlines() if "out of memory on a batch of" in line]
     # The preflight meets it once in silence (twice: counted and timed); after that each failure halves the budget.
     assert len(told) == len([k for k in failed if k > 1]) >= 1
     assert len(failed) <= 5, "it is not found out anew for each of four shards"
@@ -78,10 +78,10 @@ def test_the_budget_halves_says_so_and_stays_halved(settings, capsys):
     assert "tokens, half of that" in told[0]
 
 
-def test_a_setup_that_runs_out_is_tried_with_half(settings, capsys):
+def test_a_setup_that_runs_out_is_tried_with_half(settings, logged):
     LIMIT.update(tokens=10**9, setup=600)
     assert len(table(run(settings, "setup"))) == 48
-    out = capsys.readouterr().out
+    out = logged()
     assert "out of memory while setting up: from here on a batch has at most 1,000 tokens" in out
     assert "at most 500 tokens" in out
     LIMIT["setup"] = 3
@@ -107,10 +107,10 @@ def test_where_nothing_fits_the_run_stops(settings):
         run(settings, "nothing")
 
 
-def test_selectors_without_a_proxy_are_given_fewer_samples(settings, capsys):
+def test_selectors_without_a_proxy_are_given_fewer_samples(settings, logged):
     rows = table(run(settings, "alone", "tests-greedy-alone"))
     assert [r["score"] for r in rows] == list(range(48))
-    assert [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line] == [
+    assert [line for line in logged().splitlines() if "out of memory" in line] == [
         "out of memory on a batch of 12 samples: from here on a batch has at most 6 samples, half of that",
         "out of memory on a batch of 6 samples: from here on a batch has at most 3 samples, half of that",
     ]

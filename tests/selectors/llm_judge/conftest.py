@@ -41,10 +41,9 @@ def judge(tmp_path):
     """``judge(url)``: a judge behind that address, its replies in ``tmp_path``."""
     from ostlight.selection.usage import Usage
 
-    def make(url: str, key: str | None = None, said: list[str] | None = None, **options) -> RemoteJudge:
+    def make(url: str, key: str | None = None, **options) -> RemoteJudge:
         chosen = JudgeOptions(model="m", base_url=url, **{"concurrency": 4, "max_retries": 3, **options})
         rubric = Rubric.read(chosen.rubric)
-        say = said.append if said is not None else lambda line: None
-        return RemoteJudge(chosen, rubric, Server(chosen, key, rubric, Usage(), say), Replies(tmp_path / "r", 0))
+        return RemoteJudge(chosen, rubric, Server(chosen, key, rubric, Usage()), Replies(tmp_path / "r", 0))
 
     return make

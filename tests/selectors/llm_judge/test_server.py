@@ -186,27 +186,26 @@ def test_one_word_and_its_probabilities(loopback, judge):
 
 
 @pytest.mark.parametrize("refused", [("response_format",), ("logprobs",), ("response_format", "logprobs")])
-def test_what_a_server_does_not_know_is_left_out_and_told_once(loopback, judge, refused):
+def test_what_a_server_does_not_know_is_left_out_and_told_once(loopback, judge, refused, logged):
     def script(body, n):
         strange = next((name for name in refused if name in body), None)
         return Send({"error": {"message": f"unknown field {strange}"}}, 400) if strange else scored(4)
 
-    server, said = loopback(script), []
-    asked = judge(server.url, said=said)
+    server = loopback(script)
+    asked = judge(server.url)
     assert one(asked).score == 4
     tries = len(server.bodies)
     assert one(asked, 1).score == 4
     assert len(server.bodies) == tries + 1, "what it refuses is not tried twice"
-    assert [line.split(" refuses ")[1].split(":")[0] for line in said] == list(refused)
+    assert [line.split(" refuses ")[1].split(":")[0] for line in logged().splitlines()] == list(refused)
 
 
-def test_five_probabilities_where_twenty_are_too_many(loopback, judge):
+def test_five_probabilities_where_twenty_are_too_many(loopback, judge, logged):
     server = loopback(lambda body, n: Send({"error": "too many"}, 400) if body["top_logprobs"] > 5 else scored(4))
-    said: list[str] = []
-    assert one(judge(server.url, said=said)).score == 4
+    assert one(judge(server.url)).score == 4
     assert server.bodies[-1]["top_logprobs"] == 5
     assert "response_format" in server.bodies[-1]
-    assert not said
+    assert not logged()
 
 
 def test_a_record_the_server_refuses_is_set_aside_and_the_rest_goes_on(loopback, judge):

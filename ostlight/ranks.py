@@ -1,0 +1,18 @@
+"""Which process of a distributed run this is, before and without a Trainer."""
+
+from __future__ import annotations
+
+import os
+
+RANK_VARIABLES = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
+"""What launchers set where ``RANK`` is not set: one of them is above 0 on every rank but the first."""
+
+
+def is_first_rank() -> bool:
+    """Whether this is the process that writes files and logs for all ranks.
+
+    Once Lightning is imported its own rank (``rank_zero_only.rank``) is set from the same variables; this one is there
+    before, and costs no import.
+    """
+    names = ("RANK",) if "RANK" in os.environ else RANK_VARIABLES
+    return all(int(os.environ.get(name, "0")) == 0 for name in names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["HAVE_TRITON", "tl", "triton"]
+
 try:
     import triton
     import triton.language as tl

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from ostlight_kernels.packing import Packing
 
 IGNORED = -100
 """Label of a token that takes no part in a loss."""
@@ -37,69 +33,31 @@ def check_count(count: object, name: str) -> None:
     check(whole, name, repr(count), "a whole number, 0 or more")
 
 
-def _check_shape(tensor: Tensor, name: str, takes: str, *sizes: int | None) -> None:
+def check_shape(tensor: Tensor, name: str, takes: str, *sizes: int | None) -> None:
     """``sizes`` are the wanted ones, ``None`` for any."""
     shape = tuple(tensor.shape)
     fits = len(shape) == len(sizes) and all(want is None or want == is_ for want, is_ in zip(sizes, shape, strict=True))
     check(fits, name, f"shape {shape}", takes)
 
 
-def _check_alike(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
+def check_alike(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
     check(tensor.dtype == like.dtype, name, f"dtype {tensor.dtype}", f"the dtype of {like_name}, {like.dtype}")
-    _check_device(tensor, name, like, like_name)
+    check_device(tensor, name, like, like_name)
 
 
-def _check_device(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
+def check_device(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
     check(tensor.device == like.device, name, f"device {tensor.device}", f"the device of {like_name}, {like.device}")
 
 
 def _check_labels(labels: Tensor, name: str, like: Tensor, like_name: str, vocabulary: int) -> None:
     check(labels.dtype in (torch.int64, torch.int32), name, f"dtype {labels.dtype}", "int64 or int32 token ids")
-    _check_device(labels, name, like, like_name)
+    check_device(labels, name, like, like_name)
     used = labels[labels != IGNORED]
     if used.numel():
         lowest, highest = (int(x) for x in torch.stack(torch.aminmax(used)).tolist())
         inside = lowest >= 0 and highest < vocabulary
         bad = lowest if lowest < 0 else highest
         check(inside, name, f"a token id {bad}", f"ids 0 .. {vocabulary - 1}, or {IGNORED} for an ignored token")
-
-
-def check_grad_dots(
-    a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | Packing | None, num_samples: int | None
-) -> None:
-    """The arguments of ``grad_dots``; the values in ``segments`` are checked by :class:`Packing`."""
-    from ostlight_kernels.packing import Packing  # which imports this module
-
-    for name, tensor in (("a", a), ("b", b), ("targets", targets)):
-        check_tensor(tensor, name)
-    check(a.dtype in DTYPES, "a", f"dtype {a.dtype}", "bf16, fp16, fp32 or fp64")
-    _check_shape(a, "a", "[N, T, D_in]", None, None, None)
-    n, t, d_in = a.shape
-    _check_shape(b, "b", f"[N, T, D_out] with N={n} and T={t} of a", n, t, None)
-    d_out = b.shape[2]
-    _check_shape(
-        targets, "targets", f"[M, D_out, D_in] with D_out={d_out} of b and D_in={d_in} of a", None, d_out, d_in
-    )
-    check(targets.shape[0] >= 1, "targets", "M=0", "at least one target")
-    check(d_in >= 1, "a", f"shape {tuple(a.shape)}", "D_in of at least 1")
-    check(d_out >= 1, "b", f"shape {tuple(b.shape)}", "D_out of at least 1")
-    _check_alike(b, "b", a, "a")
-    _check_alike(targets, "targets", a, "a")
-    if num_samples is not None:
-        check_count(num_samples, "num_samples")
-    if segments is None:
-        wanted = num_samples is None or num_samples == n
-        check(wanted, "num_samples", num_samples, f"None or N={n} of a where there are no segments")
-    elif not isinstance(segments, Packing):
-        check_tensor(segments, "segments")
-        _check_shape(segments, "segments", f"[N, T] with N={n} and T={t} of a", n, t)
-        _check_device(segments, "segments", a, "a")
-        check(num_samples is not None, "num_samples", None, "the number of samples in segments")
-    else:
-        check(segments.shape == (n, t), "segments", f"rows {segments.shape}", f"rows of N={n} and T={t} of a")
-        _check_device(segments.order, "segments", a, "a")
-        fits = num_samples is None or num_samples == segments.num_samples
-        check(fits, "num_samples", num_samples, f"None or the {segments.num_samples} of segments")
 
 
 def check_one_step_head(
@@ -117,20 +75,20 @@ def check_one_step_head(
     for name, tensor in [*tensors, ("labels", labels), ("anchor_labels", anchor_labels)]:
         check_tensor(tensor, name)
     check(h.dtype in DTYPES, "h", f"dtype {h.dtype}", "bf16, fp16, fp32 or fp64")
-    _check_shape(weight, "weight", "[V, D]", None, None)
+    check_shape(weight, "weight", "[V, D]", None, None)
     vocabulary, d = weight.shape
     check(vocabulary >= 1 and d >= 1, "weight", f"shape {tuple(weight.shape)}", "V and D of at least 1")
-    _check_shape(h, "h", f"[N, T, D] with D={d} of weight", None, None, d)
-    _check_shape(anchor_h, "anchor_h", f"[A, S, D] with D={d} of weight", None, None, d)
+    check_shape(h, "h", f"[N, T, D] with D={d} of weight", None, None, d)
+    check_shape(anchor_h, "anchor_h", f"[A, S, D] with D={d} of weight", None, None, d)
     for name, tensor in tensors[1:]:
-        _check_alike(tensor, name, h, "h")
+        check_alike(tensor, name, h, "h")
     if bias is not None:
-        _check_shape(bias, "bias", f"[V] with V={vocabulary} of weight", vocabulary)
+        check_shape(bias, "bias", f"[V] with V={vocabulary} of weight", vocabulary)
     n, t, _ = h.shape
     anchors, s, _ = anchor_h.shape
     check(anchors >= 1, "anchor_h", "A=0", "at least one anchor")
-    _check_shape(labels, "labels", f"[N, T] with N={n} and T={t} of h", n, t)
-    _check_shape(anchor_labels, "anchor_labels", f"[A, S] with A={anchors} and S={s} of anchor_h", anchors, s)
+    check_shape(labels, "labels", f"[N, T] with N={n} and T={t} of h", n, t)
+    check_shape(anchor_labels, "anchor_labels", f"[A, S] with A={anchors} and S={s} of anchor_h", anchors, s)
     _check_labels(labels, "labels", h, "h", vocabulary)
     _check_labels(anchor_labels, "anchor_labels", h, "h", vocabulary)
     mute = torch.nonzero((anchor_labels != IGNORED).sum(1) == 0).flatten().tolist()
@@ -140,8 +98,8 @@ def check_one_step_head(
     check(finite, "eta", repr(eta), f"a number from {-largest:.3g} to {largest:.3g}")
     if anchor_weights is not None:
         check_tensor(anchor_weights, "anchor_weights")
-        _check_shape(anchor_weights, "anchor_weights", f"[A] with A={anchors} of anchor_h", anchors)
-        _check_device(anchor_weights, "anchor_weights", h, "h")
+        check_shape(anchor_weights, "anchor_weights", f"[A] with A={anchors} of anchor_h", anchors)
+        check_device(anchor_weights, "anchor_weights", h, "h")
         check(anchor_weights.is_floating_point(), "anchor_weights", f"dtype {anchor_weights.dtype}", "floating point")
         lowest, total = float(anchor_weights.min()), float(anchor_weights.double().sum())
         usable = lowest >= 0 and 0 < total < float("inf")

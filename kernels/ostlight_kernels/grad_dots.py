@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ostlight_kernels import reference
 from ostlight_kernels._triton import tl, triton
-from ostlight_kernels.checks import check_grad_dots, check_tensor
+from ostlight_kernels.checks import check_tensor
 from ostlight_kernels.dispatch import capability, explain
+from ostlight_kernels.grad_dots_checks import check_grad_dots
 from ostlight_kernels.packing import Packing
 from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import Layer, Tiles, tiles_for

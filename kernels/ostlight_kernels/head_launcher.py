@@ -230,12 +230,12 @@ def combined(sums: list[Tensor], label_log_p: Tensor) -> Tensor:
 
 def token_block(tokens: int, tiles: HeadTiles) -> int:
     """Tokens of a candidate that are taken at once; candidates are padded to whole blocks of these."""
-    return min(tiles.block_t, max(16, triton.next_power_of_2(tokens)))
+    return min(tiles.block_t, max(16, int(triton.next_power_of_2(tokens))))
 
 
 def padded_tokens(tokens: int, tiles: HeadTiles) -> int:
     block = token_block(tokens, tiles)
-    return max(1, triton.cdiv(tokens, block)) * block
+    return max(1, int(triton.cdiv(tokens, block))) * block
 
 
 def head_meta(tiles: HeadTiles, has_bias: bool) -> dict[str, object]:

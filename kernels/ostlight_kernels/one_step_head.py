@@ -84,7 +84,8 @@ class _Candidates:
 
     def size(self) -> Tensor:
         """``[n]`` largest norm over tokens of the steps at an anchor token."""
-        return torch.linalg.vector_norm(self.steps, dim=2, dtype=torch.float32).amax(1) * self.unit.abs()
+        norms: Tensor = torch.linalg.vector_norm(self.steps, dim=2, dtype=torch.float32)
+        return norms.amax(1) * self.unit.abs()
 
     def label_log_p(self, kernels: HeadLauncher) -> Tensor:
         """``[n, T]`` log-probability of each token's own label; 0 at padding."""

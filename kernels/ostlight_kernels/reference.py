@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ostlight_kernels.checks import check_grad_dots
+from ostlight_kernels.grad_dots_checks import check_grad_dots
 from ostlight_kernels.packing import Packing
 
 GRADIENT_BYTES = 32 * 2**20

@@ -35,6 +35,7 @@ from ostlight.pipeline.warmup import proxy_inputs, warm_up_proxy
 from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ProxyContext, ScoringContext
 from ostlight.selection.left_out import Rare, nearly_left_out
+from ostlight.selection.notes import read_notes
 from ostlight.selection.registry import create
 from ostlight.selection.scores import REJECTED, Scores, read_score_table
 from ostlight.selection.selector import Selector
@@ -112,13 +113,16 @@ def score_pool(
         return
     warn_of_overlap(config, anchors, pool)
     home = proxy_home or folder
-    before = {c.shown: _score_before(config, folder, pool, c, home) for c in selector.dependencies()}
+    dependencies = {c.shown: _score_dependency(config, folder, pool, c, home) for c in selector.dependencies()}
+    tables = {label: read_score_table(scored.scores) for label, scored in dependencies.items()}
+    notes = {label: read_notes(scored.path / "selector") for label, scored in dependencies.items()}
     proxy = warm_up_proxy(config, home, pool, anchors) if selector.uses_proxy else None
     encoder, collator = (proxy.encoder, proxy.collator) if proxy else (None, None)
     if encoder is not None and not selector.needs_answers:
         encoder = QuestionEncoder(encoder)
     given = _proxy_context(config, home, pool, proxy, encoder) if proxy and encoder else None
-    context = ScoringContext(anchors.samples, anchors.groups, config.seed, folder.path / "selector", given, before)
+    selector_folder = folder.path / "selector"
+    context = ScoringContext(anchors.samples, anchors.groups, config.seed, selector_folder, given, tables, notes)
     compute = config.compute
     stream = ShardStream(pool, missing, compute.shard_size, encoder, collator, compute.tokens_per_batch)
     left = min(len(pool), len(missing) * config.compute.shard_size)
@@ -162,13 +166,15 @@ def score_inputs(config: Config, pool: Pool, anchors: LoadedAnchors, selector: S
     return inputs
 
 
-def _score_before(config: Config, folder: RunFolder, pool: Pool, choice: SelectorChoice, home: RunFolder) -> pa.Table:
-    """Scores of a selector that another one needs, made in ``before/LABEL`` of its folder, on the same ledger."""
+def _score_dependency(
+    config: Config, folder: RunFolder, pool: Pool, choice: SelectorChoice, home: RunFolder
+) -> RunFolder:
+    """Scores a selector that another one needs in ``dependencies/LABEL`` of its folder, on the same cost log."""
     own = dataclasses.replace(config, name=choice.shown, folder=str(folder.path / "dependencies"), selector=choice)
     place = RunFolder.of(own)
     place.cost_log = folder.cost_log
     score_pool(own, place, pool, create(choice.name, choice.options), proxy_home=home)
-    return read_score_table(place.scores)
+    return place
 
 
 def _proxy_context(

@@ -53,6 +53,7 @@ class ScoringContext:
         seed: the run's seed.
         folder: a folder of the run that is the selector's own, for caches.
         dependencies: the whole score table of each selector that ``Selector.dependencies`` names, by label.
+        dependency_notes: what each of them noted while it scored, by label.
     """
 
     anchors: Sequence[Sample]
@@ -61,6 +62,7 @@ class ScoringContext:
     folder: Path
     _proxy: ProxyContext | None = None
     dependencies: Mapping[str, pa.Table] = field(default_factory=dict)
+    dependency_notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def proxy(self) -> ProxyContext:

@@ -110,13 +110,25 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Selector:
     """An instance with validated options.
 
     Raises:
-        SelectorError: as ``load``.
+        SelectorError: as ``load``; an option that was renamed.
         ConfigError: unknown option or wrong type; all problems listed at once.
     """
     from ostlight.config.bind import bind
 
     cls = load(name)
-    return cls(bind(cls.Options, dict(options or {}), where="selector.options"))
+    given = dict(options or {})
+    _refuse_renamed(cls, given)
+    return cls(bind(cls.Options, given, where="selector.options"))
+
+
+def _refuse_renamed(cls: type[Selector], options: Mapping[str, Any]) -> None:
+    """Raises:
+    SelectorError: an option, or a value of one, that ``renamed_options`` lists; the message has all of them.
+    """
+    renamed = cls.renamed_options
+    old = [key for name, value in options.items() for key in (name, f"{name}={value}") if key in renamed]
+    if old:
+        raise SelectorError("; ".join(f"selector.options.{key} is now {renamed[key]}" for key in old))
 
 
 def option_lines(cls: type[Selector]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,27 +25,32 @@ if TYPE_CHECKING:
 
 
 class Selector(ABC):
-    """Scores every sample of a pool and picks some of them.
+    """Scores every sample of a pool and selects some of them.
 
     Subclass it, write a docstring (its first line is what ``ostlight selectors`` shows) and ``score``. Sharding,
-    resume, several devices, progress, quarantine and the cost cost log come from the framework. A class that breaks the
-    contract is refused when it is created.
+    resume, several devices, progress, quarantine and the cost log come from the framework. A class that breaks the
+    contract is refused when it is defined.
 
     Attributes:
         options: an instance of the class's own ``Options``, filled from the YAML's ``selector.options``.
         usage: what this selector pays for beyond the proxy: ``self.usage.add(calls=1, price=...)`` while it scores or
-            picks. The framework sums it over the ranks into the cost log; time and the proxy's work it measures itself.
+            selects. The framework sums it over the ranks into the cost log; time and the proxy's work it measures.
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
-        needs_answers: whether a record without an answer is set aside. Where it is off, batches come encoded up to the
+        needs_answers: whether a record without an answer is rejected. Where it is off, batches come encoded up to the
             question only (``Encoder.encode_prompt``), those of labelled samples too.
-        stochastic: whether scores change with the seed by design; a benchmark then scores anew for every seed.
-        selection_options: options that only ``select`` reads; changing them picks anew and does not score anew.
+        stochastic: whether scores change with the seed by design; a benchmark then scores again for every seed.
+        selection_options: options that only ``select`` reads; changing them selects again and does not score again.
         compute_options: options that say where and how a score is computed and leave it as it is (an address, a number
-            of threads, a price list); changing them does not score anew either.
-        handles_strata: whether ``select`` itself sees to the shares of ``budget.stratify_by``; where it does not, it
-            is called once for each kind of sample, with that kind's rows and its part of the budget.
+            of threads, a price list); changing them does not score again either.
+        renamed_options: options of earlier versions and what replaced them: ``{"eta": "step_size"}``. A key with a
+            value, ``"objective=sample"``, is for that value alone. ``registry.create`` refuses them with the new name.
+        handles_strata: who splits the budget where ``budget.stratify_by`` is set. On: ``select`` is called once, with
+            all rows and the budget as it is, and keeps to each stratum's share itself. Off: it is called once for each
+            stratum, with that stratum's rows and its share of the budget (without ``stratify_by``).
         ignores_budget: whether ``select`` keeps the same whatever the budget; a benchmark then trains it once a seed.
+        metric_columns: columns that hold what the metric selector of the same name measures with its default options:
+            ``("loss",)``. A selector that needs them can read this one's table instead of scoring the pool again.
     """
 
     uses_proxy: ClassVar[bool] = False
@@ -55,6 +60,8 @@ class Selector(ABC):
     ignores_budget: ClassVar[bool] = False
     selection_options: ClassVar[tuple[str, ...]] = ()
     compute_options: ClassVar[tuple[str, ...]] = ()
+    renamed_options: ClassVar[Mapping[str, str]] = {}
+    metric_columns: ClassVar[tuple[str, ...]] = ()
 
     @dataclass
     class Options:
@@ -68,8 +75,11 @@ class Selector(ABC):
         """Called once on every rank that scores, before its first batch, with the proxy, the anchors and the seed."""
 
     def dependencies(self) -> Sequence[SelectorChoice]:
-        """Selectors the pool is scored by first, each under a label of its own; ``setup`` finds their score tables in
-        ``context.dependencies``, by label. By default none."""
+        """Selectors the pool is scored by first, each under its own label. By default none.
+
+        ``setup`` finds their score tables in ``context.dependencies`` and their notes in ``context.dependency_notes``,
+        by label. A benchmark scores a dependency once for all selectors that need it.
+        """
         return ()
 
     def fingerprints(self) -> dict[str, str]:
@@ -85,9 +95,9 @@ class Selector(ABC):
 
         Returns:
             Columns, each with one value per sample of the batch, in its order: arrays, tensors or lists. ``score`` must
-            be among them (higher is better); every other column is kept as evidence. A sample whose score is not finite
-            is set aside; an optional column ``failure`` (a ``BadRecord`` or ``None``) says why. The result may depend
-            on the sample alone, never on what else is in the batch.
+            be among them (higher is better); every other column is stored beside it. A sample whose score is not
+            finite is rejected; an optional column ``failure`` (a ``BadRecord`` or ``None``) says why. The result may
+            depend on the sample alone, never on what else is in the batch.
         """
 
     def teardown(self) -> None:  # noqa: B027 - optional, so not abstract
@@ -96,8 +106,8 @@ class Selector(ABC):
     def select(self, scores: Scores, budget: Budget) -> Sequence[int] | np.ndarray:
         """Rows of ``scores`` to keep, best first. By default those with the highest score.
 
-        It sees the stored table alone, at least one row of it: a new budget picks anew, from a fresh instance that was
-        not set up and has scored nothing.
+        It sees the stored table alone, at least one row of it: a new budget is selected for by a fresh instance that
+        was not set up and has scored nothing.
         """
         return budget.top(scores)
 
@@ -111,53 +121,70 @@ class Selector(ABC):
         return (inspect.getdoc(cls) or "").split("\n", 1)[0]
 
 
+RENAMED = {
+    "pick": "select",
+    "before": "dependencies",
+    "inputs": "fingerprints",
+    "seeded": "stochastic",
+    "picks_within": "handles_strata",
+    "pick_options": "selection_options",
+}
+"""Methods and class attributes of earlier versions, which would be ignored silently."""
+
+SIGNATURES = {
+    "score": ["self", "batch"],
+    "setup": ["self", "context"],
+    "teardown": ["self"],
+    "select": ["self", "scores", "budget"],
+}
+
+FLAGS = ("uses_proxy", "needs_answers", "stochastic", "handles_strata", "ignores_budget")
+
+
 def _refuse_malformed(cls: type[Selector]) -> None:
-    """Says what is wrong with a class, and the mend.
-
-    Raises:
-        SelectorError: the class breaks the contract.
+    """Raises:
+    SelectorError: the class breaks the contract; says what is wrong and how to fix it.
     """
+    for problem, fix in (*_class_problems(cls), *_option_problems(cls)):
+        raise SelectorError(f"selector class {cls.__module__}.{cls.__qualname__}: {problem}; {fix}")
 
-    def refuse(what: str, mend: str) -> None:
-        raise SelectorError(f"selector class {cls.__module__}.{cls.__qualname__}: {what}; {mend}")
 
+def _class_problems(cls: type[Selector]) -> Iterator[tuple[str, str]]:
+    """What is wrong with methods and flags, and how to fix it."""
+    for old in cls.__dict__.keys() & RENAMED.keys():
+        yield f"{old} is now {RENAMED[old]}", f"rename it to {RENAMED[old]}"
     if not cls.__dict__.get("__doc__"):
-        refuse("it has no docstring", "its first line is shown by `ostlight selectors`: say what the selector prefers")
+        yield "it has no docstring", "its first line is shown by `ostlight selectors`: say what the selector prefers"
     if cls.score is Selector.score:
-        refuse("score is missing", "define `def score(self, batch)` returning a dict with the key 'score'")
-    for name, parameters in (
-        ("score", ["self", "batch"]),
-        ("setup", ["self", "context"]),
-        ("teardown", ["self"]),
-        ("select", ["self", "scores", "budget"]),
-    ):
-        method = inspect.getattr_static(cls, name)
+        yield "score is missing", "define `def score(self, batch)` returning a dict with the key 'score'"
+    for name, parameters in SIGNATURES.items():
+        method, right = inspect.getattr_static(cls, name), f"define it as `def {name}({', '.join(parameters)})`"
         if not inspect.isfunction(method):
-            refuse(f"{name} is a {type(method).__name__}", f"define it as `def {name}({', '.join(parameters)})`")
+            yield f"{name} is a {type(method).__name__}", right
         elif len(inspect.signature(method).parameters) != len(parameters):
-            got = ", ".join(inspect.signature(method).parameters)
-            refuse(f"{name} takes ({got})", f"define it as `def {name}({', '.join(parameters)})`")
-    for flag in ("uses_proxy", "needs_answers", "stochastic", "handles_strata", "ignores_budget"):
+            yield f"{name} takes ({', '.join(inspect.signature(method).parameters)})", right
+    for flag in FLAGS:
         if not isinstance(getattr(cls, flag), bool):
-            refuse(f"{flag} is {getattr(cls, flag)!r}", "set it to True or False")
+            yield f"{flag} is {getattr(cls, flag)!r}", "set it to True or False"
+
+
+def _option_problems(cls: type[Selector]) -> Iterator[tuple[str, str]]:
+    """What is wrong with ``Options``, and how to fix it."""
     if not (isinstance(cls.Options, type) and dataclasses.is_dataclass(cls.Options)):
-        refuse("Options is no dataclass", "write @dataclass above `class Options`")
-    for f in dataclasses.fields(cls.Options):
+        yield "Options is no dataclass", "write @dataclass above `class Options`"
+        return
+    fields = dataclasses.fields(cls.Options)
+    names = {f.name for f in fields}
+    for f in fields:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            refuse(f"Options.{f.name} has no default", f"give it one: `{f.name}: {f.type} = ...`")
+            yield f"Options.{f.name} has no default", f"give it one: `{f.name}: {f.type} = ...`"
     for listed in ("selection_options", "compute_options"):
-        strange = [name for name in getattr(cls, listed) if name not in _field_names(cls.Options)]
-        if strange:
-            refuse(f"{listed} names {strange[0]!r}, which is no option", "name fields of Options")
-    unannotated = [k for k in vars(cls.Options) if not k.startswith("_") and k not in _field_names(cls.Options)]
-    unannotated = [k for k in unannotated if not callable(getattr(cls.Options, k))]
-    if unannotated:
-        refuse(f"Options.{unannotated[0]} has no type", f"annotate it: `{unannotated[0]}: int = ...`")
+        for name in set(getattr(cls, listed)) - names:
+            yield f"{listed} names {name!r}, which is no option", "name fields of Options"
+    for name, value in vars(cls.Options).items():
+        if not (name.startswith("_") or name in names or callable(value)):
+            yield f"Options.{name} has no type", f"annotate it: `{name}: int = ...`"
     try:
         OmegaConf.structured(cls.Options)
     except (OmegaConfBaseException, ValueError) as error:
-        refuse(f"Options cannot be read from YAML: {error}", "use int, float, bool, str, enums, lists or dicts of them")
-
-
-def _field_names(options: type) -> set[str]:
-    return {f.name for f in dataclasses.fields(options)}
+        yield f"Options cannot be read from YAML: {error}", "use int, float, bool, str, enums, lists or dicts of them"

@@ -1,15 +1,15 @@
-"""The contract: what is refused, when, and in which words."""
+"""A class that breaks the selector contract is refused when it is defined."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from ostlight.errors import ConfigError, SelectorError
 from ostlight.selection import registry
-from ostlight.selection.selector import Selector
+from ostlight.selection.selector import RENAMED, Selector
 
 
 def test_a_class_without_score_is_refused_when_created():
@@ -110,3 +110,29 @@ def test_a_name_cannot_be_taken_twice():
     registry.register("tests-taken")(One)
     with pytest.raises(SelectorError, match="'tests-taken' is taken by .*One; choose another"):
         registry.register("tests-taken")(Two)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_name_of_an_earlier_version_is_refused_with_the_new_one(old: str):
+    with pytest.raises(SelectorError, match=f"{old} is now {RENAMED[old]};"):
+        type("Outdated", (registry.load("full"),), {"__doc__": "Keeps all.", old: True})
+
+
+def test_a_renamed_option_or_value_is_refused_with_the_new_name():
+    class Renamed(Selector):
+        """Has renamed its options."""
+
+        renamed_options: ClassVar[dict[str, str]] = {"eta": "step_size", "order=up": "order=ascending"}
+
+        @dataclass
+        class Options:
+            step_size: float = 1.0
+            order: str = "ascending"
+
+        def score(self, batch: Any) -> dict[str, Any]:
+            return {"score": [0.0] * len(batch)}
+
+    registry.register("tests-renamed")(Renamed)
+    with pytest.raises(SelectorError, match=r"options\.eta is now step_size; .*options\.order=up is now order=asc"):
+        registry.create("tests-renamed", {"eta": 0.1, "order": "up"})
+    assert registry.create("tests-renamed", {"order": "ascending"}).options.order == "ascending"

@@ -143,7 +143,7 @@ def sketched(
     slopes, phi, norms = np.zeros(len(samples)), np.zeros((len(samples), probes)), np.zeros(len(samples))
     for batch in batches:
         rows, columns = [place[id(sample)] for sample in batch.samples], scorer.columns(batch)
-        slopes[rows], phi[rows], norms[rows] = (columns[c].numpy() for c in ("slope", "phi", "grad_norm"))
+        slopes[rows], phi[rows], norms[rows] = (columns[c].numpy() for c in ("alignment", "phi", "gradient_norm"))
     return slopes, phi, norms
 
 

@@ -74,7 +74,7 @@ def write_run(
         with run.cost_log.stage(stage, "ost") as entry:
             entry.flops, entry.samples, entry.tokens = flops, records, 500 * records
     agreement = {"estimator": "second_order", "spearman": 0.94, "samples": 64}
-    notes = {"eta": ETA, "groups": list(GROUPS), "rank_agreement": agreement, "targets_bytes": 123_456_789}
+    notes = {"step_size": ETA, "groups": list(GROUPS), "rank_agreement": agreement, "vector_bytes": 123_456_789}
     (run.path / "selector").mkdir()
     (run.path / "selector" / "notes.json").write_text(json.dumps(notes))
     return run.path
@@ -150,8 +150,8 @@ def _write_scores(run: RunFolder, records: int, probes: int, seed: int) -> np.nd
             "answer_cut": np.zeros(len(place), bool),
             "tags": [[("source", SOURCES[k % len(SOURCES)]), ("task", TASKS[k % len(TASKS)])] for k in place],
         }
-        numbers = {"loss": rng.gamma(2, 0.3, len(place)), "grad_norm": size * 3, "slope": slope}
-        numbers |= {"eta": np.full(len(place), ETA), "cosine": slope / size / 3}
+        numbers = {"loss": rng.gamma(2, 0.3, len(place)), "gradient_norm": size * 3, "alignment": slope}
+        numbers |= {"step_size": np.full(len(place), ETA), "cosine": slope / size / 3}
         by_group = score[:, None] + 2e-4 * rng.standard_normal((len(place), len(GROUPS)))
         fields = {f.name: f.type for f in FIXED_FIELDS}
         arrays = {name: pa.array(values, fields[name]) for name, values in columns.items()}

@@ -248,7 +248,7 @@ def notes(run: Path, shown: dict[str, str]) -> str:
         said, name = json.loads(file.read_text()), file.parents[1].name
         if name not in shown:
             continue
-        told = [f"eta {said['eta']:.4g}"] if isinstance(said.get("eta"), int | float) else []
+        told = [f"step size {said['step_size']:.4g}"] if isinstance(said.get("step_size"), int | float) else []
         agreement = said.get("rank_agreement")
         if isinstance(agreement, dict) and agreement.get("spearman") is not None:
             told.append(f"Spearman {agreement['spearman']:.2f} with `exact` on {agreement.get('samples', '?')} samples")

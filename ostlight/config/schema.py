@@ -90,7 +90,8 @@ class Model:
 
     Attributes:
         path: what ``from_pretrained`` takes, or a folder of LoRA adapters that peft saved, whose base model is named
-            inside; a proxy keeps them apart (scope ``lora``, and all that its warm-up trains), a target merges them.
+            inside; a proxy keeps them apart (parameters ``lora``, and all that its warm-up trains), a target merges
+            them.
         trust_remote_code: runs Python that comes with the model; leave it off unless you have read it.
         dtype: of the weights: ``float32``, ``bfloat16``, ``float64``.
         max_length: tokens after which a sample is cut; cut answers are counted and reported.

@@ -144,7 +144,7 @@ class Holding:
             "offload": "in the machine's memory",
             "split": f"in shares of about {_size(whole // self.ranks)} on each of {self.ranks} ranks",
         }[self.how]
-        return f"target vectors: {self.count} ({groups}) of {entries:,} entries, {_size(whole)} {where}"
+        return f"gradient vectors: {self.count} ({groups}) of {entries:,} entries, {_size(whole)} {where}"
 
     def refuse_if_too_large(self) -> None:
         """Raises:
@@ -153,10 +153,11 @@ class Holding:
         room = _room(self.place)
         if room is None or self.bytes_held <= room:
             return
-        others = [f"targets={how}" for how in HOLDINGS[1:] if how != self.how]
+        others = [f"vector_storage={how}" for how in HOLDINGS[1:] if how != self.how]
+        option, count = ("probes", self.probes) if self.probes else ("rank", self.directions)
         raise SelectorError(
-            f"{self.line()}, but only {_size(room)} are free: take fewer probes (selector.options.probes, now "
-            f"{self.probes or self.directions}), a smaller scope (last:N, lora), or {', '.join(others)}"
+            f"{self.line()}, but only {_size(room)} are free: take fewer vectors ({option}, now {count}), fewer "
+            f"parameters (last:N, lora), or {', '.join(others)}"
         )
 
 
@@ -199,7 +200,7 @@ def make_vectors(
     missing = [name for name in names if name not in kept]
     stored = dict(_read(folder, kept, holding)) if folder is not None else {}
     if kept:
-        log.info(f"target vectors of {len(kept)} parameters: taken from {folder}")
+        log.info(f"gradient vectors of {len(kept)} parameters: taken from {folder}")
     if missing:
         if cache is not None and is_first_rank():
             _prune(cache)
@@ -287,7 +288,7 @@ def _read(folder: Path, names: list[str], holding: Holding) -> Iterator[tuple[st
 def _keep(folder: Path, made: Mapping[str, Tensor]) -> None:
     needed, free = sum(v.nbytes for v in made.values()), shutil.disk_usage(_existing(folder)).free
     if needed > 0.9 * free:
-        log.warning(f"target vectors are not kept: they take {_size(needed)}, and {_size(free)} are free in {folder}")
+        log.warning(f"gradient vectors are not kept: they take {_size(needed)}, and {_size(free)} are free in {folder}")
         return
     for name, vectors in made.items():
         with atomic_path(folder / f"{name}.safetensors") as temporary:

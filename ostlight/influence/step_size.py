@@ -91,6 +91,6 @@ def step_size_by_rule(
     middle = float(torch.tensor(norms).median()) if norms else 0.0
     if not middle:
         raise SelectorError(
-            "eta cannot be derived: the gradients of the samples looked at are zero or not finite; set eta"
+            "step_size cannot be derived: the gradients of the samples looked at are zero or not finite; set step_size"
         )
     return update_norm / middle

@@ -46,7 +46,7 @@ def adapters_base(path: str, where: str) -> str | None:
 
 
 def with_adapters(base: nn.Module, path: str) -> PeftModel:
-    """The base model, frozen, with the adapters of ``path``, which training and the scope ``lora`` change.
+    """The base model, frozen, with the adapters of ``path``, which training and the parameters ``lora`` change.
 
     Adapters take the base model's dtype: peft would hold them in float32 beside half-precision weights.
     """

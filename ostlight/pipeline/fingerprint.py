@@ -21,7 +21,7 @@ TRAINING = ("ostlight.data", "ostlight.models", "ostlight.training")
 SCORING = (*TRAINING, "ostlight.pipeline.scoring", "ostlight.influence", "ostlight_kernels")
 """Packages whose source decides what a stage writes."""
 
-TARGETS = "targets"
+GRADIENT_VECTORS = "gradient_vectors"
 """Subfolder of a proxy's folder with what scoring computed from it; may be deleted
 (``ostlight.influence.gradient_vectors``)."""
 
@@ -56,7 +56,7 @@ def of_model(path: str | None, where: str) -> str:
     if Path(path).is_dir():
         from ostlight.models.adapters import adapters_base
 
-        files = of_folder(Path(path), without=TARGETS)
+        files = of_folder(Path(path), without=GRADIENT_VECTORS)
         base = adapters_base(path, where)
         return files if base is None else _short(f"{files} on {of_model(base, where)}".encode())
     from transformers import AutoConfig

@@ -17,7 +17,7 @@ from ostlight.reporting.picks import Pick, read_picks
 from ostlight.reporting.run import Run
 from ostlight.selection.scores import OK
 
-NUMBERS = ("loss", "grad_norm", "slope", "eta", "cosine")
+NUMBERS = ("loss", "gradient_norm", "alignment", "step_size", "cosine")
 VECTORS = ("phi", "utility_by_group")
 TRUTH = "defect (truth)"
 """The tag a table of the truth appears under; no selector sees it."""
@@ -37,7 +37,7 @@ class Evidence:
         tags: by tag, ``[N]`` text; empty text where a sample lacks it.
         picks: what was kept, budget by budget; empty where nothing was picked yet.
         records, rejected: of the pool.
-        noted_eta: step size in the run's notes, where the scores have no such column.
+        noted_step_size: step size in the run's notes, where the scores have no such column.
         drawn: whether ``phi`` comes from random probes and so has a sampling error; measured directions have none.
     """
 
@@ -52,7 +52,7 @@ class Evidence:
     picks: list[Pick]
     records: int
     rejected: int
-    noted_eta: float | None = None
+    noted_step_size: float | None = None
     drawn: bool = True
 
     @classmethod
@@ -87,22 +87,22 @@ class Evidence:
             picks=read_picks(run, data["position"]),
             records=sum(pq.read_metadata(part).num_rows for part in parts),
             rejected=sum(pq.read_metadata(part).num_rows for part in parts) - len(ids),
-            noted_eta=run.notes.get("eta"),
+            noted_step_size=run.notes.get("step_size"),
             drawn=run.notes.get("curvature", "drawn") == "drawn",
         )
 
     @property
-    def eta(self) -> float:
+    def step_size(self) -> float:
         """The step size of the simulated steps.
 
         Raises:
             DataError: the run kept none.
         """
-        if "eta" in self.columns:
-            return float(self.columns["eta"][0])
-        if self.noted_eta is None:
-            raise DataError("the run kept no step size (eta), neither in its scores nor in its notes")
-        return self.noted_eta
+        if "step_size" in self.columns:
+            return float(self.columns["step_size"][0])
+        if self.noted_step_size is None:
+            raise DataError("the run kept no step size, neither in its scores nor in its notes")
+        return self.noted_step_size
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -117,18 +117,18 @@ class Evidence:
     @cached_property
     def curvature_cost(self) -> np.ndarray | None:
         """``[N]`` what the utility lacks of the slope's promise, nats: the step's own curvature takes it."""
-        if self.phi is None or "eta" not in self.columns:
+        if self.phi is None or "step_size" not in self.columns:
             return None
-        return self.columns["eta"] * self.columns["slope"] - self.score
+        return self.columns["step_size"] * self.columns["alignment"] - self.score
 
     @cached_property
     def noise(self) -> np.ndarray | None:
         """``[N]`` standard error of the utility from the sketch, nats; ``None`` where there is no sketch to err."""
-        if self.phi is None or "eta" not in self.columns or not self.drawn:
+        if self.phi is None or "step_size" not in self.columns or not self.drawn:
             return None
         if not measurable(self.phi.shape[1], self.probe_groups):
             return None
-        return self.columns["eta"] ** 2 / 2 * curvature_error(self.phi, self.probe_groups)
+        return self.columns["step_size"] ** 2 / 2 * curvature_error(self.phi, self.probe_groups)
 
     @property
     def probe_groups(self) -> int:
@@ -138,7 +138,7 @@ class Evidence:
     @cached_property
     def is_utility(self) -> bool:
         """Whether the score is a difference of anchor losses in nats, so that its sign means something."""
-        return self.by_group is not None or "slope" in self.columns
+        return self.by_group is not None or "alignment" in self.columns
 
     @cached_property
     def toxic(self) -> np.ndarray:
@@ -147,7 +147,7 @@ class Evidence:
             return np.zeros(len(self), bool)
         if self.noise is None:
             return self.score < 0
-        return beyond_noise(self.score, self.noise, self.columns["eta"] * self.columns["slope"])
+        return beyond_noise(self.score, self.noise, self.columns["step_size"] * self.columns["alignment"])
 
 
 def _piece(table: pa.Table) -> dict[str, Any]:

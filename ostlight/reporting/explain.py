@@ -63,7 +63,7 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
     if layers:
         from ostlight.reporting.layers import layer_slopes  # and the training frameworks, which take seconds
 
-        console.print(_layers(layer_slopes(run, told.position, scored.evidence.eta), scored))
+        console.print(_layers(layer_slopes(run, told.position, scored.evidence.step_size), scored))
     else:
         console.print(Text("--layers loads the proxy and says in which layers", style="dim"))
 

@@ -58,7 +58,7 @@ def find_families(evidence: Evidence) -> Families | None:
     if len(usable) < 2:
         return Families(np.full(len(evidence), -1), np.zeros(0, np.int64))
     directions = phi[usable] / norms[usable, None]
-    lengths = [norms[usable]] + [evidence.columns[n][usable] for n in ("grad_norm",) if n in evidence.columns]
+    lengths = [norms[usable]] + [evidence.columns[n][usable] for n in ("gradient_norm",) if n in evidence.columns]
     places = _places(directions, lengths)
     leader = _collapsed(places, directions, lengths)
     leaders = np.flatnonzero(leader == np.arange(len(leader)))

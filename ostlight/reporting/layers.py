@@ -50,14 +50,14 @@ def layer_slopes(run: Run, position: int, eta: float) -> list[LayerSlope]:
     """
     config = run.config
     options = create(config.selector.name, config.selector.options).options
-    if not hasattr(options, "scope"):
+    if not hasattr(options, "parameters"):
         raise DataError(
             f"the selector {config.selector.name!r} takes no gradients, so no layer has a part in its score"
         )
     if run.pool is None:
         raise DataError("the pool is not at hand, so the sample's gradient cannot be taken again")
     model, folder = _proxy(run)
-    parameters = named_parameters_of(model.model, options.scope)
+    parameters = named_parameters_of(model.model, options.parameters)
     train_only(model, parameters)
     anchors = replace(config, anchors=run.located(config.anchors, "anchors"))
     trusted = read_anchors(anchors)

@@ -138,7 +138,14 @@ class Run:
     def evidence_columns(self) -> set[str]:
         """Columns of the first score file that hold more than a number a sample or are not the framework's."""
         part = min(self.folder.scores.glob("part-*.parquet"))
-        return set(pq.read_schema(part).names) & {"phi", "utility_by_group", "slope", "cosine", "loss", "grad_norm"}
+        return set(pq.read_schema(part).names) & {
+            "phi",
+            "utility_by_group",
+            "alignment",
+            "cosine",
+            "loss",
+            "gradient_norm",
+        }
 
     @cached_property
     def quarantine(self) -> Quarantine:

@@ -83,7 +83,7 @@ def story(evidence: Evidence, row: int, families: Families | None, margins: Sequ
     number = int(families.of[row]) if families is not None else -1
     columns = {name: float(values[row]) for name, values in evidence.columns.items()}
     noise, cost = evidence.noise, evidence.curvature_cost
-    gain = columns["eta"] * columns["slope"] if {"eta", "slope"} <= columns.keys() else None
+    gain = columns["step_size"] * columns["alignment"] if {"step_size", "alignment"} <= columns.keys() else None
     return Story(
         row=row,
         id=evidence.ids[row],

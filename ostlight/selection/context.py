@@ -74,7 +74,7 @@ class ScoringContext:
         return self._proxy
 
     def note(self, name: str, value: Any) -> None:
-        """Keeps a fact of the run (``eta``, say) in ``folder``, for the report; a resumed run keeps its notes.
+        """Keeps a fact of the run (``step_size``, say) in ``folder``, for the report; a resumed run keeps its notes.
 
         Raises:
             SelectorError: the value is nothing JSON can hold.

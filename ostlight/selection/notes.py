@@ -18,7 +18,7 @@ def write_note(folder: Path, name: str, value: Any) -> None:
 
     Args:
         folder: a run's ``selector`` folder.
-        name: of the fact, ``eta`` say.
+        name: of the fact, ``step_size`` say.
         value: anything JSON holds.
 
     Raises:

@@ -46,7 +46,7 @@ def select_best_set(
     was tried and how far the set may be from the best one is noted as ``set``.
 
     Args:
-        scores: with the columns ``slope``, ``phi`` and ``eta``.
+        scores: with the columns ``alignment``, ``phi`` and ``step_size``.
         budget: a fraction, count or number of tokens.
         eta: step size of the objective.
         batch_size: of the objective's mini-batches.
@@ -97,7 +97,7 @@ class SetSolver:
         limits = _limits(scores, budget, strata)
         if limits is None:
             return None
-        return cls(scores.column("slope"), scores.column("phi"), float(scores.column("eta")[0]), limits)
+        return cls(scores.column("alignment"), scores.column("phi"), float(scores.column("step_size")[0]), limits)
 
     def solve(self, scale: Scale) -> Pick:
         """The set of the scale's mini-batch objective, shares of ``budget.stratify_by`` kept to jointly."""

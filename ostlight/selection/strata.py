@@ -69,10 +69,10 @@ class Strata:
 
     @classmethod
     def _by_cluster(cls, scores: Scores) -> Strata:
-        _need(scores, GRADIENT_CLUSTER, "slope", "phi")
+        _need(scores, GRADIENT_CLUSTER, "alignment", "phi")
         if not len(scores):
             return cls(np.empty(0, dtype=object))
-        found = gradient_clusters(scores.column("slope"), scores.column("phi"), min(CLUSTERS, len(scores)))
+        found = gradient_clusters(scores.column("alignment"), scores.column("phi"), min(CLUSTERS, len(scores)))
         return cls(found.astype(str).astype(object))
 
 

@@ -34,7 +34,7 @@ def pick_by_trial(scores: Scores, budget: Budget) -> np.ndarray:
     outside a run (in a cascade, or by hand) there is no proxy to try on, and the ranking is kept.
 
     Args:
-        scores: with the column ``loss``; ``slope``, ``phi`` and ``eta`` for sets.
+        scores: with the column ``loss``; ``alignment``, ``phi`` and ``step_size`` for sets.
 
     Raises:
         DivergedError: the trials of all subsets diverged.

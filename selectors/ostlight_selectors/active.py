@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -34,11 +34,12 @@ class Active(Selector):
 
     uses_proxy: ClassVar[bool] = True
     needs_answers: ClassVar[bool] = False
+    renamed_options: ClassVar[Mapping[str, str]] = {"scope": "parameters", "eta": "step_size"}
 
     @dataclass
     class Options:
         """Attributes:
-        estimator, scope, eta, probes: as for ``ost``.
+        estimator, parameters, step_size, rank, probes: as for ``ost``.
         answers: candidates the proxy writes for each sample.
         max_new_tokens: longest candidate.
         leave_out_harmful: a label that turns out to hurt is left out of the training, so it counts 0.
@@ -46,8 +47,9 @@ class Active(Selector):
         """
 
         estimator: str = "projected"
-        scope: str = "blocks"
-        eta: float | None = None
+        parameters: str = "blocks"
+        step_size: float | None = None
+        rank: int | None = None
         probes: int | None = None
         answers: int = 4
         max_new_tokens: int = 64
@@ -59,7 +61,8 @@ class Active(Selector):
         for name in ("answers", "max_new_tokens"):
             if getattr(self.options, name) < 1:
                 raise SelectorError(f"selector.options.{name} must be at least 1; got {getattr(self.options, name)}")
-        shared = {name: getattr(self.options, name) for name in ("estimator", "scope", "eta", "probes")}
+        names = ("estimator", "parameters", "step_size", "rank", "probes")
+        shared = {name: getattr(self.options, name) for name in names}
         self.step = OneStepTrain(OneStepTrain.Options(**shared))
 
     def fingerprints(self) -> dict[str, str]:

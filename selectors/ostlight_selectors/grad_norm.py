@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,21 +24,22 @@ class GradNorm(Measure):
     """
 
     uses_proxy: ClassVar[bool] = True
-    column: ClassVar[str] = "grad_norm"
+    column: ClassVar[str] = "gradient_norm"
+    renamed_options: ClassVar[Mapping[str, str]] = {"scope": "parameters"}
 
     @dataclass
     class Options:
         """Attributes:
         prefer: ``high``, ``low`` or ``middle`` norm.
-        scope: parameters it is taken over: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
+        parameters: those it is taken over: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
         """
 
         prefer: str = "high"
-        scope: str = "blocks"
+        parameters: str = "blocks"
 
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model
-        parameters = named_parameters_of(self.model.model, self.options.scope)
+        parameters = named_parameters_of(self.model.model, self.options.parameters)
         train_only(self.model, parameters)
         self.engine, self.rows = GradientDots(self.model, parameters), RowMap(self.model.model)
 
@@ -45,4 +47,4 @@ class GradNorm(Measure):
         rows = self.rows.of(batch.inputs)
         found = self.engine.products(lambda: self.model.losses(batch), rows, squared_norms=True)
         norms = found.squared_norms.sqrt()
-        return {"grad_norm": norms, "loss": found.losses.double()} | failures(found)
+        return {"gradient_norm": norms, "loss": found.losses.double()} | failures(found)

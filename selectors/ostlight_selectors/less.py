@@ -41,15 +41,16 @@ class Less(Selector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    renamed_options: ClassVar[Mapping[str, str]] = {"scope": "parameters"}
 
     @dataclass
     class Options:
         """Attributes:
-        scope: parameters: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
-        projection: d, random vectors; each takes as much memory as the scope's gradient.
+        parameters: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
+        projection: d, random vectors; each takes as much memory as the gradient.
         """
 
-        scope: str = "blocks"
+        parameters: str = "blocks"
         projection: int = 64
 
     def __init__(self, options: Any = None) -> None:
@@ -61,7 +62,7 @@ class Less(Selector):
         context.require_anchors("less")
         proxy = context.proxy
         self.model = model = proxy.model
-        parameters = named_parameters_of(model.model, self.options.scope)
+        parameters = named_parameters_of(model.model, self.options.parameters)
         train_only(model, parameters)
         anchors = AnchorSet.make(model, context.anchors, context.groups, proxy.tokens_per_batch)
         scale, source = adam_scale(proxy.folder, model, parameters, anchors)
@@ -73,9 +74,9 @@ class Less(Selector):
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
         self.engine, self.rows = GradientDots(model, parameters), RowMap(model.model)
         size = sum(t.nbytes for t in self.targets.values())
-        log.info(f"adam steps, shaped by {source}; target vectors: {size / 2**20:.1f} MiB")
+        log.info(f"adam steps, shaped by {source}; gradient vectors: {size / 2**20:.1f} MiB")
         context.note("groups", groups)
-        context.note("targets_bytes", size)
+        context.note("vector_bytes", size)
         for single in proxy.examples(1):
             self.engine.verify(lambda: model.losses(single), self.rows.of(single.inputs))  # noqa: B023
 

@@ -29,7 +29,7 @@ from ostlight.influence.sample_gradient import train_only
 from ostlight.influence.simulated_step import Step
 from ostlight.influence.step_size import first_adam_step, step_size_by_rule
 from ostlight.models.batch import Batch
-from ostlight.pipeline.fingerprint import TARGETS
+from ostlight.pipeline.fingerprint import GRADIENT_VECTORS
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
@@ -39,9 +39,9 @@ from ostlight.selection.tried import pick_by_trial
 
 log = logging.getLogger("ostlight.selectors.ost")
 
-ESTIMATORS = ("projected", "exact", "first_order", "second_order")
-PROBES = {"projected": 32, "second_order": 64}
-"""Vectors beside the mean gradient, by estimator, where the options name no number (docs/fidelity.md)."""
+ESTIMATORS = ("projected", "exact", "first_order", "second_order", "finite_difference")
+CURVATURE_VECTORS = {"projected": ("rank", 32), "second_order": ("probes", 64)}
+"""Which option counts the vectors beside the mean gradient, and its default (docs/fidelity.md)."""
 OPTIMIZERS = ("sgd", "adam")
 OBJECTIVES = ("sample", "set", "trial")
 NORMS = 256
@@ -57,40 +57,46 @@ class OneStepTrain(Selector):
     uses_proxy = True
     handles_strata = True
     selection_options = ("objective", "set_eta", "batch_size")
-    compute_options = ("targets",)
+    compute_options = ("vector_storage",)
+    renamed_options = {  # noqa: RUF012
+        "scope": "parameters",
+        "eta": "step_size",
+        "targets": "vector_storage",
+        "backward": "estimator: finite_difference",
+    }
 
     @dataclass
     class Options:
         """Attributes:
         estimator: ``projected`` (what the step does to the anchors' answers, from a few measured steps; about one
-            training step per sample), ``exact`` (the definition; a pass over all anchors per sample), ``first_order``
-            (slope alone) or ``second_order`` (slope and sketched curvature).
-        scope: parameters the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
-        eta: step size; ``null`` makes the median simulated step as long as the median step of the warm-up.
-        probes: measured directions of ``projected``, curvature probes of ``second_order``; ``null`` takes what serves
-            each: 32 and 64.
+            training step per sample), ``exact`` (the step is taken; a pass over all anchors per sample),
+            ``first_order`` (the inner product of the gradients), ``second_order`` (and sketched curvature) or
+            ``finite_difference`` (first order from two forward passes: for any architecture, and with less memory).
+        parameters: those the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
+        step_size: ``null`` makes the median simulated step as long as the median step of the warm-up.
+        rank: measured directions of ``projected``; ``null`` is 32.
+        probes: random curvature probes of ``second_order``; ``null`` is 64.
         optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
         objective: what is kept: ``sample`` (the best sample by sample, as in the paper), ``set`` (the best set: what a
             mini-batch of it does, redundancy and noise counted; needs ``projected`` or ``second_order``) or ``trial``
             (the first of these, a draw at random, low loss or a set, whichever a brief training of the proxy favours).
         set_eta: step size of ``objective: set``; ``null`` tries a few on the proxy.
         batch_size: of the mini-batches of ``objective: set``; ``null`` tries a few.
-        targets: how the estimators' fixed vectors (one for each anchor group and the probes, which ``second_order`` has
-            for each group; each as large as the scope) are held: ``full``, ``bf16``, ``offload`` (the machine's
-            memory) or ``split`` (over the ranks).
-        backward: off, ``first_order`` takes two forward passes instead, for any architecture and with less memory.
+        vector_storage: how the estimators' fixed vectors (one for each anchor group, and the directions or probes, the
+            latter for each group; each as large as the parameters) are held: ``full``, ``bf16``, ``offload`` (the
+            machine's memory) or ``split`` (over the ranks).
         """
 
         estimator: str = "projected"
-        scope: str = "blocks"
-        eta: float | None = None
+        parameters: str = "blocks"
+        step_size: float | None = None
+        rank: int | None = None
         probes: int | None = None
         optimizer: str = "sgd"
         objective: str = "trial"
         set_eta: float | None = None
         batch_size: int | None = None
-        targets: str = "full"
-        backward: bool = True
+        vector_storage: str = "full"
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -102,57 +108,57 @@ class OneStepTrain(Selector):
         if options.estimator == "exact" and model.model.dtype.itemsize < 4:
             log.info(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
             model.float()
-        parameters = named_parameters_of(model.model, options.scope)
+        parameters = named_parameters_of(model.model, options.parameters)
         anchors = AnchorSet.make(model, context.anchors, context.groups, context.proxy.tokens_per_batch)
         refuse_mixing(model, anchors)
         scale = None
         if options.optimizer == "adam":
             scale, source = adam_scale(context.proxy.folder, model, parameters, anchors)
             log.info(f"adam steps, shaped by {source}")
-        eta = options.eta or self._eta(context, parameters, scale)
-        context.note("eta", eta)
+        step_size = options.step_size or self._step_size(context, parameters, scale)
+        context.note("step_size", step_size)
         context.note("groups", anchors.names)
         count = sum(p.numel() for p in parameters.values())
-        log.info(f"utilities over {count:,} parameters (scope {options.scope}), {len(context.anchors)} anchors")
-        self.estimator = self._estimator(context, Step(model, parameters, anchors, eta, scale))
+        log.info(f"utilities over {count:,} parameters ({options.parameters}), {len(context.anchors)} anchors")
+        self.estimator = self._estimator(context, Step(model, parameters, anchors, step_size, scale))
 
     def _check_options(self) -> None:
         choices = (
             ("estimator", ESTIMATORS),
             ("optimizer", OPTIMIZERS),
             ("objective", OBJECTIVES),
-            ("targets", HOLDINGS),
+            ("vector_storage", HOLDINGS),
         )
         for name, valid in choices:
             value = getattr(self.options, name)
             if value not in valid:
                 raise SelectorError(f"selector.options.{name} must be one of {', '.join(valid)}; got {value!r}")
-        if self.options.objective == "set" and self.options.estimator not in PROBES:
+        if self.options.objective == "set" and self.options.estimator not in CURVATURE_VECTORS:
             raise SelectorError(
                 "selector.options.objective=set needs estimator=projected or second_order: sets are picked by their "
                 "curvature columns"
             )
-        if not self.options.backward and self.options.estimator != "first_order":
-            raise SelectorError(
-                "selector.options.backward=false is for estimator=first_order; "
-                f"{self.options.estimator} needs gradients"
-            )
-        if not self.options.backward and self.options.targets != "full":
-            raise SelectorError("selector.options.backward=false holds one vector, in full; leave targets=full")
-        for name in ("eta", "probes", "set_eta", "batch_size"):
+        if self.options.estimator == "finite_difference" and self.options.vector_storage != "full":
+            raise SelectorError("selector.options: finite_difference holds one vector; leave vector_storage=full")
+        wrong, own = {"projected": ("probes", "rank"), "second_order": ("rank", "probes")}.get(
+            self.options.estimator, ("", "")
+        )
+        if wrong and getattr(self.options, wrong) is not None:
+            raise SelectorError(f"selector.options.{wrong} is not an option of {self.options.estimator}; set {own}")
+        for name in ("step_size", "rank", "probes", "set_eta", "batch_size"):
             value = getattr(self.options, name)
             if value is not None and value <= 0:
                 raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
 
-    def _eta(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], scale: Scale | None) -> float:
+    def _step_size(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], scale: Scale | None) -> float:
         model = context.proxy.model
         train_only(model, parameters)
         length = context.proxy.update_norm(parameters)
         told = "the warm-up's median update" if length is not None else "Adam's first update"
         length = first_adam_step(parameters, context.proxy.lr) if length is None else length
-        eta = step_size_by_rule(model, parameters, context.proxy.examples(NORMS), length, scale)
-        log.info(f"eta = {eta:.4g}: the median simulated step is as long as {told} ({length:.3g})")
-        return eta
+        step_size = step_size_by_rule(model, parameters, context.proxy.examples(NORMS), length, scale)
+        log.info(f"step size {step_size:.4g}: the median simulated step is as long as {told} ({length:.3g})")
+        return step_size
 
     def _estimator(
         self, context: ScoringContext, step: Step
@@ -166,24 +172,25 @@ class OneStepTrain(Selector):
             if fast.general is not None:
                 log.info("exact: the logits are not the head's own alone, so every step is taken in full")
             return fast
-        probes = (self.options.probes or PROBES[name]) if name in PROBES else 0
-        looked_at, stepped_on = sample_count(proxy.records), SNAPSHOTS * probes if name == "projected" else 0
+        option, default = CURVATURE_VECTORS.get(name, ("", 0))
+        count = getattr(self.options, option, None) or default
+        looked_at, stepped_on = sample_count(proxy.records), SNAPSHOTS * count if name == "projected" else 0
         examples = list(proxy.examples(looked_at + stepped_on))
         singles, unseen = examples[:looked_at], examples[looked_at:]
-        keeping = Keeping(self.options.targets, proxy.folder / TARGETS)
+        keeping = Keeping(self.options.vector_storage, proxy.folder / GRADIENT_VECTORS)
         estimator: GradientProducts | FiniteDifference
         small = False
-        if not self.options.backward:
+        if name == "finite_difference":
             estimator = FiniteDifference(step, singles[:TRIED], keeping)
             context.note("forward_error", estimator.relative_error)
         else:
             context.note("curvature", "measured" if name == "projected" else "drawn")
             if name == "projected":
-                small = len(unseen) < probes
-                estimator = Projected(step, examples if small else unseen, probes, keeping)
+                small = len(unseen) < count
+                estimator = Projected(step, examples if small else unseen, count, keeping)
             else:
-                estimator = SecondOrder(step, probes, context.seed, keeping)
-            context.note("targets_bytes", sum(estimator.holding.sizes.values()))
+                estimator = SecondOrder(step, count, context.seed, keeping)
+            context.note("vector_bytes", sum(estimator.holding.sizes.values()))
             if singles:
                 estimator.verify(Batch.together(singles[:2]))
         if singles:
@@ -193,8 +200,8 @@ class OneStepTrain(Selector):
         return estimator
 
     def fingerprints(self) -> dict[str, str]:
-        # Where the vectors lie changes no score; half precision does.
-        return {"targets": "bf16" if self.options.targets == "bf16" else "full"}
+        # Where the vectors are changes no score; half precision does.
+        return {"vector_storage": "bf16" if self.options.vector_storage == "bf16" else "full"}
 
     def teardown(self) -> None:
         if isinstance(self.estimator, GradientProducts):

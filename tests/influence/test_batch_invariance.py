@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_real_proxies_pass(proxy, samples, dtype: str, bar: float):
 @pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
 def test_logits_that_mix_samples_are_named(settings, monkeypatch, estimator: str):
     mix(monkeypatch)
-    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
+    ost = options_of(estimator)
     with pytest.raises(
         SelectorError, match=r"loss is not per sample: anchor '.*' has the loss .* alone and .* beside 3"
     ):
@@ -50,7 +52,7 @@ def test_a_group_of_one_anchor_is_refused(proxy, samples):
 def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, samples, monkeypatch, estimator: str):
     broken = samples("pool")[5].id
     break_gradients(monkeypatch, broken)
-    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
+    ost = options_of(estimator)
     selection = ostlight.select(settings(selector=ost))
     assert selection.rejected == {"gradient_not_finite": 1}
     table = ostlight.selection.scores.read_score_table(selection.folder.scores).to_pylist()
@@ -64,12 +66,17 @@ def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, 
 def test_an_anchor_whose_gradient_is_no_number_is_named(settings, samples, monkeypatch, estimator: str):
     broken = samples("anchors")[5].id
     break_gradients(monkeypatch, broken)
-    ost = {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "eta": 0.1, "probes": 2}}
+    ost = options_of(estimator)
     with pytest.raises(
         OstlightError,
         match=rf"anchor '{broken}': gradient_not_finite: the gradient of .*layers\.0.* holds NaN or infinity",
     ):
         ostlight.select(settings(selector=ost))
+
+
+def options_of(estimator: str) -> dict[str, Any]:
+    count = {"rank" if estimator == "projected" else "probes": 2}
+    return {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "step_size": 0.1} | count}
 
 
 def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:

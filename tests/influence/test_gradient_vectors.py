@@ -43,7 +43,9 @@ def sketched(
 
 def columns(scorer: SecondOrder, batch: Any) -> dict[str, Tensor]:
     found = scorer.columns(batch)
-    return {name: torch.as_tensor(found[name]).double() for name in ("score", "slope", "phi", "cosine", "grad_norm")}
+    return {
+        name: torch.as_tensor(found[name]).double() for name in ("score", "alignment", "phi", "cosine", "gradient_norm")
+    }
 
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -86,8 +88,10 @@ def test_bf16_vectors_stay_within_their_bound(proxy, samples, dtype: str):
     assert 2 * half.holding.bytes_held * (2 if dtype == "float64" else 1) == full.holding.bytes_held
     a, b = columns(full, batch), columns(half, batch)
     norms = torch.cat([v.flatten(1).double() for v in full.targets.stored.values()], dim=1).norm(dim=1)
-    bound = 2**-9 * a["grad_norm"][:, None] * norms + 1e-6
-    found = torch.cat([a["slope"][:, None] - b["slope"][:, None], (a["phi"] - b["phi"]) * PROBES**0.5], dim=1).abs()
+    bound = 2**-9 * a["gradient_norm"][:, None] * norms + 1e-6
+    found = torch.cat(
+        [a["alignment"][:, None] - b["alignment"][:, None], (a["phi"] - b["phi"]) * PROBES**0.5], dim=1
+    ).abs()
     assert (found <= bound).all()
     assert (found > 0).any()
     # What that does to a ranking: a tenth of the bound at the most, here.
@@ -110,7 +114,7 @@ def test_a_second_scorer_takes_the_vectors_from_the_proxys_folder(proxy, samples
         assert all((first[name] - again[name]).abs().max() <= 1e-5 * first[name].abs().median() for name in first)
     assert counts == {"means": 1, "probes": 2}
     said = logged().splitlines()
-    assert said[0].startswith(f"target vectors: 12 (1 + {PROBES}) of ")
+    assert said[0].startswith(f"gradient vectors: 12 (1 + {PROBES}) of ")
     assert any("taken from" in line for line in said)
 
 
@@ -186,8 +190,8 @@ def test_the_vectors_last_used_are_kept_and_older_ones_removed(proxy, samples, t
 def test_a_proxy_is_the_same_model_with_and_without_what_was_computed_from_it(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     before = fingerprint.of_model(str(tmp_path), "proxy")
-    (tmp_path / fingerprint.TARGETS / "key").mkdir(parents=True)
-    (tmp_path / fingerprint.TARGETS / "key" / "w.safetensors").write_bytes(b"vectors")
+    (tmp_path / fingerprint.GRADIENT_VECTORS / "key").mkdir(parents=True)
+    (tmp_path / fingerprint.GRADIENT_VECTORS / "key" / "w.safetensors").write_bytes(b"vectors")
     assert fingerprint.of_model(str(tmp_path), "proxy") == before
 
 
@@ -195,11 +199,13 @@ def test_the_size_is_told_before_and_too_large_is_refused(proxy, samples, monkey
     model = proxy("float32")
     counts = count_passes(monkeypatch)
     monkeypatch.setattr(module, "_room", lambda place: 2**20)
-    with pytest.raises(SelectorError, match=r"only 1\.0 MiB are free: take fewer probes .* now 11.*targets=bf16"):
+    with pytest.raises(
+        SelectorError, match=r"only 1\.0 MiB are free: take fewer vectors .*probes, now 11.*vector_storage=bf16"
+    ):
         sketched(model, samples("anchors"), groups=True)
     assert counts == {"means": 0, "probes": 0}
     said = logged().splitlines()
-    assert said[0].startswith("target vectors: 84 (7 groups x (1 + 11)) of ")
+    assert said[0].startswith("gradient vectors: 84 (7 groups x (1 + 11)) of ")
     assert "MiB on cpu" in said[0]
 
 
@@ -207,7 +213,7 @@ def test_vectors_are_not_kept_where_there_is_no_room_for_them(proxy, samples, tm
     usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
     sketched(proxy("float32"), samples("anchors"), cache=tmp_path / "not" / "there")
-    assert "target vectors are not kept" in logged()
+    assert "gradient vectors are not kept" in logged()
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -219,22 +225,23 @@ def test_shares_are_even_and_the_same_everywhere():
 @pytest.mark.slow
 def test_runs_with_a_resumed_rank_or_another_holding_share_vectors_and_scores(settings, monkeypatch, logged):
     counts = count_passes(monkeypatch)
-    ost = {"name": "ost", "options": {"estimator": "second_order", "objective": "sample", "probes": 4, "eta": 0.05}}
+    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "step_size": 0.05}
+    ost = {"name": "ost", "options": options}
     selection = ostlight.select(settings(selector=ost))
     assert counts == {"means": 1, "probes": 1}
     before = read_score_table(selection.folder.scores)["score"].to_pylist()
     (selection.folder.scores / "part-000001.parquet").unlink()
     logged.readouterr()
-    ostlight.select(settings(selector=ost), "selector.options.targets=offload")
+    ostlight.select(settings(selector=ost), "selector.options.vector_storage=offload")
     assert counts == {"means": 1, "probes": 1}
     assert read_score_table(selection.folder.scores)["score"].to_pylist() == before
     lines = logged().splitlines()
     size = next(k for k, line in enumerate(lines) if "MiB in the machine's memory" in line)
     assert "taken from" in lines[size + 1]
-    with pytest.raises(RunChangedError, match=r"changed: selector\.options\.targets"):
-        ostlight.select(settings(selector=ost), "selector.options.targets=bf16")
-    with pytest.raises(SelectorError, match=r"targets must be one of full, bf16, offload, split; got 'disk'"):
-        ostlight.select(settings(selector=ost), "selector.options.targets=disk")
+    with pytest.raises(RunChangedError, match=r"changed: selector\.options\.vector_storage"):
+        ostlight.select(settings(selector=ost), "selector.options.vector_storage=bf16")
+    with pytest.raises(SelectorError, match=r"vector_storage must be one of full, bf16, offload, split; got 'disk'"):
+        ostlight.select(settings(selector=ost), "selector.options.vector_storage=disk")
 
 
 def one_rank(rank: int, ranks: int, folder: str, positions: list[int], pool: list[Any], anchors: list[Any]) -> None:
@@ -268,4 +275,4 @@ def test_vectors_split_over_two_ranks_say_what_full_ones_say(proxy, samples, tmp
             assert (found[name] - values).abs().max() <= 1e-5 * values.abs().median(), (position, name)
     # Both shares are kept, so a run on one rank takes them all.
     sketched(model, anchors, cache=tmp_path / "cache")
-    assert f"target vectors of {len(full.holding.parameters)} parameters: taken from" in logged()
+    assert f"gradient vectors of {len(full.holding.parameters)} parameters: taken from" in logged()

@@ -71,7 +71,7 @@ def test_exact_tends_to_the_slope_as_eta_goes_to_zero(adapters: Path, samples) -
     parameters = named_parameters_of(model.model, "lora")
     anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 200)
     batch = model.batches(samples("pool")[:4], 10_000)[0]
-    slopes = SecondOrder(Step(model, parameters, anchors, 1.0)).columns(batch)["slope"]
+    slopes = SecondOrder(Step(model, parameters, anchors, 1.0)).columns(batch)["alignment"]
     off = []
     for eta in (1e-4, 1e-5):
         found = torch.tensor(Exact(Step(model, parameters, anchors, eta)).columns(batch)["score"], dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_exact_tends_to_the_slope_as_eta_goes_to_zero(adapters: Path, samples) -
 @pytest.mark.parametrize("fraction", [0, pytest.param(0.25, marks=pytest.mark.slow)], ids=["as it came", "warmed up"])
 def test_a_run_over_the_adapters_of_a_folder(settings, adapters: Path, fraction: float) -> None:
     warmup = {"fraction": fraction, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
-    options = {"estimator": "second_order", "scope": "lora", "probes": 4}
+    options = {"estimator": "second_order", "parameters": "lora", "probes": 4}
     config = settings(proxy={"path": str(adapters), "warmup": warmup}, selector={"name": "ost", "options": options})
     selection = ostlight.select(config)
     scores = Scores.read(selection.folder.scores)
@@ -103,7 +103,7 @@ def test_a_run_over_the_adapters_of_a_folder(settings, adapters: Path, fraction:
 
 
 def test_a_plain_proxy_has_no_adapters_and_the_mend_is_named(settings) -> None:
-    config = settings(selector={"name": "ost", "options": {"scope": "lora", "eta": 0.1}})
+    config = settings(selector={"name": "ost", "options": {"parameters": "lora", "step_size": 0.1}})
     with pytest.raises(OstlightError, match=r"no LoRA adapters: name a folder that peft saved .* as proxy\.path, or"):
         ostlight.select(config)
 

@@ -104,7 +104,7 @@ def test_a_folder_without_scores_says_what_to_do(tmp_path: Path):
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A real run over a small DigitMath pool, with groups and probes."""
     folder = tmp_path_factory.mktemp("scored")
-    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "eta": 0.01}
+    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "step_size": 0.01}
     config: dict[str, Any] = {
         "name": "run",
         "folder": str(folder),
@@ -120,9 +120,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_gains_of_the_layers_add_up_to_the_slope(scored: Run):
     evidence = Evidence.read(scored)
     for row in (0, 7):
-        found = layer_slopes(scored, int(evidence.position[row]), evidence.eta)
+        found = layer_slopes(scored, int(evidence.position[row]), evidence.step_size)
         assert [s.layer for s in found] == ["layers.0", "layers.1"]
-        assert sum(s.gain for s in found) == pytest.approx(0.01 * evidence.columns["slope"][row], rel=1e-4)
+        assert sum(s.gain for s in found) == pytest.approx(0.01 * evidence.columns["alignment"][row], rel=1e-4)
         assert all(abs(s.cosine) <= 1 for s in found)
 
 

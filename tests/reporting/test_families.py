@@ -56,7 +56,7 @@ def test_the_gradients_length_must_agree_too():
     phi[3] = phi[4]
     norms = np.ones(40)
     norms[3] = 2
-    found = find_families(evidence(phi, grad_norm=norms))
+    found = find_families(evidence(phi, gradient_norm=norms))
     assert found is not None
     assert found.sizes.tolist() == []
 

@@ -43,7 +43,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PILImage.fromarray(noise).resize((8000, 5000)).save(folder / "pool" / "huge.png", compress_level=1)
     table_of_tags(run)
     (run / "selector" / "notes.json").write_text(
-        json.dumps({"groups": [SCRIPT, RIGHT_TO_LEFT, EMOJI, QUOTES, "a", "b", "c"], SCRIPT: SCRIPT, "eta": 0.02})
+        json.dumps({"groups": [SCRIPT, RIGHT_TO_LEFT, EMOJI, QUOTES, "a", "b", "c"], SCRIPT: SCRIPT, "step_size": 0.02})
     )
     return run
 

@@ -40,10 +40,10 @@ def test_the_columns_are_those_of_the_score_files(made: Path, evidence: Evidence
     assert evidence.records == 400
     assert evidence.rejected == 4
     assert evidence.groups[0] == "algebra"
-    cost = [r["eta"] ** 2 / 2 * sum(x * x for x in r["phi"]) for r in rows]
+    cost = [r["step_size"] ** 2 / 2 * sum(x * x for x in r["phi"]) for r in rows]
     assert evidence.curvature_cost == pytest.approx(cost, rel=1e-5)
     assert evidence.score == pytest.approx(
-        [r["eta"] * r["slope"] - c for r, c in zip(rows, cost, strict=True)], rel=1e-4
+        [r["step_size"] * r["alignment"] - c for r, c in zip(rows, cost, strict=True)], rel=1e-4
     )
     kept = pq.read_table(made / "selection.parquet")
     assert {i for i, k in zip(evidence.ids, evidence.picks[0].kept, strict=True) if k} == {

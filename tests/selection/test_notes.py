@@ -15,22 +15,22 @@ from ostlight.selection.notes import FILE, read_notes, write_note
 def test_notes_add_up_and_the_last_of_a_name_stands(tmp_path: Path):
     folder = tmp_path / "selector"
     assert read_notes(folder) == {}
-    write_note(folder, "eta", 0.5)
+    write_note(folder, "step_size", 0.5)
     write_note(folder, "groups", ["a", "b"])
-    write_note(folder, "eta", 0.25)
-    assert read_notes(folder) == {"eta": 0.25, "groups": ["a", "b"]}
+    write_note(folder, "step_size", 0.25)
+    assert read_notes(folder) == {"step_size": 0.25, "groups": ["a", "b"]}
 
 
 def test_only_the_first_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
-    write_note(tmp_path, "eta", 0.5)
+    write_note(tmp_path, "step_size", 0.5)
     assert read_notes(tmp_path) == {}
 
 
 def test_what_json_cannot_hold_is_refused(tmp_path: Path):
     for value in (float("nan"), {1, 2}, tmp_path):
-        with pytest.raises(SelectorError, match="the note 'eta' is no JSON .*use numbers"):
-            write_note(tmp_path, "eta", value)
+        with pytest.raises(SelectorError, match="the note 'step_size' is no JSON .*use numbers"):
+            write_note(tmp_path, "step_size", value)
     (tmp_path / FILE).write_text("[1]")
     with pytest.raises(DataError, match="holds a list, not an object"):
         read_notes(tmp_path)
@@ -41,14 +41,15 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path):
 
 def test_ost_notes_what_the_report_asks_for_and_a_resumed_run_keeps_it(settings, digits, monkeypatch):
     monkeypatch.setattr("ostlight_selectors.ost.sample_count", sample_count)
-    ost = {"name": "ost", "options": {"estimator": "second_order", "objective": "sample", "probes": 4, "eta": 0.05}}
+    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "step_size": 0.05}
+    ost = {"name": "ost", "options": options}
     config = settings(selector=ost, anchors={"path": str(digits.anchors), "group": "task"})
     selection = ostlight.select(config)
     notes = read_notes(selection.folder.path / "selector")
-    assert notes["eta"] == 0.05
+    assert notes["step_size"] == 0.05
     assert notes["groups"] == sorted(set(notes["groups"]))
     assert len(notes["groups"]) == 7
-    assert notes["targets_bytes"] > 0
+    assert notes["vector_bytes"] > 0
     assert notes["rank_agreement"]["estimator"] == "second_order"
     assert notes["rank_agreement"]["samples"] == 16
     assert -1 <= notes["rank_agreement"]["spearman"] <= 1

@@ -42,9 +42,9 @@ class Run:
                 "id": str(i),
                 "state": "ok",
                 "score": ETA * SLOPES[i] - ETA**2 / 2 * float(PHI[i] @ PHI[i]),
-                "slope": SLOPES[i],
+                "alignment": SLOPES[i],
                 "phi": PHI[i].tolist(),
-                "eta": ETA,
+                "step_size": ETA,
                 "tags": [("task", TASKS[i])],
                 "tokens": int(TOKENS[i]),
             }

@@ -75,7 +75,7 @@ def test_clusters_of_gradients_share_like_tags():
     rng = np.random.default_rng(0)
     centres = np.eye(4)[[0] * 30 + [1] * 10]
     phi = centres + 0.01 * rng.standard_normal((40, 4))
-    scores = scores_of([(1.0, 1.0)] * 40, phi=phi.tolist(), slope=[0.0] * 40)
+    scores = scores_of([(1.0, 1.0)] * 40, phi=phi.tolist(), alignment=[0.0] * 40)
     labels = Strata.of(scores, "gradients.cluster").labels
     assert not set(labels[:30]) & set(labels[30:])
     rows = select_rows(Top(), scores, Budget(count=8, stratify_by="gradients.cluster"))
@@ -87,7 +87,7 @@ def test_kinds_the_scores_do_not_tell_apart_are_refused_with_the_mend():
         Strata.of(scores_of(UTILITIES, anchors="xxx"), "anchors.group")
     with pytest.raises(DataError, match="the scores hold utilities of 2 groups, the anchors have 3: x, y, z"):
         Strata.of(scores_of(UTILITIES, anchors="xyz"), "anchors.group")
-    with pytest.raises(DataError, match=r"gradients\.cluster needs the column 'slope'.*projected or second"):
+    with pytest.raises(DataError, match=r"gradients\.cluster needs the column 'alignment'.*projected or second"):
         Strata.of(scores_of(UTILITIES), "gradients.cluster")
     with pytest.raises(DataError, match=r"no sample has a tag 'skill'.*it also takes anchors\.group and gradients"):
         Strata.of(scores_of(UTILITIES), "skill")

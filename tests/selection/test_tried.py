@@ -41,7 +41,8 @@ class Run:
         return float(self.loss(set(positions.tolist())))
 
     def scores(self, *without: str) -> Scores:
-        columns = {"score": UTILITIES, "slope": SLOPES, "phi": PHI.tolist(), "loss": LOSSES, "eta": [ETA] * ROWS}
+        columns = {"score": UTILITIES, "alignment": SLOPES, "phi": PHI.tolist(), "loss": LOSSES}
+        columns |= {"step_size": [ETA] * ROWS}
         rows = [
             {"position": i, "id": f"s{i}", "state": "ok", "tags": [("task", TASKS[i])], "tokens": 1 + i % 7}
             | {name: values[i] for name, values in columns.items() if name not in without}
@@ -135,7 +136,7 @@ def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
 
 def test_without_curvature_no_sets_are_tried():
     run = Run(len)
-    pick_by_trial(run.scores("phi", "slope", "eta"), BUDGET)
+    pick_by_trial(run.scores("phi", "alignment", "step_size"), BUDGET)
     assert list(run.notes["trial"]["losses"]) == [RANKING, DRAW, LOW_LOSS]
 
 

@@ -21,7 +21,7 @@ from ostlight.influence.simulated_step import Step
 from ostlight.models.losses import IGNORED
 from ostlight.selection.scores import Scores
 
-ACTIVE = {"estimator": "exact", "scope": "head", "eta": 0.05, "answers": 3, "max_new_tokens": 12}
+ACTIVE = {"estimator": "exact", "parameters": "head", "step_size": 0.05, "answers": 3, "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_hidden_answers_count_as_none(active, settings, digits):
 
 
 def test_the_step_size_comes_from_the_proxys_first_answers(active, logged):
-    ostlight.select(active(eta=None, estimator="second_order", probes=4))
-    assert "eta = " in logged()
+    ostlight.select(active(step_size=None, estimator="second_order", probes=4))
+    assert "step size " in logged()
 
 
 def test_other_selectors_set_unlabelled_records_aside(active, settings, unlabelled):

@@ -18,10 +18,10 @@ SELECTORS = {
     "deita": {"complexity": None, "quality": None},
     "el2n": {},
     "embedding_similarity": {},
-    "grad_norm": {"scope": "last:1"},
+    "grad_norm": {"parameters": "last:1"},
     "ifd": {},
     "length": {},
-    "less": {"scope": "last:1", "projection": 8},
+    "less": {"parameters": "last:1", "projection": 8},
     "loss": {"prefer": "middle"},
     "perplexity": {},
 }

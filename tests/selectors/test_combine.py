@@ -121,7 +121,7 @@ def test_a_cascade_of_three_narrows_twice(settings):
 
 
 def test_judging_on_what_ost_left(settings):
-    ost = ("ost", {"estimator": "first_order", "eta": 0.1}, 0.4)
+    ost = ("ost", {"estimator": "first_order", "step_size": 0.1}, 0.4)
     deita = ("deita", {"complexity": None, "quality": None}, None)
     selection = ostlight.select(settings(selector=combined("cascade", ost, deita)), "budget.fraction=0.2")
     scores = Scores.read(selection.folder.scores)

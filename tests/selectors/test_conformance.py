@@ -20,10 +20,10 @@ from protocol import Loopback, Send, scored
 
 OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "active": {"estimator": "first_order", "scope": "head", "eta": 0.05, "answers": 2, "max_new_tokens": 4},
+    "active": {"estimator": "first_order", "parameters": "head", "step_size": 0.05, "answers": 2, "max_new_tokens": 4},
     "combine": {"how": "cascade", "of": [{"name": "loss", "keep": 0.5}, {"name": "length"}]},
     "deita": {"complexity": None, "quality": None},
-    "ost": {"estimator": "exact", "scope": "head", "objective": "sample"},
+    "ost": {"estimator": "exact", "parameters": "head", "objective": "sample"},
 }
 """Options a selector cannot do without, or that make it quick enough here."""
 ONE_OF_A_KIND = ("combine", "llm_judge", "loss", "ost", "random")
@@ -31,7 +31,7 @@ ONE_OF_A_KIND = ("combine", "llm_judge", "loss", "ost", "random")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
     ("ost", {"estimator": "exact", "objective": "sample"}),
-    ("ost", {"estimator": "projected", "probes": 4}),
+    ("ost", {"estimator": "projected", "rank": 4}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "sample"}),
     ("ost", {"estimator": "first_order", "optimizer": "adam", "objective": "sample"}),
     ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),

@@ -50,7 +50,7 @@ def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def test_both_cosines_are_those_of_the_definition(by_hand, selector_setting):
     steps, wanted, model, batch = by_hand
-    selector = create("less", {"scope": SCOPE, "projection": 16})
+    selector = create("less", {"parameters": SCOPE, "projection": 16})
     selector.setup(selector_setting(model))
     columns = selector.score(batch)
     parameters = named_parameters_of(model.model, SCOPE)
@@ -68,7 +68,7 @@ def test_both_cosines_are_those_of_the_definition(by_hand, selector_setting):
 def test_the_score_comes_nearer_the_true_cosine_than_the_projected_one(by_hand, selector_setting):
     steps, wanted, model, batch = by_hand
     true = cosines(steps, wanted).amax(1)
-    selector = create("less", {"scope": SCOPE, "projection": 128})
+    selector = create("less", {"parameters": SCOPE, "projection": 128})
     selector.setup(selector_setting(model))
     columns = selector.score(batch)
     # One standard deviation: 1/sqrt(2 * 128) = 6% of the cosine, against 1/sqrt(128) = 0.09 in absolute terms.
@@ -81,13 +81,13 @@ def test_it_shares_the_slope_of_first_order(by_hand, selector_setting):
     """With one group LESS' inner product is that of first order with Adam steps."""
     _, _, model, batch = by_hand
     context = selector_setting(model, groups=[""] * 14)
-    less = create("less", {"scope": SCOPE, "projection": 4})
+    less = create("less", {"parameters": SCOPE, "projection": 4})
     less.setup(context)
-    ost = create("ost", {"estimator": "first_order", "optimizer": "adam", "eta": 1.0, "scope": SCOPE})
+    ost = create("ost", {"estimator": "first_order", "optimizer": "adam", "step_size": 1.0, "parameters": SCOPE})
     ost.setup(context)
     ours = less.score(batch)
     along = ours["score"] * ours["step_length"] * float(less.lengths[0])
-    assert torch.allclose(along, ost.score(batch)["slope"], rtol=1e-5)
+    assert torch.allclose(along, ost.score(batch)["alignment"], rtol=1e-5)
 
 
 def test_it_runs_with_groups(settings, digits):

@@ -81,7 +81,7 @@ def test_perplexity_does_not_depend_on_the_side_of_the_padding(scored, samples):
 
 
 def test_grad_norm_is_the_length_of_the_plain_gradient(scored):
-    columns, model, batch = scored("grad_norm", scope="last:1")
+    columns, model, batch = scored("grad_norm", parameters="last:1")
     parameters = named_parameters_of(model.model, "last:1")
     train_only(model, parameters)
     for k, single in enumerate(batch.singles()):

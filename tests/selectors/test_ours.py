@@ -10,7 +10,7 @@ from ostlight.errors import SelectorError
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import minibatch_value
 
-SET = {"estimator": "second_order", "probes": 8, "eta": 0.05, "objective": "set"}
+SET = {"estimator": "second_order", "probes": 8, "step_size": 0.05, "objective": "set"}
 AT_SCALE = SET | {"set_eta": 0.05, "batch_size": 32}
 
 
@@ -28,7 +28,7 @@ def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
     together = ostlight.select(settings(selector={"name": "ost", "options": AT_SCALE}))
     assert [e.stage for e in together.folder.cost_log.read()] == ["score", "pick", "pick"]
     scores = Scores.read(together.folder.scores)
-    slopes, phi = scores.column("slope"), scores.column("phi")
+    slopes, phi = scores.column("alignment"), scores.column("phi")
     values = [minibatch_value(slopes, phi, s.kept, eta=0.05, batch_size=32) for s in (together, alone)]
     assert values[0] > values[1]
     assert len(together.kept) == len(alone.kept) == 10
@@ -96,7 +96,7 @@ def test_a_set_needs_probes_and_a_size(settings):
     ("name", "options", "says"),
     [
         ("ost", {"estimator": "third_order"}, "estimator must be one of projected, exact, first_order, second_order"),
-        ("ost", {"eta": -1.0}, "eta must be above 0; got -1.0"),
+        ("ost", {"step_size": -1.0}, "step_size must be above 0; got -1.0"),
         ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
         ("loss", {"prefer": "odd"}, "prefer must be low, high or middle; got 'odd'"),
     ],

@@ -59,7 +59,7 @@ def test_every_use_has_a_page_that_names_its_commands(path: Path):
 
 @pytest.mark.slow
 def test_filtering_keeps_what_helps_and_nothing_else(small):
-    selection = ostlight.select(config("filter"), *small("selector.options.probes=8"))
+    selection = ostlight.select(config("filter"), *small("selector.options.rank=8"))
     scores = Scores.read(selection.folder.scores)
     assert 0 < len(selection.kept) < 42
     assert set(selection.kept) == set(scores.positions[scores.score >= 0])
@@ -67,7 +67,7 @@ def test_filtering_keeps_what_helps_and_nothing_else(small):
 
 @pytest.mark.slow
 def test_a_curriculum_trains_on_the_ranking(small):
-    overrides = small("selector.options.probes=8", "target.training.steps=3", "target.training.batch_size=4")
+    overrides = small("selector.options.rank=8", "target.training.steps=3", "target.training.batch_size=4")
     ostlight.select(config("curriculum"), *overrides)
     orders = {}
     for order in ("utility_ascending", "utility_descending"):
@@ -84,7 +84,7 @@ def test_a_curriculum_trains_on_the_ranking(small):
 def test_active_learning_names_questions_to_annotate(small):
     overrides = small(
         "budget.count=7",
-        "selector.options.probes=8",
+        "selector.options.rank=8",
         "selector.options.answers=2",
         "selector.options.max_new_tokens=12",
     )
@@ -99,7 +99,7 @@ def test_active_learning_names_questions_to_annotate(small):
 
 @pytest.mark.slow
 def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
-    selection = ostlight.select(config("multitask"), *small("selector.options.probes=8"))
+    selection = ostlight.select(config("multitask"), *small("selector.options.rank=8"))
     scores = Scores.read(selection.folder.scores)
     kept = Counter(scores.tag("task")[selection.kept])
     assert set(kept) == set(scores.tag("task"))
@@ -111,7 +111,7 @@ def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
 
 @pytest.mark.slow
 def test_sources_run_from_the_configuration(small, logged):
-    selection = ostlight.select(config("sources"), *small("selector.options.probes=8"))
+    selection = ostlight.select(config("sources"), *small("selector.options.rank=8"))
     matrix = ostlight.sources(selection.folder.path, "source")
     assert {row.value for row in matrix.rows} == {"careful", "sloppy", "blind", "bad_at_sums"}
     assert len(matrix.columns) == 8

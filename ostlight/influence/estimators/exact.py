@@ -49,8 +49,8 @@ class Exact:
         """Utilities and what came along, one value a sample.
 
         Returns:
-            ``score`` (``u_i``), ``loss`` (``l_i``), ``grad_norm``; where the anchors have groups ``utility_by_group``
-            in the order of ``anchors.names``; ``failure`` where loss or gradient are not finite.
+            ``score`` (``u_i``), ``loss`` (``l_i``), ``gradient_norm``; where the anchors have groups
+            ``utility_by_group`` in the order of ``anchors.names``; ``failure`` where loss or gradient are not finite.
         """
         with self._unrounded():
             rows = [self._one(single) for single in batch.singles()]
@@ -78,7 +78,7 @@ class Exact:
         columns: dict[str, Any] = {
             "score": float(utility[0]),
             "loss": float(loss),
-            "grad_norm": norm(gradient),
+            "gradient_norm": norm(gradient),
         }
         if self.anchors.names:
             columns["utility_by_group"] = utility[1:].tolist()

@@ -75,7 +75,7 @@ class ExactHead:
             for weights in self.weights
         ]
         columns: dict[str, Any] = {"score": utilities[0].double(), "loss": losses.double()}
-        columns["grad_norm"] = self._gradient_norms(features, labels)
+        columns["gradient_norm"] = self._gradient_norms(features, labels)
         if self.names:
             columns["utility_by_group"] = torch.stack(utilities[1:], dim=1)
         bad = [loss != loss or abs(loss) == float("inf") for loss in losses.tolist()]

@@ -47,11 +47,13 @@ class FiniteDifference:
         model, anchors = step.model, step.anchors
         if anchors.names:
             raise SelectorError(
-                f"backward=false takes two forward passes for each of the {len(anchors.names)} anchor groups, more "
-                "than a backward pass for all; set backward=true, or anchors.group=null"
+                f"finite_difference takes two forward passes for each of the {len(anchors.names)} anchor groups, more "
+                "than a backward pass for all; set estimator=first_order, or anchors.group=null"
             )
         if not tried:
-            raise OstlightError("backward=false needs a usable sample of the pool to find its step on; there is none")
+            raise OstlightError(
+                "finite_difference needs a usable sample of the pool to find its step on; there is none"
+            )
         _refuse_autocast(model)
         self.model, self.parameters, self.eta = model, dict(step.parameters), step.eta
         holding = Holding(self.parameters, {anchors.groups[0]: len(anchors.groups)}, 0, "full", model.device)
@@ -63,12 +65,14 @@ class FiniteDifference:
         self.size, self.relative_error = shift.size, shift.relative_error
         said = f"first order from two forward passes: its own error is about {shift.relative_error:.1g} of a slope"
         if shift.relative_error > LARGEST_ERROR:
-            raise OstlightError(f"{said}, above {LARGEST_ERROR}: set backward=true, or load the proxy in float64")
+            raise OstlightError(
+                f"{said}, above {LARGEST_ERROR}: set estimator=first_order, or load the proxy in float64"
+            )
         log.info(f"{said} (root mean square over {len(batch)} samples)")
 
     def columns(self, batch: Batch) -> dict[str, Any]:
-        """``score``, ``slope``, ``eta``, and ``loss``: the mean of both passes, off by the square of the step;
-        ``failure`` where a loss is not finite.
+        """``score``, ``alignment``, ``step_size``, and ``loss``: the mean of both passes, off by the square of
+        the step; ``failure`` where a loss is not finite.
 
         Raises:
             SelectorError: under autocast, whose rounding would swallow the difference.
@@ -82,7 +86,7 @@ class FiniteDifference:
 
         slope = directional_derivatives(losses, self.parameters, self.direction, self.size, self.model)
         loss = torch.stack(seen).mean(0)
-        columns = {"score": self.eta * slope, "loss": loss, "slope": slope, "eta": [self.eta] * len(batch)}
+        columns = {"score": self.eta * slope, "loss": loss, "alignment": slope, "step_size": [self.eta] * len(batch)}
         bad = [not finite for finite in slope.isfinite().tolist()]
         if any(bad):
             told = BadRecord("loss_not_finite", "the proxy's loss on this sample is not finite")
@@ -100,5 +104,5 @@ def _together(singles: Sequence[Batch]) -> Batch:
 def _refuse_autocast(model: MultimodalModel) -> None:
     if torch.is_autocast_enabled(model.device.type):
         raise SelectorError(
-            "backward=false under autocast loses the difference in rounding; set compute.precision=32-true"
+            "finite_difference under autocast loses the difference in rounding; set compute.precision=32-true"
         )

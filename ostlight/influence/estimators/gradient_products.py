@@ -69,9 +69,10 @@ class GradientProducts(ABC):
         """Utilities and what came along, one value a sample.
 
         Returns:
-            ``score`` (``u_i``), ``loss``, ``grad_norm``, ``slope`` (``<g_i, g_V>``), ``eta``, ``cosine`` of ``g_i``
-            with ``g_V``; with curvature ``phi``, so that sets can be picked later; with groups ``utility_by_group`` in
-            the order of ``names``; ``failure`` where loss or gradient are not finite.
+            ``score`` (``u_i``), ``loss``, ``gradient_norm``, ``alignment`` (``<g_i, g_V>``), ``step_size``,
+            ``cosine`` of ``g_i`` with ``g_V``; with curvature ``phi``, so that sets can be selected later;
+            with groups ``utility_by_group`` in the order of ``names``; ``failure`` where loss or gradient are not
+            finite.
         """
         found = self.engine.products(
             lambda: self.model.losses(batch), self.rows.of(batch.inputs), self.targets, squared_norms=True
@@ -81,10 +82,10 @@ class GradientProducts(ABC):
         columns: dict[str, Any] = {
             "score": told["score"],
             "loss": found.losses.double(),
-            "grad_norm": norms,
-            "slope": told["slope"],
-            "eta": [self.eta] * len(batch),
-            "cosine": told["slope"] / lengths,
+            "gradient_norm": norms,
+            "alignment": told["alignment"],
+            "step_size": [self.eta] * len(batch),
+            "cosine": told["alignment"] / lengths,
         }
         return columns | told | failures(found)
 

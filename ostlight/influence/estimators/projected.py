@@ -72,7 +72,7 @@ class Projected(GradientProducts):
         by_group = outside + self.responses.falls(phi, self.eta, self.bend(phi))
         shares = torch.tensor(list(self.sizes.values()), dtype=torch.float64, device=dots.device)
         shares = shares / shares.sum()
-        told = {"score": by_group @ shares, "slope": slopes @ shares, "phi": phi.float()}
+        told = {"score": by_group @ shares, "alignment": slopes @ shares, "phi": phi.float()}
         if self.names:
             order = [list(self.sizes).index(name) for name in self.names]
             told["utility_by_group"] = by_group[:, order]

@@ -38,7 +38,7 @@ class SecondOrder(GradientProducts):
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
         parts = sketches(dots, self.sizes, self.num_probes)
         whole = pooled(parts, self.sizes)
-        told = {"score": whole.second_order(self.eta), "slope": whole.slope}
+        told = {"score": whole.second_order(self.eta), "alignment": whole.slope}
         if self.num_probes:
             told["phi"] = whole.curvature.float()
         if self.names:

@@ -62,7 +62,7 @@ class SampleProducts:
 
 
 class GradientDots:
-    """Takes per-sample gradients against target vectors without weight gradients and without holding any.
+    """Takes per-sample gradients against gradient vectors without weight gradients and without holding any.
 
     Args:
         model: in eval mode: samples must not depend on one another.
@@ -109,7 +109,7 @@ class GradientDots:
                     "the gradients are per sample, so the loss has to be"
                 )
             if not values.requires_grad:
-                raise OstlightError("no parameter of the scope took part in the losses; choose another scope")
+                raise OstlightError("no parameter of the scope took part in the losses; choose other parameters")
             watch.backward_began = True
             torch.autograd.grad(values.sum(), watch.root, allow_unused=True)
         sink.finish()
@@ -153,7 +153,8 @@ class GradientDots:
                 if deviation > tolerance:
                     raise OstlightError(
                         f"per-sample gradients: parameter {name}, row {row} of the batch: {float(got):.6g}, but "
-                        f"{float(expected):.6g} by plain autograd; leave it out with a scope, or use estimator exact"
+                        f"{float(expected):.6g} by plain autograd; leave it out "
+                        "(option parameters), or use estimator exact"
                     )
         return worst
 

@@ -209,7 +209,7 @@ class _Answers:
 def too_few(wanted: int, tokens: int, anchors: int, where: str = "") -> str:
     return (
         f"{wanted} probes from {tokens} answer tokens of {anchors} anchors{where}: "
-        f"add anchors (anchors.path), or ask for fewer probes (selector.options.probes={tokens} at most)"
+        f"add anchors (anchors.path), or ask for fewer ({tokens} at most)"
     )
 
 

@@ -186,7 +186,7 @@ def _summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
     if missing < 0 or (missing == 0 and len(shape) and shape[0] != 1 and len(grad) != 1):
         raise OstlightError(
             f"per-sample gradients: the parameter {name} of shape {tuple(shape)} meets a tensor of shape "
-            f"{tuple(grad.shape)} whose rows are its own; leave it out with a scope, or use the estimator exact"
+            f"{tuple(grad.shape)} whose rows are its own; leave it out (option parameters), or use the estimator exact"
         )
     if missing == 0:
         grad, missing = grad.unsqueeze(1), 1

@@ -66,7 +66,7 @@ class RowOwners:
         if units is None:
             raise OstlightError(
                 f"parameter {name}: it sees pictures, and {self._why_no_vision}; "
-                "leave the vision tower out with scope=blocks, or use the estimator exact"
+                "leave the vision tower out with parameters=blocks, or use the estimator exact"
             )
         count = len(units)
         if count and length % count == 0:
@@ -78,7 +78,7 @@ class RowOwners:
         raise OstlightError(
             f"parameter {name}: it sees {length} rows, which are not the {count} "
             f"{'samples' if self.sees_text(parameter) else 'pictures or patches'} of the batch; "
-            "leave it out with a scope, or use the estimator exact"
+            "leave it out (option parameters), or use the estimator exact"
         )
 
 

@@ -175,7 +175,7 @@ class Watch:
         called = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
         return OstlightError(
             f"per-sample gradients: the parameter {' and '.join(layers)} is used by {called} in a way that is not "
-            "treated; leave it out with a scope, or use the estimator exact"
+            "treated; leave it out (option parameters), or use the estimator exact"
         )
 
     def _owner(self, name: str) -> str:
@@ -194,7 +194,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise OstlightError(
                 f"per-sample gradients: {' and '.join(one.label for one in watched)} is used with gradients switched "
                 "off: inside torch.no_grad, a custom autograd function, or reentrant checkpointing (pass "
-                "use_reentrant=False); leave it out with a scope, or use the estimator exact"
+                "use_reentrant=False); leave it out (option parameters), or use the estimator exact"
             )
         result = rule(watch, func, args, kwargs)
         if result is not NotImplemented:

@@ -98,7 +98,7 @@ class Scoring(L.LightningModule):
                 if halved < FEWEST_TOKENS:
                     raise SelectorError(
                         f"out of memory while setting up, also with {2 * halved} tokens in a batch: {error}; take a "
-                        "smaller proxy or scope, or fewer anchors"
+                        "smaller proxy, fewer parameters, or fewer anchors"
                     ) from error
             self._lower(halved, "while setting up")
 
@@ -193,7 +193,7 @@ class Scoring(L.LightningModule):
         if self._refused_alone == SINGLES_TRIED and not self._fitted:
             raise SelectorError(
                 f"out of memory on each of {SINGLES_TRIED} samples alone, the last of {max(_lengths(batch))} tokens: "
-                "take a smaller proxy or scope, or fewer probes"
+                "take a smaller proxy, fewer parameters, or a lower rank"
             ) from error
         return rejected_row(batch.samples[0].position, batch.samples[0].id, BadRecord("out_of_memory", told))
 

@@ -33,7 +33,7 @@ def test_it_is_exact(proxy, samples, dtype: str, bound: float):
     batch = model.batches(samples("pool")[:6], 10_000)[0]
     fast = ExactHead(Step(model, parameters, anchors, 0.3), head).columns(batch)
     slow = Exact(Step(model, parameters, anchors, 0.3)).columns(batch)
-    for name in ("score", "loss", "grad_norm", "utility_by_group"):
+    for name in ("score", "loss", "gradient_norm", "utility_by_group"):
         found = torch.as_tensor(fast[name]).double()
         expected = torch.tensor(slow[name], dtype=torch.float64)
         assert float((found - expected).abs().max() / expected.abs().median()) < bound, name

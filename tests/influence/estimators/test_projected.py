@@ -58,9 +58,9 @@ def test_what_lies_outside_the_directions_still_counts_to_first_order(proxy, sam
     scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool[:2], "blocks", eta, 1)
     (batch,) = model.batches(pool[10:16], 10_000)
     found = scorer.columns(batch)
-    assert found["score"].tolist() == pytest.approx((eta * found["slope"]).tolist(), rel=0.05)
+    assert found["score"].tolist() == pytest.approx((eta * found["alignment"]).tolist(), rel=0.05)
     expected = SecondOrder(Step(model, parameters, anchors, eta)).columns(batch)
-    for name in ("slope", "cosine", "loss", "grad_norm"):
+    for name in ("alignment", "cosine", "loss", "gradient_norm"):
         assert torch.allclose(torch.as_tensor(found[name]), torch.as_tensor(expected[name]), rtol=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_steps_and_vectors_are_kept_with_the_proxy(proxy, samples, tmp_path: Pat
 
 
 def test_it_is_what_ost_does_unless_told_otherwise(settings):
-    selection = ostlight.select(settings(selector={"name": "ost", "options": {"probes": 6, "eta": 0.05}}))
+    selection = ostlight.select(settings(selector={"name": "ost", "options": {"rank": 6, "step_size": 0.05}}))
     scores = Scores(read_score_table(selection.folder.scores))
     assert scores.column("phi").shape[1] == 6
     assert read_notes(selection.folder.path / "selector")["rank_agreement"]["estimator"] == "projected"

@@ -41,11 +41,11 @@ def test_the_slope_is_the_inner_product(setup, samples):
     for k, single in enumerate(batch.singles()):
         loss, gradient = sample_gradient(model, list(parameters.values()), single)
         slope = float(dot(gradient, target))
-        assert float(columns["slope"][k]) == pytest.approx(slope, rel=1e-6)
+        assert float(columns["alignment"][k]) == pytest.approx(slope, rel=1e-6)
         assert float(columns["score"][k]) == pytest.approx(0.5 * slope, rel=1e-6)
         assert float(columns["loss"][k]) == pytest.approx(float(loss), rel=1e-9)
         length = float(dot(gradient, gradient)) ** 0.5
-        assert float(columns["grad_norm"][k]) == pytest.approx(length, rel=1e-6)
+        assert float(columns["gradient_norm"][k]) == pytest.approx(length, rel=1e-6)
         assert float(columns["cosine"][k]) == pytest.approx(
             slope / length / float(dot(target, target)) ** 0.5, rel=1e-6
         )
@@ -58,7 +58,7 @@ def test_the_curvature_comes_off_the_slope(setup, samples):
     # Seven groups of three probes each: the pooled sketch has all of them.
     assert columns["phi"].shape == (5, 21)
     assert columns["utility_by_group"].shape == (5, 7)
-    expected = 0.5 * columns["slope"] - 0.125 * columns["phi"].double().square().sum(1)
+    expected = 0.5 * columns["alignment"] - 0.125 * columns["phi"].double().square().sum(1)
     assert torch.allclose(columns["score"], expected, rtol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_an_adam_step_is_the_scaled_step(setup, samples, tmp_path):
     with torch.no_grad():
         for p, k in zip(parameters.values(), kept, strict=True):
             p.copy_(k)
-    slope = SecondOrder(Step(model, parameters, anchors, 1.0, scale)).columns(single)["slope"]
+    slope = SecondOrder(Step(model, parameters, anchors, 1.0, scale)).columns(single)["alignment"]
     by_hand = [g * scale[name] for name, g in zip(parameters, gradient, strict=True)]
     assert float(slope[0]) == pytest.approx(float(dot(by_hand, anchor_gradient(model, parameters, anchors))), rel=1e-5)
 

@@ -20,13 +20,13 @@ from ostlight.training import trial
 pytestmark = pytest.mark.slow
 TWO: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "projected": {"estimator": "projected", "probes": 4, "eta": 0.05, "targets": "split"},
-    "second_order": {"estimator": "second_order", "probes": 4, "eta": 0.05},
-    "split": {"estimator": "second_order", "probes": 4, "eta": 0.05, "targets": "split"},
-    "first_order": {"estimator": "first_order", "eta": 0.05},
-    "forward_only": {"estimator": "first_order", "eta": 0.05, "backward": False},
-    "exact": {"estimator": "exact", "eta": 0.05},
-    "adam": {"estimator": "projected", "probes": 4, "eta": 1e-5, "optimizer": "adam"},
+    "projected": {"estimator": "projected", "rank": 4, "step_size": 0.05, "vector_storage": "split"},
+    "second_order": {"estimator": "second_order", "probes": 4, "step_size": 0.05},
+    "split": {"estimator": "second_order", "probes": 4, "step_size": 0.05, "vector_storage": "split"},
+    "first_order": {"estimator": "first_order", "step_size": 0.05},
+    "forward_only": {"estimator": "finite_difference", "step_size": 0.05},
+    "exact": {"estimator": "exact", "step_size": 0.05},
+    "adam": {"estimator": "projected", "rank": 4, "step_size": 1e-5, "optimizer": "adam"},
 }
 
 

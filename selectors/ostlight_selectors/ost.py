@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -58,11 +58,11 @@ class OneStepTrain(Selector):
     handles_strata = True
     selection_options = ("objective", "set_eta", "batch_size")
     compute_options = ("vector_storage",)
-    renamed_options = {  # noqa: RUF012
+    renamed_options: ClassVar[Mapping[str, str]] = {
         "scope": "parameters",
         "eta": "step_size",
         "targets": "vector_storage",
-        "backward": "estimator: finite_difference",
+        "backward": "estimator=finite_difference",
     }
 
     @dataclass

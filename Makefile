@@ -43,7 +43,6 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --scope lora
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --shape digitmath
-	$(BIN)/python benchmarks/bench_deita_filter.py --out $(OUT)/bench_deita_filter.jsonl
 
 # On a CUDA machine, with the Python that holds its torch and triton; installs nothing. Every phase runs, whatever became
 # of those before it; the exit status tells. Benchmarks first: what they record stands, however soon the machine goes.

@@ -12,44 +12,44 @@ from pathlib import Path
 import torch
 
 COMMIT = "OSTLIGHT_COMMIT"
-"""Environment variable: the commit to record where the files travelled without their history."""
+"""Environment variable: the commit to record where the files were copied without their history."""
 
 
 def _commit() -> str:
-    untold = os.environ.get(COMMIT, "unknown")
+    given = os.environ.get(COMMIT, "unknown")
     try:
         here = Path(__file__).parent
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
         dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
     except OSError:
-        return untold
-    return (head.stdout.strip() or untold) + ("+changes" if dirty.stdout.strip() else "")
+        return given
+    return (head.stdout.strip() or given) + ("+changes" if dirty.stdout.strip() else "")
 
 
 def _versions(kind: str) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"os": platform.platform(), "python": platform.python_version()}
+    versions = {"os": platform.platform(), "python": platform.python_version()}
     for name in ("torch", "numpy", "triton", "transformers", "lightning"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
+        versions["cuda"] = torch.version.cuda
     if kind == "cuda":
-        found["driver"] = _driver()
-    return found
+        versions["driver"] = _driver()
+    return versions
 
 
 def _driver() -> str:
     """Of the first GPU; a machine has one driver for all."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return told.splitlines()[0].strip()
+    return output.splitlines()[0].strip()
 
 
 def _device(kind: str) -> str:
@@ -57,6 +57,12 @@ def _device(kind: str) -> str:
         gib = torch.cuda.get_device_properties().total_memory / 2**30
         return f"{torch.cuda.get_device_name()}, {gib:.1f} GiB"
     return f"{platform.machine()} {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def provenance(device: str = "cpu") -> dict[str, object]:
+    """``commit``, ``device``, ``versions`` and ``when`` of what is measured now on ``cpu`` or ``cuda``."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"commit": _commit(), "device": _device(device), "versions": _versions(device), "when": when}
 
 
 class Recorder:
@@ -70,7 +76,7 @@ class Recorder:
 
     def __init__(self, bench: str, out: Path | str | None, device: str = "cpu") -> None:
         self.out = Path(out) if out else None
-        self._common = {"commit": _commit(), "device": _device(device), "versions": _versions(device)}
+        self._provenance = provenance(device)
         self._bench = bench
         if self.out:
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +94,8 @@ class Recorder:
     ) -> None:
         """One figure: ``value`` is the median of ``n`` measurements, ``p20`` and ``p80`` their percentiles."""
         record = {"bench": self._bench, "case": case, "metric": metric, "value": value, "unit": unit, "n": n}
-        record |= {"p20": p20, "p80": p80, **self._common, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        record |= {"p20": p20, "p80": p80, **self._provenance}
+        record["when"] = datetime.now(UTC).isoformat(timespec="seconds")
         if self.out:
             with self.out.open("a") as file:
                 file.write(json.dumps(record) + "\n")

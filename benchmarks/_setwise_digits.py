@@ -1,13 +1,13 @@
 """Handwritten digits with half the labels wrong by a rule.
 
-Shared by nothing but `bench_setwise_digits.py`.
+Shared by nothing but `bench_set_objective.py`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from _setwise_perceptrons import CLASSES, Cut
+from _perceptrons import CLASSES, Cut
 from sklearn.datasets import load_digits
 
 PRETRAIN_STEPS = 18

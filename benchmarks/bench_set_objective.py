@@ -1,6 +1,6 @@
 """Which objective picks the better training set when half the labels are wrong by a rule?
 
-    python benchmarks/bench_setwise_digits.py --seeds 5 --out benchmarks/results/bench_setwise_digits.jsonl
+    python benchmarks/bench_set_objective.py --seeds 5 --out benchmarks/results/bench_set_objective.jsonl
 
 Plain handwritten digits (scikit-learn's 1,797), cut anew for every seed: 120 pretrain both models, 100 anchors, 100 to
 develop on, 380 to test on, the rest is the pool, where a fixed permutation without fixed points mislabels half. A small
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from _record import Recorder
 from _setwise_digits import PRETRAIN_STEPS, cut
-from _setwise_perceptrons import (
+from _perceptrons import (
     BATCH,
     BRIEF_STEPS,
     CLASSES,
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    record = Recorder("bench_setwise_digits", asked.out)
+    record = Recorder("bench_set_objective", asked.out)
     accuracies, shares, notes = defaultdict(list), defaultdict(list), defaultdict(list)
     for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
         for store, found in zip((accuracies, shares, notes), one_seed(seed, asked.split), strict=True):

@@ -1,6 +1,6 @@
 """Does picking a fifth of a million samples as a set take under 60 s and 3 GB on two cores?
 
-    python benchmarks/bench_setwise_scale.py --out benchmarks/results/bench_setwise_scale.jsonl
+    python benchmarks/bench_set_solver.py --out benchmarks/results/bench_set_solver.jsonl
 
 Synthetic slopes and sketches (float32, heavy-tailed norms, twenty kinds of samples, half of one kind in five toxic).
 Every case runs in a process of its own, so that its peak resident memory, inputs and interpreter included, is its own.
@@ -85,7 +85,7 @@ def main() -> None:
         return
     from _record import Recorder
 
-    record = Recorder("bench_setwise_scale", asked.out)
+    record = Recorder("bench_set_solver", asked.out)
     missed = []
     for case in CASES:
         command = [sys.executable, __file__, "--case", case, "--rows", str(asked.rows)]

@@ -31,9 +31,9 @@ from ostlight.models.batch import Batch
 from ostlight.models.cost import StageCost
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.loss_monitor import LossMonitor, mean_loss
 from ostlight.training.steps import EncodedPool
-from ostlight.training.watch import LossMonitor, mean_loss
 
 TOKENS_PER_BATCH = 4096
 BATCH_SIZE, LEARNING_RATE = 16, 5e-4
@@ -116,7 +116,8 @@ class Warmed:
             watch = [LossMonitor(lambda: model.batches(world.dev, TOKENS_PER_BATCH))] if warm_up.watched else []
             data = EncodedPool(world.pool, rows, model.encoder)
             callbacks = [norms, moments, *watch]
-            fit(model, data, COMPUTE, folder, "warm-up", world.seed, StageCost("warm-up"), callbacks, quiet=True)
+            job = TrainingJob(COMPUTE, folder, "warm-up", world.seed, callbacks, quiet=True)
+            fit(model, data, job, StageCost("warm-up"))
             norms.save(folder)
             moments.save(folder)
         parameters = named_parameters_of(model.model, "blocks")
@@ -184,7 +185,7 @@ def trained_gain(proxy: Warmed, world: World, rows: np.ndarray, seed: int, epoch
     model.training_settings = Training(epochs=epochs, batch_size=BATCH_SIZE, lr=LEARNING_RATE)
     before = float(proxy.anchors.losses(model)[0])
     data = EncodedPool(world.pool, rows, model.encoder)
-    fit(model, data, COMPUTE, proxy.folder, "subset", seed, StageCost("train"), quiet=True)
+    fit(model, data, TrainingJob(COMPUTE, proxy.folder, "subset", seed, quiet=True), StageCost("train"))
     return before - float(proxy.anchors.losses(model)[0])
 
 

@@ -70,7 +70,7 @@ def write_run(
     score = _write_scores(run, records, probes, seed)
     _write_selection(run, score)
     _write_quarantine(run, Pool.open(data / "pool.jsonl"), score)
-    for stage, flops in (("warm-up", 2e12), ("score", 9e13), ("pick", 0.0)):
+    for stage, flops in (("warm-up", 2e12), ("score", 9e13), ("select", 0.0)):
         with run.cost_log.stage(stage, "ost") as entry:
             entry.flops, entry.samples, entry.tokens = flops, records, 500 * records
     agreement = {"estimator": "second_order", "spearman": 0.94, "samples": 64}

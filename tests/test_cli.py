@@ -43,7 +43,7 @@ def test_selectors_lists_name_line_options_and_source(monkeypatch, capsys):
 def test_a_run_from_the_command_line(config: Path, monkeypatch, capsys):
     code, _, err = run("select", str(config), "budget.count=7", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
-    assert "48 records read = 7 kept (7) + 41 dropped + 0 set aside" in err
+    assert "48 records read = 7 kept (7) + 41 dropped + 0 rejected" in err
 
 
 def test_a_typo_is_answered_without_a_traceback(config: Path, monkeypatch, capsys):

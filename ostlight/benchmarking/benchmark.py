@@ -49,7 +49,7 @@ def benchmark(config: Config) -> list[ResultRow]:
     for varied in variants:
         refuse_ranks(varied)
     folder = RunFolder.of(config)
-    folder.keep_config()
+    folder.write_config()
     room = Room(folder.path / "work", since)
     experiments = experiments_of(config, folder, room)
     tasks = [task for experiment in experiments for task in experiment.tasks]

@@ -24,14 +24,14 @@ from ostlight.evaluation.evaluate import evaluate_model
 from ostlight.models.cost import StageCost
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.score import ScoringJob, score_pool, scoring_fingerprints
 from ostlight.pipeline.scoring.writer import missing_shards
-from ostlight.pipeline.select import score_inputs, score_pool
 from ostlight.pipeline.selection_cost import selection_cost
 from ostlight.pipeline.subset_selection import select_subset_rows
-from ostlight.pipeline.warmup import DONE, proxy_inputs, warm_up_proxy
+from ostlight.pipeline.warmup import DONE, proxy_fingerprints, warm_up_proxy
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loggers import LoggerOf, log_metrics
 from ostlight.training.trainer import first_device
 
@@ -55,7 +55,7 @@ class ProxyTask:
     def __init__(self, experiment: Experiment, seed: int) -> None:
         self.experiment = experiment
         config = dataclasses.replace(experiment.config, seed=seed)
-        made_from = fingerprint.of_values(proxy_inputs(config, experiment.pool, experiment.anchors))
+        made_from = fingerprint.of_values(proxy_fingerprints(config, experiment.pool, experiment.anchors))
         self.key = f"proxy {made_from}"
         of = [experiment.variant] if experiment.variant else []
         of += [f"seed {seed}"] if seed != experiment.config.seed else []
@@ -82,7 +82,9 @@ class ScoreTask:
         self.proxy = experiment.proxy(seed) if selector.uses_proxy else None
         self.needs: Sequence[Task] = [self.proxy] if self.proxy else []
         config = dataclasses.replace(experiment.config, seed=seed, selector=choice)
-        made_from = fingerprint.of_values(score_inputs(config, experiment.pool, experiment.anchors, self.selector))
+        made_from = fingerprint.of_values(
+            scoring_fingerprints(config, experiment.pool, experiment.anchors, self.selector)
+        )
         self.key = f"scores {made_from}"
         label = f"{choice.shown}-seed{seed}" if self.selector.stochastic else choice.shown
         label = experiment.scored_as.setdefault(made_from, label)
@@ -98,7 +100,7 @@ class ScoreTask:
         return not missing_shards(self.place.scores, -(-len(self.experiment.pool) // self.config.compute.shard_size))
 
     def run(self) -> None:
-        score_pool(self.config, self.place, self.experiment.pool, self.selector, proxy_home=self.proxy_home)
+        score_pool(ScoringJob(self.config, self.place, self.experiment.pool, self.selector, self.proxy_home))
 
     @property
     def proxy_home(self) -> RunFolder:
@@ -157,7 +159,7 @@ class OracleTask:
         return self.file.exists()
 
     def run(self) -> None:
-        save_pick(self.experiment, self.file, self.experiment.clean(self.budget, self.seed), StageCost("pick"))
+        save_pick(self.experiment, self.file, self.experiment.clean(self.budget, self.seed), StageCost("select"))
 
 
 def save_pick(experiment: Experiment, file: Path, kept: np.ndarray, cost: StageCost) -> None:
@@ -232,8 +234,9 @@ class TrainTask:
         if self.pick:
             kept = np.load(self.pick.file.with_suffix(".npy"))
             with experiment.home.cost_log.stage("train", self.name) as training:
-                data = experiment.data.view(kept)
-                fit(model, data, compute, home, self.name, self.planned.seed, training, [logger], quiet=True)
+                data = experiment.data.select(kept)
+                job = TrainingJob(compute, home, self.name, self.planned.seed, [logger], quiet=True)
+                fit(model, data, job, training)
         model.to(first_device(compute))
         result = evaluate_model(model, experiment.questions, experiment.config.evaluation)
         log_metrics(compute, home, self.name, {f"accuracy/{k}": v for k, v in result.accuracy.items()}, logger)

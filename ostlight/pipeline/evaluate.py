@@ -35,7 +35,7 @@ def evaluate(config: Config) -> Result:
     refuse_unknown_tag(test, config.evaluation.by)
     if not (folder.target / "config.json").exists():
         raise DataError(f"{folder.target} holds no model; run `ostlight train` with this configuration first")
-    folder.keep_config("test", "evaluation")
+    folder.write_config("test", "evaluation")
     # Adapters are merged already.
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(folder.target), lora=None), "target")
     with folder.cost_log.stage("evaluate", config.selector.shown) as entry:

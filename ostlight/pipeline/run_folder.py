@@ -50,13 +50,13 @@ class RunFolder:
                 told = f"folder: cannot make {path}: {error.strerror}; name another with folder=... or name=..."
                 raise ConfigError([told]) from error
             if not (path / "config.yaml").exists():
-                self.keep_config()
+                self.write_config()
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
         return cls(Path(config.folder) / config.name, config)
 
-    def keep_config(self, *sections: str) -> None:
+    def write_config(self, *sections: str) -> None:
         """Writes ``config.yaml``, which repeats the run.
 
         A stage calls it once nothing refuses it any more: a refused one must not change what the folder says of the

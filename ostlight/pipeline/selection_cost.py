@@ -8,34 +8,36 @@ from ostlight.models.cost import ADDITIVE, StageCost
 
 
 def selection_cost(
-    proxy: Sequence[StageCost], scoring: Sequence[StageCost], picking: StageCost, records: int
+    proxy: Sequence[StageCost], scoring: Sequence[StageCost], selecting: StageCost, records: int
 ) -> StageCost:
-    """Warm-up, scoring and picking, as one undisturbed run of them would have cost.
+    """Returns the cost of warm-up, scoring and selecting, as one undisturbed run would have had it.
 
-    A warm-up that was killed started over, so its last one counts. Scoring goes on where it was killed, and what was
-    begun is done again, so its cost is that of a record, over all attempts, times the records there are: for the
-    selector itself and for each that scored for it (``Selector.dependencies``).
+    A warm-up that fails starts over, so its last run counts. Scoring resumes, and repeats the shards it was at; its
+    cost is therefore the cost per record over all attempts times the number of records, for the selector and for each
+    of its dependencies.
 
     Args:
-        proxy: cost log of the warm-up; empty for selectors without a proxy.
-        scoring: cost log of the scores.
-        picking: of this budget.
+        proxy: cost log with the warm-up; empty for selectors without a proxy.
+        scoring: cost log with the scores.
+        selecting: cost of selecting within this budget.
         records: in the pool.
     """
-    whole = StageCost("selection")
-    warm = [e for e in proxy if e.stage == "warm-up" and "failed" not in e.more]
-    scored = [e for e in scoring if e.stage == "score"]
-    attempts = [[e for e in scored if e.selector == s] for s in {e.selector: None for e in scored}]
+    cost = StageCost("selection")
+    warm_ups = [e for e in proxy if e.stage == "warm-up" and "failed" not in e.more]
+    attempts: dict[str, list[StageCost]] = {}
+    for entry in scoring:
+        if entry.stage == "score":
+            attempts.setdefault(entry.selector, []).append(entry)
     for name in ("wall_s", "device_s", *ADDITIVE):
-        score = sum(_whole(name, of_one, records) for of_one in attempts)
-        value = sum(getattr(e, name) for e in warm[-1:]) + score + getattr(picking, name)
-        setattr(whole, name, type(getattr(whole, name))(value))
-    return whole
+        scores = sum(_scale_to_pool(name, entries, records) for entries in attempts.values())
+        value = sum(getattr(e, name) for e in warm_ups[-1:]) + scores + getattr(selecting, name)
+        setattr(cost, name, type(getattr(cost, name))(value))
+    return cost
 
 
-def _whole(name: str, attempts: Sequence[StageCost], records: int) -> float:
-    """The setting up of the last attempt, and the rest by the record."""
-    seen = sum(e.samples for e in attempts)
+def _scale_to_pool(name: str, attempts: Sequence[StageCost], records: int) -> float:
+    """Returns the setup of the last attempt, plus all other cost per record times the records."""
+    scored = sum(e.samples for e in attempts)
     setups = [e.more.get("setup_flops", 0.0) if name == "flops" else 0.0 for e in attempts]
-    by_record = sum(getattr(e, name) for e in attempts) - sum(setups)
-    return setups[-1] + by_record * (records / seen if seen else 1)
+    per_record = sum(getattr(e, name) for e in attempts) - sum(setups)
+    return setups[-1] + per_record * (records / scored if scored else 1)

@@ -20,7 +20,7 @@ from ostlight.selection.notes import check_note
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
-from ostlight.training.trial import Trials
+from ostlight.training.trial import TrialContext, Trials
 
 
 def select_subset_rows(
@@ -37,7 +37,7 @@ def select_subset_rows(
         DataError: a budget that needs columns the scores lack.
         SelectorError: ``select`` asks for what the run does not have, or returns what are no rows.
     """
-    with folder.cost_log.stage("pick", config.selector.shown, selector.usage) as entry:
+    with folder.cost_log.stage("select", config.selector.shown, selector.usage) as entry:
         if budget.tokens is not None:
             scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
         context = _selection_context(config, folder, pool, selector, entry)
@@ -66,7 +66,8 @@ def _selection_context(
                 "name a file of them in dev.path or anchors.path"
             )
         fresh = partial(load_untrained_proxy, config)
-        return Trials(fresh, pool, trusted, config.compute, folder.path, config.seed, entry)
+        context = TrialContext(fresh, pool, trusted, config.compute, folder.path, config.seed)
+        return Trials(context, entry)
 
     def note(fact: str, value: object) -> None:
         check_note(fact, value)

@@ -23,10 +23,10 @@ from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.loss_monitor import LossMonitor
 from ostlight.training.steps import EncodedPool
-from ostlight.training.watch import LossMonitor
-from ostlight.training.weights import put_back, trained_weights
+from ostlight.training.weights import set_trained_weights, trained_weights
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def train(config: Config) -> Path:
     kept = read_kept(folder)
     pool = open_pool(config.pool, "pool")
     dev = open_pool(config.dev, "dev") if config.dev.path is not None else None
-    folder.claim("target", target_inputs(config, pool, kept, dev))
-    folder.keep_config("target")
+    folder.claim("target", target_fingerprints(config, pool, kept, dev))
+    folder.write_config("target")
     if (folder.target / "config.json").exists():
         log.info(f"target: already trained in {folder.target}")
         return folder.target
@@ -66,14 +66,13 @@ def train(config: Config) -> Path:
     with folder.cost_log.stage("train", config.selector.shown) as entry:
         entry.resumed = checkpoints.start > 0
         callbacks = [watch] if watch else []
-        rejections = fit(
-            model, data, config.compute, folder.path, "train", config.seed, entry, callbacks, checkpoints, True
-        )
+        job = TrainingJob(config.compute, folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
+        rejections = fit(model, data, job, entry)
         entry.more["rejected"] = len(rejections)
         if watch is not None:
             entry.more["kept_step"] = watch.kept_step
     if watch is not None:
-        log.info(watch.line("development set", "training", "target"))
+        log.info(watch.summary("development set", "training", "target"))
     _rejected(folder, pool, rejections, len(kept))
     _save(model, config, folder.target)
     if is_first_rank():
@@ -82,7 +81,7 @@ def train(config: Config) -> Path:
     return folder.target
 
 
-def target_inputs(config: Config, pool: Pool, kept: np.ndarray, dev: Pool | None) -> dict[str, str]:
+def target_fingerprints(config: Config, pool: Pool, kept: np.ndarray, dev: Pool | None) -> dict[str, str]:
     """Fingerprint of everything the target's weights depend on."""
     settings = dataclasses.asdict(config.target) | {"path": None, "checkpoint_minutes": None}
     return {
@@ -130,7 +129,7 @@ def _save(model: MultimodalModel, config: Config, target: Path) -> None:
         weights = trained_weights(model)
         if is_first_rank():
             model = MultimodalModel.load(config.target, "target")
-            put_back(model, weights)
+            set_trained_weights(model, weights)
     if is_first_rank():
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -20,10 +20,10 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, open_pool
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.loss_monitor import LossMonitor
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trainer import wait_for_all
-from ostlight.training.watch import LossMonitor
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
     settings = config.proxy.warmup
     if settings.fraction == 0:
         return load_proxy(config, folder)
-    folder.claim("proxy", proxy_inputs(config, pool, anchors))
+    folder.claim("proxy", proxy_fingerprints(config, pool, anchors))
     if (folder.proxy / DONE).exists():
         log.info(f"proxy: taken from {folder.proxy}")
     else:
@@ -61,7 +61,7 @@ def load_untrained_proxy(config: Config) -> MultimodalModel:
     return MultimodalModel.load(config.proxy, "proxy", config.proxy.warmup.training)
 
 
-def proxy_inputs(config: Config, pool: Pool, anchors: LoadedAnchors) -> dict[str, str]:
+def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> dict[str, str]:
     """Fingerprint of everything the proxy's weights depend on."""
     watched = config.dev.path and open_pool(config.dev, "dev").fingerprint()[:16]
     return {
@@ -93,14 +93,15 @@ def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors)
     with folder.cost_log.stage("warm-up") as entry:
         data = EncodedPool(pool, drawn, model.encoder)
         callbacks = [norms, moments, *([watch] if watch else [])]
-        rejections = fit(model, data, config.compute, folder.path, "warm-up", config.seed, entry, callbacks)
+        job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks)
+        rejections = fit(model, data, job, entry)
         entry.more["rejected"] = len(rejections)
     if rejections:
         log.info(
             f"warm-up: {len(rejections)} of {count} samples could not be used; scoring lists them with their reasons"
         )
     if watch is not None:
-        log.info(watch.line(read_on))
+        log.info(watch.summary(read_on))
     if is_first_rank():
         model.save(folder.proxy, merge=False)
         if watch is None or watch.kept_step:  # steps that were all undone say nothing of this proxy

@@ -100,7 +100,7 @@ class Run:
     def pick_notes(self) -> dict[str, dict[str, Any]]:
         """Facts noted while a budget was picked (``SelectionContext.note``), by the budget's label; of the last
         time."""
-        entries = [e.more for e in self.cost_log if e.stage == "pick"]
+        entries = [e.more for e in self.cost_log if e.stage == "select"]
         return {more["budget"]: more.get("noted", {}) for more in entries if "budget" in more}
 
     @cached_property

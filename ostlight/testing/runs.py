@@ -22,7 +22,8 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.errors import SelectorError
 from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.select import Selection, score_pool, select_subset
+from ostlight.pipeline.score import ScoringJob, score_pool
+from ostlight.pipeline.select import Selection, select_subset
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
 from ostlight.testing.pools import Pools
@@ -96,7 +97,7 @@ def run(config: Config, selector: Selector) -> Selection:
     folder = RunFolder.of(config)
     pool = open_pool(config.pool, "pool")
     with redirect_stdout(io.StringIO()):
-        score_pool(config, folder, pool, selector)
+        score_pool(ScoringJob(config, folder, pool, selector))
         return select_subset(config, folder, pool, selector, config.budget)
 
 

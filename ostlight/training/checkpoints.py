@@ -1,4 +1,4 @@
-"""A training that is killed goes on where it stood, and ends as it would have ended."""
+"""Checkpoints of a training: one that is killed resumes, and ends as it would have ended."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ class Checkpoints(Callback):
         self.file.unlink(missing_ok=True)
 
 
-class From(Sampler[int]):
-    """The places from ``start`` on; its length is that of the whole, by which Lightning counts."""
+class ResumeSampler(Sampler[int]):
+    """Yields the indices of the steps from ``start`` on.
+
+    Its length is that of all steps: Lightning counts by it.
+    """
 
     def __init__(self, start: int, total: int) -> None:
         self.start, self.total = start, total

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,46 +16,53 @@ from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
 from ostlight.errors import BadRecord, DataError, DivergedError
-from ostlight.models.batch import Batch
+from ostlight.models.batch import Batch, Step
 from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import Preflight, measure
 from ostlight.models.module import MultimodalModel
-from ostlight.training.checkpoints import Checkpoints, From
+from ostlight.training.checkpoints import Checkpoints, ResumeSampler
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
 from ostlight.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
 
-def fit(
-    model: MultimodalModel,
-    data: EncodedPool,
-    compute: Compute,
-    folder: Path,
-    stage: str,
-    seed: int,
-    entry: StageCost,
-    callbacks: Sequence[Callback] = (),
-    checkpoints: Checkpoints | None = None,
-    shard: bool = False,
-    quiet: bool = False,
-) -> dict[int, BadRecord]:
+@dataclass(frozen=True)
+class TrainingJob:
+    """Where and how a training runs.
+
+    Attributes:
+        compute: devices and token budget.
+        folder: of the run; loggers write below it.
+        stage: name of the training, for loggers and messages.
+        seed: of the order of the samples.
+        callbacks: Lightning's.
+        checkpoints: saves checkpoints; training resumes from the one it found.
+        shard: whether ``compute.strategy=fsdp`` shards this model.
+        quiet: logs nothing, and does not time a step to estimate the duration.
+    """
+
+    compute: Compute
+    folder: Path
+    stage: str
+    seed: int = 0
+    callbacks: Sequence[Callback] = ()
+    checkpoints: Checkpoints | None = None
+    shard: bool = False
+    quiet: bool = False
+
+
+def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: StageCost) -> dict[int, BadRecord]:
     """Trains ``model`` in place, by its ``training_settings``.
 
     Args:
-        model: what to train.
-        data: the samples, encoded for it; best first, where the settings order them by the ranking.
-        compute: devices and token budget.
-        folder, stage: where and under which name loggers write.
-        seed: of the order of the samples.
-        entry: the cost log's, filled in here.
-        callbacks: Lightning's.
-        checkpoints: takes them; where there is one already, training goes on from it.
-        shard: whether ``compute.strategy=fsdp`` shards this model.
-        quiet: log nothing, and do not time a step to estimate the duration.
+        model: the model.
+        data: its training samples; best first, where the settings order them by utility.
+        job: where and how.
+        cost: filled in here.
 
     Returns:
-        Records that could not be used, by position, with the reason; on every rank those of all.
+        Records of all ranks that could not be used, by position, with the reason.
 
     Raises:
         DataError: no sample to train on, or none that can be used.
@@ -61,109 +70,130 @@ def fit(
         OstlightError: memory runs out on single samples too; until then micro-batches are halved on a single device.
     """
     if not len(data):
-        raise DataError(f"{stage}: no sample to train on; widen the budget or look at quarantine.parquet")
-    plan = plan_steps(len(data), model.training_settings, seed)
-    model.total_steps = len(plan)
-    start = 0 if checkpoints is None else checkpoints.start
-    steps = StepDataset(data, plan, model.collator, compute.tokens_per_batch)
-    cost = _Cost(entry, steps, start)
-    last = [] if checkpoints is None else [checkpoints]
-    trainer = make_trainer(compute, folder, stage, [*callbacks, _Finite(), cost, *last], shard=shard, max_epochs=1)
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        cost.flops, line = _estimate(model, steps, stage)
-    else:
-        model.to(trainer.strategy.root_device)
-        model.budget.on_halving = _log_halving(entry, stage, quiet)
-        cost.flops, line = _preflight(model, steps, stage, timed=not quiet)
-    if not quiet:
-        log.info(line)
+        raise DataError(f"{job.stage}: no sample to train on; widen the budget or look at quarantine.parquet")
+    start = job.checkpoints.start if job.checkpoints else 0
+    steps = _plan(model, data, job)
+    tracker = _CostTracker(cost, steps, start)
+    callbacks = [*job.callbacks, _StopOnNonFiniteLoss(), tracker, *([job.checkpoints] if job.checkpoints else [])]
+    trainer = make_trainer(job.compute, job.folder, job.stage, callbacks, shard=job.shard, max_epochs=1)
+    tracker.flops = _expected_flops(model, steps, job, cost, trainer)
     steps.rank, steps.world_size, steps.tokens = trainer.global_rank, trainer.world_size, 0
-    torch.manual_seed(seed)
-    loader = DataLoader(steps, batch_size=None, sampler=From(start, len(plan)), num_workers=0)
-    state = checkpoints.file if checkpoints is not None and start else None
-    trainer.fit(model, loader, ckpt_path=state, weights_only=True)
-    data.rejections.update(_from_all_ranks(data.rejections))
-    if all(int(p) in data.rejections for p in data.positions):
-        first = data.rejections[int(data.positions[0])]
-        raise DataError(f"{stage}: none of the {len(data)} samples can be used; the first: {first}")
-    entry.more["answers_cut"] = len(data.cut)
-    if data.cut and not quiet:
-        limit = model.encoder.max_length
-        log.info(f"{stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
-    cost.of_ranks(trainer.global_step, trainer.world_size)
+    torch.manual_seed(job.seed)
+    loader = DataLoader(steps, batch_size=None, sampler=ResumeSampler(start, len(steps)), num_workers=0)
+    checkpoint = job.checkpoints.file if job.checkpoints and start else None
+    trainer.fit(model, loader, ckpt_path=checkpoint, weights_only=True)
+    data.rejections.update(_gather_rejections(data.rejections))
+    _check_usable(data, job.stage)
+    _report_cut_answers(model, data, job, cost)
+    tracker.update(trainer.global_step, trainer.world_size)
     return data.rejections
 
 
-def _log_halving(entry: StageCost, stage: str, quiet: bool) -> Callable[[str], None]:
-    def halved(what: str) -> None:
-        entry.more["out_of_memory"] = what
-        if not quiet:
-            log.warning(f"{stage}: {what}")
-
-    return halved
+def _plan(model: MultimodalModel, data: EncodedPool, job: TrainingJob) -> StepDataset:
+    plan = plan_steps(len(data), model.training_settings, job.seed)
+    model.total_steps = len(plan)
+    return StepDataset(data, plan, model.collator, job.compute.tokens_per_batch)
 
 
-class _Cost(Callback):
-    """Keeps this rank's share in the cost log's entry while training goes on: a killed training was paid for too.
-
-    Attributes:
-        flops: of all steps, all ranks.
-    """
-
-    def __init__(self, entry: StageCost, steps: StepDataset, start: int) -> None:
-        self.entry, self.steps, self.start, self.flops = entry, steps, start, 0.0
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        self.of_ranks(trainer.global_step, 1)
-
-    def of_ranks(self, step: int, ranks: int) -> None:
-        """The cost up to a step, of so many ranks."""
-        share = ranks / self.steps.world_size
-        plan = self.steps.plan
-        self.entry.tokens = self.steps.tokens * ranks
-        self.entry.samples = round(share * sum(len(p) for p in plan[self.start : step]))
-        self.entry.flops = share * self.flops * (step - self.start) / len(plan)
+def _expected_flops(
+    model: MultimodalModel, steps: StepDataset, job: TrainingJob, cost: StageCost, trainer: L.Trainer
+) -> float:
+    """Returns the FLOPs of the whole training, logs them, and moves a model that is not sharded to its device."""
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        flops, line = _estimate(model, steps, job.stage)
+    else:
+        model.to(trainer.strategy.root_device)
+        model.budget.on_halving = _log_halving(cost, job)
+        flops, line = _preflight(model, steps, job)
+    if not job.quiet:
+        log.info(line)
+    return flops
 
 
-def _from_all_ranks(mine: dict[int, BadRecord]) -> dict[int, BadRecord]:
-    if not torch.distributed.is_initialized():
-        return mine
-    gathered: list[dict[int, BadRecord]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(gathered, mine)
-    return {position: error for one in gathered for position, error in one.items()}
+def _log_halving(cost: StageCost, job: TrainingJob) -> Callable[[str], None]:
+    def on_halving(message: str) -> None:
+        cost.more["out_of_memory"] = message
+        if not job.quiet:
+            log.warning(f"{job.stage}: {message}")
+
+    return on_halving
 
 
 def _estimate(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[float, str]:
     """FLOPs of a training whose model may not fit on one device: six for every weight and token."""
-    step = steps[0]
     weights = sum(p.numel() for p in model.parameters())
-    flops = 6.0 * weights * sum(sum(m.tokens) for m in step.micro_batches) * len(steps)
+    flops = 6.0 * weights * sum(sum(micro.tokens) for micro in steps[0].micro_batches) * len(steps)
     return flops, f"{stage}: {len(steps):,} steps: {flops:.2g} FLOPs (estimated: six for every weight and token)"
 
 
-def _preflight(model: MultimodalModel, steps: StepDataset, stage: str, timed: bool) -> tuple[float, str]:
-    """FLOPs of the whole training, and the line that says what it will cost."""
+def _preflight(model: MultimodalModel, steps: StepDataset, job: TrainingJob) -> tuple[float, str]:
+    """FLOPs of a training, measured on its first step."""
     step = steps[0].to(model.device)
     if not step.micro_batches:
-        return 0.0, f"{stage}: none of the first samples can be used"
+        return 0.0, f"{job.stage}: none of the first samples can be used"
 
     def measured(micro_batches: list[Batch]) -> Preflight:
-        def once() -> None:
+        def backward() -> None:
             model.zero_grad(set_to_none=True)
             for micro in micro_batches:
                 model.losses(micro).mean().backward()
             model.zero_grad(set_to_none=True)
 
-        return measure(once, sum(len(m) for m in micro_batches), len(steps), len(steps), timed)
+        return measure(backward, sum(len(m) for m in micro_batches), len(steps), len(steps), timed=not job.quiet)
 
-    found = model.budget.run(step.micro_batches, measured)
-    return found.flops, found.line(f"{stage}: {len(steps):,} steps")
+    preflight = model.budget.run(step.micro_batches, measured)
+    return preflight.flops, preflight.line(f"{job.stage}: {len(steps):,} steps")
 
 
-class _Finite(Callback):
-    """Stops at the first loss that is no number."""
+def _gather_rejections(own: dict[int, BadRecord]) -> dict[int, BadRecord]:
+    if not torch.distributed.is_initialized():
+        return own
+    gathered: list[dict[int, BadRecord]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, own)
+    return {position: error for rejections in gathered for position, error in rejections.items()}
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+
+def _check_usable(data: EncodedPool, stage: str) -> None:
+    if all(int(p) in data.rejections for p in data.positions):
+        first = data.rejections[int(data.positions[0])]
+        raise DataError(f"{stage}: none of the {len(data)} samples can be used; the first: {first}")
+
+
+def _report_cut_answers(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: StageCost) -> None:
+    cost.more["answers_cut"] = len(data.cut)
+    if data.cut and not job.quiet:
+        limit = model.encoder.max_length
+        log.info(f"{job.stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
+
+
+class _CostTracker(Callback):
+    """Updates the cost after every step, so that a training that fails has its cost too.
+
+    Attributes:
+        flops: of all steps, all ranks.
+    """
+
+    def __init__(self, cost: StageCost, steps: StepDataset, start: int) -> None:
+        self.cost, self.steps, self.start, self.flops = cost, steps, start, 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self.update(trainer.global_step, 1)
+
+    def update(self, step: int, ranks: int) -> None:
+        """Sets the cost up to a step, of so many ranks."""
+        share = ranks / self.steps.world_size
+        plan = self.steps.plan
+        self.cost.tokens = self.steps.tokens * ranks
+        self.cost.samples = round(share * sum(len(p) for p in plan[self.start : step]))
+        self.cost.flops = share * self.flops * (step - self.start) / len(plan)
+
+
+class _StopOnNonFiniteLoss(Callback):
+    """Stops at the first loss that is NaN or infinite, and names the samples."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not bool(torch.isfinite(loss)):
             ids = [s.id for micro in batch.micro_batches for s in micro.samples]

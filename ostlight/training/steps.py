@@ -63,8 +63,8 @@ class EncodedPool:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def view(self, positions: Sequence[int] | np.ndarray) -> EncodedPool:
-        """Other records of the same pool, sharing what is remembered."""
+    def select(self, positions: Sequence[int] | np.ndarray) -> EncodedPool:
+        """Returns other records of the same pool, with the same cache."""
         other = copy.copy(self)
         other.positions = np.asarray(positions)
         return other

@@ -1,4 +1,4 @@
-"""What a set of records does to the proxy, found out by training on it briefly."""
+"""Measures what a set of records does to the proxy by training on it briefly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from ostlight.models.batch import Batch
 from ostlight.models.cost import StageCost
 from ostlight.models.flops import FlopCounter
 from ostlight.models.module import MultimodalModel
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.loss_monitor import mean_loss
 from ostlight.training.steps import EncodedPool
-from ostlight.training.watch import mean_loss
-from ostlight.training.weights import put_back, trained_weights
+from ostlight.training.weights import set_trained_weights, trained_weights
 
 log = logging.getLogger(__name__)
 
@@ -34,82 +35,98 @@ TRIAL_STEPS = 100
 """Optimiser steps of every trial, whatever the size of the set: trials are compared with each other."""
 
 
-class Trials:
-    """Trains a fresh copy of the proxy on records of the pool and reads trusted samples; every call costs one training.
+@dataclass(frozen=True)
+class TrialContext:
+    """What the trials of one selection share.
 
-    Args:
-        load: the proxy, with the settings of its warm-up; all but their length are kept. Best not warmed up yet: what
-            has learnt the pool learns little more from any part of it. Called once; a trial begins with its weights.
-        pool: where the records are.
-        trusted: at least one.
-        compute, folder: as for ``fit``.
+    Attributes:
+        load_proxy: loads the proxy with the settings of its warm-up, of which all but the length apply. The proxy
+            should not be warmed up: one that has learnt the pool learns little more from any part of it. Called once.
+        pool: the records.
+        trusted: samples the loss is read on; at least one.
+        compute: devices and token budget.
+        folder: of the run.
         seed: of the order of the samples.
-        entry: the cost log's; what trials cost is added to it.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], MultimodalModel],
-        pool: Pool,
-        trusted: Sequence[Sample],
-        compute: Compute,
-        folder: Path,
-        seed: int,
-        entry: StageCost,
-    ) -> None:
-        self._load, self._pool = load, pool
-        self._compute = dataclasses.replace(compute, progress=False, logger="none")
-        self._folder, self._seed, self._entry = folder, seed, entry
-        self._reader = _Reader(trusted, compute.tokens_per_batch)
+    load_proxy: Callable[[], MultimodalModel]
+    pool: Pool
+    trusted: Sequence[Sample]
+    compute: Compute
+    folder: Path
+    seed: int
+
+
+class Trials:
+    """Trains a fresh copy of the proxy on records of the pool and reads the loss on trusted samples.
+
+    Args:
+        context: proxy, pool and trusted samples.
+        cost: every call adds the cost of one training.
+    """
+
+    def __init__(self, context: TrialContext, cost: StageCost) -> None:
+        self._context, self._cost = context, cost
+        self._reader = _TrustedLossReader(context.trusted, context.compute.tokens_per_batch)
 
     @cached_property
     def _proxy(self) -> tuple[MultimodalModel, dict[str, Tensor], EncodedPool]:
-        model = self._load()
+        model = self._context.load_proxy()
         model.training_settings = dataclasses.replace(model.training_settings, epochs=None, steps=TRIAL_STEPS)
-        return model, trained_weights(model), EncodedPool(self._pool, [], model.encoder)
+        return model, trained_weights(model), EncodedPool(self._context.pool, [], model.encoder)
 
     def __call__(self, positions: np.ndarray, repeat: int = 0) -> float:
-        """The trusted samples' mean loss in nats after the training; infinite where the training diverged.
+        """Returns the trusted samples' mean loss in nats after the training; infinite where the training diverged.
 
         Args:
             positions: of the records.
-            repeat: another number takes the samples in another order, which tells the noise of a trial.
+            repeat: another number shuffles the samples differently, which shows the noise of a trial.
 
         Raises:
             DataError: no record to train on.
         """
         model, weights, data = self._proxy
-        put_back(model, weights)
-        tried = self._entry.more.get("trials", 0)
+        set_trained_weights(model, weights)
+        earlier = self._cost.more.get("trials", 0)
         reader, cost = self._reader, StageCost("trial")
-        reader.loss, reader.flops = math.inf, 0.0
+        reader.reset()
         with suppress(DivergedError):  # the loss stays infinite
-            seed, folder = self._seed + repeat, self._folder
-            fit(model, data.view(positions), self._compute, folder, "trial", seed, cost, [reader], quiet=tried > 0)
+            fit(model, data.select(positions), self._job(repeat, quiet=earlier > 0), cost)
         if "out_of_memory" in cost.more:
-            self._entry.more["out_of_memory"] = told = cost.more["out_of_memory"]
-            if tried:
-                log.warning(f"trial: {told}")
-        self._entry.flops += cost.flops + reader.flops
-        self._entry.tokens += cost.tokens
-        self._entry.more["trials"] = tried + 1
+            self._cost.more["out_of_memory"] = cost.more["out_of_memory"]
+            if earlier:
+                log.warning(f"trial: {cost.more['out_of_memory']}")
+        self._cost.flops += cost.flops + reader.flops
+        self._cost.tokens += cost.tokens
+        self._cost.more["trials"] = earlier + 1
         return reader.loss
 
+    def _job(self, repeat: int, quiet: bool) -> TrainingJob:
+        context = self._context
+        compute = dataclasses.replace(context.compute, progress=False, logger="none")
+        return TrainingJob(
+            compute, context.folder, "trial", context.seed + repeat, callbacks=[self._reader], quiet=quiet
+        )
 
-class _Reader(Callback):
-    """Reads the trusted samples once training has ended, while the model is still on its device."""
+
+class _TrustedLossReader(Callback):
+    """Reads the loss on the trusted samples once training has ended, while the model is still on its device."""
 
     def __init__(self, trusted: Sequence[Sample], tokens_per_batch: int) -> None:
         self._trusted, self._tokens_per_batch = trusted, tokens_per_batch
         self._batches: list[Batch] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the last reading."""
         self.loss, self.flops = math.inf, 0.0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, MultimodalModel), "trials train the models of this project"
+        assert isinstance(pl_module, MultimodalModel)
         if self._batches is None:
-            most = pl_module.budget.most or self._tokens_per_batch
-            self._batches = pl_module.batches(self._trusted, min(most, self._tokens_per_batch))
+            limit = pl_module.budget.most or self._tokens_per_batch
+            self._batches = pl_module.batches(self._trusted, min(limit, self._tokens_per_batch))
         with FlopCounter() as counter:
-            loss = trainer.strategy.broadcast(mean_loss(pl_module, self._batches))  # ranks choose alike
+            loss = trainer.strategy.broadcast(mean_loss(pl_module, self._batches))  # all ranks use one reading
         self.flops = float(counter.total)
         self.loss = loss if math.isfinite(loss) else math.inf

@@ -1,4 +1,4 @@
-"""The weights that training changes, taken out of a model and put back, whether it is sharded or not."""
+"""Copies the weights that training changes out of a model and back, whether it is sharded or not."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ostlight.models.module import MultimodalModel
 
 
 def trained_weights(model: MultimodalModel) -> dict[str, Tensor]:
-    """A copy on the CPU, by name. Of a sharded model every rank must ask; only the first gets it, whole."""
+    """Returns a copy on the CPU, by name. Every rank of a sharded model must call it; only the first gets weights."""
     if model.sharded:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        found: dict[str, Any] = get_model_state_dict(model, options=options)
-        return {name: found[name] for name in model.trained if name in found}
+        full: dict[str, Any] = get_model_state_dict(model, options=options)
+        return {name: full[name] for name in model.trained if name in full}
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.trained.items()}
 
 
-def put_back(model: MultimodalModel, weights: Mapping[str, Tensor]) -> None:
-    """What ``trained_weights`` took out; a sharded model reads the first rank's."""
+def set_trained_weights(model: MultimodalModel, weights: Mapping[str, Tensor]) -> None:
+    """Writes what ``trained_weights`` returned back into the model; a sharded model takes the first rank's."""
     if isinstance(model.model, FSDPModule):
         model.model.reshard()  # a forward pass without a backward pass leaves the outermost weights gathered
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)

@@ -129,10 +129,10 @@ def test_a_lost_cell_is_run_again_and_comes_out_the_same(experiment):
 def test_a_failed_cell_is_reported_and_the_rest_go_on(experiment, monkeypatch, logged):
     real = tasks_module.fit
 
-    def fails_once(model, data, compute, folder, name, *rest, **options):
-        if name.startswith("random") and name.endswith("seed1"):
+    def fails_once(model, data, job, cost):
+        if job.stage.startswith("random") and job.stage.endswith("seed1"):
             raise MemoryError("no room")
-        return real(model, data, compute, folder, name, *rest, **options)
+        return real(model, data, job, cost)
 
     monkeypatch.setattr(tasks_module, "fit", fails_once)
     with pytest.raises(BenchmarkError, match="1 task failed:\n  - random.*seed1: MemoryError: no room"):

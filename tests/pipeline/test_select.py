@@ -52,7 +52,7 @@ def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path:
         (7, "empty_answer"),
         (11, "duplicate_id"),
     }
-    assert "48 records read = 9 kept (20%) + 36 dropped + 3 set aside" in logged()
+    assert "48 records read = 9 kept (20%) + 36 dropped + 3 rejected" in logged()
 
 
 def test_a_refused_run_leaves_what_the_folder_says_of_the_work_in_it(settings):
@@ -98,7 +98,7 @@ def test_a_new_budget_picks_anew_without_scoring(settings):
     second = ostlight.select(settings(), "budget.fraction=0.25")
     assert (len(first.kept), len(second.kept)) == (24, 12)
     assert set(second.kept) <= set(first.kept)
-    assert [e.stage for e in second.folder.cost_log.read()] == ["score", "pick", "pick"]
+    assert [e.stage for e in second.folder.cost_log.read()] == ["score", "select", "select"]
 
 
 def test_changed_inputs_are_refused_by_name(settings, samples):
@@ -188,8 +188,8 @@ def test_a_kind_nearly_left_out_is_told(settings, digits, tmp_path: Path, logged
     config = settings(pool={"path": str(pool)}, selector={"name": "tests-picky"}, budget={"fraction": 0.5})
     selection = ostlight.select(config)
     assert [(one.value, one.scored, one.kept) for one in selection.rare] == [("early", 22, 0)]
-    told = "hardly any kept of task=early (0 of 22); what a subset lacks a model forgets"
-    assert f"{told}: budget.stratify_by=task keeps shares" in logged()
+    warning = "hardly any kept of task=early (0 of 22); a model forgets what its subset lacks: budget.stratify_by=task"
+    assert warning in logged()
     assert ostlight.select(config, "budget.stratify_by=task").rare == []
     assert "hardly any kept" not in logged()
 
@@ -345,7 +345,7 @@ def test_a_file_an_option_names_counts_by_its_content_and_a_compute_option_not_a
     choice = {"name": "reads-a-file", "options": {"file": str(file)}}
     first = ostlight.select(settings(selector=choice)).folder
     ostlight.select(settings(selector=choice), "selector.options.threads=8")
-    assert [e.stage for e in first.cost_log.read()] == ["score", "pick", "pick"]
+    assert [e.stage for e in first.cost_log.read()] == ["score", "select", "select"]
     file.write_text("2")
     with pytest.raises(RunChangedError, match=r"changed: selector\.options\.file"):
         ostlight.select(settings(selector=choice))

@@ -48,7 +48,7 @@ def _halves(config: dict) -> list[float]:
 
 def test_a_selector_tries_sets_on_the_proxy(settings):
     selection = ostlight.select(settings(selector={"name": "test-tries-halves"}))
-    picking = next(e for e in selection.folder.cost_log.read() if e.stage == "pick")
+    picking = next(e for e in selection.folder.cost_log.read() if e.stage == "select")
     assert picking.more["trials"] == 2
     assert picking.flops > 0
     assert picking.device_s > 0
@@ -85,7 +85,7 @@ def test_a_benchmark_counts_trials_once_in_every_cell_that_uses_them(settings):
     mine = [f["value"] for f in figures if f["selector"] != "base" and f["metric"] == "selection_flops"]
     (cost_log,) = folder.glob("selectors/test-tries-halves-*/cost_log.jsonl")
     entries = [json.loads(line) for line in cost_log.read_text().splitlines()]
-    assert [e["stage"] for e in entries] == ["score", "pick"]
+    assert [e["stage"] for e in entries] == ["score", "select"]
     assert mine == [pytest.approx(sum(e["flops"] for e in entries))] * 2
 
 

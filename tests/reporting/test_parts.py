@@ -196,7 +196,7 @@ def test_what_was_tried_is_told(made: Path, tmp_path: Path):
     label = run.config.budget.label
     picks = {"7 samples": {"trial": note | {"kept": "other"}}, label: {"trial": note, "gap": {"of": 0.5}}}
     for budget, noted in picks.items():
-        run.folder.cost_log.add(StageCost("pick", more={"budget": budget, "noted": noted}))
+        run.folder.cost_log.add(StageCost("select", more={"budget": budget, "noted": noted}))
     page = write_report(tried).read_text()
     assert "Kept: <b>at random</b>" in page
     assert (

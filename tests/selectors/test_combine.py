@@ -64,7 +64,7 @@ def test_rank_mean_is_the_mean_of_places(settings):
     assert scores.column("place_by_part") == pytest.approx(np.stack(places, axis=1))
     assert sorted(selection.kept) == sorted(np.argsort(-np.mean(places, axis=0), kind="stable")[:10])
     stages = [(e.stage, e.selector) for e in folder.cost_log.read()]
-    assert stages == [("score", "1-loss"), ("score", "2-el2n"), ("score", "combine"), ("pick", "combine")]
+    assert stages == [("score", "1-loss"), ("score", "2-el2n"), ("score", "combine"), ("select", "combine")]
 
 
 def test_equal_scores_share_their_places(settings, samples):

@@ -26,7 +26,7 @@ def test_loss_keeps_the_easiest_or_the_hardest(settings):
 def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
     alone = ostlight.select(settings(selector={"name": "ost", "options": SET | {"objective": "sample"}}))
     together = ostlight.select(settings(selector={"name": "ost", "options": AT_SCALE}))
-    assert [e.stage for e in together.folder.cost_log.read()] == ["score", "pick", "pick"]
+    assert [e.stage for e in together.folder.cost_log.read()] == ["score", "select", "select"]
     scores = Scores.read(together.folder.scores)
     slopes, phi = scores.column("alignment"), scores.column("phi")
     values = [minibatch_value(slopes, phi, s.kept, eta=0.05, batch_size=32) for s in (together, alone)]
@@ -39,7 +39,7 @@ def test_a_sets_scale_is_tried_on_the_proxy_for_every_budget_and_nothing_is_scor
     for budget in ("budget.count=10", "budget.count=20"):
         folder = ostlight.select(config, budget).folder
     entries = folder.cost_log.read()
-    assert [e.stage for e in entries] == ["score", "pick", "pick"]
+    assert [e.stage for e in entries] == ["score", "select", "select"]
     assert all(2 <= e.more["trials"] <= 7 and e.flops > 0 for e in entries[1:])
     assert [e.more["noted"]["set"]["samples"] for e in entries[1:]] == [10, 20]
     assert logged().count("of 7 scales tried") == 2
@@ -61,7 +61,7 @@ def test_the_best_of_several_subsets_is_tried_out_for_every_budget(settings, log
     for budget in ("budget.count=10", "budget.count=20"):
         selection = ostlight.select(config, budget)
     entries = selection.folder.cost_log.read()
-    assert [e.stage for e in entries] == ["score", "pick", "pick"]
+    assert [e.stage for e in entries] == ["score", "select", "select"]
     losses = entries[2].more["noted"]["trial"]["losses"]
     assert {"sample by sample", "low loss", "at random"} < set(losses)
     assert 6 <= entries[2].more["trials"] <= 2 * len(losses) == 12

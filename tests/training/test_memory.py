@@ -15,9 +15,9 @@ from ostlight.errors import OstlightError
 from ostlight.models.cost import StageCost
 from ostlight.models.module import MultimodalModel
 from ostlight.training import trial
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.steps import EncodedPool
-from ostlight.training.trial import Trials
+from ostlight.training.trial import TrialContext, Trials
 
 ROWS = np.arange(16)
 PLENTY = 10**9
@@ -49,7 +49,7 @@ def trained(proxy, digits, tmp_path, logged):
         model.training_settings = Training(steps=3, batch_size=8, lr=1e-3)
         compute = Compute(accelerator="cpu", logger="none", progress=False, tokens_per_batch=1_000)
         data = EncodedPool(Pool.open(digits.pool), ROWS, model.encoder)
-        fit(model, data, compute, tmp_path, "warm-up", 0, entry)
+        fit(model, data, TrainingJob(compute, tmp_path, "warm-up"), entry)
         return {name: p.detach().clone() for name, p in model.trained.items()}, entry, logged().splitlines()
 
     return train
@@ -87,8 +87,8 @@ def test_the_next_trial_begins_with_what_fitted(limit, proxy, samples, digits, t
         model.training_settings = Training(batch_size=8, lr=1e-3)
         return model
 
-    entry = StageCost("pick")
-    trials = Trials(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0, entry)
+    entry = StageCost("select")
+    trials = Trials(TrialContext(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0), entry)
     assert math.isfinite(trials(ROWS))
     limit["tokens"], limit["seen"] = max(limit["seen"]) // 2, []
     assert math.isfinite(trials(ROWS))

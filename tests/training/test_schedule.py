@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
 from ostlight.models.cost import StageCost
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.steps import EncodedPool
 
 STEPS, PEAK = 10, 2e-4
@@ -37,7 +37,7 @@ def rates(proxy, digits, tmp_path: Path):
         model.training_settings = Training(steps=STEPS, batch_size=2, lr=PEAK, **schedule)
         compute = Compute(accelerator="cpu", logger="none", progress=False)
         data = EncodedPool(Pool.open(digits.pool), np.arange(4), model.encoder)
-        fit(model, data, compute, tmp_path, "train", 0, StageCost("train"), callbacks=[rates])
+        fit(model, data, TrainingJob(compute, tmp_path, "train", callbacks=[rates]), StageCost("train"))
         return rates.seen
 
     return of

@@ -13,10 +13,10 @@ from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
 from ostlight.models.cost import StageCost
 from ostlight.training import trial
-from ostlight.training.fit import fit
+from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.loss_monitor import mean_loss
 from ostlight.training.steps import EncodedPool
-from ostlight.training.trial import Trials
-from ostlight.training.watch import mean_loss
+from ostlight.training.trial import TrialContext, Trials
 
 ROWS = np.array([5, 1, 9, 30])
 
@@ -32,9 +32,9 @@ def setup(proxy, samples, digits, tmp_path, monkeypatch):
             model.training_settings = Training(epochs=3, batch_size=2, lr=lr)
             return model
 
-        entry = StageCost("pick")
+        entry = StageCost("select")
         pool, trusted = Pool.open(digits.pool), samples("anchors")
-        return Trials(load, pool, trusted, compute, tmp_path, 0, entry), entry, compute
+        return Trials(TrialContext(load, pool, trusted, compute, tmp_path, 0), entry), entry, compute
 
     return make
 
@@ -45,7 +45,7 @@ def test_the_loss_is_the_anchors_after_training_on_these_records_only(setup, pro
     before = mean_loss(model, model.batches(samples("anchors"), 4096))
     model.training_settings = Training(steps=4, batch_size=2, lr=1e-3)
     cost = StageCost("train")
-    fit(model, EncodedPool(Pool.open(digits.pool), ROWS, model.encoder), compute, tmp_path, "t", 0, cost)
+    fit(model, EncodedPool(Pool.open(digits.pool), ROWS, model.encoder), TrainingJob(compute, tmp_path, "t"), cost)
     expected = mean_loss(model, model.batches(samples("anchors"), 4096))
     assert trials(ROWS) == pytest.approx(expected, rel=1e-6)
     assert expected != pytest.approx(before, rel=1e-3)

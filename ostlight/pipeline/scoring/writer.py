@@ -48,7 +48,7 @@ class ShardWriter(BasePredictionWriter):
     ) -> None:
         rows = self._open[batch.shard]
         rows += prediction
-        if batch.last:
+        if batch.is_last:
             rows += [rejection_row(r) for r in batch.rejections]
             with atomic_path(part(self.folder, batch.shard)) as temporary:
                 pq.write_table(to_table(rows), temporary)

@@ -14,7 +14,7 @@ from ostlight.influence.preconditioner import adam_scale
 from ostlight.influence.rank_agreement import Agreement, rank_agreement, sample_count
 from ostlight.influence.sample_gradient import dot, sample_gradient
 from ostlight.influence.simulated_step import Step
-from ostlight.training.watch import mean_loss
+from ostlight.training.loss_monitor import mean_loss
 
 
 @pytest.fixture

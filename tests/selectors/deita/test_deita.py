@@ -42,7 +42,7 @@ def test_another_similarity_picks_anew_without_scoring(settings):
     few = ostlight.select(settings(selector=choice()), "budget.fraction=1.0")
     more = ostlight.select(settings(selector=choice(similarity=0.99)), "budget.fraction=1.0")
     assert len(more.kept) > len(few.kept)
-    assert [e.stage for e in more.folder.cost_log.read()] == ["score", "pick", "pick"]
+    assert [e.stage for e in more.folder.cost_log.read()] == ["score", "select", "select"]
     all_ = ostlight.select(settings(selector=choice(similarity=1.0)), "budget.count=7")
     assert len(all_.kept) == 7
 

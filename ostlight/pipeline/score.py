@@ -1,0 +1,180 @@
+"""Scores a pool: one row of the score table for every record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ostlight.config.schema import Config, SelectorChoice
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord, DataError
+from ostlight.influence.step_size import median_update_norm
+from ostlight.models.batch import Batch
+from ostlight.models.encode import QuestionEncoder
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline import fingerprint
+from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.scoring.module import ScoringModule
+from ostlight.pipeline.scoring.progress import SampleProgress
+from ostlight.pipeline.scoring.stream import Encoding, ShardStream
+from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
+from ostlight.pipeline.warmup import proxy_fingerprints, warm_up_proxy
+from ostlight.selection.context import ProxyContext, ScoringContext
+from ostlight.selection.notes import read_notes
+from ostlight.selection.registry import create
+from ostlight.selection.scores import read_score_table
+from ostlight.selection.selector import Selector
+from ostlight.training.trainer import make_trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """What is scored, how, and where the scores go.
+
+    Attributes:
+        config: of the run.
+        folder: gets ``scores/``.
+        pool: the records.
+        selector: what scores them.
+        proxy_folder: the run folder whose warmed-up proxy is used, or that gets it; by default ``folder``.
+        dependencies: run folders whose scores are complete, by the label of the dependency they were made for. A
+            dependency that is not listed is scored in ``dependencies/LABEL`` of ``folder``.
+    """
+
+    config: Config
+    folder: RunFolder
+    pool: Pool
+    selector: Selector
+    proxy_folder: RunFolder | None = None
+    dependencies: Mapping[str, RunFolder] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> int:
+        """Number of score files."""
+        return -(-len(self.pool) // self.config.compute.shard_size)
+
+
+def score_pool(job: ScoringJob) -> None:
+    """Writes ``scores/part-*.parquet``, one row for every record of the pool; resumes where it was stopped.
+
+    Raises:
+        RunChangedError: the folder holds scores made from other inputs.
+        DataError: a dependency that is listed as scored is not.
+        SelectorError: the selector fails, or breaks its contract.
+    """
+    anchors = read_anchors(job.config)
+    job.folder.claim("scores", scoring_fingerprints(job.config, job.pool, anchors, job.selector))
+    job.folder.write_config()
+    missing = missing_shards(job.folder.scores, job.shards)
+    if not missing:
+        log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
+        return
+    warn_of_overlap(job.config, anchors, job.pool)
+    context = _scoring_context(job, anchors)
+    _score_shards(job, context, missing)
+    log.info(audit(job.folder.scores, len(job.pool)))
+
+
+def scoring_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, selector: Selector) -> dict[str, str]:
+    """Returns the fingerprint of everything a score depends on, by a name the user understands."""
+    no_score = (*selector.selection_options, *selector.compute_options)
+    options = {name: value for name, value in dataclasses.asdict(selector.options).items() if name not in no_score}
+    fingerprints = {
+        "pool": pool.fingerprint()[:16],
+        "anchors": anchors.fingerprint,
+        "selector": config.selector.name,
+        "selector.options": fingerprint.of_values(options),
+        "selector's code": fingerprint.of_class(type(selector)),
+        "compute.shard_size": str(config.compute.shard_size),
+        "seed": str(config.seed),
+        "scoring code": fingerprint.of_code(*fingerprint.SCORING),
+    }
+    fingerprints |= {f"selector.options.{name}": value for name, value in selector.fingerprints().items()}
+    if selector.uses_proxy:
+        fingerprints |= proxy_fingerprints(config, pool, anchors)
+    for choice in selector.dependencies():
+        dependency = create(choice.name, choice.options)
+        needed = scoring_fingerprints(dataclasses.replace(config, selector=choice), pool, anchors, dependency)
+        fingerprints |= {f"{choice.shown}: {k}": value for k, value in needed.items() if fingerprints.get(k) != value}
+    return fingerprints
+
+
+def _scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:
+    """Scores the dependencies, warms up the proxy, and returns what the selector's ``setup`` is given."""
+    dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
+    tables = {label: read_score_table(scored.scores) for label, scored in dependencies.items()}
+    notes = {label: read_notes(scored.path / "selector") for label, scored in dependencies.items()}
+    proxy = None
+    if job.selector.uses_proxy:
+        folder = job.proxy_folder or job.folder
+        proxy = _proxy_context(job, folder, warm_up_proxy(job.config, folder, job.pool, anchors))
+    selector_folder = job.folder.path / "selector"
+    return ScoringContext(anchors.samples, anchors.groups, job.config.seed, selector_folder, proxy, tables, notes)
+
+
+def _scored_dependency(job: ScoringJob, choice: SelectorChoice) -> RunFolder:
+    """Returns the run folder of a selector that this one needs; scores the pool by it where that was not done."""
+    scored = job.dependencies.get(choice.shown)
+    if scored is not None:
+        if missing_shards(scored.scores, job.shards):
+            raise DataError(f"{choice.shown}: {scored.scores} does not hold the scores of the whole pool")
+        return scored
+    parent = job.folder.path / "dependencies"
+    config = dataclasses.replace(job.config, name=choice.shown, folder=str(parent), selector=choice)
+    folder = RunFolder.of(config)
+    folder.cost_log = job.folder.cost_log
+    selector = create(choice.name, choice.options)
+    score_pool(ScoringJob(config, folder, job.pool, selector, job.proxy_folder or job.folder))
+    return folder
+
+
+def _proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) -> ProxyContext:
+    return ProxyContext(
+        model=proxy,
+        folder=folder.proxy,
+        records=len(job.pool),
+        examples=lambda count: _random_examples(job, proxy, count),
+        update_norm=lambda parameters: median_update_norm(folder.proxy, parameters),
+        lr=job.config.proxy.warmup.training.lr,
+        tokens_per_batch=job.config.compute.tokens_per_batch,
+    )
+
+
+def _encoding(job: ScoringJob, proxy: MultimodalModel) -> Encoding:
+    encoder = proxy.encoder if job.selector.needs_answers else QuestionEncoder(proxy.encoder)
+    return Encoding(encoder, proxy.collator)
+
+
+def _random_examples(job: ScoringJob, proxy: MultimodalModel, count: int) -> Iterator[Batch]:
+    encoding = _encoding(job, proxy)
+    for _, read in job.pool.read(job.pool.draw(count, job.config.seed)):
+        if isinstance(read, Sample):
+            # A record that cannot be encoded is rejected with its reason when it is scored.
+            with contextlib.suppress(BadRecord):
+                yield encoding.batch([read], [encoding.encoder.encode(read)]).to(proxy.device)
+
+
+def _score_shards(job: ScoringJob, context: ScoringContext, missing: Sequence[int]) -> None:
+    """Runs the selector over the missing shards under ``Trainer.predict`` and logs what that cost."""
+    compute = job.config.compute
+    encoding = _encoding(job, context.proxy.model) if job.selector.uses_proxy else None
+    stream = ShardStream(job.pool, missing, compute, encoding)
+    callbacks = [ShardWriter(job.folder.scores), SampleProgress(stream.records)]
+    with job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost:
+        cost.resumed = len(missing) < job.shards
+        module = ScoringModule(job.selector, context, stream, cost, compute.workers)
+        trainer = make_trainer(compute, job.folder.path, "score", callbacks, inference_mode=False)
+        try:
+            trainer.predict(module, return_predictions=False)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                module.tear_down_selector()
+            raise
+        trainer.strategy.barrier()

@@ -165,7 +165,5 @@ def test_two_killed_ranks_go_on(final, tmp_path: Path, capfd, strategy: str):
     moved = distance(whole, weights(Path(config["target"]["path"])))
     assert distance(whole, resumed) < 1e-3 * moved
     entries = [e for e in CostLog(runs / "killed" / "cost_log.jsonl").read() if e.stage == "train"]
-    assert [e.more.get("failed") for e in entries] == ["killed", "killed", None], "a line for each killed rank"
-    assert entries[-1].resumed
+    assert [e.resumed for e in entries] == [True], "a killed process writes no line"
     assert 0 < entries[-1].samples < 8 * 13, "what came after the checkpoint"
-    assert max(e.wall_s for e in entries[:-1]) > 0

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from _record import Recorder
 from _perceptrons import BATCH, BRIEF_STEPS, LR, Scored, losses, trained
+from _record import Recorder
 from scipy.stats import t as student
 
 from ostlight.selection.set_objective import Choice, Limits, Pick, Scale, SetObjective, choose_scale, solve_set

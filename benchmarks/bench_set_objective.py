@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _record import Recorder
-from _setwise_digits import PRETRAIN_STEPS, cut
 from _perceptrons import (
     BATCH,
     BRIEF_STEPS,
@@ -34,6 +32,8 @@ from _perceptrons import (
     single,
     trained,
 )
+from _record import Recorder
+from _setwise_digits import PRETRAIN_STEPS, cut
 from _setwise_picker import SINGLE_SCALES, Notes, Picker, fixed, table, written
 
 from ostlight.selection.set_objective import Limits, Scale, SetObjective, gradient_clusters, quota_limits, solve_set

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_stream.py --out /tmp/bench_stream.jsonl
 
-Writes the pool to a temporary folder (about 300 MB), then: opens it, reads every record in order and 20,000 at random;
-runs `ostlight select` with `random`; encodes and batches 100,000 records as `ost` reads them. Peak memory is that of the
-whole process up to that point, interpreter and imports included; every figure is of one run.
+Writes the pool to a temporary folder (about 300 MB), opens it, reads every record in order and 20,000 at random;
+runs `ostlight select` with `random`; encodes and batches 100,000 records as `ost` reads them. Peak memory is that of
+the whole process up to that point, interpreter and imports included; every figure is of one run.
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ def within_limit(records: Sequence[Record], limit: int = LIMIT) -> tuple[list[Re
 def write(records: Iterable[Record], path: Path) -> None:
     """One JSON object a line, numbers to six digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rounded = [
-        {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()} for record in records
-    ]
+    rounded = [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()} for record in records]
     path.write_text("".join(json.dumps(record) + "\n" for record in rounded))
 
 

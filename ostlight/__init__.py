@@ -127,4 +127,8 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ostlight")
     raise AttributeError(f"module 'ostlight' has no attribute {name!r}")

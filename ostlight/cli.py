@@ -15,6 +15,23 @@ Config = Annotated[str, typer.Argument(help="YAML file", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings to change", metavar="[KEY=VALUE]...")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import ostlight
+
+        typer.echo(f"ostlight {ostlight.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Choose training data by what a sample does to the model."""
+
+
 @app.command()
 def select(config: Config, overrides: Overrides = None) -> None:
     """Score the pool, pick within the budget, write the subset."""

@@ -96,7 +96,7 @@ def test_a_comparison_in_tensorboard(tmp_path: Path):
     log_comparison(Compute(logger="tensorboard"), tmp_path)
     events = EventAccumulator(str(tmp_path / "logs" / "benchmark"))
     events.Reload()
-    assert events.Tags()["images"] == ["picture/table"]
+    assert events.Tags()["images"] == ["plot/table"]
     (text,) = events.Tensors("table/text_summary")
     assert "| ost | 0.75 ± 0.01 |".encode() in text.tensor_proto.string_val[0]
 

@@ -15,7 +15,7 @@ from ostlight.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """The base of all errors in how a command is written; Typer exports it under no name."""
 
 RENAMED_VERBS = {"pick": "select", "score": "select", "compare": "benchmark", "bench": "benchmark", "test": "evaluate"}

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from forks import run_script
 
 import ostlight
 import ostlight_selectors.ost
 from ostlight.pipeline.scoring.writer import audit
 from ostlight.selection.scores import read_score_table
-from ostlight.testing.forks import run_script
 from ostlight.training import trial
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ WHOLE = "audit: each of the 48 records has exactly one row"
 SELECT_ALL = """
 import sys
 import ostlight
-from ostlight.testing.forks import on_ranks
+from forks import on_ranks
 from ostlight.training import trial
 from ostlight_selectors import ost
 compared, trial.TRIAL_STEPS = map(int, sys.argv[1:3])
@@ -45,7 +45,7 @@ KILL_ALL = """
 import sys
 from pathlib import Path
 import ostlight
-from ostlight.testing.forks import on_ranks
+from forks import on_ranks
 from ostlight_selectors import ost
 ost.sample_count = lambda records: int(sys.argv[1])
 for file in map(Path, sys.argv[2:]):
@@ -70,8 +70,8 @@ def run_apart(script: str, files: list[Path], *options: int) -> str:
     file = files[0].parent / "script.py"
     file.write_text(script)
     ended = run_script(file, str(ostlight_selectors.ost.sample_count(48)), *map(str, options), *files)
-    assert ended.well, ended.said
-    return ended.said
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
 
 
 def select_on_two(files: list[Path]) -> None:

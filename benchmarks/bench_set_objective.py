@@ -1,6 +1,6 @@
 """Which objective picks the better training set when half the labels are wrong by a rule?
 
-    python benchmarks/bench_set_objective.py --seeds 5 --out /tmp/bench_set_objective.jsonl
+    python benchmarks/bench_set_objective.py --seeds 5 --out benchmarks/results/bench_set_objective.jsonl
 
 Plain handwritten digits (scikit-learn's 1,797), cut anew for every seed: 120 pretrain both models, 100 anchors, 100 to
 develop on, 380 to test on, the rest is the pool, where a fixed permutation without fixed points mislabels half. A small
@@ -34,9 +34,9 @@ from _perceptrons import (
 )
 from _record import Recorder
 from _setwise_digits import PRETRAIN_STEPS, cut
-from _setwise_picker import SINGLE_SCALES, Notes, Picker, fixed, table, written
+from _setwise_picker import SINGLE_SCALES, Notes, Picker, Scale, fixed, table, written
 
-from ostlight.selection.set_objective import Limits, Scale, SetObjective, gradient_clusters, quota_limits, solve_set
+from ostlight.selection.set_objective import Limits, SetObjective, gradient_clusters, quota_limits, solve_set
 
 
 class DigitsPicker(Picker):
@@ -138,22 +138,22 @@ def one_seed(seed: int, split: str) -> tuple[dict[tuple[str, str], float], dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSONL file to append to")
+    parser.add_argument("--out", type=Path, help="append the figures to this file")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--split", choices=("dev", "test"), default="test")
-    options = parser.parse_args()
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    record = Recorder("bench_set_objective", options.out)
+    record = Recorder("bench_set_objective", asked.out)
     accuracies, shares, notes = defaultdict(list), defaultdict(list), defaultdict(list)
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for store, found in zip((accuracies, shares, notes), one_seed(seed, options.split), strict=True):
+    for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+        for store, found in zip((accuracies, shares, notes), one_seed(seed, asked.split), strict=True):
             for key, value in found.items():
                 store[key].append(value)  # type: ignore[index]
         print(f"seed {seed} done", flush=True)
 
     others = ("exact", "low loss", "set plain K=64 chosen", "second_order K=64 by label")
-    written(record, options.split, accuracies, shares, notes, others)
+    written(record, asked.split, accuracies, shares, notes, others)
     cases = [f"budget={b:g} proxy={p}" for p in ("cold", "warm") for b in (0.2, 0.5)]
     print(table(accuracies, shares, cases))
 

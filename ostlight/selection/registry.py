@@ -126,9 +126,10 @@ def _refuse_renamed(cls: type[Selector], options: Mapping[str, Any]) -> None:
     SelectorError: an option, or a value of one, that ``renamed_options`` lists; the message has all of them.
     """
     renamed = cls.renamed_options
-    old = [key for name, value in options.items() for key in (name, f"{name}={value}") if key in renamed]
-    if old:
-        raise SelectorError("; ".join(f"selector.options.{key} is now {renamed[key]}" for key in old))
+    keys = [f"{name}={value}" if f"{name}={value}" in renamed else name for name, value in options.items()]
+    messages = [f"selector.options.{key} is now {renamed[key]}" for key in keys if key in renamed]
+    if messages:
+        raise SelectorError("; ".join(messages))
 
 
 def option_lines(cls: type[Selector]) -> list[str]:

@@ -191,11 +191,11 @@ def test_variants_share_what_they_make_from_the_same(experiment):
 
 
 def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
-    options = {"rank": 4, "set_eta": 0.1, "batch_size": 8}
+    options = {"rank": 4, "set_step_size": 1.0, "set_batch_size": 8}
     section = experiment["benchmark"] | {
         "selectors": [
-            {"name": "ost", "options": options | {"objective": "sample"}},
-            {"name": "ost", "label": "set", "options": options | {"objective": "set"}},
+            {"name": "ost", "options": options},
+            {"name": "ost", "label": "set", "options": options | {"selection": "set"}},
         ],
         "seeds": [0],
         "baseline": "ost",

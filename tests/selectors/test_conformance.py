@@ -18,21 +18,22 @@ from ostlight.testing.runner import SelectorRunner
 
 OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
 OPTIONS: dict[str, dict[str, Any]] = {
+    "best_of": {"steps": 2},
     "active": {"estimator": "first_order", "parameters": "head", "step_size": 0.05, "answers": 2, "max_new_tokens": 4},
     "combine": {"how": "cascade", "of": [{"name": "loss", "keep": 0.5}, {"name": "length"}]},
     "deita": {"complexity": None, "quality": None},
-    "ost": {"estimator": "exact", "parameters": "head", "objective": "sample"},
+    "ost": {"estimator": "exact", "parameters": "head"},
 }
 """Options that a selector requires, or that make it fast enough here."""
 ALWAYS_CHECKED = ("combine", "llm_judge", "loss", "ost", "random")
 """One selector of each kind: other selectors' scores, a server's, one forward pass, gradients, no model."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
-    ("ost", {"estimator": "exact", "objective": "sample"}),
+    ("ost", {"estimator": "exact"}),
     ("ost", {"estimator": "projected", "rank": 4}),
-    ("ost", {"estimator": "second_order", "probes": 4, "objective": "sample"}),
-    ("ost", {"estimator": "first_order", "optimizer": "adam", "objective": "sample"}),
-    ("ost", {"estimator": "second_order", "probes": 4, "objective": "set"}),
+    ("ost", {"estimator": "second_order", "probes": 4}),
+    ("ost", {"estimator": "first_order", "optimizer": "adam"}),
+    ("ost", {"estimator": "second_order", "probes": 4, "selection": "set"}),
 ]
 
 

@@ -34,9 +34,9 @@ from _perceptrons import (
 )
 from _record import Recorder
 from _setwise_digits import PRETRAIN_STEPS, cut
-from _setwise_picker import SINGLE_SCALES, Notes, Picker, Scale, fixed, table, written
+from _setwise_picker import SINGLE_SCALES, Notes, Picker, fixed, table, written
 
-from ostlight.selection.set_objective import Limits, SetObjective, gradient_clusters, quota_limits, solve_set
+from ostlight.selection.set_objective import Limits, Scale, SetObjective, gradient_clusters, quota_limits, solve_set
 
 
 class DigitsPicker(Picker):

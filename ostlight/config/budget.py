@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 
 class Scored(Protocol):
-    """What ``Budget.top`` reads of a score table (``ostlight.selection.scores.Scores``)."""
+    """The columns of a score table (``ostlight.selection.scores.Scores``) that ``Budget.top`` reads."""
 
     @property
     def positions(self) -> np.ndarray: ...
@@ -29,53 +30,36 @@ DEFAULT_FRACTION = 0.2
 """The share at which arXiv 2605.07488 found the largest gain for equal steps."""
 
 ANCHOR_GROUP, GRADIENT_CLUSTER = "anchors.group", "gradients.cluster"
-"""Kinds of samples that are no tags, for ``Budget.stratify_by``; ``ostlight.selection.strata`` says what they are."""
+"""Values of ``Budget.stratify_by`` that are not tags; see ``ostlight.selection.strata``."""
 
 
 @dataclass
 class Budget:
-    """One of the first four says how much (none: a fifth); ``stratify_by`` gives every kind of sample a share of it.
+    """How much is kept: one of ``fraction``, ``count``, ``tokens`` and ``threshold``; a fifth, if none is given.
 
     Attributes:
-        fraction: share of the scored samples, above 0, at most 1.
+        fraction: share of the scored samples.
         count: number of samples.
         tokens: number of tokens, counted by the target's tokenizer.
-        threshold: the lowest score kept; any number may pass.
-        stratify_by: a tag: each of its values gets a share of the budget as large as its share of the pool. Or
-            ``anchors.group``: each group of the anchors gets a share as large as its share of the anchors, and a sample
-            counts for the group it helps most. Or ``gradients.cluster``: the same by clusters of gradients, for pools
-            without tags.
+        threshold: lowest score kept.
+        stratify_by: tag whose values (strata) each get a share of the budget as large as their share of the pool. Or
+            ``anchors.group`` (a sample belongs to the anchor group that it helps most; shares are those of the anchors)
+            or ``gradients.cluster`` (clusters of gradients, for pools without tags).
     """
 
-    fraction: float | None = None
-    count: int | None = None
-    tokens: int | None = None
+    fraction: Annotated[float, Interval(gt=0, le=1)] | None = None
+    count: Annotated[int, Ge(1)] | None = None
+    tokens: Annotated[int, Ge(1)] | None = None
     threshold: float | None = None
     stratify_by: str | None = None
 
+    alternatives: ClassVar[tuple[str, ...]] = ("fraction", "count", "tokens", "threshold")
+
     @property
     def share(self) -> float | None:
-        """``fraction``, or a fifth where no size is given; ``None`` for the other kinds."""
-        unset = (self.fraction, self.count, self.tokens, self.threshold) == (None,) * 4
-        return DEFAULT_FRACTION if unset else self.fraction
-
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, in words; empty where nothing is."""
-        sizes = {k: getattr(self, k) for k in ("fraction", "count", "tokens", "threshold")}
-        given = {k: v for k, v in sizes.items() if v is not None}
-        if len(given) > 1:
-            got = ", ".join(f"{k}={v}" for k, v in given.items())
-            return [f"budget takes one of fraction, count, tokens, threshold; got {got}"]
-        found = []
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            found.append(f"budget.fraction must be above 0 and at most 1 (0.2 keeps a fifth); got {self.fraction}")
-        for name in ("count", "tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                found.append(f"budget.{name} must be at least 1; got {value}")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            found.append(f"budget.threshold must be a finite number; got {self.threshold}")
-        return found
+        """``fraction``, or a fifth if no size is given; ``None`` for budgets by count, tokens or threshold."""
+        is_unset = all(getattr(self, name) is None for name in self.alternatives)
+        return DEFAULT_FRACTION if is_unset else self.fraction
 
     @property
     def label(self) -> str:
@@ -115,15 +99,15 @@ class Budget:
         tokens: Mapping[str, int] | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> dict[str, Budget]:
-        """One budget for each kind; kinds that get nothing are left out.
+        """One budget for each stratum; strata that get nothing are left out.
 
         Args:
-            sizes: scored samples of each kind.
+            sizes: scored samples of each stratum.
             tokens: their tokens, needed by a token budget.
-            weights: shares are in proportion to these; by default to what there is, in samples or tokens.
+            weights: relative shares; by default the sizes, in samples or tokens.
         """
         if self.threshold is not None:
-            return {kind: replace(self, stratify_by=None) for kind in sizes}
+            return {stratum: replace(self, stratify_by=None) for stratum in sizes}
         if self.tokens is not None:
             assert tokens is not None, "a token budget is shared by tokens"
             return {k: Budget(tokens=n) for k, n in shared_out(self.tokens, tokens, weights).items() if n}
@@ -131,34 +115,35 @@ class Budget:
         return {k: Budget(count=n) for k, n in shared_out(wanted, sizes, weights).items() if n}
 
 
-def shared_out(total: float, room: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, int]:
-    """Whole numbers in proportion to ``weights``, never more than there is ``room``; what is over goes to the others.
+def shared_out(
+    total: float, capacity: Mapping[str, float], weights: Mapping[str, float] | None = None
+) -> dict[str, int]:
+    """``total`` divided into whole numbers in proportion to ``weights``, none above its capacity.
 
     Args:
-        total: to be shared; no more than the whole room is.
-        room: the most each kind can take.
-        weights: by default the room. A kind that is not named weighs nothing, and takes only what no other can.
+        total: to be shared; at most the sum of all capacities is.
+        capacity: the most that each name can take.
+        weights: by default the capacities. A name without weight only takes what no other can.
     """
-    shares = dict.fromkeys(room, 0)
-    left = int(min(total, sum(room.values())))
-    while left:
-        free = {k: int(r) - shares[k] for k, r in room.items() if shares[k] < int(r)}
-        basis = {k: (room if weights is None else weights).get(k, 0) for k in free}
+    shares = dict.fromkeys(capacity, 0)
+    remaining = int(min(total, sum(capacity.values())))
+    while remaining:
+        free = {k: int(c) - shares[k] for k, c in capacity.items() if shares[k] < int(c)}
         if not free:
             break
-        given = apportion(left, basis if sum(basis.values()) else free)
-        for kind, more in given.items():
-            shares[kind] += min(more, free[kind])
-            left -= min(more, free[kind])
+        basis = {k: (capacity if weights is None else weights).get(k, 0) for k in free}
+        for name, more in apportion(remaining, basis if sum(basis.values()) else free).items():
+            shares[name] += min(more, free[name])
+            remaining -= min(more, free[name])
     return shares
 
 
 def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers in proportion to ``weights`` that add up to ``total`` (largest remainders; ties by name)."""
-    whole = sum(weights.values())
-    exact = {k: total * w / whole for k, w in weights.items()}
+    sum_of_weights = sum(weights.values())
+    exact = {k: total * w / sum_of_weights for k, w in weights.items()}
     counts = {k: math.floor(x) for k, x in exact.items()}
-    rest = total - sum(counts.values())
-    for k in sorted(weights, key=lambda k: (counts[k] - exact[k], k))[:rest]:
+    remaining = total - sum(counts.values())
+    for k in sorted(weights, key=lambda k: (counts[k] - exact[k], k))[:remaining]:
         counts[k] += 1
     return counts

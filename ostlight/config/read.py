@@ -1,7 +1,8 @@
-"""YAML as it is written, with an error that names the place and the mend."""
+"""YAML files, with errors that name the line and the fix."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,18 @@ from ostlight.errors import ConfigError
 
 
 def read_mapping(path: Path, what: str = "settings") -> dict[str, Any]:
-    """The mapping a YAML file holds.
+    """The mapping that a YAML file holds.
 
     Args:
-        what: the mapping is of, for messages.
+        what: what the mapping holds, for messages.
 
     Raises:
-        ConfigError: no UTF-8, no YAML, a key twice in one mapping, or something else than a mapping.
+        ConfigError: not UTF-8, not YAML, a repeated key, or not a mapping.
     """
     try:
         values = parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError([f"not YAML: no text in UTF-8 (byte {error.start}); save it as UTF-8"], str(path)) from error
+        raise ConfigError([f"not YAML: not UTF-8 text (byte {error.start}); save it as UTF-8"], str(path)) from error
     except yaml.YAMLError as error:
         raise ConfigError([f"not YAML: {one_line(error)}"], str(path)) from error
     if not isinstance(values, dict):
@@ -32,31 +33,36 @@ def read_mapping(path: Path, what: str = "settings") -> dict[str, Any]:
 
 
 def parse(text: str) -> Any:
-    """Plain data from YAML.
+    """Plain data from YAML; ``1e-5`` is a number, unlike in PyYAML.
 
     Raises:
-        yaml.YAMLError: it is none, or names a key twice: PyYAML would drop the first in silence.
+        yaml.YAMLError: not YAML, or a repeated key (PyYAML would silently drop the first).
     """
     return yaml.load(text, _Loader)
 
 
 def one_line(error: yaml.YAMLError) -> str:
-    """What PyYAML says, without the picture of the place."""
+    """PyYAML's message in one line, without the excerpt of the file."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    return f"{said} (line {mark.line + 1}, column {mark.column + 1})" if mark else said
+    message = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"{message} (line {mark.line + 1}, column {mark.column + 1})" if mark else message
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        written: set[tuple[str, str]] = set()
+        seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             name = (key.tag, str(key.value))
-            if name in written:
+            if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice; remove one", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice; remove one", key.start_mark
                 )
-            written.add(name)
+            seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+from annotated_types import Ge, Gt, Interval
 
 from ostlight.config.budget import Budget
 from ostlight.config.digitmath import DigitMath
 
-ORDERS = ("shuffled", "utility_descending", "utility_ascending", "annealed")
+T = TypeVar("T")
+
+Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "64-true"]
+Dtype = Literal["float32", "bfloat16", "float64"]
+Protocol = Literal["equal_epochs", "equal_steps"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BASE, ORACLE = "base", "oracle"
-"""Rows of a benchmark's table that are no selectors and frame them."""
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+"""Rows of a benchmark's table that are not selectors: the untrained target, and training on clean samples only."""
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Seed = Annotated[int, Ge(0)]
 
 
 @dataclass
@@ -19,9 +36,9 @@ class Data:
     """Where samples are read from.
 
     Attributes:
-        path: a file, a folder of files, or a glob.
-        format: ``auto`` looks at the content; else a format's name (`ostlight.data.formats`).
-        image_root: pictures are opened under it only; by default the folder of the file that names them.
+        path: file, folder of files, or glob.
+        format: file format (a module of ``ostlight.data.formats``); ``auto`` recognizes it by the content.
+        image_root: folder that image paths are relative to and must stay in; by default that of the file.
     """
 
     path: str | None = None
@@ -31,57 +48,43 @@ class Data:
 
 @dataclass
 class Anchors(Data):
-    """The small trusted set. ``group`` names the tag that splits it, for utilities by skill."""
+    """The small trusted set.
+
+    Attributes:
+        group: tag that splits the anchors, for utilities by skill.
+    """
 
     group: str | None = None
 
 
 @dataclass
 class Training:
-    """How a model is fine-tuned. At most one of ``epochs`` and ``steps``; neither means one epoch.
+    """How a model is fine-tuned.
 
     Attributes:
-        epochs: passes over the training samples.
-        steps: optimiser steps, whatever the number of samples (samples are then seen as often as it takes).
-        batch_size: samples in one optimiser step.
+        epochs: passes over the training samples; one, if neither ``epochs`` nor ``steps`` is given.
+        steps: optimizer steps, however many samples there are; instead of ``epochs``.
+        batch_size: samples in one optimizer step, over all devices.
         lr: peak learning rate of AdamW.
-        warmup: share of the steps over which the learning rate rises from 0.
-        schedule: ``cosine`` (to 0) or ``constant``.
-        weight_decay: AdamW's.
-        clip: largest gradient norm, ``null`` for none.
-        order: of the samples within each pass: ``shuffled``, or by their score: ``utility_descending`` (most useful
-            first), ``utility_ascending`` (most useful last), ``annealed`` (begins as utility_descending and ends as
-            a shuffle).
+        warmup: share of the steps with a rising learning rate.
+        schedule: learning rate after the warm-up: ``cosine`` (to 0) or ``constant``.
+        weight_decay: of AdamW.
+        clip: largest gradient norm; ``null`` does not clip.
+        order: of the samples in each epoch: ``shuffled``, by utility (``utility_descending``,
+            ``utility_ascending``), or ``annealed`` (starts as ``utility_descending``, ends shuffled).
     """
 
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 16
-    lr: float = 1e-5
-    warmup: float = 0.03
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    order: str = "shuffled"
+    epochs: Positive | None = None
+    steps: Count | None = None
+    batch_size: Count = 16
+    lr: Positive = 1e-5
+    warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.03
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: NotNegative = 0.0
+    clip: Positive | None = 1.0
+    order: Order = "shuffled"
 
-    def problems(self, where: str) -> list[str]:
-        """What is wrong with the settings, in words."""
-        found = []
-        if self.epochs is not None and self.steps is not None:
-            found.append(f"{where} takes one of epochs and steps; got epochs={self.epochs}, steps={self.steps}")
-        for name in ("epochs", "steps", "batch_size", "lr", "clip"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                found.append(f"{where}.{name} must be above 0; got {value}")
-        if self.weight_decay < 0:
-            found.append(f"{where}.weight_decay must be at least 0; got {self.weight_decay}")
-        if not 0 <= self.warmup < 1:
-            found.append(f"{where}.warmup must be at least 0 and below 1; got {self.warmup}")
-        if self.schedule not in ("cosine", "constant"):
-            found.append(f"{where}.schedule must be cosine or constant; got {self.schedule!r}")
-        if self.order not in ORDERS:
-            found.append(f"{where}.order must be one of {', '.join(ORDERS)}; got {self.order!r}")
-        return found
+    alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps")
 
 
 @dataclass
@@ -89,33 +92,34 @@ class Model:
     """A model folder or hub name.
 
     Attributes:
-        path: what ``from_pretrained`` takes, or a folder of LoRA adapters that peft saved, whose base model is named
-            inside; a proxy keeps them apart (parameters ``lora``, and all that its warm-up trains), a target merges
-            them.
-        trust_remote_code: runs Python that comes with the model; leave it off unless you have read it.
-        dtype: of the weights: ``float32``, ``bfloat16``, ``float64``.
+        path: folder or hub name for ``from_pretrained``, or a folder of LoRA adapters saved by peft.
+        trust_remote_code: run Python code that comes with the model.
+        dtype: of the weights.
         max_length: tokens after which a sample is cut; cut answers are counted and reported.
     """
 
     path: str | None = None
     trust_remote_code: bool = False
-    dtype: str = "float32"
-    max_length: int = 4096
+    dtype: Dtype = "float32"
+    max_length: Count = 4096
 
 
 @dataclass
 class Warmup:
     """Brief fine-tuning of the proxy on a random part of the pool, before it scores.
 
-    It stops early, or is undone, when the anchor loss rises; the run says so.
+    It stops early, or is undone, when the anchor loss rises; the log says so.
 
     Attributes:
-        fraction: share of the pool (arXiv 2605.07488 found 0.05 best); 0 leaves the proxy as it is.
-        training: use the step size of the real fine-tuning: a larger one can ruin the proxy.
+        fraction: share of the pool (arXiv 2605.07488 found 0.05 best); 0 skips the warm-up.
     """
 
-    fraction: float = 0.05
+    fraction: Share = 0.05
     training: Training = field(default_factory=Training)
+
+    def problems(self) -> Iterator[str]:
+        if self.training.order != "shuffled":
+            yield "training.order must be shuffled: no sample has a score before the warm-up"
 
 
 @dataclass
@@ -127,16 +131,16 @@ class Proxy(Model):
 
 @dataclass
 class Lora:
-    """Low-rank adapters (peft) that are trained in the place of the weights, and merged into them at the end.
+    """Low-rank adapters (peft), trained instead of the weights and merged into them at the end.
 
     Attributes:
         rank: of each adapter.
-        alpha: its product is scaled by ``alpha / rank``.
-        modules: what is adapted: ``all-linear``, or a regular expression over module names.
+        alpha: scale; an adapter's product is multiplied by ``alpha / rank``.
+        modules: adapted modules: ``all-linear``, or a regular expression over module names.
     """
 
-    rank: int = 16
-    alpha: int = 32
+    rank: Count = 16
+    alpha: Count = 32
     modules: str = "all-linear"
 
 
@@ -145,37 +149,29 @@ class Target(Model):
     """The model that is finally trained on the subset.
 
     Attributes:
-        training: a learning rate ten times that of full fine-tuning suits adapters.
-        lora: trains adapters; ``null`` trains all weights.
-        gradient_checkpointing: computes each block anew in the backward pass: less memory, a third more work.
-        patience: of ``ostlight train``, where ``dev.path`` names a development set. Its loss is read eight times in the
-            course of a training and the best weights are kept; after so many readings without a new best training
-            stops. ``null`` never stops early.
-        checkpoint_minutes: ``ostlight train`` can be killed and goes on from a checkpoint of at most this age.
+        lora: train LoRA adapters (with about ten times the learning rate); ``null`` trains all weights.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more work.
+        patience: readings of the development loss (eight per training) without improvement until training stops;
+            ``null`` never stops early. Needs ``dev.path``.
+        checkpoint_minutes: longest time between two training checkpoints.
     """
 
     training: Training = field(default_factory=Training)
     lora: Lora | None = None
     gradient_checkpointing: bool = False
-    patience: int | None = 3
-    checkpoint_minutes: float = 15.0
-
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, in words."""
-        found = self.training.problems("target.training")
-        for name in ("rank", "alpha"):
-            if self.lora is not None and getattr(self.lora, name) <= 0:
-                found.append(f"target.lora.{name} must be above 0; got {getattr(self.lora, name)}")
-        if self.patience is not None and self.patience < 1:
-            found.append(f"target.patience must be at least 1, or null to train to the end; got {self.patience}")
-        if self.checkpoint_minutes < 0:
-            found.append(f"target.checkpoint_minutes must be at least 0; got {self.checkpoint_minutes}")
-        return found
+    patience: Count | None = 3
+    checkpoint_minutes: NotNegative = 15.0
 
 
 @dataclass
 class SelectorChoice:
-    """A registered selector, its options, and the name it has in tables."""
+    """A selector and its options.
+
+    Attributes:
+        name: of a registered selector (``ostlight selectors`` lists them).
+        options: the selector's own settings.
+        label: name in tables; by default ``name``.
+    """
 
     name: str = "ost"
     options: dict[str, Any] = field(default_factory=dict)
@@ -188,19 +184,19 @@ class SelectorChoice:
 
 @dataclass
 class Evaluation:
-    """How answers are judged.
+    """How answers are generated and judged.
 
     Attributes:
-        marker: the final answer is what follows the last occurrence of this word; ``null`` takes the whole answer.
+        marker: text whose last occurrence is followed by the final answer; ``null`` compares the whole answer.
         max_new_tokens: longest generated answer.
         by: tag to report accuracy by.
         batch_size: samples generated at once.
     """
 
     marker: str | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     by: str | None = None
-    batch_size: int = 64
+    batch_size: Count = 64
 
 
 @dataclass
@@ -208,36 +204,37 @@ class Compute:
     """Where and how it runs; none of it changes a score beyond rounding.
 
     Attributes:
-        accelerator, devices, num_nodes: Lightning's Trainer arguments; a benchmark takes one device a task, and shares
-            the tasks (``benchmark.workers``).
-        strategy: Lightning's too; ``fsdp`` shards the target (FSDP2), and is ``ddp`` for the stages before.
-        precision: ``32-true``, ``bf16-mixed``, ``bf16-true`` or ``64-true``.
-        tokens_per_batch: padded tokens in one forward pass; batches are filled with samples of like length.
-        shard_size: records in one score file, the unit a stopped run resumes at.
+        accelerator: of Lightning's Trainer: ``auto``, ``cpu``, ``gpu``, ...
+        devices: devices on each node; a benchmark gives each of its tasks one.
+        num_nodes: machines.
+        strategy: of Lightning's Trainer; ``fsdp`` (FSDP2) shards the target, and means ``ddp`` in earlier stages.
+        precision: of Lightning's Trainer.
+        tokens_per_batch: padded tokens in one forward pass; samples of similar length share a batch.
+        shard_size: records in one score file, the unit at which a stopped run resumes.
         workers: processes that read and encode ahead; 0 reads in the main process.
-        logger: ``csv``, ``tensorboard``, ``wandb`` (offline unless the environment says otherwise) or ``none``.
-        progress: whether to draw progress bars.
+        logger: of training curves; ``wandb`` is offline unless its environment variables say otherwise.
+        progress: show progress bars.
     """
 
     accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
+    devices: Count = 1
+    num_nodes: Count = 1
     strategy: str = "auto"
-    precision: str = "32-true"
-    tokens_per_batch: int = 16_384
-    shard_size: int = 1_000
-    workers: int = 0
-    logger: str = "csv"
+    precision: Precision = "32-true"
+    tokens_per_batch: Count = 16_384
+    shard_size: Count = 1_000
+    workers: Annotated[int, Ge(0)] = 0
+    logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
     progress: bool = True
 
 
 @dataclass
 class Variant:
-    """Some settings changed, for every cell: another target, another warm-up, other anchors, other noise.
+    """Some settings changed, for the whole benchmark: another target, another warm-up, other anchors.
 
     Attributes:
-        label: its name in tables.
-        overrides: ``key=value`` as on the command line; ``benchmark.selectors=[...]`` among them narrows the rivals.
+        label: name in tables.
+        overrides: ``key=value`` as on the command line.
     """
 
     label: str = ""
@@ -249,44 +246,72 @@ class Benchmark:
     """Selectors x budgets x protocols x seeds, each trained and evaluated; all of it for every variant.
 
     Attributes:
-        selectors: the rivals. One that ignores the budget appears once.
-        budgets: what each may keep.
-        protocols: ``equal_epochs`` (the target's epochs: steps shrink with the subset) and ``equal_steps`` (as many
-            optimiser steps as the full pool would take, for all).
-        seeds: each seed draws its own random subset and trains in its own order.
-        defect_labels: a table of ``id`` and ``defect`` (null where clean), read after the fact to report what was
-            kept and to train the ``oracle`` row (clean samples only). No selector sees it.
-        baseline: label of the row the others are compared to: a selector's, ``base`` or ``oracle``; ``null`` takes
-            ``random`` where it takes part, else the first selector.
-        workers: processes that share the cells; ``null`` takes one a device, or without accelerator one a core, as many
-            as memory holds, each with one thread; a number of them shares the cores out. Several ``ostlight benchmark``
-            on one folder share them too. 1 runs all in this process.
-        variants: none runs the configuration as it is. What variants have in common is made once.
+        protocols: ``equal_epochs`` (the target's epochs: a small subset takes fewer steps) or ``equal_steps`` (as many
+            optimizer steps as the full pool takes).
+        seeds: of random selection and of training, one repetition each.
+        defect_labels: table of ``id`` and ``defect`` (null where clean), read after selection to report which defects
+            were kept and to train the ``oracle`` row (clean samples only).
+        baseline: label of the row that others are compared to: a selector's, ``base`` or ``oracle``; by default
+            ``random``, else the first selector.
+        workers: processes that share the work; 1 runs it in this process, ``null`` takes one per device, or per core
+            as far as memory allows.
     """
 
     selectors: list[SelectorChoice] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
-    protocols: list[str] = field(default_factory=lambda: ["equal_steps"])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    protocols: list[Protocol] = field(default_factory=lambda: ["equal_steps"])
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     defect_labels: str | None = None
     baseline: str | None = None
-    workers: int | None = None
+    workers: Count | None = None
     variants: list[Variant] = field(default_factory=list)
 
     @property
     def compared_to(self) -> str:
         """Label of the baseline."""
-        shown = [s.shown for s in self.selectors]
-        return self.baseline or ("random" if "random" in shown else shown[0])
+        labels = [s.shown for s in self.selectors]
+        return self.baseline or ("random" if "random" in labels else labels[0])
+
+    def problems(self) -> Iterator[str]:
+        for name in ("selectors", "budgets", "seeds", "protocols"):
+            if not getattr(self, name):
+                yield f"{name} is empty: name at least one"
+        labels = [s.shown for s in self.selectors]
+        for label in _repeated(labels):
+            yield f"selectors: two are called {label!r}; give one of them a `label`"
+        for label in sorted({BASE, ORACLE} & {*labels}):
+            yield f"selectors: one is called {label!r}, which is another row of the table; give it another `label`"
+        once: dict[str, Sequence[Any]] = {
+            "seeds": self.seeds,
+            "budgets": [b.label for b in self.budgets],
+            "protocols": self.protocols,
+        }
+        for name, values in once.items():
+            for value in _repeated(values):
+                yield f"{name} holds {value} twice; remove one"
+        rows = [*labels, BASE, ORACLE]
+        if self.baseline is not None and self.baseline not in rows:
+            yield f"baseline must be one of {', '.join(rows)}; got {self.baseline!r}"
+        variants = [v.label for v in self.variants]
+        if "" in variants:
+            yield "variants: every variant needs a label"
+        for label in _repeated([label for label in variants if label]):
+            yield f"variants: two are called {label!r}; give one of them another label"
 
 
 @dataclass
 class Config:
-    """One run. Its folder is ``folder/name``."""
+    """One run.
+
+    Attributes:
+        name: of the run; its folder is ``folder/name``.
+        folder: that holds the run folders.
+        seed: of random selection, of the warm-up and of training.
+    """
 
     name: str = "run"
     folder: str = "runs"
-    seed: int = 0
+    seed: Seed = 0
     digitmath: DigitMath | None = None
     pool: Data = field(default_factory=Data)
     anchors: Anchors = field(default_factory=Anchors)
@@ -299,3 +324,20 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     compute: Compute = field(default_factory=Compute)
     benchmark: Benchmark | None = None
+
+    def problems(self) -> Iterator[str]:
+        if Path(self.name).name != self.name:
+            yield f"name must be a plain folder name; got {self.name!r}"
+        if self.digitmath is None and self.pool.path is None:
+            yield "pool.path is missing: name your data there, or add `digitmath: {}` for the built-in pool"
+        steps = self.target.training.steps
+        if self.benchmark is not None and "equal_epochs" in self.benchmark.protocols and steps is not None:
+            yield (
+                f"benchmark.protocols: equal_epochs needs epochs, but target.training.steps={steps} fixes the steps; "
+                "set target.training.epochs instead, or drop equal_epochs"
+            )
+
+
+def _repeated(values: Sequence[T]) -> list[T]:
+    """Values that occur more than once, each once."""
+    return [value for value, count in Counter(values).items() if count > 1]

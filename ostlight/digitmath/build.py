@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ostlight.config.bind import check
 from ostlight.config.digitmath import TASKS, DigitMath
 from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.digitmath.defects import Record, corrupt
 from ostlight.digitmath.digits import GRID, grain, labels_of, png, render, split
 from ostlight.digitmath.tasks import ask, solve
-from ostlight.errors import ConfigError
 
 SCHEMA = pa.schema(
     {
@@ -55,8 +55,7 @@ def build(config: DigitMath, folder: Path) -> Files:
     Raises:
         ConfigError: sizes or rates that cannot be met; all of them at once.
     """
-    if found := config.problems():
-        raise ConfigError(found, "digitmath")
+    check(config, "digitmath")
     files = Files.in_folder(Path(folder))
     files.pool.parent.mkdir(parents=True, exist_ok=True)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ostlight.config.digitmath import ARITHMETIC, CLEAN, DEFECTS
+from ostlight.config.digitmath import ARITHMETIC, CLEAN, DEFECTS, Defect
 from ostlight.digitmath.answers import ANSWER_MARKER, final_answer
 from ostlight.digitmath.digits import labels_of
 from ostlight.digitmath.tasks import Question, reword, solve
@@ -44,7 +44,7 @@ class Record:
         return tuple(digits[cell] for cell in self.question.cells)
 
 
-def corrupt(records: list[Record], counts: dict[str, int], rng: random.Random) -> tuple[list[Record], list[str]]:
+def corrupt(records: list[Record], counts: Mapping[Defect, int], rng: random.Random) -> tuple[list[Record], list[str]]:
     """The pool with ``counts[defect]`` of its clean records spoiled, and the defect (or ``clean``) of each.
 
     A record has one defect at most, and keeps its place and its task; only where no clean record of its task is left
@@ -66,7 +66,7 @@ def corrupt(records: list[Record], counts: dict[str, int], rng: random.Random) -
     return spoiled, defects
 
 
-def _choose(records: list[Record], counts: dict[str, int], rng: random.Random) -> dict[int, str]:
+def _choose(records: list[Record], counts: Mapping[Defect, int], rng: random.Random) -> dict[int, str]:
     chosen: dict[int, str] = {}
     for defect in DEFECTS:  # arithmetic comes first: it alone is particular about the task
         free = [

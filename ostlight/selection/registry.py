@@ -110,26 +110,13 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Selector:
     """An instance with validated options.
 
     Raises:
-        SelectorError: as ``load``; an option that was renamed.
-        ConfigError: unknown option or wrong type; all problems listed at once.
+        SelectorError: as ``load``.
+        ConfigError: unknown or renamed options, wrong types; all problems listed at once.
     """
     from ostlight.config.bind import bind
 
     cls = load(name)
-    given = dict(options or {})
-    _refuse_renamed(cls, given)
-    return cls(bind(cls.Options, given, where="selector.options"))
-
-
-def _refuse_renamed(cls: type[Selector], options: Mapping[str, Any]) -> None:
-    """Raises:
-    SelectorError: an option, or a value of one, that ``renamed_options`` lists; the message has all of them.
-    """
-    renamed = cls.renamed_options
-    keys = [f"{name}={value}" if f"{name}={value}" in renamed else name for name, value in options.items()]
-    messages = [f"selector.options.{key} is now {renamed[key]}" for key in keys if key in renamed]
-    if messages:
-        raise SelectorError("; ".join(messages))
+    return cls(bind(cls.Options, dict(options or {}), where="selector.options", renamed=cls.renamed_options))
 
 
 def option_lines(cls: type[Selector]) -> list[str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forks import run_script
 
 import ostlight
 from ostlight.benchmarking import benchmark as stages_benchmark
@@ -29,6 +28,7 @@ from ostlight.reporting.page import write_report
 from ostlight.reporting.run import Run
 from ostlight.selection import registry
 from ostlight.selection.registry import load
+from ostlight.testing.forks import run_script
 
 
 @pytest.fixture
@@ -191,11 +191,11 @@ def test_variants_share_what_they_make_from_the_same(experiment):
 
 
 def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
-    options = {"rank": 4, "set_step_size": 1.0, "set_batch_size": 8}
+    options = {"rank": 4, "set_eta": 0.1, "batch_size": 8}
     section = experiment["benchmark"] | {
         "selectors": [
-            {"name": "ost", "options": options},
-            {"name": "ost", "label": "set", "options": options | {"selection": "set"}},
+            {"name": "ost", "options": options | {"objective": "sample"}},
+            {"name": "ost", "label": "set", "options": options | {"objective": "set"}},
         ],
         "seeds": [0],
         "baseline": "ost",
@@ -244,12 +244,14 @@ def test_bad_variants_and_baselines_are_all_told(experiment):
     told = str(error.value)
     for part in (
         "benchmark.baseline must be one of full, random, base, oracle; got 'best'",
-        "benchmark.workers must be at least 1; got 0",
-        "two benchmark.variants are called 'a'",
-        "every variant needs a label",
-        "'a': unknown key 'target.steps'",
+        "benchmark.workers must be a whole number, at least 1, or null; got 0",
+        "benchmark.variants: two are called 'a'",
+        "benchmark.variants: every variant needs a label",
     ):
         assert part in told
+    section = experiment["benchmark"] | {"variants": [{"label": "a", "overrides": ["target.steps=3"]}]}
+    with pytest.raises(ConfigError, match="benchmark.variants, 'a': unknown key 'target.steps'"):
+        ostlight.benchmark(experiment | {"benchmark": section})
 
 
 def test_tasks_on_several_devices_are_refused_before_anything_is_written(experiment, monkeypatch):
@@ -318,7 +320,7 @@ RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN = """
 import os, signal, sys, time
 from pathlib import Path
 import ostlight
-from forks import forked, status_of
+from ostlight.testing.forks import forked, status_of
 
 whole, killed, folder = sys.argv[1:]
 assert status_of(forked(lambda: ostlight.benchmark(whole))) == 0
@@ -344,7 +346,7 @@ def test_killed_in_the_middle_and_run_again_it_writes_what_a_whole_run_does(expe
     script = tmp_path / "script.py"
     script.write_text(RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN)
     ended = run_script(script, *files, killed)
-    assert ended.returncode == 0, ended.stdout
+    assert ended.well, ended.said
     for name in ("table.md", "table.csv", "table.jsonl"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert figures(whole) == figures(killed)

@@ -233,10 +233,7 @@ def test_the_whole_benchmark_runs_on_a_miniature(
     section |= {"seeds": [0], "workers": 1, "budgets": section["budgets"][-1:]}
     for choice in section["selectors"]:
         if choice["name"] == "ost":
-            choice["options"] |= {"rank": 4}  # a few anchors carry no more directions
-        if choice["name"] == "best_of":
-            few = {"name": "ost", "options": {"rank": 4}}
-            choice["options"] |= {"steps": 2, "candidates": [few, {"name": "random"}, {"name": "loss"}]}
+            choice["options"] |= {"rank": 4, "set_eta": 0.1, "batch_size": 32}  # a few anchors carry no more directions
     small = ("target.training.steps=2", "proxy.warmup.training.epochs=0.5", "compute.progress=false")
     lines = ostlight.benchmark(config, *small)
     named = [choice.get("label") or choice["name"] for choice in section["selectors"]]

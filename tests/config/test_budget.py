@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ostlight.config.bind import check
 from ostlight.config.budget import Budget, apportion
-from ostlight.errors import DataError, SelectorError
+from ostlight.errors import ConfigError, DataError, SelectorError
 from ostlight.pipeline.scoring.rows import to_table
 from ostlight.selection.scores import Scores
 from ostlight.selection.select_rows import select_rows
@@ -54,14 +55,14 @@ def test_the_top_fits_the_budget_and_ties_keep_the_pools_order(budget: Budget, k
     assert select_rows(Top(), scores, budget).tolist() == kept
 
 
-def test_within_gives_each_tag_its_share_and_every_prefix_is_spread():
+def test_stratifying_gives_each_tag_its_share_and_every_prefix_is_spread():
     scores = scores_of([9, 8, 7, 6, 5, 4, 3, 2], tasks="aaaaaabb")
     rows = select_rows(Top(), scores, Budget(count=4, stratify_by="task"))
     assert sorted(rows.tolist()) == [0, 1, 2, 6]
     assert set(rows[:2].tolist()) == {0, 6}
 
 
-def test_within_shares_a_token_budget_by_tokens():
+def test_stratifying_shares_a_token_budget_by_tokens():
     scores = scores_of([4, 3, 2, 1], tasks="aabb", tokens=[10, 10, 30, 30])
     rows = select_rows(Top(), scores, Budget(tokens=40, stratify_by="task"))
     assert sorted(rows.tolist()) == [0, 2]
@@ -83,23 +84,24 @@ def test_apportion_adds_up_and_is_proportional():
 
 
 @pytest.mark.parametrize(
-    ("budget", "says"),
+    ("budget", "message"),
     [
         (Budget(fraction=1.5), "above 0 and at most 1"),
         (Budget(fraction=0.0), "above 0 and at most 1"),
         (Budget(count=0), "at least 1"),
         (Budget(tokens=-5), "at least 1"),
-        (Budget(threshold=float("nan")), "finite"),
+        (Budget(threshold=float("nan")), "budget.threshold must be a number"),
         (Budget(fraction=0.2, count=3), "takes one of fraction, count, tokens, threshold; got fraction=0.2, count=3"),
     ],
 )
-def test_budgets_out_of_range_are_refused(budget: Budget, says: str):
-    assert says in "\n".join(budget.problems())
+def test_budgets_out_of_bounds_are_refused(budget: Budget, message: str):
+    with pytest.raises(ConfigError, match=message):
+        check(budget, "budget")
 
 
-def test_a_pick_of_rows_that_are_not_there_is_refused():
+def test_a_selection_of_rows_that_do_not_exist_is_refused():
     class Wild(Top):
-        """Picks what is not there."""
+        """Selects a row that does not exist."""
 
         def select(self, scores: Scores, budget: Budget) -> np.ndarray:
             return np.array([0, 7])
@@ -108,7 +110,7 @@ def test_a_pick_of_rows_that_are_not_there_is_refused():
         select_rows(Wild(), scores_of([1.0, 2.0]), Budget(count=1))
 
     class Double(Top):
-        """Picks one twice."""
+        """Selects a row twice."""
 
         def select(self, scores: Scores, budget: Budget) -> list[int]:
             return [1, 1]
@@ -117,7 +119,7 @@ def test_a_pick_of_rows_that_are_not_there_is_refused():
         select_rows(Double(), scores_of([1.0, 2.0]), Budget(count=1))
 
 
-def test_rows_that_were_set_aside_are_never_picked():
+def test_rejected_rows_are_never_selected():
     table = to_table(
         [
             {"position": 0, "id": "a", "state": "rejected", "reason": "missing_image", "tags": []},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ostlight.config import load_config
+from ostlight.config.digitmath import DEFECTS
 from ostlight.config.load import to_plain
 from ostlight.errors import ConfigError
 
@@ -32,19 +33,58 @@ def test_unknown_keys_do_not_hide_wrong_types():
     assert len(found) == 2
 
 
-def test_wrong_types_say_what_is_taken_and_what_was_got():
+def test_wrong_types_name_the_allowed_values_and_the_value():
     found = problems(seed="many", target={"training": {"lr": "fast", "steps": [1]}})
-    assert "seed takes a whole number; got 'many' (str)" in found
-    assert "target.training.lr takes a number; got 'fast' (str)" in found
-    assert any(p.startswith("target.training.steps takes a whole number or null; got [1]") for p in found)
+    assert found == [
+        "seed must be a whole number, at least 0; got 'many'",
+        "target.training.steps must be a whole number, at least 1, or null; got [1]",
+        "target.training.lr must be a number, above 0; got 'fast'",
+    ]
 
 
-def test_values_out_of_range():
-    found = problems(
-        "budget.fraction=2", "proxy.warmup.fraction=1.1", "target.training.schedule=linear", "compute.devices=0"
-    )
-    assert len(found) == 4
-    assert any("budget.fraction must be above 0 and at most 1 (0.2 keeps a fifth); got 2" in p for p in found)
+@pytest.mark.parametrize("value", ['"3"', "1.5", "3.0", "true", "[3]", "{a: 3}", "0"])
+def test_nothing_is_converted_silently(value: str):
+    (problem,) = problems(f"budget.count={value}")
+    assert problem.startswith("budget.count must be a whole number, at least 1, or null; got ")
+
+
+def test_whole_numbers_and_exponents_without_a_point_are_numbers():
+    training = load_config(POOL, "target.training.lr=2e-5", "target.training.epochs=2").target.training
+    assert (training.lr, training.epochs) == (2e-5, 2.0)
+    assert isinstance(training.epochs, float)
+
+
+def test_a_number_for_a_text_is_to_be_quoted():
+    assert problems("name=3") == ["name must be text; got 3; put it in quotes"]
+
+
+def test_values_out_of_bounds_and_unknown_choices_are_listed_together():
+    assert problems(
+        "budget.fraction=2",
+        "proxy.warmup.fraction=1.1",
+        "target.training.schedule=constat",
+        "compute.devices=0",
+        "target.dtype=float16",
+    ) == [
+        "proxy.warmup.fraction must be a number, at least 0 and at most 1; got 1.1",
+        "target.dtype must be one of float32, bfloat16, float64; did you mean 'bfloat16'? got 'float16'",
+        "target.training.schedule must be one of cosine, constant; did you mean 'constant'? got 'constat'",
+        "budget.fraction must be a number, above 0 and at most 1, or null; got 2",
+        "compute.devices must be a whole number, at least 1; got 0",
+    ]
+
+
+def test_items_of_lists_and_mappings_are_named():
+    benchmark = {"selectors": [{"name": "ost", "lable": "a"}], "budgets": [{"count": 0}, 5], "seeds": [0, -1]}
+    digitmath = {"defects": {"emty": 0.1, "empty": 2}}
+    assert problems(benchmark=benchmark, digitmath=digitmath) == [
+        "unknown key 'digitmath.defects.emty'; did you mean 'empty'? valid here: " + ", ".join(DEFECTS),
+        "digitmath.defects.empty must be a number, at least 0 and at most 1; got 2",
+        "unknown key 'benchmark.selectors[0].lable'; did you mean 'label'? valid here: name, options, label",
+        "benchmark.budgets[0].count must be a whole number, at least 1, or null; got 0",
+        "benchmark.budgets[1] must be a mapping with fraction, count, tokens, threshold, stratify_by; got 5",
+        "benchmark.seeds[1] must be a whole number, at least 0; got -1",
+    ]
 
 
 def test_a_missing_pool_and_a_missing_file(tmp_path: Path):
@@ -63,18 +103,18 @@ def test_broken_yaml_names_the_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        (b"name: caf\xe9\n", r"no text in UTF-8 \(byte 9\); save it as UTF-8"),
+        (b"name: caf\xe9\n", r"not UTF-8 text \(byte 9\); save it as UTF-8"),
         (b"", "it holds nothing"),
         (b"- a\n", "it holds list"),
-        (b"seed: 1\npool: {path: x}\nseed: 2\n", r"the key 'seed' is there twice; remove one \(line 3, column 1\)"),
+        (b"seed: 1\npool: {path: x}\nseed: 2\n", r"the key 'seed' occurs twice; remove one \(line 3, column 1\)"),
     ],
 )
-def test_a_file_that_is_no_mapping_of_settings(tmp_path: Path, content: bytes, told: str):
+def test_a_file_without_a_mapping_of_settings_is_refused(tmp_path: Path, content: bytes, message: str):
     file = tmp_path / "odd.yaml"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load_config(file)
 
 
@@ -98,12 +138,8 @@ def test_an_override_takes_the_place_of_its_alternatives():
 
 
 def test_an_override_without_value_is_refused():
-    told = "an override is written key=value, as budget.fraction=0.5; got {!r}"
-    assert [problems(text) for text in ("budget", "=3", "budget..count=3")] == [
-        [told.format("budget")],
-        [told.format("=3")],
-        [told.format("budget..count=3")],
-    ]
+    for text in ("budget", "=3", "budget..count=3"):
+        assert problems(text) == [f"an override is written key=value, as budget.fraction=0.5; got {text!r}"]
     assert problems("budget.count=") == ["budget.count has no value; write budget.count=null to unset it"]
     assert problems("budget.count=[1") == [
         "'budget.count=[1': the value is not YAML: while parsing a flow sequence, expected ',' or ']', but got "
@@ -123,7 +159,7 @@ def test_interpolation():
 
 def test_benchmarks_need_distinct_labels():
     section = {"selectors": [{"name": "ost"}, {"name": "ost"}], "budgets": [{"fraction": 0.2}]}
-    assert problems(benchmark=section) == ["two benchmark.selectors are called 'ost'; give one of them a `label`"]
+    assert problems(benchmark=section) == ["benchmark.selectors: two are called 'ost'; give one of them a `label`"]
 
 
 def test_what_is_named_twice_in_a_benchmark_is_refused():
@@ -133,39 +169,45 @@ def test_what_is_named_twice_in_a_benchmark_is_refused():
         "seeds": [0, 1, 0, 0],
         "protocols": ["equal_steps", "equal_steps"],
     }
-    told = "benchmark.{} holds {} twice, and one result would be counted as two; remove one"
     assert problems(benchmark=section) == [
-        "a benchmark.selector is called 'base', which is another row of the table; give it another `label`",
-        told.format("seeds", 0),
-        told.format("budgets", "20%"),
-        told.format("protocols", "equal_steps"),
+        "benchmark.selectors: one is called 'base', which is another row of the table; give it another `label`",
+        "benchmark.seeds holds 0 twice; remove one",
+        "benchmark.budgets holds 20% twice; remove one",
+        "benchmark.protocols holds equal_steps twice; remove one",
     ]
 
 
 def test_equal_epochs_needs_epochs():
     section = {"selectors": [{"name": "ost"}], "budgets": [{}], "protocols": ["equal_epochs"]}
     assert problems("target.training.steps=7", benchmark=section) == [
-        "benchmark.protocols: equal_epochs trains for the target's epochs, but target.training.steps=7 fixes the "
-        "steps; set target.training.epochs instead, or drop equal_epochs"
+        "benchmark.protocols: equal_epochs needs epochs, but target.training.steps=7 fixes the steps; "
+        "set target.training.epochs instead, or drop equal_epochs"
     ]
     load_config(POOL | {"benchmark": section}, "target.training.epochs=2")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "proxy.max_length", "target.max_length", "evaluation.max_new_tokens", "evaluation.batch_size",
-        "compute.tokens_per_batch", "compute.shard_size", "compute.devices", "compute.num_nodes",
-    ],
-)  # fmt: skip
-def test_what_is_counted_is_at_least_one(name: str):
-    assert problems(f"{name}=0") == [f"{name} must be at least 1; got 0"]
+def test_rules_over_several_fields_name_the_section():
+    section = {"selectors": [{"name": "ost"}], "budgets": [{"count": 3, "tokens": 1}], "baseline": "best"}
+    assert problems("name=a/b", "proxy.warmup.training.order=annealed", benchmark=section) == [
+        "name must be a plain folder name; got 'a/b'",
+        "proxy.warmup.training.order must be shuffled: no sample has a score before the warm-up",
+        "benchmark.baseline must be one of ost, base, oracle; got 'best'",
+        "benchmark.budgets[0] takes one of fraction, count, tokens, threshold; got count=3, tokens=1",
+    ]
 
 
-def test_workers_that_read_may_be_none_but_not_fewer():
-    load_config(POOL, "compute.workers=0")
-    assert problems("compute.workers=-1") == ["compute.workers must be at least 0; got -1"]
+def test_rules_are_checked_beside_wrong_values():
+    found = problems("seed=many", "name=a/b", "digitmath.defects={empty: 1, truncated: 1}")
+    assert [problem.split()[0] for problem in found] == ["seed", "name", "digitmath.defects:"]
 
 
-def test_seeds_are_not_negative():
-    assert problems("seed=-1") == ["seeds must be at least 0; got -1"]
+def test_problems_of_variants_name_the_variant():
+    variants = [
+        {"label": "wide", "overrides": ["target.training.batch_size=0"]},
+        {"label": "deep", "overrides": ["benchmark.variants=[]"]},
+    ]
+    section = {"selectors": [{"name": "ost"}], "budgets": [{}], "variants": variants}
+    assert problems(benchmark=section) == [
+        "benchmark.variants, 'wide': target.training.batch_size must be a whole number, at least 1; got 0",
+        "benchmark.variants, 'deep': it may not change benchmark.variants",
+    ]

@@ -153,7 +153,7 @@ def test_all_problems_of_the_settings_are_listed_at_once(settings):
         "training.order must be one of shuffled",
         "training.clip must",
         "precision must be one of 32-true",
-        "warm-up comes before any score",
+        "proxy.warmup.training.order must be shuffled",
     ):
         assert says in told
     assert len(caught.value.problems) == 7

@@ -133,6 +133,10 @@ def test_a_renamed_option_or_value_is_refused_with_the_new_name():
             return {"score": [0.0] * len(batch)}
 
     registry.register("tests-renamed")(Renamed)
-    with pytest.raises(SelectorError, match=r"options\.eta is now step_size; .*options\.order=up is now order=asc"):
+    with pytest.raises(ConfigError) as caught:
         registry.create("tests-renamed", {"eta": 0.1, "order": "up"})
+    assert caught.value.problems == [
+        "selector.options.eta was renamed; write selector.options.step_size",
+        "selector.options.order=up was renamed; write selector.options.order=ascending",
+    ]
     assert registry.create("tests-renamed", {"order": "ascending"}).options.order == "ascending"

@@ -71,9 +71,8 @@ class Deita(Selector):
         path, proxy = getattr(self.options, option), context.proxy
         if path is None:
             return proxy_scorer(proxy.model, prompt, self.options.max_length, proxy.tokens_per_batch)
-        settings = Model(
-            path=path, dtype=str(proxy.model.model.dtype).removeprefix("torch."), max_length=self.options.max_length
-        )
+        dtype: Any = str(proxy.model.model.dtype).removeprefix("torch.")
+        settings = Model(path=path, dtype=dtype, max_length=self.options.max_length)
         return load_scorer(settings, prompt, option, proxy.tokens_per_batch, proxy.model.device)
 
     def score(self, batch: Batch) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from ostlight.config.schema import Dtype
+
 BACKENDS = ("openai", "transformers")
 MODES = ("auto", "reply", "logprobs")
 
@@ -60,7 +62,7 @@ class JudgeOptions:
     max_retries: int = 6
     max_reasks: int = 2
     price: Price = field(default_factory=Price)
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     max_length: int = 4096
     tokens_per_batch: int = 16_384
     trust_remote_code: bool = False

@@ -86,11 +86,10 @@ class Rubric:
             raise ConfigError(
                 [f'scale: YAML reads the word {b} as true or false; quote it: "{b}"' for b in booleans], str(path)
             )
-        rubric = bind(cls, values, source=str(path))
-        problems = rubric._problems()
-        if problems:
-            raise ConfigError(problems, str(path))
-        return rubric
+        for band in _bands(values.get("scale")):
+            if isinstance(band.get("word"), int | float):
+                band["word"] = str(band["word"])
+        return bind(cls, values, source=str(path))
 
     @property
     def words(self) -> list[str]:
@@ -140,7 +139,7 @@ class Rubric:
         turns = tuple(Turn(role, text) for role, text in zip(roles, filled, strict=True) if text)  # type: ignore[arg-type]
         return Sample(sample.id, turns, tuple(images), position=sample.position)
 
-    def _problems(self) -> list[str]:
+    def problems(self) -> list[str]:
         found = []
         if len(self.scale) < 2:
             found.append("scale needs at least two bands, each {word: ..., value: ..., means: ...}")
@@ -178,9 +177,12 @@ def _transcript(turns: Sequence[Turn]) -> str:
     return "\n\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)
 
 
+def _bands(scale: Any) -> list[dict[str, Any]]:
+    return [band for band in scale if isinstance(band, dict)] if isinstance(scale, list) else []
+
+
 def _unquoted(scale: Any) -> list[str]:
-    bands = scale if isinstance(scale, list) else []
-    words = [band.get("word") for band in bands if isinstance(band, dict)]
+    words = [band.get("word") for band in _bands(scale)]
     return [{True: "yes", False: "no"}[word] for word in words if isinstance(word, bool)]
 
 

@@ -1,6 +1,6 @@
 """Two-layer perceptrons trained side by side, and what a small one, the proxy, sees of a pool.
 
-Shared by the set-wise benchmarks. A layer's gradient of one sample is an outer product, so inner products of two
+A layer's gradient of one sample is an outer product, so inner products of two
 samples' gradients need only the layers' inputs and output gradients.
 """
 
@@ -20,8 +20,6 @@ Model = list[Tensor]
 
 LR, MOMENTUM, BATCH, STEPS, BRIEF_STEPS = 0.05, 0.9, 32, 300, 100
 PROXY_WIDTH, TARGET_WIDTH, CLASSES = 32, 128, 10
-DAMPING_SHARE = 0.1
-"""Damping's part of the typical sample's curvature: ``lambda median ||g||^2 = 0.1 median ||phi||^2``."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +101,6 @@ def single(models: Model, index: int = 0) -> Model:
     return [p[index] for p in models]
 
 
-def gradients(model: Model, images: Tensor, errors: Tensor) -> Tensor:
-    """``[N, parameters]`` gradient of each sample."""
-    hidden, first, second = backward(model, images, errors)
-    weights = (torch.einsum("ni,nj->nij", images, first), torch.einsum("ni,nj->nij", hidden, second))
-    return torch.cat([weights[0].flatten(1), first, weights[1].flatten(1), second], 1)
-
-
 class Rows:
     """Samples as each layer's inputs and output gradients: ``<g_i, g_j>`` is a sum over layers of products of both."""
 
@@ -175,17 +166,8 @@ class Scored:
             found.append(self.rows.against(self.alike, rows, signs))
         return torch.stack(found, 1).numpy() / math.sqrt(len(images) * probes)
 
-    def damped(self, phi: np.ndarray) -> np.ndarray:
-        """``phi`` with as many columns again for ``lambda I``, from Gaussian probes."""
-        formed = gradients(self.proxy, self.digits["pool"][0], self.errors)
-        generator = torch.Generator().manual_seed(self.seed)
-        probes = torch.randn(formed.shape[1], phi.shape[1], generator=generator, dtype=torch.float64)
-        typical = np.median((phi**2).sum(1)) / float(self.rows.squared_norms().median())
-        columns = (formed @ probes.to(formed.dtype)).numpy() * math.sqrt(DAMPING_SHARE * typical / phi.shape[1])
-        return np.concatenate([phi, columns], 1)
-
     def exact(self, eta: float) -> np.ndarray:
-        """``[N]`` the definition: one SGD step on each sample, the anchors' loss before less after."""
+        """``[N]`` one SGD step on each sample, the anchors' loss before less after."""
         images, labels = self.digits["anchors"]
         before, inputs = (
             losses(self.proxy, images, labels).mean(),

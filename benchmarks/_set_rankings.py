@@ -1,4 +1,4 @@
-"""Rankings of one pool at one budget, with scales chosen on the anchors, and the table set-wise benchmarks write."""
+"""Rankings of one pool at one budget, with scales tuned on the anchors, and the table set-wise benchmarks write."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ PLAIN_SCALES = [Scale(e) for e in (0.25, 0.5, 1, 2, 4, 8)]
 BATCH_SCALES = [Scale(eta, b) for eta in (0.15, 0.5, 1.5, 5.0) for b in (4, 32, 256)]
 SINGLE_SCALES = [Scale(eta, 1) for eta in (0.015, 0.05, 0.15, 0.5, 1.5, 5.0)]
 
-Picks = dict[str, np.ndarray]
+Selections = dict[str, np.ndarray]
 Notes = dict[str, float]
 Store = dict[tuple[str, str], list[float]]
 UNITS = {
-    "chosen_eta": "step",
-    "chosen_B": "samples",
+    "tuned_eta": "step",
+    "tuned_batch_size": "samples",
     "relative_gap": "ratio",
     "relative_greedy_gap": "ratio",
     "true_over_sketched": "ratio",
     "anchor_loss": "nats",
     "step_size_by_rule": "step",
-    "wrong_auroc": "share",
+    "auroc_defect": "share",
 }
 
 
-class Picker:
-    """Rankings at one budget, from one proxy; the scales of those marked ``chosen`` by brief trainings."""
+class Rankings:
+    """Rankings at one budget, from one proxy; the scales of those marked ``tuned`` by brief trainings."""
 
     lr, brief_steps = LR, BRIEF_STEPS
     plain_scales: Sequence[Scale] = PLAIN_SCALES
@@ -40,7 +40,7 @@ class Picker:
 
     def __init__(self, scored: Scored, size: int) -> None:
         self.scored, self.size, self.count = scored, size, len(scored.f)
-        self.picks: Picks = {}
+        self.selections: Selections = {}
         self.notes: Notes = {}
 
     def anchor_losses(self, scored: Scored, sets: list[np.ndarray]) -> dict[bytes, float]:
@@ -49,17 +49,15 @@ class Picker:
         found = losses(models, *scored.digits["anchors"]).mean(-1).tolist()
         return {np.sort(rows).tobytes(): loss for rows, loss in zip(sets, found, strict=True)}
 
-    def choose(
-        self, name: str, scales: Sequence[Scale], pick: Callable[[Scale], Pick], scored: Scored | None = None
-    ) -> Choice:
+    def choose(self, name: str, scales: Sequence[Scale], pick: Callable[[Scale], Pick]) -> Choice:
         found = {scale: pick(scale) for scale in scales}
-        known = self.anchor_losses(scored or self.scored, [one.rows for one in found.values()])
+        known = self.anchor_losses(self.scored, [one.rows for one in found.values()])
         choice = choose_scale(scales, lambda scale: found[scale], lambda rows: known[np.sort(rows).tobytes()])
         best = choice.best
-        self.picks[name] = best.pick.rows
-        self.notes[f"{name}|chosen_eta"] = best.scale.eta
+        self.selections[name] = best.pick.rows
+        self.notes[f"{name}|tuned_eta"] = best.scale.eta
         if math.isfinite(best.scale.batch_size):
-            self.notes[f"{name}|chosen_B"] = best.scale.batch_size
+            self.notes[f"{name}|tuned_batch_size"] = best.scale.batch_size
         self.notes[f"{name}|relative_gap"] = best.pick.gap / max(abs(best.pick.bound), 1e-12)
         self.notes[f"{name}|relative_greedy_gap"] = best.pick.greedy_gap / max(abs(best.pick.bound), 1e-12)
         return choice
@@ -75,7 +73,7 @@ class Picker:
             return solve_set(SetObjective.minibatch(f, phi, **settings), limits)
 
         for form in forms:
-            label = {"F": "set plain", "J": "set minibatch"}[form] + f" {name} chosen"
+            label = {"F": "set plain", "J": "set minibatch"}[form] + f" {name} tuned"
             choice = self.choose(
                 label, self.plain_scales if form == "F" else self.batch_scales, plain if form == "F" else minibatch
             )
@@ -105,13 +103,13 @@ def written(
         low, high = np.percentile(values, [20, 80]).tolist()
         case = f"split={split} {key[0]} ranking={key[1].replace(' ', '_')}".replace("  ", " ")
         spread = {"unit": unit, "n": len(values)}
-        record.add(case=case, metric=f"{metric}_mean", value=float(np.mean(values)), p20=low, p80=high, **spread)
+        record.add(case=case, metric=metric, value=float(np.mean(values)), p20=low, p80=high, **spread)
         record.add(case=case, metric=f"{metric}_ci95", value=half_width(values), **spread)
 
     for key, values in accuracies.items():
         add(key, "accuracy", values, "share")
     for key, values in shares.items():
-        add(key, "clean", values, "share")
+        add(key, "clean_share", values, "share")
     for (case, ranking), values in accuracies.items():
         for other in others:
             if (case, other) in accuracies and other != ranking:
@@ -131,10 +129,10 @@ def table(accuracies: Store, shares: Store, cases: Sequence[str]) -> str:
     rankings = list(dict.fromkeys(ranking for _, ranking in accuracies))
     lines = ["| ranking | " + " | ".join(cases) + " |", "| --- |" + " --- |" * len(cases)]
     for ranking in rankings:
-        cells = []
+        columns = []
         for case in cases:
             key = next(k for k in ((case, ranking), (case.split()[0], ranking), ("", ranking)) if k in accuracies)
             clean = f" ({np.mean(shares[key]):.2f})" if key in shares else ""
-            cells.append(f"{np.mean(accuracies[key]):.3f} ± {half_width(accuracies[key]):.3f}{clean}")
-        lines.append(f"| {ranking} | " + " | ".join(cells) + " |")
+            columns.append(f"{np.mean(accuracies[key]):.3f} ± {half_width(accuracies[key]):.3f}{clean}")
+        lines.append(f"| {ranking} | " + " | ".join(columns) + " |")
     return "\n".join(lines)

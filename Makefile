@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OUT ?= benchmarks/results
+OUT ?= runs/benchmarks
 # One process a core: the models here are too small for two threads.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
@@ -41,7 +41,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_grad_dots.py --device cpu --out $(OUT)/bench_grad_dots.jsonl
 	$(BIN)/python benchmarks/bench_one_step_head.py --device cpu --out $(OUT)/bench_one_step_head.jsonl
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl
-	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --scope lora
+	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --parameters lora
 	$(BIN)/python benchmarks/bench_scoring.py --device cpu --out $(OUT)/bench_scoring.jsonl --shape digitmath
 
 # On a CUDA machine, with the Python that holds its torch and triton; installs nothing. Every phase runs, whatever became

@@ -1,6 +1,6 @@
-"""easy-VQA: one coloured shape a picture, one-word answers; clean as it comes, so the flaws are put in here.
+"""easy-VQA: one coloured shape an image, one-word answers; clean originally, so the defects are put in here.
 
-The folder holds ``train.json`` and ``test.json`` in LLaVA's form beside the pictures they name. Kinds of questions:
+The folder holds ``train.json`` and ``test.json`` in LLaVA's form beside the images they name. Types of questions:
 ``shape`` (what shape is present?), ``colour`` (what color is the circle?), ``presence`` (is there a red shape?) and
 ``absence`` (the same with a "not" or "no" in it).
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from _real_pools import Cut, Record, needed
+from _real_pools import Cut, Record, check_files
 
 from ostlight.config.digitmath import CLEAN
 from ostlight.data.sample import IMAGE_PLACEHOLDER
@@ -24,13 +24,13 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 YES_OR_NO = ("no", "yes")
 ANSWERS = {"shape": SHAPES, "colour": COLOURS, "presence": YES_OR_NO, "absence": YES_OR_NO}
-"""By kind."""
+"""By type of question."""
 
-BASE_KINDS = ("colour", "presence", "absence")
-"""What base models have begun to learn; to name a shape is left for the pool to teach."""
+BASE_QUESTION_TYPES = ("colour", "presence", "absence")
+"""What base models are taught; naming a shape is left to the pool."""
 
 DEFECTS = ("negation", "confused", "wrong", "other_picture", "empty")
-LOOK_ALIKES = {"teal": "green", "green": "teal", "brown": "red", "red": "brown", "gray": "black", "black": "gray"}
+SIMILAR_COLOURS = {"teal": "green", "green": "teal", "brown": "red", "red": "brown", "gray": "black", "black": "gray"}
 EMPTY = ("this is a picture", "it depends on the picture", "the image shows a shape")
 SOURCES = {
     "careful": (),
@@ -38,10 +38,10 @@ SOURCES = {
     "nearsighted": ("confused",),
     "careless": ("wrong", "other_picture"),
 }
-"""Generators by name, each with the flaws it makes; a clean record is any one's."""
+"""Generators by name, each with the flaws it makes; a clean record may be by any of them."""
 
 SHARES = {"base": 0.45, "pool": 0.45, "anchors": 0.025, "dev": 0.075}
-"""Of the pictures of the train split; no picture is in two parts. The test split is the test."""
+"""Of the images of the train split; no image is in two parts. The test split is the test."""
 
 
 def default_defects() -> dict[str, float]:
@@ -51,12 +51,12 @@ def default_defects() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class EasyVqa:
-    """Sizes count records: the kinds in equal numbers, and within each the answers (as it comes, five of six say no).
+    """Sizes in records: question types in equal numbers, and answers within each (originally five of six say no).
 
     Attributes:
         defects: share of the pool for each: ``negation`` answers as if the "not" were not there, ``confused`` names a
-            colour's look-alike, always the same, ``wrong`` gives any other answer of its kind, ``other_picture`` that
-            of another picture, ``empty`` says nothing. A record has one at most.
+            similar colour, always the same, ``wrong`` gives another answer to this type of question, ``other_picture``
+            that of another image, ``empty`` an answer without content. A record has one at most.
     """
 
     pool: int = 3000
@@ -86,85 +86,87 @@ def cut_easy_vqa(data: Path, config: EasyVqa) -> Cut:
     """
     if found := config.problems():
         raise SystemExit(f"defects: {'; '.join(found)}")
-    needed(data, ("train.json", "test.json"), "the easy-VQA records")
+    check_files(data, ("train.json", "test.json"), "the easy-VQA records")
     test = read(data, "test")
-    tested = {picture_of(record) for record in test}
-    dealt = deal(read(data, "train"), tested, config.seed)
+    tested = {image_of(record) for record in test}
+    by_part = split_by_image(read(data, "train"), tested, config.seed)
     parts = {
-        part: draw(dealt[part], size, tuple(ANSWERS), config.seed, part)
+        part: sample_records(by_part[part], size, tuple(ANSWERS), config.seed, part)
         for part, size in (("pool", config.pool), ("anchors", config.anchors), ("dev", config.dev))
     }
-    parts["test"] = draw(test, config.test, tuple(ANSWERS), config.seed, "test")
-    parts["base"] = draw(dealt["base"], config.base, BASE_KINDS, config.seed, "base")
+    parts["test"] = sample_records(test, config.test, tuple(ANSWERS), config.seed, "test")
+    parts["base"] = sample_records(by_part["base"], config.base, BASE_QUESTION_TYPES, config.seed, "base")
     parts["pool"], defects = corrupt(parts["pool"], config)
     return Cut(parts, defects)
 
 
 def read(data: Path, split: str) -> list[Record]:
-    """Every record of a split, with its kind."""
+    """Every record of a split, with its type of question."""
     rows = json.loads((data / f"{split}.json").read_text())
-    needed(data, sorted({row["image"] for row in rows if not (data / row["image"]).is_file()})[:3], "the pictures")
-    pictures = {name: (data / name).read_bytes() for name in {row["image"] for row in rows}}
-    return [record_of(row, pictures[row["image"]]) for row in rows]
+    check_files(data, sorted({row["image"] for row in rows if not (data / row["image"]).is_file()})[:3], "the images")
+    images = {name: (data / name).read_bytes() for name in {row["image"] for row in rows}}
+    return [record_of(row, images[row["image"]]) for row in rows]
 
 
-def record_of(row: Mapping, picture: bytes) -> Record:
-    asked, told = (turn["value"] for turn in row["conversations"])
-    question = asked.removeprefix(IMAGE_PLACEHOLDER).strip()
-    return Record(row["id"], picture, question, told, {"kind": kind_of(question, told)})
+def record_of(row: Mapping, image: bytes) -> Record:
+    question, answer = (turn["value"] for turn in row["conversations"])
+    question = question.removeprefix(IMAGE_PLACEHOLDER).strip()
+    return Record(row["id"], image, question, answer, {"question_type": question_type_of(question, answer)})
 
 
-def kind_of(question: str, answer: str) -> str:
-    """Which of ``KINDS``.
+def question_type_of(question: str, answer: str) -> str:
+    """Which of ``ANSWERS``.
 
     Raises:
         SystemExit: an answer that none of them has.
     """
-    for kind in ("shape", "colour"):
-        if answer in ANSWERS[kind]:
-            return kind
+    for question_type in ("shape", "colour"):
+        if answer in ANSWERS[question_type]:
+            return question_type
     if answer not in YES_OR_NO:
         raise SystemExit(f"easy-VQA has no answer {answer!r} (to {question!r})")
     return "absence" if {"not", "no"} & set(question.rstrip("?").split()) else "presence"
 
 
-def picture_of(record: Record) -> str:
-    """What tells one picture from another: its bytes."""
-    return hashlib.sha256(record.picture).hexdigest()
+def image_of(record: Record) -> str:
+    """Identifies an image by its bytes."""
+    return hashlib.sha256(record.image).hexdigest()
 
 
-def deal(records: Iterable[Record], taken: set[str], seed: int) -> dict[str, list[Record]]:
-    """The records by part: each picture, with all its questions, goes to one; a picture of ``taken`` to none."""
-    by_picture: dict[str, list[Record]] = defaultdict(list)
+def split_by_image(records: Iterable[Record], taken: set[str], seed: int) -> dict[str, list[Record]]:
+    """The records by part: each image, with all its questions, goes to one; an image of ``taken`` to none."""
+    by_image: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if (picture := picture_of(record)) not in taken:
-            by_picture[picture].append(record)
-    order = random.Random(f"easy-VQA {seed} pictures").sample(sorted(by_picture), len(by_picture))
-    dealt, begin, share = {}, 0, 0.0
+        if (image := image_of(record)) not in taken:
+            by_image[image].append(record)
+    order = random.Random(f"easy-VQA {seed} pictures").sample(sorted(by_image), len(by_image))
+    by_part, begin, share = {}, 0, 0.0
     for part, more in SHARES.items():
         share += more
         end = round(share * len(order))
-        dealt[part] = [record for picture in order[begin:end] for record in by_picture[picture]]
+        by_part[part] = [record for image in order[begin:end] for record in by_image[image]]
         begin = end
-    return dealt
+    return by_part
 
 
-def draw(records: Sequence[Record], size: int, kinds: Sequence[str], seed: int, part: str) -> list[Record]:
-    """``size`` of the records at random and in random order, as many of each kind and, within it, of each answer.
+def sample_records(
+    records: Sequence[Record], size: int, question_types: Sequence[str], seed: int, part: str
+) -> list[Record]:
+    """``size`` of the records in random order, equally many of each type and, within it, of each answer.
 
     Raises:
         SystemExit: there are too few of one.
     """
-    rng, drawn = random.Random(f"easy-VQA {seed} {part}"), []
-    for kind, of_kind in zip(kinds, evenly(size, len(kinds)), strict=True):
-        answers = ANSWERS[kind]
-        for answer, wanted in zip(answers, evenly(of_kind, len(answers)), strict=True):
-            there = [r for r in records if (r.tags["kind"], r.answer) == (kind, answer)]
+    rng, sampled = random.Random(f"easy-VQA {seed} {part}"), []
+    for question_type, of_type in zip(question_types, evenly(size, len(question_types)), strict=True):
+        answers = ANSWERS[question_type]
+        for answer, wanted in zip(answers, evenly(of_type, len(answers)), strict=True):
+            there = [r for r in records if (r.tags["question_type"], r.answer) == (question_type, answer)]
             if wanted > len(there):
-                asked = f"{wanted} {kind} questions with the answer {answer}"
-                raise SystemExit(f"{part}: {asked} asked for, its pictures have {len(there)}")
-            drawn += rng.sample(there, wanted)
-    return rng.sample(drawn, len(drawn))
+                request = f"{wanted} {question_type} questions with the answer {answer}"
+                raise SystemExit(f"{part}: {request} asked for, its images have {len(there)}")
+            sampled += rng.sample(there, wanted)
+    return rng.sample(sampled, len(sampled))
 
 
 def evenly(total: int, parts: int) -> list[int]:
@@ -189,27 +191,27 @@ def corrupt(records: Sequence[Record], config: EasyVqa) -> tuple[list[Record], l
     ]
     makers = {d: [s for s, made in SOURCES.items() if d in made] or list(SOURCES) for d in (CLEAN, *DEFECTS)}
     sources = [rng.choice(makers[defect]) for defect in defects]
-    spoilt = [
+    corrupted = [
         replace(record, answer=answer, tags={**record.tags, "source": source})
         for record, answer, source in zip(records, answers, sources, strict=True)
     ]
-    return spoilt, defects
+    return corrupted, defects
 
 
 def may_have(record: Record, defect: str) -> bool:
     """Whether the flaw changes the record's answer at all."""
     if defect == "negation":
-        return record.tags["kind"] == "absence"
-    return defect != "confused" or record.answer in LOOK_ALIKES
+        return record.tags["question_type"] == "absence"
+    return defect != "confused" or record.answer in SIMILAR_COLOURS
 
 
 def flawed(record: Record, defect: str, records: Sequence[Record], rng: random.Random) -> str:
     """The answer with the flaw; never the right one."""
     if defect == "confused":
-        return LOOK_ALIKES[record.answer]
+        return SIMILAR_COLOURS[record.answer]
     if defect == "empty":
         return rng.choice(EMPTY)
     if defect == "other_picture":
-        same_kind = [other.answer for other in records if other.tags["kind"] == record.tags["kind"]]
-        return rng.choice([answer for answer in same_kind if answer != record.answer])
-    return rng.choice([answer for answer in ANSWERS[record.tags["kind"]] if answer != record.answer])
+        same_type = [other.answer for other in records if other.tags["question_type"] == record.tags["question_type"]]
+        return rng.choice([answer for answer in same_type if answer != record.answer])
+    return rng.choice([answer for answer in ANSWERS[record.tags["question_type"]] if answer != record.answer])

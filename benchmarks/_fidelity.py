@@ -62,7 +62,7 @@ WARM_UPS: dict[str, WarmUp | None] = {
 
 
 @dataclass(frozen=True)
-class World:
+class LabelledPool:
     """One pool with its trusted samples. ``defects`` names each pool record's defect, or ``clean``."""
 
     seed: int
@@ -73,11 +73,11 @@ class World:
     dev: list[Sample]
 
     @classmethod
-    def of(cls, seed: int, size: int, folder: Path) -> World:
+    def of(cls, seed: int, size: int, folder: Path) -> LabelledPool:
         files = build(DigitMath(pool=size, seed=seed), folder / f"data-{seed}")
         pool, anchors, dev = (Pool.open(str(path)) for path in (files.pool, files.anchors, files.dev))
-        truth = pq.read_table(files.defect_labels)
-        of_id = dict(zip(truth["id"].to_pylist(), truth["defect"].to_pylist(), strict=True))
+        labels = pq.read_table(files.defect_labels)
+        of_id = dict(zip(labels["id"].to_pylist(), labels["defect"].to_pylist(), strict=True))
         samples = _samples(pool)
         return cls(seed, pool, samples, [of_id[s.id] for s in samples], _samples(anchors), _samples(dev))
 
@@ -87,7 +87,7 @@ def _samples(pool: Pool) -> list[Sample]:
 
 
 @dataclass(frozen=True)
-class Warmed:
+class WarmedProxy:
     """A proxy at one checkpoint.
 
     Attributes:
@@ -104,26 +104,26 @@ class Warmed:
     folder: Path
 
     @classmethod
-    def of(cls, world: World, name: str, folder: Path) -> Warmed:
-        warm_up, folder = WARM_UPS[name], folder / f"proxy-{world.seed}-{name}"
+    def of(cls, pool: LabelledPool, name: str, folder: Path) -> WarmedProxy:
+        warm_up, folder = WARM_UPS[name], folder / f"proxy-{pool.seed}-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         settings = Training(epochs=warm_up.epochs if warm_up else 1, batch_size=BATCH_SIZE, lr=LEARNING_RATE)
         model = MultimodalModel.load(Proxy(path=str(checkpoint("proxy"))), "proxy", settings)
         if warm_up is not None:
-            count = max(1, round(warm_up.fraction * len(world.pool)))
-            rows = np.sort(np.random.default_rng(world.seed).choice(len(world.pool), size=count, replace=False))
+            count = max(1, round(warm_up.fraction * len(pool.pool)))
+            rows = np.sort(np.random.default_rng(pool.seed).choice(len(pool.pool), size=count, replace=False))
             norms, moments = UpdateNorms(), SecondMoments()
-            watch = [LossMonitor(lambda: model.batches(world.dev, TOKENS_PER_BATCH))] if warm_up.watched else []
-            data = EncodedPool(world.pool, rows, model.encoder)
+            watch = [LossMonitor(lambda: model.batches(pool.dev, TOKENS_PER_BATCH))] if warm_up.watched else []
+            data = EncodedPool(pool.pool, rows, model.encoder)
             callbacks = [norms, moments, *watch]
-            job = TrainingJob(COMPUTE, folder, "warm-up", world.seed, callbacks, quiet=True)
+            job = TrainingJob(COMPUTE, folder, "warm-up", pool.seed, callbacks, quiet=True)
             fit(model, data, job, StageCost("warm-up"))
             norms.save(folder)
             moments.save(folder)
         parameters = named_parameters_of(model.model, "blocks")
         length = median_update_norm(folder, parameters) or first_adam_step(parameters, LEARNING_RATE)
-        anchors = AnchorSet.make(model, world.anchors, [""] * len(world.anchors), TOKENS_PER_BATCH)
-        loss = mean_loss(model, model.batches(world.dev, TOKENS_PER_BATCH))
+        anchors = AnchorSet.make(model, pool.anchors, [""] * len(pool.anchors), TOKENS_PER_BATCH)
+        loss = mean_loss(model, model.batches(pool.dev, TOKENS_PER_BATCH))
         return cls(model, parameters, anchors, length, loss, folder)
 
     def step(self, eta: float, scale: Scale | None = None) -> Step:
@@ -134,7 +134,7 @@ class Warmed:
 
 
 def sketched(
-    proxy: Warmed, samples: Sequence[Sample], probes: int, seed: int, scale: Scale | None = None
+    proxy: WarmedProxy, samples: Sequence[Sample], probes: int, seed: int, scale: Scale | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slopes ``[N]``, sketches ``[N, K]`` and gradient norms ``[N]``; none of them depends on eta."""
     scorer = SecondOrder(proxy.step(1.0, scale), probes, seed)
@@ -149,14 +149,14 @@ def sketched(
 
 
 def projected(
-    proxy: Warmed,
+    proxy: WarmedProxy,
     samples: Sequence[Sample],
     snapshots: Sequence[Sample],
     count: int,
     etas: Sequence[float],
     scale: Scale | None = None,
 ) -> np.ndarray:
-    """``[len(etas), N]`` utilities from ``count`` directions, measured anew at each eta."""
+    """``[len(etas), N]`` utilities from ``count`` directions, measured again at each eta."""
     singles, batches = proxy.singles(snapshots), proxy.model.batches(samples, TOKENS_PER_BATCH)
     place = {id(sample): row for row, sample in enumerate(samples)}
     found = np.zeros((len(etas), len(samples)))
@@ -169,9 +169,9 @@ def projected(
 
 
 def definitions(
-    proxy: Warmed, singles: Sequence[Batch], etas: Sequence[float], scale: Scale | None = None
+    proxy: WarmedProxy, singles: Sequence[Batch], etas: Sequence[float], scale: Scale | None = None
 ) -> np.ndarray:
-    """``[len(etas), N]`` utilities by their definition."""
+    """``[len(etas), N]`` utilities by `exact`."""
     found = []
     for eta in etas:
         exact = Exact(proxy.step(eta, scale))
@@ -179,12 +179,12 @@ def definitions(
     return np.array(found)
 
 
-def trained_gain(proxy: Warmed, world: World, rows: np.ndarray, seed: int, epochs: float) -> float:
+def trained_gain(proxy: WarmedProxy, pool: LabelledPool, rows: np.ndarray, seed: int, epochs: float) -> float:
     """What the anchors' mean loss falls by, in nats, when the proxy is trained on these pool records."""
     model = copy.deepcopy(proxy.model).requires_grad_(True)
     model.training_settings = Training(epochs=epochs, batch_size=BATCH_SIZE, lr=LEARNING_RATE)
     before = float(proxy.anchors.losses(model)[0])
-    data = EncodedPool(world.pool, rows, model.encoder)
+    data = EncodedPool(pool.pool, rows, model.encoder)
     fit(model, data, TrainingJob(COMPUTE, proxy.folder, "subset", seed, quiet=True), StageCost("train"))
     return before - float(proxy.anchors.losses(model)[0])
 
@@ -208,7 +208,7 @@ class Responses:
     hessian: np.ndarray
 
     @classmethod
-    def of(cls, proxy: Warmed, singles: Sequence[Batch]) -> Responses:
+    def of(cls, proxy: WarmedProxy, singles: Sequence[Batch]) -> Responses:
         """Two passes over the anchors for each sample: central differences along its gradient."""
         model = copy.deepcopy(proxy.model).double()
         named = dict(model.model.named_parameters())

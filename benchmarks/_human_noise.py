@@ -1,6 +1,6 @@
 """Photographs of ten classes, 32x32 pixels, with one person's answer each: real mistakes, none put in here.
 
-The folder holds ``pool``, ``anchors``, ``dev`` and ``test`` as Parquet (LLaVA's ``conversations``, picture bytes) and
+The folder holds ``pool``, ``anchors``, ``dev`` and ``test`` as Parquet (LLaVA's ``conversations``, image bytes) and
 ``truth.csv``, which tells whose answer in the pool is wrong. A tag ``label`` is added: the answer as it was given.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from _real_pools import Cut, Record, needed
+from _real_pools import Cut, Record, check_files
 
 from ostlight.config.digitmath import CLEAN
 from ostlight.data.sample import IMAGE_PLACEHOLDER
@@ -28,7 +28,7 @@ def cut_human_noise(data: Path, seed: int = 0) -> Cut:
     Raises:
         SystemExit: the folder lacks its files, or a pool record its truth; one line.
     """
-    needed(data, [*(f"{part}.parquet" for part in PARTS), "truth.csv"], "the human-noise records")
+    check_files(data, [*(f"{part}.parquet" for part in PARTS), "truth.csv"], "the human-noise records")
     parts = {part: read(data / f"{part}.parquet") for part in PARTS}
     pool = parts["pool"]
     few = np.random.default_rng(seed).permutation(len(pool))[: round(BASE_SHARE * len(pool))]
@@ -44,7 +44,7 @@ def read(file: Path) -> list[Record]:
     """Every record of a file."""
     found = []
     for row in pq.read_table(file).to_pylist():
-        asked, told = (turn["value"].strip() for turn in row["conversations"])
-        question = asked.removeprefix(IMAGE_PLACEHOLDER).strip()
-        found.append(Record(row["id"], row["image"]["bytes"], question, told, {"label": told}))
+        question, answer = (turn["value"].strip() for turn in row["conversations"])
+        question = question.removeprefix(IMAGE_PLACEHOLDER).strip()
+        found.append(Record(row["id"], row["image"]["bytes"], question, answer, {"label": answer}))
     return found

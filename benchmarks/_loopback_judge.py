@@ -1,8 +1,8 @@
-"""A server on loopback that takes 200 ms for every judgement, and counts what it is asked.
+"""A server on loopback that takes 200 ms for every judgement, and counts its requests.
 
     python benchmarks/_loopback_judge.py PORT DELAY_S
 
-``GET /stats`` tells the requests so far, how many were different, and the seconds from the first request to the last
+``GET /stats`` returns the requests so far, how many were different, and the seconds from the first request to the last
 answer.
 """
 
@@ -19,7 +19,7 @@ from collections import Counter
 class Judge:
     def __init__(self, delay_s: float) -> None:
         self.delay_s = delay_s
-        self.asked: Counter[bytes] = Counter()
+        self.requests: Counter[bytes] = Counter()
         self.first = self.last = 0.0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,7 +33,7 @@ class Judge:
                 length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
                 body = await reader.readexactly(length)
                 self.first = self.first or time.monotonic()
-                self.asked[hashlib.sha256(body).digest()] += 1
+                self.requests[hashlib.sha256(body).digest()] += 1
                 await asyncio.sleep(self.delay_s)
                 writer.write(response(answer(body)))
                 await writer.drain()
@@ -43,9 +43,9 @@ class Judge:
 
     def stats(self) -> dict[str, float]:
         return {
-            "requests": self.asked.total(),
-            "different": len(self.asked),
-            "most": max(self.asked.values(), default=0),
+            "requests": self.requests.total(),
+            "different": len(self.requests),
+            "most": max(self.requests.values(), default=0),
             "seconds": self.last - self.first,
         }
 

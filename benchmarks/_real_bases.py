@@ -1,4 +1,4 @@
-"""Small LLaVA models for a pool of real pictures, trained from scratch on its ``base`` records."""
+"""Small LLaVA models for a pool of real images, trained from scratch on its ``base`` records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Recipe:
 
     Attributes:
         shapes: by name (``proxy``, ``target``).
-        by: the tag accuracies are told by.
+        by: the tag to report accuracies by.
         steps, batch_size, lr: of AdamW with a cosine; the same for both.
     """
 
@@ -43,7 +43,7 @@ class Recipe:
     lr: float = 2e-3
 
 
-def words_of(cut: Cut) -> str:
+def vocabulary_of(cut: Cut) -> str:
     """The words of all questions and answers but the test's, without punctuation."""
     said = [
         text

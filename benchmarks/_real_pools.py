@@ -1,4 +1,4 @@
-"""Records of a pool of real pictures, and the Parquet files ostlight reads them from."""
+"""Records of a pool of real images, and the Parquet files ostlight reads them from."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ostlight.digitmath.build import DEFECT_LABELS_SCHEMA
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
-        picture: the encoded file's bytes.
+        image: the encoded file's bytes.
         tags: further columns; the same names for all records of a file.
     """
 
     id: str
-    picture: bytes
+    image: bytes
     question: str
     answer: str
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Cut:
 
 
 def table_of(records: Sequence[Record]) -> pa.Table:
-    """LLaVA's fields, the picture's bytes in the record, a column for each tag."""
+    """LLaVA's fields, the image's bytes in the record, a column for each tag."""
     schema = pa.schema(
         {
             "id": pa.string(),
@@ -66,7 +66,7 @@ def table_of(records: Sequence[Record]) -> pa.Table:
     rows = [
         {
             "id": record.id,
-            "image": {"bytes": record.picture, "path": None},
+            "image": {"bytes": record.image, "path": None},
             "conversations": [
                 {"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{record.question}"},
                 {"from": "gpt", "value": record.answer},
@@ -78,7 +78,7 @@ def table_of(records: Sequence[Record]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema)
 
 
-def needed(folder: Path, names: Sequence[str], what: str) -> None:
+def check_files(folder: Path, names: Sequence[str], what: str) -> None:
     """Raises:
     SystemExit: one line that names what is missing from the folder.
     """

@@ -23,12 +23,12 @@ class Shape:
     Attributes:
         name: as it stands in the records.
         build: the model in fp32, on the CPU, weights from torch's global generator.
-        tokens: T, pictures' tokens among them; no padding.
+        tokens: T, images' tokens among them; no padding.
         answer_tokens: at the end of each sample; the loss is taken on them.
         batch: N.
         dtype: of the weights on the device.
-        picture_tokens: placeholders of each sample's one picture; 0 for text only.
-        picture: ``[channels, height, width]`` of it.
+        image_tokens: placeholders of each sample's one image; 0 for text only.
+        image: ``[channels, height, width]`` of it.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Shape:
     answer_tokens: int
     batch: int
     dtype: torch.dtype = torch.float32
-    picture_tokens: int = 0
-    picture: tuple[int, int, int] = (3, 0, 0)
+    image_tokens: int = 0
+    image: tuple[int, int, int] = (3, 0, 0)
 
     def samples(self, model: Any, count: int, seed: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
         """Model inputs and ``labels [count, T]``."""
@@ -46,14 +46,14 @@ class Shape:
         config = model.config
         vocabulary = config.get_text_config().vocab_size
         ids = torch.randint(vocabulary // 2, (count, self.tokens), generator=generator)
-        if self.picture_tokens:
+        if self.image_tokens:
             ids[ids == config.image_token_id] += 1
-            ids[:, 1 : 1 + self.picture_tokens] = config.image_token_id
+            ids[:, 1 : 1 + self.image_tokens] = config.image_token_id
         labels = ids.clone()
         labels[:, : -self.answer_tokens] = IGNORED
         inputs = {"input_ids": ids.to(device)}
-        if self.picture_tokens:
-            pixels = torch.randn(count, *self.picture, generator=generator)
+        if self.image_tokens:
+            pixels = torch.randn(count, *self.image, generator=generator)
             inputs["pixel_values"] = pixels.to(device, self.dtype)
         return inputs, labels.to(device)
 
@@ -115,8 +115,8 @@ SHAPES = {
             tokens=32,
             answer_tokens=14,
             batch=16,
-            picture_tokens=4,
-            picture=(3, 16, 16),
+            image_tokens=4,
+            image=(3, 16, 16),
         ),
         Shape(
             "1b",
@@ -125,8 +125,8 @@ SHAPES = {
             answer_tokens=224,
             batch=16,
             dtype=torch.bfloat16,
-            picture_tokens=256,
-            picture=(3, 448, 448),
+            image_tokens=256,
+            image=(3, 448, 448),
         ),
     )
 }

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from _perceptrons import BATCH, BRIEF_STEPS, LR, Scored, losses, trained
 from _record import Recorder
 from scipy.stats import t as student
 
-from ostlight.selection.set_objective import Choice, Limits, Pick, Scale, SetObjective, choose_scale, solve_set
+from ostlight.selection.set_objective import Limits, Pick, SetObjective, solve_set
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Step size and batch size of a set objective; an infinite batch size is the plain form."""
+
+    eta: float
+    batch_size: float = math.inf
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The scale whose set led to the lowest loss on the anchors, and that set."""
+
+    scale: Scale
+    pick: Pick
+
 
 PLAIN_SCALES = [Scale(e) for e in (0.25, 0.5, 1, 2, 4, 8)]
 BATCH_SCALES = [Scale(eta, b) for eta in (0.15, 0.5, 1.5, 5.0) for b in (4, 32, 256)]
@@ -52,15 +70,16 @@ class Rankings:
     def choose(self, name: str, scales: Sequence[Scale], pick: Callable[[Scale], Pick]) -> Choice:
         found = {scale: pick(scale) for scale in scales}
         known = self.anchor_losses(self.scored, [one.rows for one in found.values()])
-        choice = choose_scale(scales, lambda scale: found[scale], lambda rows: known[np.sort(rows).tobytes()])
-        best = choice.best
+        losses_after = [known[np.sort(found[scale].rows).tobytes()] for scale in scales]
+        lowest = min((loss, k) for k, loss in enumerate(losses_after) if math.isfinite(loss))[1]
+        best = Choice(scales[lowest], found[scales[lowest]])
         self.selections[name] = best.pick.rows
         self.notes[f"{name}|tuned_eta"] = best.scale.eta
         if math.isfinite(best.scale.batch_size):
             self.notes[f"{name}|tuned_batch_size"] = best.scale.batch_size
         self.notes[f"{name}|relative_gap"] = best.pick.gap / max(abs(best.pick.bound), 1e-12)
         self.notes[f"{name}|relative_greedy_gap"] = best.pick.greedy_gap / max(abs(best.pick.bound), 1e-12)
-        return choice
+        return best
 
     def sets(self, name: str, phi: np.ndarray, limits: Limits, forms: str = "FJ") -> Choice:
         f, exact = self.scored.f, self.scored.phi(None)
@@ -77,7 +96,7 @@ class Rankings:
             choice = self.choose(
                 label, self.plain_scales if form == "F" else self.batch_scales, plain if form == "F" else minibatch
             )
-            rows = choice.best.pick.rows
+            rows = choice.pick.rows
             seen = float(np.square(phi[rows].mean(0)).sum())
             self.notes[f"{label}|true_over_sketched"] = float(np.square(exact[rows].mean(0)).sum()) / max(seen, 1e-12)
         return choice

@@ -1,6 +1,6 @@
 """How faithfully do the cheap estimators rank what `exact` ranks, and what do the ranks say about training?
 
-    python benchmarks/bench_fidelity.py --out benchmarks/results/bench_fidelity.jsonl [--quick]
+    python benchmarks/bench_fidelity.py --out /tmp/bench_fidelity.jsonl [--quick]
 
 On DigitMath, for first and second order over eta, K, the proxy's checkpoint and seeds: rank correlation and overlap
 with `exact`, AUROC on the planted defects, and the linear datamodelling score. Inner products do not depend on eta, so
@@ -28,7 +28,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _fidelity import BATCH_SIZE, WARM_UPS, Responses, Warmed, World, definitions, projected, sketched, trained_gain
+from _fidelity import (
+    BATCH_SIZE,
+    WARM_UPS,
+    LabelledPool,
+    Responses,
+    WarmedProxy,
+    definitions,
+    projected,
+    sketched,
+    trained_gain,
+)
 from _record import Recorder
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
@@ -44,7 +54,7 @@ ETAS = {"rule/3": 1 / 3, "rule": 1.0, "3rule": 3.0}
 RULE = list(ETAS).index("rule")
 PROBES = (4, 16, 64, 256)
 DIRECTIONS = (32,)
-NOT_A_FLAW = ("clean", "near_duplicate")
+NOT_DEFECTIVE = ("clean", "near_duplicate")
 """A near-duplicate is right, only redundant: no utility of one sample can tell."""
 
 Facts = dict[str, np.ndarray]
@@ -73,20 +83,20 @@ class Plan:
 QUICK = Plan((0,), ("0.05",), 300, 16, (4, 16), (4,), 4, 60, 32, ("0.05",), ("0.05",), 16, 4)
 
 
-def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
+def gather(pool: LabelledPool, name: str, plan: Plan, folder: Path) -> Facts:
     """Everything that is measured on one pool with one proxy."""
-    proxy = Warmed.of(world, name, folder)
-    drawn = np.random.default_rng(1000 + world.seed).permutation(len(world.samples))[: plan.subset_of]
-    samples = [world.samples[k] for k in drawn]
+    proxy = WarmedProxy.of(pool, name, folder)
+    drawn = np.random.default_rng(1000 + pool.seed).permutation(len(pool.samples))[: plan.subset_of]
+    samples = [pool.samples[k] for k in drawn]
     scored = samples[: plan.scored]
     singles = proxy.singles(scored)
-    slopes, phi, norms = sketched(proxy, samples, max(plan.probes), world.seed)
+    slopes, phi, norms = sketched(proxy, samples, max(plan.probes), pool.seed)
     of_eta = proxy.singles(samples[:NORMS])
     eta = step_size_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm)
     etas = [eta * factor for factor in ETAS.values()]
     facts: Facts = {"eta": np.array(eta), "dev_loss": np.array(proxy.dev_loss), "slopes": slopes, "phi": phi}
     facts |= {"norms": norms[: plan.scored], "exact": definitions(proxy, singles, etas)}
-    facts["flawed"] = np.array([world.defects[k] not in NOT_A_FLAW for k in drawn[: plan.scored]])
+    facts["defective"] = np.array([pool.defects[k] not in NOT_DEFECTIVE for k in drawn[: plan.scored]])
     others = samples[plan.scored :]
     for k in plan.directions:
         facts[f"projected{k}"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, etas)
@@ -95,20 +105,20 @@ def gather(world: World, name: str, plan: Plan, folder: Path) -> Facts:
         adam_eta = step_size_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm, scale)
         adam_etas, k = [adam_eta * factor for factor in ETAS.values()], plan.adam_directions
         facts["adam_eta"] = np.array(adam_eta)
-        facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, world.seed, scale)
+        facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, pool.seed, scale)
         facts["adam_exact"] = definitions(proxy, singles, adam_etas, scale)
         facts["adam_projected"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, adam_etas, scale)
     if name in plan.lds:
-        rng = np.random.default_rng(2000 + world.seed)
+        rng = np.random.default_rng(2000 + pool.seed)
         rows = np.stack([rng.permutation(plan.subset_of)[: plan.subset_size] for _ in range(plan.subsets)])
         facts["subsets"] = rows
-        facts["gains"] = np.array([trained_gain(proxy, world, np.sort(drawn[r]), world.seed, 1) for r in rows])
+        facts["gains"] = np.array([trained_gain(proxy, pool, np.sort(drawn[r]), pool.seed, 1) for r in rows])
         k, at_rule = plan.directions[0], etas[RULE : RULE + 1]
         facts["projected_all"] = projected(proxy, samples, others[: SNAPSHOTS * k], k, at_rule)[0]
-    return facts | (explanations(world, plan, proxy, singles, etas) if plan.explained else {})
+    return facts | (explanations(pool, plan, proxy, singles, etas) if plan.explained else {})
 
 
-def explanations(world: World, plan: Plan, proxy: Warmed, singles: list[Batch], etas: list[float]) -> Facts:
+def explanations(pool: LabelledPool, plan: Plan, proxy: WarmedProxy, singles: list[Batch], etas: list[float]) -> Facts:
     """Where the rest is lost: the costly part."""
     facts: Facts = {}
     responses = Responses.of(proxy, singles)
@@ -117,8 +127,8 @@ def explanations(world: World, plan: Plan, proxy: Warmed, singles: list[Batch], 
     facts["linear_logits"] = np.stack([responses.linear_logits(e) for e in etas])
     facts["linear_logits_half"] = np.stack([responses.linear_logits(e, near) for e in etas])
     for k in plan.probes[:3]:
-        for how, every in (("drawn", False), ("signed", True)):
-            facts[f"{how}{k}"] = responses.resampled(k, every, world.seed)
+        for how, every in (("sampled", False), ("random_signs", True)):
+            facts[f"{how}{k}"] = responses.resampled(k, every, pool.seed)
     return facts
 
 
@@ -138,7 +148,7 @@ def utilities(facts: Facts, plan: Plan, place: int) -> dict[str, np.ndarray]:
     found = {"estimator=exact": facts["exact"][place], "estimator=first_order": eta * slopes}
     for k in plan.probes:
         found[f"estimator=second_order K={k}"] = second(np.square(leading(phi, k)).sum(1))
-    found |= {f"estimator=projected K={k}": facts[f"projected{k}"][place] for k in plan.directions}
+    found |= {f"estimator=projected rank={k}": facts[f"projected{k}"][place] for k in plan.directions}
     if "hessian" in facts:
         found |= {f"estimator={name}": second(facts[name]) for name in ("gauss_newton", "hessian")}
         found |= {f"estimator={name}": facts[name][place] for name in ("linear_logits", "linear_logits_half")}
@@ -156,14 +166,14 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def agreement(found: np.ndarray, exact: np.ndarray, facts: Facts) -> dict[str, float]:
-    """All figures of one estimator against the definition; ``short`` looks at the half with the shorter steps."""
+    """All figures of one estimator against `exact`; ``short`` looks at the half with the shorter steps."""
     short = facts["norms"] <= np.median(facts["norms"])
     return {
         "spearman_exact": rank_correlation(found, exact),
         "spearman_exact_short": rank_correlation(found[short], exact[short]),
         "top20_overlap": overlap(found, exact, 0.2),
         "top50_overlap": overlap(found, exact, 0.5),
-        "auroc_defect": float(roc_auc_score(facts["flawed"], -found)),
+        "auroc_defect": float(roc_auc_score(facts["defective"], -found)),
     }
 
 
@@ -203,20 +213,20 @@ def figures(facts: Facts, name: str, plan: Plan) -> dict[tuple[str, str], float]
                 add(f"estimator={estimator} warmup={name} eta={label}", datamodelling(facts, k, eta))
             if place == RULE:
                 sums = np.array([facts["projected_all"][rows].sum() for rows in facts["subsets"]])
-                told = {"lds_sum": rank_correlation(sums, facts["gains"])}
-                add(f"estimator=projected K={plan.directions[0]} warmup={name} eta={label}", told)
+                predicted = {"lds_sum": rank_correlation(sums, facts["gains"])}
+                add(f"estimator=projected rank={plan.directions[0]} warmup={name} eta={label}", predicted)
         if "adam_eta" in facts:
             eta = float(facts["adam_eta"]) * factor
             first = eta * facts["adam_slopes"]
             second = first - eta**2 / 2 * np.square(facts["adam_phi"]).sum(1)
             shaped = {"first_order": first, f"second_order K={plan.adam_probes}": second}
-            shaped[f"projected K={plan.adam_directions}"] = facts["adam_projected"][place]
+            shaped[f"projected rank={plan.adam_directions}"] = facts["adam_projected"][place]
             for estimator, values in shaped.items():
                 figures_of = agreement(values, facts["adam_exact"][place], facts)
                 add(f"estimator={estimator} optimizer=adam warmup={name} eta={label}", figures_of)
     slope, eta = facts["slopes"][:n], float(facts["eta"])
     for k in plan.probes[:3] if "hessian" in facts else ():
-        for how in ("drawn", "signed"):
+        for how in ("sampled", "random_signs"):
             error = np.median(np.abs(facts[f"{how}{k}"] / np.maximum(facts["gauss_newton"], 1e-30) - 1))
             rank = rank_correlation(eta * slope - eta**2 / 2 * facts[f"{how}{k}"], facts["exact"][RULE])
             add(f"labels={how} K={k} warmup={name}", {"curvature_error": float(error), "spearman_exact": rank})
@@ -245,8 +255,8 @@ def table(medians: Mapping[tuple[str, str], float], metric: str, name: str) -> l
     lines = [f"| {metric}, warm-up {name} | {' | '.join(ETAS)} |", "| --- |" + " --- |" * len(ETAS)]
     for row in rows:
         known = [medians.get((f"{row} warmup={name} eta={label}", metric)) for label in ETAS]
-        cells = ["" if value is None else f"{value:.2f}" for value in known]
-        lines.append(f"| {row.removeprefix('estimator=')} | {' | '.join(cells)} |")
+        columns = ["" if value is None else f"{value:.2f}" for value in known]
+        lines.append(f"| {row.removeprefix('estimator=')} | {' | '.join(columns)} |")
     return [*lines, ""] if rows else []
 
 
@@ -278,10 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = options.warm_ups or plan.warm_ups
         found: dict[str, list[dict[tuple[str, str], float]]] = {name: [] for name in names}
         for seed in options.seeds or plan.seeds:
-            world = World.of(seed, plan.pool, folder)
+            pool = LabelledPool.of(seed, plan.pool, folder)
             for name in names:
                 place = folder / f"facts-{seed}-{name}.npz"
-                facts = cached(place, partial(gather, world, name, plan, folder))
+                facts = cached(place, partial(gather, pool, name, plan, folder))
                 found[name].append(figures(facts, name, plan))
                 print(f"seed {seed}, warm-up {name}: done", flush=True)
     for name, every in found.items():

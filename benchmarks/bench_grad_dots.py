@@ -1,7 +1,7 @@
 """How fast `grad_dots` is: against forming gradients and multiplying them, and against what the hardware can do.
 
-    python benchmarks/bench_grad_dots.py --device cpu --out benchmarks/results/grad_dots_cpu.jsonl
-    python benchmarks/bench_grad_dots.py --device cuda --out benchmarks/results/grad_dots_h200.jsonl [--sweep]
+    python benchmarks/bench_grad_dots.py --device cpu --out /tmp/bench_grad_dots.jsonl
+    python benchmarks/bench_grad_dots.py --device cuda --out /tmp/bench_grad_dots.jsonl [--sweep]
 
 On the CPU: the time of `grad_dots` over that of the plain weight gradient. On CUDA: the layers of a
 1B-class proxy (width 896, MLP 4864, key and value heads 128), also against `torch.compile` of `bmm` and `matmul`, made
@@ -54,10 +54,10 @@ def check_against_float64(name: str, got: Tensor, a: Tensor, b: Tensor, targets:
     few = slice(0, min(len(a), 4))
     gradients = torch.bmm(b[few].double().mT, a[few].double()).flatten(1)
     flat = targets.double().flatten(1).T
-    truth, rounded = gradients @ flat, gradients.to(a.dtype).double() @ flat
+    expected, rounded = gradients @ flat, gradients.to(a.dtype).double() @ flat
     # Plain PyTorch rounds its sums to their dtype too, in parts at that.
-    summed = truth.abs().max() * max(1e-5, 4 * torch.finfo(got.dtype).eps)
-    error, allowed = (got[few] - truth).abs().max(), (rounded - truth).abs().max() * 1.1 + summed
+    summed = expected.abs().max() * max(1e-5, 4 * torch.finfo(got.dtype).eps)
+    error, allowed = (got[few] - expected).abs().max(), (rounded - expected).abs().max() * 1.1 + summed
     refuse_unless(bool(error <= allowed), f"{name} is off by {error:.3g} where {allowed:.3g} is allowed")
 
 
@@ -88,7 +88,7 @@ def on_cpu(recorder: Recorder, rounds: int) -> None:
             recorder.add(case=case, metric=f"{name}_best", value=min(seconds[name]), unit="s", n=rounds)
 
 
-def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, picture: Path | None) -> None:
+def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, plot: Path | None) -> None:
     ceilings = measure_ceilings(recorder)
     compiled = torch.compile(form_and_multiply, dynamic=False)
     points = {}
@@ -121,8 +121,8 @@ def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, picture:
         points[f"{d_out}x{d_in}"] = (flops / moved, rates(flops, ours).value)
         if sweep:
             sweep_tiles(recorder, case, flops, rounds, a, b, targets)
-    if picture:
-        draw_roofline(picture, f"grad_dots, bf16, T={TOKENS}, M={TARGETS}, gradient FLOPs only", ceilings, points)
+    if plot:
+        draw_roofline(plot, f"grad_dots, bf16, T={TOKENS}, M={TARGETS}, gradient FLOPs only", ceilings, points)
 
 
 def sweep_tiles(
@@ -148,14 +148,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="on the CPU; 1 where other work takes the cores")
     parser.add_argument("--samples", type=int, default=32, help="samples per call on CUDA")
     parser.add_argument("--sweep", action="store_true", help="time every configuration of the tuning table")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    recorder = Recorder("bench_grad_dots", chosen.out, chosen.device)
-    if chosen.device == "cpu":
-        on_cpu(recorder, chosen.rounds)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recorder = Recorder("bench_grad_dots", options.out, options.device)
+    if options.device == "cpu":
+        on_cpu(recorder, options.rounds)
     else:
-        picture = chosen.out.with_suffix(".roofline.png") if chosen.out else None
-        on_cuda(recorder, chosen.rounds, chosen.samples, chosen.sweep, picture)
+        plot = options.out.with_suffix(".roofline.png") if options.out else None
+        on_cuda(recorder, options.rounds, options.samples, options.sweep, plot)
 
 
 if __name__ == "__main__":

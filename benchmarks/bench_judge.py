@@ -1,11 +1,11 @@
 """How many judgements a second does `llm_judge` get from a server that takes 200 ms, and what does a kill cost?
 
-    python benchmarks/bench_judge.py --out benchmarks/results/bench_judge.jsonl
+    python benchmarks/bench_judge.py --out /tmp/bench_judge.jsonl
 
-The whole of `ostlight select` runs in a process of its own: pool read, pictures decoded and encoded, replies kept on
-disk, shards written. The rate is taken at the server, from its first request to its last answer; at most
-`concurrency / 0.2 s` can be had. The last part kills a run of 10,000 samples with SIGKILL in the middle, runs it again,
-and counts requests that were asked twice and samples without a row.
+The whole of `ostlight select` runs in a process of its own: pool read, images decoded and encoded, replies kept on
+disk, shards written. The rate is taken at the server, from its first request to its last answer; the limit is
+`concurrency / 0.2 s`. The last part kills a run of 10,000 samples with SIGKILL in the middle, runs it again,
+and counts repeated requests and samples without a row.
 """
 
 from __future__ import annotations
@@ -34,85 +34,87 @@ from ostlight.selection.scores import read_score_table
 
 DELAY_S = 0.2
 CONCURRENCY = 32
-PICTURES = {"none": None, "48x48png": (48, 48, "png"), "640x480jpeg": (640, 480, "jpeg")}
+IMAGES = {"none": None, "48x48png": (48, 48, "png"), "640x480jpeg": (640, 480, "jpeg")}
 SHARE_WANTED = 0.9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="append the figures to this file")
+    parser.add_argument("--out", type=Path, help="JSONL file to append to")
     parser.add_argument("--samples", type=int, default=3200, help="of the throughput runs")
     parser.add_argument("--killed", type=int, default=10_000, help="samples of the killed run; 0 leaves it out")
-    asked = parser.parse_args()
-    record = Recorder("bench_judge", asked.out)
+    options = parser.parse_args()
+    record = Recorder("bench_judge", options.out)
     with tempfile.TemporaryDirectory() as folder:
-        for name in PICTURES:
-            throughput(record, Path(folder), name, asked.samples)
-        if asked.killed:
-            killed(record, Path(folder), asked.killed)
+        for name in IMAGES:
+            throughput(record, Path(folder), name, options.samples)
+        if options.killed:
+            killed(record, Path(folder), options.killed)
 
 
-def throughput(record: Recorder, folder: Path, pictures: str, samples: int) -> None:
-    pool = write_pool(folder / pictures, samples, pictures)
+def throughput(record: Recorder, folder: Path, images: str, samples: int) -> None:
+    pool = write_pool(folder / images, samples, images)
     with loopback() as port:
-        run = start(folder, pictures, pool, port)
+        run = start(folder, images, pool, port)
         if run.wait():
             raise SystemExit(f"ostlight select failed with {run.returncode}")
-        stats = ask(port)
+        stats = server_stats(port)
     if (stats["requests"], stats["different"]) != (samples, samples):
         raise SystemExit(f"{stats} for {samples} samples")
     rate = stats["requests"] / stats["seconds"]
-    case = f"concurrency={CONCURRENCY} delay_s={DELAY_S} pictures={pictures}"
+    case = f"concurrency={CONCURRENCY} delay_s={DELAY_S} images={images}"
     record.add(case=case, metric="requests_per_s", value=rate, unit="1/s", n=samples)
-    record.add(case=case, metric="share_of_possible", value=rate * DELAY_S / CONCURRENCY, unit="", n=samples)
+    record.add(case=case, metric="share_of_limit", value=rate * DELAY_S / CONCURRENCY, unit="", n=samples)
 
 
 def killed(record: Recorder, folder: Path, samples: int) -> None:
     pool = write_pool(folder / "killed", samples, "48x48png")
     with loopback() as port:
         run = start(folder, "killed-run", pool, port)
-        while ask(port)["requests"] < samples // 2:
+        while server_stats(port)["requests"] < samples // 2:
             if run.poll() is not None:
                 raise SystemExit("the run ended before it could be killed")
             time.sleep(0.05)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
         time.sleep(2 * DELAY_S)
-        before = ask(port)
+        before = server_stats(port)
         if start(folder, "killed-run", pool, port).wait():
-            raise SystemExit("the run did not go on")
-        after = ask(port)
+            raise SystemExit("the run was not resumed")
+        after = server_stats(port)
     scores = folder / "killed-run" / "scores"
     audit(scores, samples)
     lost = read_score_table(scores)["score"].null_count + samples - after["different"]
     lines = [json.loads(line) for line in (folder / "killed-run" / "cost_log.jsonl").read_text().splitlines()]
     counted = sum(line["calls"] for line in lines if line["stage"] == "score")
     case = f"concurrency={CONCURRENCY} delay_s={DELAY_S} killed_after={int(before['requests'])} samples={samples}"
-    twice = after["requests"] - after["different"]
-    record.add(case=case, metric="asked_twice", value=twice, unit="requests", n=1)
-    record.add(case=case, metric="lost", value=lost, unit="samples", n=1)
-    record.add(case=case, metric="requests_missing_in_ledger", value=after["requests"] - counted, unit="requests", n=1)
-    if twice > CONCURRENCY or lost or after["most"] > 2:
-        raise SystemExit(f"more than what was under way was asked twice, or samples were lost: {after}")
+    repeated = after["requests"] - after["different"]
+    record.add(case=case, metric="repeated_requests", value=repeated, unit="requests", n=1)
+    record.add(case=case, metric="samples_without_score", value=lost, unit="samples", n=1)
+    record.add(
+        case=case, metric="requests_missing_in_cost_log", value=after["requests"] - counted, unit="requests", n=1
+    )
+    if repeated > CONCURRENCY or lost or after["most"] > 2:
+        raise SystemExit(f"more requests were repeated than were under way, or samples were lost: {after}")
 
 
-def write_pool(folder: Path, samples: int, pictures: str) -> Path:
-    """A question a sample, and 64 noisy pictures taken in turn."""
+def write_pool(folder: Path, samples: int, images: str) -> Path:
+    """A question a sample, and 64 noisy images in rotation."""
     folder.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    shape = PICTURES[pictures]
+    rng = np.random.default_rng(0)
+    shape = IMAGES[images]
     if shape is not None:
-        width, height, kind = shape
+        width, height, extension = shape
         for k in range(64):
             # Noise over a slope: about as many bytes as a photograph.
-            slope = np.linspace(0, 200, width)[None, :, None] + draw.integers(0, 40, (height, width, 3))
-            Image.fromarray(slope.astype(np.uint8)).save(folder / f"{k}.{kind}")
+            slope = np.linspace(0, 200, width)[None, :, None] + rng.integers(0, 40, (height, width, 3))
+            Image.fromarray(slope.astype(np.uint8)).save(folder / f"{k}.{extension}")
     with (folder / "pool.jsonl").open("w") as file:
         for n in range(samples):
             image = {} if shape is None else {"image": f"{n % 64}.{shape[2]}"}
-            question = f"{'<image>' * len(image)}how many dots are in picture {n}? " + "Look closely. " * 20
-            said = [{"from": "human", "value": question}, {"from": "gpt", "value": f"There are {n}. " * 20}]
-            file.write(json.dumps({"id": str(n), **image, "conversations": said}) + "\n")
+            question = f"{'<image>' * len(image)}how many dots are in image {n}? " + "Look closely. " * 20
+            turns = [{"from": "human", "value": question}, {"from": "gpt", "value": f"There are {n}. " * 20}]
+            file.write(json.dumps({"id": str(n), **image, "conversations": turns}) + "\n")
     return folder / "pool.jsonl"
 
 
@@ -145,7 +147,7 @@ def loopback() -> Iterator[int]:
     try:
         for _ in range(200):
             try:
-                ask(port)
+                server_stats(port)
                 break
             except OSError:
                 time.sleep(0.05)
@@ -155,7 +157,7 @@ def loopback() -> Iterator[int]:
         server.wait()
 
 
-def ask(port: int) -> dict[str, float]:
+def server_stats(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats", timeout=30) as reply:
         return dict(json.load(reply))
 

@@ -1,13 +1,13 @@
 """How fast `one_step_head` is, against the best formulation in plain PyTorch, and what memory it takes.
 
-    python benchmarks/bench_one_step_head.py --device cpu --out benchmarks/results/one_step_head_cpu.jsonl
-    python benchmarks/bench_one_step_head.py --device cuda --out benchmarks/results/one_step_head_h200.jsonl [--sweep]
+    python benchmarks/bench_one_step_head.py --device cpu --out /tmp/bench_one_step_head.jsonl
+    python benchmarks/bench_one_step_head.py --device cuda --out /tmp/bench_one_step_head.jsonl [--sweep]
 
 On CUDA: V=32,000, 64 answer tokens, 100 anchors of 64 tokens, width 896, bf16. Plain PyTorch is given its best case:
 what a candidate needs of the anchors' logits is kept in memory for all of them, and a candidate costs one product of
 [anchor tokens, T] with [T, V] and one pass over the result. Kept are bf16 logits, fp32 logits, or probabilities, each
-also under `torch.compile`. On the CPU, smaller, against taking the step and the loss again. On both, against looking
-at every word as large steps need it, and on CUDA against the first order alone, which is one product in plain PyTorch.
+also under `torch.compile`. On the CPU, smaller, against taking the step and the loss again. On both, against computing
+every new logit, as large steps need it, and on CUDA against the first order, which is one product in plain PyTorch.
 
 What is timed is compared with float64 first. A formulation in plain PyTorch that is off by more than the kernel may be
 is timed too, and is not what the kernel's speed is held to: a difference of two losses in bf16 is mostly rounding.
@@ -115,7 +115,7 @@ class Kept:
         return torch.stack(utilities)
 
 
-def by_every_word(case: dict[str, Any]) -> Tensor:
+def by_full_vocabulary(case: dict[str, Any]) -> Tensor:
     with patch.object(small_steps, "LARGEST_CHANGE", 0.0):
         return one_step_head(**case)
 
@@ -143,13 +143,13 @@ def few_of(case: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return few | {"h": few["h"][:CHECKED], "labels": few["labels"][:CHECKED]}
 
 
-def truth_of(case: dict[str, Any]) -> Tensor:
+def expected_of(case: dict[str, Any]) -> Tensor:
     return one_step_head(**few_of(case, torch.float64))
 
 
-def error_of(got: Tensor, truth: Tensor) -> float:
+def error_of(got: Tensor, expected: Tensor) -> float:
     """The largest, in the largest utility."""
-    return float(((got[:CHECKED] - truth).abs() / truth.abs().max()).max())
+    return float(((got[:CHECKED] - expected).abs() / expected.abs().max()).max())
 
 
 def check_error(name: str, error: float, tolerance: float) -> None:
@@ -159,11 +159,11 @@ def check_error(name: str, error: float, tolerance: float) -> None:
 def on_cpu(recorder: Recorder, rounds: int) -> None:
     n, t, anchors, s, d, v = 8, 16, 20, 16, 128, 4000
     case = inputs(n, t, anchors, s, d, v, "cpu", torch.float32)
-    truth = truth_of(case)
-    check_error("one_step_head", error_of(one_step_head(**case), truth), 1e-4)
-    check_error("step_and_measure", error_of(step_and_measure(few_of(case, torch.float64)), truth), 1e-6)
-    check_error("by_every_word", error_of(by_every_word(case), truth), 1e-4)
-    others = {"step_and_measure": lambda: step_and_measure(case), "every_word": lambda: by_every_word(case)}
+    expected = expected_of(case)
+    check_error("one_step_head", error_of(one_step_head(**case), expected), 1e-4)
+    check_error("step_and_measure", error_of(step_and_measure(few_of(case, torch.float64)), expected), 1e-6)
+    check_error("by_full_vocabulary", error_of(by_full_vocabulary(case), expected), 1e-4)
+    others = {"step_and_measure": lambda: step_and_measure(case), "full_vocabulary": lambda: by_full_vocabulary(case)}
     seconds = interleaved({"one_step_head": lambda: one_step_head(**case)} | others, "cpu", rounds, warm_up=1)
     label = f"kernel=one_step_head V={v} T={t} anchors={anchors}x{s} D={d} N={n} dtype=fp32"
     for name in others:
@@ -175,21 +175,21 @@ TOLERANCE = 3e-2
 """In bf16, of the largest utility."""
 
 
-def on_cuda(recorder: Recorder, rounds: int, n: int, sweep: bool, picture: Path | None) -> None:
+def on_cuda(recorder: Recorder, rounds: int, n: int, sweep: bool, plot: Path | None) -> None:
     t, anchors, s, d, v = 64, 100, 64, 896, 32_000
     ceilings = measure_ceilings(recorder)
     case = inputs(n, t, anchors, s, d, v, "cuda", torch.bfloat16)
     print(explain(case["h"]))
-    truth = truth_of(case)
-    check_error("one_step_head", error_of(one_step_head(**case), truth), TOLERANCE)
+    expected = expected_of(case)
+    check_error("one_step_head", error_of(one_step_head(**case), expected), TOLERANCE)
     label = f"kernel=one_step_head V={v} T={t} anchors={anchors}x{s} D={d} N={n} dtype=bf16"
     plain = {name: Kept(case, name) for name in KEPT} | {f"compiled_{name}": Kept(case, name, True) for name in KEPT}
-    right = right_ones(recorder, label, plain, truth)
-    check_error("by_every_word", error_of(by_every_word(case), truth), TOLERANCE)
-    others = {"every_word": lambda: by_every_word(case), "first_order": lambda: first_order(case)}
+    accurate = accurate_formulations(recorder, label, plain, expected)
+    check_error("by_full_vocabulary", error_of(by_full_vocabulary(case), expected), TOLERANCE)
+    others = {"full_vocabulary": lambda: by_full_vocabulary(case), "first_order": lambda: first_order(case)}
     seconds = interleaved({"one_step_head": lambda: one_step_head(**case)} | plain | others, "cuda", rounds)
     ours = seconds["one_step_head"]
-    best = [min(turn) for turn in zip(*(seconds[name] for name in right), strict=True)]
+    best = [min(times) for times in zip(*(seconds[name] for name in accurate), strict=True)]
     ratios(best, ours).record(recorder, label, "speedup_over_best_pytorch", "ratio")
     for name in plain | others:
         ratios(seconds[name], ours).record(recorder, label, f"speedup_over_{name}", "ratio")
@@ -206,30 +206,30 @@ def on_cuda(recorder: Recorder, rounds: int, n: int, sweep: bool, picture: Path 
     for changed in ({}, *({name: size * k // 4} for name, size in sizes.items() for k in (1, 16))):
         record_memory(recorder, t=t, s=s, d=d, **sizes | changed)
     if sweep:
-        sweep_tiles(recorder, label, case, truth, flops, rounds)
-    if picture:
-        draw(picture, ceilings, flops, moved, rates(flops, ours).value)
+        sweep_tiles(recorder, label, case, expected, flops, rounds)
+    if plot:
+        draw(plot, ceilings, flops, moved, rates(flops, ours).value)
 
 
-def draw(picture: Path, ceilings: Ceilings, flops: float, moved: float, achieved: float) -> None:
-    draw_roofline(picture, "one_step_head, bf16", ceilings, {"one_step_head": (flops / moved, achieved)})
+def draw(plot: Path, ceilings: Ceilings, flops: float, moved: float, achieved: float) -> None:
+    draw_roofline(plot, "one_step_head, bf16", ceilings, {"one_step_head": (flops / moved, achieved)})
 
 
-def right_ones(recorder: Recorder, label: str, plain: dict[str, Kept], truth: Tensor) -> list[str]:
+def accurate_formulations(recorder: Recorder, label: str, plain: dict[str, Kept], expected: Tensor) -> list[str]:
     """The names of those that come as close to float64 as the kernel has to; every one's error is recorded.
 
     Raises:
         Refused: none does.
     """
-    right = []
+    accurate = []
     for name, formulation in plain.items():
         few = copy.copy(formulation)
         few.case = few_of(formulation.case, formulation.case["h"].dtype)
-        error = error_of(few(), truth)
+        error = error_of(few(), expected)
         recorder.add(case=label, metric=f"error_of_{name}", value=error, unit="ratio", n=1)
-        right += [name] if error <= TOLERANCE else []
-    refuse_unless(bool(right), "no formulation in plain PyTorch is right")
-    return right
+        accurate += [name] if error <= TOLERANCE else []
+    refuse_unless(bool(accurate), "no formulation in plain PyTorch is accurate")
+    return accurate
 
 
 def record_memory(recorder: Recorder, *, n: int, t: int, anchors: int, s: int, d: int, v: int) -> None:
@@ -241,20 +241,22 @@ def record_memory(recorder: Recorder, *, n: int, t: int, anchors: int, s: int, d
     recorder.add(case=label, metric="peak_memory", value=peak, unit="byte", n=1)
 
 
-def sweep_tiles(recorder: Recorder, label: str, case: dict[str, Any], truth: Tensor, flops: float, rounds: int) -> None:
+def sweep_tiles(
+    recorder: Recorder, label: str, case: dict[str, Any], expected: Tensor, flops: float, rounds: int
+) -> None:
     launch = import_module("ostlight_kernels.one_step_head").launch
     problem = HeadProblem.of(*(case[k] for k in ("h", "labels", "anchor_h", "anchor_labels", "eta")), None)
     major, minor = torch.cuda.get_device_capability()
     dtype, capability = case["weight"].dtype, 10 * major + minor
     tables = {"tiles": head_table, "logits": logits_table, "slopes": slopes_table}
-    some = [{kind: tiles} for kind, rows in tables.items() for tiles in rows(dtype, capability)]
+    some = [{table: tiles} for table, rows in tables.items() for tiles in rows(dtype, capability)]
     for given in some:
-        ((kind, tiles),) = given.items()
-        check_error(str(tiles), error_of(launch(problem, case["weight"], None, **given), truth), TOLERANCE)
+        ((table, tiles),) = given.items()
+        check_error(str(tiles), error_of(launch(problem, case["weight"], None, **given), expected), TOLERANCE)
         run = {"tiles": lambda given=given: launch(problem, case["weight"], None, **given)}
         seconds = interleaved(run, "cuda", rounds)["tiles"]
         rates(flops, seconds).record(
-            recorder, f"{label} {kind}={str(tiles).replace(' ', '_')}", "needed_flops", "FLOP/s"
+            recorder, f"{label} {table}={str(tiles).replace(' ', '_')}", "needed_flops", "FLOP/s"
         )
 
 
@@ -265,15 +267,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--candidates", type=int, default=128, help="candidates per call on CUDA")
     parser.add_argument("--sweep", action="store_true", help="time every configuration of the tuning table")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(2)
-    recorder = Recorder("bench_one_step_head", chosen.out, chosen.device)
+    recorder = Recorder("bench_one_step_head", options.out, options.device)
     with torch.no_grad():
-        if chosen.device == "cpu":
-            on_cpu(recorder, chosen.rounds)
+        if options.device == "cpu":
+            on_cpu(recorder, options.rounds)
         else:
-            picture = chosen.out.with_suffix(".roofline.png") if chosen.out else None
-            on_cuda(recorder, chosen.rounds, chosen.candidates, chosen.sweep, picture)
+            plot = options.out.with_suffix(".roofline.png") if options.out else None
+            on_cuda(recorder, options.rounds, options.candidates, options.sweep, plot)
 
 
 if __name__ == "__main__":

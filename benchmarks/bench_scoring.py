@@ -1,19 +1,20 @@
 """What it costs to score a sample, in plain training steps on that sample, and what memory it takes.
 
-    python benchmarks/bench_scoring.py --device cpu --out benchmarks/results/bench_scoring.jsonl [--shape digitmath]
-    python benchmarks/bench_scoring.py --device cpu --out benchmarks/results/bench_scoring.jsonl --scope lora
-    python benchmarks/bench_scoring.py --device cuda --out benchmarks/results/bench_scoring.jsonl --shape 1b
+    python benchmarks/bench_scoring.py --device cpu --out /tmp/bench_scoring.jsonl [--shape digitmath]
+    python benchmarks/bench_scoring.py --device cpu --out /tmp/bench_scoring.jsonl --parameters lora
+    python benchmarks/bench_scoring.py --device cuda --out /tmp/bench_scoring.jsonl --shape 1b
 
-A training step is forward, full backward and AdamW of all parameters, on the same batch. A contender's every turn is
-between two training steps, and its ratio is to the mean of these; a figure is the median of the ratios. Memory is what
-a pass holds beyond model and targets, over what the forward pass of a training step leaves for its backward pass.
+A training step is forward, full backward and AdamW of all parameters, on the same batch. Every round of an
+implementation is between two training steps, and its ratio is to the mean of these; a figure is the median of the
+ratios. Memory is what a pass holds beyond model and targets, over what the forward pass of a training step leaves for
+its backward pass.
 
-One contender comes after the other and is recorded as soon as it is done. One that fails, or whose inner products are
-not those of plain autograd, is left out; the exit status is 1 at the end, but for a failure of what may fail. A K whose
-targets exceed half of the GPU's free memory is left out as well, and the record says so.
+Implementations are timed one after the other, and each is recorded as soon as it is done. One that fails, or whose
+inner products differ from those of plain autograd, is left out, and the exit status is 1 unless it may fail. A K whose
+targets take more than half of the GPU's free memory is left out too, and recorded as such.
 
 Weights, tokens and probes are random: none of them changes what is computed. `exact` is timed on one sample a round.
-Engine passes take gradient norms along, as the `ost` selector does; `norms=off` says what they cost.
+Passes of the gradient engine compute gradient norms too, as the `ost` selector does; `norms=off` shows their cost.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ import torch
 from _kernels import Refused, Spread, refuse_unless
 from _memory import peak_bytes
 from _record import Recorder
-from _scoring_contenders import DIRECTIONS, PROBES, Contender, ScoringContext, contenders_of, losses_of, training_step
+from _scoring_implementations import (
+    DIRECTIONS,
+    PROBES,
+    Implementation,
+    ScoringContext,
+    implementations,
+    losses_of,
+    training_step,
+)
 from _scoring_shapes import SHAPES
 from torch import Tensor
 
@@ -40,7 +49,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Check:
-    """That a contender's inner products agree with plain autograd on one sample.
+    """That an implementation's inner products agree with plain autograd on one sample.
 
     An error is measured against the product itself and against what a random target of its length would give; over
     the product of the norms, which is larger by the root of the number of parameters, hardly any error would show.
@@ -51,19 +60,19 @@ class Check:
         target_dtype = next(iter(context.targets.values())).dtype
         self.rounding = 5e-2 if torch.bfloat16 in (context.shape.dtype, target_dtype) else 1e-3
 
-    def __call__(self, contender: Contender) -> None:
+    def __call__(self, implementation: Implementation) -> None:
         """Raises:
         Refused: it does not agree.
         """
-        found = contender.run()[0].double()
-        if contender.name == EXACT:
-            refuse_unless(bool(found.isfinite().all()), f"{contender.name} is {found}")
+        found = implementation.run()[0].double()
+        if implementation.name == EXACT:
+            refuse_unless(bool(found.isfinite().all()), f"{implementation.name} is {found}")
             return
         these = slice(0, len(found))
         scale = self.expected[these].abs() + self.typical[these]
         error = float(((found - self.expected[these]).abs() / scale).max())
-        allowed = 5e-2 if contender.name.endswith("central_difference") else self.rounding
-        refuse_unless(error <= allowed, f"{contender.name} is {error:.3g} off plain autograd, {allowed:g} allowed")
+        allowed = 5e-2 if implementation.name.startswith("estimator=finite_difference") else self.rounding
+        refuse_unless(error <= allowed, f"{implementation.name} is {error:.3g} off plain autograd, {allowed:g} allowed")
 
 
 def on_one_sample(context: ScoringContext) -> tuple[Tensor, Tensor]:
@@ -81,16 +90,16 @@ def on_one_sample(context: ScoringContext) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one contender, a value a turn; ``memory`` is over the activations of a training step."""
+    """Of one implementation, a value a round; ``memory`` is over the activations of a training step."""
 
-    contender: Contender
+    implementation: Implementation
     ratios: list[float]
     seconds: list[float]
     memory: float
 
 
 class Clock:
-    """Times contenders between training steps, which are warm and whose activations are known."""
+    """Times implementations between training steps, which are warm and whose activations are known."""
 
     def __init__(self, context: ScoringContext) -> None:
         self.context, self.step = context, training_step(context)
@@ -98,40 +107,42 @@ class Clock:
         trained = (context.trained, context.inputs, context.labels)
         self.activations = peak_bytes(lambda: losses_of(*trained), context.device, context.known)
 
-    def figures(self, contender: Contender, turns: int) -> Figures:
+    def figures(self, implementation: Implementation, rounds: int) -> Figures:
         context = self.context
-        memory = peak_bytes(contender.run, context.device, context.known) / self.activations
+        memory = peak_bytes(implementation.run, context.device, context.known) / self.activations
         ratios, seconds = [], []
         before = clocked(self.step, context.device)
-        for _ in range(turns):
-            seconds.append(clocked(contender.run, context.device) / contender.samples)
+        for _ in range(rounds):
+            seconds.append(clocked(implementation.run, context.device) / implementation.samples)
             after = clocked(self.step, context.device)
             ratios.append(seconds[-1] / ((before + after) / 2 / context.shape.batch))
             before = after
-        return Figures(contender, ratios, seconds, memory)
+        return Figures(implementation, ratios, seconds, memory)
 
 
 def time_all(
-    recorder: Recorder, context: ScoringContext, contenders: list[Contender], turns: int
+    recorder: Recorder, context: ScoringContext, implementations: list[Implementation], rounds: int
 ) -> tuple[list[str], bool]:
-    """Checks, times and records one contender after the other.
+    """Checks, times and records one implementation after the other.
 
     Returns:
-        The table's lines, each figure with its bar; whether all went well but for what may fail.
+        The table's lines, each figure with its bar; whether all succeeded that may not fail.
     """
     check, clock = Check(context), Clock(context)
-    lines, well, exactly = list(TABLE), True, None
-    for contender in contenders:
+    lines, succeeded, exact = list(TABLE), True, None
+    for implementation in implementations:
         try:
-            check(contender)
-            figures = clock.figures(contender, turns)
+            check(implementation)
+            figures = clock.figures(implementation, rounds)
         except (Exception, Refused) as failure:
-            print(f"left out: {contender.name}: {type(failure).__name__}: {str(failure).strip()[:160]}", flush=True)
-            well = well and contender.may_fail and not isinstance(failure, Refused)
+            print(
+                f"left out: {implementation.name}: {type(failure).__name__}: {str(failure).strip()[:160]}", flush=True
+            )
+            succeeded = succeeded and implementation.may_fail and not isinstance(failure, Refused)
             continue
-        exactly = figures if contender.name == EXACT else exactly
-        lines.append(record(recorder, context, figures, exactly))
-    return lines, well
+        exact = figures if implementation.name == EXACT else exact
+        lines.append(record(recorder, context, figures, exact))
+    return lines, succeeded
 
 
 def clocked(function: Callable[[], object], device: str) -> float:
@@ -148,45 +159,45 @@ def bars_of(name: str, context: ScoringContext) -> dict[str, float]:
     """What must hold: the speed-up at least, everything else at most."""
     if context.shape.name == "digitmath":
         return {}
-    engine = "how=engine" in name or (("second_order" in name or "projected" in name) and "norms=off" not in name)
-    bars = {"peak_memory_ratio": 1.15} if engine else {}
+    by_engine = any(e in name for e in ("first_order", "second_order", "projected")) and "norms=off" not in name
+    bars = {"peak_memory_ratio": 1.15} if by_engine else {}
     if name.endswith("second_order K=16"):
         blocks = 1.2 if context.shape.name == "1b" else 1.35
-        bars |= {"ratio_to_train_step": 0.9 if context.scope == "lora" else blocks, "speedup_over_exact": 20.0}
-    if name.endswith("central_difference"):
+        bars |= {"ratio_to_train_step": 0.9 if context.parameter_set == "lora" else blocks, "speedup_over_exact": 20.0}
+    if name.startswith("estimator=finite_difference"):
         bars |= {"ratio_to_train_step": 0.75}
     return bars
 
 
-def record(recorder: Recorder, context: ScoringContext, figures: Figures, exactly: Figures | None) -> str:
-    """Writes a contender's figures, over those of ``exact`` where it was not left out; its line of the table."""
-    shape, name = context.shape, figures.contender.name
+def record(recorder: Recorder, context: ScoringContext, figures: Figures, exact: Figures | None) -> str:
+    """Writes an implementation's figures, over those of ``exact`` where it was not left out; its line of the table."""
+    shape, name = context.shape, figures.implementation.name
     target_dtype = next(iter(context.targets.values())).dtype
     suffix = "" if target_dtype == shape.dtype else f" targets={short(target_dtype)}"
-    case = f"{name} scope={context.scope} device={context.device} shape={shape.name} T={shape.tokens} "
+    case = f"{name} parameters={context.parameter_set} device={context.device} shape={shape.name} T={shape.tokens} "
     case += f"batch={shape.batch}{suffix}"
     spreads = {
         "ratio_to_train_step": Spread.of(figures.ratios),
         "samples_per_s": Spread.of([1 / s for s in figures.seconds]),
     }
-    if exactly:
-        over_exact = [a / b for a, b in zip(exactly.ratios, figures.ratios, strict=True)]
+    if exact:
+        over_exact = [a / b for a, b in zip(exact.ratios, figures.ratios, strict=True)]
         spreads["speedup_over_exact"] = Spread.of(over_exact)
     for metric, spread in spreads.items():
         spread.record(recorder, case, metric, METRICS[metric])
     recorder.add(case=case, metric="peak_memory_ratio", value=figures.memory, unit="ratio", n=1)
     values = {metric: spread.value for metric, spread in spreads.items()} | {"peak_memory_ratio": figures.memory}
     bars = bars_of(name, context)
-    cells = [
+    columns = [
         f"{values[metric]:.3g}{beside(metric, values[metric], bars.get(metric))}" if metric in values else "-"
         for metric in METRICS
     ]
-    return f"| {' | '.join((name, *cells))} |"
+    return f"| {' | '.join((name, *columns))} |"
 
 
 def record_left_out(recorder: Recorder, context: ScoringContext, counts: tuple[int, ...]) -> None:
     """Says which K are not timed since their targets take too much memory, and how much that would be."""
-    where = f"scope={context.scope} device={context.device} shape={context.shape.name}"
+    where = f"parameters={context.parameter_set} device={context.device} shape={context.shape.name}"
     for k in counts:
         if k > context.num_probes:
             needed = float((1 + k) * context.target_bytes)
@@ -200,7 +211,7 @@ METRICS = {
     "peak_memory_ratio": "ratio",
     "speedup_over_exact": "ratio",
 }
-TABLE = (f"| {' | '.join(('contender', *METRICS))} |", "| --- | --- | --- | --- | --- |")
+TABLE = (f"| {' | '.join(('implementation', *METRICS))} |", "| --- | --- | --- | --- | --- |")
 
 
 def beside(metric: str, value: float, bar: float | None) -> str:
@@ -220,24 +231,24 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     parser.add_argument("--shape", choices=SHAPES, default="256x4")
-    parser.add_argument("--scope", choices=("blocks", "lora"), default="blocks")
+    parser.add_argument("--parameters", choices=("blocks", "lora"), default="blocks")
     parser.add_argument("--target-dtype", choices=DTYPES, help="default: the weights'")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each contender")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of each implementation")
     parser.add_argument("--threads", type=int, default=2, help="on the CPU; 1 where other work takes the cores")
-    chosen = parser.parse_args()
-    if chosen.device == "cpu":
-        torch.set_num_threads(chosen.threads)
-    shape = SHAPES[chosen.shape]
-    recorder = Recorder("bench_scoring", chosen.out, chosen.device)
-    dtype = DTYPES[chosen.target_dtype] if chosen.target_dtype else shape.dtype
-    context = ScoringContext.of(shape, chosen.scope, chosen.device, dtype, COUNTS)
+    options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
+    shape = SHAPES[options.shape]
+    recorder = Recorder("bench_scoring", options.out, options.device)
+    dtype = DTYPES[options.target_dtype] if options.target_dtype else shape.dtype
+    context = ScoringContext.of(shape, options.parameters, options.device, dtype, COUNTS)
     held = context.target_bytes
     sizes = ", ".join(f"K={k} {(1 + k) * held / 2**20:.0f} MiB" for k in COUNTS)
-    print(f"{held // dtype.itemsize:,} parameters in scope; targets in {short(dtype)}: {sizes}", flush=True)
+    print(f"{held // dtype.itemsize:,} selected parameters; targets in {short(dtype)}: {sizes}", flush=True)
     record_left_out(recorder, context, COUNTS)
-    lines, well = time_all(recorder, context, contenders_of(context), chosen.rounds)
+    lines, succeeded = time_all(recorder, context, implementations(context), options.rounds)
     print("\n".join(lines))
-    raise SystemExit(not well)
+    raise SystemExit(not succeeded)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Does picking a fifth of a million samples as a set take under 60 s and 3 GB on two cores?
+"""Does selecting a fifth of a million samples as a set take under 60 s and 3 GB on two cores?
 
-    python benchmarks/bench_set_solver.py --out benchmarks/results/bench_set_solver.jsonl
+    python benchmarks/bench_set_solver.py --out /tmp/bench_set_solver.jsonl
 
-Synthetic slopes and sketches (float32, heavy-tailed norms, twenty kinds of samples, half of one kind in five toxic).
+Synthetic slopes and sketches (float32, heavy-tailed norms, twenty strata, half of every fifth stratum toxic).
 Every case runs in a process of its own, so that its peak resident memory, inputs and interpreter included, is its own.
 """
 
@@ -25,26 +25,26 @@ BAR_S, BAR_GB = 60.0, 3.0
 
 
 def samples(rows: int, probes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``f``, ``phi``, kind and tokens of every sample."""
+    """``f``, ``phi``, stratum and tokens of every sample."""
     rng = np.random.default_rng(0)
-    kind = rng.integers(0, 20, rows)
+    stratum = rng.integers(0, 20, rows)
     phi = rng.standard_normal((rows, probes), dtype=np.float32)
-    phi += rng.standard_normal((20, probes), dtype=np.float32)[kind]
+    phi += rng.standard_normal((20, probes), dtype=np.float32)[stratum]
     phi *= (rng.lognormal(size=(rows, 1)) / math.sqrt(probes)).astype(np.float32)
-    f = rng.standard_normal(rows) + 0.3 * phi[:, 0] - (rng.random(rows) < 0.5) * (kind % 5 == 0)
-    return f, phi, kind, rng.integers(50, 800, rows)
+    f = rng.standard_normal(rows) + 0.3 * phi[:, 0] - (rng.random(rows) < 0.5) * (stratum % 5 == 0)
+    return f, phi, stratum, rng.integers(50, 800, rows)
 
 
 def measure(case: str, rows: int, probes: int, share: float) -> None:
     """Prints the time, peak and gaps of one case as ``key value`` lines."""
-    f, phi, kind, tokens = samples(rows, probes)
+    f, phi, stratum, tokens = samples(rows, probes)
     before_gb = peak_gb()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     budget = round(share * rows)
     if case.endswith("tokens"):
         limits = Limits.tokens(share * float(tokens.sum()), tokens)
     elif case.endswith("quotas"):
-        limits = quota_limits(kind, budget)
+        limits = quota_limits(stratum, budget)
     elif case.endswith("clusters"):
         limits = quota_limits(gradient_clusters(f, phi, 32), budget)
     else:
@@ -54,13 +54,13 @@ def measure(case: str, rows: int, probes: int, share: float) -> None:
     else:
         objective = SetObjective.minibatch(f, phi, eta=0.3, batch_size=32, size=limits.size)
     found = solve_set(objective, limits)
-    print("pick_time", time.perf_counter() - begun)
+    print("selection_time", time.perf_counter() - start)
     print("peak_rss", peak_gb())
     print("inputs_rss", before_gb)
-    print("picked", len(found.rows))
+    print("selected", len(found.rows))
     print("value", found.value)
-    print("gap_of_greedy", found.greedy_gap)
-    print("gap_of_pick_to_bound", found.gap)
+    print("greedy_gap", found.greedy_gap)
+    print("gap_to_bound", found.gap)
 
 
 def peak_gb() -> float:
@@ -69,33 +69,33 @@ def peak_gb() -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
-UNITS = {"pick_time": "s", "peak_rss": "GB", "inputs_rss": "GB", "picked": "samples"}
+UNITS = {"selection_time": "s", "peak_rss": "GB", "inputs_rss": "GB", "selected": "samples"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="append the figures to this file")
+    parser.add_argument("--out", type=Path, help="JSONL file to append to")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--probes", type=int, default=64)
     parser.add_argument("--share", type=float, default=0.2)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.case:
-        measure(asked.case, asked.rows, asked.probes, asked.share)
+    options = parser.parse_args()
+    if options.case:
+        measure(options.case, options.rows, options.probes, options.share)
         return
     from _record import Recorder
 
-    record = Recorder("bench_set_solver", asked.out)
+    record = Recorder("bench_set_solver", options.out)
     missed = []
     for case in CASES:
-        command = [sys.executable, __file__, "--case", case, "--rows", str(asked.rows)]
-        command += ["--probes", str(asked.probes), "--share", str(asked.share)]
+        command = [sys.executable, __file__, "--case", case, "--rows", str(options.rows)]
+        command += ["--probes", str(options.probes), "--share", str(options.share)]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
         found = {name: float(value) for name, value in (line.split() for line in lines if line)}
-        label = f"objective={case} N={asked.rows} K={asked.probes} share={asked.share:g}"
+        label = f"objective={case} N={options.rows} K={options.probes} share={options.share:g}"
         for metric, value in found.items():
             record.add(case=label, metric=metric, value=value, unit=UNITS.get(metric, "V"), n=1)
-        if found["pick_time"] > BAR_S or found["peak_rss"] > BAR_GB:
+        if found["selection_time"] > BAR_S or found["peak_rss"] > BAR_GB:
             missed.append(case)
     if missed:
         raise SystemExit(f"over {BAR_S:g} s or {BAR_GB:g} GB: {', '.join(missed)}")

@@ -57,38 +57,38 @@ class Stages:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
 
-    def add(self, case: str, records: int, begun: float) -> None:
-        rate = records / (time.perf_counter() - begun)
+    def add(self, case: str, records: int, start: float) -> None:
+        rate = records / (time.perf_counter() - start)
         self.recorder.add(case=case, metric="rate", value=rate, unit="records/s", n=1)
         self.recorder.add(case=case, metric="peak_rss", value=peak_rss_mb(), unit="MB", n=1)
 
 
 def read(stages: Stages, path: Path, records: int) -> None:
     """Opens the pool, reads it in order and at random."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     pool = Pool.open(path)
-    stages.add(f"stage=open records={records}", records, begun)
-    begun = time.perf_counter()
+    stages.add(f"stage=open records={records}", records, start)
+    start = time.perf_counter()
     readable = sum(isinstance(sample, Sample) for _, sample in pool.read(range(len(pool))))
-    stages.add(f"stage=read_in_order records={records}", records, begun)
+    stages.add(f"stage=read_in_order records={records}", records, start)
     if readable != records:
         raise SystemExit(f"{records - readable} of {records} records could not be read")
     order = np.random.default_rng(0).integers(0, len(pool), RANDOM_READS)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in pool.read(order):
         pass
-    stages.add(f"stage=read_at_random records={records}", RANDOM_READS, begun)
+    stages.add(f"stage=read_at_random records={records}", RANDOM_READS, start)
 
 
 def select_random(stages: Stages, path: Path, folder: Path, records: int) -> None:
     """The whole of `ostlight select`: score, verify, select, write the subset."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     config = {"name": "stream", "folder": str(folder), "pool": {"path": str(path)}, "selector": {"name": "random"}}
     compute = {"shard_size": 20_000, "progress": False, "logger": "none", "accelerator": "cpu"}
     selection = ostlight.select(config | {"compute": compute})
     if len(selection.kept) != round(0.2 * records):
         raise SystemExit(f"{len(selection.kept)} of {records} records were kept, not a fifth")
-    stages.add(f"selector=random records={records}", records, begun)
+    stages.add(f"selector=random records={records}", records, start)
 
 
 def encode(stages: Stages, path: Path, wanted: int) -> None:
@@ -97,10 +97,10 @@ def encode(stages: Stages, path: Path, wanted: int) -> None:
     pool = Pool.open(path)
     shards = len(pool) // SHARD_SIZE
     spread = range(0, shards, max(1, shards * SHARD_SIZE // wanted))
-    begun, encoded = time.perf_counter(), 0
+    start, encoded = time.perf_counter(), 0
     for shard in ShardStream(pool, spread, SHARD_SIZE, model.encoder, model.collator, 16_384):
         encoded += len(shard.batch) + len(shard.rejections)
-    stages.add(f"selector=ost stage=reader records={len(pool)} encoded={encoded}", encoded, begun)
+    stages.add(f"selector=ost stage=reader records={len(pool)} encoded={encoded}", encoded, start)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Pools of real pictures, ready for `ostlight benchmark`: records, truth and small base models, from a folder you have.
+"""Pools of real images for `ostlight benchmark`: records, defect labels and small base models.
 
     python benchmarks/prepare_real_pools.py easy_vqa --data FOLDER --out runs/pools/easy_vqa
     python benchmarks/prepare_real_pools.py human_noise --data FOLDER --out runs/pools/human_noise
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from _easy_vqa import EasyVqa, cut_easy_vqa
 from _human_noise import cut_human_noise
-from _real_bases import Recipe, train_bases, words_of
+from _real_bases import Recipe, train_bases, vocabulary_of
 
 from ostlight.digitmath.model import Shape
 
@@ -29,7 +29,7 @@ RECIPES = {
             "proxy": Shape(96, 2, 4, 192, vision_hidden=64, vision_layers=2, pixels=64, patch=16),
             "target": Shape(128, 3, 4, 256, vision_hidden=96, vision_layers=2, pixels=64, patch=16),
         },
-        by="kind",
+        by="question_type",
         steps=2000,
         lr=1e-3,
     ),
@@ -63,16 +63,16 @@ def main(argv: list[str] | None = None) -> None:
         "--defects", type=rates, default=EasyVqa().defects, help="of easy_vqa, as negation=0.14,empty=0.03"
     )
     parser.add_argument("--steps", type=int, help="of the base models' training")
-    asked = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    folder = asked.out or Path("runs") / "pools" / asked.pool
-    if asked.pool == "easy_vqa":
-        cut = cut_easy_vqa(asked.data, EasyVqa(pool=asked.size, seed=asked.seed, defects=asked.defects))
+    folder = options.out or Path("runs") / "pools" / options.pool
+    if options.pool == "easy_vqa":
+        cut = cut_easy_vqa(options.data, EasyVqa(pool=options.size, seed=options.seed, defects=options.defects))
     else:
-        cut = cut_human_noise(asked.data, asked.seed)
+        cut = cut_human_noise(options.data, options.seed)
     cut.write(folder)
-    recipe = RECIPES[asked.pool]
-    found = train_bases(folder, replace(recipe, steps=asked.steps or recipe.steps), words_of(cut), asked.seed)
+    recipe = RECIPES[options.pool]
+    found = train_bases(folder, replace(recipe, steps=options.steps or recipe.steps), vocabulary_of(cut), options.seed)
     print(json.dumps(found, indent=2))
     print(f"written: {folder}")
 

@@ -1,23 +1,22 @@
-"""ostlight chooses training data by what a sample does to the model.
+"""Chooses training data by what a sample does to the model.
 
-The three steps of the command line, from Python::
+The steps of the command line, from Python::
 
     import ostlight
 
-    ostlight.select("config.yaml", "budget.fraction=0.2")
-    ostlight.train("config.yaml", "budget.fraction=0.2")
+    ostlight.select("mine.yaml", "budget.fraction=0.2")
+    ostlight.train("mine.yaml")
+    ostlight.evaluate("mine.yaml")
     ostlight.benchmark("configs/demo.yaml")
+
+Importing ostlight changes nothing global and configures no logging; ``ostlight.configure_logging()`` shows on the
+console what the command line shows.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# Threads that wait by spinning make a busy machine ten times slower (measured: docs/log.md). Read when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from ostlight.benchmarking.results import ResultRow
@@ -26,26 +25,30 @@ if TYPE_CHECKING:
     from ostlight.data.pool import Pool
     from ostlight.data.sample import Sample
     from ostlight.evaluation.evaluate import Result
+    from ostlight.logs import configure_logging
     from ostlight.models.batch import Batch
+    from ostlight.pipeline.command import Source
+    from ostlight.pipeline.init_config import init_config
     from ostlight.pipeline.select import Selection
+    from ostlight.pipeline.validate import Validation
     from ostlight.reporting.matrix import Matrix
     from ostlight.selection.context import ScoringContext
     from ostlight.selection.registry import register
     from ostlight.selection.scores import Scores
     from ostlight.selection.selector import Selector
 
-    Source = str | Path | Mapping[str, Any] | Config
-
-# Names are fetched when first used: the kernels and the gradient engine import without what the rest needs.
-_HOMES = {
+# Imported on first use: `import ostlight` stays fast, and the influence library works without the rest.
+_MODULES = {
     "Batch": "ostlight.models.batch",
     "Budget": "ostlight.config.budget",
     "Config": "ostlight.config.schema",
     "Pool": "ostlight.data.pool",
     "Sample": "ostlight.data.sample",
     "Scores": "ostlight.selection.scores",
-    "Selector": "ostlight.selection.selector",
     "ScoringContext": "ostlight.selection.context",
+    "Selector": "ostlight.selection.selector",
+    "configure_logging": "ostlight.logs",
+    "init_config": "ostlight.pipeline.init_config",
     "register": "ostlight.selection.registry",
 }
 
@@ -59,74 +62,89 @@ __all__ = [
     "ScoringContext",
     "Selector",
     "benchmark",
+    "configure_logging",
     "evaluate",
     "explain",
+    "init_config",
     "register",
     "report",
     "select",
     "sources",
     "train",
+    "validate",
 ]
 
 
-def select(config: Source, *overrides: str) -> Selection:
-    """Scores a pool, picks within the budget, writes the subset (``ostlight.pipeline.select``)."""
+def validate(config: Source, *overrides: str) -> Validation:
+    """Checks a configuration against its data and models and estimates what the run will cost; trains nothing."""
     from ostlight.config import load_config
+    from ostlight.pipeline.validate import validate as check
+
+    return check(load_config(config, *overrides))
+
+
+def select(config: Source, *overrides: str) -> Selection:
+    """Scores the pool, selects within the budget and writes the subset (``ostlight.pipeline.select``)."""
+    from ostlight.pipeline.command import command
     from ostlight.pipeline.select import select as stage
 
-    return stage(load_config(config, *overrides))
+    with command(config, overrides, lambda _: "train") as loaded:
+        return stage(loaded)
 
 
 def train(config: Source, *overrides: str) -> Path:
-    """Trains the target on the selected subset (``ostlight.pipeline.train``)."""
-    from ostlight.config import load_config
+    """Trains the target on the selected subset and returns its folder (``ostlight.pipeline.train``)."""
+    from ostlight.pipeline.command import after_train, command
     from ostlight.pipeline.train import train as stage
 
-    return stage(load_config(config, *overrides))
+    with command(config, overrides, after_train) as loaded:
+        return stage(loaded)
 
 
 def evaluate(config: Source, *overrides: str) -> Result:
-    """Accuracy of the trained target (``ostlight.pipeline.evaluate``)."""
-    from ostlight.config import load_config
+    """Returns the accuracy of the trained target on the test set (``ostlight.pipeline.evaluate``)."""
+    from ostlight.pipeline.command import command
     from ostlight.pipeline.evaluate import evaluate as stage
 
-    return stage(load_config(config, *overrides))
+    with command(config, overrides, lambda _: "report") as loaded:
+        return stage(loaded)
 
 
 def benchmark(config: Source, *overrides: str) -> list[ResultRow]:
-    """Compares selectors (``ostlight.benchmarking.benchmark``)."""
+    """Compares selectors and returns the rows of the table (``ostlight.benchmarking.benchmark``)."""
     from ostlight.benchmarking.benchmark import benchmark as stage
-    from ostlight.config import load_config
+    from ostlight.pipeline.command import command
 
-    return stage(load_config(config, *overrides))
+    with command(config, overrides, lambda _: "report") as loaded:
+        return stage(loaded)
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Writes one page about a run folder (``ostlight.reporting.page``)."""
+    """Writes one HTML page about a run folder and returns its path (``ostlight.reporting.page``)."""
     from ostlight.reporting.page import write_report
 
     return write_report(run, out)
 
 
 def explain(run: str | Path, sample_id: str, layers: bool = False) -> None:
-    """Prints what a sample does to the model, to whom, and why (``ostlight.reporting.explain``)."""
-    from ostlight.reporting.explain import explain as tell
+    """Prints what a sample does to the model, for which anchors, and why (``ostlight.reporting.explain``)."""
+    from ostlight.reporting.explain import explain as print_explanation
 
-    tell(run, sample_id, layers)
+    print_explanation(run, sample_id, layers)
 
 
 def sources(run: str | Path, tag: str | None = None) -> Matrix:
-    """Prints which generator or tag of a run's pool helps and hurts which skill (``ostlight.reporting.sources``)."""
-    from ostlight.reporting.sources import sources as tell
+    """Prints and returns which tags of a pool help or hurt which skill (``ostlight.reporting.sources``)."""
+    from ostlight.reporting.sources import sources as print_sources
 
-    return tell(run, tag)
+    return print_sources(run, tag)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 

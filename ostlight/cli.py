@@ -1,18 +1,32 @@
-"""The command line: one verb a stage, a configuration, and what to change in it."""
+"""The command line: one verb a stage, a configuration, and settings to change in it."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from ostlight.errors import OstlightError
+from ostlight.errors import ConfigError, OstlightError
+from ostlight.logs import configure_logging
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""The base of all errors in how a command is written; Typer exports it under no name."""
+
+RENAMED_VERBS = {"pick": "select", "score": "select", "compare": "benchmark", "bench": "benchmark", "test": "evaluate"}
+"""Verbs of earlier versions and of similar tools, and what they are called here."""
+
+VERBOSITY = {"-v": 1, "--verbose": 1, "-q": -1, "--quiet": -1}
+INTERRUPTED = 130
 
 Config = Annotated[str, typer.Argument(help="YAML file", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings to change", metavar="[KEY=VALUE]...")]
+Run = Annotated[str, typer.Argument(help="run folder, as `runs/NAME`", metavar="RUN")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -25,16 +39,42 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debugging messages.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Choose training data by what a sample does to the model."""
+    configure_logging(verbose - quiet)
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="file, folder or glob of your data", metavar="DATA")],
+    out: Annotated[str | None, typer.Option(help="file to write instead of DATA's name with .yaml")] = None,
+) -> None:
+    """Look at your data and write a commented configuration."""
+    import ostlight
+
+    ostlight.init_config(data, out)
+
+
+@app.command()
+def validate(config: Config, overrides: Overrides = None) -> None:
+    """Check a configuration, its data and models; estimate the cost."""
+    import ostlight
+
+    validation = ostlight.validate(config, *overrides or [])
+    typer.echo(str(validation))
+    if validation.problems:
+        raise typer.Exit(1)
+    typer.echo(f"next: {shlex.join(('ostlight', 'select', config, *(overrides or ())))}")
 
 
 @app.command()
 def select(config: Config, overrides: Overrides = None) -> None:
-    """Score the pool, pick within the budget, write the subset."""
+    """Score the pool, select within the budget, write the subset."""
     import ostlight
 
     ostlight.select(config, *overrides or [])
@@ -50,7 +90,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def evaluate(config: Config, overrides: Overrides = None) -> None:
-    """Ask the trained target the questions of the test set."""
+    """Measure the trained target's accuracy on the test set."""
     import ostlight
 
     ostlight.evaluate(config, *overrides or [])
@@ -58,20 +98,17 @@ def evaluate(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def benchmark(config: Config, overrides: Overrides = None) -> None:
-    """Compare selectors: score, pick, train and evaluate each, at every budget and seed."""
+    """Compare selectors by the models they train."""
     import ostlight
 
     ostlight.benchmark(config, *overrides or [])
-
-
-Run = Annotated[str, typer.Argument(help="run folder, as `runs/NAME`", metavar="RUN")]
 
 
 @app.command()
 def report(
     run: Run, out: Annotated[str | None, typer.Option(help="file to write instead of RUN/report.html")] = None
 ) -> None:
-    """Write one page about a run: what helps, what hurts, what it cost."""
+    """Write one HTML page about a run: utilities, cost, samples."""
     import ostlight
 
     typer.echo(f"report: {ostlight.report(run, out)}")
@@ -81,9 +118,9 @@ def report(
 def explain(
     run: Run,
     id: Annotated[str, typer.Argument(help="of a sample of the pool")],
-    layers: Annotated[bool, typer.Option("--layers", help="load the proxy and say in which layers")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="load the proxy and show in which layers")] = False,
 ) -> None:
-    """Say of one sample what it does to the model, to whom, and why."""
+    """Show what one sample does to the model, and why."""
     import ostlight
 
     ostlight.explain(run, id, layers=layers)
@@ -91,9 +128,9 @@ def explain(
 
 @app.command()
 def sources(
-    run: Run, tag: Annotated[str | None, typer.Argument(help="by default the one that tells most")] = None
+    run: Run, tag: Annotated[str | None, typer.Argument(help="by default the most informative one")] = None
 ) -> None:
-    """Say which generator or tag of the pool helps and hurts which skill."""
+    """Show which tags of the pool help or hurt which skill."""
     import ostlight
 
     ostlight.sources(run, tag)
@@ -101,7 +138,7 @@ def sources(
 
 @app.command()
 def selectors() -> None:
-    """List the selectors: name, what it prefers, options, where it comes from."""
+    """List the selectors: name, what it prefers, options, package."""
     from ostlight.selection.registry import find, names, option_lines
 
     for name in names():
@@ -116,15 +153,48 @@ def selectors() -> None:
 
 
 def main() -> None:
-    """Runs the command line; an error of the user's is told in its own words, without a traceback."""
-    from ostlight.logs import configure_logging
-
-    configure_logging()
+    """Runs the command line; a user's error is one message without a traceback."""
+    # Threads that wait by spinning make a busy machine ten times slower (docs/log.md). Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        status = app(_global_options_first(sys.argv[1:]), prog_name="ostlight", standalone_mode=False)
     except OstlightError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        _fail(_message(error), 1)
+    except UsageError as error:
+        _fail(_usage_message(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; the same command resumes the run", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _global_options_first(arguments: Sequence[str]) -> list[str]:
+    """Moves ``-v`` and ``-q`` before the verb, wherever they are written; no arguments ask for help."""
+    verbosity = [argument for argument in arguments if argument in VERBOSITY]
+    return [*verbosity, *(argument for argument in arguments if argument not in VERBOSITY)] or ["--help"]
+
+
+def _message(error: OstlightError) -> str:
+    """Returns the error's text; on one line where it lists a single problem."""
+    if isinstance(error, ConfigError) and len(error.problems) == 1:
+        return f"{error.source}: {error.problems[0]}"
+    return str(error)
+
+
+def _usage_message(error: BaseException) -> str:
+    """Returns one line: what is wrong with the command, and the nearest valid name."""
+    message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+    verb = next((verb for verb in RENAMED_VERBS if f"No such command {verb!r}" in message), None)
+    if verb is not None:
+        return f"no command {verb!r}; it is now `ostlight {RENAMED_VERBS[verb]}`"
+    setting = next((a for a in sys.argv[2:] if a.startswith("--") and "." in a and a.split("=")[0] in message), None)
+    if setting is not None:
+        return f"no option {setting.split('=')[0]}; settings have no dashes: {setting.removeprefix('--')}"
+    return message if "Did you mean" in message else f"{message.rstrip('.')}; see `ostlight --help`"
+
+
+def _fail(message: str, status: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ attach handlers of their own.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
@@ -21,11 +24,11 @@ TIMESTAMPED = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def configure_logging(verbosity: int = 0, console: Console | None = None) -> None:
-    """Shows what the stages log on the console, from the first rank alone; a second call replaces the first.
+    """Shows what the stages log on the console, from the first rank alone. A second call replaces the first.
 
     Args:
-        verbosity: 0 shows what a stage does and what it came to, 1 and above debugging messages too, below 0 warnings
-            and errors alone.
+        verbosity: 0 shows what a stage does and its results; 1 and above also debugging messages; below 0 only
+            warnings and errors.
         console: Rich console to write to; by default standard error.
     """
     logger = logging.getLogger(ROOT)
@@ -35,18 +38,35 @@ def configure_logging(verbosity: int = 0, console: Console | None = None) -> Non
     logger.setLevel(logging.DEBUG if verbosity > 0 else logging.WARNING if verbosity < 0 else logging.INFO)
 
 
-def log_to_file(path: Path) -> logging.Handler:
-    """Appends what is logged to a file, with timestamps and levels; returns the handler, to be removed in the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+@contextmanager
+def log_to_file(path: Path) -> Iterator[logging.Handler]:
+    """Appends what is logged inside the block to a file, with timestamps and levels, from the first rank alone.
+
+    The file and its folder appear with the first message.
+    """
+    handler = _prepared(_LazyFileHandler(path, encoding="utf-8", delay=True))
     handler.setFormatter(logging.Formatter(TIMESTAMPED))
-    logging.getLogger(ROOT).addHandler(_prepared(handler))
-    return handler
+    logger = logging.getLogger(ROOT)
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _prepared(handler: logging.Handler) -> logging.Handler:
+    """Returns the handler, silent on all ranks but the first."""
     handler.addFilter(lambda record: is_first_rank())
     return handler
+
+
+class _LazyFileHandler(logging.FileHandler):
+    """Makes the folder when it opens the file: a refused run leaves nothing behind."""
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
 
 
 class _ConsoleHandler(RichHandler):

@@ -54,7 +54,13 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
-        return cls(Path(config.folder) / config.name, config)
+        """Returns the folder that a configuration names."""
+        return cls(cls.path_of(config), config)
+
+    @staticmethod
+    def path_of(config: Config) -> Path:
+        """Returns the path of the folder that a configuration names; makes nothing."""
+        return Path(config.folder) / config.name
 
     def write_config(self, *sections: str) -> None:
         """Writes ``config.yaml``, which repeats the run.

@@ -29,7 +29,7 @@ from ostlight.selection.notes import read_notes
 from ostlight.selection.registry import create
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
-from ostlight.training.trainer import make_trainer
+from ostlight.training.trainer import make_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ def _random_examples(job: ScoringJob, proxy: MultimodalModel, count: int) -> Ite
                 yield encoding.batch([read], [encoding.encoder.encode(read)]).to(proxy.device)
 
 
+@quiet_lightning()
 def _score_shards(job: ScoringJob, context: ScoringContext, missing: Sequence[int]) -> None:
     """Runs the selector over the missing shards under ``Trainer.predict`` and logs what that cost."""
     compute = job.config.compute

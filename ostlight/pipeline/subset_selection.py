@@ -41,7 +41,7 @@ def select_subset_rows(
         if budget.tokens is not None:
             scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
         context = _selection_context(config, folder, pool, selector, entry)
-        rows = select_rows(selector, scores.lent(context), budget)
+        rows = select_rows(selector, scores.with_context(context), budget)
         entry.samples = len(scores)
         entry.more["budget"] = budget.label
     return rows, entry
@@ -74,7 +74,7 @@ def _selection_context(
         entry.more.setdefault("noted", {})[fact] = value
 
     return SelectionContext(
-        lambda positions, repeat: trials()(positions, repeat), lambda: anchors().groups, note, config.seed
+        lambda positions, repeat, steps: trials()(positions, repeat, steps), lambda: anchors().groups, note, config.seed
     )
 
 

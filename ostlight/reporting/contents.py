@@ -30,7 +30,7 @@ from ostlight.reporting.run import Run
 from ostlight.reporting.samples import Card, cards, story
 from ostlight.reporting.standing import COSTS, Standing, read_standings
 
-NOT_FACTS = ("rank_agreement", "groups", "trial")
+NOT_FACTS = ("rank_agreement", "groups", "best_of")
 """Notes that the page shows elsewhere."""
 SHOWN_FAMILIES = 24
 MEMBERS = 6
@@ -136,7 +136,9 @@ class Scored:
             "in_families": 0 if self.families is None else int(self.families.sizes.sum()),
             "stratify_by": sorted(self._stratified_by()),
             "agreement": self.run.notes.get("rank_agreement"),
-            "trials": {b: noted["trial"] for b, noted in self._noted().items() if isinstance(noted.get("trial"), dict)},
+            "trials": {
+                b: notes["best_of"] for b, notes in self._noted().items() if isinstance(notes.get("best_of"), dict)
+            },
             "facts": list(self._facts()),
             "data": packed(evidence, self.families, self.scale) | {"pictures": self.album.addresses()},
         }

@@ -50,8 +50,12 @@ class Measure(Selector):
 
     def score(self, batch: Batch) -> Mapping[str, Any]:
         columns = self.measured(batch)
-        values = torch.as_tensor(columns[self.column], dtype=torch.float64)
-        return {"score": -values if self.options.prefer == "low" else values, **columns}
+        values = torch.as_tensor(columns[self.column], dtype=torch.float64).cpu().numpy()
+        return {"score": self.score_of(values), **columns}
+
+    def score_of(self, values: np.ndarray) -> np.ndarray:
+        """The score of measured values; higher is better, but for ``middle``."""
+        return -values if self.options.prefer == "low" else values
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         if self.options.prefer != "middle":

@@ -1,8 +1,8 @@
-"""The table a selector's scores are kept in: one row per record of the pool, whatever became of it."""
+"""The score table: one row per record of the pool, scored or rejected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ostlight.errors import DataError, SelectorError
+from ostlight.errors import BadRecord, DataError, SelectorError
 
 OK = "ok"
 REJECTED = "rejected"
@@ -28,40 +28,43 @@ FIXED_FIELDS = [
     pa.field("tags", pa.map_(pa.string(), pa.string())),
     pa.field("score", pa.float64()),
 ]
-"""Columns of every score table; evidence follows. ``score`` is null exactly where ``state`` is not ``ok``."""
+"""Columns of every score table; a selector's extra columns follow. ``score`` is null where ``state`` is not ``ok``."""
 
 FIXED_NAMES = tuple(f.name for f in FIXED_FIELDS)
 
 
 @dataclass(frozen=True)
 class SelectionContext:
-    """What a stage lends to ``select`` beside the table.
+    """What a run offers to ``select`` beside the score table.
 
     Attributes:
-        trial: the trusted samples' mean loss after a brief training of the proxy on the records at these positions, in
-            an order that hangs on the second number.
+        trial: mean loss on the trusted samples after a brief training of the proxy on the records at these positions;
+            see ``Scores.trial``. Its other arguments are ``repeat`` and ``steps``.
         anchor_groups: the group of each anchor.
-        note: keeps a fact of the pick by name, for the cost log and the report; the value is plain data.
+        note: stores a named fact of the selection, plain data, in the cost log and for the report.
         seed: the run's seed.
     """
 
-    trial: Callable[[np.ndarray, int], float]
+    trial: Callable[[np.ndarray, int, int | None], float]
     anchor_groups: Callable[[], Sequence[str]]
     note: Callable[[str, Any], None]
     seed: int
 
 
 class Scores:
-    """The rows that were scored, as a selector's ``select`` sees them.
+    """The scored rows of a score table, as a selector's ``select`` sees them. Immutable.
+
+    Rows are numbered from 0 in the table's order; ``select`` returns such numbers. ``positions`` maps them to records
+    of the pool.
 
     Args:
-        table: a score table (``FIXED_FIELDS`` and evidence columns); rows that were set aside are left out here.
-        context: what the stage lends; ``None`` where a table is read by hand.
+        table: a score table (``FIXED_FIELDS`` and a selector's extra columns); rejected records are left out.
+        context: of the run that selects; ``None`` where a table is read by hand.
     """
 
     def __init__(self, table: pa.Table, context: SelectionContext | None = None) -> None:
         self.table = table.filter(pa.compute.equal(table["state"], OK))
-        self._setting = context
+        self._context = context
 
     @classmethod
     def read(cls, folder: Path) -> Scores:
@@ -124,55 +127,67 @@ class Scores:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Scores:
         """The given rows, in that order."""
-        return Scores(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))), self._setting)
+        return Scores(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))), self._context)
 
     def with_tokens(self, tokens: np.ndarray) -> Scores:
-        """The same rows, counted by another tokenizer."""
-        return self._with("tokens", tokens)
+        """The same rows, their tokens counted by another tokenizer."""
+        return self.with_columns({"tokens": tokens})
 
     def with_score(self, score: np.ndarray) -> Scores:
         """The same rows, ranked by another number."""
-        return self._with("score", score)
+        return self.with_columns({"score": score})
 
-    def _with(self, name: str, values: np.ndarray) -> Scores:
-        index = FIXED_NAMES.index(name)
-        field = FIXED_FIELDS[index]
-        return Scores(self.table.set_column(index, field, pa.array(values, field.type)), self._setting)
+    def with_columns(self, columns: Mapping[str, np.ndarray | pa.ChunkedArray]) -> Scores:
+        """The same rows with columns added, or replaced where they exist."""
+        table = self.table
+        for name, values in columns.items():
+            if name in FIXED_NAMES and not isinstance(values, pa.ChunkedArray):
+                values = pa.array(values, table.schema.field(name).type)
+            elif name not in table.column_names:
+                table = table.append_column(name, pa.array([None] * len(table)))
+            table = table.set_column(table.column_names.index(name), name, values)
+        return Scores(table, self._context)
 
-    def lent(self, context: SelectionContext) -> Scores:
-        """The same rows, picked from in a run."""
+    def with_context(self, context: SelectionContext) -> Scores:
+        """The same rows, selected from in a run."""
         return Scores(self.table, context)
 
-    def trial(self, rows: Sequence[int] | np.ndarray, repeat: int = 0) -> float:
-        """What training on these rows leads to: mean loss, in nats, on the development set, or on the anchors where no
-        development set is named, after a brief training of the proxy as it was before its warm-up.
+    def trial(self, rows: Sequence[int] | np.ndarray, repeat: int = 0, steps: int | None = None) -> float:
+        """Mean loss, in nats, after a brief training of the proxy on these rows; infinite where it diverged.
 
-        Lets ``select`` compare sets by what they really do, without test data; the cost goes to the run's ledger. Every
-        trial takes as many steps as any other (``ostlight.training.trial``), and infinite means that it diverged.
-        Another ``repeat`` is another order of the samples: how far two differ is the noise of a trial.
+        The loss is read on the development set, or on the anchors where there is none. Training starts from the proxy
+        before its warm-up. ``select`` can compare subsets by it without test data; the cost goes to the cost log.
+
+        Args:
+            rows: the subset, at least one row.
+            repeat: another number takes the samples in another order: how far two differ is the noise of a trial.
+            steps: optimiser steps, whatever the size of the subset; by default
+                ``ostlight.training.trial.TRIAL_STEPS``.
 
         Raises:
             SelectorError: the run has no proxy or no trusted samples, or there is no run.
             DataError: no rows.
         """
-        return self.context.trial(self.positions[np.asarray(rows, dtype=np.int64)], repeat)
+        return self.context.trial(self.positions[np.asarray(rows, dtype=np.int64)], repeat, steps)
 
     @property
     def in_run(self) -> bool:
         """Whether there is a ``context``."""
-        return self._setting is not None
+        return self._context is not None
 
     @property
     def context(self) -> SelectionContext:
-        """Raises:
-        SelectorError: the table was read by hand, so there is no run to ask.
+        """What the run offers.
+
+        Raises:
+            SelectorError: the table was read by hand, so there is no run.
         """
-        if self._setting is None:
+        if self._context is None:
             raise SelectorError(
-                "these scores belong to no run, so there is no proxy to try a set on and no trusted samples to read; "
-                "pick through `ostlight select` or `ostlight benchmark`"
+                "these scores belong to no run, so there is no proxy to train and no trusted sample to read; "
+                "select through `ostlight select` or `ostlight benchmark`"
             )
-        return self._setting
+        return self._context
 
 
 def _rectangle(lists: pa.ListArray) -> np.ndarray:
@@ -196,22 +211,30 @@ def read_score_table(folder: Path) -> pa.Table:
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise DataError(_told_apart(parts, tables)) from error
+        raise DataError(_schema_conflict(parts, tables)) from error
     return table.sort_by("position")
 
 
-def _told_apart(parts: Sequence[Path], tables: Sequence[pa.Table]) -> str:
-    seen: dict[str, tuple[pa.DataType, Path]] = {}
+def _schema_conflict(parts: Sequence[Path], tables: Sequence[pa.Table]) -> str:
+    """The first column whose type differs between shards, and where, as a message."""
+    first_seen: dict[str, tuple[pa.DataType, Path]] = {}
     for path, table in zip(parts, tables, strict=True):
         for field in table.schema:
-            kind, first = seen.setdefault(field.name, (field.type, path))
+            dtype, first = first_seen.setdefault(field.name, (field.type, path))
             try:
-                pa.unify_schemas([pa.schema([(field.name, kind)]), pa.schema([field])], promote_options="permissive")
+                pa.unify_schemas([pa.schema([(field.name, dtype)]), pa.schema([field])], promote_options="permissive")
             except pa.ArrowException:
                 return (
-                    f"{path.parent}: column {field.name!r} is {kind} in {first.name} and {field.type} in {path.name}; "
+                    f"{path.parent}: column {field.name!r} is {dtype} in {first.name} and {field.type} in {path.name}; "
                     "return the same type for every batch from the selector's score"
                 )
-            if pa.types.is_null(kind):
-                seen[field.name] = field.type, path
+            if pa.types.is_null(dtype):
+                first_seen[field.name] = field.type, path
     return f"{parts[0].parent}: the shards do not fit together"
+
+
+def rejections(table: pa.Table) -> dict[int, BadRecord]:
+    """Why a record of a score table was rejected, by position."""
+    rejected = table.filter(pa.compute.equal(table["state"], REJECTED))
+    rows = rejected.select(["position", "reason", "detail", "field"]).to_pylist()
+    return {row["position"]: BadRecord(row["reason"], row["detail"], row["field"]) for row in rows}

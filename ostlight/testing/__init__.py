@@ -1,4 +1,4 @@
-"""For authors of selectors: ``check_selector`` in a test of yours, in one line."""
+"""``check_selector`` tests a selector against the contract, in one line."""
 
 from ostlight.testing.conformance import check_selector
 

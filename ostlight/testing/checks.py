@@ -1,4 +1,4 @@
-"""What every selector must hold to, one method a rule; each yields what is violated and the mend."""
+"""The rules every selector must follow: one method per rule, yielding each violation and how to fix it."""
 
 from __future__ import annotations
 
@@ -23,271 +23,277 @@ from ostlight.pipeline.subset_selection import count_tokens
 from ostlight.selection.selector import Selector
 from ostlight.selection.usage import Usage
 from ostlight.testing import pools
-from ostlight.testing.compare import difference
+from ostlight.testing.compare import first_difference
 from ostlight.testing.processes import kill_and_resume
-from ostlight.testing.runs import Runs
+from ostlight.testing.runner import Change, SelectorRunner
 
 BASE = "base"
-Found = Iterator[str]
+"""Name of the first run; the others are compared with its score table."""
+Violations = Iterator[str]
 
 
-class Stopped(BaseException):
-    """Ends a run from inside a selector, as Ctrl-C would."""
+class Interrupted(BaseException):
+    """Ends a run from inside a selector, as Ctrl-C does."""
 
 
-class Checks:
-    """All rules, on runs of one class.
+class ContractCheck:
+    """Checks one selector class.
 
     Args:
-        runs: of the class under test.
+        runner: runs the class under test.
         tolerance: see ``check_selector``.
+
+    Attributes:
+        cause: the first exception the selector raised.
     """
 
-    def __init__(self, runs: Runs, tolerance: float) -> None:
-        self.runs, self.tolerance = runs, tolerance
+    def __init__(self, runner: SelectorRunner, tolerance: float) -> None:
+        self.runner, self.tolerance = runner, tolerance
         self.cause: BaseException | None = None
 
-    def violations(self, here: bool = True, processes: bool = True) -> list[str]:
-        """Everything that is violated; without a first run that works, only what is wrong with that.
+    def find_violations(self, in_process: bool = True, processes: bool = True) -> list[str]:
+        """All violations. If the first run fails, only what is wrong with that one.
 
         Args:
-            here: whether to check the rules that this process can.
+            in_process: whether to check the rules that need no other process.
             processes: whether to check the rule that needs processes of its own.
         """
-        found = [*self._tried("options", self.options), *self._tried("a run", self.run)]
+        found = [*self._check("options", self.options), *self._check("a run", self.first_run)]
         if found:
             return found
-        self.table = self.runs.rows(BASE)
-        rules: list[tuple[str, Callable[[], Found]]] = []
-        if here:
+        self.table = self.runner.rows(BASE)
+        rules: list[tuple[str, Callable[[], Violations]]] = []
+        if in_process:
             rules += [
                 ("a second run", self.determinism),
                 ("other batches and another order", self.invariance),
-                ("a stopped run", self.resume),
+                ("an interrupted run", self.resume),
                 ("a sample that fails", self.failure),
-                ("pick", self.pick),
+                ("select", self.select),
                 ("a pool without a usable record", self.nothing_usable),
                 ("a run without anchors", self.no_anchors),
             ]
-            if self.runs.cls.uses_proxy:
-                rules.append(("a sample the proxy makes NaN of", self.not_a_number))
+            if self.runner.cls.uses_proxy:
+                rules.append(("a sample with NaN from the proxy", self.not_a_number))
         if processes:
             rules.append(("a killed run and two ranks", self.ranks))
-        return [violation for title, rule in rules for violation in self._tried(title, rule)]
+        return [violation for title, rule in rules for violation in self._check(title, rule)]
 
-    def _tried(self, title: str, rule: Callable[[], Found]) -> list[str]:
+    def _check(self, title: str, rule: Callable[[], Violations]) -> list[str]:
         found: list[str] = []
         try:
             found.extend(f"{title}: {violation}" for violation in rule())
-        except Exception as error:  # whatever the selector raises is told with the rest
+        except Exception as error:  # a selector may raise anything; it is reported with the other violations
             self.cause = self.cause or error
             found.append(f"{title}: {type(error).__name__}: {error}")
         return found
 
-    def options(self) -> Found:
-        cls = self.runs.cls
-        selector = self.runs.make()
+    def options(self) -> Violations:
+        cls = self.runner.cls
+        selector = self.runner.new_selector()
         if not isinstance(getattr(selector, "options", None), cls.Options) or not hasattr(selector, "usage"):
-            yield "self.options or self.usage is not there; call super().__init__(options) first in __init__"
+            yield "self.options or self.usage is missing; call super().__init__(options) first in __init__"
             return
         plain = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(selector.options)))
         if bind(cls.Options, plain) != selector.options:
-            yield "self.options written as YAML reads back as something else; leave them as they come"
-        if not _refused(cls.Options, "no_such_option"):
-            yield "an option that does not exist is not refused; make Options a plain dataclass"
+            yield "self.options changes when written as YAML and read back; do not modify it"
+        if not _rejects_mapping(cls.Options, "no_such_option"):
+            yield "an unknown option is accepted; make Options a plain dataclass"
         for f in dataclasses.fields(cls.Options):
-            if not isinstance(plain[f.name], dict) and not _refused(cls.Options, f.name):
-                yield f"a mapping is taken for the option {f.name!r}; give it a type that says what it holds"
+            if not isinstance(plain[f.name], dict) and not _rejects_mapping(cls.Options, f.name):
+                yield f"option {f.name!r} accepts a mapping; annotate it with the type it holds"
 
-    def run(self) -> Found:
-        selection = self.runs.select(BASE)
-        table = self.runs.rows(BASE)
+    def first_run(self) -> Violations:
+        selection = self.runner.run(BASE)
+        table = self.runner.rows(BASE)
         self.kept = selection.kept.tolist()
-        yield from self._accounted(selection, pools.RECORDS)
-        for position, reason in ((pools.EMPTY_ANSWER, "empty_answer"), (pools.DOUBLE_ID, "duplicate_id")):
+        yield from self._all_accounted_for(selection)
+        for position, reason in ((pools.EMPTY_ANSWER, "empty_answer"), (pools.DUPLICATE_ID, "duplicate_id")):
             if table[position]["reason"] != reason:
-                yield f"record {position} should be set aside as {reason}; its reason is {table[position]['reason']!r}"
+                yield f"record {position} should be rejected as {reason}; its reason is {table[position]['reason']!r}"
         failed = [row for row in table if row["reason"] == "selector_error"]
         if failed:
             yield (
                 f"score failed on {len(failed)} of {len(table)} records, first on {failed[0]['id']!r}: "
-                f"{failed[0]['detail']}; raise ostlight.errors.BadRecord(reason, detail) where a sample cannot be "
-                "scored"
+                f"{failed[0]['detail']}; raise ostlight.errors.BadRecord(reason, detail) for a sample that cannot "
+                "be scored"
             )
         if all(row["state"] != "ok" for row in table):
             yield "no sample got a score"
-        (entry,) = self._scored()
+        (entry,) = self._score_costs()
         together = entry.more.get("failed_together")
         if together:
             yield (
-                f"score failed on {together['batches']} batches and on none of their samples alone: "
-                f"{together['last']}; what one call leaves behind must serve the next (an async client lives in one "
+                f"score failed on {together['batches']} batches but on none of their samples alone: "
+                f"{together['last']}; state kept between calls must stay usable (an async client belongs to one "
                 "event loop: keep an asyncio.Runner)"
             )
-        spent = {f.name: getattr(entry, f.name) for f in dataclasses.fields(Usage)}
-        if min(spent.values()) < 0:
-            yield f"it spent less than nothing ({spent}); self.usage.add takes what was paid"
+        usage = {f.name: getattr(entry, f.name) for f in dataclasses.fields(Usage)}
+        if min(usage.values()) < 0:
+            yield f"its usage is negative ({usage}); pass positive amounts to self.usage.add"
 
-    def _scored(self) -> list[StageCost]:
-        """CostLog lines of the selector's own scoring in the first run, not of those that scored for it."""
-        config = self.runs.config(BASE)
-        lines = RunFolder.of(config).cost_log.read()
-        return [e for e in lines if e.stage == "score" and e.selector == config.selector.shown]
+    def _score_costs(self) -> list[StageCost]:
+        """Cost log entries of the first run's own scoring, without those of the selectors it depends on."""
+        config = self.runner.config(BASE)
+        entries = RunFolder.of(config).cost_log.read()
+        return [e for e in entries if e.stage == "score" and e.selector == config.selector.shown]
 
-    def determinism(self) -> Found:
-        self.runs.select("again")
-        yield from self._same("again", "the same run gave another table", "draw with context.seed, and keep no state")
+    def determinism(self) -> Violations:
+        self.runner.run("again")
+        yield from self._same_table(
+            "again", "the same run gave another table", "use context.seed for random numbers and keep no state"
+        )
 
-    def invariance(self) -> Found:
+    def invariance(self) -> Violations:
         other_batches = {"compute.tokens_per_batch": 100, "compute.shard_size": 7}
-        backwards = {"pool.path": str(self.runs.pools.backwards)}
-        self.runs.select("both", other_batches | backwards)
-        if difference(self.table, self.runs.rows("both"), self.tolerance) is None:
+        reversed_pool = {"pool.path": str(self.runner.pools.reversed)}
+        self.runner.run("both", other_batches | reversed_pool)
+        if first_difference(self.table, self.runner.rows("both"), self.tolerance) is None:
             return
-        alone = "a score may depend on its sample alone"
-        self.runs.select("batches", other_batches)
-        yield from self._same("batches", "other batches gave another table", alone)
-        self.runs.select("order", backwards)
-        yield from self._same("order", "the pool in reverse gave another table", alone)
+        fix = "a score may only depend on its own sample"
+        self.runner.run("batches", other_batches)
+        yield from self._same_table("batches", "other batches gave another table", fix)
+        self.runner.run("order", reversed_pool)
+        yield from self._same_table("order", "the pool in reverse gave another table", fix)
 
-    def resume(self) -> Found:
-        scores = self.runs.folder / "stopped" / "scores"
-
-        def stopping(selector: Selector) -> None:
-            def score(batch: Batch, score: Callable[[Batch], Mapping[str, Any]] = selector.score) -> Mapping[str, Any]:
-                if len(list(scores.glob("part-*.parquet"))) >= 2:
-                    raise Stopped
-                return score(batch)
-
-            selector.score = score  # type: ignore[method-assign]
+    def resume(self) -> Violations:
+        def interrupt(batch: Batch) -> Batch:
+            if len(self.runner.parts("interrupted")) >= 2:
+                raise Interrupted
+            return batch
 
         try:
-            self.runs.select("stopped", change=stopping)
-            yield "score swallows BaseException, so Ctrl-C does not stop a run; catch Exception at most"
+            self.runner.run("interrupted", change=_before_score(interrupt))
+            yield "score catches BaseException, so Ctrl-C does not stop a run; catch Exception at most"
             return
-        except Stopped:
+        except Interrupted:
             pass
-        written = {p: p.stat().st_mtime_ns for p in scores.glob("part-*.parquet")}
-        self.runs.select("stopped")
-        if any(p.stat().st_mtime_ns != before for p, before in written.items()):
-            yield "shards that were finished were scored again"
-        yield from self._same(
-            "stopped", "taken up again it gave another table", "keep nothing from one batch to the next"
-        )
+        written = self.runner.parts("interrupted")
+        self.runner.run("interrupted")
+        resumed = self.runner.parts("interrupted")
+        if any(resumed.get(path) != time for path, time in written.items()):
+            yield "finished shards were scored again"
+        fix = "keep no state from one batch to the next"
+        yield from self._same_table("interrupted", "the resumed run gave another table", fix)
 
-    def failure(self) -> Found:
-        victim = self._scored_id(1, 2)
+    def failure(self) -> Violations:
+        victim = self._scored_id(1 / 2)
 
-        def failing(selector: Selector) -> None:
-            def score(batch: Batch, score: Callable[[Batch], Mapping[str, Any]] = selector.score) -> Mapping[str, Any]:
-                if any(sample.id == victim for sample in batch.samples):
-                    raise ArithmeticError("planted by check_selector")
-                return score(batch)
+        def fail(batch: Batch) -> Batch:
+            if any(sample.id == victim for sample in batch.samples):
+                raise ArithmeticError("raised by check_selector")
+            return batch
 
-            selector.score = score  # type: ignore[method-assign]
+        selection = self.runner.run("failing", change=_before_score(fail))
+        yield from self._all_accounted_for(selection)
+        fix = "score must give the same result for a sample alone as in a batch, and may be called again for a sample"
+        yield from self._same_table("failing", "the failure of one sample changed others", fix, {victim})
 
-        selection = self.runs.select("failing", change=failing)
-        yield from self._accounted(selection, pools.RECORDS)
-        mend = "score must give the same for a sample alone as in a batch, and may be called again for a sample"
-        yield from self._same("failing", "one sample's failure changed the others", mend, {victim})
-
-    def not_a_number(self) -> Found:
-        victim = self._scored_id(1, 3)
-
-        def poisoning(selector: Selector) -> None:
-            def score(batch: Batch, score: Callable[[Batch], Mapping[str, Any]] = selector.score) -> Mapping[str, Any]:
-                return score(_poisoned(batch, victim))
-
-            selector.score = score  # type: ignore[method-assign]
-
-        selection = self.runs.select("poisoned", change=poisoning)
-        yield from self._accounted(selection, pools.RECORDS)
-        mend = "no sample of a batch may enter another's score"
-        yield from self._same("poisoned", "one sample's NaN changed the others", mend, {victim})
+    def not_a_number(self) -> Violations:
+        victim = self._scored_id(1 / 3)
+        selection = self.runner.run("poisoned", change=_before_score(lambda batch: _poisoned(batch, victim)))
+        yield from self._all_accounted_for(selection)
+        fix = "no sample of a batch may influence another's score"
+        yield from self._same_table("poisoned", "NaN in one sample changed others", fix, {victim})
         before, after = (
-            next(r for r in rows if r["id"] == victim) for rows in (self.table, self.runs.rows("poisoned"))
+            next(r for r in rows if r["id"] == victim) for rows in (self.table, self.runner.rows("poisoned"))
         )
-        if after["state"] == "ok" and difference([before], [after], self.tolerance) is not None:
+        if after["state"] == "ok" and first_difference([before], [after], self.tolerance) is not None:
             yield (
-                f"record {victim!r} got the score {after['score']} from a proxy that gave NaN; let NaN through, "
-                "or return a `failure` for it"
+                f"record {victim!r} got the score {after['score']} although the proxy returned NaN; return NaN, "
+                "or a `failure`, for such a sample"
             )
 
-    def pick(self) -> Found:
+    def select(self) -> Violations:
         usable = sum(row["state"] == "ok" for row in self.table)
-        config = self.runs.config(BASE)
+        config = self.runner.config(BASE)
         tokens = count_tokens(config, open_pool(config.pool, "pool"), np.arange(len(self.table)))
-        whole = int(tokens[[row["position"] for row in self.table if row["state"] == "ok"]].sum())
+        usable_tokens = int(tokens[[row["position"] for row in self.table if row["state"] == "ok"]].sum())
         budgets = (
             (Budget(count=pools.RECORDS), usable),
             (Budget(fraction=0.5), round(usable / 2)),
             (Budget(count=1), 1),
-            (Budget(tokens=whole // 2), usable),
+            (Budget(tokens=usable_tokens // 2), usable),
             (Budget(fraction=0.5, stratify_by="task"), round(usable / 2)),
         )
-        for budget, most in budgets:
-            first, second = (self.runs.select(BASE, {"budget": budget}).kept.tolist() for _ in range(2))
+        for budget, limit in budgets:
+            first, second = (self.runner.run(BASE, {"budget": budget}).kept.tolist() for _ in range(2))
             if first != second:
-                yield f"with {budget.label} the same table gave two picks; draw with a fixed seed"
-            if self.runs.cls.ignores_budget:
+                yield f"with {budget.label} the same table gave two selections; use a fixed seed"
+            if self.runner.cls.ignores_budget:
                 if budget.stratify_by is None and first != self.kept:
-                    yield f"with {budget.label} it keeps other records than with 25%; set ignores_budget to False"
+                    yield f"with {budget.label} it selects other records than with 25%; set ignores_budget to False"
                 continue
-            if len(first) > most:
-                yield f"with {budget.label} it keeps {len(first)} of {usable}; use budget.size(len(scores))"
+            if len(first) > limit:
+                yield f"with {budget.label} it selects {len(first)} of {usable} samples; use budget.size(len(scores))"
             if budget.tokens is not None and tokens[first].sum() > budget.tokens:
-                yield f"with {budget.label} it keeps {tokens[first].sum()} tokens; add up scores.tokens"
-        if len(self._scored()) != 1:
-            yield "another budget scored the pool anew"
+                yield f"with {budget.label} it selects {tokens[first].sum()} tokens; add up scores.tokens"
+        if len(self._score_costs()) != 1:
+            yield "selecting with another budget scored the pool again"
 
-    def nothing_usable(self) -> Found:
+    def nothing_usable(self) -> Violations:
         try:
-            selection = self.runs.select("nothing", {"pool.path": str(self.runs.pools.unreadable)})
-            yield f"it keeps {len(selection.kept)} records that cannot be used"
+            selection = self.runner.run("nothing", {"pool.path": str(self.runner.pools.unusable)})
+            yield f"it selects {len(selection.kept)} records that cannot be used"
         except DataError as error:
             if "no record is kept" not in str(error):
                 raise
-        aside = [row["reason"] for row in self.runs.rows("nothing")]
-        if aside != ["empty_answer"] * pools.UNREADABLE:
-            yield f"its records should be set aside for their empty answers; they are {aside}"
+        reasons = [row["reason"] for row in self.runner.rows("nothing")]
+        if reasons != ["empty_answer"] * pools.UNUSABLE:
+            yield f"all records should be rejected as empty_answer; the reasons are {reasons}"
 
-    def no_anchors(self) -> Found:
+    def no_anchors(self) -> Violations:
         try:
-            self.runs.select("without", {"anchors.path": None, "anchors.group": None})
+            self.runner.run("without", {"anchors.path": None, "anchors.group": None})
         except OstlightError as error:
             if "anchors" not in str(error):
-                yield f"the error should name anchors.path, and says: {error}; call context.require_anchors(NAME)"
+                yield f"the error should name anchors.path; it is: {error}; call context.require_anchors(NAME)"
 
-    def ranks(self) -> Found:
-        outcome = kill_and_resume(self.runs, "killed")
+    def ranks(self) -> Violations:
+        outcome = kill_and_resume(self.runner, "killed")
         if not outcome.killed:
-            yield f"a new process could not run it: {_last_line(outcome.said)}"
+            yield f"a new process could not run it: {_last_line(outcome.output)}"
             return
         if not outcome.resumed:
-            yield f"two ranks could not take it up: {_last_line(outcome.said)}"
+            yield f"two ranks could not resume it: {_last_line(outcome.output)}"
             return
         if outcome.scored_again:
-            yield "shards that were finished were scored again"
-        mend = "setup runs on every rank, score on each rank's part of the pool: share nothing between samples"
-        yield from self._same("killed", "killed and taken up by two ranks it gave another table", mend)
+            yield "finished shards were scored again"
+        fix = "setup runs on every rank and score on each rank's part of the pool: share nothing between samples"
+        yield from self._same_table("killed", "killed and resumed on two ranks, it gave another table", fix)
 
-    def _same(self, name: str, what: str, mend: str, leave_out: set[str | None] | None = None) -> Found:
-        told = difference(self.table, self.runs.rows(name), self.tolerance, leave_out)
-        if told is not None:
-            yield f"{what}: {told}; {mend}"
+    def _same_table(self, name: str, problem: str, fix: str, leave_out: set[str | None] | None = None) -> Violations:
+        difference = first_difference(self.table, self.runner.rows(name), self.tolerance, leave_out)
+        if difference is not None:
+            yield f"{problem}: {difference}; {fix}"
 
-    def _accounted(self, selection: Selection, records: int) -> Found:
-        kept, dropped, aside = len(selection.kept), selection.dropped, sum(selection.rejected.values())
-        if kept + dropped + aside != records or dropped < 0:
-            yield f"{kept} kept, {dropped} dropped and {aside} set aside are not the {records} records read"
+    def _all_accounted_for(self, selection: Selection) -> Violations:
+        kept, dropped, rejected = len(selection.kept), selection.dropped, sum(selection.rejected.values())
+        if kept + dropped + rejected != pools.RECORDS or dropped < 0:
+            yield f"{kept} kept, {dropped} dropped and {rejected} rejected do not add up to {pools.RECORDS} records"
 
-    def _scored_id(self, part: int, of: int) -> str:
-        ids = [row["id"] for row in self.table if row["state"] == "ok"]
-        return ids[len(ids) * part // of]
+    def _scored_id(self, fraction: float) -> str:
+        """Id of the sample this far down the scored ones."""
+        ids = [str(row["id"]) for row in self.table if row["state"] == "ok"]
+        return ids[int(len(ids) * fraction)]
+
+
+def _before_score(change: Callable[[Batch], Batch]) -> Change:
+    """Makes a selector score ``change(batch)`` in place of each batch."""
+
+    def wrap(selector: Selector) -> None:
+        original = selector.score
+
+        def score(batch: Batch) -> Mapping[str, Any]:
+            return original(change(batch))
+
+        selector.score = score  # type: ignore[method-assign]
+
+    return wrap
 
 
 def _poisoned(batch: Batch, victim: str) -> Batch:
-    """The batch with NaN for every number of one sample's encoding (its pictures)."""
+    """The batch, with NaN for every floating-point number in one sample's encoding (its images)."""
     if batch.collator is None or all(sample.id != victim for sample in batch.samples):
         return batch
     encoded = [
@@ -299,7 +305,7 @@ def _poisoned(batch: Batch, victim: str) -> Batch:
     return batch.collator.batch(batch.samples, encoded).to(batch.labels.device)
 
 
-def _refused(options: type, name: str) -> bool:
+def _rejects_mapping(options: type, name: str) -> bool:
     try:
         bind(options, {name: {"wrong": "type"}}, where="selector.options")
     except ConfigError:
@@ -307,6 +313,6 @@ def _refused(options: type, name: str) -> bool:
     return False
 
 
-def _last_line(stderr: str) -> str:
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else "no word of why"
+def _last_line(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"

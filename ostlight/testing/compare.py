@@ -1,4 +1,4 @@
-"""Whether two runs gave the same table."""
+"""Compares the score tables of two runs."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from typing import Any
 
 import numpy as np
 
-Rows = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
 
 
-def difference(expected: Rows, found: Rows, tolerance: float, leave_out: set[str | None] | None = None) -> str | None:
-    """The first difference in words, ``None`` where there is none. Rows are matched by id.
+def first_difference(
+    expected: Rows, found: Rows, tolerance: float, leave_out: set[str | None] | None = None
+) -> str | None:
+    """Describes the first difference between two score tables, ``None`` if there is none. Rows are matched by id.
 
     Args:
-        tolerance: how far numbers may lie apart, as a part of the column's largest.
+        tolerance: largest difference of two numbers, as a fraction of the column's largest.
         leave_out: ids that may differ.
     """
-    left_out = leave_out or set()
-    there = {row["id"]: row for row in found if row["id"] is not None and row["id"] not in left_out}
-    rows = [row for row in expected if row["id"] is not None and row["id"] not in left_out]
-    pairs = [(row, there[row["id"]]) for row in rows if row["id"] in there]
-    if len(pairs) < len(rows):
-        return f"record {next(r['id'] for r in rows if r['id'] not in there)!r} has no row"
+    ignored = {None} | (leave_out or set())
+    found_by_id = {row["id"]: row for row in found}
+    rows = [row for row in expected if row["id"] not in ignored]
+    missing = [row["id"] for row in rows if row["id"] not in found_by_id]
+    if missing:
+        return f"record {missing[0]!r} has no row"
+    pairs = [(row, found_by_id[row["id"]]) for row in rows]
     for one, other in pairs:
         if one["state"] != other["state"] or one["reason"] != other["reason"]:
             return f"record {one['id']!r} was {_state(one)}, then {_state(other)}"
     scored = [(one, other) for one, other in pairs if one["state"] == "ok"]
     for name in [k for k in expected[0] if k not in ("position", "id", "state", "reason", "field", "detail", "tags")]:
-        told = _column(name, scored, tolerance)
-        if told:
-            return told
+        message = _column_difference(name, scored, tolerance)
+        if message:
+            return message
     return None
 
 
-def _column(name: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], tolerance: float) -> str | None:
+def _column_difference(name: str, pairs: Sequence[tuple[Row, Row]], tolerance: float) -> str | None:
     numbers = [abs(x) for one, _ in pairs for x in _flat(one[name])]
     scale = max(numbers, default=0.0)
     for one, other in pairs:
@@ -64,5 +68,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _state(row: Mapping[str, Any]) -> str:
-    return "scored" if row["state"] == "ok" else f"set aside ({row['reason']})"
+def _state(row: Row) -> str:
+    return "scored" if row["state"] == "ok" else f"rejected ({row['reason']})"

@@ -1,4 +1,4 @@
-"""The contract of a selector, as a test."""
+"""The contract of a selector, as one test."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from ostlight.selection.registry import load
 from ostlight.selection.selector import Selector
-from ostlight.testing.checks import Checks
-from ostlight.testing.pools import Pools
-from ostlight.testing.runs import Runs
+from ostlight.testing.checks import ContractCheck
+from ostlight.testing.pools import PoolFiles
+from ostlight.testing.runner import SelectorRunner
 
 
 def check_selector(
@@ -23,37 +23,43 @@ def check_selector(
     processes: bool = True,
     folder: Path | None = None,
 ) -> None:
-    """Checks a selector against its contract on a small built-in pool, a tenth of it broken; for a test of yours::
+    """Checks a selector against the contract, on a small built-in pool of which a tenth is broken. In your tests::
 
-        def test_it_keeps_the_contract():
+        def test_contract():
             check_selector(MySelector)
 
-    What is checked: options come from YAML and back; every record is accounted for, the broken ones with their reasons;
-    columns keep one type; a second run, other batches, another order, a stopped and a killed run and two ranks give the
-    same table; a sample that fails is set aside and leaves the others as they were; ``select`` stays within every
-    kind of budget and gives the same from the stored table alone; nothing breaks on a pool without a usable record.
-    The proxy is a small vision-language model in float64 on the CPU, without a warm-up.
+    The check runs the selector several times and verifies that
+
+    - options can be written as YAML and read back;
+    - every record is accounted for, and broken records are rejected with their reasons;
+    - columns keep one type;
+    - a second run, other batches, another order, an interrupted run, and a killed run resumed on two ranks
+      all give the same score table;
+    - a sample whose scoring fails is rejected and changes no other sample's score;
+    - ``select`` stays within every kind of budget and repeats itself on the stored score table;
+    - a pool without a usable record is handled.
+
+    The proxy is a small vision-language model in float64 on the CPU, without warm-up.
 
     Args:
-        cls: the class, or the name it is registered by.
-        options: as in ``selector.options`` of a configuration; those a selector cannot do without.
-        tolerance: how far numbers of two runs may lie apart, as a part of their column's largest. Raise it for a
-            selector that computes in lower precision on its own.
-        processes: whether to kill a run and take it up with two ranks, in processes of their own (gloo, on the CPU):
-            most of the time this check takes.
-        folder: for the runs; by default one that is removed.
+        cls: the class, or the name it is registered under.
+        options: ``selector.options`` of the configuration, if the selector needs any.
+        tolerance: largest difference between numbers of two runs, as a fraction of the column's largest. Raise it for a
+            selector that computes in lower precision.
+        processes: whether to also kill a run and resume it on two ranks, in processes of their own (gloo, CPU). This
+            takes most of the time of the check.
+        folder: for the runs; by default a temporary one.
 
     Raises:
-        AssertionError: what is violated and how to mend it, all violations at once.
+        AssertionError: lists all violations, each with how to fix it.
     """
     tested = load(cls) if isinstance(cls, str) else cls
     with ExitStack() as stack:
-        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="check-selector-")))
-        place.mkdir(parents=True, exist_ok=True)
-        runs = Runs(tested, dict(options or {}), place / tested.__name__, Pools.make(place / "pools"))
-        runs.folder.mkdir(exist_ok=True)
-        checks = Checks(runs, tolerance)
-        violations = checks.violations(processes=processes)
+        root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="check-selector-")))
+        runs = root / tested.__name__
+        runs.mkdir(parents=True, exist_ok=True)
+        check = ContractCheck(SelectorRunner(tested, options or {}, runs, PoolFiles.create(root / "pools")), tolerance)
+        violations = check.find_violations(processes=processes)
     if violations:
-        told = "\n".join(f"  - {violation}" for violation in violations)
-        raise AssertionError(f"{tested.__name__} breaks the contract of a selector:\n{told}") from checks.cause
+        listed = "\n".join(f"  - {violation}" for violation in violations)
+        raise AssertionError(f"{tested.__name__} violates the selector contract:\n{listed}") from check.cause

@@ -1,4 +1,4 @@
-"""The small pool selectors are checked on: DigitMath with every tenth record broken."""
+"""The small pool that selectors are checked on: DigitMath with every tenth record broken."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from ostlight.data.atomic import atomic_path
 from ostlight.digitmath.build import Files, build
 
 RECORDS = 30
-CORRUPT_PICTURE, EMPTY_ANSWER, DOUBLE_ID = 4, 14, 24
+CORRUPT_IMAGE, EMPTY_ANSWER, DUPLICATE_ID = 4, 14, 24
 """Positions of the broken records."""
-UNREADABLE = 6
-"""Records of the pool without one that can be used."""
+UNUSABLE = 6
+"""Size of the pool in which no record can be used."""
 
 
 @dataclass(frozen=True)
-class Pools:
-    """Files of one check.
+class PoolFiles:
+    """Files that a check runs on.
 
     Attributes:
-        pool: ``RECORDS`` records, one each with a corrupt picture, an empty answer, and the id of the one before it.
-        backwards: the same records in reverse, the same one of the two with one id first.
-        unreadable: ``UNREADABLE`` records with empty answers.
-        anchors: trusted samples, with the tag ``task``.
+        pool: ``RECORDS`` records; one has a corrupt image, one an empty answer, one the id of the record before it.
+        reversed: the same records in reverse order.
+        unusable: ``UNUSABLE`` records, all with empty answers.
+        anchors: trusted samples with the tag ``task``.
     """
 
     pool: Path
-    backwards: Path
-    unreadable: Path
+    reversed: Path
+    unusable: Path
     anchors: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Pools:
-        """Writes them into a folder, where they are not there yet."""
+    def create(cls, folder: Path) -> PoolFiles:
+        """Writes the files into a folder, unless they exist there."""
         clean = Files.in_folder(folder / "clean")
-        written = [folder / f"{name}.parquet" for name in ("pool", "backwards", "unreadable")]
+        written = [folder / f"{name}.parquet" for name in ("pool", "reversed", "unusable")]
         pools = cls(written[0], written[1], written[2], clean.anchors)
         if all(p.exists() for p in vars(pools).values()):
             return pools
         build(DigitMath(pool=RECORDS, anchors=14, dev=7, test=7), folder / "clean")
         schema, rows = pq.read_schema(clean.pool), pq.read_table(clean.pool).to_pylist()
-        rows[CORRUPT_PICTURE]["image"]["bytes"] = b"no picture"
-        rows[EMPTY_ANSWER] = _unanswered(rows[EMPTY_ANSWER])
-        rows[DOUBLE_ID]["id"] = rows[DOUBLE_ID - 1]["id"]
+        rows[CORRUPT_IMAGE]["image"]["bytes"] = b"not an image"
+        rows[EMPTY_ANSWER] = _without_answer(rows[EMPTY_ANSWER])
+        rows[DUPLICATE_ID]["id"] = rows[DUPLICATE_ID - 1]["id"]
         _write(pools.pool, rows, schema)
-        _write(pools.backwards, _backwards(rows), schema)
-        _write(pools.unreadable, [_unanswered(row) for row in rows[:UNREADABLE]], schema)
+        _write(pools.reversed, _reversed(rows), schema)
+        _write(pools.unusable, [_without_answer(row) for row in rows[:UNUSABLE]], schema)
         return pools
 
 
-def _backwards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In reverse, but for the double id: the first to have it is read, and that stays the same record."""
+def _reversed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reverses all but the two records with the same id: the first of them is read, so it must stay first."""
     turned = rows[::-1]
-    first = RECORDS - 1 - DOUBLE_ID
-    turned[first : first + 2] = rows[DOUBLE_ID - 1 : DOUBLE_ID + 1]
+    first = RECORDS - 1 - DUPLICATE_ID
+    turned[first : first + 2] = rows[DUPLICATE_ID - 1 : DUPLICATE_ID + 1]
     return turned
 
 
-def _unanswered(row: dict[str, Any]) -> dict[str, Any]:
+def _without_answer(row: dict[str, Any]) -> dict[str, Any]:
     question, answer = row["conversations"]
     return row | {"conversations": [question, answer | {"value": ""}]}
 

@@ -1,91 +1,179 @@
-"""A check's run in processes of its own: killed in the middle, then taken up by two ranks."""
+"""One run in processes of its own: killed half-way, then resumed on two ranks."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 import json
+import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from ostlight.errors import SelectorError
 from ostlight.models.batch import Batch
-from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.selector import Selector
-from ostlight.testing.forks import forked, on_ranks, run_script, status_of
-from ostlight.testing.pools import Pools
-from ostlight.testing.runs import Runs, home_of, load_from, run
+from ostlight.testing.pools import PoolFiles
+from ostlight.testing.runner import SelectorRunner
+
+TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the two runs.
+    """What happened to the run.
 
     Attributes:
-        killed: the first ended itself in the middle, as ``kill -9`` does.
-        resumed: both ranks of the second came to their end.
-        scored_again: a shard of the first was written anew by the second.
-        said: on both streams.
+        killed: it ran until it was killed, after two shards.
+        resumed: both ranks finished it.
+        scored_again: the ranks rewrote a shard that was already there.
+        output: of all processes, both streams.
     """
 
-    killed: bool
-    resumed: bool
-    scored_again: bool
-    said: str
+    killed: bool = False
+    resumed: bool = False
+    scored_again: bool = False
+    output: str = ""
 
 
-def kill_and_resume(runs: Runs, name: str) -> Outcome:
-    """The run ``name`` twice in processes of their own: killed in the middle, then with two ranks (gloo)."""
-    order = {
-        "home": home_of(runs.cls),
-        "options": dict(runs.options),
-        "folder": str(runs.folder),
-        "pools": str(runs.pools.pool.parent),
-        "name": name,
-    }
-    file, outcome = runs.folder / f"{name}.json", runs.folder / f"{name}.outcome"
-    file.write_text(json.dumps(order))
-    ended = run_script(Path(__file__), file, outcome)
-    found = (
-        json.loads(outcome.read_text()) if ended.well else dict.fromkeys(("killed", "resumed", "scored_again"), False)
+def kill_and_resume(runner: SelectorRunner, name: str) -> Outcome:
+    """Runs ``name`` until it is killed with SIGKILL, then resumes it on two ranks (gloo, CPU).
+
+    Raises:
+        SelectorError: another process could not import the selector's class.
+    """
+    order, result = runner.folder / f"{name}.json", runner.folder / f"{name}.outcome.json"
+    order.write_text(
+        json.dumps(
+            {
+                "location": class_location(runner.cls),
+                "options": dict(runner.options),
+                "folder": str(runner.folder),
+                "pools": str(runner.pools.pool.parent),
+                "name": name,
+            }
+        )
     )
-    return Outcome(**found, said=ended.said)
+    done = run_script(Path(__file__), order, result)
+    return (
+        Outcome(**json.loads(result.read_text()), output=done.stdout)
+        if not done.returncode
+        else Outcome(output=done.stdout)
+    )
 
 
-def kill_in_the_middle(selector: Selector, scores: Path) -> None:
-    """Makes the selector end its own process once two shards are written."""
-    score = selector.score
+def run_script(script: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    """Runs ``python script arguments``; both streams come back as ``stdout``."""
+    # A new process, because a fork of this one would inherit the threads torch and pyarrow have started in it.
+    path = os.pathsep.join(folder or "." for folder in sys.path)
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
 
-    def deadly(batch: Batch) -> Mapping[str, Any]:
-        if len(list(scores.glob("part-*.parquet"))) >= 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return score(batch)
 
-    selector.score = deadly  # type: ignore[method-assign]
+def class_location(cls: type[Selector]) -> dict[str, str]:
+    """Module, file and name of a class, for ``import_class`` in another process.
+
+    Raises:
+        SelectorError: the class is defined inside a function, or not in a file.
+    """
+    try:
+        file = inspect.getfile(cls)
+    except (TypeError, OSError):
+        file = ""
+    if "<locals>" in cls.__qualname__ or not file:
+        raise SelectorError(
+            f"{cls.__qualname__} is not defined at the top level of a file, so no other process can import it; "
+            "move it there, or pass processes=False"
+        )
+    return {"module": cls.__module__, "file": file, "qualname": cls.__qualname__}
 
 
-def _carry_out(file: Path, outcome: Path) -> None:
-    order = json.loads(file.read_text())
-    runs = Runs(load_from(order["home"]), order["options"], Path(order["folder"]), Pools.make(Path(order["pools"])))
-    scores = RunFolder.of(runs.config(order["name"])).scores
+def import_class(location: Mapping[str, str]) -> type[Selector]:
+    """The class ``class_location`` described; read from its file if its module cannot be imported by name."""
+    try:
+        module = importlib.import_module(location["module"])
+        if module.__file__ != location["file"]:
+            raise ImportError(location["module"])
+    except ImportError:
+        spec = importlib.util.spec_from_file_location("ostlight_selector_under_test", location["file"])
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    found: Any = module
+    for part in location["qualname"].split("."):
+        found = getattr(found, part)
+    cls: type[Selector] = found
+    return cls
 
-    def killed() -> None:
-        selector = runs.make()
-        kill_in_the_middle(selector, scores)
-        run(runs.config(order["name"]), selector)
 
-    def resumed() -> None:
-        run(runs.config(order["name"], {"compute.devices": 2, "compute.strategy": "ddp"}), runs.make())
+def _main(order: Path, result: Path) -> None:
+    fields = json.loads(order.read_text())
+    name = fields["name"]
+    pools = PoolFiles.create(Path(fields["pools"]))
+    runner = SelectorRunner(import_class(fields["location"]), fields["options"], Path(fields["folder"]), pools)
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=_run_until_killed, args=(runner, name))
+    first.start()
+    first.join()
+    outcome = {"killed": first.exitcode == -signal.SIGKILL}
+    if outcome["killed"]:
+        before = runner.parts(name)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks = [context.Process(target=_run_rank, args=(runner, name, rank, port)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+        wait([process.sentinel for process in ranks])
+        while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
+            wait([process.sentinel for process in ranks if process.is_alive()])
+        for process in ranks:
+            if process.is_alive():  # the other rank failed, so this one would wait for it forever
+                process.kill()
+            process.join()
+        after = runner.parts(name)
+        outcome["resumed"] = not any(process.exitcode for process in ranks)
+        outcome["scored_again"] = any(after.get(path) != time for path, time in before.items())
+    result.write_text(json.dumps(outcome))
 
-    found = {"killed": status_of(forked(killed)) == -signal.SIGKILL, "resumed": False, "scored_again": False}
-    if found["killed"]:
-        written = {p: p.stat().st_mtime_ns for p in scores.glob("part-*.parquet")}
-        found["resumed"] = on_ranks(resumed)
-        found["scored_again"] = any(p.stat().st_mtime_ns != before for p, before in written.items())
-    outcome.write_text(json.dumps(found))
+
+def _run_until_killed(runner: SelectorRunner, name: str) -> None:
+    def kill_after_two_shards(selector: Selector) -> None:
+        score = selector.score
+
+        def deadly(batch: Batch) -> Mapping[str, Any]:
+            if len(runner.parts(name)) >= 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return score(batch)
+
+        selector.score = deadly  # type: ignore[method-assign]
+
+    runner.run(name, change=kill_after_two_shards)
+
+
+def _run_rank(runner: SelectorRunner, name: str, rank: int, port: int) -> None:
+    # With these variables set, Lightning starts no ranks of its own.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    os.environ["LOCAL_RANK"] = str(rank)
+    runner.run(name, {"compute.devices": 2, "compute.strategy": "ddp"})
 
 
 if __name__ == "__main__":
-    _carry_out(*map(Path, sys.argv[1:]))
+    _main(*map(Path, sys.argv[1:]))

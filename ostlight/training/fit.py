@@ -22,7 +22,7 @@ from ostlight.models.cost_estimate import Preflight, measure
 from ostlight.models.module import MultimodalModel
 from ostlight.training.checkpoints import Checkpoints, ResumeSampler
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
-from ostlight.training.trainer import make_trainer
+from ostlight.training.trainer import make_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class TrainingJob:
     quiet: bool = False
 
 
+@quiet_lightning()
 def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: StageCost) -> dict[int, BadRecord]:
     """Trains ``model`` in place, by its ``training_settings``.
 

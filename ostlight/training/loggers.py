@@ -1,4 +1,4 @@
-"""What a stage has to say beyond its steps, through the logger its steps go through."""
+"""Logs the results of a stage through the logger that its training steps use."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from PIL import Image
 
 from ostlight.config.schema import Compute
 from ostlight.ranks import is_first_rank
-from ostlight.training.trainer import make_logger
+from ostlight.training.trainer import make_logger, quiet_lightning
 
 
+@quiet_lightning()
 def log_metrics(
     compute: Compute, folder: Path, stage: str, metrics: Mapping[str, float], after: LoggerOf | None = None
 ) -> None:
-    """Logs the figures a stage came to, on the first rank.
+    """Logs the metrics of a stage, on the first rank.
 
     Args:
-        after: the training the figures are of: they stand at its end, in its log.
+        compute: names the logger.
+        folder: of the run.
+        stage: its name.
+        metrics: by name.
+        after: the training that the metrics belong to; they are logged at its last step, in its log.
     """
     if not is_first_rank():
         return
@@ -34,7 +39,7 @@ def log_metrics(
 
 
 class LoggerOf(Callback):
-    """Keeps the logger of a training for what is found out about the model afterwards.
+    """Keeps the logger of a training, for metrics computed after it.
 
     Attributes:
         logger: ``None`` before the training has ended, and where it logs nothing.
@@ -49,8 +54,9 @@ class LoggerOf(Callback):
         self.logger, self.steps = trainer.logger, trainer.global_step
 
 
+@quiet_lightning()
 def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> None:
-    """Logs a comparison's table (``table.csv``, ``table.md``) and pictures (``*.png``) as its run folder holds them.
+    """Logs the table (``table.csv``, ``table.md``) and the plots (``*.png``) of a benchmark's run folder.
 
     Weights & Biases gets a table and images, TensorBoard the table as text and the images; for ``csv`` and ``none`` the
     files themselves are the log.
@@ -58,21 +64,21 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
     logger = make_logger(compute.logger, folder, stage) if is_first_rank() else False
     with (folder / "table.csv").open(newline="") as file:
         columns, *rows = list(csv.reader(file))
-    pictures = sorted(folder.glob("*.png"))
+    plots = sorted(folder.glob("*.png"))
     if isinstance(logger, WandbLogger):
         logger.log_table("table", columns=columns, data=_typed(rows))
-        for picture in pictures:
-            logger.log_image(f"picture/{picture.stem}", [str(picture)])
+        for plot in plots:
+            logger.log_image(f"plot/{plot.stem}", [str(plot)])
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text("table", (folder / "table.md").read_text())
-        for picture in pictures:
-            pixels = np.asarray(Image.open(picture).convert("RGB"))
-            logger.experiment.add_image(f"picture/{picture.stem}", pixels, dataformats="HWC")
+        for plot in plots:
+            pixels = np.asarray(Image.open(plot).convert("RGB"))
+            logger.experiment.add_image(f"plot/{plot.stem}", pixels, dataformats="HWC")
         logger.finalize("success")
 
 
 def _typed(rows: Sequence[Sequence[str]]) -> list[list[str | float | None]]:
-    """Numbers where a column holds nothing else: Weights & Biases takes one type a column, and ``None`` for a blank."""
+    """Returns numbers where a column holds only numbers: W&B takes one type a column, and ``None`` for a blank."""
     columns = [_column(values) for values in zip(*rows, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 

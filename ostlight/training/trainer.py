@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def make_trainer(
     shard: bool = False,
     **arguments: Any,
 ) -> L.Trainer:
-    """A Trainer for one stage.
+    """Returns a Trainer for one stage. Use it inside ``quiet_lightning()``.
 
     Args:
         compute: devices, precision, logger, progress.
@@ -46,10 +47,9 @@ def make_trainer(
     Raises:
         ConfigError: Lightning refuses the settings (no such accelerator, precision or strategy here).
     """
-    _quieten()
     bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)]
     if compute.progress and not bars:
-        bars = [_Bar()]
+        bars = [_ProgressBar()]
     others = [c for c in callbacks if not isinstance(c, RichProgressBar)]
     try:
         return L.Trainer(
@@ -69,20 +69,21 @@ def make_trainer(
             **arguments,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        raise ConfigError([f"compute: Lightning refuses these settings: {told}"]) from error
+        reason = " ".join(str(error).split())
+        raise ConfigError([f"compute: Lightning refuses these settings: {reason}"]) from error
 
 
 def wait_for_all() -> None:
-    """Until every rank is here, so that what one wrote is there for all; nothing where there is one rank."""
+    """Waits until every rank is here, so that all see the files that one wrote."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 
 
 def first_device(compute: Compute) -> torch.device:
-    """Where a stage that one process does alone puts its model."""
+    """Returns the device of a stage that runs in one process alone."""
     alone = dataclasses.replace(compute, devices=1, num_nodes=1, strategy="auto", logger="none", progress=False)
-    return make_trainer(alone, Path.cwd(), "").strategy.root_device
+    with quiet_lightning():
+        return make_trainer(alone, Path.cwd(), "").strategy.root_device
 
 
 def _strategy(compute: Compute, shard: bool) -> str | Strategy:
@@ -92,11 +93,11 @@ def _strategy(compute: Compute, shard: bool) -> str | Strategy:
     if compute.strategy == "fsdp" and shard:
         # FSDP2: it shards single blocks, so that a step's micro-batches go through it one after the other.
         return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False)
-    # Multimodal models have parts that some batches, or all, leave out: eyes without a picture, a last block unread.
+    # Some batches leave parts of a multimodal model out: the vision tower without an image, say.
     return "ddp_find_unused_parameters_true" if devices > 1 else "auto"
 
 
-class _Bar(RichProgressBar):
+class _ProgressBar(RichProgressBar):
     """Lightning's bar without the logger's version, which is the stage's name here."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -104,12 +105,11 @@ class _Bar(RichProgressBar):
 
 
 def make_logger(name: str, folder: Path, stage: str) -> Logger | bool:
-    """Lightning's logger of that name for one stage; ``False`` for ``none``.
+    """Returns Lightning's logger of that name for one stage, ``False`` for ``none``. Use it in ``quiet_lightning()``.
 
     Raises:
         ConfigError: its package is not installed.
     """
-    _quieten()
     if name == "none":
         return False
     if name == "csv":
@@ -125,7 +125,7 @@ def make_logger(name: str, folder: Path, stage: str) -> Logger | bool:
 
 
 def _wandb(folder: Path, stage: str) -> WandbLogger:
-    """A run of its own for every stage, in one group a run folder; offline unless the environment says otherwise."""
+    """Returns one W&B run per stage, grouped by run folder; offline unless the environment says otherwise."""
     import wandb
 
     os.environ.setdefault("WANDB_MODE", "offline")
@@ -135,18 +135,34 @@ def _wandb(folder: Path, stage: str) -> WandbLogger:
     return WandbLogger(name=f"{folder.name}-{stage}", save_dir=folder, project=PROJECT, group=folder.name)
 
 
-def _quieten() -> None:
-    """Lightning's advice that does not apply: each line below is a choice made here."""
-    for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",  # compute.workers is the user's choice
-        ".*`IterableDataset` has `__len__` defined.*",
-        ".*The number of training batches.*is smaller than the logging interval.*",
-        ".*your dataloader is not resumable.*",  # its sampler starts where the checkpoint stands (training.checkpoints)
-        ".*exists and is not empty.*",  # a resumed run logs into its folder again
-        ".*Couldn't infer the batch indices fetched.*",  # rows know their own positions
-        ".*in eval mode at the start of training.*",  # dropout stays off (ostlight.models.module)
-        ".*isinstance.treespec, LeafSpec.. is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message)
+NOT_APPLICABLE = (
+    ".*does not have many workers.*",  # compute.workers is the user's choice
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*your dataloader is not resumable.*",  # its sampler starts at the checkpoint's step (training.checkpoints)
+    ".*exists and is not empty.*",  # a resumed run logs into its folder again
+    ".*Couldn't infer the batch indices fetched.*",  # rows know their own positions
+    ".*in eval mode at the start of training.*",  # dropout stays off (ostlight.models.module)
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+)
+"""Lightning's advice that does not apply here, as warning messages."""
+
+NOT_APPLICABLE_LOGGERS = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
+"""And as loggers below ``lightning.pytorch``."""
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hides Lightning's advice that does not apply inside the block; filters and log levels are restored after it."""
+    loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in NOT_APPLICABLE_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in NOT_APPLICABLE:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -32,7 +32,7 @@ from ostlight.training.weights import set_trained_weights, trained_weights
 log = logging.getLogger(__name__)
 
 TRIAL_STEPS = 100
-"""Optimiser steps of every trial, whatever the size of the set: trials are compared with each other."""
+"""Optimiser steps of a trial by default, whatever the size of the set: trials are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,24 @@ class Trials:
     @cached_property
     def _proxy(self) -> tuple[MultimodalModel, dict[str, Tensor], EncodedPool]:
         model = self._context.load_proxy()
-        model.training_settings = dataclasses.replace(model.training_settings, epochs=None, steps=TRIAL_STEPS)
         return model, trained_weights(model), EncodedPool(self._context.pool, [], model.encoder)
 
-    def __call__(self, positions: np.ndarray, repeat: int = 0) -> float:
+    def __call__(self, positions: np.ndarray, repeat: int = 0, steps: int | None = None) -> float:
         """Returns the trusted samples' mean loss in nats after the training; infinite where the training diverged.
 
         Args:
             positions: of the records.
             repeat: another number shuffles the samples differently, which shows the noise of a trial.
+            steps: optimiser steps; ``TRIAL_STEPS`` by default.
 
         Raises:
             DataError: no record to train on.
         """
         model, weights, data = self._proxy
         set_trained_weights(model, weights)
+        model.training_settings = dataclasses.replace(
+            model.training_settings, epochs=None, steps=TRIAL_STEPS if steps is None else steps
+        )
         earlier = self._cost.more.get("trials", 0)
         reader, cost = self._reader, StageCost("trial")
         reader.reset()

@@ -9,17 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import SelectorError
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.scoring.rows import checked_columns
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.registry import create
-from ostlight.selection.scores import REJECTED, Scores
+from ostlight.selection.scores import Scores, rejections
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
 
@@ -99,7 +98,7 @@ class Combine(Selector):
         return own | {f"of the last part: {name}": value for name, value in self.last.fingerprints().items()}
 
     def setup(self, context: ScoringContext) -> None:
-        self.failed = {p: error for table in context.dependencies.values() for p, error in _failed(table).items()}
+        self.failed = {p: error for table in context.dependencies.values() for p, error in rejections(table).items()}
         tables = [Scores(context.dependencies[choice.shown]) for choice in self.dependencies()]
         if not self.cascade:
             places = [_places(part, scores) for part, scores in zip(self.parts, tables, strict=True)]
@@ -194,9 +193,3 @@ def _places(part: Selector, scores: Scores) -> dict[int, float]:
     places = np.zeros(len(scores))
     places[rows] = 1 - steps[tie] / max(1, len(scores))
     return dict(zip(scores.positions.tolist(), places.tolist(), strict=True))
-
-
-def _failed(table: pa.Table) -> dict[int, BadRecord]:
-    """By position: why a part set the sample aside."""
-    bad = table.filter(pa.compute.equal(table["state"], REJECTED)).select(["position", "reason", "detail", "field"])
-    return {r["position"]: BadRecord(r["reason"], r["detail"], r["field"]) for r in bad.to_pylist()}

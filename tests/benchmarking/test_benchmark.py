@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import run_script
 
 import ostlight
 from ostlight.benchmarking import benchmark as stages_benchmark
@@ -28,7 +29,6 @@ from ostlight.reporting.page import write_report
 from ostlight.reporting.run import Run
 from ostlight.selection import registry
 from ostlight.selection.registry import load
-from ostlight.testing.forks import run_script
 
 
 @pytest.fixture
@@ -191,11 +191,11 @@ def test_variants_share_what_they_make_from_the_same(experiment):
 
 
 def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
-    options = {"rank": 4, "set_eta": 0.1, "batch_size": 8}
+    options = {"rank": 4, "set_step_size": 1.0, "set_batch_size": 8}
     section = experiment["benchmark"] | {
         "selectors": [
-            {"name": "ost", "options": options | {"objective": "sample"}},
-            {"name": "ost", "label": "set", "options": options | {"objective": "set"}},
+            {"name": "ost", "options": options},
+            {"name": "ost", "label": "set", "options": options | {"selection": "set"}},
         ],
         "seeds": [0],
         "baseline": "ost",
@@ -320,7 +320,7 @@ RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN = """
 import os, signal, sys, time
 from pathlib import Path
 import ostlight
-from ostlight.testing.forks import forked, status_of
+from forks import forked, status_of
 
 whole, killed, folder = sys.argv[1:]
 assert status_of(forked(lambda: ostlight.benchmark(whole))) == 0
@@ -346,7 +346,7 @@ def test_killed_in_the_middle_and_run_again_it_writes_what_a_whole_run_does(expe
     script = tmp_path / "script.py"
     script.write_text(RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN)
     ended = run_script(script, *files, killed)
-    assert ended.well, ended.said
+    assert ended.returncode == 0, ended.stdout
     for name in ("table.md", "table.csv", "table.jsonl"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert figures(whole) == figures(killed)

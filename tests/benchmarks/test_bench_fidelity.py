@@ -27,10 +27,10 @@ def _one_thread() -> None:
 
 
 @cache
-def pretrained(folder: Path) -> tuple[_fidelity.World, _fidelity.Warmed]:
-    world = _fidelity.World.of(0, 60, folder)
-    world = replace(world, anchors=world.anchors[:12])
-    return world, _fidelity.Warmed.of(world, "pretrained", folder)
+def pretrained(folder: Path) -> tuple[_fidelity.LabelledPool, _fidelity.WarmedProxy]:
+    pool = _fidelity.LabelledPool.of(0, 60, folder)
+    pool = replace(pool, anchors=pool.anchors[:12])
+    return pool, _fidelity.WarmedProxy.of(pool, "pretrained", folder)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fewer_probes_are_the_leading_ones_of_many(home: Path) -> None:
-    world, proxy = pretrained(home)
-    slopes, many, norms = _fidelity.sketched(proxy, world.samples[:5], 8, seed=3)
-    same_slopes, few, _ = _fidelity.sketched(proxy, world.samples[:5], 4, seed=3)
+    pool, proxy = pretrained(home)
+    slopes, many, norms = _fidelity.sketched(proxy, pool.samples[:5], 8, seed=3)
+    same_slopes, few, _ = _fidelity.sketched(proxy, pool.samples[:5], 4, seed=3)
     assert few.shape == (5, 4)
     np.testing.assert_allclose(bench_fidelity.leading(many, 4), few, rtol=1e-5)
     np.testing.assert_array_equal(slopes, same_slopes)
@@ -49,8 +49,8 @@ def test_fewer_probes_are_the_leading_ones_of_many(home: Path) -> None:
 
 
 def test_diagnostics_agree_with_autograd(home: Path) -> None:
-    world, proxy = pretrained(home)
-    singles = proxy.singles(world.samples[:4])
+    pool, proxy = pretrained(home)
+    singles = proxy.singles(pool.samples[:4])
     found = _fidelity.Responses.of(proxy, singles)
     anchors = torch.cat([proxy.model.losses(b).detach() for b in proxy.anchors.batches]).double().mean()
     start = _fidelity.anchor_loss(found.logits, found.labels, found.weights)
@@ -61,7 +61,7 @@ def test_diagnostics_agree_with_autograd(home: Path) -> None:
     assert found.hessian[steep] == pytest.approx(curvature_along(proxy, singles[steep]), rel=3e-2)
 
 
-def curvature_along(proxy: _fidelity.Warmed, single: object) -> float:
+def curvature_along(proxy: _fidelity.WarmedProxy, single: object) -> float:
     """``g' (d2 L_V) g`` by differentiating twice, in float64 and with attention that can be."""
     import copy
 
@@ -77,10 +77,10 @@ def curvature_along(proxy: _fidelity.Warmed, single: object) -> float:
 
 
 def test_for_short_steps_all_estimators_come_to_the_definition(home: Path) -> None:
-    world, proxy = pretrained(home)
-    singles = proxy.singles(world.samples[:6])
+    pool, proxy = pretrained(home)
+    singles = proxy.singles(pool.samples[:6])
     responses = _fidelity.Responses.of(proxy, singles)
-    slopes, _, norms = _fidelity.sketched(proxy, world.samples[:6], 1, seed=0)
+    slopes, _, norms = _fidelity.sketched(proxy, pool.samples[:6], 1, seed=0)
     eta = 3e-3 / float(norms.max())
     exact = _fidelity.definitions(proxy, singles, [eta])[0]
     scale = np.abs(exact).max()
@@ -92,23 +92,23 @@ def test_for_short_steps_all_estimators_come_to_the_definition(home: Path) -> No
 
 @pytest.mark.parametrize("every_label", [False, True])
 def test_resampled_curvature_is_unbiased(home: Path, every_label: bool) -> None:
-    world, proxy = pretrained(home)
-    responses = _fidelity.Responses.of(proxy, proxy.singles(world.samples[:4]))
+    pool, proxy = pretrained(home)
+    responses = _fidelity.Responses.of(proxy, proxy.singles(pool.samples[:4]))
     found = responses.resampled(600, every_label, seed=1)
     # Four samples, standard error of each about sqrt(2 / 600).
     np.testing.assert_allclose(found, responses.gauss_newton, rtol=5 * (2 / 600) ** 0.5)
 
 
 def test_projection_keeps_what_the_other_half_spans(home: Path) -> None:
-    world, proxy = pretrained(home)
-    responses = _fidelity.Responses.of(proxy, proxy.singles([*world.samples[:2], *world.samples[:2]]))
+    pool, proxy = pretrained(home)
+    responses = _fidelity.Responses.of(proxy, proxy.singles([*pool.samples[:2], *pool.samples[:2]]))
     error = (responses.projected() - responses.changes).abs().amax((1, 2)) / responses.changes.abs().amax((1, 2))
     assert float(error.max()) <= 1e-2
 
 
 def test_figures_by_hand() -> None:
     assert bench_fidelity.overlap(np.array([4.0, 3, 2, 1]), np.array([4.0, 1, 2, 3]), 0.5) == 0.5
-    facts = {"norms": np.array([1.0, 1, 2, 2]), "flawed": np.array([False, False, True, True])}
+    facts = {"norms": np.array([1.0, 1, 2, 2]), "defective": np.array([False, False, True, True])}
     found = bench_fidelity.agreement(np.array([4.0, 3, 2, 1]), np.array([3.0, 4, 2, 1]), facts)
     assert found["spearman_exact"] == pytest.approx(0.8)
     assert found["spearman_exact_short"] == pytest.approx(-1.0)

@@ -19,7 +19,7 @@ METRICS = {
         "ratio_to_weight_gradient", "per_target_ratio_to_weight_gradient",
         "weight_gradient_time", "weight_gradient_best", "grad_dots_time", "grad_dots_best",
     },
-    bench_one_step_head: {"speedup_over_step_and_measure", "speedup_over_every_word", "time_per_candidate"},
+    bench_one_step_head: {"speedup_over_step_and_measure", "speedup_over_full_vocabulary", "time_per_candidate"},
 }  # fmt: skip
 
 
@@ -52,18 +52,18 @@ def test_a_wrong_baseline_is_not_timed(bench: ModuleType, baseline: str, monkeyp
 def test_what_is_kept_of_the_anchors_gives_the_utilities(name: str) -> None:
     case = bench_one_step_head.inputs(2, 16, 4, 16, 64, 300, "cpu", torch.float32)
     got = bench_one_step_head.Kept(case, name)()
-    assert bench_one_step_head.error_of(got, bench_one_step_head.truth_of(case)) <= 1e-4
+    assert bench_one_step_head.error_of(got, bench_one_step_head.expected_of(case)) <= 1e-4
 
 
 @torch.no_grad()
 def test_other_ways_to_the_utilities() -> None:
     """Every word at any step; the first order where the step is small enough, and only there."""
     case = bench_one_step_head.inputs(2, 16, 4, 16, 64, 300, "cpu", torch.float32)
-    error_of, truth_of = bench_one_step_head.error_of, bench_one_step_head.truth_of
-    assert error_of(bench_one_step_head.by_every_word(case), truth_of(case)) <= 1e-5
-    assert error_of(bench_one_step_head.first_order(case), truth_of(case)) > 1e-3
+    error_of, expected_of = bench_one_step_head.error_of, bench_one_step_head.expected_of
+    assert error_of(bench_one_step_head.by_full_vocabulary(case), expected_of(case)) <= 1e-5
+    assert error_of(bench_one_step_head.first_order(case), expected_of(case)) > 1e-3
     case["eta"] = 1e-4
-    assert error_of(bench_one_step_head.first_order(case), truth_of(case)) <= 1e-4
+    assert error_of(bench_one_step_head.first_order(case), expected_of(case)) <= 1e-4
 
 
 @torch.no_grad()
@@ -72,12 +72,13 @@ def test_only_what_is_right_is_what_the_kernel_is_held_to(tmp_path: Path) -> Non
     case = bench_one_step_head.inputs(2, 16, 20, 32, 64, 3000, "cpu", torch.bfloat16)
     plain = {name: bench_one_step_head.Kept(case, name) for name in bench_one_step_head.KEPT}
     recorder = Recorder("bench", tmp_path / "out.jsonl")
-    truth = bench_one_step_head.truth_of(case)
-    assert bench_one_step_head.right_ones(recorder, "case", plain, truth) == ["fp32_logits", "probabilities"]
+    expected = bench_one_step_head.expected_of(case)
+    accurate = bench_one_step_head.accurate_formulations(recorder, "case", plain, expected)
+    assert accurate == ["fp32_logits", "probabilities"]
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [record["metric"] for record in records] == [f"error_of_{name}" for name in plain]
-    with pytest.raises(Refused, match="no formulation in plain PyTorch is right"):
-        bench_one_step_head.right_ones(recorder, "case", {"bf16_logits": plain["bf16_logits"]}, truth)
+    with pytest.raises(Refused, match="no formulation in plain PyTorch is accurate"):
+        bench_one_step_head.accurate_formulations(recorder, "case", {"bf16_logits": plain["bf16_logits"]}, expected)
 
 
 @torch.no_grad()

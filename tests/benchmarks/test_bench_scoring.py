@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import _memory
-import _scoring_contenders
+import _scoring_implementations as scoring
 import _scoring_shapes
 import bench_scoring
 import pytest
@@ -32,28 +32,28 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def setting_of(scope: str = "blocks", dtype: torch.dtype = torch.float32) -> _scoring_contenders.ScoringContext:
-    return _scoring_contenders.ScoringContext.of(MINI, scope, "cpu", dtype, counts=(4, 16, 32))
+def setting_of(parameter_set: str = "blocks", dtype: torch.dtype = torch.float32) -> scoring.ScoringContext:
+    return scoring.ScoringContext.of(MINI, parameter_set, "cpu", dtype, counts=(4, 16, 32))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("scope", ["blocks", "lora"])
+@pytest.mark.parametrize("parameter_set", ["blocks", "lora"])
 def test_every_contender_is_timed_behind_a_green_check_and_recorded(
-    scope: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parameter_set: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    setting = setting_of(scope)
-    contenders = _scoring_contenders.contenders_of(setting, probes=(4, 16))
+    setting = setting_of(parameter_set)
+    implementations = scoring.implementations(setting, probes=(4, 16))
     before = [parameter.detach().clone() for parameter in setting.model.parameters()]
     out = tmp_path / "scoring.jsonl"
-    lines, well = bench_scoring.time_all(Recorder("bench_scoring", out), setting, contenders, turns=2)
-    assert well, capsys.readouterr().out
+    lines, succeeded = bench_scoring.time_all(Recorder("bench_scoring", out), setting, implementations, rounds=2)
+    assert succeeded, capsys.readouterr().out
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| estimator=exact",
-        "| estimator=first_order how=central_difference",
-        "| estimator=first_order how=engine",
+        "| estimator=finite_difference",
+        "| estimator=first_order",
         "| estimator=second_order K=4",
         "| estimator=second_order K=16",
-        "| estimator=projected K=32",
+        "| estimator=projected rank=32",
         "| estimator=second_order K=16 norms=off",
         "| estimator=naive_loop K=16",
         "| estimator=naive_vmap K=16",
@@ -61,10 +61,10 @@ def test_every_contender_is_timed_behind_a_green_check_and_recorded(
     assert all(torch.equal(a, b) for a, b in zip(before, setting.model.parameters(), strict=True))
 
     records = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(records) == 4 * len(contenders)
-    assert len(lines) == 2 + len(contenders)
+    assert len(records) == 4 * len(implementations)
+    assert len(lines) == 2 + len(implementations)
     assert all(set(one) == FIELDS and one["value"] > 0 for one in records)
-    case = f"estimator=second_order K=16 scope={scope} device=cpu shape=64x2 T=12 batch=4"
+    case = f"estimator=second_order K=16 parameters={parameter_set} device=cpu shape=64x2 T=12 batch=4"
     found = {one["metric"]: one for one in records if one["case"] == case}
     assert set(found) == {"ratio_to_train_step", "samples_per_s", "peak_memory_ratio", "speedup_over_exact"}
     assert found["ratio_to_train_step"]["n"] == 2
@@ -78,20 +78,20 @@ def broken() -> torch.Tensor:
     raise RuntimeError("beyond me\nin detail")
 
 
-def timed(contenders: list[_scoring_contenders.Contender], setting: Any, out: Path) -> tuple[bool, list[str]]:
-    """Whether all went well, and the contenders on record."""
-    _, well = bench_scoring.time_all(Recorder("bench_scoring", out), setting, contenders, turns=1)
-    cases = [json.loads(line)["case"].split(" scope=")[0] for line in out.read_text().splitlines()]
-    return well, list(dict.fromkeys(cases))
+def timed(implementations: list[scoring.Implementation], setting: Any, out: Path) -> tuple[bool, list[str]]:
+    """Whether all succeeded, and the implementations on record."""
+    _, succeeded = bench_scoring.time_all(Recorder("bench_scoring", out), setting, implementations, rounds=1)
+    cases = [json.loads(line)["case"].split(" parameters=")[0] for line in out.read_text().splitlines()]
+    return succeeded, list(dict.fromkeys(cases))
 
 
 def test_a_wrong_engine_is_left_out_and_the_rest_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setting = setting_of()
-    by_name = {one.name: one for one in _scoring_contenders.contenders_of(setting, probes=(4, 16))}
+    by_name = {one.name: one for one in scoring.implementations(setting, probes=(4, 16))}
     first, second, third = (by_name[f"estimator={name}"] for name in ("exact", "second_order K=4", "second_order K=16"))
     wrong = replace(second, run=lambda: 1.01 * second.run(), may_fail=True)
-    well, names = timed([first, wrong, third], setting, tmp_path / "out.jsonl")
-    assert not well
+    succeeded, names = timed([first, wrong, third], setting, tmp_path / "out.jsonl")
+    assert not succeeded
     assert names == [first.name, third.name]
     told = f"left out: {second.name}: Refused: not timed: {second.name} is .* off plain autograd"
     assert re.search(told, capsys.readouterr().out)
@@ -101,14 +101,14 @@ def test_targets_that_exceed_half_of_the_free_memory_are_left_out_and_the_record
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = setting_of().target_bytes
-    monkeypatch.setattr(_scoring_contenders, "free_bytes", lambda _: 2 * 17 * each)
+    monkeypatch.setattr(scoring, "free_bytes", lambda _: 2 * 17 * each)
     setting = setting_of()
-    names = [one.name for one in _scoring_contenders.contenders_of(setting, probes=(4, 16, 64))]
+    names = [one.name for one in scoring.implementations(setting, probes=(4, 16, 64))]
     assert "estimator=second_order K=16" in names
-    assert not {"estimator=second_order K=64", "estimator=projected K=32"} & set(names)
+    assert not {"estimator=second_order K=64", "estimator=projected rank=32"} & set(names)
     bench_scoring.record_left_out(Recorder("bench_scoring", tmp_path / "out.jsonl"), setting, (4, 16, 32))
     (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert record["case"] == "K=32 scope=blocks device=cpu shape=64x2"
+    assert record["case"] == "K=32 parameters=blocks device=cpu shape=64x2"
     assert (record["metric"], record["value"]) == ("left_out_targets", 33 * each)
     assert "left out: K=32: " in capsys.readouterr().out
 
@@ -117,22 +117,22 @@ def test_targets_that_exceed_half_of_the_free_memory_are_left_out_and_the_record
 def test_what_runs_out_of_memory_costs_no_other_figures(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_scoring_contenders, fails, lambda *_: broken())
+    monkeypatch.setattr(scoring, fails, lambda *_: broken())
     setting = setting_of()
-    contenders = _scoring_contenders.contenders_of(setting, probes=(4,))
-    well, names = timed(contenders, setting, tmp_path / "out.jsonl")
-    lost = {"exact": "estimator=exact", "by_responses": "estimator=projected K=32"}[fails]
-    assert not well
-    assert names == [one.name for one in contenders if one.name != lost]
+    implementations = scoring.implementations(setting, probes=(4,))
+    succeeded, names = timed(implementations, setting, tmp_path / "out.jsonl")
+    lost = {"exact": "estimator=exact", "by_responses": "estimator=projected rank=32"}[fails]
+    assert not succeeded
+    assert names == [one.name for one in implementations if one.name != lost]
 
 
 def test_a_step_that_fails_half_way_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = setting_of()
     before = [parameter.detach().clone() for parameter in setting.model.parameters()]
-    run = _scoring_contenders.exact(setting)
+    run = scoring.exact(setting)
     gradient = setting.gradient(0)
     monkeypatch.setattr(setting, "gradient", lambda _: gradient)
-    monkeypatch.setattr(_scoring_contenders, "losses_of", lambda *_: broken())
+    monkeypatch.setattr(scoring, "losses_of", lambda *_: broken())
     with pytest.raises(RuntimeError, match="beyond me"):
         run()
     assert all(torch.equal(a, b) for a, b in zip(before, setting.model.parameters(), strict=True))
@@ -143,10 +143,10 @@ def test_what_fails_is_left_out_aloud_and_tells_in_the_end_unless_it_may(
     may_fail: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = setting_of()
-    fails = _scoring_contenders.Contender("estimator=exact", broken, 1, may_fail)
-    engine = _scoring_contenders.contenders_of(setting, probes=())[2]
-    well, names = timed([fails, engine], setting, tmp_path / "out.jsonl")
-    assert well == may_fail
+    fails = scoring.Implementation("estimator=exact", broken, 1, may_fail)
+    engine = scoring.implementations(setting, probes=())[2]
+    succeeded, names = timed([fails, engine], setting, tmp_path / "out.jsonl")
+    assert succeeded == may_fail
     assert names == [engine.name]
     assert "left out: estimator=exact: RuntimeError: beyond me\nin detail\n" in capsys.readouterr().out
     assert "speedup_over_exact" not in (tmp_path / "out.jsonl").read_text()
@@ -156,8 +156,8 @@ def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench_scoring.SHAPES, "256x4", MINI)
     monkeypatch.setattr(sys, "argv", ["bench_scoring.py", "--device", "cpu", "--threads", "1", "--rounds", "1"])
     for run, status in ((torch.ones(1, 1).clone, 0), (broken, 1)):
-        contender = _scoring_contenders.Contender("estimator=exact", run, 1)
-        monkeypatch.setattr(bench_scoring, "contenders_of", lambda _, contender=contender: [contender])
+        implementation = scoring.Implementation("estimator=exact", run, 1)
+        monkeypatch.setattr(bench_scoring, "implementations", lambda _, implementation=implementation: [implementation])
         with pytest.raises(SystemExit) as end:
             bench_scoring.main()
         assert int(end.value.code) == status  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def test_shapes_hold_what_they_promise() -> None:
     model = shape.build().eval()
     inputs, labels = shape.samples(model, 3, 0, "cpu")
     assert (labels != -100).sum(1).tolist() == [14] * 3
-    assert _scoring_contenders.losses_of(model, inputs, labels).isfinite().all()
+    assert scoring.losses_of(model, inputs, labels).isfinite().all()
 
 
 def test_it_imports_without_what_a_gpu_machine_may_lack() -> None:

@@ -1,4 +1,4 @@
-"""Pools of real pictures, prepared from folders made here in the layout of the real ones."""
+"""Pools of real images, prepared from folders made here in the layout of the real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from _easy_vqa import ANSWERS, COLOURS, LOOK_ALIKES, SHAPES, SOURCES, EasyVqa, cut_easy_vqa, kind_of, picture_of
+from _easy_vqa import (
+    ANSWERS,
+    COLOURS,
+    SHAPES,
+    SIMILAR_COLOURS,
+    SOURCES,
+    EasyVqa,
+    cut_easy_vqa,
+    image_of,
+    question_type_of,
+)
 from _human_noise import cut_human_noise
 from PIL import Image
 
@@ -40,14 +50,14 @@ def png(pixels: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like easy-VQA: 400 pictures to train on and 60 to test on, every kind of question about each."""
+    """Like easy-VQA: 400 images to train on and 60 to test on, every question_type of question about each."""
     folder, rng = tmp_path_factory.mktemp("easy_vqa"), np.random.default_rng(0)
     for split, count in (("train", 400), ("test", 60)):
         (folder / split).mkdir()
         rows = []
         for i in range(count):
-            picture, shape, colour = f"{split}/{i}.png", SHAPES[i % 3], COLOURS[i % 8]
-            (folder / picture).write_bytes(png(rng.integers(0, 256, size=(64, 64, 3))))
+            image, shape, colour = f"{split}/{i}.png", SHAPES[i % 3], COLOURS[i % 8]
+            (folder / image).write_bytes(png(rng.integers(0, 256, size=(64, 64, 3))))
             other = COLOURS[(i + 1) % 8]
             for question, answer in (
                 ("what shape is present?", shape),
@@ -58,14 +68,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (f"is no {colour} shape present?", "no"),
             ):
                 turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-                rows.append({"id": f"{split}-{len(rows):06d}", "image": picture, "conversations": turns})
+                rows.append({"id": f"{split}-{len(rows):06d}", "image": image, "conversations": turns})
         (folder / f"{split}.json").write_text(json.dumps(rows))
     return folder
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten classes, noisy pictures; two of five pool answers are wrong."""
+    """Ten classes, noisy images; two of five pool answers are wrong."""
     folder, rng = tmp_path_factory.mktemp("human_noise"), np.random.default_rng(0)
     truth = ["id,pool_label,true_label,wrong"]
     for part, count in (("pool", 60), ("anchors", 10), ("dev", 10), ("test", 10)):
@@ -87,29 +97,31 @@ def test_no_picture_is_in_two_parts(shapes: Path):
     assert {part: len(records) for part, records in parts.items()} == {
         "pool": 80, "anchors": 4, "dev": 8, "test": 16, "base": 16
     }  # fmt: skip
-    pictures = {part: {picture_of(record) for record in records} for part, records in parts.items()}
-    assert sum(map(len, pictures.values())) == len(set().union(*pictures.values()))
+    images = {part: {image_of(record) for record in records} for part, records in parts.items()}
+    assert sum(map(len, images.values())) == len(set().union(*images.values()))
     assert all(record.id.startswith("test") for record in parts["test"])
 
 
 def test_a_picture_of_the_test_is_in_no_other_part(shapes: Path, tmp_path: Path):
     records = _easy_vqa.read(shapes, "train")
-    taken = {picture_of(record) for record in records[:600]}
-    dealt = _easy_vqa.deal(records, taken, 0)
-    assert sum(map(len, dealt.values())) == 1800
-    assert not taken & {picture_of(record) for part in dealt.values() for record in part}
+    taken = {image_of(record) for record in records[:600]}
+    by_part = _easy_vqa.split_by_image(records, taken, 0)
+    assert sum(map(len, by_part.values())) == 1800
+    assert not taken & {image_of(record) for part in by_part.values() for record in part}
 
 
-def test_kinds_and_their_answers_are_in_equal_numbers(shapes: Path):
+def test_question_types_and_their_answers_are_in_equal_numbers(shapes: Path):
     parts = cut_easy_vqa(shapes, replace(MINI, defects={})).parts
-    assert Counter(record.tags["kind"] for record in parts["pool"]) == dict.fromkeys(ANSWERS, 20)
-    told = Counter(record.answer for record in parts["pool"] if record.tags["kind"] in ("presence", "absence"))
-    assert told == {"yes": 20, "no": 20}
-    assert {record.tags["kind"] for record in parts["base"]} == set(_easy_vqa.BASE_KINDS)
+    assert Counter(record.tags["question_type"] for record in parts["pool"]) == dict.fromkeys(ANSWERS, 20)
+    answer = Counter(
+        record.answer for record in parts["pool"] if record.tags["question_type"] in ("presence", "absence")
+    )
+    assert answer == {"yes": 20, "no": 20}
+    assert {record.tags["question_type"] for record in parts["base"]} == set(_easy_vqa.BASE_QUESTION_TYPES)
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "kind"),
+    ("question", "answer", "question_type"),
     [
         ("what is the blue shape?", "circle", "shape"),
         ("what is the color of the circle?", "teal", "colour"),
@@ -118,31 +130,31 @@ def test_kinds_and_their_answers_are_in_equal_numbers(shapes: Path):
         ("is no red shape present?", "yes", "absence"),
     ],
 )
-def test_the_kind_of_a_question(question: str, answer: str, kind: str):
-    assert kind_of(question, answer) == kind
+def test_the_type_of_a_question(question: str, answer: str, question_type: str):
+    assert question_type_of(question, answer) == question_type
 
 
 def test_the_truth_is_what_was_put_in(shapes: Path):
     clean = cut_easy_vqa(shapes, replace(MINI, defects={}))
     rates = {"negation": 0.1, "confused": 0.05, "wrong": 0.1, "other_picture": 0.1, "empty": 0.05}
-    spoilt = cut_easy_vqa(shapes, replace(MINI, defects=rates))
+    corrupted = cut_easy_vqa(shapes, replace(MINI, defects=rates))
     assert set(clean.defects) == {"clean"}
-    assert Counter(spoilt.defects) == {
+    assert Counter(corrupted.defects) == {
         "negation": 8, "confused": 4, "wrong": 8, "other_picture": 8, "empty": 4, "clean": 48
     }  # fmt: skip
-    for before, after, defect in zip(clean.parts["pool"], spoilt.parts["pool"], spoilt.defects, strict=True):
-        assert (before.id, before.picture, before.question) == (after.id, after.picture, after.question)
+    for before, after, defect in zip(clean.parts["pool"], corrupted.parts["pool"], corrupted.defects, strict=True):
+        assert (before.id, before.image, before.question) == (after.id, after.image, after.question)
         assert (before.answer == after.answer) == (defect == "clean")
         if defect == "negation":
-            assert (after.tags["kind"], {before.answer, after.answer}) == ("absence", {"yes", "no"})
+            assert (after.tags["question_type"], {before.answer, after.answer}) == ("absence", {"yes", "no"})
         elif defect == "confused":
-            assert after.answer == LOOK_ALIKES[before.answer]
+            assert after.answer == SIMILAR_COLOURS[before.answer]
         elif defect in ("wrong", "other_picture"):
-            assert after.answer in ANSWERS[after.tags["kind"]]
+            assert after.answer in ANSWERS[after.tags["question_type"]]
         makers = [source for source, made in SOURCES.items() if defect in made]
         assert after.tags["source"] in (makers or SOURCES)
     for part in ("anchors", "dev", "test", "base"):
-        assert clean.parts[part] == spoilt.parts[part]
+        assert clean.parts[part] == corrupted.parts[part]
 
 
 def test_people_are_taken_at_their_word(photographs: Path, tmp_path: Path):
@@ -181,7 +193,7 @@ def test_a_missing_picture_is_named(shapes: Path, tmp_path: Path):
         ({"defects": {"wrong": 1.5}}, "a rate is a number from 0 to 1; got wrong=1.5"),
         ({"defects": {"wrong": 0.6, "empty": 0.6}}, "the rates sum to 1.2; they may not exceed 1"),
         ({"defects": {"negation": 0.5}}, "40 records asked for negation, 20 can have it; lower the rate"),
-        ({"pool": 4000}, "pool: 334 shape questions with the answer circle asked for, its pictures have"),
+        ({"pool": 4000}, "pool: 334 shape questions with the answer circle asked for, its images have"),
     ],
 )
 def test_what_cannot_be_met_is_told(shapes: Path, changed: dict, said: str):
@@ -233,7 +245,10 @@ def test_the_whole_benchmark_runs_on_a_miniature(
     section |= {"seeds": [0], "workers": 1, "budgets": section["budgets"][-1:]}
     for choice in section["selectors"]:
         if choice["name"] == "ost":
-            choice["options"] |= {"rank": 4, "set_eta": 0.1, "batch_size": 32}  # a few anchors carry no more directions
+            choice["options"] |= {"rank": 4}  # a few anchors carry no more directions
+        if choice["name"] == "best_of":
+            few = {"name": "ost", "options": {"rank": 4}}
+            choice["options"] |= {"steps": 2, "candidates": [few, {"name": "random"}, {"name": "loss"}]}
     small = ("target.training.steps=2", "proxy.warmup.training.epochs=0.5", "compute.progress=false")
     lines = ostlight.benchmark(config, *small)
     named = [choice.get("label") or choice["name"] for choice in section["selectors"]]

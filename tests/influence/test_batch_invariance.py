@@ -76,7 +76,7 @@ def test_an_anchor_whose_gradient_is_no_number_is_named(settings, samples, monke
 
 def options_of(estimator: str) -> dict[str, Any]:
     count = {"rank" if estimator == "projected" else "probes": 2}
-    return {"name": "ost", "options": {"estimator": estimator, "objective": "sample", "step_size": 0.1} | count}
+    return {"name": "ost", "options": {"estimator": estimator, "step_size": 0.1} | count}
 
 
 def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:

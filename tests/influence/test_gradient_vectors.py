@@ -225,7 +225,7 @@ def test_shares_are_even_and_the_same_everywhere():
 @pytest.mark.slow
 def test_runs_with_a_resumed_rank_or_another_holding_share_vectors_and_scores(settings, monkeypatch, logged):
     counts = count_passes(monkeypatch)
-    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "step_size": 0.05}
+    options = {"estimator": "second_order", "probes": 4, "step_size": 0.05}
     ost = {"name": "ost", "options": options}
     selection = ostlight.select(settings(selector=ost))
     assert counts == {"means": 1, "probes": 1}

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from forks import run_script
 from transformers import AutoModelForImageTextToText
 
 import ostlight
 from ostlight.pipeline.cost_log import CostLog
-from ostlight.testing.forks import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 TRAIN_ALL = """
 import sys
 import ostlight
-from ostlight.testing.forks import on_ranks
+from forks import on_ranks
 sys.exit(not on_ranks(lambda: list(map(ostlight.train, sys.argv[1:]))))
 """
 KILL = """
 import sys
 from pathlib import Path
 import ostlight
-from ostlight.testing.forks import on_ranks
+from forks import on_ranks
 on_ranks(lambda: ostlight.train(sys.argv[1]), until=Path(sys.argv[2]).exists)
 """
 
@@ -40,8 +40,8 @@ def run_apart(script: str, configs: list[dict[str, Any]], folder: Path, *argumen
     for file, config in zip(files, configs, strict=True):
         file.write_text(yaml.safe_dump(config))
     ended = run_script(folder / "script.py", *files, *arguments)
-    assert ended.well, ended.said
-    return ended.said
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
 
 
 def run_here(config: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> str:

@@ -38,7 +38,7 @@ def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path:
     pool = broken_pool(digits, tmp_path / "pool.parquet")
     config = settings(
         pool={"path": str(pool)},
-        selector={"name": "ost", "options": {"estimator": "first_order", "objective": "sample", "step_size": 0.1}},
+        selector={"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}},
     )
     selection = ostlight.select(config)
     assert selection.rejected == {"corrupt_image": 1, "duplicate_id": 1, "empty_answer": 1}
@@ -107,7 +107,7 @@ def test_changed_inputs_are_refused_by_name(settings, samples):
         RunChangedError, match=r"'scores' stage made with other inputs; changed: seed\. .*name=.*remove"
     ):
         ostlight.select(settings(), "seed=5")
-    ost = {"name": "ost", "options": {"estimator": "first_order", "objective": "sample", "step_size": 0.1}}
+    ost = {"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}}
     with pytest.raises(RunChangedError, match="changed: .*selector"):
         ostlight.select(settings(selector=ost))
 
@@ -287,7 +287,7 @@ def test_full_keeps_everything_and_random_depends_on_the_seed(settings):
 
 @pytest.mark.slow
 def test_scores_do_not_depend_on_batches_shards_or_workers(settings):
-    ost = {"name": "ost", "options": {"estimator": "first_order", "objective": "sample", "step_size": 0.1}}
+    ost = {"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}}
     tables = []
     for name, compute in (
         ("one", {"tokens_per_batch": 1, "shard_size": 48}),
@@ -303,9 +303,7 @@ def test_scores_do_not_depend_on_batches_shards_or_workers(settings):
 
 
 def test_cut_answers_are_counted(settings, logged):
-    config = settings(
-        selector={"name": "ost", "options": {"estimator": "first_order", "objective": "sample", "step_size": 0.1}}
-    )
+    config = settings(selector={"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}})
     lengths = [row["tokens"] for row in table_of(ostlight.select(config).folder.path)]
     config["proxy"] |= {"max_length": max(lengths) - 1}
     selection = ostlight.select(config | {"name": "cut"})

@@ -14,7 +14,7 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.influence.parameters import named_parameters_of
 from ostlight.influence.step_size import median_update_norm, step_size_by_rule
 
-OST = {"name": "ost", "options": {"estimator": "first_order", "objective": "sample"}}
+OST = {"name": "ost", "options": {"estimator": "first_order"}}
 
 
 def warmup(lr: float) -> dict:
@@ -66,7 +66,7 @@ def test_eta_makes_the_median_step_as_long_as_the_warm_ups(settings, proxy, samp
 def test_adam_steps_take_the_warm_ups_second_moments(settings, logged):
     adam = {
         "name": "ost",
-        "options": {"estimator": "second_order", "objective": "sample", "probes": 4, "optimizer": "adam"},
+        "options": {"estimator": "second_order", "probes": 4, "optimizer": "adam"},
     }
     selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=adam))
     out = logged()

@@ -104,7 +104,7 @@ def test_a_folder_without_scores_says_what_to_do(tmp_path: Path):
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A real run over a small DigitMath pool, with groups and probes."""
     folder = tmp_path_factory.mktemp("scored")
-    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "step_size": 0.01}
+    options = {"estimator": "second_order", "probes": 4, "step_size": 0.01}
     config: dict[str, Any] = {
         "name": "run",
         "folder": str(folder),
@@ -144,7 +144,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "target": {"training": {"steps": 1}},
         "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
         "benchmark": {
-            "selectors": [{"name": "ost", "options": {"estimator": "first_order", "objective": "sample"}}],
+            "selectors": [{"name": "ost", "options": {"estimator": "first_order"}}],
             "budgets": [{"count": 4}, {"fraction": 0.5, "stratify_by": "task"}],
             "seeds": [0],
             "workers": 1,

@@ -189,21 +189,21 @@ def test_what_was_tried_is_told(made: Path, tmp_path: Path):
 
     tried = tmp_path / "tried"
     shutil.copytree(made, tried)
-    losses = {"sample by sample": [0.625, 0.75], "set eta=0.1 B=32": None, "at random": [0.5, 0.25]}
-    sets = {"set eta=0.1 B=32": {"value": 1.0, "gap": 0.5, "greedy_gap": 0.25}}
-    note = {"samples": 4, "kept": "at random", "losses": losses, "sets": sets}
+    losses = {"ost": [0.625, 0.75], "set 10x": None, "random": [0.5, 0.25]}
+    notes = {"set 10x": {"set": {"value": 1.0, "gap": 0.5, "greedy_gap": 0.25}}}
+    note = {"samples": 4, "selected": "random", "losses": losses, "notes": notes}
     run = Run.open(tried)
     label = run.config.budget.label
-    picks = {"7 samples": {"trial": note | {"kept": "other"}}, label: {"trial": note, "gap": {"of": 0.5}}}
+    picks = {"7 samples": {"best_of": note | {"selected": "other"}}, label: {"best_of": note, "gap": {"of": 0.5}}}
     for budget, noted in picks.items():
         run.folder.cost_log.add(StageCost("select", more={"budget": budget, "noted": noted}))
     page = write_report(tried).read_text()
-    assert "Kept: <b>at random</b>" in page
+    assert "Kept: <b>random</b>" in page
     assert (
-        "sample by sample <b>0.625 and 0.75</b>, set eta=0.1 B=32 <b>diverged</b> (relaxed less greedy 0.25), "
-        "at random <b>0.5 and 0.25</b>." in page
+        "ost <b>0.625 and 0.75</b>, set 10x <b>diverged</b> (relaxed less greedy 0.25), random <b>0.5 and 0.25</b>."
+        in page
     )
-    assert "so a draw will do" in page
+    assert "so a random one will do" in page
     assert f"gap ({label})</dt><dd>of <b>0.5</b>" in page
     assert "Kept: <b>other</b>" not in page
 

@@ -41,7 +41,7 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path):
 
 def test_ost_notes_what_the_report_asks_for_and_a_resumed_run_keeps_it(settings, digits, monkeypatch):
     monkeypatch.setattr("ostlight_selectors.ost.sample_count", sample_count)
-    options = {"estimator": "second_order", "objective": "sample", "probes": 4, "step_size": 0.05}
+    options = {"estimator": "second_order", "probes": 4, "step_size": 0.05}
     ost = {"name": "ost", "options": options}
     config = settings(selector=ost, anchors={"path": str(digits.anchors), "group": "task"})
     selection = ostlight.select(config)

@@ -41,8 +41,8 @@ def scores_of(
         }
         for i, each in enumerate(utilities)
     ]
-    context = SelectionContext(lambda positions, repeat: 0.0, lambda: list(anchors), lambda name, value: None, 0)
-    return Scores(to_table(rows)).lent(context)
+    context = SelectionContext(lambda positions, repeat, steps: 0.0, lambda: list(anchors), lambda name, value: None, 0)
+    return Scores(to_table(rows)).with_context(context)
 
 
 UTILITIES = [(3, 1), (2, 0), (5, 4), (1, 0), (0, 2), (-3, -1), (1, 1)]

@@ -148,3 +148,17 @@ def test_the_middle_is_where_half_of_the_pool_lies_on_either_side(settings):
     assert losses[selection.kept[:3]].tolist() == [sorted(losses)[k] for k in (23, 24, 22)]
     with pytest.raises(SelectorError, match="prefer=middle none; give a fraction or count"):
         ostlight.select(settings(selector=choice), "budget.threshold=1.0")
+
+
+def test_loss_keeps_the_easiest_or_the_hardest(settings):
+    low = ostlight.select(settings(name="low", selector={"name": "loss"}), "budget.count=5")
+    losses = Scores.read(low.folder.scores).column("loss")
+    assert sorted(losses[low.kept]) == sorted(losses)[:5]
+    hard = {"name": "loss", "options": {"prefer": "high"}}
+    high = ostlight.select(settings(name="high", selector=hard), "budget.count=5")
+    assert sorted(losses[high.kept]) == pytest.approx(sorted(losses)[-5:])
+
+
+def test_an_unknown_preference_is_refused():
+    with pytest.raises(SelectorError, match="prefer must be low, high or middle; got 'odd'"):
+        create("loss", {"prefer": "odd"})

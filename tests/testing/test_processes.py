@@ -1,65 +1,75 @@
-"""Runs in processes of their own come to an end, or it is said that they did not."""
+"""A run that is killed and resumed in other processes finishes, or its failure is reported."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ostlight
-from ostlight.testing import forks
-from ostlight.testing.pools import Pools
+from ostlight.errors import SelectorError
+from ostlight.testing import processes
+from ostlight.testing.pools import PoolFiles
 from ostlight.testing.processes import Outcome, kill_and_resume
-from ostlight.testing.runs import Runs
-
-pytestmark = pytest.mark.slow
+from ostlight.testing.runner import SelectorRunner
 
 
 class Lengths(ostlight.Selector):
-    """Holds to everything."""
+    """Keeps the contract."""
 
     def score(self, batch: Any) -> dict[str, Any]:
         return {"score": [len(s.answer) for s in batch.samples]}
 
 
-class Absent(Lengths):
-    """Cannot be made in another process."""
+class FailsInSetup(Lengths):
+    """Cannot be used in another process."""
 
     def setup(self, context: Any) -> None:
         raise RuntimeError("not in this process")
 
 
-def runs_of(cls: type, folder: Path) -> Runs:
-    return Runs(cls, {}, folder, Pools.make(folder / "pools"))
+class FailsOnRankOne(Lengths):
+    """The second rank fails, for which the first would wait."""
+
+    def setup(self, context: Any) -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
+            raise RuntimeError("not on rank 1")
 
 
-def test_one_that_takes_too_long_is_told_and_the_next_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    runs = runs_of(Lengths, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(forks, "TIMEOUT_S", 0.1)
-        outcome = kill_and_resume(runs, "late")
-    assert (outcome.killed, outcome.resumed) == (False, False)
-    assert "longer than 0.1 seconds" in outcome.said
-    again = kill_and_resume(runs, "in-time")
-    assert again == Outcome(killed=True, resumed=True, scored_again=False, said=again.said)
+def runner_of(cls: type[ostlight.Selector], folder: Path) -> SelectorRunner:
+    return SelectorRunner(cls, {}, folder, PoolFiles.create(folder / "pools"))
 
 
-def test_what_a_process_said_of_its_failure_is_kept(tmp_path: Path):
-    outcome = kill_and_resume(runs_of(Absent, tmp_path), "absent")
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_on_two_ranks(tmp_path: Path):
+    outcome = kill_and_resume(runner_of(Lengths, tmp_path), "run")
+    assert outcome == Outcome(killed=True, resumed=True, scored_again=False, output=outcome.output)
+
+
+@pytest.mark.slow
+def test_the_output_of_a_process_that_fails_is_kept(tmp_path: Path):
+    outcome = kill_and_resume(runner_of(FailsInSetup, tmp_path), "run")
     assert not outcome.killed
-    assert "RuntimeError: not in this process" in outcome.said
+    assert "RuntimeError: not in this process" in outcome.output
 
 
-def test_a_changed_path_reaches_a_server_that_runs_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert kill_and_resume(runs_of(Lengths, tmp_path), "first").resumed
-    (tmp_path / "extra").mkdir()
-    (tmp_path / "extra" / "late_base.py").write_text("from ostlight import Selector\n")
-    (tmp_path / "extra" / "late_lengths.py").write_text(
-        'from late_base import Selector\n\n\nclass Late(Selector):\n    """By length."""\n\n'
-        "    def score(self, batch):\n        return {'score': [len(s.answer) for s in batch.samples]}\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path / "extra"))
-    late = importlib.import_module("late_lengths")
-    assert kill_and_resume(runs_of(late.Late, tmp_path), "second").resumed
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_other(tmp_path: Path):
+    outcome = kill_and_resume(runner_of(FailsOnRankOne, tmp_path), "run")
+    assert (outcome.killed, outcome.resumed) == (True, False)
+    assert "not on rank 1" in outcome.output
+
+
+def test_a_class_in_a_function_cannot_be_imported_elsewhere():
+    class Local(Lengths):
+        """Is not at the top level."""
+
+    with pytest.raises(SelectorError, match="processes=False"):
+        processes.class_location(Local)
+
+
+def test_a_class_is_imported_from_its_file_where_its_module_has_no_name():
+    location = processes.class_location(Lengths) | {"module": "no_such_module"}
+    assert processes.import_class(location).__qualname__ == "Lengths"

@@ -96,7 +96,7 @@ def test_a_comparison_in_tensorboard(tmp_path: Path):
     log_comparison(Compute(logger="tensorboard"), tmp_path)
     events = EventAccumulator(str(tmp_path / "logs" / "benchmark"))
     events.Reload()
-    assert events.Tags()["images"] == ["picture/table"]
+    assert events.Tags()["images"] == ["plot/table"]
     (text,) = events.Tensors("table/text_summary")
     assert "| ost | 0.75 ± 0.01 |".encode() in text.tensor_proto.string_val[0]
 
@@ -153,7 +153,7 @@ def test_a_real_comparison_with_blanks_in_wandb(tmp_path: Path, monkeypatch):
     wandb.finish()  # the next run of this process is one of its own
     wandb.teardown()  # waits until everything is written
     (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"table", "picture"} <= {key.split("/")[0] for row in histories(run) for key in row}
+    assert {"table", "plot"} <= {key.split("/")[0] for row in histories(run) for key in row}
     (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")
     written = json.loads(file.read_text())
     rows = [dict(zip(written["columns"], row, strict=True)) for row in written["data"]]
@@ -190,7 +190,7 @@ def test_wandb_offline_holds_every_stage_and_the_comparison(settings, monkeypatc
     assert found["run-select"][0]["kept"] == 10
     assert found["run-evaluate"][0]["accuracy/all"] == pytest.approx(result.accuracy["all"])
     logged = {key for row in found["run-benchmark"] for key in row}
-    assert {"table", "picture"} <= {key.split("/")[0] for key in logged}
+    assert {"table", "plot"} <= {key.split("/")[0] for key in logged}
     tables = list((folder / "wandb").glob("offline-run-*/files/media/table/*.table.json"))
     assert json.loads(tables[0].read_text())["data"] == [["base", "0.4", None, 1], ["ost", "0.75 ± 0.01", 20, 2]]
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/**/*.png"))

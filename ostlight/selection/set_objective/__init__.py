@@ -6,21 +6,15 @@ from ostlight.selection.set_objective.objective import SetObjective, minibatch_v
 from ostlight.selection.set_objective.pick import Pick, solve_set
 from ostlight.selection.set_objective.quotas import gradient_clusters, quota_limits
 from ostlight.selection.set_objective.relaxed import Relaxed, relaxed, rounded
-from ostlight.selection.set_objective.scale import Choice, Scale, Tried, choose_scale, losses_after
 
 __all__ = [
-    "Choice",
     "Limits",
     "Pick",
     "Relaxed",
-    "Scale",
     "SetObjective",
-    "Tried",
-    "choose_scale",
     "exchanged",
     "gradient_clusters",
     "greedy",
-    "losses_after",
     "minibatch_value",
     "plain_value",
     "quota_limits",

@@ -22,7 +22,7 @@ class Reply:
 
     Attributes:
         text: of the message.
-        rejection: what a server says in place of an answer.
+        refusal: what a server says in place of an answer.
         finish: why the model stopped; ``length`` where the limit took the rest.
         logprobs: log-probability of each word of the scale where the score stands; ``None`` where not given. A word
             outside the most probable ones a server lists is missing.
@@ -30,7 +30,7 @@ class Reply:
     """
 
     text: str
-    rejection: str | None = None
+    refusal: str | None = None
     finish: str | None = None
     logprobs: Mapping[str, float] | None = None
     tokens_in: int = 0
@@ -65,8 +65,8 @@ def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judge
     Raises:
         BadRecord: ``reply_refused``, ``reply_unparsable``, ``no_logprobs``; the detail holds the reply's text.
     """
-    if reply.rejection is not None or reply.finish == "content_filter":
-        raise _bad("reply_refused", "the judge refuses to answer", reply, reply.rejection)
+    if reply.refusal is not None or reply.finish == "content_filter":
+        raise _bad("reply_refused", "the judge refuses to answer", reply, reply.refusal)
     expected = expected_score(reply.logprobs, rubric)
     if mode == "logprobs":
         if expected is None:

@@ -81,17 +81,17 @@ class Server:
             SelectorError: no request can succeed: the key, the address or the model is wrong, or the server is out.
         """
         body = request_of(self._options) | {"messages": messages}
-        rejection: BadRecord | None = None
+        refusal: BadRecord | None = None
         for extra in list(self._extras):
             try:
                 answer = self._send(body | extra)
             except _Refused as error:
-                rejection = rejection or BadRecord("request_failed", str(error))
+                refusal = refusal or BadRecord("request_failed", str(error))
                 continue
             self._settle(extra)
             return answer
-        assert rejection is not None, "there is always one way to ask"
-        raise rejection
+        assert refusal is not None, "there is always one way to ask"
+        raise refusal
 
     def _wanted_extras(self) -> Iterator[dict[str, Any]]:
         """Ways to ask, best first. A server that knows neither schemas nor log-probabilities may refuse them."""
@@ -201,7 +201,7 @@ class Server:
             usage = answer.get("usage") or {}
             return Reply(
                 text=self._without_key(text),
-                rejection=self._without_key(str(message["rejection"])) if message.get("rejection") else None,
+                refusal=self._without_key(str(message["refusal"])) if message.get("refusal") else None,
                 finish=choice.get("finish_reason"),
                 logprobs=self._logprobs(choice.get("logprobs")),
                 tokens_in=int(usage.get("prompt_tokens") or 0),

@@ -42,7 +42,7 @@ def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str,
 
 
 def test_a_run_without_a_backward_pass(settings, logged):
-    plain = {"estimator": "first_order", "objective": "sample", "step_size": 0.1}
+    plain = {"estimator": "first_order", "step_size": 0.1}
     tables = [
         Scores.read(ostlight.select(settings(name=name, selector={"name": "ost", "options": options})).folder.scores)
         for name, options in (("with", plain), ("without", plain | {"estimator": "finite_difference"}))

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
-from live_bytes import LiveBytes
+from _memory import peak_bytes
 from torch import nn
 
 from ostlight.influence.gradients.engine import GradientDots
@@ -38,18 +38,21 @@ def test_peak_is_at_most_1_15_times_the_activations_of_a_training_step(scope: st
     known = [*model.parameters(), *model.buffers(), *targets.values(), ids]
 
     trained = model_of(adapters=False)
-    with LiveBytes([*trained.parameters(), *trained.buffers(), ids]) as training:
-        loss = per_sample_losses(trained(input_ids=ids, use_cache=False).logits, ids).mean()
-    activations = training.peak
-    del loss
+    activations = peak_bytes(
+        lambda: per_sample_losses(trained(input_ids=ids, use_cache=False).logits, ids).mean(),
+        "cpu",
+        [*trained.parameters(), *trained.buffers(), ids],
+    )
     engine = GradientDots(model, parameters)
+
+    def losses() -> torch.Tensor:
+        return per_sample_losses(model(input_ids=ids, use_cache=False).logits, ids)
+
     for norms in (False, True):
-        with LiveBytes(known) as scoring:
-            engine.products(
-                lambda: per_sample_losses(model(input_ids=ids, use_cache=False).logits, ids),
-                RowOwners(N),
-                targets,
-                squared_norms=norms,
-            )
-        assert 0 < scoring.peak <= 1.15 * activations
+        scoring = peak_bytes(
+            lambda: engine.products(losses, RowOwners(N), targets, squared_norms=norms),  # noqa: B023
+            "cpu",
+            known,
+        )
+        assert 0 < scoring <= 1.15 * activations
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -14,7 +14,7 @@ from ostlight.selection.registry import register
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 
-OPTIONS: dict[str, dict[str, Any]] = {"ost": {"rank": 4, "objective": "sample"}, "loss": {}}
+OPTIONS: dict[str, dict[str, Any]] = {"ost": {"rank": 4}, "loss": {}}
 
 
 @pytest.mark.parametrize("selector", [pytest.param("ost", marks=pytest.mark.slow), "loss"])

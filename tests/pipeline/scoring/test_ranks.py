@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from forks import run_script
 
 import ostlight
 import ostlight_selectors.ost
 from ostlight.pipeline.scoring.writer import audit
 from ostlight.selection.scores import read_score_table
-from ostlight.testing.forks import run_script
 from ostlight.training import trial
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ WHOLE = "audit: each of the 48 records has exactly one row"
 SELECT_ALL = """
 import sys
 import ostlight
-from ostlight.testing.forks import on_ranks
+from forks import on_ranks
 from ostlight.training import trial
 from ostlight_selectors import ost
 compared, trial.TRIAL_STEPS = map(int, sys.argv[1:3])
@@ -45,7 +45,7 @@ KILL_ALL = """
 import sys
 from pathlib import Path
 import ostlight
-from ostlight.testing.forks import on_ranks
+from forks import on_ranks
 from ostlight_selectors import ost
 ost.sample_count = lambda records: int(sys.argv[1])
 for file in map(Path, sys.argv[2:]):
@@ -70,8 +70,8 @@ def run_apart(script: str, files: list[Path], *options: int) -> str:
     file = files[0].parent / "script.py"
     file.write_text(script)
     ended = run_script(file, str(ostlight_selectors.ost.sample_count(48)), *map(str, options), *files)
-    assert ended.well, ended.said
-    return ended.said
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
 
 
 def select_on_two(files: list[Path]) -> None:
@@ -93,7 +93,7 @@ def test_two_ranks_give_the_same_table(settings, tmp_path: Path, capfd):
     """In float64, so that nothing but rounding may differ; the killed runs below are in float32."""
     on_two = []
     for name, options in OPTIONS.items():
-        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        ost = {"name": "ost", "options": options}
         for called, ranks in ((f"{name}-one", {}), (f"{name}-two", TWO)):
             config = settings(name=called, selector=ost)
             config["proxy"] |= {"dtype": "float64"}
@@ -112,12 +112,12 @@ def test_two_ranks_give_the_same_table(settings, tmp_path: Path, capfd):
 def test_killed_runs_resume_with_another_number_of_ranks(settings, tmp_path: Path, capfd):
     runs, killed = tmp_path / "runs", {}
     for name, options in OPTIONS.items():
-        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        ost = {"name": "ost", "options": options}
         run_here(write(settings(name=f"{name}-whole", selector=ost), tmp_path, shard_size=3), capfd)
         killed[name] = write(settings(name=f"{name}-killed", selector=ost), tmp_path, shard_size=3, **TWO)
     told = run_apart(KILL_ALL, list(killed.values()))
     for name, options in OPTIONS.items():
-        ost = {"name": "ost", "options": options | {"objective": "sample"}}
+        ost = {"name": "ost", "options": options}
         before = set((runs / f"{name}-killed" / "scores").glob("part-*.parquet"))
         assert 3 <= len(before) < 16, f"{name} was killed in the middle: {told}"
         written = {p: p.stat().st_mtime_ns for p in before}
@@ -127,7 +127,7 @@ def test_killed_runs_resume_with_another_number_of_ranks(settings, tmp_path: Pat
 
 
 def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_path: Path, capfd):
-    runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS["second_order"] | {"objective": "sample"}}
+    runs, ost = tmp_path / "runs", {"name": "ost", "options": OPTIONS["second_order"]}
     files = {}
     for name, compute in (("one", {}), ("two", TWO)):
         config = settings(name=name, selector=ost)
@@ -140,19 +140,22 @@ def test_two_ranks_score_with_the_proxy_that_one_of_them_saved(settings, tmp_pat
 
 def test_two_ranks_try_the_same_subsets_and_keep_the_same_one(settings, tmp_path: Path, capfd):
     """A trial trains on both ranks, each with its share of every batch."""
-    options, files, found = OPTIONS["second_order"], {}, {}
+    ranking = {"name": "ost", "options": OPTIONS["second_order"]}
+    as_set = {"name": "ost", "options": OPTIONS["second_order"] | {"selection": "set"}, "label": "set"}
+    candidates = [ranking, {"name": "random"}, {"name": "loss"}, as_set]
+    options, files, found = {"candidates": candidates, "steps": 2}, {}, {}
     for name, compute in (("one", {}), ("two", TWO)):
-        config = settings(name=name, selector={"name": "ost", "options": options}, budget={"count": 8})
+        config = settings(name=name, selector={"name": "best_of", "options": options}, budget={"count": 8})
         files[name] = write(config, tmp_path, shard_size=5, **compute)
     run_here(files["one"], capfd)
     select_on_two([files["two"]])
     for name in files:
         folder = tmp_path / "runs" / name
         noted = json.loads((folder / "cost_log.jsonl").read_text().splitlines()[-1])["more"]["noted"]
-        found[name] = noted["trial"], pq.read_table(folder / "selection.parquet")["kept"]
+        found[name] = noted["best_of"], pq.read_table(folder / "selection.parquet")["kept"]
     (one, kept), (two, kept_by_two) = found["one"], found["two"]
     assert list(two["losses"]) == list(one["losses"])
     for name, losses in one["losses"].items():
         assert two["losses"][name] == pytest.approx(losses, rel=1e-2), name
-    assert two["kept"] == one["kept"]
+    assert two["selected"] == one["selected"]
     assert kept_by_two == kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -189,3 +191,10 @@ def test_a_budget_nothing_fits_is_refused():
 def test_lengths_that_differ_are_refused():
     with pytest.raises(ValueError, match="the objective has 12 samples, the limits have 13"):
         solve_set(objectives(0, 3)[0], Limits.count(3, 13))
+
+
+def test_solving_needs_neither_torch_nor_sklearn():
+    code = "import sys; sys.modules['torch'] = None; sys.modules['sklearn'] = None; "
+    code += "import ostlight.selection.set_objective"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

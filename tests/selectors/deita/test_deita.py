@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scorer_models import scorer_folder, sentence_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ostlight
@@ -14,7 +15,6 @@ from ostlight.errors import RunChangedError, SelectorError
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, read_score_table
 from ostlight_selectors.deita import _row
-from tests.selectors.scorers import scorer_folder, sentence_folder
 
 PROXY = {"complexity": None, "quality": None}
 

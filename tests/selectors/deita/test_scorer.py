@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scorer_models import byte_tokenizer, scorer_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ostlight.config.schema import Model
@@ -14,7 +15,6 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, OstlightError, SelectorError
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange, exchanges
 from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
-from tests.selectors.scorers import byte_tokenizer, scorer_folder
 
 COMPLEXITY_TEXT = (
     "You are a helpful assistant. Please identify the complexity score of the following user query. \n"

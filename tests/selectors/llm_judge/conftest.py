@@ -1,12 +1,9 @@
+"""A judge server on this machine, and a judge that asks it."""
+
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import pytest
-from protocol import Loopback
+from judge_server import Loopback
 
 from ostlight_selectors.llm_judge import server as server_module
 from ostlight_selectors.llm_judge.options import JudgeOptions

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from protocol import says
+from judge_server import says
 
 import ostlight
 from ostlight.config.schema import Model

@@ -62,7 +62,7 @@ def test_a_cut_reply_says_so():
         read('{"reason": "well', finish="length")
 
 
-@pytest.mark.parametrize("parts", [{"rejection": "I cannot help with that"}, {"finish": "content_filter"}])
+@pytest.mark.parametrize("parts", [{"refusal": "I cannot help with that"}, {"finish": "content_filter"}])
 def test_a_refusal_is_a_state_even_with_a_score(parts: dict):
     with pytest.raises(BadRecord, match="the judge refuses") as caught:
         read('{"score": 4}', **parts)

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from protocol import Send, says, scored
+from forks import run_script
+from judge_server import Send, says, scored
 
 import ostlight
 from ostlight.errors import ConfigError, RunChangedError, SelectorError
 from ostlight.pipeline.scoring.writer import audit
 from ostlight.selection.scores import read_score_table
-from ostlight.testing.forks import run_script
 
 KEY = "sk-very-secret-0123456789"
 
@@ -168,7 +168,7 @@ SELECT = """
 import sys
 from pathlib import Path
 import ostlight
-from ostlight.testing.forks import on_ranks
+from forks import on_ranks
 file, ranks, killed_after = sys.argv[1], *map(int, sys.argv[2:])
 replies = Path(file).parent / "runs" / "killed" / "selector"
 
@@ -190,7 +190,7 @@ def run_apart(settings, folder: Path, pool: Path, url: str, ranks: int, killed_a
     file.write_text(yaml.safe_dump(config | {"compute": config["compute"] | {"shard_size": 100} | several}))
     script.write_text(SELECT)
     ended = run_script(script, file, str(ranks), str(killed_after))
-    assert ended.well, ended.said
+    assert ended.returncode == 0, ended.stdout
 
 
 def text_pool(path: Path, records: int) -> Path:

@@ -11,8 +11,8 @@ from email.utils import formatdate
 
 import pytest
 import torch
+from judge_server import Send, says, scored
 from PIL import Image
-from protocol import Send, says, scored
 
 from ostlight.data.sample import ImageRef, Sample, Turn
 from ostlight.errors import BadRecord, SelectorError
@@ -154,7 +154,7 @@ def test_an_unusable_reply_is_asked_again_then_set_aside_with_its_text(loopback,
 
 
 def test_a_refusal_is_asked_again_then_set_aside_with_its_text(loopback, judge):
-    server = loopback(lambda body, n: says(None, rejection="I would rather not"))
+    server = loopback(lambda body, n: says(None, refusal="I would rather not"))
     bad = one(judge(server.url))
     assert (bad.reason, len(server.bodies)) == ("reply_refused", 3)
     assert "I would rather not" in bad.detail

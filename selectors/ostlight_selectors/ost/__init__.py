@@ -33,9 +33,8 @@ from ostlight.pipeline.fingerprint import GRADIENT_VECTORS
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.selection.sets import select_best_set
 from ostlight.selection.strata import ranked
-from ostlight.selection.tried import pick_by_trial
+from ostlight_selectors.ost.set_selection import select_set
 
 log = logging.getLogger("ostlight.selectors.ost")
 
@@ -43,7 +42,7 @@ ESTIMATORS = ("projected", "exact", "first_order", "second_order", "finite_diffe
 CURVATURE_VECTORS = {"projected": ("rank", 32), "second_order": ("probes", 64)}
 """Which option counts the vectors beside the mean gradient, and its default (docs/fidelity.md)."""
 OPTIMIZERS = ("sgd", "adam")
-OBJECTIVES = ("sample", "set", "trial")
+SELECTIONS = ("top", "set")
 NORMS = 256
 """Pool samples over which the median gradient norm is taken. On DigitMath another draw moves it by a quarter (95%),
 of 64 by half, which was two or three points of accuracy."""
@@ -56,13 +55,20 @@ class OneStepTrain(Selector):
 
     uses_proxy = True
     handles_strata = True
-    selection_options = ("objective", "set_eta", "batch_size")
+    selection_options = ("selection", "set_step_size", "set_batch_size")
     compute_options = ("vector_storage",)
+    metric_columns = ("loss",)
     renamed_options: ClassVar[Mapping[str, str]] = {
         "scope": "parameters",
         "eta": "step_size",
         "targets": "vector_storage",
         "backward": "estimator=finite_difference",
+        "objective=sample": "selection=top, the default",
+        "objective=set": "selection=set",
+        "objective=trial": "the selector best_of",
+        "objective": "selection",
+        "set_eta": "set_step_size, in multiples of the scored step size",
+        "batch_size": "set_batch_size",
     }
 
     @dataclass
@@ -77,11 +83,11 @@ class OneStepTrain(Selector):
         rank: measured directions of ``projected``; ``null`` is 32.
         probes: random curvature probes of ``second_order``; ``null`` is 64.
         optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
-        objective: what is kept: ``sample`` (the best sample by sample, as in the paper), ``set`` (the best set: what a
-            mini-batch of it does, redundancy and noise counted; needs ``projected`` or ``second_order``) or ``trial``
-            (the first of these, a draw at random, low loss or a set, whichever a brief training of the proxy favours).
-        set_eta: step size of ``objective: set``; ``null`` tries a few on the proxy.
-        batch_size: of the mini-batches of ``objective: set``; ``null`` tries a few.
+        selection: ``top`` (the highest utilities, as in the paper) or ``set`` (the best set: what a mini-batch of it
+            does, redundancy and noise counted; needs ``projected`` or ``second_order``).
+        set_step_size: of ``selection: set``, in multiples of the step size that samples are scored with; a set bears
+            longer steps than a sample.
+        set_batch_size: of the mini-batches of ``selection: set``.
         vector_storage: how the estimators' fixed vectors (one for each anchor group, and the directions or probes, the
             latter for each group; each as large as the parameters) are held: ``full``, ``bf16``, ``offload`` (the
             machine's memory) or ``split`` (over the ranks).
@@ -93,9 +99,9 @@ class OneStepTrain(Selector):
         rank: int | None = None
         probes: int | None = None
         optimizer: str = "sgd"
-        objective: str = "trial"
-        set_eta: float | None = None
-        batch_size: int | None = None
+        selection: str = "top"
+        set_step_size: float = 10.0
+        set_batch_size: int = 32
         vector_storage: str = "full"
 
     def __init__(self, options: Any = None) -> None:
@@ -126,17 +132,16 @@ class OneStepTrain(Selector):
         choices = (
             ("estimator", ESTIMATORS),
             ("optimizer", OPTIMIZERS),
-            ("objective", OBJECTIVES),
+            ("selection", SELECTIONS),
             ("vector_storage", HOLDINGS),
         )
         for name, valid in choices:
             value = getattr(self.options, name)
             if value not in valid:
                 raise SelectorError(f"selector.options.{name} must be one of {', '.join(valid)}; got {value!r}")
-        if self.options.objective == "set" and self.options.estimator not in CURVATURE_VECTORS:
+        if self.options.selection == "set" and self.options.estimator not in CURVATURE_VECTORS:
             raise SelectorError(
-                "selector.options.objective=set needs estimator=projected or second_order: sets are picked by their "
-                "curvature columns"
+                "selector.options.selection=set needs estimator=projected or second_order: it reads their curvature"
             )
         if self.options.estimator == "finite_difference" and self.options.vector_storage != "full":
             raise SelectorError("selector.options: finite_difference holds one vector; leave vector_storage=full")
@@ -145,7 +150,7 @@ class OneStepTrain(Selector):
         )
         if wrong and getattr(self.options, wrong) is not None:
             raise SelectorError(f"selector.options.{wrong} is not an option of {self.options.estimator}; set {own}")
-        for name in ("step_size", "rank", "probes", "set_eta", "batch_size"):
+        for name in ("step_size", "rank", "probes", "set_step_size", "set_batch_size"):
             value = getattr(self.options, name)
             if value is not None and value <= 0:
                 raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
@@ -211,8 +216,6 @@ class OneStepTrain(Selector):
         return self.estimator.columns(batch)
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
-        if self.options.objective == "set":
-            return select_best_set(scores, budget, self.options.set_eta, self.options.batch_size)
-        if self.options.objective == "trial":
-            return pick_by_trial(scores, budget)
+        if self.options.selection == "set":
+            return select_set(scores, budget, self.options.set_step_size, self.options.set_batch_size)
         return ranked(scores, budget)

@@ -1,4 +1,4 @@
-"""The ways of scoring that `bench_scoring.py` times, and what they are timed on."""
+"""The implementations of scoring that `bench_scoring.py` times, and what they are timed on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ScoringContext:
     """
 
     shape: Shape
-    scope: str
+    parameter_set: str
     device: str
     model: nn.Module
     trained: nn.Module
@@ -58,15 +58,15 @@ class ScoringContext:
 
     @classmethod
     def of(
-        cls, shape: Shape, scope: str, device: str, target_dtype: torch.dtype, counts: tuple[int, ...]
+        cls, shape: Shape, parameter_set: str, device: str, target_dtype: torch.dtype, counts: tuple[int, ...]
     ) -> ScoringContext:
         """``counts`` are the K wanted; those whose targets exceed half of the free memory are not to be had."""
         torch.manual_seed(0)
         trained = shape.build().to(device, shape.dtype).eval()
         model = copy.deepcopy(trained)
-        if scope == "lora":
+        if parameter_set == "lora":
             model = with_adapters(model)
-        parameters = named_parameters_of(model, scope)
+        parameters = named_parameters_of(model, parameter_set)
         wanted = {id(parameter) for parameter in parameters.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
@@ -84,7 +84,9 @@ class ScoringContext:
             name: torch.cat([part[None].to(target_dtype), probes_like(part, most, target_dtype)])
             for name, part in direction.items()
         }
-        return cls(shape, scope, device, model, trained, parameters, inputs, labels, anchors, direction, targets)
+        return cls(
+            shape, parameter_set, device, model, trained, parameters, inputs, labels, anchors, direction, targets
+        )
 
     @property
     def known(self) -> list[Tensor]:
@@ -154,14 +156,14 @@ def losses_of(model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One way of scoring.
+class Implementation:
+    """One implementation of scoring.
 
     Attributes:
         name: ``key=value`` pairs.
         run: scores; ``[samples, 1 + K]`` inner products with the targets, except for ``exact``.
         samples: scored by one call.
-        may_fail: some models or dtypes are beyond it, which is said and not hidden.
+        may_fail: some models or dtypes are not supported; a failure is printed and does not fail the benchmark.
     """
 
     name: str
@@ -170,31 +172,31 @@ class Contender:
     may_fail: bool = False
 
 
-def contenders_of(context: ScoringContext, probes: tuple[int, ...] = PROBES) -> list[Contender]:
-    """Those whose targets there are."""
+def implementations(context: ScoringContext, probes: tuple[int, ...] = PROBES) -> list[Implementation]:
+    """The implementations that the number of targets allows."""
     n = context.shape.batch
     probes = tuple(k for k in probes if k <= context.num_probes)
     found = [
-        Contender("estimator=exact", at_first_call(lambda: exact(context)), 1),
-        Contender("estimator=first_order how=central_difference", central_difference(context), n, may_fail=True),
-        Contender("estimator=first_order how=engine", by_engine(context, 0), n),
-        *(Contender(f"estimator=second_order K={k}", by_engine(context, k), n) for k in probes),
+        Implementation("estimator=exact", at_first_call(lambda: exact(context)), 1),
+        Implementation("estimator=finite_difference", central_difference(context), n, may_fail=True),
+        Implementation("estimator=first_order", by_engine(context, 0), n),
+        *(Implementation(f"estimator=second_order K={k}", by_engine(context, k), n) for k in probes),
     ]
     if context.num_probes >= DIRECTIONS:
         responses = at_first_call(lambda: by_responses(context, DIRECTIONS))
-        found.append(Contender(f"estimator=projected K={DIRECTIONS}", responses, n))
+        found.append(Implementation(f"estimator=projected rank={DIRECTIONS}", responses, n))
     if NAIVE_PROBES in probes:
         k = NAIVE_PROBES
         found += [
-            Contender(f"estimator=second_order K={k} norms=off", by_engine(context, k, norms=False), n),
-            Contender(f"estimator=naive_loop K={k}", loop(context, k), n),
-            Contender(f"estimator=naive_vmap K={k}", vmapped(context, k), n, may_fail=True),
+            Implementation(f"estimator=second_order K={k} norms=off", by_engine(context, k, norms=False), n),
+            Implementation(f"estimator=naive_loop K={k}", loop(context, k), n),
+            Implementation(f"estimator=naive_vmap K={k}", vmapped(context, k), n, may_fail=True),
         ]
     return found
 
 
 def at_first_call(prepare: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor]:
-    """What takes memory is prepared in the contender's own turn, where running out of it costs no other's figures."""
+    """Prepares at the first call: running out of memory there costs no other implementation's figures."""
     prepared: list[Callable[[], Tensor]] = []
 
     def run() -> Tensor:

@@ -1,0 +1,59 @@
+"""What the stages share as commands: configuration, log file, and what to run next."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ostlight.config import Config, load_config
+from ostlight.logs import log_to_file
+from ostlight.pipeline.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+Source = str | Path | Mapping[str, Any] | Config
+
+
+@contextmanager
+def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Config], str]) -> Iterator[Config]:
+    """Loads the configuration for a stage, appends its log to ``RUN/logs/ostlight.log``, logs what to run next.
+
+    Args:
+        source: YAML file, nested data or a ``Config``.
+        overrides: ``key=value``.
+        next_verb: the verb that usually follows this stage.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    config = load_config(source, *overrides)
+    folder = RunFolder.path_of(config)
+    with log_to_file(folder / "logs" / "ostlight.log") as handler:
+        try:
+            yield config
+        except Exception as error:
+            if folder.is_dir():  # a refused run makes no folder
+                message = f"{type(error).__name__}: {error}"
+                handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, message, (), sys.exc_info()))
+            raise
+        log.info(f"next: {_next_command(next_verb(config), source, overrides, folder)}")
+
+
+def after_train(config: Config) -> str:
+    """Returns ``evaluate`` where there is a test set, else ``report``."""
+    return "evaluate" if config.test.path is not None or config.digitmath is not None else "report"
+
+
+def _next_command(verb: str, source: Source, overrides: Sequence[str], folder: Path) -> str:
+    if verb == "report":
+        arguments = [str(folder)]
+    elif isinstance(source, str | Path):
+        arguments = [str(source), *overrides]
+    else:
+        arguments = [str(folder / "config.yaml")]
+    return shlex.join(["ostlight", verb, *arguments])

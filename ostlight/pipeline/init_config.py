@@ -1,0 +1,261 @@
+"""Writes a commented configuration for a user's data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ostlight.data.layouts import layout_of
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.data.sanitize import harmless
+from ostlight.errors import BadRecord, OstlightError
+from ostlight.selection.registry import find, names
+
+log = logging.getLogger(__name__)
+
+MAX_RECORDS_READ = 1_000
+"""Records that are looked at, spread over the pool."""
+MAX_STRATA = 20
+"""Values a tag may have to be suggested for ``budget.stratify_by``."""
+MAX_TEXT = 300
+"""Characters shown of a turn."""
+STRATA_NAMES = ("task", "skill", "category", "type", "domain", "subject", "source", "dataset")
+"""Tags that are suggested first."""
+YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off")
+"""Texts that YAML reads as something else."""
+
+
+@dataclass(frozen=True)
+class PoolSummary:
+    """What a pool's files hold, from a part of the records.
+
+    Attributes:
+        files: number of data files.
+        records: in all files.
+        formats: of the files (``jsonl``, ``parquet``, ...).
+        layouts: how the records hold their conversations (``sharegpt``, ``messages``, ...), with counts.
+        read: records looked at.
+        rejected: unusable ones among them, by reason.
+        with_answers: usable ones with an assistant turn.
+        with_images: usable ones with at least one image.
+        image_root: folder that image paths are relative to; ``None`` where images lie in the records.
+        tags: values of every tag, with counts.
+        example: first usable sample.
+    """
+
+    files: int
+    records: int
+    formats: list[str]
+    layouts: dict[str, int]
+    read: int
+    rejected: dict[str, int]
+    with_answers: int
+    with_images: int
+    image_root: Path | None
+    tags: dict[str, Counter[str]]
+    example: Sample | None
+
+    @property
+    def usable(self) -> int:
+        """Usable records among those looked at."""
+        return self.read - sum(self.rejected.values())
+
+    @property
+    def stratify_by(self) -> str | None:
+        """A tag that every usable record has, with a few values that repeat; ``None`` where there is none."""
+        suitable = [
+            name
+            for name, values in self.tags.items()
+            if values.total() == self.usable and 2 <= len(values) <= min(MAX_STRATA, self.usable // 3)
+        ]
+        return next((name for name in (*STRATA_NAMES, *suitable) if name in suitable), None)
+
+
+def init_config(data: str | Path, out: str | Path | None = None) -> Path:
+    """Looks at a data file, folder or glob and writes a commented YAML file ready to edit; returns its path.
+
+    Args:
+        data: what ``pool.path`` will be.
+        out: file to write; by default the data's name with ``.yaml``, in the current folder.
+
+    Raises:
+        DataError: the data is missing, empty or of an unknown format.
+        OstlightError: the file to write exists, or cannot be written.
+    """
+    name = re.sub(r"[^\w.-]+", "-", Path(data).stem).strip("-.") or "mine"
+    file = Path(out) if out is not None else Path(f"{name}.yaml")
+    if file.exists():
+        raise OstlightError(f"{file} exists and is not overwritten; name another file with --out, or remove it")
+    summary = summarize_pool(Pool.open(data, require_answer=False))
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(_yaml(name, str(data), summary, file))
+    except OSError as error:
+        raise OstlightError(f"cannot write {file}: {error.strerror}; name another file with --out") from error
+    log.info(f"config: {file}")
+    log.info(f"next: edit the lines marked TODO in {file}, then: ostlight validate {file}")
+    return file
+
+
+def summarize_pool(pool: Pool) -> PoolSummary:
+    """Returns what the files of a pool hold, from at most ``MAX_RECORDS_READ`` records spread over them."""
+    positions = range(0, len(pool), max(1, len(pool) // MAX_RECORDS_READ))[:MAX_RECORDS_READ]
+    samples: list[Sample] = []
+    rejected: Counter[str] = Counter()
+    for _, read in pool.read(positions):
+        if isinstance(read, BadRecord):
+            rejected[read.reason] += 1
+        else:
+            samples.append(read)
+    tags: dict[str, Counter[str]] = {}
+    for sample in samples:
+        for name, value in sample.tags.items():
+            tags.setdefault(name, Counter())[value] += 1
+    paths = any(image.path is not None for sample in samples for image in sample.images)
+    return PoolSummary(
+        files=len(pool.files),
+        records=len(pool),
+        formats=sorted({source.name for source in pool.sources}),
+        layouts=_count_layouts(pool, positions),
+        read=len(positions),
+        rejected=dict(rejected.most_common()),
+        with_answers=sum(sample.last_reply < len(sample.turns) for sample in samples),
+        with_images=sum(bool(sample.images) for sample in samples),
+        image_root=pool.sources[0].folder if paths else None,
+        tags=tags,
+        example=samples[0] if samples else None,
+    )
+
+
+def describe_sample(sample: Sample) -> list[str]:
+    """Returns the turns as lines of text, cut and safe to print."""
+    lines = []
+    for turn in sample.turns:
+        text = (
+            turn.text if len(turn.text) <= MAX_TEXT else f"{turn.text[:MAX_TEXT]} ... ({len(turn.text):,} characters)"
+        )
+        first, *rest = harmless(text).split("\n")
+        lines += [f"{turn.role}: {first}", *(f"  {line}" for line in rest)]
+    return lines
+
+
+def _count_layouts(pool: Pool, positions: range) -> dict[str, int]:
+    layouts: Counter[str] = Counter()
+    for position in positions:
+        source, index = pool.source_of(position)
+        try:
+            layout = layout_of(pool.sources[source].record(index))
+        except BadRecord:
+            continue
+        layouts[layout.NAME if layout is not None else "unknown"] += 1
+    return dict(layouts.most_common())
+
+
+def _yaml(name: str, data: str, summary: PoolSummary, file: Path) -> str:
+    strata = summary.stratify_by
+    selector, selector_comment = _selector(summary)
+    images = (
+        "" if summary.image_root is None else f"  # image paths are relative to {harmless(str(summary.image_root))}"
+    )
+    shares = (
+        "  # keeps the pool's shares of a tag"
+        if strata is None
+        else f"  # keeps its shares: {_values(summary, strata)}"
+    )
+    return f"""\
+# Written by `ostlight init`. Edit the lines marked TODO, then:
+#
+#   ostlight validate {file}     checks it and estimates what it will cost
+#   ostlight select {file}       scores the pool and writes the subset
+#   ostlight train {file}        trains the target on it
+#
+{_comment(_findings(summary))}
+name: {_quote(name)}                   # the run folder is runs/NAME
+
+pool:
+  path: {_quote(data)}
+  image_root: null{images}
+
+# About 100 samples you trust that show what the model must do.
+anchors:
+  path: null                  # TODO a file in any format the pool may have
+  group: null                 # a tag that splits the anchors, for utilities by skill
+
+# A few hundred more trusted samples: the warm-up is monitored and subsets are compared on them. Optional.
+dev: {{path: null}}
+
+# Questions that `ostlight evaluate` asks the trained target. Optional.
+test: {{path: null}}
+
+# The small model that scores: a folder or hub name that `from_pretrained` takes.
+proxy:
+  path: null                  # TODO
+  dtype: float32
+  max_length: 4096            # tokens; longer samples are cut
+  warmup:
+    fraction: 0.05            # of the pool; brief fine-tuning before scoring
+    training: {{lr: 1.0e-5, batch_size: 16}}   # the step size of the real fine-tuning
+
+# The model that is trained on the subset.
+target:
+  path: null                  # TODO
+  dtype: float32
+  training: {{epochs: 1, lr: 1.0e-5, batch_size: 16}}
+
+{selector_comment}selector: {{name: {selector}}}
+
+budget:
+  fraction: 0.2               # or count, tokens (of the target), threshold (of the score)
+  stratify_by: {"null" if strata is None else _quote(strata)}{shares}
+"""
+
+
+def _findings(summary: PoolSummary) -> list[str]:
+    """Returns what was found in the data, as lines."""
+    files = f" in {summary.files} files" if summary.files > 1 else ""
+    lines = [f"{summary.records:,} records{files}: {', '.join(summary.formats)}"]
+    lines += [f"record layout: {', '.join(f'{name} ({count:,})' for name, count in summary.layouts.items())}"]
+    lines += [f"of {summary.read:,} records read, {summary.usable:,} are usable:"]
+    lines += [f"  {summary.with_answers:,} have an answer, {summary.with_images:,} have images"]
+    lines += [f"  rejected: {reason} ({count:,})" for reason, count in summary.rejected.items()]
+    if not summary.tags:
+        lines.append("tags: none")
+    lines += [f"tag {harmless(name)}: {_values(summary, name)}" for name in summary.tags]
+    if summary.example is not None:
+        lines += ["", f"first sample (id {harmless(summary.example.id)}):"]
+        lines += [f"  {line}" for line in describe_sample(summary.example)]
+    return lines
+
+
+def _values(summary: PoolSummary, tag: str) -> str:
+    values = summary.tags[tag]
+    if len(values) > MAX_STRATA:
+        return f"{len(values):,} values"
+    return " ".join(harmless(", ".join(f"{value} ({count:,})" for value, count in values.most_common())).split())
+
+
+def _selector(summary: PoolSummary) -> tuple[str, str]:
+    """Returns the name of a selector that can score this pool, and a comment."""
+    if summary.with_answers or not summary.usable:
+        return "ost", "# `ostlight selectors` lists all, with their options.\n"
+    classes = {name: find(name).cls for name in names()}
+    unlabelled = sorted(name for name, cls in classes.items() if cls is not None and not cls.needs_answers)
+    return (
+        unlabelled[0] if unlabelled else "ost",
+        "# No record that was read has an answer, so only a selector for unlabelled pools can score them:\n"
+        f"# {', '.join(unlabelled) or 'none is installed'}. The target cannot be trained before they are annotated.\n",
+    )
+
+
+def _comment(lines: list[str]) -> str:
+    return "\n".join(f"# {line}".rstrip() for line in lines) + "\n"
+
+
+def _quote(text: str) -> str:
+    """Returns the text as a YAML scalar; JSON's strings are YAML's."""
+    return text if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in YAML_WORDS else json.dumps(text)

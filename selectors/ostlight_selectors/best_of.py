@@ -1,0 +1,290 @@
+"""Tries the subsets of several selectors on the proxy and keeps the one that trains it best."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from ostlight.config.budget import Budget
+from ostlight.config.schema import SelectorChoice
+from ostlight.errors import DivergedError, SelectorError
+from ostlight.models.batch import Batch
+from ostlight.pipeline import fingerprint
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.metric_selector import Measure
+from ostlight.selection.registry import create
+from ostlight.selection.scores import FIXED_NAMES, Scores, rejections
+from ostlight.selection.select_rows import select_rows
+from ostlight.selection.selector import Selector
+
+log = logging.getLogger("ostlight.selectors.best_of")
+
+RULES = ("one_standard_error", "lowest")
+SET_STEP_SIZES = (1.0, 10.0, 100.0)
+"""Of the sets tried by default, in multiples of the scored step size."""
+
+
+def default_candidates() -> list[SelectorChoice]:
+    """The ranking by utility, a random subset, low loss, and sets at three step sizes."""
+    sets = [
+        SelectorChoice("ost", {"selection": "set", "set_step_size": size, "set_batch_size": 32}, f"set {size:g}x")
+        for size in SET_STEP_SIZES
+    ]
+    return [SelectorChoice("ost"), SelectorChoice("random"), SelectorChoice("loss", label="low loss"), *sets]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a candidate's scores come from.
+
+    Attributes:
+        dependency: label of the selector that scores for it.
+        metric: column of that selector's table that the candidate ranks by; ``None`` where it is the score.
+    """
+
+    dependency: str
+    metric: str | None = None
+
+
+class BestOf(Selector):
+    """The subset of several selectors' that trains the proxy best: each is tried briefly, and the best is kept.
+
+    The ranking of a score is the best subset of some pools and a poor one of others (docs/setwise.md). So every
+    candidate selects its subset, the untrained proxy is fine-tuned on each for a few steps, and the candidate after
+    which the loss on the trusted samples is lowest is kept. The trusted samples are the development set, or the anchors
+    where there is none. Trials cost the same for a pool of any size.
+
+    The score table holds the first candidate's score and columns, and those of the other selectors as
+    ``DEPENDENCY.COLUMN``. Nothing is tried, and the first candidate's rows are kept, where a threshold fixes the
+    subset, where all samples are kept, or outside a run (in a cascade, or by hand).
+    """
+
+    uses_proxy: ClassVar[bool] = True
+    handles_strata: ClassVar[bool] = True
+    selection_options: ClassVar[tuple[str, ...]] = ("candidates", "steps", "repeats", "rule")
+
+    @dataclass
+    class Options:
+        """Attributes:
+        candidates: the selectors whose subsets are tried, ``{name: ost, options: {...}, label: ranking}``. By default
+            ``ost``, ``random``, low ``loss``, and ``ost`` with ``selection: set`` at 1, 10 and 100 times the scored
+            step size.
+        steps: optimiser steps of a trial.
+        repeats: trials of each subset, in different orders of its samples; their spread is the noise of a trial.
+        rule: ``one_standard_error`` (the first candidate whose mean log loss is within one standard error of the
+            lowest) or ``lowest``.
+        """
+
+        candidates: list[SelectorChoice] = field(default_factory=default_candidates)
+        steps: int = 100
+        repeats: int = 2
+        rule: str = "one_standard_error"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        _check_options(self.options)
+        self.candidates = [create(choice.name, choice.options) for choice in self.options.candidates]
+        for choice, candidate in zip(self.options.candidates, self.candidates, strict=True):
+            if not candidate.needs_answers:
+                raise SelectorError(
+                    f"selector.options.candidates: {choice.shown!r} selects samples without answers, on which nothing "
+                    "can be trained; leave it out"
+                )
+            candidate.usage = self.usage
+        self._dependencies, self.sources = _resolve(self.options.candidates, self.candidates)
+        # Random candidates behind the first use the run's seed alone: they change no score that is shown.
+        self.stochastic = self.candidates[0].stochastic  # type: ignore[misc]
+
+    def dependencies(self) -> list[SelectorChoice]:
+        return self._dependencies
+
+    def fingerprints(self) -> dict[str, str]:
+        return {"the first of candidates": fingerprint.of_values(dataclasses.asdict(self.sources[0]))}
+
+    def setup(self, context: ScoringContext) -> None:
+        self.tables = {choice.shown: context.dependencies[choice.shown] for choice in self._dependencies}
+        self.rejections = {p: error for table in self.tables.values() for p, error in rejections(table).items()}
+        for name, value in context.dependency_notes.get(self.sources[0].dependency, {}).items():
+            context.note(name, value)
+
+    def score(self, batch: Batch) -> dict[str, Any]:
+        positions = [sample.position for sample in batch.samples]
+        columns: dict[str, Any] = {}
+        for label, table in self.tables.items():
+            rows = table.take(pa.array(positions))  # a score table has a row for every position
+            extra = {name: _values(rows[name]) for name in table.column_names if name not in FIXED_NAMES}
+            score = np.array(rows["score"].to_numpy(), dtype=np.float64)
+            if label == self.sources[0].dependency:
+                columns |= extra | {f"{label}.score": score}
+            else:
+                columns |= {f"{label}.{name}": values for name, values in extra.items()} | {f"{label}.score": score}
+        failures = [self.rejections.get(position) for position in positions]
+        return columns | {"score": self._first_score(columns, failures), "failure": failures}
+
+    def _first_score(self, columns: Mapping[str, Any], failures: Sequence[Any]) -> np.ndarray:
+        source, first = self.sources[0], self.candidates[0]
+        if source.metric is None:
+            return columns[f"{source.dependency}.score"]
+        assert isinstance(first, Measure), "only metric selectors read another's column"
+        values = [np.nan if failure else value for value, failure in zip(columns[source.metric], failures, strict=True)]
+        return first.score_of(np.array(values, dtype=np.float64))
+
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
+        first, _ = self._subset(0, scores, budget)
+        if budget.threshold is not None or len(first) in (0, len(scores)) or not scores.in_run:
+            return first
+        subsets, notes = {}, {}
+        for k, choice in enumerate(self.options.candidates):
+            rows, noted = self._subset(k, scores, budget)
+            if len(rows):
+                subsets[choice.shown] = rows
+            if noted:
+                notes[choice.shown] = noted
+        trials = self.options.repeats * len(subsets)
+        log.info(
+            f"{len(subsets)} subsets are tried on the proxy, {trials} trials of {self.options.steps} steps at most"
+        )
+        losses = _trial_losses(scores, list(subsets.values()), self.options.repeats, self.options.steps)
+        selected = list(subsets)[first_of_the_best(losses, self.options.rule)]
+        losses_by_label = dict(zip(subsets, losses.tolist(), strict=True))
+        finite = {label: each if np.isfinite(each).all() else None for label, each in losses_by_label.items()}
+        note = {"samples": len(subsets[selected]), "selected": selected, "losses": finite, "notes": notes}
+        scores.context.note("best_of", note)
+        means = {label: f"{label} {np.mean(each):.4g}" for label, each in losses_by_label.items()}
+        log.info(
+            f"selected: {means.pop(selected)}, mean loss on the trusted samples over {self.options.repeats} trials; "
+            f"others: {', '.join(means.values())}"
+        )
+        return subsets[selected]
+
+    def _subset(self, k: int, scores: Scores, budget: Budget) -> tuple[np.ndarray, dict[str, Any]]:
+        """Rows that a candidate keeps, and what it noted.
+
+        Rows that were ranked by another score than the table's are put in the order of the table's, best first.
+        """
+        notes: dict[str, Any] = {}
+        view = self._view(k, scores)
+        if scores.in_run:
+            view = view.with_context(dataclasses.replace(scores.context, note=notes.__setitem__))
+        rows = select_rows(self.candidates[k], view, budget)
+        if self.sources[k] != self.sources[0]:
+            rows = rows[np.lexsort((scores.positions[rows], -scores.score[rows]))]
+        return rows, notes
+
+    def _view(self, k: int, scores: Scores) -> Scores:
+        """The scores as the candidate's own table has them; columns it lacks are the first candidate's."""
+        source, candidate = self.sources[k], self.candidates[k]
+        prefix = f"{source.dependency}."
+        own = {name.removeprefix(prefix): name for name in scores.table.column_names if name.startswith(prefix)}
+        view = scores.with_columns({name: scores.table[stored] for name, stored in own.items()})
+        if source.metric is None:
+            return view
+        assert isinstance(candidate, Measure), "only metric selectors read another's column"
+        return view.with_score(candidate.score_of(view.column(source.metric)))
+
+
+def first_of_the_best(losses: np.ndarray, rule: str = "one_standard_error") -> int:
+    """Index of the first candidate whose mean log loss is within one standard error of a difference from the lowest.
+
+    Candidates are named in the order of preference, as in the one-standard-error rule (Breiman, Friedman, Olshen and
+    Stone 1984, "Classification and Regression Trees", section 3.4.3). Noise grows with the loss, so logarithms are
+    compared.
+
+    Args:
+        losses: ``[candidates, repeats]``, in nats; infinite where a trial diverged, whose candidate is never selected.
+        rule: ``lowest`` allows no standard error.
+
+    Raises:
+        DivergedError: every candidate diverged in some trial.
+    """
+    logs = np.log(np.maximum(losses, np.finfo(np.float64).tiny))
+    means, finite = logs.mean(1), np.isfinite(logs).all(1)
+    if not finite.any():
+        raise DivergedError(
+            f"a trial of each of the {len(losses)} candidates diverged; lower the warm-up's learning rate "
+            "(proxy.warmup.training.lr)"
+        )
+    noise = 0.0
+    if rule == "one_standard_error":
+        noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
+    return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
+
+
+def _trial_losses(scores: Scores, subsets: Sequence[np.ndarray], repeats: int, steps: int) -> np.ndarray:
+    """``[subsets, repeats]`` losses in nats; equal subsets are tried once in each repeat."""
+    keys = [np.sort(rows).tobytes() for rows in subsets]
+    distinct = dict(zip(reversed(keys), reversed(subsets), strict=True))  # of equal ones the first
+    ordered = {key: distinct[key] for key in keys}
+    by_repeat = [{key: scores.trial(rows, k, steps) for key, rows in ordered.items()} for k in range(repeats)]
+    return np.array([[losses[key] for losses in by_repeat] for key in keys])
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """One value a row; lists as arrays, which keep their precision."""
+    if pa.types.is_list(column.type) and not pa.types.is_nested(column.type.value_type):
+        return [row.values.to_numpy(zero_copy_only=False) if row.is_valid else None for row in column]
+    return column.to_pylist()
+
+
+def _resolve(
+    choices: Sequence[SelectorChoice], candidates: Sequence[Selector]
+) -> tuple[list[SelectorChoice], list[Source]]:
+    """The selectors that score for the candidates, and the source of each candidate's scores.
+
+    Candidates that differ in ``selection_options`` alone share one. A metric selector reads its column from another
+    candidate's table where there is one that has it.
+    """
+    dependencies: list[SelectorChoice] = []
+    scored: list[tuple[str, dict[str, Any]]] = []
+    sources = []
+    for choice, candidate in zip(choices, candidates, strict=True):
+        provider = _provider(choice, candidate, candidates)
+        k = candidates.index(candidate if provider is None else provider)
+        key = choices[k].name, _scoring_options(candidates[k])
+        if key not in scored:
+            scored.append(key)
+            options = {n: v for n, v in choices[k].options.items() if n not in candidates[k].selection_options}
+            dependencies.append(SelectorChoice(choices[k].name, options, f"{len(scored)}-{choices[k].name}"))
+        label = dependencies[scored.index(key)].shown
+        sources.append(Source(label, None if provider is None else choice.name))
+    return dependencies, sources
+
+
+def _provider(choice: SelectorChoice, candidate: Selector, candidates: Sequence[Selector]) -> Selector | None:
+    """The first candidate whose table holds what a metric selector with default options measures."""
+    if not isinstance(candidate, Measure) or candidate.column != choice.name:
+        return None
+    if dataclasses.replace(candidate.options, prefer=candidate.Options().prefer) != candidate.Options():
+        return None
+    return next((other for other in candidates if choice.name in other.metric_columns), None)
+
+
+def _scoring_options(selector: Selector) -> dict[str, Any]:
+    options = dataclasses.asdict(selector.options)
+    return {name: value for name, value in options.items() if name not in selector.selection_options}
+
+
+def _check_options(options: Any) -> None:
+    """Raises:
+    SelectorError: too few candidates, two of one label, or a number or rule out of range.
+    """
+    where = "selector.options"
+    labels = [choice.shown for choice in options.candidates]
+    if len(labels) < 2:
+        raise SelectorError(f"{where}.candidates names {len(labels)} selectors; name at least two to try")
+    for label in labels:
+        if labels.count(label) > 1:
+            raise SelectorError(f"{where}.candidates: two are called {label!r}; give one a label of its own")
+    if options.rule not in RULES:
+        raise SelectorError(f"{where}.rule must be one of {', '.join(RULES)}; got {options.rule!r}")
+    least = 2 if options.rule == "one_standard_error" else 1
+    if options.repeats < least:
+        raise SelectorError(f"{where}.repeats must be at least {least} with rule={options.rule}; got {options.repeats}")
+    if options.steps < 1:
+        raise SelectorError(f"{where}.steps must be at least 1; got {options.steps}")

@@ -1,0 +1,74 @@
+"""``ostlight validate``: problems are collected, records encoded, costs estimated; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ostlight
+from ostlight.digitmath.model import checkpoint
+from ostlight.errors import ConfigError, SelectorError
+from ostlight.influence.parameters import named_parameters_of
+
+OST = {"name": "ost", "options": {"rank": 8}}
+
+
+def test_a_sound_configuration(settings, proxy, samples):
+    report = ostlight.validate(settings(selector=OST), "proxy.warmup.fraction=0.5", "anchors.group=task")
+    assert report.problems == []
+    assert report.records == {"pool": 48, "anchors": 14, "test": 21}
+    assert (report.read, report.rejected, report.answers_cut) == (48, {}, 0)
+    model = proxy("float32")
+    lengths = [len(model.encoder.encode(s)) for s in samples("pool")]
+    assert report.tokens_per_sample == pytest.approx(sum(lengths) / 48)
+    parameters = sum(p.numel() for p in model.model.parameters())
+    stages = {stage.stage.split()[0]: stage for stage in report.stages}
+    assert list(stages) == ["warm-up", "score", "train"]
+    assert stages["score"].flops[1] == pytest.approx(6 * parameters * sum(lengths))
+    assert stages["train"].tokens == pytest.approx(3 * 4 * report.tokens_per_sample), "three steps of four samples"
+    blocks = sum(p.numel() for p in named_parameters_of(model.model, "blocks").values())
+    assert report.gradient_vector_bytes == (8 + 7) * 4 * blocks, "eight directions and seven anchor groups"
+
+
+def test_the_sample_shows_answers_marked_and_image_tokens_counted(settings):
+    report = ostlight.validate(settings(selector={"name": "loss"}))
+    question, _, answer = report.sample.partition("[[")
+    assert "<image>[x4]" in question
+    assert answer.endswith("]]")
+    assert "answer" in answer
+
+
+def test_all_problems_are_listed(settings, tmp_path: Path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    config = settings(selector=OST, dev={"path": str(empty)}, proxy={"path": "no/such/model"}, target={})
+    report = ostlight.validate(config, "anchors.group=skill")
+    assert len(report.problems) == 3
+    assert [p.split(":")[0].split(".")[0].split()[0] for p in report.problems] == ["dev", "anchors", "proxy"]
+    assert "problem: proxy.path: " in str(report)
+
+
+def test_missing_data_and_unknown_selectors_are_refused(settings):
+    with pytest.raises(ConfigError, match=r"pool.path: no/pool.jsonl"):
+        ostlight.validate(settings(pool={"path": "no/pool.jsonl"}))
+    with pytest.raises(SelectorError, match="random"):
+        ostlight.validate(settings(selector={"name": "rando"}))
+
+
+def test_rejected_records_are_counted_by_reason(settings, tmp_path: Path):
+    turns = [{"role": "user", "content": "one plus one"}, {"role": "assistant", "content": "2"}]
+    records = [{"messages": turns}, {"messages": turns[:1]}, {"messages": [turns[0], turns[1] | {"content": ""}]}]
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(json.dumps(r) + "\n" for r in records))
+    report = ostlight.validate(settings(pool={"path": str(pool)}, selector={"name": "loss"}))
+    assert report.rejected == {"no_answer": 1, "empty_answer": 1}
+    pool.write_text("".join(json.dumps(r) + "\n" for r in records[1:]))
+    report = ostlight.validate(settings(pool={"path": str(pool)}, selector={"name": "loss"}))
+    assert "none of the 2 records read can be used" in report.problems[0]
+
+
+def test_nothing_is_written(settings, tmp_path: Path):
+    ostlight.validate(settings(selector=OST, target={"path": str(checkpoint("target"))}))
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,76 @@
+"""``ost`` selects the highest utilities, or a set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostlight
+from ostlight.errors import SelectorError
+from ostlight.selection.scores import Scores
+from ostlight.selection.set_objective import minibatch_value
+
+TOP = {"estimator": "second_order", "probes": 8, "step_size": 0.05}
+SET = TOP | {"selection": "set", "set_step_size": 1.0, "set_batch_size": 32}
+
+
+def test_a_set_is_worth_more_as_a_set_than_the_best_single_samples(settings):
+    alone = ostlight.select(settings(selector={"name": "ost", "options": TOP}))
+    together = ostlight.select(settings(selector={"name": "ost", "options": SET}))
+    assert [e.stage for e in together.folder.cost_log.read()] == ["score", "select", "select"]
+    scores = Scores.read(together.folder.scores)
+    alignments, phi = scores.column("alignment"), scores.column("phi")
+    values = [minibatch_value(alignments, phi, s.kept, eta=0.05, batch_size=32) for s in (together, alone)]
+    assert values[0] > values[1]
+    assert len(together.kept) == len(alone.kept) == 10
+
+
+def test_a_set_within_tags_and_within_tokens(settings):
+    config = settings(selector={"name": "ost", "options": SET})
+    selection = ostlight.select(config, "budget.fraction=0.3", "budget.stratify_by=task")
+    tasks = Scores.read(selection.folder.scores).tag("task")[selection.kept]
+    assert len(set(tasks)) == 7
+    fewer = ostlight.select(config, "budget.tokens=200")
+    assert 0 < sum(Scores.read(fewer.folder.scores).tokens[fewer.kept]) <= 200
+
+
+@pytest.mark.parametrize("options", [TOP, SET], ids=["top", "set"])
+def test_shares_by_the_anchors_groups(settings, options: dict[str, Any]):
+    anchors = settings()["anchors"] | {"group": "task"}
+    config = settings(selector={"name": "ost", "options": options}, anchors=anchors)
+    selection = ostlight.select(config, "budget.count=14", "budget.stratify_by=anchors.group")
+    best = Scores.read(selection.folder.scores).column("utility_by_group").argmax(1)
+    counts, there = np.bincount(best[selection.kept], minlength=7), np.bincount(best, minlength=7)
+    assert counts.sum() == 14
+    assert (counts >= np.minimum(there, 2)).all()
+
+
+def test_a_set_needs_probes_and_a_size(settings):
+    first = {"name": "ost", "options": {"estimator": "first_order", "selection": "set"}}
+    with pytest.raises(SelectorError, match="selection=set needs estimator=projected or second_order"):
+        ostlight.select(settings(selector=first))
+    with pytest.raises(SelectorError, match="selection=set takes a fraction, count or tokens"):
+        ostlight.select(settings(name="two", selector={"name": "ost", "options": SET}), "budget.threshold=0")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("ost", {"estimator": "third_order"}, "estimator must be one of projected, exact, first_order, second_order"),
+        ("ost", {"step_size": -1.0}, "step_size must be above 0; got -1.0"),
+        ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
+        ("ost", {"selection": "best"}, "selection must be one of top, set; got 'best'"),
+        ("ost", {"set_batch_size": 0}, "set_batch_size must be above 0; got 0"),
+        ("ost", {"objective": "trial"}, "options.objective=trial is now the selector best_of"),
+        (
+            "ost",
+            {"objective": "sample", "set_eta": 1},
+            "objective=sample is now selection=top.*set_eta is now set_step",
+        ),
+    ],
+)
+def test_options_out_of_range(settings, name: str, options: dict[str, Any], says: str):
+    with pytest.raises(SelectorError, match=says):
+        ostlight.select(settings(selector={"name": name, "options": options}))

@@ -1,0 +1,235 @@
+"""Several candidates' subsets are tried on the proxy, and the one that trains it best is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostlight
+from ostlight.config.budget import Budget
+from ostlight.errors import DivergedError, SelectorError
+from ostlight.pipeline.scoring.rows import to_table
+from ostlight.selection.random_numbers import draws
+from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores, SelectionContext
+from ostlight_selectors.best_of import BestOf, first_of_the_best
+from ostlight_selectors.ost.set_selection import select_set
+
+ROWS, ETA, SEED, REPEATS = 60, 0.1, 5, 2
+RNG = np.random.default_rng(4)
+SLOPES, PHI, LOSSES = RNG.standard_normal(ROWS), 2 * RNG.standard_normal((ROWS, 4)), RNG.uniform(0, 3, ROWS)
+UTILITIES = ETA * SLOPES - ETA**2 / 2 * (PHI**2).sum(1)
+RANDOM = np.array(draws(SEED, [f"s{i}" for i in range(ROWS)]))
+TASKS = np.array(list("aaabbc" * (ROWS // 6)))
+BUDGET = Budget(count=12)
+
+
+class Run:
+    """A selection context whose trials return a loss by a rule, and the score table that ``best_of`` stores."""
+
+    def __init__(self, loss: Callable[[set[int]], float] = len) -> None:
+        self.loss = loss
+        self.tried: list[set[int]] = []
+        self.repeats: list[int] = []
+        self.steps: set[int | None] = set()
+        self.notes: dict[str, Any] = {}
+
+    def trial(self, positions: np.ndarray, repeat: int, steps: int | None) -> float:
+        self.tried.append(set(positions.tolist()))
+        self.repeats.append(repeat)
+        self.steps.add(steps)
+        return float(self.loss(set(positions.tolist())))
+
+    def scores(self) -> Scores:
+        columns = {
+            "score": UTILITIES,
+            "alignment": SLOPES,
+            "phi": PHI.tolist(),
+            "loss": LOSSES,
+            "step_size": [ETA] * ROWS,
+            "1-ost.score": UTILITIES,
+            "2-random.score": RANDOM,
+        }
+        rows = [
+            {"position": i, "id": f"s{i}", "state": "ok", "tags": [("task", TASKS[i])], "tokens": 1 + i % 7}
+            | {name: values[i] for name, values in columns.items()}
+            for i in range(ROWS)
+        ]
+        return Scores(to_table(rows), SelectionContext(self.trial, list, self.notes.__setitem__, SEED))
+
+
+SUBSETS = {
+    "ost": set(np.argsort(-UTILITIES)[:12].tolist()),
+    "random": set(np.argsort(RANDOM)[-12:].tolist()),
+    "low loss": set(np.argsort(LOSSES)[:12].tolist()),
+    **{f"set {k}x": set(select_set(Run().scores(), BUDGET, k, 32).tolist()) for k in (1, 10, 100)},
+}
+
+
+@pytest.mark.parametrize("best", SUBSETS)
+def test_the_best_candidate_is_kept_and_all_losses_are_noted(best: str, logged):
+    run = Run(lambda rows: 0.25 if rows == SUBSETS[best] else 0.75)
+    rows = BestOf().select(run.scores(), BUDGET)
+    assert set(rows.tolist()) == SUBSETS[best]
+    note = json.loads(json.dumps(run.notes["best_of"], allow_nan=False))
+    if not note["selected"].startswith("set"):
+        assert (np.diff(UTILITIES[rows]) <= 0).all(), "in the order of the first candidate's score"
+    distinct = list(map(set, dict.fromkeys(map(frozenset, SUBSETS.values()))))
+    assert run.tried == distinct * REPEATS, "equal subsets are tried once in every order"
+    assert run.repeats == [k for k in range(REPEATS) for _ in distinct]
+    assert run.steps == {100}
+    assert note["losses"] == {
+        label: [0.25 if rows == SUBSETS[best] else 0.75] * REPEATS for label, rows in SUBSETS.items()
+    }
+    assert SUBSETS[note["selected"]] == SUBSETS[best]
+    assert note["samples"] == 12
+    assert [note["notes"][f"set {k}x"]["set"]["step_size"] for k in (1, 10, 100)] == pytest.approx([0.1, 1, 10])
+    assert f"selected: {note['selected']} 0.25" in logged()
+
+
+def test_of_equal_candidates_the_first_is_kept_best_first():
+    assert BestOf().select(Run().scores(), BUDGET).tolist() == np.argsort(-UTILITIES)[:12].tolist()
+
+
+def test_the_first_candidate_that_none_beats_beyond_the_noise_is_kept():
+    calm = np.array([[0.50, 0.51], [0.48, 0.47], [0.30, 0.31]])
+    assert first_of_the_best(calm) == 2
+    assert first_of_the_best(calm[:2]) == 1
+    noisy = np.array([[0.60, 0.40], [0.55, 0.38], [0.20, 0.21]])
+    assert first_of_the_best(noisy[:2]) == 0
+    assert first_of_the_best(noisy[:2], "lowest") == 1
+    assert first_of_the_best(noisy) == 2
+    assert first_of_the_best(10 * noisy[:2]) == 0, "whatever the unit of the loss"
+    assert first_of_the_best(np.array([[0.1, np.inf], [0.9, 0.8]])) == 1
+    with pytest.raises(DivergedError):
+        first_of_the_best(np.array([[0.1, np.inf], [np.inf, 0.8]]))
+
+
+def test_noise_alone_seldom_displaces_the_first_candidate():
+    """Equal subsets: the last of six is the lowest a sixth of the time, and is kept far less often."""
+    rng = np.random.default_rng(0)
+    kept = [first_of_the_best(np.exp(rng.normal(-3, 0.1, (6, 2)))) for _ in range(4_000)]
+    assert np.mean(np.array(kept) == 5) < 0.08
+
+
+def test_a_subset_whose_training_diverged_is_never_kept():
+    run = Run(lambda rows: math.inf if rows == SUBSETS["ost"] else 2.0)
+    assert set(BestOf().select(run.scores(), BUDGET).tolist()) == SUBSETS["random"]
+    assert run.notes["best_of"]["losses"]["ost"] is None
+    with pytest.raises(DivergedError):
+        BestOf().select(Run(lambda rows: math.inf).scores(), BUDGET)
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(count=12, stratify_by="task"), Budget(tokens=60), Budget(tokens=60, stratify_by="task")]
+)
+def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
+    run = Run()
+    scores = run.scores()
+    BestOf().select(scores, budget)
+    assert list(run.notes["best_of"]["losses"]) == list(SUBSETS)
+    for rows in map(list, run.tried):
+        assert (len(rows) == 12) if budget.count else (scores.tokens[rows].sum() <= 60)
+        if budget.stratify_by and budget.count:
+            assert [(TASKS[rows] == task).sum() for task in "abc"] == [6, 4, 2]
+
+
+def test_steps_and_repeats_are_options():
+    run = Run()
+    create("best_of", {"steps": 7, "repeats": 3, "candidates": [{"name": "ost"}, {"name": "random"}]}).select(
+        run.scores(), BUDGET
+    )
+    assert list(run.notes["best_of"]["losses"]) == ["ost", "random"]
+    assert (len(run.tried), run.steps) == (6, {7})
+
+
+@pytest.mark.parametrize("budget", [Budget(threshold=0.0), Budget(fraction=1.0)])
+def test_nothing_is_tried_where_there_is_nothing_to_choose(budget: Budget):
+    run = Run()
+    assert BestOf().select(run.scores(), budget).tolist() == budget.top(run.scores()).tolist()
+    assert run.tried == []
+    assert run.notes == {}
+
+
+def test_outside_a_run_the_first_candidate_is_kept():
+    scores = Scores(Run().scores().table)
+    assert BestOf().select(scores, BUDGET).tolist() == BUDGET.top(scores).tolist()
+
+
+def test_a_candidate_that_keeps_nothing_is_not_tried():
+    run = Run()
+    candidates = [{"name": "ost"}, {"name": "random"}, {"name": "ifd"}]
+    ifd = {"3-ifd.score": np.zeros(ROWS), "3-ifd.ifd": np.full(ROWS, 2.0)}
+    scores = run.scores()
+    for name, values in ifd.items():
+        scores = Scores(scores.table.append_column(name, [values]), scores.context)
+    create("best_of", {"candidates": candidates}).select(scores, BUDGET)
+    assert list(run.notes["best_of"]["losses"]) == ["ost", "random"]
+
+
+def test_what_one_table_holds_is_scored_once():
+    assert [(d.name, d.options, d.label) for d in BestOf().dependencies()] == [
+        ("ost", {}, "1-ost"),
+        ("random", {}, "2-random"),
+    ]
+    other = {"candidates": [{"name": "loss"}, {"name": "ost", "options": {"estimator": "first_order"}}]}
+    assert [d.shown for d in create("best_of", other).dependencies()] == ["1-ost"]
+    alone = {"candidates": [{"name": "loss"}, {"name": "loss", "options": {"prefer": "high"}, "label": "high"}]}
+    assert [d.shown for d in create("best_of", alone).dependencies()] == ["1-loss", "2-loss"]
+
+
+def test_a_run_tries_for_every_budget_and_scores_once(settings):
+    config = settings(selector={"name": "best_of", "options": {"steps": 2}})
+    for budget in ("budget.count=10", "budget.count=20"):
+        selection = ostlight.select(config, budget)
+    entries = selection.folder.cost_log.read()
+    assert [e.selector for e in entries if e.stage == "score"] == ["1-ost", "2-random", "best_of"]
+    assert entries[2].flops < 0.01 * entries[0].flops, "what the candidates' tables hold is not measured again"
+    first, second = entries[3:]
+    for entry in (first, second):
+        losses = entry.more["noted"]["best_of"]["losses"]
+        assert list(losses) == list(SUBSETS)
+        assert 6 <= entry.more["trials"] <= 2 * len(losses) == 12
+        assert entry.flops > 0
+    assert [first.more["budget"], second.more["budget"]] == ["10", "20"]
+    assert len(selection.kept) == 20
+    notes = json.loads((selection.folder.path / "selector" / "notes.json").read_text())
+    assert "rank_agreement" in notes, "the report finds what the first candidate noted"
+    ranking = ostlight.select(config, "budget.threshold=0").folder.cost_log.read()[-1]
+    assert "trials" not in ranking.more
+
+
+def test_the_score_shown_is_the_first_candidates(settings):
+    candidates = [{"name": "loss"}, {"name": "length"}, {"name": "el2n"}]
+    config = settings(selector={"name": "best_of", "options": {"steps": 2, "candidates": candidates}})
+    selection = ostlight.select(config, "budget.count=5")
+    scores = Scores.read(selection.folder.scores)
+    parts = {
+        label: Scores.read(selection.folder.path / "dependencies" / label / "scores")
+        for label in ("1-loss", "2-length", "3-el2n")
+    }
+    assert scores.score.tolist() == parts["1-loss"].score.tolist() == (-scores.column("loss")).tolist()
+    assert scores.column("2-length.score").tolist() == parts["2-length"].score.tolist()
+    assert scores.column("3-el2n.el2n").tolist() == parts["3-el2n"].column("el2n").tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"candidates": [{"name": "ost"}]}, "at least two"),
+        ({"candidates": [{"name": "ost"}, {"name": "ost"}]}, "two are called 'ost'"),
+        ({"candidates": [{"name": "ost"}, {"name": "active"}]}, "'active' selects samples without answers"),
+        ({"candidates": [{"name": "ost"}, {"name": "oost"}]}, "unknown selector 'oost'"),
+        ({"rule": "best"}, "rule must be one of"),
+        ({"repeats": 1}, "repeats must be at least 2"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], match: str):
+    with pytest.raises(SelectorError, match=match):
+        create("best_of", options)

@@ -1,4 +1,4 @@
-"""A finished run that was never run: its folder as `ostlight select` leaves it, of any size, in seconds."""
+"""Writes the folder of a run as `ostlight select` leaves it, of any size, in seconds, without running anything."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SOURCES = ("model-a", "model-b", "model-c", "textbook", "web")
 TASKS = ("describe", "solve", "verify")
 SHARD = 1000
 ETA = 0.02
-ASIDE = 97
-"""Every so-manieth record is set aside."""
-PICTURES = 40
+REJECTED_EVERY = 97
+"""One record in so many is rejected."""
+IMAGES = 40
 PHOTO = (480, 360)
-"""Width and height of a picture."""
+"""Width and height of an image."""
 
 Record = dict[str, Any]
 
@@ -40,22 +40,22 @@ def write_run(
     probes: int = 64,
     seed: int = 0,
     change: Callable[[int, Record], Record] | None = None,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
 ) -> Path:
-    """A run of ``ost`` over ``records`` records: scores with sketches by group, a selection of a fifth, quarantine,
-    cost log, notes, and the pool with its pictures.
+    """Writes a run of ``ost`` over ``records`` records: scores with sketches by group, a selection of a fifth,
+    quarantine, cost log, notes, and the pool with its images.
 
     Args:
         probes: for each of the ``GROUPS``.
-        change: what becomes of a record before it is written, by its place.
-        pictures: different ones, one a record in turn.
+        change: changes a record before it is written; takes its position and the record.
+        images: number of different images, which the records use in turn.
 
     Returns:
         The run folder.
     """
     data = folder / "pool"
     data.mkdir(parents=True)
-    _write_pool(data, records, seed, change, pictures)
+    _write_pool(data, records, seed, change, images)
     config = load_config(
         {
             "name": "made",
@@ -85,8 +85,8 @@ def record_id(place: int) -> str:
 
 
 def write_photos(folder: Path, count: int, seed: int = 0) -> None:
-    """``K.jpg``, as heavy as photographs of their size are: about 45 kB each, 18 kB when scaled down for a page.
-    All are parts of one large picture."""
+    """Writes ``0.jpg``, ``1.jpg``, ..., as large as photographs of their size: about 45 kB each, 18 kB when scaled down
+    for a page. All are crops of one large random image."""
     rng = np.random.default_rng(seed)
     side = 2 * PHOTO[0]
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
@@ -100,16 +100,16 @@ def write_photos(folder: Path, count: int, seed: int = 0) -> None:
 
 
 def _write_pool(
-    data: Path, records: int, seed: int, change: Callable[[int, Record], Record] | None, pictures: int
+    data: Path, records: int, seed: int, change: Callable[[int, Record], Record] | None, images: int
 ) -> None:
-    write_photos(data, pictures, seed)
+    write_photos(data, images, seed)
     with (data / "pool.jsonl").open("w") as file:
         for k in range(records):
             record: Record = {
                 "id": record_id(k),
-                "image": f"{k % pictures}.jpg",
+                "image": f"{k % images}.jpg",
                 "conversations": [
-                    {"from": "human", "value": f"<image>\nQuestion {k}: what is seen in the picture, and how often?"},
+                    {"from": "human", "value": f"<image>\nQuestion {k}: what is seen in the image, and how often?"},
                     {"from": "gpt", "value": f"There are {k % 13} waves, so the answer is {k % 13}."},
                 ],
                 "source": SOURCES[k % len(SOURCES)],
@@ -119,10 +119,10 @@ def _write_pool(
 
 
 def _write_scores(run: RunFolder, records: int, probes: int, seed: int) -> np.ndarray:
-    """Sketches of gradients whose length and direction depend on the source; every 50th is a copy of the one before.
+    """Writes sketches of gradients whose length and direction depend on the source; every 50th copies the one before.
 
     Returns:
-        ``[records]`` scores, NaN where set aside.
+        ``[records]`` scores, NaN where rejected.
     """
     run.scores.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -138,14 +138,14 @@ def _write_scores(run: RunFolder, records: int, probes: int, seed: int) -> np.nd
         cost = ETA**2 / 2 * np.square(phi).sum(1)
         slope = (0.004 * (source != 1) - 0.002) * size + 0.01 * rng.standard_normal(len(place))
         score = ETA * slope - cost
-        aside = place % ASIDE == ASIDE - 1
+        rejected = place % REJECTED_EVERY == REJECTED_EVERY - 1
         columns: dict[str, Any] = {
             "position": place,
             "id": [record_id(k) for k in place],
-            "state": np.where(aside, REJECTED, OK),
-            "reason": [("corrupt_image" if k % 2 else "empty_answer") if a else None for k, a in enumerate(aside)],
+            "state": np.where(rejected, REJECTED, OK),
+            "reason": [("corrupt_image" if k % 2 else "empty_answer") if a else None for k, a in enumerate(rejected)],
             "field": [None] * len(place),
-            "detail": ["made so" if a else None for a in aside],
+            "detail": ["synthetic" if a else None for a in rejected],
             "tokens": rng.integers(40, 900, len(place)),
             "answer_cut": np.zeros(len(place), bool),
             "tags": [[("source", SOURCES[k % len(SOURCES)]), ("task", TASKS[k % len(TASKS)])] for k in place],
@@ -155,16 +155,16 @@ def _write_scores(run: RunFolder, records: int, probes: int, seed: int) -> np.nd
         by_group = score[:, None] + 2e-4 * rng.standard_normal((len(place), len(GROUPS)))
         fields = {f.name: f.type for f in FIXED_FIELDS}
         arrays = {name: pa.array(values, fields[name]) for name, values in columns.items()}
-        arrays |= {name: pa.array(v, mask=aside) for name, v in ({"score": score} | numbers).items()}
+        arrays |= {name: pa.array(v, mask=rejected) for name, v in ({"score": score} | numbers).items()}
         for name, rows in (("phi", phi), ("utility_by_group", by_group)):
             lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]).cast(
                 pa.list_(pa.float64())
             )
             arrays[name] = pa.array(
-                [None if a else r for a, r in zip(aside, lists.to_pylist(), strict=True)], lists.type
+                [None if a else r for a, r in zip(rejected, lists.to_pylist(), strict=True)], lists.type
             )
         pq.write_table(pa.table(arrays), part(run.scores, shard))
-        scores[place[~aside]] = score[~aside]
+        scores[place[~rejected]] = score[~rejected]
     return scores
 
 
@@ -188,5 +188,5 @@ def _write_quarantine(run: RunFolder, pool: Pool, score: np.ndarray) -> None:
     quarantine = Quarantine()
     for k in np.flatnonzero(np.isnan(score)).tolist():
         reason = "corrupt_image" if k % 2 else "empty_answer"
-        quarantine.add(pool, k, BadRecord(reason, "made so"), stage="score", id=record_id(k))
+        quarantine.add(pool, k, BadRecord(reason, "synthetic"), stage="score", id=record_id(k))
     quarantine.write(run.quarantine)

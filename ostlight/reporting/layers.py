@@ -1,4 +1,4 @@
-"""In which layers a sample's gain lies: its gradient against the anchors', layer by layer."""
+"""First-order utility of one sample, layer by layer."""
 
 from __future__ import annotations
 
@@ -23,47 +23,49 @@ from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline.inputs import read_anchors
 from ostlight.pipeline.warmup import DONE
-from ostlight.reporting.run import Run
+from ostlight.reporting.finished_run import FinishedRun
 from ostlight.selection.registry import create
 
 NUMBERED = re.compile(r"^(.*?)([^.]+\.\d+)(\.|$)")
 
 
 @dataclass(frozen=True)
-class LayerSlope:
-    """``gain``: ``eta <g_i, g_V>`` over one layer's parameters, nats; the gains of all layers add up to the slope of
-    the utility. ``cosine``: of the two gradients within the layer."""
+class LayerUtility:
+    """One layer's part of a sample's first-order utility.
+
+    Attributes:
+        utility: ``step size * <g_i, g_V>`` over the layer's parameters, nats; all layers add up to the sample's.
+        cosine: of the sample's and the anchors' gradient within the layer.
+    """
 
     layer: str
-    gain: float
+    utility: float
     cosine: float
 
 
-def layer_slopes(run: Run, position: int, eta: float) -> list[LayerSlope]:
-    """Of one sample, in the model's order. Loads the proxy as it scored and passes over the anchors once.
+def layer_utilities(run: FinishedRun, position: int, step_size: float) -> list[LayerUtility]:
+    """Returns the layers in the model's order. Loads the proxy as it scored and passes over the anchors once.
 
-    Curvature is left out: it does not fall apart into layers.
+    Curvature is left out: it couples the layers.
 
     Raises:
-        DataError: the run's scores are no utilities, or the proxy or the anchors are not at hand.
+        DataError: the selector takes no gradients, or the proxy, the pool or the anchors cannot be opened any more.
         BadRecord: the record, or its gradient, cannot be used.
     """
     config = run.config
     options = create(config.selector.name, config.selector.options).options
     if not hasattr(options, "parameters"):
-        raise DataError(
-            f"the selector {config.selector.name!r} takes no gradients, so no layer has a part in its score"
-        )
+        raise DataError(f"the selector {config.selector.name!r} takes no gradients, so its score has no parts by layer")
     if run.pool is None:
-        raise DataError("the pool is not at hand, so the sample's gradient cannot be taken again")
+        raise DataError("the pool cannot be opened, so the sample's gradient cannot be computed again")
     model, folder = _proxy(run)
     parameters = named_parameters_of(model.model, options.parameters)
     train_only(model, parameters)
-    anchors = replace(config, anchors=run.located(config.anchors, "anchors"))
-    trusted = read_anchors(anchors)
-    if not trusted.samples:
-        raise DataError("the anchors are not at hand, so their gradient cannot be taken again")
-    sets = AnchorSet.make(model, trusted.samples, [""] * len(trusted.samples), config.compute.tokens_per_batch)
+    located = replace(config, anchors=run.locate(config.anchors, "anchors"))
+    anchors = read_anchors(located)
+    if not anchors.samples:
+        raise DataError("the anchors cannot be opened, so their gradient cannot be computed again")
+    sets = AnchorSet.make(model, anchors.samples, [""] * len(anchors.samples), config.compute.tokens_per_batch)
     target = finite_means(model, sets, parameters)[""]
     if getattr(options, "optimizer", "sgd") == "adam":
         scale, _ = adam_scale(folder, model, parameters, sets)
@@ -71,47 +73,50 @@ def layer_slopes(run: Run, position: int, eta: float) -> list[LayerSlope]:
     sample = run.pool[position]
     single = model.collator.batch([sample], [model.encoder.encode(sample)]).to(model.device)
     _, gradient = sample_gradient(model, list(parameters.values()), single)
-    return _by_layer(dict(zip(parameters, gradient, strict=True)), target, eta)
+    return _by_layer(dict(zip(parameters, gradient, strict=True)), target, step_size)
 
 
 def layer_of(parameter: str) -> str:
-    """``layers.3`` of ``model.language_model.layers.3.mlp.up_proj.weight``; the module's name where none is
+    """``layers.3`` for ``model.language_model.layers.3.mlp.up_proj.weight``; the module's name where none is
     numbered."""
-    found = NUMBERED.match(parameter)
-    return found.group(2) if found else parameter.rpartition(".")[0] or parameter
+    numbered = NUMBERED.match(parameter)
+    return numbered.group(2) if numbered else parameter.rpartition(".")[0] or parameter
 
 
-def _by_layer(gradient: Mapping[str, Tensor], target: Mapping[str, Tensor], eta: float) -> list[LayerSlope]:
-    parts: dict[str, list[Tensor]] = defaultdict(list)
+def _by_layer(
+    gradient: Mapping[str, Tensor], anchor_gradient: Mapping[str, Tensor], step_size: float
+) -> list[LayerUtility]:
+    products: dict[str, list[Tensor]] = defaultdict(list)
     for name, g in gradient.items():
-        a, b = g.double(), target[name].double()
-        parts[layer_of(name)].append(torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()]))
-    found = []
-    for layer, sums in parts.items():
-        product, own, anchors = torch.stack(sums).sum(0).tolist()
-        norms = (own * anchors) ** 0.5
-        found.append(LayerSlope(layer, eta * product, product / norms if norms else 0.0))
-    return found
+        a, b = g.double(), anchor_gradient[name].double()
+        products[layer_of(name)].append(torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()]))
+    layers = []
+    for layer, of_parameters in products.items():
+        dot, squared_norm, anchors_squared_norm = torch.stack(of_parameters).sum(0).tolist()
+        norms = (squared_norm * anchors_squared_norm) ** 0.5
+        layers.append(LayerUtility(layer, step_size * dot, dot / norms if norms else 0.0))
+    return layers
 
 
-def _proxy(run: Run) -> tuple[MultimodalModel, Path]:
-    """As it scored: warmed up in this folder or among the benchmark's, or as it came."""
-    settings: Model = run.config.proxy
-    if not run.config.proxy.warmup.fraction:
+def _proxy(run: FinishedRun) -> tuple[MultimodalModel, Path]:
+    """The model as it scored, and its folder: warmed up in the run or in its benchmark, or as it was given."""
+    proxy = run.config.proxy
+    settings: Model = proxy
+    if not proxy.warmup.fraction:
         path = settings.path or (str(checkpoint("proxy")) if run.config.digitmath is not None else None)
         return MultimodalModel.load(replace(settings, path=path), "proxy"), run.path / "proxy"
-    for folder in (run.path / "proxy", *_shared(run)):
+    for folder in (run.path / "proxy", *_benchmark_proxies(run)):
         if (folder / DONE).is_file():
             return MultimodalModel.load(replace(settings, path=str(folder)), "proxy"), folder
     raise DataError(f"the warmed-up proxy is not in {run.path / 'proxy'} any more, nor among those of a benchmark")
 
 
-def _shared(run: Run) -> Iterator[Path]:
-    """Proxies of a benchmark around this folder that were made from what its scores were made from."""
-    made_from = _manifest(run.path).get("scores", {}).items()
+def _benchmark_proxies(run: FinishedRun) -> Iterator[Path]:
+    """Proxies of the benchmark around this folder whose inputs are among those of its scores."""
+    score_inputs = _manifest(run.path).get("scores", {}).items()
     for home in sorted(run.path.parent.parent.glob("proxies/*/")):
-        warmed_from = _manifest(home).get("proxy")
-        if warmed_from is not None and warmed_from.items() <= made_from:
+        proxy_inputs = _manifest(home).get("proxy")
+        if proxy_inputs is not None and proxy_inputs.items() <= score_inputs:
             yield home / "proxy"
 
 

@@ -1,4 +1,4 @@
-"""The page: one file that needs nothing else."""
+"""The report page: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ostlight.data.atomic import atomic_write_text
-from ostlight.reporting import figures
-from ostlight.reporting.contents import contents
-from ostlight.reporting.run import Run
+from ostlight.reporting import number_format
+from ostlight.reporting.contents import page_contents
+from ostlight.reporting.finished_run import FinishedRun
 
 NAME = "report.html"
 
 
 def write_report(path: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the report of a run folder, ``report.html`` in it unless ``out`` says otherwise.
+    """Writes the report of a run folder and returns its path.
 
-    The file carries its pictures, its style and its script; its own content policy forbids it to fetch anything, or to
-    run any script but that one, whatever the data say.
+    The file carries its images, its style and its script. Its content security policy forbids it to fetch anything, and
+    to run any other script, whatever the data contain.
+
+    Args:
+        path: the folder of `ostlight select` or `ostlight benchmark`.
+        out: the file to write, ``report.html`` in the folder if left out.
 
     Raises:
         DataError: no run folder, or one of its files cannot be read.
     """
-    run = Run.open(path)
+    run = FinishedRun.open(path)
     target = Path(out) if out is not None else run.path / NAME
-    atomic_write_text(target, render(contents(run)))
+    atomic_write_text(target, render(page_contents(run)))
     return target
 
 
-def render(shown: dict[str, Any]) -> str:
-    """The page as text. Everything in ``shown`` is escaped."""
+def render(contents: dict[str, Any]) -> str:
+    """Returns the page as text. Everything in ``contents`` is escaped."""
     environment = Environment(
         loader=PackageLoader("ostlight.reporting"),
         autoescape=True,
@@ -44,16 +48,16 @@ def render(shown: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     formats = ("signed", "plain", "prefixed", "duration", "percent", "clipped")
-    environment.filters |= {name: getattr(figures, name) for name in formats}
+    environment.filters |= {name: getattr(number_format, name) for name in formats}
     environment.filters["thousands"] = "{:,}".format
-    style, script = (_own(environment, name) for name in ("style.css", "script.js"))
+    style, script = (_source_of(environment, name) for name in ("style.css", "script.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    made = datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")
+    written = datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")
     page = environment.get_template("page.html")
-    return page.render(**shown, style=style, script=script, script_hash=f"sha256-{digest}", made=made)
+    return page.render(**contents, style=style, script=script, script_hash=f"sha256-{digest}", written=written)
 
 
-def _own(environment: Environment, name: str) -> Markup:
-    """Text of the package's own, which needs no escaping."""
-    assert environment.loader is not None, "made with one"
+def _source_of(environment: Environment, name: str) -> Markup:
+    """Text of a file of this package, which needs no escaping."""
+    assert environment.loader is not None
     return Markup(environment.loader.get_source(environment, name)[0])

@@ -1,27 +1,46 @@
-"""Accuracy against what it cost in all: selection and training."""
+"""The chart of accuracy against the total cost of selection and training."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ostlight.config.schema import BASE
 from ostlight.evaluation.answers import ALL
-from ostlight.reporting.axes import Axis
-from ostlight.reporting.figures import duration, prefixed
-from ostlight.reporting.standing import Standing
+from ostlight.reporting.axes import Axis, Chart
+from ostlight.reporting.number_format import duration, prefixed
+from ostlight.reporting.results_table import TableRow
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 16, 18, 42
-LETTER, LINE = 6.6, 15
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 22, 42
+LETTER, LINE_HEIGHT = 6.6, 15
 """Width of a letter and height of a line of text, pixels."""
-Place = tuple[float, float]
-LABELS = {"device_s": "selection + training, device time", "flops": "selection + training, FLOPs"}
+XY = tuple[float, float]
+COST_LABELS = {
+    "device_s": "device time of selection and training",
+    "flops": "FLOPs of selection and training",
+}
+
+
+@dataclass(frozen=True)
+class NameLabel:
+    """The name of a point, beside it."""
+
+    x: float
+    y: float
+    anchor: str
 
 
 @dataclass(frozen=True)
 class Point:
-    """A selector in the plot: ``number`` stands in the mark, ``text`` beside it where there is room."""
+    """A row of the results table.
+
+    Attributes:
+        number: in the mark and in the legend.
+        low, high: pixels of the ends of the accuracy's 95% interval.
+        kind: ``reference``, ``front`` or ``behind``.
+        label: ``None`` where there is no space; the legend names it.
+    """
 
     number: int
     name: str
@@ -30,117 +49,110 @@ class Point:
     low: float
     high: float
     kind: str
-    text: tuple[float, float, str] | None
-    told: str
+    label: NameLabel | None
+    tooltip: str
 
 
 @dataclass(frozen=True)
-class Pareto:
-    width: int
-    height: int
+class ParetoChart(Chart):
+    """``front``: SVG path of the Pareto front. ``base``: pixel and text of the untrained model's accuracy."""
+
     points: list[Point]
     front: str
     base: tuple[float, str] | None
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    bottom: float
-    top: float
-    left: float
-    right: float
-    x_label: str
 
 
-def pareto(standings: Sequence[Standing], cost: str, size: tuple[int, int]) -> Pareto | None:
-    """The plot for one kind of cost; ``None`` where fewer than two lines have a cost."""
+def pareto_chart(rows: Sequence[TableRow], cost: str, size: tuple[int, int]) -> ParetoChart | None:
+    """Draws one kind of cost; ``None`` where fewer than two rows have a cost."""
     width, height = size
-    paid = [s for s in standings if s.cost(cost) > 0]
+    paid = [row for row in rows if row.cost(cost) > 0]
     if len(paid) < 2:
         return None
-    base = next((100 * s.accuracy[ALL].mean for s in standings if s.label == BASE), None)
-    bands = {id(s): _band(s) for s in paid}
-    values = [v for band in bands.values() for v in band] + ([base] if base is not None else [])
-    low, high = min(values), max(values)
-    room = max(1.0, 0.08 * (high - low))
-    costs = [s.cost(cost) for s in paid]
-    logarithmic = max(costs) > 8 * min(costs)
-    spread = (min(costs) / 1.3, max(costs) * 1.3) if logarithmic else _padded(min(costs), max(costs))
-    x = Axis(*spread, LEFT, width - RIGHT, logarithmic)
-    y = Axis(max(0, low - room), min(100, high + room), height - BOTTOM, TOP)
-    places = [(x.at(s.cost(cost)), y.at(100 * s.accuracy[ALL].mean)) for s in paid]
-    corners = _corners([p for p, s in zip(places, paid, strict=True) if s.on_front[cost]], width - RIGHT)
-    texts = _texts([s.name for s in paid], places, corners, width)
+    base = next((100 * row.accuracy[ALL].mean for row in rows if row.label == BASE), None)
+    x = _cost_axis([row.cost(cost) for row in paid], width)
+    intervals = [_interval(row) for row in paid]
+    y = _accuracy_axis([*itertools.chain(*intervals), *([] if base is None else [base])], height)
+    show: Callable[[float], str] = duration if cost == "device_s" else prefixed
+    marks = [(x.at(row.cost(cost)), y.at(100 * row.accuracy[ALL].mean)) for row in paid]
+    corners = _front_corners([xy for xy, row in zip(marks, paid, strict=True) if row.on_front[cost]], width - RIGHT)
+    labels = _place_labels([row.name for row in paid], marks, corners, width)
     points = [
         Point(
             number=k + 1,
-            name=s.name,
-            x=places[k][0],
-            y=places[k][1],
-            low=y.at(bands[id(s)][0]),
-            high=y.at(bands[id(s)][1]),
-            kind="frame" if s.frames else "front" if s.on_front[cost] else "behind",
-            text=texts[k],
-            told=f"{s.name}: {100 * s.accuracy[ALL].mean:.1f}%, {_shown(cost)(s.cost(cost))}",
+            name=row.name,
+            x=marks[k][0],
+            y=marks[k][1],
+            low=y.at(intervals[k][0]),
+            high=y.at(intervals[k][1]),
+            kind="reference" if row.is_reference else "front" if row.on_front[cost] else "behind",
+            label=labels[k],
+            tooltip=f"{row.name}: {100 * row.accuracy[ALL].mean:.1f}%, {show(row.cost(cost))}",
         )
-        for k, s in enumerate(paid)
+        for k, row in enumerate(paid)
     ]
-    return Pareto(
+    return ParetoChart(
         width=width,
         height=height,
-        points=points,
-        front="M" + "L".join(f"{x} {y}" for x, y in corners) if corners else "",
-        base=None if base is None else (y.at(base), f"untrained {base:.1f}"),
-        x_ticks=x.ticks(width // 110, _shown(cost)),
-        y_ticks=y.ticks(5, lambda v: f"{v:g}"),
-        bottom=height - BOTTOM,
-        top=TOP,
         left=LEFT,
         right=width - RIGHT,
-        x_label=LABELS[cost],
+        top=TOP,
+        bottom=height - BOTTOM,
+        x_ticks=x.ticks(width // 110, show),
+        y_ticks=y.ticks(5, lambda v: f"{v:g}"),
+        x_label=COST_LABELS[cost],
+        y_label="test accuracy, %",
+        points=points,
+        front="M" + "L".join(f"{x} {y}" for x, y in corners) if corners else "",
+        base=None if base is None else (y.at(base), f"untrained model {base:.1f}%"),
     )
 
 
-def _band(s: Standing) -> tuple[float, float]:
-    interval = s.accuracy[ALL]
-    half = 0.0 if interval.half != interval.half else interval.half
-    return 100 * (interval.mean - half), 100 * (interval.mean + half)
+def _cost_axis(costs: list[float], width: int) -> Axis:
+    low, high = min(costs), max(costs)
+    if high > 8 * low:
+        return Axis(low / 1.3, high * 1.3, LEFT, width - RIGHT, logarithmic=True)
+    padding = 0.12 * ((high - low) or high)
+    return Axis(max(0.0, low - padding), high + padding, LEFT, width - RIGHT)
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
-    room = 0.12 * ((high - low) or high)
-    return max(0.0, low - room), high + room
+def _accuracy_axis(values: list[float], height: int) -> Axis:
+    low, high = min(values), max(values)
+    padding = max(1.0, 0.08 * (high - low))
+    return Axis(max(0, low - padding), min(100, high + padding), height - BOTTOM, TOP)
 
 
-def _shown(cost: str):
-    return duration if cost == "device_s" else prefixed
+def _interval(row: TableRow) -> XY:
+    """Ends of the accuracy's 95% interval, percent; both the mean for a single seed."""
+    mean, half = row.accuracy[ALL].mean, row.accuracy[ALL].half
+    half = 0.0 if half != half else half
+    return 100 * (mean - half), 100 * (mean + half)
 
 
-def _corners(front: list[Place], right: float) -> list[Place]:
-    """The front as a line: flat until something dearer is better."""
-    corners: list[Place] = []
+def _front_corners(front: list[XY], right: float) -> list[XY]:
+    """The front as a polyline: flat until something more expensive is better."""
+    corners: list[XY] = []
     for x, y in sorted(front):
         corners += [*([(x, corners[-1][1])] if corners else []), (x, y)]
     return [*corners, (right, corners[-1][1])] if corners else []
 
 
-def _texts(
-    names: list[str], places: list[Place], front: list[Place], width: int
-) -> list[tuple[float, float, str] | None]:
-    """Beside each mark, on the first of six places that is free; none where all are taken: the legend names it."""
-    taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in places]
+def _place_labels(names: list[str], marks: list[XY], front: list[XY], width: int) -> list[NameLabel | None]:
+    """Puts each name at the first of six positions around its mark that is free; ``None`` where all are taken."""
+    taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in marks]
     taken += [(min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in itertools.pairwise(front)]
-    found: list[tuple[float, float, str] | None] = []
-    for name, (x, y) in zip(names, places, strict=True):
-        long = LETTER * len(name)
-        tries = [(x + 13, y + 4, "start"), (x - 13, y + 4, "end"), (x, y - 14, "middle"), (x, y + 23, "middle")]
-        tries += [(x + 11, y - 11, "start"), (x + 11, y + 19, "start")]
-        text = None
-        for tx, ty, anchor in tries:
-            begin = {"start": tx, "end": tx - long, "middle": tx - long / 2}[anchor]
-            box = (begin, ty - LINE + 3, begin + long, ty + 3)
-            clear = all(box[2] < t[0] or t[2] < box[0] or box[3] < t[1] or t[3] < box[1] for t in taken)
-            if clear and box[0] > LEFT and box[2] < width - RIGHT + 10:
+    labels: list[NameLabel | None] = []
+    for name, (x, y) in zip(names, marks, strict=True):
+        length = LETTER * len(name)
+        candidates = [(x + 13, y + 4, "start"), (x - 13, y + 4, "end"), (x, y - 14, "middle"), (x, y + 23, "middle")]
+        candidates += [(x + 11, y - 11, "start"), (x + 11, y + 19, "start")]
+        label = None
+        for text_x, text_y, anchor in candidates:
+            begin = {"start": text_x, "end": text_x - length, "middle": text_x - length / 2}[anchor]
+            box = (begin, text_y - LINE_HEIGHT + 3, begin + length, text_y + 3)
+            is_free = all(box[2] < t[0] or t[2] < box[0] or box[3] < t[1] or t[3] < box[1] for t in taken)
+            if is_free and box[0] > LEFT and box[2] < width - RIGHT + 10:
                 taken.append(box)
-                text = (round(tx, 1), round(ty, 1), anchor)
+                label = NameLabel(round(text_x, 1), round(text_y, 1), anchor)
                 break
-        found.append(text)
-    return found
+        labels.append(label)
+    return labels

@@ -24,9 +24,9 @@ from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import BenchmarkError, ConfigError, DataError
-from ostlight.reporting.evidence import Evidence
+from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.page import write_report
-from ostlight.reporting.run import Run
+from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection import registry
 from ostlight.selection.registry import load
 
@@ -187,7 +187,7 @@ def test_variants_share_what_they_make_from_the_same(experiment):
     assert warm.selection_flops > cold.selection_flops > 0
     assert "variant" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])
     shutil.copytree(next((folder / "selectors").glob("loss-*")), folder / "selectors" / "loss-of-older-code")
-    assert len(Run.open(folder).scored) == 3
+    assert len(FinishedRun.open(folder).scored) == 3
 
 
 def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
@@ -209,8 +209,8 @@ def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
         (f"selectors/{place.name}", label) for label in ("ost", "set")
     ]
     assert len(list((place / "picks").glob("*.json"))) == 2
-    (run,) = Run.open(folder).scored
-    assert [p.budget for p in Evidence.read(run).picks] == ["25% by task, ost", "25% by task, set"]
+    (run,) = FinishedRun.open(folder).scored
+    assert [p.budget for p in ScoreColumns.read(run).picks] == ["25% by task, ost", "25% by task, set"]
     alone, together = lines[2:]
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
 

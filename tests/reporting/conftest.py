@@ -6,42 +6,48 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parents[1] / "benchmarks")]
 
-from browser import Browser, find_chromium  # noqa: E402 - it lies in this folder, which is on the path from here on
+if TYPE_CHECKING:
+    from browser import Browser
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 400 records with everything a selection leaves; nobody writes to it."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 400 records with every file that a selection writes; tests only read it."""
     from _report_run import write_run
 
-    return write_run(tmp_path_factory.mktemp("made"), records=400, probes=4)
+    return write_run(tmp_path_factory.mktemp("finished_run"), records=400, probes=4)
 
 
 @pytest.fixture(scope="session")
-def page(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of ``finished_run``."""
     from ostlight.reporting.page import write_report
 
-    return write_report(made, tmp_path_factory.mktemp("page") / "report.html")
+    return write_report(finished_run, tmp_path_factory.mktemp("report") / "report.html")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A headless Chromium. It ends with the module: while it runs, no other event loop can."""
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    from browser import find_chromium, launch
+
     program = find_chromium()
     if program is None:
-        pytest.skip("no Chromium here to open the page in (Debian's package: chromium)")
-    opened = Browser(program)
-    yield opened
-    opened.close()
+        pytest.skip("Chromium is not installed (Debian's package: chromium)")
+    with launch(program) as browser:
+        yield browser
 
 
 @pytest.fixture
-def results() -> Callable[..., None]:
+def write_results() -> Callable[..., None]:
     """Writes the files of a small benchmark into a folder: three selectors, one of which falls behind from variant to
     variant, two seeds."""
     from ostlight.benchmarking.files import write_all
@@ -53,7 +59,7 @@ def results() -> Callable[..., None]:
         protocols: Sequence[str] = ("equal_steps",),
         budgets: Sequence[str] = ("20% by task",),
     ) -> None:
-        cells = []
+        runs = []
         for place, variant in enumerate(variants):
             trained = [("full", "", 50, 0, 100)]
             for budget in budgets:
@@ -64,7 +70,7 @@ def results() -> Callable[..., None]:
                 share, correct = (right + seed) / 100, "1" * (right + seed) + "0" * (100 - right - seed)
                 costs = {"selection_s": selection, "training_s": training, "kept": 20, "variant": variant}
                 costs |= {"selection_flops": 1e9 * selection, "training_flops": 1e9 * training, "correct": correct}
-                cells.append(RunResult(selector, budget, protocol, seed, {"all": share, "sum": share}, **costs))
-        write_all(cells, summarise(cells, "random"), "random", folder, "made")
+                runs.append(RunResult(selector, budget, protocol, seed, {"all": share, "sum": share}, **costs))
+        write_all(runs, summarise(runs, "random"), "random", folder, "made")
 
     return write

@@ -1,20 +1,22 @@
-"""Whatever the data say, it is shown and not obeyed, and the page stays small."""
+"""Hostile data are shown, never executed, and the page stays small."""
 
 from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from _report_run import write_run
-from browser import Browser
 from PIL import Image as PILImage
 
 from ostlight.reporting.explain import explain
 from ostlight.reporting.page import write_report
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 SCRIPT = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 RIGHT_TO_LEFT = "مرحبا \u202egnirts desrever\u202c שלום"
@@ -49,7 +51,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table_of_tags(run: Path) -> None:
-    """The tags of the score table, as scoring would have read them from the spoilt records."""
+    """The tags of the score table, as scoring would have read them from the corrupt records."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -81,40 +83,42 @@ class Scripts(HTMLParser):
             self.found.append(f"{tag} {' '.join(names)}".strip())
 
 
-def test_data_make_no_script_and_no_attribute_that_runs(page: Path):
+def test_data_add_no_script_and_no_event_handler(page: Path):
     parser = Scripts()
     parser.feed(page.read_text())
     assert parser.found == ["script type id", "script"]
     assert page.stat().st_size < 2_000_000
 
 
-def test_the_browser_shows_hostile_data_and_obeys_none_of_it(page: Path, browser: Browser):
+def test_browser_shows_hostile_data_and_runs_none_of_it(page: Path, browser: Browser):
     browser.open(page, width=390)
     assert browser.problems == []
     assert browser.requests == [page.resolve().as_uri()]
-    assert browser.run("document.title") == "made · ostlight"
-    assert browser.run("document.documentElement.scrollWidth") <= 390
-    text = browser.run("document.querySelector('#cards').textContent")
+    assert browser.page.evaluate("document.title") == "made · ostlight"
+    assert browser.page.evaluate("document.documentElement.scrollWidth") <= 390
+    text = browser.page.evaluate("document.querySelector('#cards').textContent")
     assert SCRIPT in text
     assert EMOJI in text
     assert "more characters)" in text
     assert "{{ 7 * 7 }}" in text
-    sizes = browser.run("[...document.querySelectorAll('#cards img')].map((i) => i.alt.match(/(\\d+) × (\\d+)/)[0])")
+    sizes = browser.page.evaluate(
+        "[...document.querySelectorAll('#cards img')].map((i) => i.alt.match(/(\\d+) × (\\d+)/)[0])"
+    )
     assert "8000 × 5000" in sizes
-    widths = browser.run("[...document.querySelectorAll('#cards img')].map((i) => i.naturalWidth)")
+    widths = browser.page.evaluate("[...document.querySelectorAll('#cards img')].map((i) => i.naturalWidth)")
     assert 0 < min(widths) <= max(widths) <= 360
 
 
-def test_direction_marks_reach_no_neighbour(page: Path, browser: Browser):
+def test_direction_marks_are_isolated(page: Path, browser: Browser):
     browser.open(page)
-    isolated = browser.run(
+    isolated = browser.page.evaluate(
         "[...document.querySelectorAll('#cards .turn, #cards .id, #cards .tags span')]"
         ".every((e) => e.querySelector('bdi') !== null)"
     )
     assert isolated
 
 
-def test_the_terminal_is_told_hostile_data_as_text(hostile: Path, capsys: pytest.CaptureFixture[str]):
+def test_terminal_prints_hostile_data_as_text(hostile: Path, capsys: pytest.CaptureFixture[str]):
     explain(hostile, "record-0000001")
     out = capsys.readouterr().out
     assert "\u202e" not in out

@@ -10,34 +10,34 @@ one("#theme").addEventListener("click", () => {
   root.style.colorScheme = dark ? "light" : "dark";
 });
 
-// Tabs: of several parts with the same data attribute, one is shown.
+// Tabs: of several elements with the same data attribute, one is shown.
 all("[data-tabs]").forEach((tabs) => {
   const name = tabs.dataset.tabs;
   const buttons = all("button", tabs);
   buttons.forEach((button) => button.addEventListener("click", () => {
     press(buttons, button);
-    all(`[data-${name}]`, tabs.parentElement).forEach((part) => { part.hidden = part.dataset[name] !== button.dataset.show; });
+    all(`[data-${name}]`, tabs.parentElement).forEach((tab) => { tab.hidden = tab.dataset[name] !== button.dataset.show; });
   }));
 });
 
-// Tables: a heading sorts (numbers downwards first), a search field filters.
+// Tables: a heading sorts (numbers in descending order first), a search field filters.
 const valueOf = (row, column) => {
   const cell = row.cells[column];
-  const said = cell.dataset.v ?? cell.textContent.trim();
-  return said !== "" && !Number.isNaN(Number(said)) ? Number(said) : said;
+  const text = cell.dataset.v ?? cell.textContent.trim();
+  return text !== "" && !Number.isNaN(Number(text)) ? Number(text) : text;
 };
 const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
 const sortable = (heading, sort) => {
   heading.tabIndex = 0;
-  const act = () => {
+  const toggle = () => {
     const before = heading.getAttribute("aria-sort");
-    const downwards = before ? before === "ascending" : heading.classList.contains("n");
+    const descending = before ? before === "ascending" : heading.classList.contains("n");
     all("th", heading.parentElement).forEach((other) => other.removeAttribute("aria-sort"));
-    heading.setAttribute("aria-sort", downwards ? "descending" : "ascending");
-    sort(downwards ? -1 : 1);
+    heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    sort(descending ? -1 : 1);
   };
-  heading.addEventListener("click", act);
-  heading.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(); } });
+  heading.addEventListener("click", toggle);
+  heading.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); toggle(); } });
 };
 all("table.sortable").forEach((table) => {
   const body = table.tBodies[0];
@@ -46,13 +46,13 @@ all("table.sortable").forEach((table) => {
   }));
 });
 all("input[data-filter]").forEach((input) => input.addEventListener("input", () => {
-  const wanted = input.value.toLowerCase();
+  const query = input.value.toLowerCase();
   [...document.getElementById(input.dataset.filter).tBodies[0].rows].forEach((row) => {
-    row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    row.hidden = !row.textContent.toLowerCase().includes(query);
   });
 }));
 
-// Cards: a list, a search, a tag, an order.
+// Cards: filtered by list, search text and tag, then sorted.
 const addOptions = (select, options) => options.forEach(([value, text]) => select.append(new Option(text, value)));
 const cards = all(".card");
 if (one("#cards")) {
@@ -62,7 +62,7 @@ if (one("#cards")) {
   let list = listButtons[0]?.dataset.list;
   const FIRST = 12;
   let most = FIRST;
-  const natural = { useful: "place", toxic: "-place", lowest: "-place" };
+  const listOrder = { useful: "rank", toxic: "-rank", lowest: "-rank" };
   const pairs = new Map();
   tagsOf.forEach((tags) => Object.entries(tags).forEach(([tag, value]) => {
     const key = JSON.stringify([tag, value]);
@@ -72,17 +72,17 @@ if (one("#cards")) {
   addOptions(one("#card-tag"), common.map(([key, [text]]) => [key, text]));
   const figure = (card, name) => Number(name.startsWith("group") ? card.getAttribute(`data-group-${name.slice(5)}`) : card.dataset[name]);
   const show = () => {
-    const wanted = one("#card-search").value.toLowerCase();
+    const query = one("#card-search").value.toLowerCase();
     const tag = one("#card-tag").value;
     const [tagName, tagValue] = tag ? JSON.parse(tag) : [];
-    const order = one("#card-sort").value || (natural[list] ?? list.replace("borderline", "margin"));
+    const order = one("#card-sort").value || (listOrder[list] ?? list.replace("borderline", "margin"));
     const sign = order.startsWith("-") ? -1 : 1;
     const name = order.replace("-", "");
     const shown = cards.filter((card) => {
-      const fits = card.dataset.lists.includes(` ${list} `) && texts.get(card).includes(wanted)
+      const isShown = card.dataset.lists.includes(` ${list} `) && texts.get(card).includes(query)
         && (!tag || tagsOf.get(card)[tagName] === tagValue);
-      card.hidden = !fits;
-      return fits;
+      card.hidden = !isShown;
+      return isShown;
     });
     one("#cards").append(...shown.sort((a, b) => sign * (figure(a, name) - figure(b, name))));
     shown.slice(most).forEach((card) => { card.hidden = true; });
@@ -91,68 +91,68 @@ if (one("#cards")) {
     one("#card-count").textContent = `${shown.length} samples`;
     one("#no-card").hidden = shown.length > 0;
   };
-  const anew = () => { most = FIRST; show(); };
+  const restart = () => { most = FIRST; show(); };
   one("#more-cards").addEventListener("click", () => { most = cards.length; show(); });
   listButtons.forEach((button) => button.addEventListener("click", () => {
     list = button.dataset.list;
     press(listButtons, button);
-    anew();
+    restart();
   }));
-  one("#card-search").addEventListener("input", anew);
-  ["#card-sort", "#card-tag"].forEach((id) => one(id).addEventListener("change", anew));
+  one("#card-search").addEventListener("input", restart);
+  ["#card-sort", "#card-tag"].forEach((id) => one(id).addEventListener("change", restart));
   show();
 }
 
-// Pictures: each is carried once.
+// Images: the page holds each once.
 const packed = one("#data") && JSON.parse(one("#data").textContent);
-all("img[data-picture]").forEach((img) => { img.src = packed.pictures[img.dataset.picture]; });
+all("img[data-image]").forEach((img) => { img.src = packed.images[img.dataset.image]; });
 
-// Every sample: packed columns, a page of rows at a time.
+// All samples: packed columns, a page of rows at a time.
 const unpack = (text, Kind) => {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   return new Kind(bytes.buffer);
 };
 if (packed && packed.count) {
   const PAGE = 25;
-  const place = unpack(packed.place, Uint32Array);
+  const rank = unpack(packed.rank, Uint32Array);
   const toxic = unpack(packed.toxic, Uint8Array);
-  const kept = packed.kept.map(([mark, suffix, text]) => [mark, suffix, unpack(text, Uint8Array)]);
-  const family = packed.family && unpack(packed.family, Uint32Array);
+  const kept = packed.kept.map(([key, suffix, text]) => [key, suffix, unpack(text, Uint8Array)]);
+  const group = packed.duplicateGroup && unpack(packed.duplicateGroup, Uint32Array);
   const numbers = packed.numbers.map(([name, text]) => [name, unpack(text, Float32Array)]);
   const tags = packed.tags.map(([name, values, codes]) => [name, values, unpack(codes, Uint16Array)]);
-  const fits = {
+  const hasState = {
     "": () => true,
     toxic: (k) => toxic[k],
-    family: (k) => family && family[k] > 0,
+    duplicates: (k) => group && group[k] > 0,
   };
-  kept.forEach(([mark, , values]) => {
-    fits[`kept${mark}`] = (k) => values[k];
-    fits[`dropped${mark}`] = (k) => !values[k];
+  kept.forEach(([key, , values]) => {
+    hasState[`kept${key}`] = (k) => values[k];
+    hasState[`dropped${key}`] = (k) => !values[k];
   });
-  const everything = [...place.keys()];
-  let found = everything;
+  const allRows = [...rank.keys()];
+  let matches = allRows;
   let order = null;
   let page = 0;
-  const cell = (row, text, kind = "") => { const made = row.insertCell(); made.textContent = text; made.className = kind; };
-  const draw = () => {
+  const cell = (row, text, kind = "") => { const added = row.insertCell(); added.textContent = text; added.className = kind; };
+  const showPage = () => {
     const body = one("#rows tbody");
     body.replaceChildren();
-    const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    const pages = Math.max(1, Math.ceil(matches.length / PAGE));
     page = Math.min(Math.max(0, page), pages - 1);
-    found.slice(page * PAGE, (page + 1) * PAGE).forEach((k) => {
+    matches.slice(page * PAGE, (page + 1) * PAGE).forEach((k) => {
       const row = body.insertRow();
-      cell(row, place[k].toLocaleString("en"), "n");
+      cell(row, rank[k].toLocaleString("en"), "n");
       cell(row, packed.ids[k], "id");
       numbers.forEach(([, values], n) => cell(row, values[k].toPrecision(3).replace("-", "\u2212"), n ? "n" : values[k] < 0 ? "n neg" : "n pos"));
-      const became = kept.map(([, suffix, values]) => (values[k] ? "kept" : "dropped") + suffix);
-      const state = [became.join("; "), toxic[k] ? "toxic" : "", family && family[k] ? `family ${family[k]}` : ""];
+      const outcomes = kept.map(([, suffix, values]) => (values[k] ? "kept" : "dropped") + suffix);
+      const state = [outcomes.join("; "), toxic[k] ? "toxic" : "", group && group[k] ? `near-duplicates ${group[k]}` : ""];
       cell(row, state.filter(Boolean).join(", "));
       tags.forEach(([, values, codes]) => cell(row, values[codes[k]]));
     });
-    one("#row-count").textContent = `${found.length.toLocaleString("en")} rows`;
+    one("#row-count").textContent = `${matches.length.toLocaleString("en")} rows`;
     one("#page").textContent = `page ${page + 1} of ${pages.toLocaleString("en")}`;
-    one("#back").disabled = page === 0;
-    one("#on").disabled = page === pages - 1;
+    one("#previous").disabled = page === 0;
+    one("#next").disabled = page === pages - 1;
   };
   const tagSelects = tags.map(([name, values, codes]) => {
     const label = document.createElement("label");
@@ -163,32 +163,32 @@ if (packed && packed.count) {
     return [select, codes];
   });
   const search = () => {
-    const wanted = one("#row-search").value.toLowerCase();
-    const state = fits[one("#row-state").value];
+    const query = one("#row-search").value.toLowerCase();
+    const state = hasState[one("#row-state").value];
     const chosen = tagSelects.filter(([select]) => select.value !== "").map(([select, codes]) => [Number(select.value), codes]);
-    found = everything.filter((k) => state(k) && chosen.every(([value, codes]) => codes[k] === value)
-      && (!wanted || packed.ids[k].toLowerCase().includes(wanted)));
-    if (order) found.sort(order);
+    matches = allRows.filter((k) => state(k) && chosen.every(([value, codes]) => codes[k] === value)
+      && (!query || packed.ids[k].toLowerCase().includes(query)));
+    if (order) matches.sort(order);
     page = 0;
-    draw();
+    showPage();
   };
   const headings = one("#rows thead").insertRow();
   const heading = (text, number, key) => {
-    const made = document.createElement("th");
-    made.textContent = text;
-    if (number) made.className = "n";
-    sortable(made, (sign) => { order = (a, b) => sign * compare(key(a), key(b)) || a - b; search(); });
-    headings.append(made);
+    const th = document.createElement("th");
+    th.textContent = text;
+    if (number) th.className = "n";
+    sortable(th, (sign) => { order = (a, b) => sign * compare(key(a), key(b)) || a - b; search(); });
+    headings.append(th);
   };
-  heading("place", true, (k) => place[k]);
+  heading("rank", true, (k) => rank[k]);
   heading("id", false, (k) => packed.ids[k]);
   numbers.forEach(([name, values]) => heading(name, true, (k) => values[k]));
   heading("state", false, (k) => -2 * toxic[k] - (kept[0]?.[2][k] ?? 0));
   tags.forEach(([name, values, codes]) => heading(name, false, (k) => values[codes[k]]));
   one("#row-search").addEventListener("input", search);
   [one("#row-state"), ...tagSelects.map(([select]) => select)].forEach((select) => select.addEventListener("change", search));
-  one("#back").addEventListener("click", () => { page -= 1; draw(); });
-  one("#on").addEventListener("click", () => { page += 1; draw(); });
-  draw();
+  one("#previous").addEventListener("click", () => { page -= 1; showPage(); });
+  one("#next").addEventListener("click", () => { page += 1; showPage(); });
+  showPage();
 }
 document.documentElement.dataset.ready = "true";

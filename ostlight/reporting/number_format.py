@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them."""
+"""Numbers as text: short, with a unit and a true minus sign."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """``12%``; one decimal below ten per cent, so that a few are not none."""
+    """``12%``; one decimal below ten percent, so that small shares do not become 0%."""
     return f"{100 * share:.{0 if share >= 0.1 or share == 0 else 1}f}%"
 
 
@@ -57,25 +57,24 @@ def clipped(text: str, most: int) -> str:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """A power of ten all utilities of a run are shown in, so that they are short: ``value * factor`` in ``unit``."""
+class UnitScale:
+    """The unit in which a run's utilities are short numbers: ``value * factor`` in ``unit`` (empty for scores)."""
 
     factor: float
     unit: str
 
     @classmethod
-    def of(cls, values: np.ndarray, in_nats: bool = True) -> Scale:
-        """The scale in which the larger values have one to three digits before the point."""
-        size = float(np.quantile(np.abs(values), 0.9)) if len(values) else 1.0
+    def of(cls, values: np.ndarray, in_nats: bool = True) -> UnitScale:
+        """Chooses nats, millinats or micronats so that the larger values have one to three digits before the point."""
         if not in_nats:
             return cls(1.0, "")
+        size = float(np.quantile(np.abs(values), 0.9)) if len(values) else 1.0
         if size >= 0.1 or size <= 0:
             return cls(1.0, "nats")
         return cls(1e3, "millinats") if size >= 1e-4 else cls(1e6, "micronats")
 
     def show(self, value: float) -> str:
-        """Signed, in this scale, to three digits or so."""
+        """Signed, in this unit, to about three digits."""
         size = abs(value * self.factor)
-        return signed(
-            value * self.factor, 3 if not self.unit and size < 1 else 2 if size < 10 else 1 if size < 100 else 0
-        )
+        digits = 3 if not self.unit and size < 1 else 2 if size < 10 else 1 if size < 100 else 0
+        return signed(value * self.factor, digits)

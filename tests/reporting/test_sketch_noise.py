@@ -1,11 +1,11 @@
-"""What is called noise is the sketch's sampling error, and what is called toxic is seldom that."""
+"""The noise of a utility equals the sampling error of the probes, and is rarely called toxic."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ostlight.reporting.noise import CERTAIN, beyond_noise, curvature_error, measurable
+from ostlight.reporting.sketch_noise import Z_95, beyond_noise, curvature_error, measurable
 
 
 def drawn(rng: np.random.Generator, samples: int, groups: int, probes: int, strength: np.ndarray) -> np.ndarray:
@@ -14,7 +14,7 @@ def drawn(rng: np.random.Generator, samples: int, groups: int, probes: int, stre
     return columns.reshape(samples, groups * probes)
 
 
-def test_the_error_is_the_jackknifes():
+def test_error_equals_the_jackknife():
     phi = np.random.default_rng(0).standard_normal((3, 10))
     for row, error in zip(phi, curvature_error(phi, groups=2), strict=True):
         squares = (row**2).reshape(2, 5)
@@ -28,7 +28,7 @@ def test_the_error_is_the_jackknifes():
 
 
 @pytest.mark.parametrize(("groups", "probes"), [(1, 64), (1, 16), (7, 16)])
-def test_the_error_is_the_spread_of_the_estimate_over_draws(groups: int, probes: int):
+def test_error_equals_the_spread_over_random_probes(groups: int, probes: int):
     strength = np.linspace(0.5, 2, groups)
     phi = drawn(np.random.default_rng(1), 4000, groups, probes, strength)
     estimates = np.square(phi).sum(1)
@@ -36,7 +36,7 @@ def test_the_error_is_the_spread_of_the_estimate_over_draws(groups: int, probes:
 
 
 @pytest.mark.parametrize("probes", [8, 16, 64])
-def test_a_harmless_sample_is_seldom_called_toxic(probes: int):
+def test_samples_with_utility_zero_are_rarely_called_toxic(probes: int):
     """A sample whose slope and curvature cancel exactly: any sign of its utility is noise."""
     eta, curvature = 0.1, 1.0
     phi = drawn(np.random.default_rng(2), 20_000, 1, probes, np.array([curvature]))
@@ -48,13 +48,13 @@ def test_a_harmless_sample_is_seldom_called_toxic(probes: int):
     assert toxic.mean() < 0.025
 
 
-def test_a_slope_below_zero_is_toxic_whatever_the_probes_say():
+def test_negative_first_order_utility_is_toxic_whatever_the_probes():
     utility, error = np.array([-0.1, -0.1, 0.1]), np.array([1.0, 1.0, 1.0])
     assert beyond_noise(utility, error, np.array([-0.05, 0.05, 0.2])).tolist() == [True, False, False]
-    assert beyond_noise(np.array([-1.0]), np.array([0.9 / CERTAIN])).tolist() == [True]
+    assert beyond_noise(np.array([-1.0]), np.array([0.9 / Z_95])).tolist() == [True]
 
 
-def test_one_probe_says_nothing_of_its_error():
+def test_error_needs_two_probes_a_group():
     assert measurable(64, 1)
     assert measurable(14, 7)
     assert not measurable(7, 7)

@@ -1,4 +1,4 @@
-"""How the selectors of a benchmark stand: accuracy with its interval, and what it cost in all."""
+"""The results table of a benchmark: accuracy with its interval, and what it cost in all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from ostlight.config.schema import BASE, ORACLE
 from ostlight.errors import DataError
 from ostlight.evaluation.answers import ALL
 
+COSTS = {"flops": ("selection_flops", "training_flops"), "device_s": ("selection_s", "training_s")}
 NAMES = ("selector", "budget", "protocol")
 
 
 class Key(NamedTuple):
-    """What names a line; ``variant`` is empty where there are none."""
+    """What identifies a row of the table; ``variant`` is empty where there are none."""
 
     variant: str
     label: str
@@ -31,15 +32,15 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Standing:
+class TableRow:
     """One selector at one budget and protocol, over its seeds.
 
     Attributes:
         name: as short as it can be and still differ from the others of its variant.
         accuracy: by group, ``all`` among them; 0 to 1.
-        difference: ``mean``, ``low`` and ``high`` of the paired difference in accuracy to the baseline's line, 0 to 1;
-            ``None`` where there is no such line.
-        metrics: mean over seeds of every other figure of the benchmark, by name.
+        difference: ``mean``, ``low`` and ``high`` of the paired difference in accuracy to the baseline, 0 to 1;
+            ``None`` where there is no baseline to compare to.
+        metrics: mean over seeds of every other metric of the benchmark, by name.
         on_front: by kind of cost, whether nothing else of its variant is at least as accurate for no more.
     """
 
@@ -55,30 +56,26 @@ class Standing:
 
     @property
     def size(self) -> str:
-        """The budget without the tag it was spent within."""
+        """The budget without the tag it is stratified by."""
         return self.budget.partition(" by ")[0]
 
     @property
-    def frames(self) -> bool:
-        """Whether it is a bound, not a selector."""
+    def is_reference(self) -> bool:
+        """Whether it is the untrained model or the oracle, not a selector."""
         return self.label in (BASE, ORACLE)
 
     def cost(self, kind: str) -> float:
-        """Selection and training together, ``device_s`` or ``flops``."""
-        return cost(self.metrics, kind)
+        """``device_s`` or ``flops`` of selection and training together; NaN where the benchmark stored neither."""
+        return _total_cost(self.metrics, kind)
 
 
-COSTS = {"flops": ("selection_flops", "training_flops"), "device_s": ("selection_s", "training_s")}
+def _total_cost(metrics: dict[str, float], kind: str) -> float:
+    costs = [metrics[name] for name in COSTS[kind] if name in metrics]
+    return sum(costs) if costs else float("nan")
 
 
-def cost(metrics: dict[str, float], kind: str) -> float:
-    """Selection and training together; NaN where the benchmark says neither."""
-    parts = [metrics[name] for name in COSTS[kind] if name in metrics]
-    return sum(parts) if parts else float("nan")
-
-
-def read_standings(folder: Path) -> list[Standing]:
-    """From ``results.jsonl``, in its order; the differences from ``table.jsonl``.
+def read_results(folder: Path) -> list[TableRow]:
+    """Reads ``results.jsonl``, in its order, and the differences of ``table.jsonl``.
 
     Raises:
         DataError: a line that is no result; names it.
@@ -88,36 +85,34 @@ def read_standings(folder: Path) -> list[Standing]:
         if record["value"] is not None:
             values[key][record["metric"], record["group"]].append(float(record["value"]))
     accuracy = {
-        key: {group: Interval.of(v) for (metric, group), v in found.items() if metric == "accuracy"}
-        for key, found in values.items()
+        key: {group: Interval.of(v) for (metric, group), v in by_metric.items() if metric == "accuracy"}
+        for key, by_metric in values.items()
     }
     metrics = {
-        key: {
-            metric: float(np.mean(v)) for (metric, group), v in found.items() if metric != "accuracy" and group == ALL
-        }
-        for key, found in values.items()
+        key: {name: float(np.mean(v)) for (name, group), v in by_metric.items() if name != "accuracy" and group == ALL}
+        for key, by_metric in values.items()
     }
     differences = {key: record["difference"] for key, record in _records(folder / "table.jsonl", "difference")}
-    rated = [key for key in values if ALL in accuracy[key]]
+    keys = [key for key in values if ALL in accuracy[key]]
     fronts = {
-        kind: on_front([Offer(k.variant, k.label, cost(metrics[k], kind), accuracy[k][ALL].mean) for k in rated])
+        kind: on_front([Offer(k.variant, k.label, _total_cost(metrics[k], kind), accuracy[k][ALL].mean) for k in keys])
         for kind in COSTS
     }
     return [
-        Standing(
+        TableRow(
             *key,
             name=name,
             accuracy=accuracy[key],
             difference=differences.get(key),
             metrics=metrics[key],
-            on_front={kind: front[place] for kind, front in fronts.items()},
+            on_front={kind: front[k] for kind, front in fronts.items()},
         )
-        for place, (key, name) in enumerate(zip(rated, short_names(rated), strict=True))
+        for k, (key, name) in enumerate(zip(keys, short_names(keys), strict=True))
     ]
 
 
 def _records(path: Path, *fields: str) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """The lines of a file by what they are of; none where there is no file."""
+    """The lines of a file, each with its key; none where there is no file."""
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
         try:
             record = json.loads(line)

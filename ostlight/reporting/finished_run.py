@@ -1,0 +1,211 @@
+"""A finished run, read from its folder; what the folder lacks is listed for the reader."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+
+from ostlight.config import load_config
+from ostlight.config.budget import Budget
+from ostlight.config.schema import Anchors, Config, Data
+from ostlight.data.pool import Pool
+from ostlight.data.quarantine import Quarantine, Row
+from ostlight.digitmath.build import Files
+from ostlight.errors import DataError, OstlightError
+from ostlight.models.cost import StageCost
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.selection.notes import read_notes
+from ostlight.selection.scores import REJECTED
+
+D = TypeVar("D", Data, Anchors)
+
+CLEAN = (None, "", "clean")
+"""Values of a defect label that mean "no defect"."""
+
+
+@dataclass
+class FinishedRun:
+    """A run folder, read only.
+
+    Attributes:
+        folder: paths of its files.
+        config: the resolved configuration of the run.
+        missing: one sentence for each part of the report that cannot be shown.
+    """
+
+    folder: RunFolder
+    config: Config
+    missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: str | Path) -> FinishedRun:
+        """Opens the folder of a selection, of a benchmark, or of one of a benchmark's selectors.
+
+        Raises:
+            DataError: the folder does not exist, or is no run folder.
+            ConfigError: its ``config.yaml`` is not one of this version's.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            kind = "a file" if path.is_file() else "no run folder: it holds no config.yaml"
+            problem = f"is {kind}" if path.exists() else "does not exist"
+            raise DataError(f"{path} {problem}; name a folder that `ostlight select` or `ostlight benchmark` wrote")
+        config = load_config(path / "config.yaml")
+        return cls(RunFolder(path, config, write=False), config)
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def is_benchmark(self) -> bool:
+        return (self.path / "results.jsonl").is_file()
+
+    @property
+    def has_scores(self) -> bool:
+        return any(self.folder.scores.glob("part-*.parquet"))
+
+    @cached_property
+    def notes(self) -> dict[str, Any]:
+        """Facts about the whole run that the selector noted (``ScoringContext.note``)."""
+        return read_notes(self.path / "selector")
+
+    @cached_property
+    def parent(self) -> FinishedRun | None:
+        """The benchmark that this folder holds one selector of; ``None`` for a run of its own."""
+        try:
+            return FinishedRun.open(self.path.parent.parent)
+        except OstlightError:
+            return None
+
+    @cached_property
+    def budgets(self) -> list[Budget]:
+        """The budgets of the benchmark it belongs to, else its own."""
+        benchmark = self.parent.config.benchmark if self.parent else None
+        return list(benchmark.budgets) if benchmark else [self.config.budget]
+
+    @cached_property
+    def selectors_by_selection(self) -> dict[str, list[str]]:
+        """Labels of the benchmark's selectors that kept what a file of ``picks/`` holds, by the file's stem."""
+        labels = defaultdict[str, list[str]](list)
+        for row in self.parent._score_folders if self.parent else []:
+            is_ours = self.parent is not None and self.parent.path / row["scores"] == self.path
+            if is_ours and "pick" in row and row["selector"] not in labels[row["pick"]]:
+                labels[row["pick"]].append(row["selector"])
+        return dict(labels)
+
+    @cached_property
+    def selection_notes(self) -> dict[str, dict[str, Any]]:
+        """Facts noted by the last selection for each budget (``SelectionContext.note``), by the budget's label."""
+        entries = [entry.more for entry in self.cost_log if entry.stage == "select"]
+        return {more["budget"]: more.get("noted", {}) for more in entries if "budget" in more}
+
+    @cached_property
+    def cost_log(self) -> list[StageCost]:
+        """Cost of each stage, with the warm-ups that a benchmark keeps in ``proxies/``."""
+        proxies = [RunFolder(p.parent, self.config, write=False) for p in self.path.glob("proxies/*/cost_log.jsonl")]
+        return [entry for folder in (*proxies, self.folder) for entry in folder.cost_log.read()]
+
+    @cached_property
+    def scored_runs(self) -> list[FinishedRun]:
+        """The runs with scores: this one, or a benchmark's selectors, those with the most extra columns first.
+
+        A finished benchmark lists the folders it used; older ones beside them are left out.
+        """
+        if self.has_scores:
+            return [self]
+        folders = sorted({p.parent.parent for p in self.path.glob("selectors/*/scores/part-*.parquet")})
+        listed = {self.path / row["scores"] for row in self._score_folders}
+        runs = [FinishedRun.open(folder) for folder in folders if folder in listed or not listed]
+        return sorted(runs, key=lambda run: -len(run.extra_columns))
+
+    @cached_property
+    def variants_by_folder(self) -> dict[str, list[str]]:
+        """Variants of a benchmark that each folder of scores serves, by the folder's path within; empty without any."""
+        variants = defaultdict[str, list[str]](list)
+        for row in self._score_folders:
+            if row["variant"] and row["variant"] not in variants[row["scores"]]:
+                variants[row["scores"]].append(row["variant"])
+        return dict(variants)
+
+    @cached_property
+    def _score_folders(self) -> list[dict[str, Any]]:
+        """Rows of a benchmark's ``scored.jsonl``: which selector, variant and selection use which folder of scores."""
+        file = self.folder.scored
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    @cached_property
+    def extra_columns(self) -> set[str]:
+        """Columns of the first score file, beyond the score, that the report shows."""
+        part = min(self.folder.scores.glob("part-*.parquet"))
+        return set(pq.read_schema(part).names) & {
+            "phi",
+            "utility_by_group",
+            "alignment",
+            "cosine",
+            "loss",
+            "gradient_norm",
+        }
+
+    @cached_property
+    def quarantine(self) -> Quarantine:
+        """Rejected records of all stages. A benchmark's selector has no such file: its score table lists them, without
+        file and line."""
+        if self.folder.quarantine.is_file():
+            return Quarantine.read(self.folder.quarantine)
+        if not self.has_scores:
+            return Quarantine()
+        columns = ["position", "id", "reason", "field", "detail"]
+        table = pq.read_table(self.folder.scores, columns=columns, filters=[("state", "=", REJECTED)])
+        return Quarantine(Row(**row, file="", record=0, stage="score") for row in table.to_pylist())
+
+    @cached_property
+    def pool(self) -> Pool | None:
+        """The records; ``None``, and a sentence in ``missing``, where the pool cannot be opened any more."""
+        data = self.locate(self.config.pool, "pool")
+        try:
+            if data.path is None:
+                raise DataError("the configuration names no pool")
+            return Pool.open(data.path, format=data.format, image_root=data.image_root)
+        except (OstlightError, OSError) as error:
+            self.missing.append(f"Images and texts: the pool cannot be opened ({error}).")
+            return None
+
+    def locate(self, data: D, name: str) -> D:
+        """A data section with paths that can be opened from here, though the run was started elsewhere or moved.
+
+        Args:
+            name: of the file among those of a built DigitMath pool.
+        """
+        if data.path is None:
+            built = getattr(Files.in_folder(self.path / "data"), name, None)
+            return replace(data, path=str(built)) if built is not None and built.exists() else data
+        root = data.image_root
+        return replace(data, path=self._resolve(data.path), image_root=None if root is None else self._resolve(root))
+
+    def _resolve(self, path: str) -> str:
+        """A path of the configuration as seen from here, or from a folder above the run; unchanged if in none."""
+        starts = (Path(), *self.path.resolve().parents)
+        return next((str(start / path) for start in starts if (start / path).exists()), path)
+
+    @cached_property
+    def defect_labels(self) -> dict[str, str]:
+        """Defect by sample id, ``clean`` for those without one; empty where the run has no such table."""
+        if self.config.benchmark and self.config.benchmark.defect_labels:
+            candidates = [Path(self._resolve(self.config.benchmark.defect_labels))]
+        else:
+            candidates = [self.path / "data"]
+            candidates += [Path(self._resolve(self.config.pool.path)).parent] if self.config.pool.path else []
+        for candidate in candidates:
+            file = candidate / "defect_labels.parquet" if candidate.is_dir() else candidate
+            if file.is_file():
+                table = pq.read_table(file, columns=["id", "defect"])
+                rows = zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True)
+                return {i: "clean" if d in CLEAN else d for i, d in rows}
+        return {}

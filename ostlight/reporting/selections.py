@@ -1,0 +1,76 @@
+"""Which of the scored samples were kept: by a selection, or within each budget of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ostlight.benchmarking.plan import file_name
+from ostlight.reporting.finished_run import FinishedRun
+
+FINGERPRINT = "-????????"
+"""Ends the name of a benchmark's selection file."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was kept within one budget.
+
+    Attributes:
+        budget: its label; where several selectors used the same scores and budget, with their names (with the
+            fingerprint of the file while the benchmark is unfinished).
+        stratify_by: the tag within whose values the budget was spent.
+        rank: ``[N]`` rank of each scored sample among the kept, 0 is best; -1 for dropped ones.
+        key: distinguishes the run's selections in names within the page; empty for the first.
+        suffix: distinguishes them in words, as `` (budget 20%)``; empty where there is only one.
+    """
+
+    budget: str
+    stratify_by: str | None
+    rank: np.ndarray
+    key: str = ""
+    suffix: str = ""
+
+    @property
+    def kept(self) -> np.ndarray:
+        """``[N]`` whether each sample was kept."""
+        return self.rank >= 0
+
+    @property
+    def size(self) -> int:
+        return int(self.kept.sum())
+
+
+def read_selections(run: FinishedRun, position: np.ndarray) -> list[Selection]:
+    """Reads what a run kept, in the order of its budgets; none for a budget without a selection.
+
+    Args:
+        position: ``[N]`` positions of the scored samples, ascending.
+    """
+    kept_by_budget = list(_kept_positions(run))
+    selections = []
+    for k, (budget, stratify_by, kept) in enumerate(kept_by_budget):
+        rank = np.full(len(position), -1, np.int64)
+        rank[np.searchsorted(position, kept)] = np.arange(len(kept))
+        suffix = f" (budget {budget})" if len(kept_by_budget) > 1 else ""
+        selections.append(Selection(budget, stratify_by, rank, str(k or ""), suffix))
+    return selections
+
+
+def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndarray]]:
+    """Label and tag of each budget, and the positions kept, best first."""
+    if run.folder.selection.is_file():
+        table = pq.read_table(run.folder.selection, columns=["position", "rank"], filters=[("rank", ">=", 0)])
+        yield run.config.budget.label, run.config.budget.stratify_by, table.sort_by("rank")["position"].to_numpy()
+        return
+    selectors = run.selectors_by_selection
+    for budget in run.budgets:
+        files = sorted(run.path.glob(f"picks/{file_name(budget.label)}{FINGERPRINT}.npy"))
+        files = [file for stem in selectors for file in files if file.stem == stem] or files
+        for file in files:
+            made_by = ", ".join(selectors.get(file.stem, [file.stem.rpartition("-")[2]]))
+            label = f"{budget.label}, {made_by}" if len(files) > 1 else budget.label
+            yield label, budget.stratify_by, np.load(file)

@@ -1,0 +1,147 @@
+"""The part of the page about scored samples: utilities, sources, samples, near-duplicates and reliability."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ostlight.reporting.axes import NARROW, WIDE
+from ostlight.reporting.histogram import Histogram, histogram
+from ostlight.reporting.images import ImageStore
+from ostlight.reporting.matrix import compute_matrices
+from ostlight.reporting.sample_cards import Card, make_cards
+from ostlight.reporting.sample_lists import cutoff_score, sample_lists
+from ostlight.reporting.sample_table import pack_samples
+from ostlight.reporting.scored_run import ScoredRun
+from ostlight.reporting.selections import Selection
+from ostlight.reporting.sketch_noise import Z_95
+
+SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of")
+"""Notes that are no further facts: other places of the page show them."""
+SHOWN_GROUPS = 24
+"""Groups of near-duplicates that are shown."""
+MEMBERS = 6
+"""Members of each that are shown."""
+
+
+def utilities_section(scored: ScoredRun) -> dict[str, Any]:
+    """Returns what the templates ask for under ``scored``."""
+    run, scores, images = scored.run, scored.scores, ImageStore()
+    if not len(scores):
+        run.missing.append("Utilities: every record was rejected.")
+    lists, notes = sample_lists(scores, scored.margins), _selection_notes(scored)
+    sizes = np.zeros(0) if scored.duplicates is None else scored.duplicates.sizes
+    return {
+        "run": run,
+        "scores": scores,
+        "scale": scored.scale,
+        "toxic": int(scores.toxic.sum()),
+        "selections": _selections(scored),
+        "median_noise": None if scores.noise is None else float(np.median(scores.noise)),
+        "histograms": _histograms(scored),
+        "matrices": compute_matrices(scores),
+        "lists": {name: len(rows) for name, rows in lists.items()},
+        "cards": _cards(scored, lists, images),
+        "duplicate_groups": _duplicate_cards(scored, images),
+        "group_count": None if scored.duplicates is None else len(sizes),
+        "in_groups": int(sizes.sum()),
+        "stratify_by": sorted(_stratification_tags(scored)),
+        "agreement": run.notes.get("rank_agreement"),
+        "trials": {b: noted["best_of"] for b, noted in notes.items() if isinstance(noted.get("best_of"), dict)},
+        "facts": list(_facts(scored, notes)),
+        "data": pack_samples(scores, scored.duplicates, scored.scale) | {"images": images.data_urls()},
+    }
+
+
+def _selections(scored: ScoredRun) -> list[dict[str, Any]]:
+    """Each selection with its counts; ``undecided`` samples are nearer to the cutoff than their own noise."""
+    noise, shown = scored.scores.noise, []
+    for selection, margin in zip(scored.scores.selections, scored.margins, strict=True):
+        undecided = None
+        if margin is not None and noise is not None:
+            undecided = int((np.abs(margin) < Z_95 * noise).sum())
+        shown.append(
+            vars(selection)
+            | {
+                "size": selection.size,
+                "toxic": int((scored.scores.toxic & selection.kept).sum()),
+                "has_cutoff": margin is not None,
+                "undecided": undecided,
+            }
+        )
+    return shown
+
+
+def _stratification_tags(scored: ScoredRun) -> set[str]:
+    """Tags within whose values a budget has cutoffs of its own."""
+    selections = scored.scores.selections
+    with_cutoff = [s for s, margin in zip(selections, scored.margins, strict=True) if margin is not None]
+    return {spent.stratify_by for spent in (with_cutoff if selections else scored.run.budgets) if spent.stratify_by}
+
+
+def _selection_notes(scored: ScoredRun) -> dict[str, dict[str, Any]]:
+    """Notes of the selections that this page shows, by budget."""
+    notes = scored.run.selection_notes
+    return {budget.label: notes[budget.label] for budget in scored.run.budgets if budget.label in notes}
+
+
+def _facts(scored: ScoredRun, notes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, Any]]:
+    """Budget (empty for the whole run), name and value of each note that no other place of the page shows."""
+    for budget, noted in {"": scored.run.notes, **notes}.items():
+        for name, value in noted.items():
+            if name in SHOWN_ELSEWHERE:
+                continue
+            if isinstance(value, dict):
+                value = {k: v for k, v in value.items() if not isinstance(v, dict | list)}
+            yield budget, name, value
+
+
+def _histograms(scored: ScoredRun) -> list[list[Histogram]]:
+    """A wide and a narrow one for each selection; one pair where nothing was selected."""
+    selections: Sequence[Selection | None] = scored.scores.selections or [None]
+    cutoffs = _cutoffs(scored)
+    return [
+        [histogram(scored.scores, selection, cutoffs, scored.scale, size) for size in (WIDE, NARROW)]
+        for selection in selections
+    ]
+
+
+def _cutoffs(scored: ScoredRun) -> dict[str, float]:
+    """The cutoff that a ranking of the whole pool would have for each selection, or for each budget before any."""
+    score = scored.scores.score
+    if scored.scores.selections:
+        return {f"budget {s.budget}": cutoff_score(score, s.size) for s in scored.scores.selections}
+    cutoffs = {}
+    for budget in scored.run.budgets:
+        if budget.threshold is not None:
+            cutoffs[budget.label] = budget.threshold
+        elif budget.tokens is None:
+            cutoffs[budget.label] = cutoff_score(score, budget.size(len(score)))
+    return cutoffs
+
+
+def _cards(scored: ScoredRun, lists: dict[str, np.ndarray], images: ImageStore) -> list[Card]:
+    """Each listed sample once, with the lists it is in, best first."""
+    lists_of: dict[int, list[str]] = defaultdict(list)
+    for name, rows in lists.items():
+        for row in rows.tolist():
+            lists_of[row].append(name)
+    cards = list(make_cards(scored.summaries(sorted(lists_of)), scored.run.pool, images))
+    for card in cards:
+        card.lists = lists_of[card.summary.row]
+    return sorted(cards, key=lambda card: card.summary.place)
+
+
+def _duplicate_cards(scored: ScoredRun, images: ImageStore) -> list[list[Card]]:
+    """The best members of the largest groups of near-duplicates."""
+    if scored.duplicates is None:
+        return []
+    groups = []
+    for group in range(min(SHOWN_GROUPS, len(scored.duplicates.sizes))):
+        rows = scored.duplicates.members(group)
+        rows = rows[np.argsort(scored.scores.place[rows])][:MEMBERS]
+        groups.append(list(make_cards(scored.summaries(rows.tolist()), scored.run.pool, images)))
+    return groups

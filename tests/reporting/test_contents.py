@@ -1,0 +1,235 @@
+"""The numbers on the page against plain arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ostlight.errors import DataError
+from ostlight.models.cost import StageCost
+from ostlight.reporting.axes import Axis
+from ostlight.reporting.contents import page_contents
+from ostlight.reporting.finished_run import FinishedRun
+from ostlight.reporting.histogram import WIDE, histogram
+from ostlight.reporting.matrix import compute_matrices
+from ostlight.reporting.number_format import UnitScale, clipped, duration, percent, prefixed, signed
+from ostlight.reporting.page import write_report
+from ostlight.reporting.pareto import pareto_chart
+from ostlight.reporting.results_table import read_results
+from ostlight.reporting.sample_lists import cutoff_margins, cutoff_score, sample_lists
+from ostlight.reporting.score_columns import ScoreColumns
+from ostlight.reporting.selections import Selection
+
+
+@pytest.fixture(scope="module")
+def scores(finished_run: Path) -> ScoreColumns:
+    return ScoreColumns.read(FinishedRun.open(finished_run))
+
+
+def test_columns_equal_those_of_the_score_files(finished_run: Path, scores: ScoreColumns):
+    table = pq.read_table(next((finished_run / "scores").glob("part-*")))
+    rows = [r for r in table.to_pylist() if r["state"] == "ok"]
+    assert scores.ids == [r["id"] for r in rows]
+    assert scores.records == 400
+    assert scores.rejected == 4
+    assert scores.groups[0] == "algebra"
+    cost = [r["step_size"] ** 2 / 2 * sum(x * x for x in r["phi"]) for r in rows]
+    assert scores.curvature_cost == pytest.approx(cost, rel=1e-5)
+    assert scores.score == pytest.approx(
+        [r["step_size"] * r["alignment"] - c for r, c in zip(rows, cost, strict=True)], rel=1e-4
+    )
+    kept = pq.read_table(finished_run / "selection.parquet")
+    assert {i for i, k in zip(scores.ids, scores.selections[0].kept, strict=True) if k} == {
+        i for i, k in zip(kept["id"].to_pylist(), kept["kept"].to_pylist(), strict=True) if k
+    }
+
+
+def test_matrix_holds_means_by_tag_and_group(scores: ScoreColumns):
+    found = compute_matrices(scores)
+    assert [m.tag for m in found] == ["source", "task"]
+    for m in found:
+        for row in m.rows:
+            mask = scores.tags[m.tag] == row.value
+            assert row.count == mask.sum()
+            assert scores.by_group is not None
+            values = np.concatenate([scores.score[mask, None], scores.by_group[mask]], axis=1)
+            assert [c.mean for c in row.utilities] == pytest.approx(values.mean(0))
+            assert [c.error for c in row.utilities] == pytest.approx(values.std(0, ddof=1) / mask.sum() ** 0.5)
+            assert row.toxic == pytest.approx(scores.toxic[mask].mean())
+    worst = min(found[0].rows, key=lambda row: row.utilities[0].mean)
+    assert worst.value == "model-b"
+    assert worst.utilities[0].effect == "hurt"
+
+
+def test_cutoff_separates_kept_from_dropped(scores: ScoreColumns):
+    (selection,) = scores.selections
+    margin = cutoff_margins(scores, selection)
+    assert margin is not None
+    assert ((margin > 0) == selection.kept).all()
+    near = sample_lists(scores, [margin], longest=10)["borderline"]
+    assert set(near) == set(np.argsort(np.abs(margin))[:10])
+    assert cutoff_score(np.array([3.0, 1.0, 2.0]), 1) == 2.5
+
+
+def test_stratified_budget_has_a_cutoff_in_each_stratum(scores: ScoreColumns):
+    selection = replace(scores.selections[0], stratify_by="source")
+    margin = cutoff_margins(scores, selection)
+    assert margin is not None
+    for source in set(scores.tags["source"]):
+        rows = scores.tags["source"] == source
+        assert (margin[rows] > 0).sum() == selection.kept[rows].sum()
+
+
+def test_set_selection_has_no_cutoff(scores: ScoreColumns):
+    order, rank = np.argsort(-scores.score), np.full(len(scores), -1)
+    rank[order[[0, 1, 3]]] = range(3)
+    assert cutoff_margins(scores, Selection("4", None, rank)) is None
+    rank[order[2]] = 3
+    assert cutoff_margins(scores, Selection("4", None, rank)) is not None
+
+
+def test_histogram_counts_every_sample_once(scores: ScoreColumns):
+    (selection,) = scores.selections
+    plot = histogram(scores, selection, {"line": 0.0}, UnitScale(1e6, "micronats"), WIDE)
+    assert sum(int(bar.tooltip.split()[0].replace(",", "")) for bar in plot.bars) == len(scores)
+    kinds = {kind: 0 for kind in ("kept", "dropped", "toxic")}
+    for bar in plot.bars:
+        kinds[bar.state] += int(bar.tooltip.split()[0].replace(",", ""))
+    assert kinds["kept"] == selection.size
+    assert kinds["toxic"] == (scores.toxic & ~selection.kept).sum()
+    assert plot.cutoffs[0].x == plot.zero
+
+
+def test_no_cutoff_line_crosses_another_cutoffs_text(scores: ScoreColumns):
+    low, high = np.quantile(scores.score, [0.05, 0.95])
+    budgets = {f"{k}%": float(v) for k, v in enumerate(np.linspace(low, high, 7))}
+    drawn = histogram(scores, None, budgets, UnitScale(1.0, ""), WIDE).cutoffs
+    assert [line.row for line in drawn] == list(range(7))
+    for side in ("start", "end"):
+        for one, other in itertools.permutations([line for line in drawn if line.anchor == side], 2):
+            reached_over = other.x > one.x if side == "start" else other.x < one.x
+            assert not reached_over or other.row > one.row
+
+
+def test_axis_ticks_are_round_values():
+    assert Axis(0, 10, 0, 100).ticks(5, "{:g}".format) == [
+        (0, "0"),
+        (20, "2"),
+        (40, "4"),
+        (60, "6"),
+        (80, "8"),
+        (100, "10"),
+    ]
+    texts = [text for _, text in Axis(30, 4000, 0, 600, logarithmic=True).ticks(4, "{:g}".format)]
+    assert texts == ["100", "1000"]
+    is_asinh = Axis(-100, 100, 0, 600, linear_width=1.0)
+    assert is_asinh.at(0) == 300
+    places = [x for x, _ in is_asinh.ticks(6, str)]
+    assert all(b - a >= 99 for a, b in itertools.pairwise(places))
+    edges = is_asinh.edges(20)
+    assert 0.0 in edges
+    assert np.diff([is_asinh.scaled(e) for e in edges]) == pytest.approx(
+        is_asinh.scaled(edges[1]) - is_asinh.scaled(edges[0])
+    )
+
+
+def test_front_holds_what_nothing_cheaper_beats(tmp_path: Path, write_results: Any):
+    write_results(tmp_path)
+    results = {s.label: s for s in read_results(tmp_path)}
+    assert results["good"].cost("device_s") == 50
+    assert results["good"].accuracy["all"].mean == pytest.approx(0.705)
+    assert {name for name, s in results.items() if s.on_front["flops"]} == {"base", "random", "good"}
+    plot = pareto_chart(list(results.values()), "flops", WIDE)
+    assert plot is not None
+    assert {p.name: p.kind for p in plot.points} == {
+        "full": "behind",
+        "random 20%": "front",
+        "dear 20%": "behind",
+        "good 20%": "front",
+    }
+    assert plot.base is not None
+    good = plot.points[-1]
+    assert plot.front.startswith("M")
+    assert plot.front.endswith(f"L{good.x} {good.y}L{plot.right} {good.y}")
+    assert good.label is not None
+    assert good.label.anchor == "end"  # to its right runs the front
+
+
+def test_line_that_is_no_result_is_named(tmp_path: Path):
+    (tmp_path / "results.jsonl").write_text(json.dumps({"selector": "x"}) + "\n")
+    with pytest.raises(DataError, match=r"results\.jsonl:1 is no result"):
+        read_results(tmp_path)
+
+
+def test_missing_parts_are_listed(finished_run: Path, tmp_path: Path):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(finished_run, bare)
+    (bare / "selector" / "notes.json").unlink()
+    (bare / "selection.parquet").unlink()
+    config = (bare / "config.yaml").read_text()
+    (bare / "config.yaml").write_text(config.replace("pool.jsonl", "gone.jsonl"))
+    shown = page_contents(FinishedRun.open(bare))
+    said = " ".join(shown["missing"])
+    assert "the pool cannot be opened" in said
+    assert "Names of the anchor groups" in said
+    assert "the target was not trained" in said
+    assert shown["scored"]["selections"] == []
+    assert "not at hand" in write_report(bare).read_text()
+
+
+def test_trial_trainings_are_shown(finished_run: Path, tmp_path: Path):
+    import shutil
+
+    tried = tmp_path / "tried"
+    shutil.copytree(finished_run, tried)
+    losses = {"ost": [0.625, 0.75], "set 10x": None, "random": [0.5, 0.25]}
+    notes = {"set 10x": {"set": {"value": 1.0, "gap": 0.5, "greedy_gap": 0.25}}}
+    note = {"samples": 4, "selected": "random", "losses": losses, "notes": notes}
+    run = FinishedRun.open(tried)
+    label = run.config.budget.label
+    by_budget = {"7 samples": {"best_of": note | {"selected": "other"}}, label: {"best_of": note, "gap": {"of": 0.5}}}
+    for budget, noted in by_budget.items():
+        run.folder.cost_log.add(StageCost("select", more={"budget": budget, "noted": noted}))
+    page = write_report(tried).read_text()
+    assert "Kept: <b>random</b>" in page
+    assert (
+        "ost <b>0.625 and 0.75</b>, set 10x <b>diverged</b> (greedy solution below the relaxed optimum by 0.25), "
+        "random <b>0.5 and 0.25</b>." in page
+    )
+    assert "No candidate is better than the random subset" in page
+    assert f"gap ({label})</dt><dd>of <b>0.5</b>" in page
+    assert "Kept: <b>other</b>" not in page
+
+
+def test_run_without_scores_has_a_page(finished_run: Path, tmp_path: Path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text((finished_run / "config.yaml").read_text())
+    text = write_report(empty).read_text()
+    assert "the folder holds no scores" in text
+    assert "No record was rejected" in text
+
+
+def test_rejected_records_are_counted_by_reason(finished_run: Path):
+    shown = page_contents(FinishedRun.open(finished_run))
+    assert [(r["reason"], r["count"]) for r in shown["rejected"]] == [("empty_answer", 2), ("corrupt_image", 2)]
+    assert shown["total"].flops == pytest.approx(9.2e13)
+
+
+def test_number_formats():
+    assert signed(-0.004) == "0"
+    assert signed(-1.234) == "\N{MINUS SIGN}1.23"
+    assert prefixed(1.63e12) == "1.63 T"
+    assert [duration(s) for s in (0.42, 42, 720, 12_240)] == ["0.4 s", "42 s", "12 min", "3.4 h"]
+    assert [percent(x) for x in (0, 0.004, 0.5)] == ["0%", "0.4%", "50%"]
+    assert clipped("abcdef", 4) == "abcd … (2 more characters)"
+    assert UnitScale.of(np.array([0.002, -0.001])).show(0.0012) == "+1.20"

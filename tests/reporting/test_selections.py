@@ -1,0 +1,146 @@
+"""A benchmark's selections, budget by budget."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from ostlight.config.budget import Budget
+from ostlight.reporting.contents import page_contents
+from ostlight.reporting.finished_run import FinishedRun
+from ostlight.reporting.page import write_report
+from ostlight.reporting.score_columns import ScoreColumns
+
+if TYPE_CHECKING:
+    from browser import Browser
+
+BUDGETS = "[{count: 40}, {fraction: 0.5, stratify_by: task}, {count: 30}]"
+
+
+@pytest.fixture(scope="module")
+def scores(finished_run: Path) -> ScoreColumns:
+    return ScoreColumns.read(FinishedRun.open(finished_run))
+
+
+@pytest.fixture
+def bench(finished_run: Path, tmp_path: Path, write_results: Callable[..., None], scores: ScoreColumns) -> Path:
+    """A finished benchmark of one selector: its ranking at two budgets, at the third a draw."""
+    text = (finished_run / "config.yaml").read_text()
+    section = f"benchmark: {{selectors: [{{name: random}}], budgets: {BUDGETS}}}\n"
+    (tmp_path / "config.yaml").write_text(text.replace("benchmark: null\n", section))
+    write_results(tmp_path)
+    place = tmp_path / "selectors" / "ost-0123abcd"
+    shutil.copytree(finished_run, place)
+    (place / "selection.parquet").unlink()
+    order = scores.position[np.argsort(scores.place)]
+    save(place, "40", order[:40])
+    save(place, "50%_by_task", np.array(best_half_of_each_task(scores)))
+    save(place, "30", np.random.default_rng(0).permutation(order)[:30])
+    return tmp_path
+
+
+def save(place: Path, name: str, kept: np.ndarray, key: str = "00000000") -> None:
+    (place / "picks").mkdir(exist_ok=True)
+    np.save(place / "picks" / f"{name}-{key}.npy", kept)
+
+
+def best_half_of_each_task(scores: ScoreColumns) -> list[int]:
+    ranked = np.argsort(scores.place)
+    tasks = scores.tags["task"]
+    rows = [r for t in sorted(set(tasks)) for r in ranked[tasks[ranked] == t][: (tasks == t).sum() // 2]]
+    return scores.position[sorted(rows, key=lambda r: scores.place[r])].tolist()
+
+
+def listed(shown: dict, name: str) -> set[int]:
+    """Places of the list's samples."""
+    return {card.summary.place for card in shown["cards"] if name in card.lists}
+
+
+def test_each_budget_lists_samples_near_its_cutoff_and_a_random_subset_none(bench: Path, scores: ScoreColumns):
+    shown = page_contents(FinishedRun.open(bench))["scored"]
+    assert list(shown["lists"]) == ["useful", "toxic", "borderline", "borderline1"]
+    assert {38, 39, 40, 41} < listed(shown, "borderline")
+    kept = set(best_half_of_each_task(scores))
+    for task in set(scores.tags["task"]):
+        rows = [r for r in np.argsort(scores.place) if scores.tags["task"][r] == task]
+        last = max(k for k, r in enumerate(rows) if scores.position[r] in kept)
+        assert {int(scores.place[r]) for r in rows[last : last + 2]} < listed(shown, "borderline1")
+    assert [(selection["budget"], selection["size"], selection["has_cutoff"]) for selection in shown["selections"]] == [
+        ("40", 40, True),
+        ("50% by task", len(kept), True),
+        ("30", 30, False),
+    ]
+
+
+def test_cards_matrix_tiles_and_histogram_show_each_budget(bench: Path):
+    shown = page_contents(FinishedRun.open(bench))["scored"]
+    for card in shown["cards"]:
+        first, *_ = card.summary.outcomes
+        assert first.state == ("kept" if card.summary.place < 40 else "dropped")
+        assert (first.margin > 0) == (first.state == "kept")
+    for matrix in shown["matrices"]:
+        assert sum(row.count * row.kept[0] for row in matrix.rows) == pytest.approx(40)
+    page = write_report(bench).read_text()
+    assert "kept, rank 1 (budget 40)</span>" in page
+    assert re.search(r"<b>30</b><span>kept \(budget 30\)</span><small>7\.6% of the scored, \d+ of them toxic", page)
+    assert "The kept samples (budget 30) are not simply those with the highest scores" in page
+    assert page.count(">budget 50% by task</text>") == 6, "two sizes for each of three budgets"
+
+
+def test_two_selections_for_one_budget_are_named_by_file(bench: Path, scores: ScoreColumns):
+    place = bench / "selectors" / "ost-0123abcd"
+    save(place, "40", scores.position[:40], key="ffffffff")
+    (run,) = FinishedRun.open(bench).scored_runs
+    assert [p.budget for p in ScoreColumns.read(run).selections][:2] == ["40, 00000000", "40, ffffffff"]
+
+
+def test_two_selections_for_one_budget_are_named_by_selector(bench: Path, scores: ScoreColumns):
+    save(bench / "selectors" / "ost-0123abcd", "40", scores.position[:40], key="ffffffff")
+    save(bench / "selectors" / "ost-0123abcd", "40", scores.position[:40], key="5ca1ab1e")
+    used = {"ranking": "40-00000000", "set": "40-ffffffff", "ost": "40-00000000"}
+    rows = [{"scores": "selectors/ost-0123abcd", "selector": s, "variant": "", "pick": p} for s, p in used.items()]
+    (bench / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = FinishedRun.open(bench).scored_runs
+    assert [p.budget for p in ScoreColumns.read(run).selections][:2] == ["40, ranking, ost", "40, set"]
+
+
+def test_benchmark_of_one_budget_shows_the_same_as_its_selection(finished_run: Path, bench: Path, scores: ScoreColumns):
+    place = bench / "selectors" / "ost-0123abcd"
+    shutil.rmtree(place / "picks")
+    fifth = Budget(fraction=0.2)
+    config = bench / "config.yaml"
+    config.write_text(config.read_text().replace(BUDGETS, "[{fraction: 0.2}]"))
+    best = scores.position[np.argsort(scores.place)]
+    save(place, fifth.label, best[: fifth.size(len(best))])
+    one, other = (write_report(path, bench / "page.html").read_text() for path in (finished_run, bench))
+    samples = re.compile(r'<section id="distribution">.*<section id="rejected">', re.DOTALL)
+    (told, expected) = (samples.search(page) for page in (other, one))
+    assert told
+    assert expected
+    assert told[0].replace(str(place), str(finished_run)) == expected[0]
+
+
+def test_tabs_switch_between_budgets(bench: Path, browser: Browser):
+    browser.open(write_report(bench), width=390)
+    assert browser.problems == []
+    assert browser.page.evaluate("document.documentElement.scrollWidth") <= 390
+    browser.page.click('[data-list="borderline1"]')
+    margins = browser.page.evaluate(
+        "[...document.querySelectorAll('.card')].filter((c) => !c.hidden).map((c) => +c.dataset.margin1)"
+    )
+    assert margins == sorted(margins)
+    shown = "[...document.querySelectorAll('#distribution .narrow rect.kept title')]" + (
+        ".filter((t) => t.closest('svg').checkVisibility()).reduce((n, t) => n + parseInt(t.textContent), 0)"
+    )
+    assert browser.page.evaluate(shown) == 40
+    browser.page.click('#distribution [data-show="3"]')
+    assert browser.page.evaluate(shown) == 30
+    browser.page.select_option("#row-state", "kept2")
+    assert browser.texts("#row-count") == ["30 rows"]

@@ -57,7 +57,7 @@ def make_trainer(
             devices=compute.devices,
             num_nodes=compute.num_nodes,
             strategy=_strategy(compute, shard),
-            precision=compute.precision,  # type: ignore[arg-type]
+            precision=compute.precision,
             logger=make_logger(compute.logger, folder, stage),
             callbacks=[*others, *(bars if compute.progress else [])],
             enable_progress_bar=compute.progress,

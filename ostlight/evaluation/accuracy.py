@@ -1,4 +1,4 @@
-"""Accuracy of answers as metrics that add up over batches and ranks, one for each kind of question."""
+"""Accuracy of answers as metrics that add up over batches and ranks, one for each question type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXACT, NUMERIC, CHOICE = "exact", "numeric", "choice"
 Options = Mapping[str, str]
 
 
-def kind_of(expected: str | None, options: Options) -> str:
+def question_type(expected: str | None, options: Options) -> str:
     """``choice`` where the question offers options and the expected answer is one of them; ``numeric`` where it is a
     number; else ``exact``."""
     if options and option_chosen(expected, options) is not None:
@@ -21,21 +21,21 @@ def kind_of(expected: str | None, options: Options) -> str:
     return NUMERIC if is_number(expected) else EXACT
 
 
-def is_right(given: str | None, expected: str | None, options: Options) -> bool:
-    """By the question's kind: the same option, the same number, or the same text. A missing answer is wrong."""
-    if kind_of(expected, options) == CHOICE:
+def is_correct(given: str | None, expected: str | None, options: Options) -> bool:
+    """Compares by question type: the same option, the same number, or the same text. A missing answer is wrong."""
+    if question_type(expected, options) == CHOICE:
         return option_chosen(given, options) == option_chosen(expected, options)
     return same_answer(given, expected)
 
 
 class AnswerAccuracy(Metric):
-    """Share of answers that are right, each by its question's kind.
+    """Share of correct answers, each compared by its question's type.
 
     ``update`` takes lists of equal length: final answers as extracted (``None`` where there is none), the expected
     ones, and the options each question offers (left out: none does).
 
     Args:
-        kind: counts the questions of this kind alone; ``None`` counts all. Without any the share is NaN.
+        only: the question type to count; ``None`` counts all. Without any question the share is NaN.
     """
 
     higher_is_better = True
@@ -43,9 +43,9 @@ class AnswerAccuracy(Metric):
     correct: torch.Tensor
     total: torch.Tensor
 
-    def __init__(self, kind: str | None = None) -> None:
+    def __init__(self, only: str | None = None) -> None:
         super().__init__()
-        self.kind = kind
+        self.only = only
         self.add_state("correct", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
 
@@ -54,8 +54,8 @@ class AnswerAccuracy(Metric):
     ) -> None:
         offered = options if options is not None else [{}] * len(expected)
         for g, e, o in zip(given, expected, offered, strict=True):
-            if self.kind in (None, kind_of(e, o)):
-                self.correct += is_right(g, e, o)
+            if self.only in (None, question_type(e, o)):
+                self.correct += is_correct(g, e, o)
                 self.total += 1
 
     def compute(self) -> torch.Tensor:
@@ -83,4 +83,4 @@ class ChoiceAccuracy(AnswerAccuracy):
         super().__init__(CHOICE)
 
 
-KINDS = {EXACT: ExactAccuracy, NUMERIC: NumericAccuracy, CHOICE: ChoiceAccuracy}
+QUESTION_TYPES = {EXACT: ExactAccuracy, NUMERIC: NumericAccuracy, CHOICE: ChoiceAccuracy}

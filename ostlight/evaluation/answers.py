@@ -14,7 +14,7 @@ LEAD_IN = re.compile(r"(?:.*[.,;!?] )?(.*\b(?:answer|choice|option)\b(?: is\b)?[
 DENIAL = re.compile(r"\b(?:not|never|wrong|incorrect)\b|n['’]t\b", re.IGNORECASE)
 BOXED = r"\boxed{"
 BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)", re.DOTALL)
-BEFORE = re.compile(r"(?:[ :=]|\.{2,}|\.(?!\d))+")
+SEPARATOR = re.compile(r"(?:[ :=]|\.{2,}|\.(?!\d))+")
 NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
 FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 MINUS = "\u2212"
@@ -33,11 +33,11 @@ def final_answer(text: str, marker: str | None) -> str | None:
         boxed = _last_boxed(text)
         return _spaced(text if boxed is None else boxed) or None
     spaced, word = _spaced(text), re.escape(" ".join(marker.split()))
-    found = list(re.finditer(rf"(?<!\S)[.,:=*]*{word}(?:[.,:=]*(?= |$)|[:=]+)", spaced, re.IGNORECASE))
-    if not found:
+    markers = list(re.finditer(rf"(?<!\S)[.,:=*]*{word}(?:[.,:=]*(?= |$)|[:=]+)", spaced, re.IGNORECASE))
+    if not markers:
         return None
-    answer = spaced[found[-1].end() :].rstrip(" .:=")
-    begin = BEFORE.match(answer)
+    answer = spaced[markers[-1].end() :].rstrip(" .:=")
+    begin = SEPARATOR.match(answer)
     return answer[begin.end() if begin else 0 :] or None
 
 
@@ -94,10 +94,10 @@ def _option(answer: str, options: Mapping[str, str]) -> str | None:
     by_text = [letter for letter, text in options.items() if same_answer(answer, text)]
     if len(by_text) == 1:
         return by_text[0]
-    said = LETTER.fullmatch(answer)
-    if said is None or said.group(1).upper() not in options:
+    by_letter = LETTER.fullmatch(answer)
+    if by_letter is None or by_letter.group(1).upper() not in options:
         return None
-    letter, rest = said.group(1).upper(), said.group(2)
+    letter, rest = by_letter.group(1).upper(), by_letter.group(2)
     return letter if not _plain(rest) or same_answer(rest, options[letter]) else None
 
 

@@ -12,7 +12,7 @@ from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError
-from ostlight.evaluation.accuracy import KINDS, AnswerAccuracy, is_right, kind_of
+from ostlight.evaluation.accuracy import QUESTION_TYPES, AnswerAccuracy, is_correct, question_type
 from ostlight.evaluation.answers import ALL, final_answer, options_of
 from ostlight.evaluation.generate import generate_answers
 from ostlight.models.encode import Encoded
@@ -21,7 +21,7 @@ from ostlight.models.module import MultimodalModel
 
 @dataclass
 class Questions:
-    """A set to be tested on, read and encoded once."""
+    """Test questions, read and encoded once."""
 
     samples: list[Sample]
     prompts: list[Encoded]
@@ -30,12 +30,12 @@ class Questions:
 
 @dataclass
 class Result:
-    """What a model's answers came to.
+    """Accuracy and answers of a model.
 
     Attributes:
         accuracy: by group, ``all`` among them, from 0 to 1.
         predictions: one row an answer.
-        kinds: accuracy by group and kind of question (``exact``, ``numeric``, ``choice``), where there are such.
+        kinds: accuracy by group and question type (``exact``, ``numeric``, ``choice``), where there are such.
         counts: questions by group.
     """
 
@@ -67,25 +67,25 @@ def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
 
 
 def refuse_unknown_tag(pool: Pool, by: str | None) -> None:
-    """Reads until a record has the tag.
+    """Checks that some record has the tag; reads until one has.
 
     Raises:
         ConfigError: ``evaluation.by`` names a tag that no record of the set has.
     """
     if not by:
         return
-    there: set[str] = set()
+    known: set[str] = set()
     for _, read in pool.read(range(len(pool))):
         if isinstance(read, Sample):
             if by in read.tags:
                 return
-            there |= read.tags.keys()
-    found = ", ".join(sorted(there)) or "none"
-    raise ConfigError([f"evaluation.by is {by!r}, a tag no test record has; there are: {found}"])
+            known |= read.tags.keys()
+    tags = ", ".join(sorted(known)) or "none"
+    raise ConfigError([f"evaluation.by is {by!r}, a tag no test record has; there are: {tags}"])
 
 
 def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evaluation) -> Result:
-    """Greedy answers against the expected ones, each by its question's kind, by group."""
+    """Greedy answers against the expected ones, compared by question type, by group."""
     samples: Sequence[Sample] = questions.samples
     texts = generate_answers(model, samples, settings, questions.prompts)
     given = [final_answer(t, settings.marker) for t in texts]
@@ -95,11 +95,11 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
     result = Result({}, pa.table({}))
     for name in [ALL, *sorted(set(groups) - {""})]:
         rows = [i for i, g in enumerate(groups) if name in (ALL, g)]
-        mine = [given[i] for i in rows], [expected[i] for i in rows], [options[i] for i in rows]
-        result.accuracy[name], result.counts[name] = float(AnswerAccuracy()(*mine)), len(rows)
-        kinds = {kind: float(metric()(*mine)) for kind, metric in KINDS.items()}
+        answers = [given[i] for i in rows], [expected[i] for i in rows], [options[i] for i in rows]
+        result.accuracy[name], result.counts[name] = float(AnswerAccuracy()(*answers)), len(rows)
+        kinds = {kind: float(metric()(*answers)) for kind, metric in QUESTION_TYPES.items()}
         result.kinds[name] = {kind: value for kind, value in kinds.items() if not math.isnan(value)}
-    marks = zip(given, expected, options, strict=True)
+    compared = zip(given, expected, options, strict=True)
     result.predictions = pa.table(
         {
             "id": [s.id for s in samples],
@@ -107,8 +107,8 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
             "text": texts,
             "answer": pa.array(given, pa.string()),
             "expected": pa.array(expected, pa.string()),
-            "kind": [kind_of(e, o) for e, o in zip(expected, options, strict=True)],
-            "correct": [is_right(g, e, o) for g, e, o in marks],
+            "kind": [question_type(e, o) for e, o in zip(expected, options, strict=True)],
+            "correct": [is_correct(g, e, o) for g, e, o in compared],
         }
     )
     return result

@@ -1,10 +1,10 @@
-"""When an answer counts as right."""
+"""When an answer counts as correct."""
 
 from __future__ import annotations
 
 import pytest
 
-from ostlight.evaluation.accuracy import AnswerAccuracy, ChoiceAccuracy, ExactAccuracy, NumericAccuracy, kind_of
+from ostlight.evaluation.accuracy import AnswerAccuracy, ChoiceAccuracy, ExactAccuracy, NumericAccuracy, question_type
 from ostlight.evaluation.answers import final_answer, option_chosen, options_of, same_answer
 
 
@@ -114,11 +114,11 @@ def test_the_option_an_answer_means(answer: str | None, letter: str | None):
     assert option_chosen(answer, {"A": "a cow", "B": "a horse", "C": "12"}) == letter
 
 
-def test_each_kind_counts_its_own_questions():
+def test_each_metric_counts_its_question_type():
     options = {"A": "7", "B": "8"}
     given, expected = ["(B)", "7.0", "Horse", "8", None], ["8", "7", "horse", "9", "cow"]
     offered = [options, {}, {}, {}, {}]
-    kinds = [kind_of(e, o) for e, o in zip(expected, offered, strict=True)]
+    kinds = [question_type(e, o) for e, o in zip(expected, offered, strict=True)]
     assert kinds == ["choice", "numeric", "exact", "numeric", "exact"]
     for metric, share in (
         (AnswerAccuracy(), 0.6), (ChoiceAccuracy(), 1.0), (NumericAccuracy(), 0.5), (ExactAccuracy(), 0.5)
@@ -128,7 +128,7 @@ def test_each_kind_counts_its_own_questions():
         assert float(metric.compute()) == pytest.approx(share)
 
 
-def test_a_kind_without_questions_has_no_accuracy():
+def test_question_type_without_questions_has_no_accuracy():
     metric = ChoiceAccuracy()
     metric.update(["1"], ["1"])
     assert float(metric.compute()) != float(metric.compute())

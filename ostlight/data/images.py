@@ -1,4 +1,4 @@
-"""From what a record says of a picture to a picture that may be opened, and no other file."""
+"""From what a record says of an image to an image that may be opened, and no other file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ostlight.errors import BadRecord
 
 
 class ImageRoot:
-    """The folder picture paths are relative to, and may not lead out of, by ``..`` or by a link.
+    """The folder image paths are relative to, and may not lead out of, by ``..`` or by a link.
 
     Args:
-        folder: need not exist where records hold their pictures themselves.
+        folder: need not exist where records hold their images themselves.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class ImageRoot:
         self._real_folders: dict[str, str] = {}
 
     def find(self, said: Any, field: str = "images") -> ImageRef:
-        """The picture meant by a path, a ``data:`` address, bytes, or ``{"bytes", "path"}``.
+        """The image meant by a path, a ``data:`` address, bytes, or ``{"bytes", "path"}``.
 
         Raises:
             BadRecord: ``missing_image``, ``image_outside_root``, ``remote_image``, ``corrupt_image`` (a ``data:``
@@ -48,7 +48,7 @@ class ImageRoot:
         return ImageRef(path=self._inside(said.removeprefix("file://"), field))
 
     def relative(self, image: ImageRef) -> Path | None:
-        """The path under the root; ``None`` for a picture held in the record."""
+        """The path under the root; ``None`` for an image held in the record."""
         if image.path is None:
             return None
         path = os.path.relpath(image.path, self.folder)
@@ -87,7 +87,7 @@ class ImageRoot:
         if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
             detail = (
                 f"{said!r} leads to {real}, outside the image root {self.folder}; "
-                "set image_root to a folder that holds both, or move the picture"
+                "set image_root to a folder that holds both, or move the image"
             )
             raise BadRecord("image_outside_root", detail, field)
 

@@ -23,7 +23,7 @@ class Entry:
     def __init__(self) -> None:
         self._shapes: set[str] = set()
         self._fields: set[str] = set()
-        self._picture_columns: set[tuple[str, type]] = set()
+        self._image_columns: set[tuple[str, type]] = set()
         self._tags: set[tuple[str, str]] = set()
         self._speakers: dict[str, set[str]] = {}
         self.misfit: str | None = None
@@ -36,13 +36,13 @@ class Entry:
         self._fields.update(name for name, value in record.items() if value is not None)
         chat = _CHAT_FIELD.get(shape.NAME)
         texts = self._see_turns(record[chat] or []) if chat else [str(v) for v in record.values() if isinstance(v, str)]
-        self._see_pictures(record, texts)
+        self._see_images(record, texts)
 
     def made(self, file_name: str) -> dict[str, Any] | None:
         """The entry; ``None`` where ``misfit`` says why there is none."""
         several: dict[str, set] = {
             "shapes of record": self._shapes,
-            "columns of pictures": self._picture_columns,
+            "columns of images": self._image_columns,
             "spellings of a turn": self._tags,
             **{f"names for the {role}": names for role, names in self._speakers.items()},
         }
@@ -59,7 +59,7 @@ class Entry:
             columns |= {name: field for name, field in _ONE_TURN_COLUMNS[shape].items() if field in self._fields}
         if "system" in self._fields and shape != "question":
             columns["system"] = "system"
-        for name, _ in self._picture_columns:
+        for name, _ in self._image_columns:
             columns["images"] = name
         formatting = "sharegpt" if shape in _CHAT_FIELD else "alpaca"
         entry: dict[str, Any] = {"file_name": file_name, "formatting": formatting, "columns": columns}
@@ -97,14 +97,14 @@ class Entry:
                 self.misfit = "its turns are lists of parts, where LLaMA-Factory reads text with <image> marks"
         return texts
 
-    def _see_pictures(self, record: Mapping[str, Any], texts: list[str]) -> None:
-        pictures: list[Any] = []
+    def _see_images(self, record: Mapping[str, Any], texts: list[str]) -> None:
+        images: list[Any] = []
         for name in ("images", "image"):
             if record.get(name) is not None:
-                self._picture_columns.add((name, type(record[name])))
-                pictures = record[name] if isinstance(record[name], list) else [record[name]]
+                self._image_columns.add((name, type(record[name])))
+                images = record[name] if isinstance(record[name], list) else [record[name]]
                 break
-        if sum(text.count(IMAGE_PLACEHOLDER) for text in texts) != len(pictures):
-            self.misfit = self.misfit or "it has pictures without an <image> mark, which LLaMA-Factory refuses"
-        if any(not isinstance(picture, str) or picture.startswith("data:") for picture in pictures):
-            self.misfit = self.misfit or "its pictures are not paths"
+        if sum(text.count(IMAGE_PLACEHOLDER) for text in texts) != len(images):
+            self.misfit = self.misfit or "it has images without an <image> mark, which LLaMA-Factory refuses"
+        if any(not isinstance(image, str) or image.startswith("data:") for image in images):
+            self.misfit = self.misfit or "its images are not paths"

@@ -10,9 +10,9 @@ from ostlight.errors import BadRecord
 
 
 def overlaps(anchors: Pool | Sequence[Sample], other: Pool) -> list[tuple[str, str]]:
-    """Pairs of ids (anchor, other) with the same texts and the same pictures, whatever they are called.
+    """Pairs of ids (anchor, other) with the same texts and the same images, whatever they are called.
 
-    Streams over ``other`` and holds only the anchors. Pictures are read only where the texts agree, and compared by
+    Streams over ``other`` and holds only the anchors. Images are read only where the texts agree, and compared by
     their bytes. Records that cannot be read are nobody's equal. Two samples with one id and different content are not
     a pair: ids are unique in their own pool only.
     """

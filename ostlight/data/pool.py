@@ -19,7 +19,6 @@ from ostlight.data.images import ImageRoot
 from ostlight.data.layouts import LAYOUTS, layout_of
 from ostlight.data.record import Reading, sample_of
 from ostlight.data.sample import Sample
-from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
 
 SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".parquet", ".tar"})
@@ -56,7 +55,7 @@ class Pool:
             format: how the file holds its records (``jsonl``, ``json``, ``parquet``, ``hf``, ``webdataset``) or how a
                 record says its conversation (``sharegpt``, ``messages``, ``alpaca``, ``question``); ``auto`` tells
                 both by the content.
-            image_root: folder that picture paths are relative to and may not lead out of; each file's own folder
+            image_root: folder that image paths are relative to and may not lead out of; each file's own folder
                 unless given.
             require_answer: set aside records without an assistant turn.
 
@@ -126,7 +125,7 @@ class Pool:
     def fingerprint(self) -> str:
         """SHA-256 over all files' contents: changes when any byte of a record does, not when files are moved.
 
-        Pictures that lie beside the files are not part of it.
+        Images that lie beside the files are not part of it.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
@@ -146,24 +145,6 @@ class Pool:
         """Where record ``i`` stands, for messages: ``train.jsonl:record 17``, counted from 1."""
         file, number = self.locate(i)
         return f"{file.name}:record {number}"
-
-    def write_subset(self, positions: Sequence[int], folder: str | Path) -> list[Path]:
-        """Write the records at ``positions`` as they came: the same bytes, in the same format, one file per pool file.
-
-        Records of one file are written in the order of ``positions`` (so a curriculum survives within a file); records
-        of different files stay apart, under the names their files have. Parquet and ``save_to_disk`` records keep
-        schema and values. Pictures named by a path relative to the image root are hard-linked, or copied where that
-        cannot be, so that the same path holds in ``folder``; absolute paths stay as they are. Beside JSON and JSON
-        lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry, and a
-        line in the log says why.
-
-        Returns:
-            The files and ``save_to_disk`` folders written, ``dataset_info.json`` last.
-
-        Raises:
-            DataError: no positions, a record that cannot be used, or a folder that holds the pool itself.
-        """
-        return write_subset(self, positions, Path(folder))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recent": OrderedDict()}
@@ -199,7 +180,7 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
             raise DataError("the list of pool files is empty")
         return [file for one in path for file in _files(one)]
     one = Path(path)
-    if one.is_file() or HuggingFaceFolder.claims(one, b""):
+    if one.is_file() or HuggingFaceFolder.recognizes(one, b""):
         return [one]
     if one.is_dir():
         if (one / "dataset_dict.json").is_file():

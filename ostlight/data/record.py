@@ -14,7 +14,7 @@ from ostlight.data.layouts.fields import wrong_type
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
 from ostlight.errors import BadRecord
 
-PICTURE_FIELDS = ("image", "images")
+IMAGE_FIELDS = ("image", "images")
 MEDIA_FIELDS = ("audio", "audios", "video", "videos")
 NESTED_TAGS = ("tags", "meta")
 
@@ -24,7 +24,7 @@ class Reading:
     """How the records of a pool are read.
 
     Attributes:
-        root: where their pictures lie.
+        root: where their images lie.
         shape: a name of ``LAYOUTS``; ``None`` tells by each record's fields.
         require_answer: whether a record without an assistant turn is set aside.
     """
@@ -38,13 +38,13 @@ def sample_of(record: Mapping[str, Any], *, name: str, position: int, reading: R
     """The record as a sample called ``name``.
 
     Raises:
-        BadRecord: any reason that concerns the record itself; a picture's content is first looked at when opened.
+        BadRecord: any reason that concerns the record itself; an image's content is first looked at when opened.
     """
     if record.get("id") not in (None, "") and given_id(record) is None:
         raise wrong_type("id", "text or a whole number", record["id"])
     for field in MEDIA_FIELDS:
         if record.get(field):
-            detail = f"the record has {field!r}; only text and pictures are read"
+            detail = f"the record has {field!r}; only text and images are read"
             raise BadRecord("unsupported_media", detail, field)
     shape = layout_of(record) if reading.shape is None else LAYOUTS[reading.shape]
     if shape is None or not shape.matches(record):
@@ -84,22 +84,22 @@ def _check_unicode(*texts: str) -> None:
 
 
 def _with_placeholders(draft: Draft) -> tuple[Turn, ...]:
-    """The turns with one mark a picture; pictures without any mark are put before the first user turn."""
+    """The turns with one mark an image; images without any mark are put before the first user turn."""
     marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in draft.turns)
-    count = len(draft.pictures)
+    count = len(draft.images)
     if marks == count:
         return tuple(draft.turns)
     first = next((k for k, turn in enumerate(draft.turns) if turn.role == "user"), None)
     if marks or first is None:
-        detail = f"{marks} {IMAGE_PLACEHOLDER} marks but {count} pictures; one mark a picture, or none at all"
+        detail = f"{marks} {IMAGE_PLACEHOLDER} marks but {count} images; one mark an image, or none at all"
         raise BadRecord("image_count", detail, "images")
     marked = Turn("user", f"{IMAGE_PLACEHOLDER}\n" * count + draft.turns[first].text, draft.turns[first].trained)
     return (*draft.turns[:first], marked, *draft.turns[first + 1 :])
 
 
 def _images(draft: Draft, root: ImageRoot) -> list[ImageRef]:
-    many = len(draft.pictures) > 1
-    return [root.find(said, f"images[{n}]" if many else "images") for n, said in enumerate(draft.pictures)]
+    many = len(draft.images) > 1
+    return [root.find(said, f"images[{n}]" if many else "images") for n, said in enumerate(draft.images)]
 
 
 def _tags(record: Mapping[str, Any], taken: frozenset[str]) -> dict[str, str]:
@@ -110,7 +110,7 @@ def _tags(record: Mapping[str, Any], taken: frozenset[str]) -> dict[str, str]:
         if isinstance(inner, dict):
             tags.update((key, _as_text(value)) for key, value in inner.items() if _is_scalar(value))
     for key, value in record.items():
-        if key != "id" and key not in taken and key not in PICTURE_FIELDS and _is_scalar(value):
+        if key != "id" and key not in taken and key not in IMAGE_FIELDS and _is_scalar(value):
             tags[key] = _as_text(value)
     return tags
 

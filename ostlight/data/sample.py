@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from ostlight.errors import BadRecord
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Where a picture stands in a turn's text; the n-th mark of a sample is its n-th image."""
+"""Where an image stands in a turn's text; the n-th mark of a sample is its n-th image."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -31,13 +31,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture that is opened only when asked for: a file under the image root, or bytes in the record."""
+    """An image that is opened only when asked for: a file under the image root, or bytes in the record."""
 
     path: Path | None = None
     data: bytes | None = None
 
     def read_bytes(self) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
             BadRecord: ``missing_image`` where the file is not there or cannot be read.
@@ -51,15 +51,15 @@ class ImageRef:
             raise BadRecord("missing_image", f"cannot read {self.path}: {error.strerror}", "images") from error
 
     def open(self) -> PILImage.Image:
-        """The decoded picture, RGB.
+        """The decoded image, RGB.
 
         Raises:
-            BadRecord: ``missing_image``; ``corrupt_image`` where the bytes are not a whole picture.
+            BadRecord: ``missing_image``; ``corrupt_image`` where the bytes are not a whole image.
         """
         encoded = self.read_bytes()
         try:
             with warnings.catch_warnings():
-                # A picture with metadata Pillow dislikes is still a picture.
+                # An image with metadata Pillow dislikes is still an image.
                 warnings.simplefilter("ignore")
                 return PILImage.open(io.BytesIO(encoded)).convert("RGB")
         except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
@@ -69,7 +69,7 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation with its pictures.
+    """One conversation with its images.
 
     Attributes:
         id: the record's own id, or a hash of its content where it has none. Unique in its pool.
@@ -108,14 +108,14 @@ class Sample:
         raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
 
     def text_key(self) -> str:
-        """Hash of roles and texts: equal for samples that say the same, whatever their pictures."""
+        """Hash of roles and texts: equal for samples that say the same, whatever their images."""
         digest = hashlib.sha256()
         for turn in self.turns:
             digest.update(f"{turn.role}\x1f{turn.text.strip()}\x1e".encode())
         return digest.hexdigest()
 
     def content_key(self) -> str:
-        """Hash of texts and picture bytes: equal for samples that are the same."""
+        """Hash of texts and image bytes: equal for samples that are the same."""
         digest = hashlib.sha256(self.text_key().encode())
         for image in self.images:
             digest.update(hashlib.sha256(image.read_bytes()).digest())

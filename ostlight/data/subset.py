@@ -1,4 +1,4 @@
-"""Kept records on their way out: unchanged, in their own format, with their pictures beside them."""
+"""Kept records on their way out: unchanged, in their own format, with their images beside them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ostlight.data import llama_factory
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.data.formats import HuggingFaceFolder, JsonArray, JsonLines, Source
 from ostlight.data.images import ImageRoot
+from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, DataError
-
-if TYPE_CHECKING:
-    from ostlight.data.pool import Pool
 
 log = logging.getLogger(__name__)
 
 
 def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Path]:
-    """``Pool.write_subset``, which says what it does."""
+    """Write the records at ``positions`` as they came: the same bytes, in the same format, one file per pool file.
+
+    Records of one file are written in the order of ``positions`` (so a curriculum survives within a file); records
+    of different files stay apart, under the names their files have. Parquet and ``save_to_disk`` records keep
+    schema and values. Images named by a path relative to the image root are hard-linked, or copied where that
+    cannot be, so that the same path holds in ``folder``; absolute paths stay as they are. Beside JSON and JSON
+    lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry, and a
+    line in the log says why.
+
+    Returns:
+        The files and ``save_to_disk`` folders written, ``dataset_info.json`` last.
+
+    Raises:
+        DataError: no positions, a record that cannot be used, or a folder that holds the pool itself.
+    """
     if not len(positions):
         raise DataError(f"no record is kept, so there is nothing to write to {folder}")
     if len(set(positions)) != len(positions):
@@ -43,7 +54,7 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         entry = llama_factory.Entry() if isinstance(source, JsonLines | JsonArray) else None
         root = pool.readings[n].root
         beside = target if isinstance(source, HuggingFaceFolder) else target.parent
-        _link_pictures(pool, n, kept[n], beside if root.folder == source.folder else folder, root, entry)
+        _link_images(pool, n, kept[n], beside if root.folder == source.folder else folder, root, entry)
         source.write(kept[n], target)
         written.append(target)
         if entry is not None:
@@ -69,7 +80,7 @@ def _names(sources: list[Source]) -> dict[int, Path]:
     return names
 
 
-def _link_pictures(
+def _link_images(
     pool: Pool, n: int, kept: list[int], folder: Path, root: ImageRoot, entry: llama_factory.Entry | None
 ) -> None:
     begin = pool.first_of(n)
@@ -88,20 +99,20 @@ def _link_pictures(
                 done.add(relative)
 
 
-def _link(picture: Path, target: Path) -> None:
+def _link(image: Path, target: Path) -> None:
     """The same file under a second name; a copy where the file system cannot do that.
 
     Not a symbolic link: it would lead out of the subset's folder, which readers (this one too) refuse, and break when
     the folder is moved.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    picture = Path(os.path.realpath(picture))
+    image = Path(os.path.realpath(image))
     if target.exists():
-        if target.samefile(picture):
+        if target.samefile(image):
             return
         target.unlink()
     try:
-        os.link(picture, target)
+        os.link(image, target)
     except OSError:
         with atomic_path(target) as temporary:
-            shutil.copyfile(picture, temporary)
+            shutil.copyfile(image, temporary)

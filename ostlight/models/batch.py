@@ -24,7 +24,7 @@ class Batch:
     Attributes:
         samples: in the order of the rows.
         inputs: keyword arguments of the model's forward; empty where nothing was encoded. ``input_ids`` and
-            ``attention_mask`` are ``[N, T]``; picture tensors hold the pictures of all samples, in order.
+            ``attention_mask`` are ``[N, T]``; image tensors hold the images of all samples, in order.
         labels: ``[N, T]``, ``IGNORED`` outside the answers; ``[N, 0]`` where nothing was encoded.
     """
 
@@ -75,7 +75,7 @@ class Collator:
     Attributes:
         pad_id: token to pad with; it is masked, so any id will do.
         side: where to pad. Losses and utilities do not depend on it.
-        pictures_by_sample: the model wants pictures as ``[N, pictures, ...]``, padded with empty ones (Idefics3,
+        images_by_sample: the model wants images as ``[N, images, ...]``, padded with empty ones (Idefics3,
             SmolVLM), rather than those of all samples in one row.
         positions: write ``position_ids`` that start at 0 at each sample's first token. For models that compute their
             own (Qwen-VL) this is off.
@@ -83,7 +83,7 @@ class Collator:
 
     pad_id: int = 0
     side: Side = "right"
-    pictures_by_sample: bool = False
+    images_by_sample: bool = False
     positions: bool = True
 
     def batch(self, samples: Sequence[Sample], encoded: Sequence[Encoded]) -> Batch:
@@ -94,8 +94,8 @@ class Collator:
             if key in SEQUENCE_KEYS:
                 fill = self.pad_id if key == "input_ids" else 0
                 inputs[key] = self._pad([p for p in parts if p is not None], fill)
-            elif self.pictures_by_sample:
-                inputs[key] = _stack_pictures(parts)
+            elif self.images_by_sample:
+                inputs[key] = _stack_images(parts)
             else:
                 inputs[key] = torch.cat([p for p in parts if p is not None])
         mask = self._pad([torch.ones(len(e), dtype=torch.long) for e in encoded], 0)
@@ -109,7 +109,7 @@ class Collator:
         return pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=self.side)
 
 
-class Step:
+class TrainingStep:
     """The samples of one optimiser step, on one rank.
 
     No dataclass: Lightning would look into one for numbers to convert, and refuse the frozen samples it finds.
@@ -125,14 +125,14 @@ class Step:
     def __init__(self, micro_batches: list[Batch], weight: float, filler: Batch | None = None) -> None:
         self.micro_batches, self.weight, self.filler = micro_batches, weight, filler
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> Step:
+    def to(self, device: torch.device | str, **kwargs: Any) -> TrainingStep:
         """On another device; Lightning calls it."""
         filler = None if self.filler is None else self.filler.to(device, **kwargs)
-        return Step([b.to(device, **kwargs) for b in self.micro_batches], self.weight, filler)
+        return TrainingStep([b.to(device, **kwargs) for b in self.micro_batches], self.weight, filler)
 
 
-def _stack_pictures(parts: Sequence[Tensor | None]) -> Tensor:
-    """``[1, pictures, ...]`` each, some missing -> ``[N, most pictures, ...]``, missing ones zero."""
+def _stack_images(parts: Sequence[Tensor | None]) -> Tensor:
+    """``[1, images, ...]`` each, some missing -> ``[N, most images, ...]``, missing ones zero."""
     given = [p for p in parts if p is not None]
     sizes = [max(p.shape[d] for p in given) for d in range(1, given[0].ndim)]
     stacked = given[0].new_zeros(len(parts), *sizes)

@@ -15,7 +15,7 @@ from ostlight.models.flops import FlopCounter
 
 
 @dataclass(frozen=True)
-class Preflight:
+class CostEstimate:
     """One measurement, scaled to the whole stage.
 
     Attributes:
@@ -38,7 +38,9 @@ class Preflight:
         )
 
 
-def measure(work: Callable[[], None], measured_on: int, whole: float, per_rank: float, timed: bool = True) -> Preflight:
+def measure(
+    work: Callable[[], None], measured_on: int, whole: float, per_rank: float, timed: bool = True
+) -> CostEstimate:
     """Runs ``work`` twice: once counting operations (and warming up), once on the clock.
 
     Args:
@@ -52,7 +54,7 @@ def measure(work: Callable[[], None], measured_on: int, whole: float, per_rank: 
     with counter:
         work()
     seconds = _clocked(work) if timed else math.nan
-    return Preflight(seconds * per_rank, counter.total * whole, peak_bytes(), measured_on)
+    return CostEstimate(seconds * per_rank, counter.total * whole, peak_bytes(), measured_on)
 
 
 def _clocked(work: Callable[[], None]) -> float:

@@ -19,7 +19,7 @@ Embedder = Callable[[Batch], np.ndarray]
 
 
 def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
-    """By the proxy (``None``), pictures and all, or by a sentence-transformers model, from the words alone.
+    """By the proxy (``None``), images and all, or by a sentence-transformers model, from the words alone.
 
     Raises:
         OstlightError: sentence-transformers is not installed, or the model cannot be loaded.

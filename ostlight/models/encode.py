@@ -1,4 +1,4 @@
-"""From a sample to what a model takes: chat template, picture placeholders, labels on the answers only."""
+"""From a sample to what a model takes: chat template, image placeholders, labels on the answers only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Encoded:
     """One sample, encoded alone.
 
     Attributes:
-        inputs: what the model's forward takes; ``input_ids`` is ``[T]``, picture tensors are as the processor made them
+        inputs: what the model's forward takes; ``input_ids`` is ``[T]``, image tensors are as the processor made them
             for this one sample.
         labels: ``[T]``, ``IGNORED`` outside the answers.
         answer_cut: the length limit took part of the answer.
@@ -59,7 +59,7 @@ class Encoder:
 
     def encode(self, sample: Sample) -> Encoded:
         """Raises:
-        BadRecord: pictures for a model that takes none; no answer left after cutting; the cut falls into a picture;
+        BadRecord: images for a model that takes none; no answer left after cutting; the cut falls into an image;
             answers that cannot be found again in the rendered text.
         """
         text, spans = self._render(sample)
@@ -74,8 +74,8 @@ class Encoder:
         """The sample up to its last answer, ready for generation; no label is set."""
         last = sample.last_reply
         text = self._template(sample, last, prompt=True)
-        images = sum(t.text.count(IMAGE_PLACEHOLDER) for t in sample.turns[:last])
-        inputs = self._process(text, sample, images)
+        image_count = sum(t.text.count(IMAGE_PLACEHOLDER) for t in sample.turns[:last])
+        inputs = self._process(text, sample, image_count)
         return Encoded(inputs, torch.full_like(inputs["input_ids"], IGNORED))
 
     def _render(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
@@ -115,14 +115,12 @@ class Encoder:
                 content.append({"type": "text", "text": part})
         return {"role": role, "content": content}
 
-    def _process(self, text: str, sample: Sample, images: int | None = None) -> dict[str, Tensor]:
-        pictures = [ref.open() for ref in sample.images[:images]]
-        if pictures and not self.takes_images:
-            raise BadRecord(
-                "no_vision", "the record has pictures and the model takes none; use a vision model", "images"
-            )
+    def _process(self, text: str, sample: Sample, image_count: int | None = None) -> dict[str, Tensor]:
+        images = [ref.open() for ref in sample.images[:image_count]]
+        if images and not self.takes_images:
+            raise BadRecord("no_vision", "the record has images and the model takes none; use a vision model", "images")
         if self.takes_images:
-            made = self.processor(text=[text], images=[pictures] if pictures else None, return_tensors="pt", **_NO_BOS)
+            made = self.processor(text=[text], images=[images] if images else None, return_tensors="pt", **_NO_BOS)
         else:
             made = self.tokenizer([text], return_tensors="pt", **_NO_BOS)
         inputs = {k: v for k, v in made.items() if isinstance(v, Tensor) and k != "attention_mask"}
@@ -135,12 +133,12 @@ class Encoder:
     ) -> list[tuple[int, int]]:
         """Where the answers stand in ``ids``, after the processor has blown placeholders up to many tokens each.
 
-        Text behind the last picture is the same run of tokens with and without the pictures before it, so it is
-        counted from the end. An answer with a picture behind it is counted from the front instead, by processing the
+        Text behind the last image is the same run of tokens with and without the images before it, so it is
+        counted from the end. An answer with an image behind it is counted from the front instead, by processing the
         conversation up to there.
         """
-        last_picture = text.rfind(self.image_token) if self.image_token and sample.images else -1
-        tail_start = last_picture + len(self.image_token or "") if last_picture >= 0 else 0
+        last_image = text.rfind(self.image_token) if self.image_token and sample.images else -1
+        tail_start = last_image + len(self.image_token or "") if last_image >= 0 else 0
         tail = self.tokenizer(text[tail_start:], return_offsets_mapping=True, **_NO_BOS)
         tail_ids, offsets = tail["input_ids"], tail["offset_mapping"]
         shift = len(ids) - len(tail_ids)
@@ -148,7 +146,7 @@ class Encoder:
         for start, stop in spans:
             if start >= tail_start:
                 if ids[shift:].tolist() != list(tail_ids):
-                    raise BadRecord("lost_answer", "the processor changes the text behind the pictures", "turns")
+                    raise BadRecord("lost_answer", "the processor changes the text behind the images", "turns")
                 inside = [
                     k for k, (a, b) in enumerate(offsets) if b > start - tail_start and a < stop - tail_start and b > a
                 ]
@@ -159,8 +157,8 @@ class Encoder:
         return found
 
     def _length(self, text: str, sample: Sample) -> int:
-        images = text.count(self.image_token) if self.image_token else 0
-        return len(self._process(text, sample, images)["input_ids"])
+        image_count = text.count(self.image_token) if self.image_token else 0
+        return len(self._process(text, sample, image_count)["input_ids"])
 
     def _cut(self, inputs: dict[str, Tensor], labels: Tensor) -> Encoded:
         if len(labels) <= self.max_length:
@@ -168,7 +166,7 @@ class Encoder:
         limit = f"the sample has {len(labels)} tokens, the limit is {self.max_length} (max_length)"
         token_id = self.tokenizer.convert_tokens_to_ids(self.image_token) if self.image_token else None
         if token_id is not None and bool((inputs["input_ids"][self.max_length :] == token_id).any()):
-            raise BadRecord("image_cut", f"{limit}, and the cut falls before the end of a picture; raise it", "images")
+            raise BadRecord("image_cut", f"{limit}, and the cut falls before the end of an image; raise it", "images")
         kept = {k: v[: self.max_length] if k in SEQUENCE_KEYS else v for k, v in inputs.items()}
         if bool((labels[: self.max_length] == IGNORED).all()):
             raise BadRecord("all_masked", f"{limit}, and no answer token is left; raise it", "turns")

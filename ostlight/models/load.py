@@ -99,7 +99,7 @@ def collator_for(model: PreTrainedModel, encoder: Encoder) -> Collator:
     pad_id = encoder.tokenizer.pad_token_id
     return Collator(
         pad_id=0 if pad_id is None else pad_id,
-        pictures_by_sample=kind in ("idefics2", "idefics3", "smolvlm"),
-        # Models with rotary positions in three dimensions compute them from the picture grids themselves.
+        images_by_sample=kind in ("idefics2", "idefics3", "smolvlm"),
+        # Models with rotary positions in three dimensions compute them from the image grids themselves.
         positions=not hasattr(getattr(whole, "model", whole), "get_rope_index"),
     )

@@ -21,7 +21,7 @@ def per_sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
         ``[N]`` losses in nats, fp32 (fp64 for fp64 logits). NaN for a sample without an answer token: an empty mean
         is no number, and the caller sets that sample aside. A sample's loss does not depend on the others beside it.
     """
-    # Only the answer positions reach the softmax: prompts and pictures are most of a batch, and a [N, T, V] in fp32
+    # Only the answer positions reach the softmax: prompts and images are most of a batch, and a [N, T, V] in fp32
     # would be the largest tensor of the pass.
     wanted = labels[:, 1:] != IGNORED
     owner, _ = wanted.nonzero(as_tuple=True)

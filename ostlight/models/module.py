@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
 from ostlight.models.adapters import merged
-from ostlight.models.batch import Batch, Collator, Step, by_token_budget
+from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
 from ostlight.models.encode import Encoder
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight.models.losses import per_sample_losses
@@ -89,7 +89,7 @@ class MultimodalModel(L.LightningModule):
         made = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
         return [b.to(self.device) for b in made]
 
-    def training_step(self, step: Step, step_index: int) -> Tensor:
+    def training_step(self, step: TrainingStep, step_index: int) -> Tensor:
         """One optimiser step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
         optimizer: Any = self.optimizers()
         if step.filler is None:

@@ -49,7 +49,7 @@ def load_processor(path: str, **options: Any) -> Any:
         if not is_torchvision_available():
             stack.enter_context(_videos_left_aside())
         if getattr(processing_smolvlm, "num2words", str) is None:
-            # It spells the number of frames in the text before a video, and is asked for before any picture.
+            # It spells the number of frames in the text before a video, and is asked for before any image.
             stack.enter_context(_instead(processing_smolvlm, "num2words", str))
         return AutoProcessor.from_pretrained(path, **options)
 

@@ -18,6 +18,7 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_path
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
+from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
@@ -98,7 +99,7 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
             "there is no subset to write"
         )
     if is_first_rank():
-        pool.write_subset(kept.tolist(), folder.subset)
+        write_subset(pool, kept.tolist(), folder.subset)
     answers_cut = pc.sum(table["answer_cut"]).as_py() or 0
     dropped = len(scores) - len(kept)
     return Selection(folder, kept, dropped, rejected, answers_cut, nearly_left_out(scores, rows))

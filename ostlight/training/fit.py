@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
 from ostlight.errors import BadRecord, DataError, DivergedError
-from ostlight.models.batch import Batch, Step
+from ostlight.models.batch import Batch, TrainingStep
 from ostlight.models.cost import StageCost
-from ostlight.models.cost_estimate import Preflight, measure
+from ostlight.models.cost_estimate import CostEstimate, measure
 from ostlight.models.module import MultimodalModel
 from ostlight.training.checkpoints import Checkpoints, ResumeSampler
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
@@ -133,7 +133,7 @@ def _preflight(model: MultimodalModel, steps: StepDataset, job: TrainingJob) -> 
     if not step.micro_batches:
         return 0.0, f"{job.stage}: none of the first samples can be used"
 
-    def measured(micro_batches: list[Batch]) -> Preflight:
+    def measured(micro_batches: list[Batch]) -> CostEstimate:
         def backward() -> None:
             model.zero_grad(set_to_none=True)
             for micro in micro_batches:
@@ -193,7 +193,7 @@ class _StopOnNonFiniteLoss(Callback):
     """Stops at the first loss that is NaN or infinite, and names the samples."""
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainingStep, batch_idx: int
     ) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not bool(torch.isfinite(loss)):

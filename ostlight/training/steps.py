@@ -14,7 +14,7 @@ from ostlight.config.schema import Training
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
-from ostlight.models.batch import Batch, Collator, Step, by_token_budget
+from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.training.order import pass_order
 
@@ -95,7 +95,7 @@ class EncodedPool:
             self._free[0] -= size
 
 
-class StepDataset(Dataset[Step]):
+class StepDataset(Dataset[TrainingStep]):
     """Item ``k`` is the ``k``-th optimiser step of this rank.
 
     Args:
@@ -122,12 +122,14 @@ class StepDataset(Dataset[Step]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> TrainingStep:
         samples, encoded = self.data.get(self.plan[step][self.rank :: self.world_size])
         self.tokens += sum(len(e) for e in encoded)
         groups = by_token_budget([len(e) for e in encoded], self.tokens_per_batch)
         batches = [self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups]
-        return Step(batches, self.world_size / len(self.plan[step]), self._filler if self.world_size > 1 else None)
+        return TrainingStep(
+            batches, self.world_size / len(self.plan[step]), self._filler if self.world_size > 1 else None
+        )
 
     @cached_property
     def _filler(self) -> Batch | None:

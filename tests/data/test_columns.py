@@ -15,6 +15,7 @@ import pytest
 from ostlight.data.formats import parquet
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
+from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
 
 
@@ -67,7 +68,7 @@ def test_any_order_gives_the_same_rows(
 def test_a_parquet_subset_keeps_schema_and_values(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "WRITE_BYTES", 1000)
     kept = [150, 3, 64, 2]
-    written = Pool.open(file).write_subset(kept, tmp_path / "subset")
+    written = write_subset(Pool.open(file), kept, tmp_path / "subset")
     assert written == [tmp_path / "subset" / "pool.parquet"]
     source, subset = pq.read_table(file), pq.read_table(written[0])
     assert subset.schema.equals(source.schema, check_metadata=True)
@@ -142,7 +143,7 @@ def test_a_hugging_face_folder_reads_and_its_subset_loads(
     assert pickle.loads(pickle.dumps(pool))[5].id == "row-5"
 
     kept = [150, 3, 64, 2]
-    (written,) = pool.write_subset(kept, tmp_path / "subset")
+    (written,) = write_subset(pool, kept, tmp_path / "subset")
     subset, source = datasets.load_from_disk(written), datasets.load_from_disk(folder)
     assert subset.features == source.features
     assert subset.data.schema.equals(source.data.schema, check_metadata=True)
@@ -158,7 +159,7 @@ def test_pictures_of_a_hugging_face_folder_may_be_paths(shade: Callable, tmp_pat
     (saved / "pics" / "0.png").write_bytes(png(5))
     pool = Pool.open(saved)
     assert shade(pool[0].images[0]) == 5
-    (written,) = pool.write_subset([0], tmp_path / "subset")
+    (written,) = write_subset(pool, [0], tmp_path / "subset")
     assert shade(Pool.open(written)[0].images[0]) == 5
 
 

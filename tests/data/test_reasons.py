@@ -13,6 +13,7 @@ import pytest
 
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
+from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord
 
 GOOD = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
@@ -206,7 +207,7 @@ def test_whatever_a_record_holds_it_is_a_sample_or_a_reason(pictures: Path, json
     unlabelled = Pool.open(pool.files, require_answer=False)
     good = [record for _, record in unlabelled.read(range(len(unlabelled))) if isinstance(record, Sample)]
     assert all(sample.turns for sample in good)
-    unlabelled.write_subset([sample.position for sample in good], pictures / "subset")
+    write_subset(unlabelled, [sample.position for sample in good], pictures / "subset")
     subset = Pool.open(pictures / "subset" / "pool.jsonl", require_answer=False)
     assert [record.turns for _, record in subset.read(range(len(subset)))] == [s.turns for s in good]  # type: ignore[union-attr]
 

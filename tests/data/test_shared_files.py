@@ -12,6 +12,7 @@ import pytest
 
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
+from ostlight.data.subset import write_subset
 
 ROOT = Path(os.environ.get("OSTLIGHT_SHARED_DATA", ""))
 FILES = {
@@ -49,7 +50,7 @@ if "OSTLIGHT_SHARED_DATA" in os.environ:
 
         kept = [i for i in range(len(pool) - 1, -1, -1) if i % 7 == 0][:500]
         subset = tmp_path / "subset"
-        written = pool.write_subset(kept, subset)
+        written = write_subset(pool, kept, subset)
         again = Pool.open(written[0])
         for n, i in enumerate(kept):
             assert again[n].turns == pool[i].turns

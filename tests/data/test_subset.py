@@ -11,6 +11,7 @@ import datasets
 import pytest
 
 from ostlight.data.pool import Pool
+from ostlight.data.subset import write_subset
 from ostlight.errors import DataError
 
 
@@ -25,7 +26,7 @@ def test_json_lines_keep_their_bytes_and_order(pictures: Path, chat: Callable) -
     (pictures / "pool.jsonl").write_bytes("\n".join(lines).encode())
     pool = Pool.open(pictures / "pool.jsonl")
     out = pictures / "subset"
-    written = pool.write_subset([3, 0, 1], out)
+    written = write_subset(pool, [3, 0, 1], out)
     assert written == [out / "pool.jsonl"]  # mixed shapes fit no dataset_info.json
     assert written[0].read_bytes() == (lines[4] + "\n" + lines[0] + "\n" + lines[2] + "\n").encode()
     assert sorted(p.name for p in (out / "pics").iterdir()) == ["0.png"]
@@ -39,7 +40,7 @@ def test_json_lines_keep_their_bytes_and_order(pictures: Path, chat: Callable) -
 def test_array_elements_keep_their_bytes(pictures: Path, chat: Callable) -> None:
     elements = [json.dumps(chat("ü[,]", str(n), id=n), indent=n, ensure_ascii=n == 1) for n in range(4)]
     (pictures / "pool.json").write_text("[" + " ,\n".join(elements) + "]", encoding="utf-8")
-    written = Pool.open(pictures / "pool.json").write_subset([2, 0], pictures / "subset")
+    written = write_subset(Pool.open(pictures / "pool.json"), [2, 0], pictures / "subset")
     assert [path.name for path in written] == ["pool.json", "dataset_info.json"]
     assert written[0].read_text(encoding="utf-8") == f"[\n{elements[2]},\n{elements[0]}\n]\n"
 
@@ -47,7 +48,7 @@ def test_array_elements_keep_their_bytes(pictures: Path, chat: Callable) -> None
 def test_the_whole_of_an_array_round_trips(tmp_path: Path, chat: Callable) -> None:
     values = [chat("q", str(n)) for n in range(5)]
     (tmp_path / "pool.json").write_text(json.dumps(values, indent=2))
-    written = Pool.open(tmp_path / "pool.json").write_subset(range(5), tmp_path / "subset")
+    written = write_subset(Pool.open(tmp_path / "pool.json"), range(5), tmp_path / "subset")
     assert json.loads(written[0].read_text()) == values
 
 
@@ -58,7 +59,7 @@ def test_files_of_several_folders_keep_their_places(pictures: Path, png: Callabl
         (pictures / part / "pool.jsonl").write_text(json.dumps(chat(f"<image>{part}", part, image="x.png")) + "\n")
     pool = Pool.open(f"{pictures}/*/pool.jsonl")
     out = pictures / "subset"
-    pool.write_subset([1, 0], out)
+    write_subset(pool, [1, 0], out)
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
         "dataset_info.json",
         "one/pool.jsonl",
@@ -74,7 +75,7 @@ def test_a_stated_image_root_holds_for_the_subset_folder(shade: Callable, pictur
     path = pictures / "lists" / "pool.jsonl"
     path.write_text(json.dumps(chat(image="./lists/../pics/1.png")) + "\n")
     out = pictures / "subset"
-    Pool.open(path, image_root=pictures).write_subset([0], out)
+    write_subset(Pool.open(path, image_root=pictures), [0], out)
     assert shade(Pool.open(out / "pool.jsonl")[0].images[0]) == 1
 
 
@@ -87,7 +88,7 @@ def test_pictures_are_copied_where_they_cannot_be_linked(
     monkeypatch.setattr(os, "link", refuse)
     pool = Pool.open(jsonl(chat(image="pics/2.png")))
     for _ in range(2):  # writing again is harmless
-        pool.write_subset([0], pictures / "subset")
+        write_subset(pool, [0], pictures / "subset")
     copy = pictures / "subset" / "pics" / "2.png"
     assert not copy.is_symlink()
     assert not copy.samefile(pictures / "pics" / "2.png")
@@ -98,14 +99,14 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, jsonl: Callable, chat
     path = jsonl(chat("q", "a"), chat("q", "b", image="gone.png"))
     pool = Pool.open(path)
     with pytest.raises(DataError, match="no record is kept"):
-        pool.write_subset([], tmp_path / "subset")
+        write_subset(pool, [], tmp_path / "subset")
     with pytest.raises(DataError, match=r"pool\.jsonl:record 2 cannot be kept: missing_image"):
-        pool.write_subset([1], tmp_path / "subset")
+        write_subset(pool, [1], tmp_path / "subset")
     with pytest.raises(ValueError, match="twice"):
-        pool.write_subset([0, 0], tmp_path / "subset")
+        write_subset(pool, [0, 0], tmp_path / "subset")
     before = path.read_bytes()
     with pytest.raises(DataError, match=r"holds the pool's own pool\.jsonl"):
-        pool.write_subset([0], tmp_path)
+        write_subset(pool, [0], tmp_path)
     assert path.read_bytes() == before
 
 
@@ -121,7 +122,7 @@ LLAVA_TAGS = {
 
 
 def entry_of(folder: Path, path: Path, positions: list[int]) -> dict | None:
-    info = Pool.open(path).write_subset(positions, folder)[-1]
+    info = write_subset(Pool.open(path), positions, folder)[-1]
     if info.name != "dataset_info.json":
         return None
     entries = json.loads(info.read_text())

@@ -10,6 +10,7 @@ import pytest
 
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
+from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord
 
 
@@ -61,7 +62,7 @@ def test_neighbours_with_one_key_are_a_record(shade: Callable, tar: Path) -> Non
 
 
 def test_a_subset_keeps_members_byte_for_byte(tar: Path, tmp_path: Path) -> None:
-    (written,) = Pool.open(tar).write_subset([4, 1], tmp_path / "subset")
+    (written,) = write_subset(Pool.open(tar), [4, 1], tmp_path / "subset")
     with tarfile.open(tar) as source, tarfile.open(written) as subset:
         before, after = _contents(source), _contents(subset)
     assert list(after) == [f"deep/{'k' * 120}.json", "a/0002.2.png", "a/0002.10.png", "a/0002.0.PNG", "a/0002.json"]

@@ -30,7 +30,7 @@ def open_source(path: Path, format: str | None = None) -> Source:
     """
     if format is None:
         head = _head(path)
-        found = next((source for source in FORMATS.values() if source.claims(path, head)), None)
+        found = next((source for source in FORMATS.values() if source.recognizes(path, head)), None)
         if found is None:
             raise DataError(f"{path}: {_seen(path, head)}. Known formats: {', '.join(FORMATS)}.")
     else:

@@ -45,7 +45,7 @@ def has_every_id(schema: pa.Schema) -> bool:
 
 
 def content_bytes(record: dict[str, Any]) -> bytes:
-    """A row's content in one canonical spelling; pictures by their digest."""
+    """A row's content in one canonical spelling; images by their digest."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, default=_opaque).encode("utf-8", "surrogatepass")
 
 

@@ -46,7 +46,7 @@ class HuggingFaceFolder(Source):
         self.close()
 
     @staticmethod
-    def claims(path: Path, head: bytes) -> bool:
+    def recognizes(path: Path, head: bytes) -> bool:
         return path.is_dir() and (path / STATE).is_file() and (path / INFO).is_file()
 
     def files(self) -> list[Path]:

@@ -24,7 +24,7 @@ class JsonArray(SpanSource):
     name = "json"
 
     @staticmethod
-    def claims(path: Path, head: bytes) -> bool:
+    def recognizes(path: Path, head: bytes) -> bool:
         return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
     def _index(self, starts: array, sizes: array, keys: Keys) -> None:

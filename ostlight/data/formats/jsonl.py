@@ -19,7 +19,7 @@ class JsonLines(SpanSource):
     name = "jsonl"
 
     @staticmethod
-    def claims(path: Path, head: bytes) -> bool:
+    def recognizes(path: Path, head: bytes) -> bool:
         lines = [line for line in head.removeprefix(_BYTE_ORDER_MARK).splitlines() if line.strip()]
         if not lines or not lines[0].lstrip().startswith(b"{"):
             return False

@@ -45,7 +45,7 @@ class Parquet(Source):
             self.close()
 
     @staticmethod
-    def claims(path: Path, head: bytes) -> bool:
+    def recognizes(path: Path, head: bytes) -> bool:
         return head.startswith(b"PAR1")
 
     def record(self, i: int) -> dict[str, Any]:

@@ -110,12 +110,12 @@ class Source(ABC):
 
     @staticmethod
     @abstractmethod
-    def claims(path: Path, head: bytes) -> bool:
+    def recognizes(path: Path, head: bytes) -> bool:
         """Whether the file is of this format, judged by its first bytes."""
 
     @abstractmethod
     def record(self, i: int) -> dict[str, Any]:
-        """Record ``i`` as plain values; pictures are paths, bytes or ``{"bytes", "path"}``.
+        """Record ``i`` as plain values; images are paths, bytes or ``{"bytes", "path"}``.
 
         Raises:
             BadRecord: ``bad_json`` and what the format itself can find wrong.
@@ -135,7 +135,7 @@ class Source(ABC):
 
     @property
     def folder(self) -> Path:
-        """Where relative picture paths start unless told otherwise."""
+        """Where relative image paths start unless told otherwise."""
         return self.path.parent
 
     def __len__(self) -> int:

@@ -14,13 +14,13 @@ from ostlight.data.atomic import atomic_path
 from ostlight.data.formats.source import Keys, SpanSource, given_id, parse_object
 from ostlight.errors import BadRecord, DataError
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 OTHER_MEDIA = frozenset({"mp4", "webm", "avi", "mov", "mkv", "wav", "mp3", "flac", "ogg", "m4a"})
 _BLOCK = 512
 
 
 class WebDataset(SpanSource):
-    """``KEY.json`` holds the conversation; ``KEY.jpg`` or ``KEY.0.png``, ``KEY.1.png``, ... its pictures in order.
+    """``KEY.json`` holds the conversation; ``KEY.jpg`` or ``KEY.0.png``, ``KEY.1.png``, ... its images in order.
 
     A record's bytes are its members with their headers, so a subset is cut out without being unpacked.
     """
@@ -28,7 +28,7 @@ class WebDataset(SpanSource):
     name = "webdataset"
 
     @staticmethod
-    def claims(path: Path, head: bytes) -> bool:
+    def recognizes(path: Path, head: bytes) -> bool:
         return head[257:262] == b"ustar"
 
     def _index(self, starts: array, sizes: array, keys: Keys) -> None:
@@ -57,7 +57,7 @@ class WebDataset(SpanSource):
 
     def record(self, i: int) -> dict[str, Any]:
         described: bytes | None = None
-        pictures: list[tuple[tuple[int, str], dict[str, Any]]] = []
+        images: list[tuple[tuple[int, str], dict[str, Any]]] = []
         key = ""
         with tarfile.open(fileobj=io.BytesIO(self.raw(i)), mode="r:") as tar:
             for member in tar:
@@ -67,17 +67,17 @@ class WebDataset(SpanSource):
                 key, extension = split_name(member.name)
                 kind = extension.rpartition(".")[2].lower()
                 if kind in OTHER_MEDIA:
-                    raise BadRecord("unsupported_media", f"{member.name} is sound or film; only pictures are read")
+                    raise BadRecord("unsupported_media", f"{member.name} is sound or film; only images are read")
                 if extension == "json":
                     described = file.read()
-                elif kind in PICTURES:
-                    pictures.append((_order(extension), {"bytes": file.read(), "path": None}))
+                elif kind in IMAGES:
+                    images.append((_order(extension), {"bytes": file.read(), "path": None}))
         if described is None:
             raise BadRecord("bad_field", f"the members of {key!r} hold no {key}.json with the conversation", "json")
         record = parse_object(described)
-        if pictures:
+        if images:
             record.pop("image", None)
-            record["images"] = [picture for _, picture in sorted(pictures, key=lambda p: p[0])]
+            record["images"] = [image for _, image in sorted(images, key=lambda p: p[0])]
         return {"id": key, **record} if given_id(record) is None else record
 
     def write(self, kept: Sequence[int], target: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ostlight.data.layouts.draft import Draft
-from ostlight.data.layouts.fields import items, pictures, text, wrong_type
+from ostlight.data.layouts.fields import images, items, text, wrong_type
 from ostlight.data.sample import Turn
 
 NAME = "alpaca"
@@ -36,4 +36,4 @@ def read(record: Mapping[str, Any], labelled: bool) -> Draft:
     output = text(record, "output")
     if output is not None and (labelled or output.strip()):
         turns.append(Turn("assistant", output, trained=True))
-    return Draft(turns, pictures(record))
+    return Draft(turns, images(record))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ostlight.data.layouts.draft import NEXT_PICTURE, Draft
-from ostlight.data.layouts.fields import items, pictures, text, wrong_type
+from ostlight.data.layouts.draft import NEXT_IMAGE, Draft
+from ostlight.data.layouts.fields import images, items, text, wrong_type
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Role, Turn
 from ostlight.errors import BadRecord
 
@@ -33,7 +33,7 @@ def draft_of_turns(record: Mapping[str, Any], name: str) -> Draft:
         turns.append(Turn("system", system))
     for n, message in enumerate(items(record, name)):
         turns.append(_turn(message, f"{name}[{n}]", found))
-    return Draft(turns, _in_order(found, pictures(record)))
+    return Draft(turns, _in_order(found, images(record)))
 
 
 def _turn(message: Any, where: str, found: list[Any]) -> Turn:
@@ -51,7 +51,7 @@ def _turn(message: Any, where: str, found: list[Any]) -> Turn:
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}.{content_tag}[{n}]", found) for n, part in enumerate(content))
     elif isinstance(content, str):
-        found.extend([NEXT_PICTURE] * content.count(IMAGE_PLACEHOLDER))
+        found.extend([NEXT_IMAGE] * content.count(IMAGE_PLACEHOLDER))
     else:
         raise wrong_type(f"{where}.{content_tag}", "text or a list of parts", content)
     return Turn(role, content, _is_trained(message, role, where))
@@ -72,9 +72,9 @@ def _is_trained(message: Mapping[str, Any], role: Role, where: str) -> bool:
 
 
 def _part(part: Any, where: str, found: list[Any]) -> str:
-    """The text a content part stands for; a picture is put in ``found``."""
+    """The text a content part stands for; an image is put in ``found``."""
     if isinstance(part, str):
-        found.extend([NEXT_PICTURE] * part.count(IMAGE_PLACEHOLDER))
+        found.extend([NEXT_IMAGE] * part.count(IMAGE_PLACEHOLDER))
         return part
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
@@ -83,22 +83,22 @@ def _part(part: Any, where: str, found: list[Any]) -> str:
         value = next((part[name] for name in ("text", "value", "content") if part.get(name) is not None), None)
         if not isinstance(value, str):
             raise wrong_type(f"{where}.text", "text", value)
-        found.extend([NEXT_PICTURE] * value.count(IMAGE_PLACEHOLDER))
+        found.extend([NEXT_IMAGE] * value.count(IMAGE_PLACEHOLDER))
         return value
     if kind in ("image_url", "image"):
         names = ("image_url", "image", "value", "url", "path")
-        value = next((part[name] for name in names if part.get(name) is not None), NEXT_PICTURE)
+        value = next((part[name] for name in names if part.get(name) is not None), NEXT_IMAGE)
         if isinstance(value, dict) and value.get("url") is not None:
             value = value["url"]
         found.append(value)
         return IMAGE_PLACEHOLDER
     if "audio" in kind or "video" in kind:
-        raise BadRecord("unsupported_media", f"{where} is of type {kind!r}; only text and pictures are read", where)
+        raise BadRecord("unsupported_media", f"{where} is of type {kind!r}; only text and images are read", where)
     raise BadRecord("bad_field", f"{where} is of type {kind!r}; known types are text, image_url, image", where)
 
 
 def _in_order(found: list[Any], listed: list[Any]) -> list[Any]:
-    """The pictures in the order of their marks: a bare mark takes the next one of the record's own list."""
+    """The images in the order of their marks: a bare mark takes the next one of the record's own list."""
     waiting = iter(listed)
-    ordered = [next(waiting, None) if ref is NEXT_PICTURE else ref for ref in found]
+    ordered = [next(waiting, None) if ref is NEXT_IMAGE else ref for ref in found]
     return [ref for ref in ordered if ref is not None] + list(waiting)

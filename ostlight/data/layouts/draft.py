@@ -1,4 +1,4 @@
-"""What a record says before its pictures are looked up."""
+"""What a record says before its images are looked up."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from ostlight.data.sample import Turn
 
-NEXT_PICTURE: Any = object()
-"""Stands for a mark whose picture is in the record's own list."""
+NEXT_IMAGE: Any = object()
+"""Stands for a mark whose image is in the record's own list."""
 
 
 class Draft(NamedTuple):
-    """Turns, and the pictures as the record names them (paths, addresses, bytes), in the order of their marks."""
+    """Turns, and the images as the record names them (paths, addresses, bytes), in the order of their marks."""
 
     turns: list[Turn]
-    pictures: list[Any]
+    images: list[Any]

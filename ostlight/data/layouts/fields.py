@@ -34,7 +34,7 @@ def items(record: Mapping[str, Any], name: str) -> list[Any]:
     raise wrong_type(name, "a list", value)
 
 
-def pictures(record: Mapping[str, Any]) -> list[Any]:
+def images(record: Mapping[str, Any]) -> list[Any]:
     """What stands in ``image`` or ``images``, as a list; not yet checked."""
     for name in ("images", "image"):
         value = record.get(name)

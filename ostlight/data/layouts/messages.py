@@ -1,4 +1,4 @@
-"""OpenAI: ``messages`` of ``role``/``content``, content as text or as parts; pictures in parts or in ``images``."""
+"""OpenAI: ``messages`` of ``role``/``content``, content as text or as parts; images in parts or in ``images``."""
 
 from __future__ import annotations
 

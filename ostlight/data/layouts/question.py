@@ -1,4 +1,4 @@
-"""One question and its answer in plain columns: ``question``, ``answer``, and a picture."""
+"""One question and its answer in plain columns: ``question``, ``answer``, and an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ostlight.data.layouts.draft import Draft
-from ostlight.data.layouts.fields import pictures, text, wrong_type
+from ostlight.data.layouts.fields import images, text, wrong_type
 from ostlight.data.sample import Turn
 
 NAME = "question"
@@ -30,4 +30,4 @@ def read(record: Mapping[str, Any], labelled: bool) -> Draft:
     answer = text(record, "answer")
     if answer is not None and (labelled or answer.strip()):
         turns.append(Turn("assistant", answer, trained=True))
-    return Draft(turns, pictures(record))
+    return Draft(turns, images(record))

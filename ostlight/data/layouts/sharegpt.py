@@ -1,4 +1,4 @@
-"""LLaVA and ShareGPT: ``conversations`` of ``from``/``value``, pictures in ``image`` or ``images``."""
+"""LLaVA and ShareGPT: ``conversations`` of ``from``/``value``, images in ``image`` or ``images``."""
 
 from __future__ import annotations
 

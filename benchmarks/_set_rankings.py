@@ -11,7 +11,7 @@ from _perceptrons import BATCH, BRIEF_STEPS, LR, Scored, losses, trained
 from _record import Recorder
 from scipy.stats import t as student
 
-from ostlight.selection.set_objective import Limits, Pick, SetObjective, solve_set
+from ostlight.selection.set_objective import Constraints, SetObjective, SetSolution, solve_set
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Choice:
     """The scale whose set led to the lowest loss on the anchors, and that set."""
 
     scale: Scale
-    pick: Pick
+    pick: SetSolution
 
 
 PLAIN_SCALES = [Scale(e) for e in (0.25, 0.5, 1, 2, 4, 8)]
@@ -67,7 +67,7 @@ class Rankings:
         found = losses(models, *scored.digits["anchors"]).mean(-1).tolist()
         return {np.sort(rows).tobytes(): loss for rows, loss in zip(sets, found, strict=True)}
 
-    def choose(self, name: str, scales: Sequence[Scale], pick: Callable[[Scale], Pick]) -> Choice:
+    def choose(self, name: str, scales: Sequence[Scale], pick: Callable[[Scale], SetSolution]) -> Choice:
         found = {scale: pick(scale) for scale in scales}
         known = self.anchor_losses(self.scored, [one.rows for one in found.values()])
         losses_after = [known[np.sort(found[scale].rows).tobytes()] for scale in scales]
@@ -81,15 +81,15 @@ class Rankings:
         self.notes[f"{name}|relative_greedy_gap"] = best.pick.greedy_gap / max(abs(best.pick.bound), 1e-12)
         return best
 
-    def sets(self, name: str, phi: np.ndarray, limits: Limits, forms: str = "FJ") -> Choice:
+    def sets(self, name: str, phi: np.ndarray, constraints: Constraints, forms: str = "FJ") -> Choice:
         f, exact = self.scored.f, self.scored.phi(None)
 
-        def plain(scale: Scale) -> Pick:
-            return solve_set(SetObjective.plain(f, phi, displacement=scale.eta, size=limits.size), limits)
+        def plain(scale: Scale) -> SetSolution:
+            return solve_set(SetObjective.plain(f, phi, displacement=scale.eta, size=constraints.size), constraints)
 
-        def minibatch(scale: Scale) -> Pick:
-            settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": limits.size}
-            return solve_set(SetObjective.minibatch(f, phi, **settings), limits)
+        def minibatch(scale: Scale) -> SetSolution:
+            settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": constraints.size}
+            return solve_set(SetObjective.minibatch(f, phi, **settings), constraints)
 
         for form in forms:
             label = {"F": "set plain", "J": "set minibatch"}[form] + f" {name} tuned"
@@ -102,9 +102,9 @@ class Rankings:
         return choice
 
 
-def fixed(rows: np.ndarray) -> Pick:
+def fixed(rows: np.ndarray) -> SetSolution:
     """A ranking's set, which no bound was proven of."""
-    return Pick(rows, 0.0, 0.0, 0.0, 0.0, 0.0)
+    return SetSolution(rows, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -36,7 +36,13 @@ from _record import Recorder
 from _set_rankings import SINGLE_SCALES, Notes, Rankings, fixed, table, written
 from sklearn.datasets import load_digits
 
-from ostlight.selection.set_objective import Limits, SetObjective, gradient_clusters, quota_limits, solve_set
+from ostlight.selection.set_objective import (
+    Constraints,
+    SetObjective,
+    gradient_clusters,
+    solve_set,
+    stratified_constraints,
+)
 
 PRETRAIN_STEPS = 18
 
@@ -63,11 +69,11 @@ class DigitsRankings(Rankings):
 
     def all(self) -> None:
         scored, size = self.scored, self.size
-        whole = Limits.count(size, self.count)
-        by_label = quota_limits(scored.digits["pool"][1].numpy(), size)
+        whole = Constraints.count(size, self.count)
+        by_label = stratified_constraints(scored.digits["pool"][1].numpy(), size)
         phi = {"K=16": scored.phi(16), "K=64": scored.phi(64)}
         clusters = gradient_clusters(scored.f, phi["K=64"], 2 * CLASSES, scored.seed)
-        by_cluster = quota_limits(clusters, size)
+        by_cluster = stratified_constraints(clusters, size)
         eta = scored.eta
         alone = {k: eta * scored.f - eta**2 / 2 * (p**2).sum(1) for k, p in phi.items()}
         exact = {scale: scored.exact(scale.eta) for scale in SINGLE_SCALES}
@@ -84,12 +90,12 @@ class DigitsRankings(Rankings):
         }
 
         self.choose("exact tuned", SINGLE_SCALES, lambda s: fixed(whole.fill(exact[s])))
-        for name, limits in (("", whole), (" by label", by_label)):
+        for name, constraints in (("", whole), (" by label", by_label)):
             self.choose(
                 f"second_order K=64{name} tuned",
                 SINGLE_SCALES,
-                lambda s, limits=limits: fixed(  # type: ignore[misc]
-                    limits.fill(s.eta * scored.f - s.eta**2 / 2 * (phi["K=64"] ** 2).sum(1))
+                lambda s, constraints=constraints: fixed(  # type: ignore[misc]
+                    constraints.fill(s.eta * scored.f - s.eta**2 / 2 * (phi["K=64"] ** 2).sum(1))
                 ),
             )
         two = SetObjective.plain(scored.f, phi["K=64"], displacement=2.0, size=size)

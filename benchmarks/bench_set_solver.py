@@ -18,7 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ostlight.selection.set_objective import Limits, SetObjective, gradient_clusters, quota_limits, solve_set
+from ostlight.selection.set_objective import (
+    Constraints,
+    SetObjective,
+    gradient_clusters,
+    solve_set,
+    stratified_constraints,
+)
 
 CASES = ("minibatch", "plain", "minibatch_tokens", "minibatch_quotas", "minibatch_clusters")
 BAR_S, BAR_GB = 60.0, 3.0
@@ -42,18 +48,18 @@ def measure(case: str, rows: int, probes: int, share: float) -> None:
     start = time.perf_counter()
     budget = round(share * rows)
     if case.endswith("tokens"):
-        limits = Limits.tokens(share * float(tokens.sum()), tokens)
+        constraints = Constraints.tokens(share * float(tokens.sum()), tokens)
     elif case.endswith("quotas"):
-        limits = quota_limits(stratum, budget)
+        constraints = stratified_constraints(stratum, budget)
     elif case.endswith("clusters"):
-        limits = quota_limits(gradient_clusters(f, phi, 32), budget)
+        constraints = stratified_constraints(gradient_clusters(f, phi, 32), budget)
     else:
-        limits = Limits.count(budget, rows)
+        constraints = Constraints.count(budget, rows)
     if case.startswith("plain"):
-        objective = SetObjective.plain(f, phi, displacement=2.0, size=limits.size)
+        objective = SetObjective.plain(f, phi, displacement=2.0, size=constraints.size)
     else:
-        objective = SetObjective.minibatch(f, phi, eta=0.3, batch_size=32, size=limits.size)
-    found = solve_set(objective, limits)
+        objective = SetObjective.minibatch(f, phi, eta=0.3, batch_size=32, size=constraints.size)
+    found = solve_set(objective, constraints)
     print("selection_time", time.perf_counter() - start)
     print("peak_rss", peak_gb())
     print("inputs_rss", before_gb)

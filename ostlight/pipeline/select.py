@@ -25,10 +25,10 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.ranks import is_first_rank
-from ostlight.selection.left_out import Rare, nearly_left_out
 from ostlight.selection.registry import create
 from ostlight.selection.scores import REJECTED, Scores, read_score_table
 from ostlight.selection.selector import Selector
+from ostlight.selection.underrepresented import UnderrepresentedTag, find_underrepresented
 from ostlight.training.loggers import log_metrics
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Selection:
     dropped: int
     rejected: dict[str, int]
     answers_cut: int
-    rare: list[Rare]
+    rare: list[UnderrepresentedTag]
 
 
 def select(config: Config) -> Selection:
@@ -102,7 +102,7 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
         write_subset(pool, kept.tolist(), folder.subset)
     answers_cut = pc.sum(table["answer_cut"]).as_py() or 0
     dropped = len(scores) - len(kept)
-    return Selection(folder, kept, dropped, rejected, answers_cut, nearly_left_out(scores, rows))
+    return Selection(folder, kept, dropped, rejected, answers_cut, find_underrepresented(scores, rows))
 
 
 def _count_by_reason(rejected_rows: pa.Table) -> dict[str, int]:

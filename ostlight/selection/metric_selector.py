@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 PREFERENCES = ("low", "high", "middle")
 
 
-class Measure(Selector):
-    """Ranks samples by one number: the highest, the lowest, or those nearest the middle of the pool.
+class MetricSelector(Selector):
+    """Ranks samples by one metric: the highest, the lowest, or those nearest the middle of the pool.
 
-    A subclass names the number's column and measures it. The score is the number, negated for ``low``; for ``middle``
-    it is the number as it is, since only ``select`` knows the pool.
+    A subclass names the metric's column and computes it in ``measure``. The score is the metric, negated for ``low``;
+    for ``middle`` it is the metric itself, since only ``select`` knows the pool.
     """
 
     column: ClassVar[str] = "value"
@@ -45,11 +45,11 @@ class Measure(Selector):
             raise SelectorError(f"selector.options.prefer must be low, high or middle; got {self.options.prefer!r}")
 
     @abstractmethod
-    def measured(self, batch: Batch) -> Mapping[str, Any]:
+    def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Columns as ``score`` returns them, with ``column`` in the place of ``score``."""
 
     def score(self, batch: Batch) -> Mapping[str, Any]:
-        columns = self.measured(batch)
+        columns = self.measure(batch)
         values = torch.as_tensor(columns[self.column], dtype=torch.float64).cpu().numpy()
         return {"score": self.score_of(values), **columns}
 

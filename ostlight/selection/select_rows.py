@@ -1,4 +1,4 @@
-"""From scores to the rows that are kept, whatever the selector picks."""
+"""Calls a selector's ``select`` so that every kind of budget is kept to."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from ostlight.selection.strata import select_per_stratum
 
 
 def select_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
-    """Rows of ``scores`` the selector keeps, best first; kind by kind where the budget says ``stratify_by``, unless the
-    selector sees to that itself.
+    """Rows of ``scores`` that the selector keeps, best first.
 
-    A selector is not asked about a table without rows: its evidence columns are not there.
+    A selector without ``handles_strata`` is called once for each stratum of ``budget.stratify_by``. None is called with
+    an empty table, whose extra columns are unknown.
 
     Raises:
-        SelectorError: ``select`` returned rows that do not exist, or one twice.
-        DataError: ``budget.stratify_by`` names a tag no sample has, or kinds that these scores do not tell apart.
+        SelectorError: ``select`` returned a row that does not exist, or one twice.
+        DataError: as ``Strata.of``.
     """
     if not len(scores):
         return np.array([], dtype=np.int64)
     if budget.tokens is None or selector.ignores_budget:
-        return _picked(selector, scores, budget)
-    # A sample that no budget of this size can afford must not stand in the way of the others.
+        return _select(selector, scores, budget)
+    # A sample that is larger than the whole budget must not use up its stratum's share.
     affordable = np.flatnonzero(scores.tokens <= budget.tokens)
     if not len(affordable):
         return affordable
-    return affordable[_picked(selector, scores.take(affordable), budget)]
+    return affordable[_select(selector, scores.take(affordable), budget)]
 
 
-def _picked(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
+def _select(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
     if budget.stratify_by is None or selector.handles_strata:
-        return _checked(selector, scores, budget)
-    return select_per_stratum(scores, budget, lambda part, share: _checked(selector, part, share))
+        return _checked_rows(selector, scores, budget)
+    return select_per_stratum(scores, budget, lambda part, share: _checked_rows(selector, part, share))
 
 
-def _checked(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
+def _checked_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
     rows = np.asarray(selector.select(scores, budget), dtype=np.int64)
     name = type(selector).__name__
     if rows.ndim != 1 or len(set(rows.tolist())) != len(rows):

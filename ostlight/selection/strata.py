@@ -1,9 +1,9 @@
-"""The kinds of samples a budget is shared out to: by tag, by group of anchors, by cluster of gradients."""
+"""Strata that a budget is split over: by tag, by anchor group, by cluster of gradients."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,11 @@ CLUSTERS = 20
 
 @dataclass(frozen=True)
 class Strata:
-    """What kind each sample is of.
+    """The stratum of each sample.
 
     Attributes:
-        labels: ``[N]`` the kind of each sample.
-        weights: what each kind's share of the budget is in proportion to; ``None`` for what there is of it.
+        labels: ``[N]`` names.
+        weights: each stratum's share of the budget is in proportion to its weight; ``None`` for its size.
     """
 
     labels: np.ndarray
@@ -31,7 +31,7 @@ class Strata:
 
     @classmethod
     def of(cls, scores: Scores, stratify_by: str) -> Strata:
-        """The kinds ``budget.stratify_by`` names.
+        """The strata that ``budget.stratify_by`` names.
 
         Raises:
             DataError: a tag no sample has, or a column the scores lack; says what to do.
@@ -86,38 +86,34 @@ def _need(scores: Scores, stratify_by: str, *columns: str) -> None:
         )
 
 
-def ranked(scores: Scores, budget: Budget, strata: Strata | None = None) -> np.ndarray:
-    """Rows of the highest scores that fit, best first; of each kind its own where the budget says ``stratify_by``.
-
-    Args:
-        strata: as for ``select_per_stratum``.
-    """
+def select_top(scores: Scores, budget: Budget) -> np.ndarray:
+    """Rows of the highest scores within the budget, best first; stratum by stratum where ``stratify_by`` is set."""
     if budget.stratify_by is None:
         return budget.top(scores)
-    return select_per_stratum(scores, budget, lambda part, share: share.top(part), strata)
+    return select_per_stratum(scores, budget, lambda part, share: share.top(part))
 
 
 def select_per_stratum(
-    scores: Scores,
-    budget: Budget,
-    pick: Callable[[Scores, Budget], np.ndarray],
-    strata: Strata | None = None,
+    scores: Scores, budget: Budget, select: Callable[[Scores, Budget], np.ndarray | Sequence[int]]
 ) -> np.ndarray:
-    """Rows picked from each kind of ``budget.stratify_by`` by itself, best of each kind first, then the second of
-    each: a prefix of the ranking is itself spread over the kinds.
+    """Rows selected from each stratum of ``budget.stratify_by`` by itself.
+
+    The best of each stratum come first, then the second of each: a prefix of the result is itself spread over strata.
 
     Args:
-        pick: rows of the scores it is given, best first, within the budget it is given.
-        strata: those of ``budget.stratify_by``, where they are known already.
+        select: called with the scores of one stratum and its share of the budget; returns rows of these scores, best
+            first.
     """
-    assert budget.stratify_by is not None, "called for budgets with kinds"
-    strata = strata or Strata.of(scores, budget.stratify_by)
-    rows_of = {kind: np.flatnonzero(strata.labels == kind) for kind in sorted(set(strata.labels))}
-    sizes = {kind: len(rows) for kind, rows in rows_of.items()}
-    tokens = {k: int(scores.tokens[r].sum()) for k, r in rows_of.items()} if budget.tokens is not None else None
-    chosen = [
-        rows_of[kind][pick(scores.take(rows_of[kind]), share)]
-        for kind, share in budget.shares(sizes, tokens, strata.weights).items()
+    assert budget.stratify_by is not None, "called for stratified budgets"
+    strata = Strata.of(scores, budget.stratify_by)
+    members = {label: np.flatnonzero(strata.labels == label) for label in sorted(set(strata.labels))}
+    sizes = {label: len(rows) for label, rows in members.items()}
+    tokens = None
+    if budget.tokens is not None:
+        tokens = {label: int(scores.tokens[rows].sum()) for label, rows in members.items()}
+    selected = [
+        members[label][select(scores.take(members[label]), share)]
+        for label, share in budget.shares(sizes, tokens, strata.weights).items()
     ]
-    ranked = [(k / len(rows), v, int(row)) for v, rows in enumerate(chosen) for k, row in enumerate(rows)]
-    return np.array([row for _, _, row in sorted(ranked)], dtype=np.int64)
+    places = [(k / len(rows), s, int(row)) for s, rows in enumerate(selected) for k, row in enumerate(rows)]
+    return np.array([row for _, _, row in sorted(places)], dtype=np.int64)

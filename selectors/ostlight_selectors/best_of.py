@@ -17,7 +17,7 @@ from ostlight.errors import DivergedError, SelectorError
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import Measure
+from ostlight.selection.metric_selector import MetricSelector
 from ostlight.selection.registry import create
 from ostlight.selection.scores import FIXED_NAMES, Scores, rejections
 from ostlight.selection.select_rows import select_rows
@@ -131,7 +131,7 @@ class BestOf(Selector):
         source, first = self.sources[0], self.candidates[0]
         if source.metric is None:
             return columns[f"{source.dependency}.score"]
-        assert isinstance(first, Measure), "only metric selectors read another's column"
+        assert isinstance(first, MetricSelector), "only metric selectors read another's column"
         values = [np.nan if failure else value for value, failure in zip(columns[source.metric], failures, strict=True)]
         return first.score_of(np.array(values, dtype=np.float64))
 
@@ -185,7 +185,7 @@ class BestOf(Selector):
         view = scores.with_columns({name: scores.table[stored] for name, stored in own.items()})
         if source.metric is None:
             return view
-        assert isinstance(candidate, Measure), "only metric selectors read another's column"
+        assert isinstance(candidate, MetricSelector), "only metric selectors read another's column"
         return view.with_score(candidate.score_of(view.column(source.metric)))
 
 
@@ -258,7 +258,7 @@ def _resolve(
 
 def _provider(choice: SelectorChoice, candidate: Selector, candidates: Sequence[Selector]) -> Selector | None:
     """The first candidate whose table holds what a metric selector with default options measures."""
-    if not isinstance(candidate, Measure) or candidate.column != choice.name:
+    if not isinstance(candidate, MetricSelector) or candidate.column != choice.name:
         return None
     if dataclasses.replace(candidate.options, prefer=candidate.Options().prefer) != candidate.Options():
         return None

@@ -10,10 +10,10 @@ import torch
 from ostlight.models.batch import Batch
 from ostlight.models.losses import IGNORED
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import Measure
+from ostlight.selection.metric_selector import MetricSelector
 
 
-class EL2N(Measure):
+class EL2N(MetricSelector):
     """The samples with the largest (or smallest, or middling) prediction errors: ``mean_t ||p_t - onehot(y_t)||_2``.
 
     "Deep Learning on a Data Diet" (arXiv 2107.07075), for language: the mean over the answer tokens, from one proxy
@@ -34,7 +34,7 @@ class EL2N(Measure):
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model
 
-    def measured(self, batch: Batch) -> dict[str, Any]:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         targets = batch.labels[:, 1:]
         wanted = targets != IGNORED
         with torch.no_grad():

@@ -13,10 +13,10 @@ from ostlight.influence.parameters import named_parameters_of
 from ostlight.influence.sample_gradient import train_only
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import Measure
+from ostlight.selection.metric_selector import MetricSelector
 
 
-class GradNorm(Measure):
+class GradNorm(MetricSelector):
     """The samples with the longest (or shortest, or middling) gradients of their loss: ``||g_i||_2``.
 
     GraNd of "Deep Learning on a Data Diet" (arXiv 2107.07075), from one proxy instead of an average over networks early
@@ -43,7 +43,7 @@ class GradNorm(Measure):
         train_only(self.model, parameters)
         self.engine, self.rows = GradientDots(self.model, parameters), RowMap(self.model.model)
 
-    def measured(self, batch: Batch) -> dict[str, Any]:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         rows = self.rows.of(batch.inputs)
         found = self.engine.products(lambda: self.model.losses(batch), rows, squared_norms=True)
         norms = found.squared_norms.sqrt()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ostlight.models.batch import Batch
-from ostlight.selection.metric_selector import Measure
+from ostlight.selection.metric_selector import MetricSelector
 
 
-class Length(Measure):
+class Length(MetricSelector):
     """The samples with the longest (or shortest, or middling) answers, in characters of all trained turns.
 
     "Long Is More for Alignment" (arXiv 2402.04833) counts tokens; characters need no tokenizer and no model.
@@ -25,5 +25,5 @@ class Length(Measure):
 
         prefer: str = "high"
 
-    def measured(self, batch: Batch) -> dict[str, Any]:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         return {"characters": [sum(len(t.text) for t in s.turns if t.trained) for s in batch.samples]}

@@ -9,10 +9,10 @@ import torch
 
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import Measure
+from ostlight.selection.metric_selector import MetricSelector
 
 
-class Loss(Measure):
+class Loss(MetricSelector):
     """The samples the proxy finds easiest (or hardest, or middling): mean cross-entropy over the answer tokens.
 
     The quantity that "small loss" selection ranks by (co-teaching, arXiv 1804.06872); high loss is its opposite, hard
@@ -33,6 +33,6 @@ class Loss(Measure):
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model
 
-    def measured(self, batch: Batch) -> dict[str, Any]:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
             return {"loss": self.model.losses(batch).double()}

@@ -11,10 +11,10 @@ from torch import Tensor
 from ostlight.models.batch import Batch
 from ostlight.models.losses import IGNORED, per_sample_losses
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import Measure
+from ostlight.selection.metric_selector import MetricSelector
 
 
-class Perplexity(Measure):
+class Perplexity(MetricSelector):
     """The samples whose text is of middling (or low, or high) perplexity under the proxy.
 
     "When Less is More: Investigating Data Pruning for Pretraining LLMs at Scale" (arXiv 2309.04564) found the middle
@@ -39,7 +39,7 @@ class Perplexity(Measure):
         mark = encoder.image_token
         self.picture = encoder.tokenizer.convert_tokens_to_ids(mark) if mark else None
 
-    def measured(self, batch: Batch) -> dict[str, Any]:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
             losses = per_sample_losses(self.model.logits(batch), self._every_token(batch))
         return {"perplexity": losses.double().exp()}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.random_numbers import draws
+from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.selector import Selector
 
 
@@ -19,4 +19,4 @@ class Random(Selector):
         self.seed = context.seed
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        return {"score": draws(self.seed, (sample.id for sample in batch.samples))}
+        return {"score": uniform_by_id(self.seed, (sample.id for sample in batch.samples))}

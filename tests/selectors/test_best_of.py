@@ -14,7 +14,7 @@ import ostlight
 from ostlight.config.budget import Budget
 from ostlight.errors import DivergedError, SelectorError
 from ostlight.pipeline.scoring.rows import to_table
-from ostlight.selection.random_numbers import draws
+from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight_selectors.best_of import BestOf, first_of_the_best
@@ -24,7 +24,7 @@ ROWS, ETA, SEED, REPEATS = 60, 0.1, 5, 2
 RNG = np.random.default_rng(4)
 SLOPES, PHI, LOSSES = RNG.standard_normal(ROWS), 2 * RNG.standard_normal((ROWS, 4)), RNG.uniform(0, 3, ROWS)
 UTILITIES = ETA * SLOPES - ETA**2 / 2 * (PHI**2).sum(1)
-RANDOM = np.array(draws(SEED, [f"s{i}" for i in range(ROWS)]))
+RANDOM = np.array(uniform_by_id(SEED, [f"s{i}" for i in range(ROWS)]))
 TASKS = np.array(list("aaabbc" * (ROWS // 6)))
 BUDGET = Budget(count=12)
 

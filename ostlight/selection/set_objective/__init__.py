@@ -1,24 +1,24 @@
-"""Which samples to keep together: objectives of a set, and ways to pick one, from stored slopes and sketches alone."""
+"""Objectives of a set of samples, and solvers for them, from stored alignments and sketches alone."""
 
-from ostlight.selection.set_objective.greedy import exchanged, greedy
-from ostlight.selection.set_objective.limits import Limits
+from ostlight.selection.set_objective.constraints import Constraints
+from ostlight.selection.set_objective.greedy import improve_by_exchange, solve_greedily
 from ostlight.selection.set_objective.objective import SetObjective, minibatch_value, plain_value
-from ostlight.selection.set_objective.pick import Pick, solve_set
-from ostlight.selection.set_objective.quotas import gradient_clusters, quota_limits
-from ostlight.selection.set_objective.relaxed import Relaxed, relaxed, rounded
+from ostlight.selection.set_objective.quotas import gradient_clusters, stratified_constraints
+from ostlight.selection.set_objective.relaxation import RelaxedSolution, round_relaxation, solve_relaxation
+from ostlight.selection.set_objective.solve import SetSolution, solve_set
 
 __all__ = [
-    "Limits",
-    "Pick",
-    "Relaxed",
+    "Constraints",
+    "RelaxedSolution",
     "SetObjective",
-    "exchanged",
+    "SetSolution",
     "gradient_clusters",
-    "greedy",
+    "improve_by_exchange",
     "minibatch_value",
     "plain_value",
-    "quota_limits",
-    "relaxed",
-    "rounded",
+    "round_relaxation",
+    "solve_greedily",
+    "solve_relaxation",
     "solve_set",
+    "stratified_constraints",
 ]

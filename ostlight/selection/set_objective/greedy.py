@@ -1,4 +1,4 @@
-"""Picking block by block, each block by what it adds to the ones before, then exchanging what fits less well."""
+"""Selecting block by block, each block by what it adds to the ones before, then exchanging what fits less well."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from ostlight.selection.set_objective.limits import Limits, top
+from ostlight.selection.set_objective.constraints import Constraints, top
 from ostlight.selection.set_objective.objective import SetObjective
 
 BLOCKS = 200
-"""Times all samples are looked at. Sets of at most this many samples are picked one at a time."""
+"""Times all samples are looked at. Sets of at most this many samples are selected one at a time."""
 
 CANDIDATES = 4
 """Blocks' worth of best samples looked at where groups or costs may refuse some of them."""
@@ -22,52 +22,56 @@ EXCHANGES = 60
 """Rounds of exchange at most."""
 
 
-def greedy(objective: SetObjective, limits: Limits, blocks: int = BLOCKS) -> np.ndarray:
+def solve_greedily(objective: SetObjective, constraints: Constraints, blocks: int = BLOCKS) -> np.ndarray:
     """Rows that fill the budget, in the order they were taken.
 
     Sample i added to a set with ``s = sum phi`` changes ``m V`` by ``a_i - (b/m) <phi_i, s> - (b/2m) ||phi_i||^2``.
-    Every block takes the samples for which this (per cost) is highest, equal ones in row order, then ``s`` is brought
-    up to date. V is concave in the weights but not submodular, so this is a heuristic; ``relaxed`` bounds what it lost.
+    Every block takes the samples for which this (per cost) is highest, equal ones in row order, then ``s`` is updated.
+    V is concave in the weights but not submodular, so this is a heuristic; ``solve_relaxation`` bounds its loss.
     Cost: ``blocks`` passes over ``phi``, with about ``5 N`` float64 of memory beside it.
 
     Raises:
-        ValueError: objective and limits are of different lengths, or no sample fits.
+        ValueError: objective and constraints are of different lengths, or no sample fits.
     """
-    _matching(objective, limits)
-    block = math.ceil(limits.size / blocks)
+    _check_lengths(objective, constraints)
+    block = math.ceil(constraints.size / blocks)
     own = objective.own
     taken = np.zeros(len(objective), dtype=bool)
-    total, left = np.zeros(objective.phi.shape[1]), limits.most.copy()
-    simple = limits.counted and len(left) == 1
-    picked: list[np.ndarray] = []
+    total, left = np.zeros(objective.phi.shape[1]), constraints.most.copy()
+    simple = constraints.counted and len(left) == 1
+    selected: list[np.ndarray] = []
     while True:
         worth = objective.slopes(total) - own
-        if not limits.counted:
-            worth /= limits.costs
+        if not constraints.counted:
+            worth /= constraints.costs
         worth[taken] = -np.inf
         if simple:
             rows = top(worth, min(block, int(left[0])))
         else:
-            worth[~limits.open(left)] = -np.inf
-            rows = limits.fitting(top(worth, CANDIDATES * block), left)[:block]
+            worth[~constraints.open(left)] = -np.inf
+            rows = constraints.fitting(top(worth, CANDIDATES * block), left)[:block]
         if not len(rows):
             break
         taken[rows] = True
-        left = left - limits.costs_of(rows)
+        left = left - constraints.costs_of(rows)
         total += objective.total(rows)
-        picked.append(rows)
-    if not picked:
-        raise ValueError(f"no sample fits the budget {limits.most.tolist()}; the cheapest costs {limits.costs.min()}")
-    return np.concatenate(picked)
+        selected.append(rows)
+    if not selected:
+        raise ValueError(
+            f"no sample fits the budget {constraints.most.tolist()}; the cheapest costs {constraints.costs.min()}"
+        )
+    return np.concatenate(selected)
 
 
-def exchanged(objective: SetObjective, limits: Limits, rows: np.ndarray, rounds: int = EXCHANGES) -> np.ndarray:
+def improve_by_exchange(
+    objective: SetObjective, constraints: Constraints, rows: np.ndarray, rounds: int = EXCHANGES
+) -> np.ndarray:
     """The set after swaps within groups that raise V, in row order; for counted samples only.
 
     The worst of the set and the best outside it are paired. A round swaps all promising pairs, or the first half,
     quarter, ... of them if that raises V, or else the one pair of a shortlist that raises it most; it ends with none.
     """
-    if not limits.counted:
+    if not constraints.counted:
         return rows
     inside = np.zeros(len(objective), dtype=bool)
     inside[rows] = True
@@ -75,11 +79,11 @@ def exchanged(objective: SetObjective, limits: Limits, rows: np.ndarray, rounds:
     value, limit = objective.value_at(gain, total), len(rows)
     for _ in range(rounds):
         slopes = objective.slopes(total)
-        out, new = _pairs(limits, inside, slopes, objective.own, max(limit, SHORTLIST))
-        number = min(limit, int((_promise(objective, slopes, out, new) > 0).sum()))
+        out, new = _pairs(constraints, inside, slopes, objective.own, max(limit, SHORTLIST))
+        number = min(limit, int((_swap_gains(objective, slopes, out, new) > 0).sum()))
         while True:
             if not number:
-                out, new = _best_pair(objective, limits, slopes, out[:SHORTLIST], new[:SHORTLIST])
+                out, new = _best_pair(objective, constraints, slopes, out[:SHORTLIST], new[:SHORTLIST])
             step = max(1, number)
             after_total = total + objective.total(new[:step]) - objective.total(out[:step])
             after_gain = gain + float(objective.gains[new[:step]].sum() - objective.gains[out[:step]].sum())
@@ -94,20 +98,20 @@ def exchanged(objective: SetObjective, limits: Limits, rows: np.ndarray, rounds:
     return np.flatnonzero(inside)
 
 
-def _promise(objective: SetObjective, slopes: np.ndarray, out: np.ndarray, new: np.ndarray) -> np.ndarray:
+def _swap_gains(objective: SetObjective, slopes: np.ndarray, out: np.ndarray, new: np.ndarray) -> np.ndarray:
     """What each swap adds to ``m V`` if the two samples have nothing in common."""
     own = objective.own
     return slopes[new] - own[new] - slopes[out] - own[out]
 
 
 def _pairs(
-    limits: Limits, inside: np.ndarray, slopes: np.ndarray, own: np.ndarray, limit: int
+    constraints: Constraints, inside: np.ndarray, slopes: np.ndarray, own: np.ndarray, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to leave and rows to join, paired within groups, the most promising swap first."""
     leaving, joining = np.where(inside, -slopes - own, -np.inf), np.where(inside, -np.inf, slopes - own)
     outs, news = [], []
-    for group in range(len(limits.most)):
-        members = np.flatnonzero(limits.groups == group)
+    for group in range(len(constraints.most)):
+        members = np.flatnonzero(constraints.groups == group)
         out, new = top(leaving[members], limit), top(joining[members], limit)
         pairs = min(len(out), len(new))
         outs.append(members[out[:pairs]])
@@ -118,18 +122,18 @@ def _pairs(
 
 
 def _best_pair(
-    objective: SetObjective, limits: Limits, slopes: np.ndarray, out: np.ndarray, new: np.ndarray
+    objective: SetObjective, constraints: Constraints, slopes: np.ndarray, out: np.ndarray, new: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The swap that adds most to ``m V``, what the two samples have in common counted."""
     if not len(out):
         return out, new
     common = objective.phi[out].astype(np.float64) @ objective.phi[new].astype(np.float64).T
-    promise = _promise(objective, slopes, out[:, None], new[None]) + common * (objective.redundancy / objective.size)
-    promise[limits.groups[out][:, None] != limits.groups[new][None]] = -np.inf
+    promise = _swap_gains(objective, slopes, out[:, None], new[None]) + common * (objective.redundancy / objective.size)
+    promise[constraints.groups[out][:, None] != constraints.groups[new][None]] = -np.inf
     leaves, joins = np.unravel_index(int(promise.argmax()), promise.shape)
     return out[[leaves]], new[[joins]]
 
 
-def _matching(objective: SetObjective, limits: Limits) -> None:
-    if len(objective) != len(limits):
-        raise ValueError(f"the objective has {len(objective)} samples, the limits have {len(limits)}")
+def _check_lengths(objective: SetObjective, constraints: Constraints) -> None:
+    if len(objective) != len(constraints):
+        raise ValueError(f"the objective has {len(objective)} samples, the constraints have {len(constraints)}")

@@ -173,7 +173,7 @@ def checked(f: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(bad):
         i = int(bad[0])
         raise ValueError(
-            f"row {i} is not finite (f={f[i]}, phi={phi[i].tolist()[:4]}...); set such samples aside before picking"
+            f"row {i} is not finite (f={f[i]}, phi={phi[i].tolist()[:4]}...); set such samples aside before selecting"
         )
     return f, phi
 

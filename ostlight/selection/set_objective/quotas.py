@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ostlight.config.budget import shared_out
-from ostlight.selection.set_objective.limits import Limits
+from ostlight.selection.set_objective.constraints import Constraints
 from ostlight.selection.set_objective.objective import ROWS_AT_ONCE, checked
 
 FITTED_ROWS = 100_000
 """Rows the clusters are fitted on, evenly spaced in order of slope; all rows are then assigned."""
 
 
-def quota_limits(
+def stratified_constraints(
     labels: Sequence[str] | np.ndarray,
     total: float,
     costs: np.ndarray | None = None,
     weights: Mapping[str, float] | None = None,
-) -> Limits:
+) -> Constraints:
     """``total`` samples (tokens, where ``costs`` are given), shared out in proportion by largest remainders.
 
     Args:
@@ -44,7 +44,7 @@ def quota_limits(
     room = dict(zip(names.tolist(), np.bincount(groups, sizes, minlength=len(names)).tolist(), strict=True))
     shares = shared_out(total, room, weights)
     most = [float(shares[name]) for name in names.tolist()]
-    return Limits.by_group(groups.astype(np.int64), most, None if costs is None else sizes)
+    return Constraints.by_group(groups.astype(np.int64), most, None if costs is None else sizes)
 
 
 def gradient_clusters(f: np.ndarray, phi: np.ndarray, clusters: int, seed: int = 0) -> np.ndarray:

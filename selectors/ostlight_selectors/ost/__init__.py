@@ -33,7 +33,7 @@ from ostlight.pipeline.fingerprint import GRADIENT_VECTORS
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.selection.strata import ranked
+from ostlight.selection.strata import select_top
 from ostlight_selectors.ost.set_selection import select_set
 
 log = logging.getLogger("ostlight.selectors.ost")
@@ -218,4 +218,4 @@ class OneStepTrain(Selector):
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         if self.options.selection == "set":
             return select_set(scores, budget, self.options.set_step_size, self.options.set_batch_size)
-        return ranked(scores, budget)
+        return select_top(scores, budget)

@@ -9,7 +9,7 @@ import numpy as np
 from ostlight.config.budget import Budget
 from ostlight.errors import SelectorError
 from ostlight.selection.scores import Scores
-from ostlight.selection.set_objective import Limits, SetObjective, quota_limits, solve_set
+from ostlight.selection.set_objective import Constraints, SetObjective, solve_set, stratified_constraints
 from ostlight.selection.strata import Strata
 
 log = logging.getLogger("ostlight.selectors.ost")
@@ -33,16 +33,16 @@ def select_set(scores: Scores, budget: Budget, step_size: float, batch_size: int
     """
     if budget.threshold is not None:
         raise SelectorError("budget.threshold is for single samples; selection=set takes a fraction, count or tokens")
-    limits = set_limits(scores, budget)
-    if not limits.open(limits.most).any():
+    constraints = set_constraints(scores, budget)
+    if not constraints.open(constraints.most).any():
         return np.empty(0, dtype=np.int64)
     alignments, phi, step = (
         scores.column("alignment"),
         scores.column("phi"),
         step_size * float(scores.column("step_size")[0]),
     )
-    objective = SetObjective.minibatch(alignments, phi, eta=step, batch_size=batch_size, size=limits.size)
-    solution = solve_set(objective, limits)
+    objective = SetObjective.minibatch(alignments, phi, eta=step, batch_size=batch_size, size=constraints.size)
+    solution = solve_set(objective, constraints)
     log.info(
         f"set: {len(solution.rows):,} samples at step size {step:.4g} and batch size {batch_size}; value "
         f"{solution.value:.4g}, the best set's is at most {solution.gap:.2g} higher"
@@ -54,11 +54,11 @@ def select_set(scores: Scores, budget: Budget, step_size: float, batch_size: int
     return solution.rows
 
 
-def set_limits(scores: Scores, budget: Budget) -> Limits:
+def set_constraints(scores: Scores, budget: Budget) -> Constraints:
     """The budget in samples or tokens, split into the shares of ``budget.stratify_by``."""
     costs = scores.tokens if budget.tokens is not None else None
     total = budget.tokens if budget.tokens is not None else budget.size(len(scores))
     if budget.stratify_by is not None:
         strata = Strata.of(scores, budget.stratify_by)
-        return quota_limits(strata.labels, total, costs, strata.weights)
-    return Limits.count(total, len(scores)) if costs is None else Limits.tokens(total, costs)
+        return stratified_constraints(strata.labels, total, costs, strata.weights)
+    return Constraints.count(total, len(scores)) if costs is None else Constraints.tokens(total, costs)

@@ -76,7 +76,7 @@ def test_float32_sketches_stay_float32_and_sum_in_float64():
 def test_values_that_are_not_finite_are_refused_with_their_row(bad: float, where: str):
     f, phi = np.ones(70_000), np.ones((70_000, 2), dtype=np.float32)
     (f if where == "f" else phi[:, 1])[66_123] = bad
-    with pytest.raises(ValueError, match="row 66123 is not finite .* set such samples aside before picking"):
+    with pytest.raises(ValueError, match="row 66123 is not finite .* set such samples aside before selecting"):
         SetObjective.plain(f, phi, displacement=1.0, size=5)
 
 

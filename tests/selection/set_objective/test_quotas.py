@@ -7,35 +7,35 @@ import math
 import numpy as np
 import pytest
 
-from ostlight.selection.set_objective import gradient_clusters, quota_limits
+from ostlight.selection.set_objective import gradient_clusters, stratified_constraints
 
 
 def test_shares_are_the_largest_remainders_and_add_up():
-    limits = quota_limits(["a"] * 5 + ["b"] * 3 + ["c"] * 3, 4)
-    assert limits.most.tolist() == [2, 1, 1]
-    assert limits.groups.tolist() == [0] * 5 + [1] * 3 + [2] * 3
+    constraints = stratified_constraints(["a"] * 5 + ["b"] * 3 + ["c"] * 3, 4)
+    assert constraints.most.tolist() == [2, 1, 1]
+    assert constraints.groups.tolist() == [0] * 5 + [1] * 3 + [2] * 3
 
 
 def test_token_shares_follow_tokens():
-    limits = quota_limits(["a", "a", "b"], 100, np.array([100, 200, 100]))
-    assert limits.most.tolist() == [75, 25]
+    constraints = stratified_constraints(["a", "a", "b"], 100, np.array([100, 200, 100]))
+    assert constraints.most.tolist() == [75, 25]
 
 
 def test_shares_follow_the_weights_and_what_a_kind_lacks_goes_to_others():
     labels = ["a"] * 2 + ["b"] * 10
-    assert quota_limits(labels, 4, weights={"a": 1, "b": 1}).most.tolist() == [2, 2]
-    assert quota_limits(labels, 6, weights={"a": 1}).most.tolist() == [2, 4]
-    assert quota_limits(labels, 6, weights={"a": 3, "b": 1, "elsewhere": 9}).most.tolist() == [2, 4]
-    assert quota_limits(labels, 99).most.tolist() == [2, 10]
+    assert stratified_constraints(labels, 4, weights={"a": 1, "b": 1}).most.tolist() == [2, 2]
+    assert stratified_constraints(labels, 6, weights={"a": 1}).most.tolist() == [2, 4]
+    assert stratified_constraints(labels, 6, weights={"a": 3, "b": 1, "elsewhere": 9}).most.tolist() == [2, 4]
+    assert stratified_constraints(labels, 99).most.tolist() == [2, 10]
 
 
 def test_quotas_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match="the budget must be at least 1; got 0"):
-        quota_limits(["a", "b"], 0)
+        stratified_constraints(["a", "b"], 0)
     with pytest.raises(ValueError, match="no kind has a weight; the kinds are a, b"):
-        quota_limits(["a", "b"], 1, weights={"c": 1})
+        stratified_constraints(["a", "b"], 1, weights={"c": 1})
     with pytest.raises(ValueError, match="2 labels need as many costs"):
-        quota_limits(["a", "b"], 1, np.ones(3))
+        stratified_constraints(["a", "b"], 1, np.ones(3))
 
 
 def directions(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

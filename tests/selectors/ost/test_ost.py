@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ostlight
-from ostlight.errors import SelectorError
+from ostlight.errors import OstlightError, SelectorError
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import minibatch_value
 
@@ -72,5 +72,5 @@ def test_a_set_needs_probes_and_a_size(settings):
     ],
 )
 def test_options_out_of_range(settings, name: str, options: dict[str, Any], says: str):
-    with pytest.raises(SelectorError, match=says):
+    with pytest.raises(OstlightError, match=says):
         ostlight.select(settings(selector={"name": name, "options": options}))

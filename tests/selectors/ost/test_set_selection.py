@@ -13,7 +13,7 @@ from ostlight.errors import SelectorError
 from ostlight.pipeline.scoring.rows import to_table
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
-from ostlight.selection.set_objective import Limits, SetObjective, minibatch_value, solve_set
+from ostlight.selection.set_objective import Constraints, SetObjective, minibatch_value, solve_set
 from ostlight_selectors.ost.set_selection import select_set
 
 STEP_SIZE, ROWS, RANK = 0.1, 60, 4
@@ -44,7 +44,7 @@ def table(order: np.ndarray | None = None) -> Scores:
 
 def test_the_set_is_the_objectives_and_its_value_and_bound_are_noted():
     objective = SetObjective.minibatch(ALIGNMENTS, PHI, eta=10 * STEP_SIZE, batch_size=32, size=12)
-    expected = solve_set(objective, Limits.count(12, ROWS))
+    expected = solve_set(objective, Constraints.count(12, ROWS))
     notes: dict[str, Any] = {}
     scores = table().with_context(SelectionContext(lambda *_: 0.0, list, notes.__setitem__, 0))
     rows = create("ost", {"selection": "set"}).select(scores, Budget(count=12))

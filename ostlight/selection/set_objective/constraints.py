@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Limits:
+class Constraints:
     """The sets allowed. A set fills its budget: it stops only where nothing left would fit.
 
     Attributes:
@@ -25,19 +25,19 @@ class Limits:
     counted: bool
 
     @classmethod
-    def count(cls, count: int, available: int) -> Limits:
+    def count(cls, count: int, available: int) -> Constraints:
         """Exactly ``count`` samples, or all where there are fewer."""
         return cls.by_group(np.zeros(available, dtype=np.int64), [count])
 
     @classmethod
-    def tokens(cls, total: float, costs: np.ndarray) -> Limits:
+    def tokens(cls, total: float, costs: np.ndarray) -> Constraints:
         """Samples whose costs add up to at most ``total``."""
         return cls.by_group(np.zeros(len(costs), dtype=np.int64), [total], costs)
 
     @classmethod
     def by_group(
         cls, groups: np.ndarray, most: np.ndarray | list[int] | list[float], costs: np.ndarray | None = None
-    ) -> Limits:
+    ) -> Constraints:
         """A budget for each group.
 
         Args:

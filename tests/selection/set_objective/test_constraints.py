@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ostlight.selection.set_objective import Limits
-from ostlight.selection.set_objective.limits import top
+from ostlight.selection.set_objective import Constraints
+from ostlight.selection.set_objective.constraints import top
 
 
 def test_top_takes_ties_in_row_order_and_never_minus_infinity():
@@ -20,49 +20,49 @@ def test_top_takes_ties_in_row_order_and_never_minus_infinity():
 
 
 def test_fill_skips_what_does_not_fit_and_goes_on():
-    limits = Limits.tokens(10, np.array([6, 6, 3, 2, 1]))
-    assert limits.fill(np.array([60.0, 50, 20, 10, 1])).tolist() == [0, 2, 4]
+    constraints = Constraints.tokens(10, np.array([6, 6, 3, 2, 1]))
+    assert constraints.fill(np.array([60.0, 50, 20, 10, 1])).tolist() == [0, 2, 4]
 
 
 def test_a_filled_budget_costs_at_least_what_is_said():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        limits = Limits.by_group(rng.integers(0, 3, 20), rng.integers(0, 60, 3), rng.integers(1, 20, 20))
-        spent = limits.costs_of(limits.fill(rng.standard_normal(20)))
-        assert (spent <= limits.most).all()
-        assert (spent >= limits.least).all()
+        constraints = Constraints.by_group(rng.integers(0, 3, 20), rng.integers(0, 60, 3), rng.integers(1, 20, 20))
+        spent = constraints.costs_of(constraints.fill(rng.standard_normal(20)))
+        assert (spent <= constraints.most).all()
+        assert (spent >= constraints.least).all()
 
 
 def test_the_vertex_beats_every_grid_point_of_the_limits():
     rng = np.random.default_rng(1)
     for _ in range(20):
         values, costs = rng.standard_normal(5), rng.integers(1, 6, 5)
-        limits = Limits.by_group(np.array([0, 0, 0, 1, 1]), [5, 4], costs)
-        weights = limits.vertex(values)
-        spent = np.bincount(limits.groups, limits.costs * weights)
-        assert (spent <= limits.most + 1e-12).all()
-        assert (spent >= limits.least - 1e-12).all()
+        constraints = Constraints.by_group(np.array([0, 0, 0, 1, 1]), [5, 4], costs)
+        weights = constraints.vertex(values)
+        spent = np.bincount(constraints.groups, constraints.costs * weights)
+        assert (spent <= constraints.most + 1e-12).all()
+        assert (spent >= constraints.least - 1e-12).all()
         for grid in product(np.linspace(0, 1, 6), repeat=5):
-            cost = np.bincount(limits.groups, limits.costs * np.array(grid))
-            if (cost <= limits.most).all() and (cost >= limits.least).all():
+            cost = np.bincount(constraints.groups, constraints.costs * np.array(grid))
+            if (cost <= constraints.most).all() and (cost >= constraints.least).all():
                 assert values @ np.array(grid) <= values @ weights + 1e-12
 
 
 def test_the_size_of_a_token_budget_is_what_it_buys_at_the_mean_cost():
-    assert Limits.tokens(30, np.array([5.0, 10, 15, 10])).size == pytest.approx(3)
-    assert Limits.count(3, 12).size == 3
+    assert Constraints.tokens(30, np.array([5.0, 10, 15, 10])).size == pytest.approx(3)
+    assert Constraints.count(3, 12).size == 3
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, math.nan, math.inf])
 def test_costs_without_meaning_are_refused(cost: float):
     with pytest.raises(ValueError, match="row 1 costs .*; every sample must cost a finite number above 0"):
-        Limits.tokens(10, np.array([1.0, cost, 2.0]))
+        Constraints.tokens(10, np.array([1.0, cost, 2.0]))
 
 
 def test_groups_without_a_budget_and_budgets_that_are_no_number_are_refused():
     with pytest.raises(ValueError, match="groups run from 0 to 2, but there are 2 budgets"):
-        Limits.by_group(np.array([0, 1, 2]), [1, 1])
+        Constraints.by_group(np.array([0, 1, 2]), [1, 1])
     with pytest.raises(ValueError, match="budgets must be finite and not negative"):
-        Limits.by_group(np.array([0, 1]), [1, math.nan])
+        Constraints.by_group(np.array([0, 1]), [1, math.nan])
     with pytest.raises(ValueError, match=r"groups and costs must be \[N\]; got \(2,\) and \(3,\)"):
-        Limits.by_group(np.array([0, 1]), [1, 1], np.ones(3))
+        Constraints.by_group(np.array([0, 1]), [1, 1], np.ones(3))

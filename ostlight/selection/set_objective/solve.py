@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ostlight.selection.set_objective.greedy import exchanged, greedy
-from ostlight.selection.set_objective.limits import Limits
+from ostlight.selection.set_objective.constraints import Constraints
+from ostlight.selection.set_objective.greedy import improve_by_exchange, solve_greedily
 from ostlight.selection.set_objective.objective import SetObjective
-from ostlight.selection.set_objective.relaxed import relaxed, rounded
+from ostlight.selection.set_objective.relaxation import round_relaxation, solve_relaxation
 
 
 @dataclass(frozen=True)
-class Pick:
+class SetSolution:
     """A set and how good it is known to be.
 
     Attributes:
         rows: indices of the set, in the order block-greedy takes them when it may take nothing else.
         value: V of the set.
-        bound: no set within the limits has a higher V.
+        bound: no set within the constraints has a higher V.
         greedy_value: V of block-greedy's set, before any exchange.
         rounded_value: V of the rounded relaxation, before any exchange.
         relaxed_value: V of the relaxation's weights.
@@ -39,26 +39,26 @@ class Pick:
 
     @property
     def greedy_gap(self) -> float:
-        """Relaxed value less greedy value."""
+        """RelaxedSolution value less greedy value."""
         return self.relaxed_value - self.greedy_value
 
 
-def solve_set(objective: SetObjective, limits: Limits) -> Pick:
+def solve_set(objective: SetObjective, constraints: Constraints) -> SetSolution:
     """The better of block-greedy and the rounded relaxation, each improved by exchanges.
 
     Deterministic; equal samples are taken in row order, apart from which the set does not depend on the rows' order.
 
     Raises:
-        ValueError: objective and limits are of different lengths, or no sample fits.
+        ValueError: objective and constraints are of different lengths, or no sample fits.
     """
-    by_greed = greedy(objective, limits)
-    whole = relaxed(objective, limits)
-    by_rounding = rounded(whole, limits)
-    sets = [exchanged(objective, limits, rows) for rows in (by_greed, by_rounding)]
+    by_greed = solve_greedily(objective, constraints)
+    whole = solve_relaxation(objective, constraints)
+    by_rounding = round_relaxation(whole, constraints)
+    sets = [improve_by_exchange(objective, constraints, rows) for rows in (by_greed, by_rounding)]
     values = [objective.value(rows) for rows in sets]
     best = np.sort(sets[int(values[1] > values[0])])
-    order = greedy(objective.of(best), Limits.count(len(best), len(best)))
-    return Pick(
+    order = solve_greedily(objective.of(best), Constraints.count(len(best), len(best)))
+    return SetSolution(
         rows=best[order],
         value=max(values),
         bound=whole.bound,

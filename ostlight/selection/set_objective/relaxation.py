@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ostlight.selection.set_objective.limits import Limits
+from ostlight.selection.set_objective.constraints import Constraints
 from ostlight.selection.set_objective.objective import ROWS_AT_ONCE, SetObjective
 
 STEPS = 60
@@ -17,13 +17,13 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Relaxed:
+class RelaxedSolution:
     """The relaxed problem, solved to a known accuracy.
 
     Attributes:
-        weights: ``[N]`` in [0, 1], within the limits.
+        weights: ``[N]`` in [0, 1], within the constraints.
         value: V of the weights.
-        bound: no set (or weights) within the limits has a higher V, up to the rounding of float32 sketches;
+        bound: no set (or weights) within the constraints has a higher V, up to the rounding of float32 sketches;
             ``bound - value`` is the solver's own error.
         slopes: ``[N]`` of the objective at the weights.
     """
@@ -34,14 +34,17 @@ class Relaxed:
     slopes: np.ndarray
 
 
-def relaxed(objective: SetObjective, limits: Limits, steps: int = STEPS, tolerance: float = TOLERANCE) -> Relaxed:
-    """Maximises V over weights in [0, 1] within the limits (simplicial decomposition: von Hohenbalken 1977).
+def solve_relaxation(
+    objective: SetObjective, constraints: Constraints, steps: int = STEPS, tolerance: float = TOLERANCE
+) -> RelaxedSolution:
+    """Maximises V over weights in [0, 1] within the constraints (simplicial decomposition: von Hohenbalken 1977).
 
     For any weights w with ``s = sum w_i phi_i``, concavity gives for all feasible x
 
         V(x) <= V(w) + (1/m) sum_i (x_i - w_i) slope_i(w),
 
-    and the x that maximises the right-hand side is a vertex of the limits, found by sorting: a bound from one pass.
+    and the x that maximises the right-hand side is a vertex of the constraints, which sorting finds: a bound in one
+    pass.
     Each step adds that vertex to those found so far and solves the problem over their convex hull exactly, which needs
     only each vertex's gain and its K sums.
     """
@@ -51,7 +54,7 @@ def relaxed(objective: SetObjective, limits: Limits, steps: int = STEPS, toleran
     shares, bound, scale = np.empty(0), np.inf, 0.0
     total, value, slopes = np.zeros(objective.phi.shape[1]), -np.inf, objective.gains
     for _ in range(steps):
-        vertex = limits.vertex(slopes)
+        vertex = constraints.vertex(slopes)
         bound = min(bound, _bound(objective, vertex, slopes, total))
         scale = max(scale, abs(bound), abs(float(objective.gains @ vertex)) / objective.size)
         if bound - value <= tolerance * scale:
@@ -59,7 +62,7 @@ def relaxed(objective: SetObjective, limits: Limits, steps: int = STEPS, toleran
         rows = np.flatnonzero(vertex)
         gains.append(float(objective.gains[rows] @ vertex[rows]))
         totals.append(_weighted_total(objective, rows, vertex[rows]))
-        vertices.append(vertex.astype(np.float32) if not limits.counted else vertex.astype(bool))
+        vertices.append(vertex.astype(np.float32) if not constraints.counted else vertex.astype(bool))
         shares = _best_mixture(
             np.array(gains) / objective.size,
             np.array(totals) / objective.size,
@@ -73,19 +76,19 @@ def relaxed(objective: SetObjective, limits: Limits, steps: int = STEPS, toleran
     for share, vertex in zip(shares, vertices, strict=True):
         if share > 0:
             weights += share * vertex
-    return Relaxed(np.clip(weights, 0.0, 1.0), value, bound, slopes)
+    return RelaxedSolution(np.clip(weights, 0.0, 1.0), value, bound, slopes)
 
 
-def rounded(found: Relaxed, limits: Limits) -> np.ndarray:
+def round_relaxation(found: RelaxedSolution, constraints: Constraints) -> np.ndarray:
     """A set that fills the budget: whole samples first, then by weight, equal weights by slope, then by row.
 
     At an optimum whose mixture is minimal only about K + 1 weights are neither 0 nor 1, so little is lost when many
-    more samples than probes are picked.
+    more samples than probes are selected.
     """
-    order = np.lexsort((np.arange(len(found.weights)), -found.slopes / limits.costs, -found.weights))
+    order = np.lexsort((np.arange(len(found.weights)), -found.slopes / constraints.costs, -found.weights))
     ranks = np.empty(len(order))
     ranks[order] = np.arange(len(order), 0, -1)
-    return limits.fill(ranks * limits.costs)
+    return constraints.fill(ranks * constraints.costs)
 
 
 def _bound(objective: SetObjective, vertex: np.ndarray, slopes: np.ndarray, total: np.ndarray) -> float:

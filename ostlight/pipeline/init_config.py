@@ -9,12 +9,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ostlight.config.schema import SelectorChoice
 from ostlight.data.layouts import layout_of
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.data.sanitize import harmless
 from ostlight.errors import BadRecord, OstlightError
 from ostlight.selection.registry import find, names
+
+DEFAULT_SELECTOR = SelectorChoice().name
 
 log = logging.getLogger(__name__)
 
@@ -242,11 +245,11 @@ def _values(summary: PoolSummary, tag: str) -> str:
 def _selector(summary: PoolSummary) -> tuple[str, str]:
     """Returns the name of a selector that can score this pool, and a comment."""
     if summary.with_answers or not summary.usable:
-        return "ost", "# `ostlight selectors` lists all, with their options.\n"
+        return DEFAULT_SELECTOR, "# `ostlight selectors` lists all, with their options.\n"
     classes = {name: find(name).cls for name in names()}
     unlabelled = sorted(name for name, cls in classes.items() if cls is not None and not cls.needs_answers)
     return (
-        unlabelled[0] if unlabelled else "ost",
+        unlabelled[0] if unlabelled else DEFAULT_SELECTOR,
         "# No record that was read has an answer, so only a selector for unlabelled pools can score them:\n"
         f"# {', '.join(unlabelled) or 'none is installed'}. The target cannot be trained before they are annotated.\n",
     )

@@ -1,1 +1,1 @@
-"""The steps of a run, each from files to files: select, train, evaluate, benchmark."""
+"""The stages of a run: select, train and evaluate, and the run folder they write."""

@@ -1,4 +1,4 @@
-"""Short hashes of everything a result depends on."""
+"""Short hashes of what a result depends on."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ GRADIENT_VECTORS = "gradient_vectors"
 
 
 def of_values(values: Any) -> str:
-    """Of nested plain data."""
+    """Returns the fingerprint of nested plain data."""
     return _short(json.dumps(values, sort_keys=True, default=str).encode())
 
 
 def of_folder(path: Path, without: str = "__pycache__") -> str:
-    """Of all files below a folder, by name and content; what Python compiles as it goes is left out."""
+    """Returns the fingerprint of all files below a folder, by name and content, but not of ``without`` folders."""
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file() and without not in p.relative_to(path).parts):
         digest.update(str(file.relative_to(path)).encode())
@@ -42,14 +42,15 @@ def of_folder(path: Path, without: str = "__pycache__") -> str:
 
 
 def of_model(path: str | None, where: str) -> str:
-    """Of a local model folder, and of the base model its adapters name; of the commit, for a hub name.
+    """Returns the fingerprint of a model folder and the base model its adapters name; for a hub name, of the commit.
 
     Args:
+        path: folder or hub name.
         where: the setting's name (``proxy``), for messages.
 
     Raises:
         ConfigError: no path.
-        OstlightError: neither a folder nor a hub name that can be reached.
+        OstlightError: neither a folder nor a reachable hub name.
     """
     if path is None:
         raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
@@ -65,13 +66,13 @@ def of_model(path: str | None, where: str) -> str:
         commit = getattr(AutoConfig.from_pretrained(path), "_commit_hash", None)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise OstlightError(f"{where}.path: cannot load {path!r}, which is no folder here: {first}") from error
+        raise OstlightError(f"{where}.path: cannot load {path!r}, which is not a folder here: {first}") from error
     return _short(f"{path}@{commit}".encode())
 
 
 @cache
 def of_code(*packages: str) -> str:
-    """Of the source of the packages a stage runs through, and the versions of what they compute with."""
+    """Returns the fingerprint of packages' source and of the versions of the libraries they compute with."""
     digest = hashlib.sha256()
     for package in packages:
         root = Path(inspect.getfile(import_module(package))).parent
@@ -83,7 +84,7 @@ def of_code(*packages: str) -> str:
 
 
 def of_class(cls: type) -> str:
-    """Of the source of the module (for a package: all its files) that defines a class."""
+    """Returns the fingerprint of the source file that defines a class, or of its package's files."""
     module = sys.modules.get(cls.__module__)
     file = getattr(module, "__file__", None)
     if file is None:

@@ -1,10 +1,10 @@
-"""The pool, the anchors and the question sets a configuration names."""
+"""Opens the pool, the anchors and the question sets that a configuration names."""
 
 from __future__ import annotations
 
 import glob
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,20 +23,24 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T", Data, Anchors, Proxy, Target)
 
-SHOWN = 5
-"""Ids a warning lists."""
+MAX_IDS_LISTED = 5
+"""Ids that a message lists."""
 
 
 def with_digitmath(config: Config, folder: RunFolder) -> Config:
-    """The same configuration with the built-in pool and models in the places left open; writes files where missing."""
+    """Returns the configuration with the built-in pool and models where it names none; writes the pool if missing.
+
+    Raises:
+        ConfigError: without the built-in pool, data paths that do not exist; lists all of them.
+    """
     if config.digitmath is None:
         _refuse_missing(config)
         return config
     data = folder.path / "data"
     files = Files.in_folder(data)
-    made_from = fingerprint.of_values(vars(config.digitmath))
-    folder.claim("data", {"digitmath": made_from, "data code": fingerprint.of_code(*fingerprint.DATA)})
-    if is_first_rank() and not all(p.exists() for p in vars_of(files)):
+    settings = fingerprint.of_values(vars(config.digitmath))
+    folder.claim("data", {"digitmath": settings, "data code": fingerprint.of_code(*fingerprint.DATA)})
+    if is_first_rank() and not all(path.exists() for path in astuple(files)):
         build(config.digitmath, data)
     config = replace(
         config,
@@ -53,9 +57,6 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
 
 
 def _refuse_missing(config: Config) -> None:
-    """Raises:
-    ConfigError: data paths that lead nowhere, all of them.
-    """
     named = {"pool": config.pool, "anchors": config.anchors, "dev": config.dev, "test": config.test}
     problems = [
         f"{name}.path: {data.path} does not exist (looked in {Path.cwd()})"
@@ -66,17 +67,12 @@ def _refuse_missing(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def vars_of(files: Files) -> list[Path]:
-    """All five paths."""
-    return [files.pool, files.anchors, files.dev, files.test, files.defect_labels]
-
-
 def _filled(data: T, path: Path) -> T:
     return data if data.path is not None else replace(data, path=str(path))
 
 
 def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
-    """The records of one setting (``pool``, ``anchors``, ``dev``, ``test``).
+    """Opens the records of one setting (``pool``, ``anchors``, ``dev``, ``test``).
 
     Raises:
         ConfigError: no path is set.
@@ -92,7 +88,7 @@ def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
 
 @dataclass
 class LoadedAnchors:
-    """Anchors in memory: they are few, and every selector may look at them."""
+    """The anchors in memory, with the group of each; they are few, and every selector may look at them."""
 
     samples: list[Sample]
     groups: list[str]
@@ -100,10 +96,10 @@ class LoadedAnchors:
 
 
 def read_anchors(config: Config) -> LoadedAnchors:
-    """All anchors; none where the configuration names no file.
+    """Returns all anchors; none where the configuration names no file.
 
     Raises:
-        DataError: an anchor cannot be read (anchors are trusted, so none is set aside), or lacks the group's tag.
+        DataError: an anchor cannot be read (anchors are trusted, so none is rejected), or lacks the group's tag.
     """
     if config.anchors.path is None:
         return LoadedAnchors([], [], "none")
@@ -111,23 +107,23 @@ def read_anchors(config: Config) -> LoadedAnchors:
     samples: list[Sample] = []
     for position, read in pool.read(range(len(pool))):
         if isinstance(read, BadRecord):
-            raise DataError(f"anchors: {pool.record_name(position)} cannot be used: {read}; mend or remove it")
+            raise DataError(f"anchors: {pool.record_name(position)} cannot be used: {read}; fix or remove it")
         samples.append(read)
     group = config.anchors.group
     without = [s.id for s in samples if group is not None and group not in s.tags]
     if without:
-        raise DataError(f"anchors.group is {group!r}, a tag these anchors lack: {', '.join(without[:SHOWN])}")
+        raise DataError(f"anchors.group is {group!r}, a tag these anchors lack: {', '.join(without[:MAX_IDS_LISTED])}")
     groups = [s.tags[group] if group else "" for s in samples]
     return LoadedAnchors(samples, groups, f"{pool.fingerprint()[:16]}:{group}")
 
 
 def warn_of_overlap(config: Config, anchors: LoadedAnchors, pool: Pool) -> None:
-    """Says which anchors are also in the pool or the test set: their utility, or the test, would flatter."""
+    """Warns of anchors that are also in the pool or the test set: utilities or the test would be too good."""
     others = [("pool", pool)]
     if config.test.path is not None:
         others.append(("test set", open_pool(config.test, "test")))
     for name, other in others:
         found = overlaps(anchors.samples, other)
         if found:
-            ids = ", ".join(f"{a} = {b}" for a, b in found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+            ids = ", ".join([f"{a} = {b}" for a, b in found[:MAX_IDS_LISTED]] + ["..."] * (len(found) > MAX_IDS_LISTED))
             log.warning(f"{len(found)} anchors also occur in the {name} (anchor = record): {ids}")

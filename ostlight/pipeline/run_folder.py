@@ -1,4 +1,4 @@
-"""The run folder: one file for each arrow of the data's way, and a manifest of what each was made from."""
+"""The run folder: what each stage writes, and a manifest of what it was made from."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ostlight.ranks import is_first_rank
 
 
 class RunFolder:
-    """``runs/NAME``: paths, manifest and ledger.
+    """``runs/NAME``: paths, manifest and cost log.
 
     Args:
-        path: the folder; made where it is not there.
+        path: the folder; made if missing.
         config: of the run; written as ``config.yaml`` where there is none yet.
-        write: false for those who only look.
+        write: false to read only.
 
     Raises:
         ConfigError: the folder cannot be made.
@@ -47,8 +47,8 @@ class RunFolder:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                told = f"folder: cannot make {path}: {error.strerror}; name another with folder=... or name=..."
-                raise ConfigError([told]) from error
+                problem = f"folder: cannot make {path}: {error.strerror}; name another with folder=... or name=..."
+                raise ConfigError([problem]) from error
             if not (path / "config.yaml").exists():
                 self.write_config()
 
@@ -65,12 +65,11 @@ class RunFolder:
     def write_config(self, *sections: str) -> None:
         """Writes ``config.yaml``, which repeats the run.
 
-        A stage calls it once nothing refuses it any more: a refused one must not change what the folder says of the
-        work that lies in it.
+        A stage calls it after ``claim``: a refused stage must not change what the folder says about earlier work.
 
         Args:
-            sections: what the stage's work hangs on and no earlier one's; the others stay as they stand in the file,
-                which tells of the work of other stages. All where none is named.
+            sections: those that only this stage depends on; the others stay as the file has them. All where none is
+                named.
         """
         if is_first_rank():
             file, values = self.path / "config.yaml", to_plain(self.config)
@@ -80,16 +79,16 @@ class RunFolder:
             atomic_write_text(file, f"# Repeat this run: ostlight select THIS_FILE\n{text}")
 
     def claim(self, stage: str, inputs: dict[str, str]) -> None:
-        """States what a stage is about to be made from, before its first file is written.
+        """Records in the manifest what a stage is made from, before its first file is written.
 
-        Where the folder already holds (part of) that stage, made from the same, the stage resumes.
+        A stage that the folder already holds, made from the same inputs, may resume.
 
         Args:
             stage: its name in the manifest.
             inputs: fingerprint of everything the result depends on, by a name the user understands.
 
         Raises:
-            RunChangedError: what is there was made from something else; lists what changed.
+            RunChangedError: the folder holds the stage made from other inputs; lists what changed.
         """
         stages = self._manifest()
         before = stages.get(stage)

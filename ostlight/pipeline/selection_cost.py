@@ -40,4 +40,4 @@ def _scale_to_pool(name: str, attempts: Sequence[StageCost], records: int) -> fl
     scored = sum(e.samples for e in attempts)
     setups = [e.more.get("setup_flops", 0.0) if name == "flops" else 0.0 for e in attempts]
     per_record = sum(getattr(e, name) for e in attempts) - sum(setups)
-    return setups[-1] + per_record * (records / scored if scored else 1)
+    return float(setups[-1] + per_record * (records / scored if scored else 1))

@@ -1,7 +1,8 @@
-"""From stored scores to the rows that are kept, with what a selector may ask for on the way."""
+"""Selects rows of the stored scores, with what a selector may ask the run for on the way."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache, partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.cost import StageCost
 from ostlight.models.load import load_encoder
-from ostlight.pipeline.inputs import read_anchors
+from ostlight.pipeline.inputs import LoadedAnchors, read_anchors
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.warmup import load_untrained_proxy, read_trusted
 from ostlight.selection.notes import check_note
@@ -24,72 +25,68 @@ from ostlight.training.trial import TrialContext, Trials
 
 
 def select_subset_rows(
-    config: Config,
-    folder: RunFolder,
-    pool: Pool,
-    selector: Selector,
-    scores: Scores,
-    budget: Budget,
+    config: Config, folder: RunFolder, pool: Pool, selector: Selector, scores: Scores, budget: Budget
 ) -> tuple[np.ndarray, StageCost]:
-    """Rows of ``scores`` the selector keeps, best first, and what choosing them cost, as the cost log has it.
+    """Returns the rows of ``scores`` the selector keeps, best first, and what selecting them cost.
 
     Raises:
         DataError: a budget that needs columns the scores lack.
-        SelectorError: ``select`` asks for what the run does not have, or returns what are no rows.
+        SelectorError: ``select`` asks for what the run does not have, or returns something other than rows.
     """
-    with folder.cost_log.stage("select", config.selector.shown, selector.usage) as entry:
+    with folder.cost_log.stage("select", config.selector.shown, selector.usage) as cost:
         if budget.tokens is not None:
             scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
-        context = _selection_context(config, folder, pool, selector, entry)
+        context = _selection_context(config, folder, pool, selector, cost)
         rows = select_rows(selector, scores.with_context(context), budget)
-        entry.samples = len(scores)
-        entry.more["budget"] = budget.label
-    return rows, entry
+        cost.samples = len(scores)
+        cost.more["budget"] = budget.label
+    return rows, cost
 
 
 def _selection_context(
-    config: Config, folder: RunFolder, pool: Pool, selector: Selector, entry: StageCost
+    config: Config, folder: RunFolder, pool: Pool, selector: Selector, cost: StageCost
 ) -> SelectionContext:
-    name = config.selector.name
+    """Returns what ``select`` may ask the run for; anchors and proxy are loaded when they are first needed."""
     anchors = cache(lambda: read_anchors(config))
+    trials = cache(lambda: _trials(config, folder, pool, selector, anchors(), cost))
 
-    @cache
-    def trials() -> Trials:
-        if not selector.uses_proxy:
-            raise SelectorError(
-                f"selector {name!r} asks for a trial without `uses_proxy = True` in its class; declare it"
-            )
-        trusted, _ = read_trusted(config, anchors())
-        if not trusted:
-            raise SelectorError(
-                f"selector {name!r} asks for a trial, which is read on trusted samples; "
-                "name a file of them in dev.path or anchors.path"
-            )
-        fresh = partial(load_untrained_proxy, config)
-        context = TrialContext(fresh, pool, trusted, config.compute, folder.path, config.seed)
-        return Trials(context, entry)
-
-    def note(fact: str, value: object) -> None:
-        check_note(fact, value)
-        entry.more.setdefault("noted", {})[fact] = value
+    def note(name: str, value: object) -> None:
+        check_note(name, value)
+        cost.more.setdefault("noted", {})[name] = value
 
     return SelectionContext(
         lambda positions, repeat, steps: trials()(positions, repeat, steps), lambda: anchors().groups, note, config.seed
     )
 
 
+def _trials(
+    config: Config, folder: RunFolder, pool: Pool, selector: Selector, anchors: LoadedAnchors, cost: StageCost
+) -> Trials:
+    name = config.selector.name
+    if not selector.uses_proxy:
+        raise SelectorError(f"selector {name!r} asks for a trial without `uses_proxy = True` in its class; declare it")
+    trusted, _ = read_trusted(config, anchors)
+    if not trusted:
+        raise SelectorError(
+            f"selector {name!r} asks for a trial, which is read on trusted samples; "
+            "name a file of them in dev.path or anchors.path"
+        )
+    load_proxy = partial(load_untrained_proxy, config)
+    return Trials(TrialContext(load_proxy, pool, trusted, config.compute, folder.path, config.seed), cost)
+
+
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:
-    """Length of each sample in the target's tokens: what a token budget is spent in.
+    """Returns the length of each sample in the target's tokens, by which a token budget counts.
+
+    A sample that the target cannot take gets a length no budget has room for.
 
     Raises:
         ConfigError: no target is named.
     """
     encoder = load_encoder(config.target, "target")
-    counts = []
-    for _, read in pool.read(positions.tolist()):
-        try:
-            # A sample the target refuses cannot be afforded by any budget.
-            counts.append(len(encoder.encode(read)) if isinstance(read, Sample) else np.iinfo(np.int32).max)
-        except BadRecord:
-            counts.append(np.iinfo(np.int32).max)
-    return np.array(counts)
+    lengths = np.full(len(positions), np.iinfo(np.int32).max)
+    for k, (_, read) in enumerate(pool.read(positions.tolist())):
+        if isinstance(read, Sample):
+            with suppress(BadRecord):
+                lengths[k] = len(encoder.encode(read))
+    return lengths

@@ -1,4 +1,4 @@
-"""From a subset to a trained target."""
+"""Trains the target on the selected subset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
 from ostlight.data.sample import Sample
-from ostlight.errors import DataError
+from ostlight.errors import BadRecord, DataError
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import open_pool, with_digitmath
@@ -32,13 +32,11 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config) -> Path:
-    """Trains the target on the run's selection, best samples of the pool only, and saves it as ``target/``.
+    """Trains the target on the records the run kept and returns its folder, ``target/``.
 
     With a development set the best weights by its loss are kept, and training stops early where they get no better. A
-    training that was killed goes on from its last checkpoint.
-
-    Returns:
-        The folder; ``from_pretrained`` and inference servers load it. Adapters are merged.
+    training that was killed resumes from its last checkpoint. ``from_pretrained`` and inference servers load the
+    folder; adapters are merged.
 
     Raises:
         DataError: the run has no selection yet, or an empty one.
@@ -56,24 +54,9 @@ def train(config: Config) -> Path:
         return folder.target
     log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
     model = MultimodalModel.load(config.target, "target", config.target.training)
-    trusted = [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)] if dev is not None else []
-    batches = lambda: model.batches(trusted, config.compute.tokens_per_batch)  # noqa: E731
-    watch = LossMonitor(batches, config.target.patience) if trusted else None
     checkpoints = Checkpoints(folder.path / "checkpoint.ckpt", config.target.checkpoint_minutes)
-    if checkpoints.start:
-        log.info(f"train: goes on from step {checkpoints.start} ({checkpoints.file})")
-    data = EncodedPool(pool, kept, model.encoder)
-    with folder.cost_log.stage("train", config.selector.shown) as entry:
-        entry.resumed = checkpoints.start > 0
-        callbacks = [watch] if watch else []
-        job = TrainingJob(config.compute, folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
-        rejections = fit(model, data, job, entry)
-        entry.more["rejected"] = len(rejections)
-        if watch is not None:
-            entry.more["kept_step"] = watch.kept_step
-    if watch is not None:
-        log.info(watch.summary("development set", "training", "target"))
-    _rejected(folder, pool, rejections, len(kept))
+    rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), dev, checkpoints)
+    _quarantine(folder, pool, rejections, len(kept))
     _save(model, config, folder.target)
     if is_first_rank():
         checkpoints.remove()
@@ -82,7 +65,7 @@ def train(config: Config) -> Path:
 
 
 def target_fingerprints(config: Config, pool: Pool, kept: np.ndarray, dev: Pool | None) -> dict[str, str]:
-    """Fingerprint of everything the target's weights depend on."""
+    """Returns the fingerprint of everything the target's weights depend on."""
     settings = dataclasses.asdict(config.target) | {"path": None, "checkpoint_minutes": None}
     return {
         "pool": pool.fingerprint()[:16],
@@ -97,22 +80,56 @@ def target_fingerprints(config: Config, pool: Pool, kept: np.ndarray, dev: Pool 
 
 
 def read_kept(folder: RunFolder) -> np.ndarray:
-    """Positions of the records the run kept, highest score first.
+    """Returns the positions of the records the run kept, highest score first.
 
     Raises:
-        DataError: nothing was selected yet.
+        DataError: nothing was selected yet, or no record was kept.
     """
     if not folder.selection.exists():
-        raise DataError(f"{folder.selection} is not there; run `ostlight select` with this configuration first")
+        raise DataError(f"{folder.selection} does not exist; run `ostlight select` with this configuration first")
     table = pq.read_table(folder.selection)
     order = [("score", "descending"), ("rank", "ascending")]
-    kept = table.filter(pc.field("kept")).sort_by(order)["position"].to_numpy()
+    kept: np.ndarray = table.filter(pc.field("kept")).sort_by(order)["position"].to_numpy()
     if not len(kept):
         raise DataError(f"{folder.selection} keeps no record; widen the budget")
     return kept
 
 
-def _rejected(folder: RunFolder, pool: Pool, rejections: dict, samples: int) -> None:
+def _fit(
+    model: MultimodalModel,
+    config: Config,
+    folder: RunFolder,
+    data: EncodedPool,
+    dev: Pool | None,
+    checkpoints: Checkpoints,
+) -> dict[int, BadRecord]:
+    """Trains, logs the cost, and returns the records that could not be used."""
+    if checkpoints.start:
+        log.info(f"train: resumes from step {checkpoints.start} ({checkpoints.file})")
+    monitor = _monitor(model, config, dev)
+    callbacks = [monitor] if monitor else []
+    job = TrainingJob(config.compute, folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
+    with folder.cost_log.stage("train", config.selector.shown) as cost:
+        cost.resumed = checkpoints.start > 0
+        rejections = fit(model, data, job, cost)
+        cost.more["rejected"] = len(rejections)
+        if monitor is not None:
+            cost.more["kept_step"] = monitor.kept_step
+    if monitor is not None:
+        log.info(monitor.summary("development set", "training", "target"))
+    return rejections
+
+
+def _monitor(model: MultimodalModel, config: Config, dev: Pool | None) -> LossMonitor | None:
+    if dev is None:
+        return None
+    trusted = [sample for _, sample in dev.read(range(len(dev))) if isinstance(sample, Sample)]
+    if not trusted:
+        return None
+    return LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch), config.target.patience)
+
+
+def _quarantine(folder: RunFolder, pool: Pool, rejections: dict[int, BadRecord], samples: int) -> None:
     if not rejections:
         return
     log.info(f"train: {len(rejections)} of {samples} samples could not be used; see {folder.quarantine}")
@@ -124,7 +141,7 @@ def _rejected(folder: RunFolder, pool: Pool, rejections: dict, samples: int) -> 
 
 
 def _save(model: MultimodalModel, config: Config, target: Path) -> None:
-    """The folder appears by rename: whole, or not at all."""
+    """Saves the model; the folder appears complete, by rename."""
     if model.sharded:
         weights = trained_weights(model)
         if is_first_rank():

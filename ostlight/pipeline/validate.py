@@ -310,13 +310,15 @@ def _meta_model(settings: Model, where: str, report: Validation) -> nn.Module | 
     if path is None:
         return None
     trust = {"trust_remote_code": settings.trust_remote_code}
+    multimodal: Any = AutoModelForImageTextToText
+    text_only: Any = AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(adapters_base(path, where) or path, **trust)
         with torch.device("meta"):
             try:
-                model: nn.Module = AutoModelForImageTextToText.from_config(config, **trust)
+                model: nn.Module = multimodal.from_config(config, **trust)
             except ValueError:  # a text-only model
-                model = AutoModelForCausalLM.from_config(config, **trust)
+                model = text_only.from_config(config, **trust)
     except (OSError, ValueError, ImportError, RuntimeError, OstlightError) as error:
         report.problems.append(_with_setting(f"{where}.path", error))
         return None

@@ -1,4 +1,4 @@
-"""The proxy, as it will score: warmed up on a little of the pool, unless that does it harm."""
+"""Warms up the proxy: brief fine-tuning on a random part of the pool, undone where it does not help."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from ostlight.training.trainer import wait_for_all
 log = logging.getLogger(__name__)
 
 DONE = "warmup.json"
+"""In the proxy's folder; written last."""
 
 
 def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> MultimodalModel:
-    """The proxy from ``folder.proxy`` where it is there, else made and saved there.
+    """Returns the warmed-up proxy: loaded from ``folder.proxy`` where it exists, else trained and saved there.
 
-    The loss is watched on the development set where there is one, else on the anchors; the line printed says which.
+    The loss is monitored on the development set where there is one, else on the anchors; the log says which.
 
     Raises:
         RunChangedError: the folder holds a proxy made from something else.
@@ -45,28 +46,28 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
     if (folder.proxy / DONE).exists():
         log.info(f"proxy: taken from {folder.proxy}")
     else:
-        _warm(config, folder, pool, anchors)
+        _warm_up(config, folder, pool, anchors)
     return load_proxy(config, folder)
 
 
 def load_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
-    """The proxy as it scores, once it is warmed up: from ``folder.proxy``, or as it came where there is no warm-up."""
+    """Returns the proxy that scores: from ``folder.proxy``, or untrained where the settings ask for no warm-up."""
     if config.proxy.warmup.fraction > 0:
         config = dataclasses.replace(config, proxy=dataclasses.replace(config.proxy, path=str(folder.proxy)))
     return load_untrained_proxy(config)
 
 
 def load_untrained_proxy(config: Config) -> MultimodalModel:
-    """The proxy as it came, with the settings of its warm-up."""
+    """Returns the proxy before any warm-up, with the settings of its warm-up."""
     return MultimodalModel.load(config.proxy, "proxy", config.proxy.warmup.training)
 
 
 def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> dict[str, str]:
-    """Fingerprint of everything the proxy's weights depend on."""
-    watched = config.dev.path and open_pool(config.dev, "dev").fingerprint()[:16]
+    """Returns the fingerprint of everything the proxy's weights depend on."""
+    dev = config.dev.path and open_pool(config.dev, "dev").fingerprint()[:16]
     return {
         "pool": pool.fingerprint()[:16],
-        "samples the warm-up is watched on": watched or anchors.fingerprint,
+        "samples the warm-up is monitored on": dev or anchors.fingerprint,
         "proxy.path": fingerprint.of_model(config.proxy.path, "proxy"),
         "proxy": fingerprint.of_values(dataclasses.asdict(config.proxy) | {"path": None}),
         "seed": str(config.seed),
@@ -75,44 +76,49 @@ def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> di
 
 
 def read_trusted(config: Config, anchors: LoadedAnchors) -> tuple[list[Sample], str]:
-    """The development set where there is one, else the anchors, and the name of what was read."""
+    """Returns the development set where there is one, else the anchors, and the name of what was read."""
     if config.dev.path is not None:
         dev = open_pool(config.dev, "dev")
         return [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)], "development set"
     return anchors.samples, "anchors (no development set is named)"
 
 
-def _warm(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> None:
-    settings = config.proxy.warmup
+def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> None:
+    """Trains the proxy briefly and saves the best weights, with what the steps looked like."""
     model = load_untrained_proxy(config)
-    count = max(1, round(settings.fraction * len(pool)))
-    drawn = np.sort(np.random.default_rng(config.seed).choice(len(pool), size=count, replace=False))
-    trusted, read_on = read_trusted(config, anchors)
+    positions = _random_positions(config, pool)
+    trusted, trusted_name = read_trusted(config, anchors)
     norms, moments = UpdateNorms(), SecondMoments()
-    watch = LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
-    with folder.cost_log.stage("warm-up") as entry:
-        data = EncodedPool(pool, drawn, model.encoder)
-        callbacks = [norms, moments, *([watch] if watch else [])]
-        job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks)
-        rejections = fit(model, data, job, entry)
-        entry.more["rejected"] = len(rejections)
+    monitor = LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
+    callbacks = [norms, moments, *([monitor] if monitor else [])]
+    job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks)
+    with folder.cost_log.stage("warm-up") as cost:
+        rejections = fit(model, EncodedPool(pool, positions, model.encoder), job, cost)
+        cost.more["rejected"] = len(rejections)
     if rejections:
         log.info(
-            f"warm-up: {len(rejections)} of {count} samples could not be used; scoring lists them with their reasons"
+            f"warm-up: {len(rejections)} of {len(positions)} samples could not be used; scoring lists their reasons"
         )
-    if watch is not None:
-        log.info(watch.summary(read_on))
+    if monitor is not None:
+        log.info(monitor.summary(trusted_name))
     if is_first_rank():
         model.save(folder.proxy, merge=False)
-        if watch is None or watch.kept_step:  # steps that were all undone say nothing of this proxy
+        if monitor is None or monitor.kept_step:  # steps that were undone are not this proxy's
             norms.save(folder.proxy)
             moments.save(folder.proxy)
-        _write_done(folder.proxy, watch, read_on, count)
+        _write_summary(folder.proxy, monitor, trusted_name, len(positions))
     wait_for_all()
 
 
-def _write_done(folder: Path, watch: LossMonitor | None, read_on: str, count: int) -> None:
-    told: dict[str, Any] = {"samples": count, "watched_on": read_on if watch else None}
-    if watch is not None:
-        told |= {"kept_step": watch.kept_step, "losses": watch.losses}
-    (folder / DONE).write_text(json.dumps(told, indent=2) + "\n")
+def _random_positions(config: Config, pool: Pool) -> np.ndarray:
+    """Returns a random part of the pool, in ascending order."""
+    count = max(1, round(config.proxy.warmup.fraction * len(pool)))
+    return np.sort(np.random.default_rng(config.seed).choice(len(pool), size=count, replace=False))
+
+
+def _write_summary(folder: Path, monitor: LossMonitor | None, trusted_name: str, samples: int) -> None:
+    """Writes ``warmup.json``; that it exists means the warm-up is complete."""
+    summary: dict[str, Any] = {"samples": samples, "monitored_on": trusted_name if monitor else None}
+    if monitor is not None:
+        summary |= {"kept_step": monitor.kept_step, "losses": monitor.losses}
+    (folder / DONE).write_text(json.dumps(summary, indent=2) + "\n")

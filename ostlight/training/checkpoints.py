@@ -16,17 +16,17 @@ from ostlight.models.module import MultimodalModel
 
 
 class Checkpoints(Callback):
-    """Saves the state of a training every few minutes: weights, optimiser, schedule, what the other callbacks know.
+    """Saves the state of a training every few minutes: weights, optimiser, schedule and the other callbacks' state.
 
-    The file appears by rename, so it is whole or it is not there. No checkpoint is taken at the last step: what comes
-    after it is the trained model. It must be the last callback, so that the others have seen the step too.
+    The file appears by rename, so it is complete or missing. No checkpoint is saved at the last step, which the trained
+    model follows. It must be the last callback, so that the others have seen the step too.
 
     Args:
         file: the checkpoint, the newest only.
         minutes: between two; 0 saves after every step.
 
     Attributes:
-        start: steps that the checkpoint found has behind it; 0 where there is none.
+        start: step of the checkpoint that was found; 0 where there is none.
     """
 
     def __init__(self, file: Path, minutes: float) -> None:
@@ -37,7 +37,7 @@ class Checkpoints(Callback):
         self._saved = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        assert isinstance(pl_module, MultimodalModel), "the models of this project know how many steps there are"
+        assert isinstance(pl_module, MultimodalModel)
         due = trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes)
         if not due or trainer.should_stop or trainer.global_step >= pl_module.total_steps:
             return
@@ -48,7 +48,7 @@ class Checkpoints(Callback):
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Once the trained model is saved."""
+        """Deletes the checkpoint, once the trained model is saved."""
         self.file.unlink(missing_ok=True)
 
 

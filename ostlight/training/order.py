@@ -1,4 +1,4 @@
-"""In which order a pass shows its samples: shuffled, or by the selector's ranking (a curriculum)."""
+"""The order of the samples in each epoch: shuffled, or by utility (a curriculum)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import torch
 
 
 def pass_order(order: str, samples: int, seed: int, begun: float, share: float) -> np.ndarray:
-    """Each of ``range(samples)`` once, where 0 is the sample the selector ranks best.
+    """Returns a permutation of ``range(samples)``, where 0 is the sample with the highest utility.
 
     Args:
-        order: ``shuffled``; ``utility_descending``: best first, since the model gains most from them as it is;
-            ``utility_ascending``: best last; ``annealed``: at a share ``t`` of the whole training the best sample
-            this pass has not shown is taken with probability ``1 - t``, else any of them alike, so it begins as
-            utility_descending and ends as a shuffle.
-        samples: how many there are.
-        seed: of this pass.
-        begun: share of the training that is done when the pass begins.
-        share: of the training that one pass is.
+        order: ``shuffled``; ``utility_descending`` (best first); ``utility_ascending`` (best last); ``annealed``: at a
+            share ``t`` of the whole training the best sample left in this epoch comes next with probability ``1 - t``,
+            else a random one, so it begins as utility_descending and ends as a shuffle.
+        samples: number of samples.
+        seed: of this epoch.
+        begun: share of the training that is done when the epoch begins.
+        share: of the training that one epoch is.
     """
     generator = torch.Generator().manual_seed(seed)
     return _ORDERS[order](samples, generator, begun, share)
@@ -43,11 +42,11 @@ def _annealed(samples: int, generator: torch.Generator, begun: float, share: flo
     shuffle = iter(torch.randperm(samples, generator=generator).tolist())
     ranking = iter(range(samples))
     shown, order = np.zeros(samples, dtype=bool), np.empty(samples, dtype=np.int64)
-    for place in range(samples):
-        # The first of a shuffle that was not shown yet is a fair draw from those not shown yet.
-        source = ranking if by_rank[place] else shuffle
-        order[place] = next(k for k in source if not shown[k])
-        shown[order[place]] = True
+    for k in range(samples):
+        # The first in a shuffle that was not shown yet is a uniform sample of those not shown yet.
+        source = ranking if by_rank[k] else shuffle
+        order[k] = next(sample for sample in source if not shown[sample])
+        shown[order[k]] = True
     return order
 
 

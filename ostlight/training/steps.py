@@ -1,4 +1,4 @@
-"""Which samples make up each optimiser step, and the steps as a dataset."""
+"""The samples of each optimiser step, and the steps as a dataset."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ostlight.models.encode import Encoded, Encoder
 from ostlight.training.order import pass_order
 
 CACHE_BYTES = 2**30
-"""Encoded samples kept in memory; beyond that they are encoded anew each time they are seen."""
+"""Memory for encoded samples; those beyond it are encoded each time they are used."""
 
 
 def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
-    """Indices of the samples of each optimiser step: one pass after the other, none repeated within a pass.
+    """Returns the indices of the samples of each optimiser step: epoch after epoch, none repeated within one.
 
     Args:
-        samples: how many there are to train on; index 0 is the one the selector ranks best.
-        training: ``steps``, or ``epochs``; neither is one epoch. ``order`` is that of each pass.
+        samples: number of training samples; index 0 is the one with the highest utility.
+        training: ``steps``, or ``epochs``; neither is one epoch. ``order`` is that of each epoch.
         seed: of the shuffles.
     """
     epochs = 1.0 if training.epochs is None else training.epochs
@@ -43,13 +43,13 @@ def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
 
 
 class EncodedPool:
-    """Some samples of a pool, encoded for one model, remembered while memory allows.
+    """Some samples of a pool, encoded for one model and cached.
 
-    A record the encoder refuses is kept in ``rejections`` and left out; one whose answer was cut is counted in ``cut``.
+    A record that cannot be encoded is added to ``rejections`` and left out; one whose answer was cut, to ``cut``.
 
     Args:
         pool: where the samples are.
-        positions: which of them, in the order they are counted here.
+        positions: of the samples; an index counts into these.
         encoder: of the model to train.
     """
 
@@ -57,8 +57,8 @@ class EncodedPool:
         self.pool, self.positions, self.encoder = pool, np.asarray(positions), encoder
         self.rejections: dict[int, BadRecord] = {}
         self.cut: set[int] = set()
-        self._kept: dict[int, tuple[Sample, Encoded]] = {}
-        self._free = [CACHE_BYTES]
+        self._cache: dict[int, tuple[Sample, Encoded]] = {}
+        self._free_bytes = [CACHE_BYTES]  # a list, so that ``select`` shares it
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -70,10 +70,10 @@ class EncodedPool:
         return other
 
     def get(self, indices: Sequence[int] | np.ndarray) -> tuple[list[Sample], list[Encoded]]:
-        """The samples that could be encoded, in the order asked for."""
+        """Returns the samples that can be encoded, in the order of ``indices``, and their encodings."""
         wanted = [int(self.positions[i]) for i in indices]
         fresh: dict[int, tuple[Sample, Encoded]] = {}
-        for position, read in self.pool.read([p for p in wanted if p not in self._kept and p not in self.rejections]):
+        for position, read in self.pool.read([p for p in wanted if p not in self._cache and p not in self.rejections]):
             try:
                 if isinstance(read, BadRecord):
                     raise read
@@ -82,17 +82,17 @@ class EncodedPool:
                     self.cut.add(position)
             except BadRecord as error:
                 self.rejections[position] = error
-        found = [self._kept.get(p) or fresh.get(p) for p in wanted]
+        pairs = [self._cache.get(p) or fresh.get(p) for p in wanted]
         for position, pair in fresh.items():
-            self._remember(position, pair)
-        there = [f for f in found if f is not None]
-        return [s for s, _ in there], [e for _, e in there]
+            self._add_to_cache(position, pair)
+        usable = [pair for pair in pairs if pair is not None]
+        return [sample for sample, _ in usable], [encoded for _, encoded in usable]
 
-    def _remember(self, position: int, pair: tuple[Sample, Encoded]) -> None:
+    def _add_to_cache(self, position: int, pair: tuple[Sample, Encoded]) -> None:
         size = sum(t.nbytes for t in pair[1].inputs.values())
-        if size <= self._free[0]:
-            self._kept[position] = pair
-            self._free[0] -= size
+        if size <= self._free_bytes[0]:
+            self._cache[position] = pair
+            self._free_bytes[0] -= size
 
 
 class StepDataset(Dataset[TrainingStep]):
@@ -133,7 +133,7 @@ class StepDataset(Dataset[TrainingStep]):
 
     @cached_property
     def _filler(self) -> Batch | None:
-        """The first sample that can be used, in a batch of its own."""
+        """Returns the first usable sample as a batch of its own."""
         for k in range(len(self.data)):
             samples, encoded = self.data.get([k])
             if samples:

@@ -160,7 +160,7 @@ def test_two_killed_ranks_go_on(final, tmp_path: Path, capfd, strategy: str):
     run_here(alone, capfd)
     run_apart(KILL, [config], tmp_path, runs / "killed" / "checkpoint.ckpt")
     assert not (runs / "killed" / "target").exists(), "the training was killed in the middle"
-    assert "goes on from step" in run_apart(TRAIN_ALL, [config], tmp_path)
+    assert "resumes from step" in run_apart(TRAIN_ALL, [config], tmp_path)
     whole, resumed = weights(runs / "whole" / "target"), weights(runs / "killed" / "target")
     moved = distance(whole, weights(Path(config["target"]["path"])))
     assert distance(whole, resumed) < 1e-3 * moved

@@ -64,7 +64,7 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     resumed = ostlight.train(config)
     assert weights(resumed) == weights(whole)
     out = logged()
-    assert "goes on from step 5" in out
+    assert "resumes from step 5" in out
     kept = [line for line in expected.splitlines() if line.startswith("training ")]
     assert len(kept) == 1
     assert kept[0] in out, "the resumed training read the same losses and kept the same step"

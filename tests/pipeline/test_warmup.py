@@ -36,10 +36,10 @@ def test_a_warm_up_that_ruins_the_proxy_is_undone(settings, logged):
     assert not left & {"update_norms.npz", "second_moments.safetensors"}, "undone steps shape nothing"
 
 
-def test_the_development_set_is_watched_where_there_is_one(settings, digits):
+def test_the_loss_is_monitored_on_the_development_set_where_there_is_one(settings, digits):
     selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=OST, dev={"path": str(digits.dev)}))
     told = json.loads((selection.folder.proxy / "warmup.json").read_text())
-    assert told["watched_on"] == "development set"
+    assert told["monitored_on"] == "development set"
     assert told["losses"][0][0] == 0
     assert len(told["losses"]) >= 2
     assert next(e.stage for e in selection.folder.cost_log.read()) == "warm-up"

@@ -1,1 +1,1 @@
-"""Every sample of a pool through a selector, under Lightning's ``predict``."""
+"""Runs a selector over the shards of a pool, under Lightning's ``predict``."""

@@ -1,4 +1,4 @@
-"""Lightning's Rich bar, counting samples instead of batches: batches differ in size."""
+"""A progress bar that counts samples instead of batches, which differ in size."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ostlight.pipeline.scoring.stream import ShardBatch
 
 
 class SampleProgress(RichProgressBar):
-    """Rate and time left in samples.
+    """Shows the rate and the time left in samples.
 
     Args:
-        samples: how many this rank will treat.
+        samples: to score.
     """
 
     def __init__(self, samples: int) -> None:

@@ -1,4 +1,4 @@
-"""From what a selector returned to rows of the score table, every failure kept as a state."""
+"""Turns what a selector returned into rows of the score table; every failure is a row with its reason."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Row = dict[str, Any]
 
 
 def checked_columns(returned: Any, count: int, selector: str) -> dict[str, Any]:
-    """A selector's columns as arrays, one value (or one fixed-length vector) a sample.
+    """Returns a selector's columns as arrays, with one value (or one fixed-length vector) a sample.
 
     Raises:
-        SelectorError: no mapping, no ``score``, a wrong length, a reserved name, scores that are no numbers.
+        SelectorError: not a mapping, no ``score``, a wrong length, a reserved name, scores that are not numbers.
     """
     if not isinstance(returned, Mapping):
         raise SelectorError(f"{selector}.score returned {type(returned).__name__}; return a dict with the key 'score'")
@@ -50,7 +50,7 @@ def checked_columns(returned: Any, count: int, selector: str) -> dict[str, Any]:
 
 
 def scored_rows(batch: Batch, columns: Mapping[str, Any]) -> list[Row]:
-    """One row a sample; a score that is not finite sets its sample aside."""
+    """Returns one row a sample; a sample with a score that is not finite is rejected."""
     rows = []
     for i, sample in enumerate(batch.samples):
         row = _row(sample.position, sample.id) | {"tags": list(sample.tags.items())}
@@ -65,29 +65,30 @@ def scored_rows(batch: Batch, columns: Mapping[str, Any]) -> list[Row]:
 
 
 def rejected_row(position: int, sample_id: str | None, error: BadRecord) -> Row:
-    """The row of a record that was set aside."""
+    """Returns the row of a record that cannot be used."""
     return _row(position, sample_id) | _rejection(error)
 
 
 def rejection_row(rejection: Rejection) -> Row:
+    """Returns the row of a record that could not be read or encoded."""
     return rejected_row(rejection.position, rejection.id, rejection.error)
 
 
 def to_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows by position, with the fixed columns first and the evidence behind them.
+    """Returns a table by position, with the fixed columns first and the extra columns after them.
 
     Raises:
-        SelectorError: evidence that no column can hold.
+        SelectorError: values that no column can hold.
     """
     rows = sorted(rows, key=lambda r: r["position"])
     arrays = [pa.array([r.get(f.name) for r in rows], f.type) for f in FIXED_FIELDS]
-    evidence = list({name: None for r in rows for name in r if name not in FIXED_NAMES})
-    extra = [_evidence(name, [r.get(name) for r in rows]) for name in evidence]
-    schema = pa.schema([*FIXED_FIELDS, *(pa.field(n, a.type) for n, a in zip(evidence, extra, strict=True))])
+    names = list({name: None for r in rows for name in r if name not in FIXED_NAMES})
+    extra = [_extra_column(name, [r.get(name) for r in rows]) for name in names]
+    schema = pa.schema([*FIXED_FIELDS, *(pa.field(n, a.type) for n, a in zip(names, extra, strict=True))])
     return pa.table([*arrays, *extra], schema=schema)
 
 
-def _evidence(name: str, values: list[Any]) -> pa.Array:
+def _extra_column(name: str, values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError) as error:
@@ -107,7 +108,7 @@ def _row(position: int, sample_id: str | None) -> Row:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 1:
-        return value  # as it is: a vector keeps its precision, and its numbers are not made objects one by one
+        return value  # unchanged: a vector keeps its precision, and its numbers do not become objects one by one
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else value

@@ -1,4 +1,4 @@
-"""Scores to disk: a shard's file appears whole, by rename, or not at all."""
+"""Writes the scores: a shard's file appears complete, by rename, or not at all."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ostlight.selection.scores import read_score_table
 
 
 def part(folder: Path, shard: int) -> Path:
-    """The file of one shard."""
+    """Returns the file of one shard."""
     return folder / f"part-{shard:06d}.parquet"
 
 
 def missing_shards(folder: Path, shards: int) -> list[int]:
-    """Numbers of the shards that have no file yet."""
+    """Returns the numbers of the shards that have no file yet."""
     return [s for s in range(shards) if not part(folder, s).exists()]
 
 
 class ShardWriter(BasePredictionWriter):
-    """Gathers a shard's rows and writes them when its last batch is scored."""
+    """Collects a shard's rows and writes them when its last batch is scored."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__("batch")
@@ -56,13 +56,10 @@ class ShardWriter(BasePredictionWriter):
 
 
 def audit(folder: Path, records: int) -> str:
-    """Checks that every record of the pool has exactly one row.
-
-    Returns:
-        one line that says so.
+    """Checks that every record of the pool has exactly one row, and returns one line that says so.
 
     Raises:
-        DataError: rows are missing or double; names the first of them and the file to remove.
+        DataError: rows are missing or double; names the first of them.
     """
     positions = read_score_table(folder)["position"].to_numpy()
     if len(positions) != records or (positions != range(records)).any():

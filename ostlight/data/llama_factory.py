@@ -40,7 +40,7 @@ class Entry:
 
     def made(self, file_name: str) -> dict[str, Any] | None:
         """The entry; ``None`` where ``misfit`` says why there is none."""
-        several: dict[str, set] = {
+        several: dict[str, set[Any]] = {
             "shapes of record": self._shapes,
             "columns of images": self._image_columns,
             "spellings of a turn": self._tags,

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ostlight.data import llama_factory
 from ostlight.data.atomic import atomic_path, atomic_write_text
@@ -48,7 +49,7 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         if any(target.resolve() == source.path.resolve() for target in targets.values()):
             raise DataError(f"{folder} holds the pool's own {source.path.name}; write the subset to another folder")
     written: list[Path] = []
-    entries: dict[str, dict] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for n in sorted(kept):
         source, target = pool.sources[n], targets[n]
         entry = llama_factory.Entry() if isinstance(source, JsonLines | JsonArray) else None

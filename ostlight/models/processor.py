@@ -10,7 +10,8 @@ from transformers import AutoProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor, get_video_processor_config
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import PushToHubMixin, is_torchvision_available
+from transformers.utils.hub import PushToHubMixin
+from transformers.utils.import_utils import is_torchvision_available
 
 
 class StoredVideo(PushToHubMixin):
@@ -59,7 +60,7 @@ def _videos_left_aside() -> Iterator[None]:
     check = ProcessorMixin.check_argument_for_proper_class
 
     def lenient(self: Any, name: str, argument: Any) -> Any:
-        return StoredVideo if isinstance(argument, StoredVideo) else check(self, name, argument)
+        return StoredVideo if isinstance(argument, StoredVideo) else check(self, name, argument)  # type: ignore[no-untyped-call]
 
     def stored(path: str, *_: Any, **__: Any) -> StoredVideo:
         return StoredVideo(get_video_processor_config(path))

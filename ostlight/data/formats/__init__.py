@@ -17,6 +17,8 @@ FORMATS: dict[str, type[Source]] = {
 }
 HEAD_BYTES = 1 << 16
 
+__all__ = ["FORMATS", "HuggingFaceFolder", "JsonArray", "JsonLines", "Parquet", "Source", "WebDataset", "open_source"]
+
 
 def open_source(path: Path, format: str | None = None) -> Source:
     """Index one file, or one ``save_to_disk`` folder.

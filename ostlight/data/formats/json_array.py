@@ -27,7 +27,7 @@ class JsonArray(SpanSource):
     def recognizes(path: Path, head: bytes) -> bool:
         return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
-    def _index(self, starts: array, sizes: array, keys: Keys) -> None:
+    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
         with self.path.open("rb") as file:
             try:
                 for start, element in top_level_elements(file):

@@ -27,7 +27,7 @@ class JsonLines(SpanSource):
             return True
         return any(_is_object(line) for line in lines[:20])
 
-    def _index(self, starts: array, sizes: array, keys: Keys) -> None:
+    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
         position = 0
         with self.path.open("rb") as file:
             for line in file:

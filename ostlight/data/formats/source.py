@@ -173,7 +173,7 @@ class SpanSource(Source):
         self.keys, self.kinds = keys.arrays()
 
     @abstractmethod
-    def _index(self, starts: array, sizes: array, keys: Keys) -> None:
+    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
         """Append each record's byte range and key."""
 
     def raw(self, i: int) -> bytes:

@@ -31,7 +31,7 @@ class WebDataset(SpanSource):
     def recognizes(path: Path, head: bytes) -> bool:
         return head[257:262] == b"ustar"
 
-    def _index(self, starts: array, sizes: array, keys: Keys) -> None:
+    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
         try:
             with tarfile.open(self.path, "r:") as tar:
                 key, described = None, b""

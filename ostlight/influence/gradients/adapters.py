@@ -112,7 +112,7 @@ def _forward(
         if announce():
             for name in adapter.names:
                 sink.expect(name)
-        return _Adapted.apply(inputs, root, adapter)
+        return _Adapted.apply(inputs, root, adapter)  # type: ignore[no-untyped-call]
 
     return forward
 

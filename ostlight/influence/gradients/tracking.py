@@ -134,7 +134,7 @@ class Watch:
             # Checkpointing runs a forward again during the backward pass; its uses are the ones already announced.
             for name in use.names:
                 self.sink.expect(name)
-        return Tap.apply(result, self.root, use, *(tensor.detach() for tensor in kept))
+        return Tap.apply(result, self.root, use, *(tensor.detach() for tensor in kept))  # type: ignore[no-untyped-call]
 
     @contextmanager
     def placed(self) -> Iterator[None]:

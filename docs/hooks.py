@@ -39,7 +39,9 @@ def configuration_page() -> str:
         if head != section:
             section = head
             lines += ["", f"## {section}", "", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-        lines.append(f"| `{setting.key}` | {_cell(setting.type)} | `{_cell(setting.default)}` | {_cell(setting.description)} |")
+        lines.append(
+            f"| `{setting.key}` | {_cell(setting.type)} | `{_cell(setting.default)}` | {_cell(setting.description)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -60,7 +62,11 @@ def _usage(name: str, command: click.Command) -> Iterator[str]:
 
 def selectors_page() -> str:
     """Every shipped selector with its options."""
-    lines = ["# Selectors", "", "`ostlight selectors` lists those installed here. [Baselines](../explanation/baselines.md) says where each comes from."]
+    lines = [
+        "# Selectors",
+        "",
+        "`ostlight selectors` lists those installed here. [Baselines](../explanation/baselines.md) says where each comes from.",
+    ]
     for name in names():
         cls = find(name).cls
         if cls is None:

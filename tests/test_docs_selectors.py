@@ -50,9 +50,7 @@ def test_its_test_passes(guide: ModuleType):
 
 
 def test_no_class_is_left_out():
-    assert {"LongestFirst", "AnswerLength", "HardForTheProxy", "BrightImages", "Asked", "OneAnswerOnce"} == set(
-        CLASSES
-    )
+    assert {"LongestFirst", "AnswerLength", "HardForTheProxy", "BrightImages", "Asked", "OneAnswerOnce"} == set(CLASSES)
 
 
 def test_its_registered_name_is_found(guide: ModuleType, settings):

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """One configuration of the kernel; docs/kernels.md has the arithmetic behind the numbers.
+    """One configuration of the kernel; docs/explanation/kernels.md has the arithmetic behind the numbers.
 
     Attributes:
         block_o, block_i, block_t: a program's tile of the gradient, and the tokens of one step of its product.

@@ -8,7 +8,7 @@ from ostlight.config.digitmath import TASKS, default_defects
 from ostlight.digitmath.tasks import ASKED_OF, PHRASES, PLACES, solve
 from ostlight.digitmath.tokenizer import vocabulary
 
-PAGE = Path(__file__).parents[2] / "docs" / "digitmath.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "digitmath.md"
 PICTURE = (7, 5, 3, 8)
 
 

@@ -40,7 +40,7 @@ log = logging.getLogger("ostlight.selectors.ost")
 
 ESTIMATORS = ("projected", "exact", "first_order", "second_order", "finite_difference")
 CURVATURE_VECTORS = {"projected": ("rank", 32), "second_order": ("probes", 64)}
-"""Which option counts the vectors beside the mean gradient, and its default (docs/fidelity.md)."""
+"""Which option counts the vectors beside the mean gradient, and its default (docs/explanation/estimators.md)."""
 OPTIMIZERS = ("sgd", "adam")
 SELECTIONS = ("top", "set")
 NORMS = 256

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import click
-import typer
 from mkdocs.structure.files import File, Files
+from typer.testing import CliRunner
 
 from ostlight.cli import app
 from ostlight.config.reference import settings_reference
@@ -31,33 +29,33 @@ def configuration_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "A YAML file names what it changes; everything else keeps its default. On the command line any setting is changed by `key=value`.",
+        "A YAML file names what it changes; everything else keeps its default. "
+        "On the command line any setting is changed by `key=value`.",
     ]
     section = None
     for setting in settings_reference():
         head = setting.key.rpartition(".")[0] or "top level"
         if head != section:
             section = head
-            lines += ["", f"## {section}", "", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-        lines.append(
-            f"| `{setting.key}` | {_cell(setting.type)} | `{_cell(setting.default)}` | {_cell(setting.description)} |"
-        )
+            lines += [
+                "",
+                f"## {section}",
+                "",
+                "| setting | type | default | allowed | meaning |",
+                "| --- |" + " --- |" * 4,
+            ]
+        cells = [f"`{setting.key}`", setting.type, f"`{setting.default}`", setting.allowed, setting.description]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options."""
-    command = typer.main.get_command(app)
-    assert isinstance(command, click.Group)
-    lines = ["# Command line", "", "`ostlight COMMAND --help` shows the same."]
-    for name, sub in sorted(command.commands.items()):
-        lines += ["", f"## ostlight {name}", "", sub.help or "", "", "```", *_usage(name, sub), "```"]
+    """Every command as ``--help`` shows it."""
+    runner = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"})
+    lines = ["# Command line", "", "```", runner.invoke(app, ["--help"]).output.strip(), "```"]
+    for name in sorted(command.name or command.callback.__name__ for command in app.registered_commands):
+        lines += ["", f"## ostlight {name}", "", "```", runner.invoke(app, [name, "--help"]).output.strip(), "```"]
     return "\n".join(lines) + "\n"
-
-
-def _usage(name: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=f"ostlight {name}")
-    yield from command.get_help(context).splitlines()
 
 
 def selectors_page() -> str:
@@ -65,7 +63,8 @@ def selectors_page() -> str:
     lines = [
         "# Selectors",
         "",
-        "`ostlight selectors` lists those installed here. [Baselines](../explanation/baselines.md) says where each comes from.",
+        "`ostlight selectors` lists those installed here; "
+        "[Baselines](../explanation/baselines.md) says where each comes from.",
     ]
     for name in names():
         cls = find(name).cls

@@ -133,8 +133,14 @@ def test_a_toxic_source_is_told_from_a_helpful_and_a_mixed_one(settings, tmp_pat
     folder = ostlight.select(run).folder.path
     console = Console(width=200, record=True)
     matrix = sources(folder, "source", console)
-    assert {row.value: row.cells[0].told for row in matrix.rows} == {"good": "help", "bad": "hurt", "mixed": "even"}
-    assert {row.value: row.cells[0].mean for row in matrix.rows} == pytest.approx({"good": 2, "bad": -2, "mixed": 0})
+    assert {row.value: row.utilities[0].effect for row in matrix.rows} == {
+        "good": "help",
+        "bad": "hurt",
+        "mixed": "even",
+    }
+    assert {row.value: row.utilities[0].mean for row in matrix.rows} == pytest.approx(
+        {"good": 2, "bad": -2, "mixed": 0}
+    )
     text = console.export_text()
     assert re.search(r"bad .* -2000\.00 ± .* hurt", text)
     with pytest.raises(DataError, match="tag 'sauce' is none that sorts the pool into kinds; those that do: source"):

@@ -45,7 +45,8 @@ SNAPSHOTS = 2
 """Samples stepped on for each direction that is kept."""
 
 BENDS = 0.5
-"""Directions in which steps bend, for each in which they move: half as many lose nothing (docs/explanation/estimators.md)."""
+"""Directions in which steps bend, for each in which they move: half as many lose nothing
+(docs/explanation/estimators.md)."""
 
 SHIFT = 0.1
 """Of the simulated step, in either direction: short enough that the half difference is the derivative to about a

@@ -16,7 +16,8 @@ log = logging.getLogger("ostlight.selectors.ost")
 
 
 def select_set(scores: Scores, budget: Budget, step_size: float, batch_size: int) -> np.ndarray:
-    """Rows of the set with the highest mini-batch objective (docs/explanation/sets.md), in the order block-greedy takes them.
+    """Rows of the set with the highest mini-batch objective (docs/explanation/sets.md), in the order block-greedy
+    takes them.
 
     All strata of ``budget.stratify_by`` are solved for jointly, each within its share. In a run the set's value and how
     far it may be from the best one are noted as ``set``.

@@ -136,7 +136,7 @@ def test_a_toxic_source_is_told_from_a_helpful_and_a_mixed_one(settings, tmp_pat
     assert {row.value: row.utilities[0].effect for row in matrix.rows} == {
         "good": "help",
         "bad": "hurt",
-        "mixed": "even",
+        "mixed": "unclear",
     }
     assert {row.value: row.utilities[0].mean for row in matrix.rows} == pytest.approx(
         {"good": 2, "bad": -2, "mixed": 0}

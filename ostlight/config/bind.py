@@ -166,7 +166,7 @@ def _renamed(values: Any, renamed: Mapping[str, str], path: str, key: str = "") 
     if isinstance(values, Mapping):
         for name, value in values.items():
             below, place = _join(key, str(name)), _join(path, str(name))
-            if below in renamed:
+            if below in renamed and f"{below}={value}" not in renamed:
                 yield place, _new_name(place, path, renamed[below])
             else:
                 yield from _renamed(value, renamed, place, below)

@@ -63,11 +63,11 @@ class OneStepTrain(Selector):
         "eta": "step_size",
         "targets": "vector_storage",
         "backward": "estimator=finite_difference",
-        "objective=sample": "selection=top, the default",
+        "objective=sample": "leave it out; ost ranks by utility unless selection=set",
         "objective=set": "selection=set",
-        "objective=trial": "the selector best_of",
+        "objective=trial": "use the selector best_of, which tries several subsets",
         "objective": "selection",
-        "set_eta": "set_step_size, in multiples of the scored step size",
+        "set_eta": "write set_step_size, a multiple of the step size that samples are scored with",
         "batch_size": "set_batch_size",
     }
 

@@ -63,11 +63,11 @@ def test_a_set_needs_probes_and_a_size(settings):
         ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
         ("ost", {"selection": "best"}, "selection must be one of top, set; got 'best'"),
         ("ost", {"set_batch_size": 0}, "set_batch_size must be above 0; got 0"),
-        ("ost", {"objective": "trial"}, "options.objective=trial is now the selector best_of"),
+        ("ost", {"objective": "trial"}, "objective=trial: use the selector best_of"),
         (
             "ost",
             {"objective": "sample", "set_eta": 1},
-            "objective=sample is now selection=top.*set_eta is now set_step",
+            r"(?s)objective=sample: leave it out.*set_eta: write set_step_size",
         ),
     ],
 )

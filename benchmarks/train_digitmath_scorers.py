@@ -37,7 +37,7 @@ from ostlight.digitmath.digits import GRID, labels_of, render, split
 from ostlight.digitmath.tasks import ask, solve
 from ostlight.digitmath.tokenizer import MAX_TOKENS, WORDS, build_tokenizer
 from ostlight.models.losses import IGNORED
-from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange
+from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, QuestionAnswer
 from ostlight_selectors.llm_judge.rubric import Rubric
 
 STEPS_OF_TASK = {"parity": 1, "read": 2, "maximum": 3, "sum": 4, "difference": 4, "sort": 5, "two_step": 6}
@@ -170,10 +170,10 @@ class ScorerBatches:
 
     def asked(self, part: str) -> tuple[str, int, str]:
         record, answer, how = one(part, self.rng, share_right=0.4, wrong=tuple(QUALITY_OF)[1:])
-        exchange = Exchange(record.question.text, answer)
+        pair = QuestionAnswer(record.question.text, answer)
         if self.rng.random() < 0.25:
-            return COMPLEXITY.lay_out(exchange), STEPS_OF_TASK[record.question.task], "complexity"
-        return QUALITY.lay_out(exchange), QUALITY_OF[how], f"quality, {how}"
+            return COMPLEXITY.render(pair), STEPS_OF_TASK[record.question.task], "complexity"
+        return QUALITY.render(pair), QUALITY_OF[how], f"quality, {how}"
 
     def _batch(self, asked: list[tuple[str, int, str]]) -> dict[str, Tensor]:
         rows = [self.tokenizer(f"{text}{score}")["input_ids"] for text, score, _ in asked]

@@ -1,4 +1,4 @@
-"""Several selectors as one: the mean of their ranks, or one after the other."""
+"""Combines selectors: the mean of their ranks, or a cascade."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ostlight.selection.selector import Selector
 
 log = logging.getLogger("ostlight.selectors.combine")
 
-WAYS = ("rank_mean", "cascade")
+METHODS = ("rank_mean", "cascade")
 
 STAGE = "scored_by"
 """Column of a cascade: number of the last part that scored the sample."""
@@ -46,12 +46,12 @@ class Part:
 
 
 class Combine(Selector):
-    """Other selectors together: by the mean of their ranks, or in a cascade where each scores what the last one left.
+    """Combines selectors by mean rank, or in a cascade where each scores what the previous one selected.
 
-    Every part keeps its own scores below the run folder (``before/``), resumes by itself and has its own line in the
-    ledger. ``rank_mean`` scores a sample by the mean over the parts of its place in their order, 1 for the best, 0 for
-    those a part would never keep. In a ``cascade`` a part is never asked about what an earlier part dropped, so an
-    expensive judge at its end costs its share only; the budget is spent in the last part's order.
+    Every part has its own scores below the run folder (``before/``) and its own entry in the cost log, and resumes by
+    itself. ``rank_mean`` averages over the parts a sample's rank, from 1 for the best to 0 for samples a part would
+    never select. In a ``cascade`` each part scores only what the earlier parts selected, so an expensive judge at the
+    end costs little; the budget is filled in the last part's order.
     """
 
     @dataclass
@@ -117,18 +117,18 @@ class Combine(Selector):
 
     def score(self, batch: Batch) -> Mapping[str, Any]:
         positions = [sample.position for sample in batch.samples]
-        return self._cascaded(batch, positions) if self.cascade else self._ranked(positions)
+        return self._cascade_columns(batch, positions) if self.cascade else self._mean_rank_columns(positions)
 
     def teardown(self) -> None:
         if self.cascade:
             self.last.teardown()
 
-    def _ranked(self, positions: Sequence[int]) -> dict[str, Any]:
+    def _mean_rank_columns(self, positions: Sequence[int]) -> dict[str, Any]:
         places = [self.place.get(p, [float("nan")] * len(self.parts)) for p in positions]
         columns: dict[str, Any] = {"score": [float(np.mean(of)) for of in places], "place_by_part": places}
         return columns | self._failures(positions)
 
-    def _cascaded(self, batch: Batch, positions: Sequence[int]) -> dict[str, Any]:
+    def _cascade_columns(self, batch: Batch, positions: Sequence[int]) -> dict[str, Any]:
         rows = [k for k, p in enumerate(positions) if p in self.left]
         before = [self.earlier.get(p, (float("nan"), 0)) for p in positions]
         columns: dict[str, list[Any]] = {"score": [s for s, _ in before], STAGE: [k for _, k in before]}
@@ -163,7 +163,7 @@ def _check(options: Any) -> None:
     SelectorError: no such way, too few parts, or shares that are missing, out of range or rise.
     """
     where = "selector.options"
-    if options.how not in WAYS:
+    if options.how not in METHODS:
         raise SelectorError(f"{where}.how must be rank_mean or cascade; got {options.how!r}")
     if len(options.of) < 2:
         raise SelectorError(f"{where}.of names {len(options.of)} selectors; name at least two to combine")

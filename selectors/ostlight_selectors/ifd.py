@@ -19,11 +19,11 @@ from ostlight.selection.selector import Selector
 
 
 class IFD(Selector):
-    """The samples whose question and picture help least with the answer, while they still help.
+    """The samples whose question and image help least with the answer, while they still help.
 
     "From Quantity to Quality" (arXiv 2308.12032): ``IFD = l(answer | question) / l(answer)``, losses over the answer
-    tokens. Here the question is everything that is not answered for, pictures too: the second loss is that of the same
-    conversation with its other turns emptied and their pictures taken out. As there, a sample of ``IFD >= 1`` is never
+    tokens. Here the question is everything that is not answered for, images too: the second loss is that of the same
+    conversation with its other turns emptied and their images removed. As there, a sample of ``IFD >= 1`` is never
     kept: its question does not belong to its answer. Two forward passes a sample.
     """
 
@@ -33,8 +33,8 @@ class IFD(Selector):
         self.model = context.proxy.model
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        bare = [self._bare(s, e) for s, e in zip(batch.samples, batch.encoded, strict=True)]
-        without = self.model.collator.batch(batch.samples, bare).to(batch.labels.device)
+        answers = [self._answers_only(s, e) for s, e in zip(batch.samples, batch.encoded, strict=True)]
+        without = self.model.collator.batch(batch.samples, answers).to(batch.labels.device)
         with torch.no_grad():
             loss, alone = self.model.losses(batch).double(), self.model.losses(without).double()
         ifd = loss / alone
@@ -44,9 +44,9 @@ class IFD(Selector):
         rows = budget.top(scores)
         return rows[scores.column("ifd")[rows] < 1]
 
-    def _bare(self, sample: Sample, whole: Encoded) -> Encoded:
+    def _answers_only(self, sample: Sample, whole: Encoded) -> Encoded:
         """The answers alone, with as many of their tokens as the length limit left in the whole sample."""
-        encoded = self.model.encoder.encode(answers_alone(sample))
+        encoded = self.model.encoder.encode(without_prompts(sample))
         answer = (encoded.labels != IGNORED).nonzero()[:, 0]
         beyond = answer[int((whole.labels != IGNORED).sum()) :]
         labels = encoded.labels.clone()
@@ -54,8 +54,8 @@ class IFD(Selector):
         return Encoded(encoded.inputs, labels)
 
 
-def answers_alone(sample: Sample) -> Sample:
-    """The conversation with every turn that is not trained on emptied, and the pictures of those turns taken out."""
+def without_prompts(sample: Sample) -> Sample:
+    """The conversation with every turn that is not trained on emptied, and the images of those turns removed."""
     turns: list[Turn] = []
     images: list[ImageRef] = []
     seen = 0

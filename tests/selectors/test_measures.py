@@ -18,7 +18,7 @@ from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.models.losses import IGNORED
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
-from ostlight_selectors.ifd import answers_alone
+from ostlight_selectors.ifd import without_prompts
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_pictures_of_the_answers_stay_with_them(samples):
     picture = samples("pool")[0].images[0]
     turns = (Turn("user", "<image><image> look"), Turn("assistant", "<image> this", trained=True))
     images = tuple(replace(picture, data=bytes([k])) for k in range(3))
-    alone = answers_alone(replace(samples("pool")[0], turns=turns, images=images))
+    alone = without_prompts(replace(samples("pool")[0], turns=turns, images=images))
     assert [t.text for t in alone.turns] == ["", "<image> this"]
     assert [i.data for i in alone.images] == [bytes([2])]
 

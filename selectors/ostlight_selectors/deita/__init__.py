@@ -1,4 +1,4 @@
-"""DEITA: complex, well answered, and unlike what is already kept."""
+"""DEITA: complexity times quality, then a diversity filter."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight_selectors.deita.filter import distinct
-from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange, Prompt, exchanges
+from ostlight_selectors.deita.filter import filter_similar
+from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Prompt, QuestionAnswer, question_answer_pairs
 from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
 
 MODELS = ("complexity", "quality", "embedder")
 
 
 class Deita(Selector):
-    """Complexity times quality by two scorer models, then no two alike: cosine at most 0.9 among the kept.
+    """Complexity times quality by two scorer models, without near-duplicates (cosine at most 0.9).
 
     "What Makes Good Data for Alignment?" (arXiv 2312.15685). Each score is the mean of 1 to 6 under a scorer's
     probabilities of the six score tokens; a sample's is the sum over its turns of complexity x quality. A text-only
-    scorer, as the published ones are, judges by the words; a vision model is shown the pictures. Costs two forward
+    scorer, as the published ones are, reads the text alone; a vision model sees the images. Costs two forward
     passes of the scorers for each turn, and one of the proxy where it embeds.
     """
 
@@ -41,7 +41,7 @@ class Deita(Selector):
         """Attributes:
         complexity, quality: scorer models, folders or hub names; ``null`` asks the proxy.
         embedder: a sentence-transformers model; ``null`` takes the proxy's last layer at the last token.
-        similarity: largest cosine between two samples that are kept.
+        similarity: largest cosine between two selected samples.
         max_length: tokens of a scorer's prompt; question and answer are cut to fit.
         """
 
@@ -76,17 +76,17 @@ class Deita(Selector):
         return load_scorer(settings, prompt, option, proxy.tokens_per_batch, proxy.model.device)
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        turns = [exchanges(sample) for sample in batch.samples]
-        asked = [exchange for of_sample in turns for exchange in of_sample]
+        turns = [question_answer_pairs(sample) for sample in batch.samples]
+        asked = [pair for of_sample in turns for pair in of_sample]
         complexity, quality = iter(self._asked(self.complexity, asked)), iter(self._asked(self.quality, asked))
         vectors = self.embed(batch)
         rows = []
         for k, of_sample in enumerate(turns):
             pairs = [(next(complexity), next(quality)) for _ in of_sample]
-            rows.append(_row(pairs, vectors[k]))
+            rows.append(_sample_columns(pairs, vectors[k]))
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    def _asked(self, scorer: Scorer, asked: Sequence[Exchange]) -> list[float | BadRecord]:
+    def _asked(self, scorer: Scorer, asked: Sequence[QuestionAnswer]) -> list[float | BadRecord]:
         read = scorer.tokens_read
         found = scorer.scores(asked)
         self.usage.add(tokens_in=scorer.tokens_read - read)
@@ -103,10 +103,10 @@ class Deita(Selector):
             most = float(budget.size(len(scores)))
         if not len(order):
             return order
-        return distinct(scores.column("embedding"), order, self.options.similarity, costs, most)
+        return filter_similar(scores.column("embedding"), order, self.options.similarity, costs, most)
 
 
-def _row(pairs: list[tuple[float | BadRecord, float | BadRecord]], vector: np.ndarray) -> dict[str, Any]:
+def _sample_columns(pairs: list[tuple[float | BadRecord, float | BadRecord]], vector: np.ndarray) -> dict[str, Any]:
     failure = next((x for pair in pairs for x in pair if isinstance(x, BadRecord)), None)
     if failure is None and not np.isfinite(vector).all():
         failure = BadRecord("embedding_not_finite", "the embedding holds NaN or infinity, or is zero")

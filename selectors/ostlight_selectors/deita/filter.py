@@ -1,4 +1,4 @@
-"""Representation filter: down a ranking, a sample is kept unless it resembles one that is kept."""
+"""DEITA's diversity filter (arXiv 2312.15685, Repr Filter)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ostlight.errors import SelectorError
 from ostlight.models.embedding import unit
 
 BLOCK = 1024
-"""Samples compared at once. It changes no pick, only how much is multiplied at a time."""
+"""Samples compared at once; does not change the result."""
 
 
-def distinct(
+def filter_similar(
     embeddings: np.ndarray,
     order: np.ndarray,
     similarity: float,
@@ -22,7 +22,7 @@ def distinct(
     block: int = BLOCK,
 ) -> np.ndarray:
     """Goes down the ranking and keeps each sample whose cosine with every sample kept before it is at most
-    ``similarity``, until the next one kept would exceed the budget. What is dropped keeps nobody out.
+    ``similarity``, until the next one kept would exceed the budget. Dropped samples are not compared with.
 
     Exact (faiss' flat index, inner products), for any block size; two cosines that differ from ``similarity`` by less
     than the rounding of fp32 may fall either way.

@@ -1,4 +1,4 @@
-"""What a scorer model is asked, and how it is made to fit."""
+"""Prompts of the scorer models, cut to their length limit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SCORES = ("1", "2", "3", "4", "5", "6")
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """One question and its answer, with the question's pictures, one for each ``<image>`` mark in it."""
+class QuestionAnswer:
+    """One question and its answer, with the question's images, one for each ``<image>`` placeholder in it."""
 
     question: str
     answer: str
     images: tuple[ImageRef, ...] = ()
 
-    def words(self) -> Exchange:
-        """For a model without eyes: no pictures, and no marks where they stood."""
-        return Exchange(
+    def without_images(self) -> QuestionAnswer:
+        """The text alone, for a model that takes no images."""
+        return QuestionAnswer(
             self.question.replace(IMAGE_PLACEHOLDER, "").strip(), self.answer.replace(IMAGE_PLACEHOLDER, "").strip()
         )
 
@@ -36,9 +36,9 @@ class Prompt:
     after: str
     shows_answer: bool
 
-    def lay_out(self, exchange: Exchange) -> str:
-        answer = self.between + exchange.answer if self.shows_answer else ""
-        return self.before + exchange.question + answer + self.after
+    def render(self, pair: QuestionAnswer) -> str:
+        answer = self.between + pair.answer if self.shows_answer else ""
+        return self.before + pair.question + answer + self.after
 
 
 ASK = "You are a helpful assistant. Please identify the {} of the {}. \n"
@@ -53,38 +53,40 @@ QUALITY = Prompt(
 )
 
 
-def exchanges(sample: Sample) -> list[Exchange]:
-    """A trained turn each, with what was said since the answer before it."""
-    found: list[Exchange] = []
-    said: list[str] = []
+def question_answer_pairs(sample: Sample) -> list[QuestionAnswer]:
+    """One pair per trained turn: its text, and the turns since the answer before it."""
+    found: list[QuestionAnswer] = []
+    question: list[str] = []
     seen = taken = 0
     for turn in sample.turns:
         if turn.role != "assistant":
-            said.append(turn.text)
+            question.append(turn.text)
             seen += turn.text.count(IMAGE_PLACEHOLDER)
             continue
         if turn.trained:
-            found.append(Exchange("\n".join(said), turn.text, sample.images[taken:seen]))
+            found.append(QuestionAnswer("\n".join(question), turn.text, sample.images[taken:seen]))
         seen += turn.text.count(IMAGE_PLACEHOLDER)
-        said, taken = [], seen
+        question, taken = [], seen
     return found
 
 
-def fitted(exchange: Exchange, limit: int, length: Callable[[Exchange], int], tokenizer: Any) -> Exchange:
-    """The exchange, its question and answer cut at their ends until the whole prompt has at most ``limit`` tokens.
+def truncate(
+    pair: QuestionAnswer, limit: int, length: Callable[[QuestionAnswer], int], tokenizer: Any
+) -> QuestionAnswer:
+    """The pair, its question and answer cut at their ends until the whole prompt has at most ``limit`` tokens.
 
     The prompt itself is never cut: without its last words a model says anything but a score. The longer of the two
     texts gives way first.
 
     Args:
-        length: tokens of the whole prompt around an exchange.
+        length: tokens of the whole prompt around an pair.
         tokenizer: a fast one.
 
     Raises:
         BadRecord: the prompt and the pictures alone are longer than the limit.
     """
-    while (over := length(exchange) - limit) > 0:
-        question, answer = (_ends(tokenizer, text) for text in (exchange.question, exchange.answer))
+    while (over := length(pair) - limit) > 0:
+        question, answer = (_token_ends(tokenizer, text) for text in (pair.question, pair.answer))
         room = len(question) + len(answer) - over
         if room <= 0:
             raise BadRecord(
@@ -92,15 +94,15 @@ def fitted(exchange: Exchange, limit: int, length: Callable[[Exchange], int], to
             )
         for_question = min(len(question), max(room // 2, room - len(answer)))
         shorter = replace(
-            exchange,
-            question=_cut(exchange.question, question, for_question),
-            answer=_cut(exchange.answer, answer, room - for_question),
+            pair,
+            question=_cut(pair.question, question, for_question),
+            answer=_cut(pair.answer, answer, room - for_question),
         )
-        exchange = replace(shorter, images=exchange.images[: shorter.question.count(IMAGE_PLACEHOLDER)])
-    return exchange
+        pair = replace(shorter, images=pair.images[: shorter.question.count(IMAGE_PLACEHOLDER)])
+    return pair
 
 
-def _ends(tokenizer: Any, text: str) -> list[int]:
+def _token_ends(tokenizer: Any, text: str) -> list[int]:
     """Where each token of a text ends, in characters."""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return [end for _, end in offsets]

@@ -18,26 +18,26 @@ from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.last_token import at_last_token
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight.models.module import MultimodalModel
-from ostlight_selectors.deita.prompts import SCORES, Exchange, Prompt, fitted
+from ostlight_selectors.deita.prompts import SCORES, Prompt, QuestionAnswer, truncate
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptFormat:
     """How a prompt becomes what a model reads.
 
     Attributes:
         tokenizer: of the model; a fast one.
         collator: how its inputs are stacked.
-        encode: a prompt and its exchange, up to where the score follows.
+        encode: a prompt and its pair, up to where the score follows.
         score_ids: tokens that stand for the scores there.
-        sees: whether it is shown the pictures.
+        takes_images: whether it is shown the pictures.
     """
 
     tokenizer: Any
     collator: Collator
-    encode: Callable[[Prompt, Exchange], Encoded]
+    encode: Callable[[Prompt, QuestionAnswer], Encoded]
     score_ids: Callable[[Prompt], list[int]]
-    sees: bool
+    takes_images: bool
 
 
 class Scorer:
@@ -45,7 +45,7 @@ class Scorer:
 
     Args:
         model: in eval mode.
-        layout: of its prompts.
+        format: of its prompts.
         prompt: what it is asked.
         max_length: tokens of the whole prompt; question and answer are cut to fit, the prompt never.
         tokens_per_batch: padded tokens in one forward pass.
@@ -55,20 +55,20 @@ class Scorer:
     """
 
     def __init__(
-        self, model: PreTrainedModel, layout: Layout, prompt: Prompt, max_length: int, tokens_per_batch: int
+        self, model: PreTrainedModel, format: PromptFormat, prompt: Prompt, max_length: int, tokens_per_batch: int
     ) -> None:
-        self.model, self.layout, self.prompt = model, layout, prompt
+        self.model, self.format, self.prompt = model, format, prompt
         self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
-        self.score_ids = layout.score_ids(prompt)
+        self.score_ids = format.score_ids(prompt)
         self.tokens_read = 0
 
-    def scores(self, asked: Sequence[Exchange]) -> list[float | BadRecord]:
-        """One score from 1 to 6 an exchange, or why there is none."""
+    def scores(self, asked: Sequence[QuestionAnswer]) -> list[float | BadRecord]:
+        """One score from 1 to 6 an pair, or why there is none."""
         found: list[float | BadRecord | None] = [None] * len(asked)
         encoded: dict[int, Encoded] = {}
-        for k, exchange in enumerate(asked):
+        for k, pair in enumerate(asked):
             try:
-                encoded[k] = self.encode(exchange)
+                encoded[k] = self.encode(pair)
             except BadRecord as error:
                 found[k] = error
         places = list(encoded)
@@ -78,24 +78,24 @@ class Scorer:
                 found[k] = _expected(logits)
         return [f for f in found if f is not None]
 
-    def encode(self, exchange: Exchange) -> Encoded:
+    def encode(self, pair: QuestionAnswer) -> Encoded:
         """The whole prompt, cut to fit.
 
         Raises:
             BadRecord: it cannot be made to fit, or a picture cannot be read.
         """
-        exchange = exchange if self.prompt.shows_answer else replace(exchange, answer="")
-        exchange = exchange if self.layout.sees else exchange.words()
+        pair = pair if self.prompt.shows_answer else replace(pair, answer="")
+        pair = pair if self.format.takes_images else pair.without_images()
 
-        def length(e: Exchange) -> int:
-            return len(self.layout.encode(self.prompt, e))
+        def length(e: QuestionAnswer) -> int:
+            return len(self.format.encode(self.prompt, e))
 
-        fit = fitted(exchange, self.max_length, length, self.layout.tokenizer)
-        return self.layout.encode(self.prompt, fit)
+        fit = truncate(pair, self.max_length, length, self.format.tokenizer)
+        return self.format.encode(self.prompt, fit)
 
     def _logits(self, encoded: list[Encoded]) -> Tensor:
         """``[N, 6]`` of the score tokens, fp64."""
-        batch = self.layout.collator.batch([Sample("", ())] * len(encoded), encoded).to(self.model.device)
+        batch = self.format.collator.batch([Sample("", ())] * len(encoded), encoded).to(self.model.device)
         inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
         self.tokens_read += sum(batch.tokens)
         _, logits = at_last_token(self.model, inputs)
@@ -103,8 +103,8 @@ class Scorer:
 
 
 def load_scorer(settings: Model, prompt: Prompt, option: str, tokens_per_batch: int, device: torch.device) -> Scorer:
-    """From a folder or hub name: a text model is asked in the published scorers' plain layout, a vision model in its
-    own chat layout with the pictures.
+    """From a folder or hub name: a text model is asked in the published scorers' plain format, a vision model in its
+    own chat format with the pictures.
 
     Args:
         option: name of the option that names the model, for messages.
@@ -117,55 +117,55 @@ def load_scorer(settings: Model, prompt: Prompt, option: str, tokens_per_batch: 
     model.to(device)  # type: ignore[arg-type]
     tokenizer = _processor_or_tokenizer(settings, where)
     if isinstance(tokenizer, Encoder):
-        layout = chat_layout(tokenizer, collator_for(model, tokenizer))
+        format = chat_format(tokenizer, collator_for(model, tokenizer))
     else:
-        layout = plain_layout(tokenizer)
+        format = plain_format(tokenizer)
     try:
-        return Scorer(model, layout, prompt, settings.max_length, tokens_per_batch)
+        return Scorer(model, format, prompt, settings.max_length, tokens_per_batch)
     except SelectorError as error:
         raise SelectorError(f"{where}: {error}") from error
 
 
 def proxy_scorer(model: MultimodalModel, prompt: Prompt, max_length: int, tokens_per_batch: int) -> Scorer:
-    """The proxy itself, asked in its chat layout."""
-    return Scorer(model.model, chat_layout(model.encoder, model.collator), prompt, max_length, tokens_per_batch)
+    """The proxy itself, asked in its chat format."""
+    return Scorer(model.model, chat_format(model.encoder, model.collator), prompt, max_length, tokens_per_batch)
 
 
-def plain_layout(tokenizer: Any) -> Layout:
+def plain_format(tokenizer: Any) -> PromptFormat:
     """The prompt as text, with the special tokens the tokenizer puts around any text; no pictures."""
 
     def with_score(text: str, score: str) -> list[int]:
         return list(tokenizer(text + score)["input_ids"])
 
-    def encode(prompt: Prompt, exchange: Exchange) -> Encoded:
+    def encode(prompt: Prompt, pair: QuestionAnswer) -> Encoded:
         # With a score behind it and that taken off again: a tokenizer may join the last space with what follows.
-        ids = torch.tensor(with_score(prompt.lay_out(exchange), SCORES[0])[:-1])
+        ids = torch.tensor(with_score(prompt.render(pair), SCORES[0])[:-1])
         return Encoded({"input_ids": ids}, torch.full_like(ids, -100))
 
     def score_ids(prompt: Prompt) -> list[int]:
-        text = prompt.lay_out(Exchange("a", "a"))
+        text = prompt.render(QuestionAnswer("a", "a"))
         return _last_tokens([with_score(text, s) for s in SCORES])
 
     pad = tokenizer.pad_token_id
-    return Layout(tokenizer, Collator(0 if pad is None else pad), encode, score_ids, sees=False)
+    return PromptFormat(tokenizer, Collator(0 if pad is None else pad), encode, score_ids, takes_images=False)
 
 
-def chat_layout(encoder: Encoder, collator: Collator) -> Layout:
+def chat_format(encoder: Encoder, collator: Collator) -> PromptFormat:
     """The prompt as the user's turn of a conversation, with its pictures where the model takes them."""
 
-    def encode(prompt: Prompt, exchange: Exchange) -> Encoded:
-        said = Turn("user", prompt.lay_out(exchange))
+    def encode(prompt: Prompt, pair: QuestionAnswer) -> Encoded:
+        said = Turn("user", prompt.render(pair))
         marks = said.text.count(IMAGE_PLACEHOLDER)
-        return encoder.encode_prompt(Sample("", (said,), exchange.images[:marks]))
+        return encoder.encode_prompt(Sample("", (said,), pair.images[:marks]))
 
     def score_ids(prompt: Prompt) -> list[int]:
-        text = prompt.lay_out(Exchange("a", "a"))
+        text = prompt.render(QuestionAnswer("a", "a"))
         content = [{"type": "text", "text": text}] if encoder.takes_images else text
         turns = [{"role": "user", "content": content}]
         asked = encoder.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return _last_tokens([list(encoder.tokenizer(asked + s, add_special_tokens=False)["input_ids"]) for s in SCORES])
 
-    return Layout(encoder.tokenizer, collator, encode, score_ids, sees=encoder.takes_images)
+    return PromptFormat(encoder.tokenizer, collator, encode, score_ids, takes_images=encoder.takes_images)
 
 
 def _last_tokens(with_scores: list[list[int]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""LLM as a judge: a model reads question, pictures and answer, and scores the answer against a written rubric."""
+"""LLM as a judge: a model reads question, images and answer, and scores the answer against a written rubric."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ostlight.selection.selector import Selector
 from ostlight_selectors.llm_judge.local import LocalJudge
 from ostlight_selectors.llm_judge.options import COMPUTE, JudgeOptions, problems
 from ostlight_selectors.llm_judge.remote import RemoteJudge
-from ostlight_selectors.llm_judge.replies import Replies
 from ostlight_selectors.llm_judge.reply import Judgement
+from ostlight_selectors.llm_judge.reply_store import ReplyStore
 from ostlight_selectors.llm_judge.rubric import Rubric
 from ostlight_selectors.llm_judge.server import Server
 
 log = logging.getLogger("ostlight.selectors.llm_judge")
 
-JUDGES_FAULT = ("request_failed", "reply_unparsable", "reply_refused", "no_logprobs")
-FIRST = 8
-"""Records on all of which a judge must fail before the run stops."""
+JUDGE_FAILURES = ("request_failed", "reply_unparsable", "reply_refused", "no_logprobs")
+MIN_FAILURES = 8
+"""The run stops if the judge fails on this many records and has judged none."""
 
 
 class LLMJudge(Selector):
-    """What a large model, asked with a rubric, thinks of each answer (threshold: rejection sampling)."""
+    """A large model scores each answer against a written rubric (with a threshold: rejection sampling)."""
 
     @dataclass
     class Options(JudgeOptions):
@@ -46,8 +46,10 @@ class LLMJudge(Selector):
         if found:
             raise ConfigError(found)
         self.rubric = Rubric.read(self.options.rubric)
-        if self.options.mode == "logprobs" and not self.rubric.told_by_one_token:
-            raise ConfigError(["selector.options.mode=logprobs needs a scale of which no word begins another (1, 10)"])
+        if self.options.mode == "logprobs" and not self.rubric.has_distinct_first_tokens:
+            raise ConfigError(
+                ["selector.options.mode=logprobs needs a scale in which no word is the start of another (as 1 of 10)"]
+            )
         self._judge: LocalJudge | RemoteJudge | None = None
         self._useful = False
 
@@ -63,10 +65,10 @@ class LLMJudge(Selector):
             self._judge = LocalJudge(options, self.rubric, self.usage)
             log.info(f"judge: {options.model}, mode {self._judge.mode}, rubric {options.rubric}")
             return
-        replies = Replies(context.folder, _rank())
+        replies = ReplyStore(context.folder, _rank())
         server = Server(options, self._key(), self.rubric, self.usage)
         self._judge = RemoteJudge(options, self.rubric, server, replies)
-        kept = f"; {len(replies):,} replies are there already" if len(replies) else ""
+        kept = f"; {len(replies):,} replies are stored already" if len(replies) else ""
         log.info(
             f"judge: {options.model} at {options.base_url}, {options.concurrency} at once, mode {options.mode}, "
             f"rubric {options.rubric}{kept}"
@@ -75,7 +77,7 @@ class LLMJudge(Selector):
     def score(self, batch: Batch) -> Mapping[str, Any]:
         assert self._judge is not None, "setup comes first"
         outcomes = self._judge.judge(batch.samples, batch.labels.device)
-        self._stop_where_the_judge_is_of_no_use(outcomes)
+        self._stop_if_useless(outcomes)
         good = [o if isinstance(o, Judgement) else None for o in outcomes]
         return {
             "score": [g.score if g else float("nan") for g in good],
@@ -87,16 +89,16 @@ class LLMJudge(Selector):
             "judge_probabilities": [g.probabilities if g else None for g in good],
         }
 
-    def _stop_where_the_judge_is_of_no_use(self, outcomes: Sequence[Judgement | BadRecord]) -> None:
-        """A judge that fails on all it is shown first would fail on the whole pool, at full price.
+    def _stop_if_useless(self, outcomes: Sequence[Judgement | BadRecord]) -> None:
+        """Stops a run whose judge fails on all first records, before the whole pool has been paid for.
 
         Raises:
-            SelectorError: not one judgement so far, and every record of this batch failed by the judge.
+            SelectorError: no judgement so far, and the judge failed on every record of this batch.
         """
-        failed = [o for o in outcomes if isinstance(o, BadRecord) and o.reason in JUDGES_FAULT]
+        failed = [o for o in outcomes if isinstance(o, BadRecord) and o.reason in JUDGE_FAILURES]
         self._useful = self._useful or any(isinstance(o, Judgement) for o in outcomes)
         dead = all(o.reason == "request_failed" for o in failed)
-        if failed and len(failed) == len(outcomes) and not self._useful and (dead or len(failed) >= FIRST):
+        if failed and len(failed) == len(outcomes) and not self._useful and (dead or len(failed) >= MIN_FAILURES):
             raise SelectorError(
                 f"the judge {self.options.model} gave no judgement on any of the first {len(failed)} records; "
                 f"the first: {failed[0]}"

@@ -1,4 +1,4 @@
-"""A judge loaded here: next-token probabilities of the scale's words, or generated JSON, in batches."""
+"""A judge loaded in this process: next-token probabilities of the scale's words, or generated JSON, in batches."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ostlight_selectors.llm_judge.reply import Judgement, Reply, judgement
 from ostlight_selectors.llm_judge.rubric import Rubric
 
 Outcome = Judgement | BadRecord
-ROOM = 512
-"""Tokens a reply may have where ``max_tokens`` says nothing."""
+DEFAULT_MAX_TOKENS = 512
+"""Tokens of a reply if ``max_tokens`` is not set."""
 
 
 class LocalJudge:
@@ -38,7 +38,7 @@ class LocalJudge:
 
     Raises:
         OstlightError: the model cannot be loaded.
-        SelectorError: its tokenizer cannot tell two words of the scale apart by their first token.
+        SelectorError: two words of the scale begin with the same token.
     """
 
     def __init__(self, options: JudgeOptions, rubric: Rubric, usage: Usage) -> None:
@@ -50,7 +50,7 @@ class LocalJudge:
         self._flops_per_token = 0.0
 
     def judge(self, samples: Sequence[Sample], device: torch.device) -> list[Outcome]:
-        """A judgement of each sample, or why there is none."""
+        """A judgement of each sample, or why it has none."""
         if self.model.device != device:
             self.model.to(device)
         unusable: dict[int, tuple[str, str]] = {}
@@ -87,8 +87,8 @@ class LocalJudge:
             except BadRecord as bad:
                 replies[i] = bad
         places = list(asked)
-        # Room for what is generated is kept in the budget, since it is attended to as well.
-        room = (self.options.max_tokens or ROOM) if self.mode == "reply" else 0
+        # Generated tokens count towards the budget, since they are attended to as well.
+        room = (self.options.max_tokens or DEFAULT_MAX_TOKENS) if self.mode == "reply" else 0
         lengths = [len(asked[i][1]) + room for i in places]
         for group in by_token_budget(lengths, self.options.tokens_per_batch):
             chosen = [places[k] for k in group]
@@ -100,8 +100,8 @@ class LocalJudge:
     def _encoded(self, conversation: Sample) -> Encoded:
         prompt = self.model.encoder.encode_prompt(conversation)
         if len(prompt) > self.options.max_length:
-            told = f"the judge's prompt has {len(prompt)} tokens, the limit is {self.options.max_length} (max_length)"
-            raise BadRecord("judge_prompt_too_long", told)
+            detail = f"the judge's prompt has {len(prompt)} tokens, the limit is {self.options.max_length} (max_length)"
+            raise BadRecord("judge_prompt_too_long", detail)
         return prompt
 
     def _answers(self, conversations: list[Sample], prompts: list[Encoded]) -> list[Reply]:
@@ -137,7 +137,7 @@ class LocalJudge:
         return "logits_to_keep" in inspect.signature(self.model.model.forward).parameters
 
     def _generated(self, conversations: list[Sample], prompts: list[Encoded]) -> list[Reply]:
-        limit = self.options.max_tokens or ROOM
+        limit = self.options.max_tokens or DEFAULT_MAX_TOKENS
         settings = Evaluation(max_new_tokens=limit, batch_size=len(prompts))
         texts = generate_answers(self.model, conversations, settings, prompts)
         count = self.model.encoder.tokenizer
@@ -168,7 +168,7 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[l
             if token in owner:
                 raise SelectorError(
                     f"the words {owner[token]!r} and {word!r} of the scale begin with the same token of the judge's "
-                    "tokenizer, so their probabilities cannot be told apart; choose other words, or mode=reply"
+                    "tokenizer, so their probabilities cannot be separated; choose other words, or mode=reply"
                 )
             owner[token] = word
     return found

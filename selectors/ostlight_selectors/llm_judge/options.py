@@ -1,4 +1,4 @@
-"""What a judge's YAML may say."""
+"""Options of the judge."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class JudgeOptions:
 
 
 COMPUTE = ("base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "price", "tokens_per_batch")
-"""Options that say where and how the judge is asked, not what it answers."""
+"""Options that change where and how the judge is asked, but not its answers."""
 
 
 def problems(options: JudgeOptions) -> Iterator[str]:
-    """What is wrong with the options, in words."""
+    """Describes every problem of the options."""
     where = "selector.options"
     for name, valid in (("backend", BACKENDS), ("mode", MODES)):
         if getattr(options, name) not in valid:
@@ -102,5 +102,5 @@ def _address_problems(address: str | None, name: str) -> Iterator[str]:
     if parts.scheme not in ("http", "https") or not parts.netloc:
         yield f"{name} must be an http or https address (http://localhost:8000/v1); got {address!r}"
     elif parts.username or parts.password or parts.query:
-        # Told without the address: it would stand in the log.
+        # The message leaves out the address, which would end up in the log.
         yield f"{name} holds a name, password or query; put the key into an environment variable (api_key_env)"

@@ -1,4 +1,4 @@
-"""A judge behind an address: many samples at once, every reply kept, the unusable ones asked again."""
+"""A judge on a server: asks about many samples at once, stores every reply, asks again after unusable ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
+from ostlight_selectors.llm_judge.images import messages_of
 from ostlight_selectors.llm_judge.options import JudgeOptions
-from ostlight_selectors.llm_judge.pictures import messages_of
-from ostlight_selectors.llm_judge.replies import Replies
 from ostlight_selectors.llm_judge.reply import Judgement, Reply, judgement
+from ostlight_selectors.llm_judge.reply_store import ReplyStore
 from ostlight_selectors.llm_judge.rubric import Rubric
 from ostlight_selectors.llm_judge.server import Server, request_of
 
-AHEAD = 8
-"""Samples whose pictures are decoded and whose messages are written while others wait for the server."""
-ASKED_AGAIN = ("reply_unparsable", "reply_refused")
+PREPARED_AHEAD = 8
+"""Samples prepared (images decoded, messages written) while others wait for the server."""
+RETRIED_REPLIES = ("reply_unparsable", "reply_refused")
 
 
 class RemoteJudge:
@@ -30,21 +30,21 @@ class RemoteJudge:
 
     Args:
         options: how to ask.
-        rubric: what to ask.
-        server: whom to ask.
-        replies: what has been answered before.
+        rubric: of the judge.
+        server: to ask.
+        replies: stored so far.
     """
 
-    def __init__(self, options: JudgeOptions, rubric: Rubric, server: Server, replies: Replies) -> None:
+    def __init__(self, options: JudgeOptions, rubric: Rubric, server: Server, replies: ReplyStore) -> None:
         self.options, self.rubric, self.server, self.replies = options, rubric, server, replies
         self._slots = threading.BoundedSemaphore(options.concurrency)
-        self._threads = ThreadPoolExecutor(options.concurrency + AHEAD, thread_name_prefix="judge")
+        self._threads = ThreadPoolExecutor(options.concurrency + PREPARED_AHEAD, thread_name_prefix="judge")
 
     def judge(self, samples: Sequence[Sample], device: torch.device) -> list[Judgement | BadRecord]:
-        """A judgement of each sample, or why there is none.
+        """A judgement of each sample, or why it has none.
 
         Raises:
-            SelectorError: the server answers nobody; what it answered before is kept.
+            SelectorError: the server does not answer; earlier replies are stored.
         """
         asked = [self._threads.submit(self._judge, sample) for sample in samples]
         try:
@@ -72,7 +72,7 @@ class RemoteJudge:
                 return judgement(reply, self.rubric, self.options.mode, self.options.min_mass)
             except BadRecord as bad:
                 failure = bad
-                if bad.reason not in ASKED_AGAIN:
+                if bad.reason not in RETRIED_REPLIES:
                     break
                 if bad.reason == "reply_unparsable":
                     unusable = (reply.text, bad.detail.split("; the reply was: ")[0])

@@ -1,4 +1,4 @@
-"""From a judge's reply to a score, or to the reason why there is none."""
+"""Reads a score from a judge's reply."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from ostlight.errors import BadRecord
 from ostlight_selectors.llm_judge.rubric import Rubric
 
-KEPT = 4000
+KEPT_CHARACTERS = 4000
 """Characters of an unusable reply kept with the record."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said, reduced to what a score is made of.
+    """A model's reply, reduced to what the score needs.
 
     Attributes:
         text: of the message.
-        refusal: what a server says in place of an answer.
+        refusal: text the server sends in place of an answer.
         finish: why the model stopped; ``length`` where the limit took the rest.
         logprobs: log-probability of each word of the scale where the score stands; ``None`` where not given. A word
             outside the most probable ones a server lists is missing.
@@ -39,7 +39,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A score and what it rests on.
+    """A score and where it comes from.
 
     Attributes:
         mode: ``reply`` (the score as written) or ``logprobs`` (its expected value).
@@ -56,7 +56,7 @@ class Judgement:
 
 
 def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judgement:
-    """The score in a reply.
+    """Reads the score from a reply.
 
     Args:
         mode: ``reply`` (JSON), ``logprobs`` (one word) or ``auto`` (JSON; the expected score where it can be had).
@@ -66,14 +66,14 @@ def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judge
         BadRecord: ``reply_refused``, ``reply_unparsable``, ``no_logprobs``; the detail holds the reply's text.
     """
     if reply.refusal is not None or reply.finish == "content_filter":
-        raise _bad("reply_refused", "the judge refuses to answer", reply, reply.refusal)
+        raise _bad_record("reply_refused", "the judge refuses to answer", reply, reply.refusal)
     expected = expected_score(reply.logprobs, rubric)
     if mode == "logprobs":
         if expected is None:
-            raise _bad("no_logprobs", "no log-probabilities of the scale's words came with the reply", reply)
+            raise _bad_record("no_logprobs", "no log-probabilities of the scale's words came with the reply", reply)
         score, mass, probabilities = expected
         if mass < min_mass:
-            raise _bad(
+            raise _bad_record(
                 "reply_unparsable", f"the scale's words hold {mass:.2g} of the probability, below {min_mass}", reply
             )
         return Judgement(score, None, reply.text, "logprobs", mass, probabilities)
@@ -148,14 +148,14 @@ def _read(reply: Reply, rubric: Rubric) -> tuple[float, str | None]:
     found = [o for o in _objects(reply.text) if "score" in o]
     if not found:
         cut = " (it was cut at max_tokens)" if reply.finish == "length" else ""
-        raise _bad("reply_unparsable", f"no JSON object with a score in the reply{cut}", reply)
+        raise _bad_record("reply_unparsable", f"no JSON object with a score in the reply{cut}", reply)
     said, reason = found[-1]["score"], found[-1].get("reason")
     value = _value(said, rubric)
     if value is None:
         scale = ", ".join(rubric.words)
-        raise _bad("reply_unparsable", f"the score {json.dumps(said)[:80]} is not on the scale {scale}", reply)
+        raise _bad_record("reply_unparsable", f"the score {json.dumps(said)[:80]} is not on the scale {scale}", reply)
     if reason is not None and not isinstance(reason, str):
-        raise _bad("reply_unparsable", f"the reason is {type(reason).__name__}, not text", reply)
+        raise _bad_record("reply_unparsable", f"the reason is {type(reason).__name__}, not text", reply)
     return value, reason
 
 
@@ -191,5 +191,5 @@ def _objects(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _bad(reason: str, what: str, reply: Reply, said: str | None = None) -> BadRecord:
-    return BadRecord(reason, f"{what}; the reply was: {(said or reply.text)[:KEPT]!r}")
+def _bad_record(reason: str, what: str, reply: Reply, said: str | None = None) -> BadRecord:
+    return BadRecord(reason, f"{what}; the reply was: {(said or reply.text)[:KEPT_CHARACTERS]!r}")

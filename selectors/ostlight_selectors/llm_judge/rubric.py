@@ -1,4 +1,4 @@
-"""What a judge is asked: criteria, a scale of words, and the texts around a sample."""
+"""The judge's rubric: criteria, a scale of words, and the prompt around a sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ostlight.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "rubrics"
 PLACEHOLDERS = ("criteria", "scale", "format", "question", "answer", "words")
-QUOTED = 1000
+QUOTED_CHARACTERS = 1000
 """Characters of an unusable reply that are shown to the judge when it is asked again."""
 
 SYSTEM = """You check training data for a multimodal model. You are shown a question, with its pictures where it has \
@@ -100,13 +100,13 @@ class Rubric:
         return [float(b.word) if b.value is None else b.value for b in self.scale]
 
     @property
-    def told_by_one_token(self) -> bool:
-        """Whether no word begins another, so that a word's first token can tell it from the rest."""
+    def has_distinct_first_tokens(self) -> bool:
+        """Whether no word is the start of another, so that its first token identifies it."""
         low = [w.casefold() for w in self.words]
         return not any(a != b and b.startswith(a) for a in low for b in low)
 
     def conversation(self, sample: Sample, *, one_word: bool, unusable: tuple[str, str] | None = None) -> Sample:
-        """The turns to send, with the sample's pictures where its text has them.
+        """The turns to send, with the sample's images where its text has them.
 
         Args:
             one_word: ask for a word of the scale alone, not for JSON.
@@ -115,7 +115,7 @@ class Rubric:
         first = next((k for k, turn in enumerate(sample.turns) if turn.trained), len(sample.turns))
         parts = {"question": sample.turns[:first], "answer": sample.turns[first:]}
         marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in parts["question"])
-        pictures = {"question": sample.images[:marks], "answer": sample.images[marks:]}
+        images_of = {"question": sample.images[:marks], "answer": sample.images[marks:]}
         form = self.score_format if one_word else self.reply_format
         texts = {name: _transcript(turns) for name, turns in parts.items()}
         texts |= {
@@ -127,14 +127,16 @@ class Rubric:
         images: list[Any] = []
 
         def fill(found: re.Match[str]) -> str:
-            images.extend(pictures.get(found[1], ()))
+            images.extend(images_of.get(found[1], ()))
             return texts[found[1]]
 
         # One pass, so that a brace in a sample's own text stays what it is.
         filled = [re.sub(_PLACEHOLDER, fill, template) for template in (self.system, self.user)]
         if unusable is not None:
             said, problem = (text.replace(IMAGE_PLACEHOLDER, "[image]") for text in unusable)
-            filled[1] += f"\n\nYour last reply was:\n{said[:QUOTED]}\nIt cannot be used: {problem}. {texts['format']}"
+            filled[1] += (
+                f"\n\nYour last reply was:\n{said[:QUOTED_CHARACTERS]}\nIt cannot be used: {problem}. {texts['format']}"
+            )
         roles = ("system", "user")
         turns = tuple(Turn(role, text) for role, text in zip(roles, filled, strict=True) if text)  # type: ignore[arg-type]
         return Sample(sample.id, turns, tuple(images), position=sample.position)
@@ -152,18 +154,14 @@ class Rubric:
         found += [f"scale: the word {w!r} is there twice" for w in sorted({w for w in low if low.count(w) > 1})]
         text = self.system + self.user
         found += [
-            f"{{{name}}} stands neither in system nor in user"
-            for name in ("question", "answer")
-            if f"{{{name}}}" not in text
+            f"{{{name}}} is in neither system nor user" for name in ("question", "answer") if f"{{{name}}}" not in text
         ]
         for name in ("system", "user", "reply_format", "score_format"):
-            strange = [p for p in re.findall(r"\{(\w+)\}", getattr(self, name)) if p not in PLACEHOLDERS]
-            found += [f"{name}: unknown placeholder {{{p}}}; known: {', '.join(PLACEHOLDERS)}" for p in strange]
+            unknown = [p for p in re.findall(r"\{(\w+)\}", getattr(self, name)) if p not in PLACEHOLDERS]
+            found += [f"{name}: unknown placeholder {{{p}}}; known: {', '.join(PLACEHOLDERS)}" for p in unknown]
         fixed = [text, self.reply_format, self.score_format, *self.criteria.values(), *(b.means for b in self.scale)]
         if any(IMAGE_PLACEHOLDER in part for part in fixed):
-            found.append(
-                f"{IMAGE_PLACEHOLDER} may not stand in a rubric; pictures come with the question and the answer"
-            )
+            found.append(f"{IMAGE_PLACEHOLDER} may not be in a rubric; images come with the question and the answer")
         return found
 
 
@@ -171,7 +169,7 @@ _PLACEHOLDER = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
 
 
 def _transcript(turns: Sequence[Turn]) -> str:
-    """One turn as it is; several with who said it."""
+    """The text of one turn, or of several with their roles."""
     if len(turns) == 1:
         return turns[0].text
     return "\n\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)

@@ -1,4 +1,4 @@
-"""One request after another to a server that speaks the OpenAI protocol, until there is an answer."""
+"""Client of a server with the OpenAI protocol; repeats a request until it is answered."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ostlight_selectors.llm_judge.rubric import Rubric
 
 log = logging.getLogger("ostlight.selectors.llm_judge")
 
-TRIED_AGAIN = (408, 409, 425, 429)
-"""Statuses below 500 that pass by themselves."""
+RETRIED_STATUSES = (408, 409, 425, 429)
+"""Temporary statuses below 500."""
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
-OUTAGE = 16
-"""Requests given up in a row after which it is the server, not the records."""
+MAX_FAILURES_IN_A_ROW = 16
+"""After this many failed requests in a row the run stops."""
 ONE_WORD = 4
-"""Tokens of a reply that is one word: some models begin with a blank."""
-TOLD = 500
-"""Characters of a server's error message that are told."""
+"""Token limit of a one-word reply: some models begin with a blank."""
+MAX_ERROR_CHARACTERS = 500
+"""Characters of a server's error message that are reported."""
 
 
 class Server:
-    """A judge behind an address.
+    """A judge on a server.
 
-    Retries are done here and not by the ``openai`` client, since every try is counted, a body that is no JSON is tried
-    again, and a ``Retry-After`` of any length is kept to.
+    Retries are done here and not by the ``openai`` client: it retries no body that is not JSON, ignores a
+    ``Retry-After`` above one minute, and reports no attempts, whose cost is counted here.
 
     Args:
         options: address, model, sampling, retries, price.
@@ -60,17 +60,17 @@ class Server:
             base_url=options.base_url, api_key=key or "none", timeout=options.timeout_s, max_retries=0
         )
         weakref.finalize(self, self._client.close)
-        self._options, self._rubric, self._spent = options, rubric, usage
+        self._options, self._rubric, self._usage = options, rubric, usage
         self._one_word = options.mode == "logprobs"
-        self._extras = list(self._wanted_extras())
-        self._settled = False
+        self._variants = list(self._request_variants())
+        self._variant_chosen = False
         self.answered = False
-        self._given_up_in_a_row = 0
+        self._failures_in_a_row = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
 
     def stop(self) -> None:
-        """Wakes the threads that wait for their next try; they give up."""
+        """Makes the threads that wait for their next try give up."""
         self._stop.set()
 
     def ask(self, messages: list[dict[str, Any]]) -> Reply:
@@ -82,38 +82,38 @@ class Server:
         """
         body = request_of(self._options) | {"messages": messages}
         refusal: BadRecord | None = None
-        for extra in list(self._extras):
+        for extra in list(self._variants):
             try:
                 answer = self._send(body | extra)
             except _Refused as error:
                 refusal = refusal or BadRecord("request_failed", str(error))
                 continue
-            self._settle(extra)
+            self._keep_variant(extra)
             return answer
-        assert refusal is not None, "there is always one way to ask"
+        assert refusal is not None, "there is at least one variant"
         raise refusal
 
-    def _wanted_extras(self) -> Iterator[dict[str, Any]]:
-        """Ways to ask, best first. A server that knows neither schemas nor log-probabilities may refuse them."""
+    def _request_variants(self) -> Iterator[dict[str, Any]]:
+        """Optional request fields, best first. A server may reject JSON schemas or log-probabilities."""
         forms: list[dict[str, Any]] = [{}]
         if not self._one_word:
             named = {"name": "judgement", "strict": True, "schema": schema(self._rubric)}
             forms = [{"response_format": {"type": "json_schema", "json_schema": named}}, {}]
         logprobs: list[dict[str, Any]] = [{}]
-        if self._options.mode != "reply" and self._rubric.told_by_one_token:
+        if self._options.mode != "reply" and self._rubric.has_distinct_first_tokens:
             counts = ({"logprobs": True, "top_logprobs": n} for n in (20, 5))
             logprobs = [*counts, *([] if self._one_word else [{}])]
         for form in forms:
             for probability in logprobs:
                 yield form | probability
 
-    def _settle(self, extra: dict[str, Any]) -> None:
-        """The first answer decides how the rest is asked; what the server refused is told once."""
+    def _keep_variant(self, extra: dict[str, Any]) -> None:
+        """Uses the fields of the first answered request from now on; logs once what the server rejected."""
         with self._lock:
-            if self._settled:
+            if self._variant_chosen:
                 return
-            self._settled = True
-            best, self._extras = self._extras[0], [extra]
+            self._variant_chosen = True
+            best, self._variants = self._variants[0], [extra]
         for name, instead in (
             ("response_format", "JSON is read from free text"),
             ("logprobs", "scores are as written"),
@@ -129,62 +129,62 @@ class Server:
                 answer = self._client.post("/chat/completions", cast_to=object, body=body)
                 reply = self._reply(answer)
             except self._openai.APIStatusError as error:
-                said = self._status_error(error)
+                message = self._status_error(error)
                 wait = retry_after_s(error.response.headers)
             except self._openai.APIConnectionError as error:
-                said = f"{type(error).__name__}: {error} {error.__cause__ or ''}".strip()
+                message = f"{type(error).__name__}: {error} {error.__cause__ or ''}".strip()
                 if "ConnectError" not in type(error.__cause__).__name__:
-                    self._spent.add(calls=1)
+                    self._usage.add(calls=1)
             except (ValueError, self._openai.APIError) as error:
-                said = f"the server's answer is none of the protocol: {error}"
-                self._spent.add(calls=1)
+                message = f"the server's answer does not follow the protocol: {error}"
+                self._usage.add(calls=1)
             else:
                 price = self._options.price.of(reply.tokens_in, reply.tokens_out)
-                self._spent.add(calls=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, price=price)
-                self.answered, self._given_up_in_a_row = True, 0
+                self._usage.add(calls=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, price=price)
+                self.answered, self._failures_in_a_row = True, 0
                 return reply
             if retry == self._options.max_retries or self._stop.wait(backoff_s(retry) if wait is None else wait):
                 break
-        return self._give_up(self._clean(said))
+        return self._give_up(self._clean(message))
 
-    def _give_up(self, said: str) -> Reply:
+    def _give_up(self, message: str) -> Reply:
         with self._lock:
-            self._given_up_in_a_row += 1
-            row = self._given_up_in_a_row
-        if row >= OUTAGE:
+            self._failures_in_a_row += 1
+            row = self._failures_in_a_row
+        if row >= MAX_FAILURES_IN_A_ROW:
             raise SelectorError(
-                f"{self.base_url} does not answer: {row} requests in a row were given up, the last with {said}. What "
-                "was answered is kept; run the same command again when the server is back"
+                f"{self.base_url} does not answer: {row} requests in a row were given up, the last with {message}. "
+                "Earlier replies are stored; run the same command again when the server is back"
             )
-        raise BadRecord("request_failed", f"given up after {self._options.max_retries + 1} tries; the last: {said}")
+        raise BadRecord("request_failed", f"given up after {self._options.max_retries + 1} tries; the last: {message}")
 
     def _status_error(self, error: Any) -> str:
-        """What a status that passes by itself says.
+        """The message of a temporary error.
 
         Raises:
             _Refused: the server refuses this request.
             SelectorError: it will refuse every request.
         """
-        status, said = error.status_code, f"status {error.status_code}: {self._clean(str(error.message))}"
+        status, message = error.status_code, f"status {error.status_code}: {self._clean(str(error.message))}"
         hopeless = {
             401: "set the key's variable and name it in selector.options.api_key_env",
             402: "the account is exhausted",
             403: "the key may not use this model",
             404: "check selector.options.base_url (it ends in /v1 for most servers) and model",
         }
-        exhausted = status == 429 and "insufficient_quota" in said
+        exhausted = status == 429 and "insufficient_quota" in message
         if exhausted or status in (401, 402) or (status in hopeless and not self.answered):
-            mend = hopeless.get(status, hopeless[402])
-            raise SelectorError(f"{self.base_url} refuses every request, {said}; {mend}") from None
-        if (status >= 500 and status != 501) or status in TRIED_AGAIN:
-            return said
-        raise _Refused(said) from None
+            fix = hopeless.get(status, hopeless[402])
+            raise SelectorError(f"{self.base_url} refuses every request, {message}; {fix}") from None
+        if (status >= 500 and status != 501) or status in RETRIED_STATUSES:
+            return message
+        raise _Refused(message) from None
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
 
     def _clean(self, text: str) -> str:
-        return " ".join(self._without_key(text).split())[:TOLD]
+        return " ".join(self._without_key(text).split())[:MAX_ERROR_CHARACTERS]
 
     def _reply(self, answer: Any) -> Reply:
         """Raises:
@@ -208,7 +208,7 @@ class Server:
                 tokens_out=int(usage.get("completion_tokens") or 0),
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"{type(error).__name__}: {error} in {str(answer)[:TOLD]}") from error
+            raise ValueError(f"{type(error).__name__}: {error} in {str(answer)[:MAX_ERROR_CHARACTERS]}") from error
 
     def _logprobs(self, given: Any) -> dict[str, float] | None:
         tokens = (given or {}).get("content") or []
@@ -220,7 +220,7 @@ class Server:
 
 
 def request_of(options: JudgeOptions) -> dict[str, Any]:
-    """What every request holds, besides the messages."""
+    """The fields of every request, without the messages."""
     limit = options.max_tokens
     if limit is not None and options.mode == "logprobs":
         limit = min(limit, ONE_WORD)
@@ -229,24 +229,24 @@ def request_of(options: JudgeOptions) -> dict[str, Any]:
 
 
 class _Refused(Exception):
-    """The server will not answer this request, however often it is asked."""
+    """The server rejects this request; repeating it is useless."""
 
 
 def backoff_s(retry: int) -> float:
-    """Twice as long each time; the draw keeps threads that failed together from coming back together."""
+    """Exponential backoff with jitter, so that threads that failed together do not retry together."""
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry) * random.uniform(0.5, 1))
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: a number, or a date; ``None`` where it does not say."""
-    said = headers.get("retry-after")
-    if said is None:
+    """Seconds of a ``Retry-After`` header (a number or a date), ``None`` if there is none."""
+    header = headers.get("retry-after")
+    if header is None:
         return None
     try:
-        wait = float(said)
+        wait = float(header)
     except ValueError:
         try:
-            wait = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+            wait = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
         except (TypeError, ValueError):
             return None
     return min(max(0.0, wait), LONGEST_RETRY_AFTER_S)

@@ -14,7 +14,7 @@ import ostlight
 from ostlight.errors import RunChangedError, SelectorError
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, read_score_table
-from ostlight_selectors.deita import _row
+from ostlight_selectors.deita import _sample_columns
 
 PROXY = {"complexity": None, "quality": None}
 
@@ -48,9 +48,9 @@ def test_another_similarity_picks_anew_without_scoring(settings):
 
 
 def test_the_score_is_the_sum_over_turns_of_the_products():
-    row = _row([(2.0, 3.0), (4.0, 5.0)], np.ones(3))
+    row = _sample_columns([(2.0, 3.0), (4.0, 5.0)], np.ones(3))
     assert (row["score"], row["complexity"], row["quality"], row["failure"]) == (26.0, [2.0, 4.0], [3.0, 5.0], None)
-    failed = _row([(2.0, 3.0)], np.array([np.nan, 1.0]))
+    failed = _sample_columns([(2.0, 3.0)], np.array([np.nan, 1.0]))
     assert failed["failure"].reason == "embedding_not_finite"
     assert np.isnan(failed["score"])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ostlight.errors import SelectorError
-from ostlight_selectors.deita.filter import distinct
+from ostlight_selectors.deita.filter import filter_similar
 
 
 def by_hand(embeddings: np.ndarray, order: np.ndarray, similarity: float, count: int) -> list[int]:
@@ -36,7 +36,7 @@ def test_the_same_picks_as_one_by_one_for_any_block(block: int):
     expected = by_hand(embeddings, order, 0.9, 400)
     looked_at = order.tolist().index(expected[-1]) + 1
     assert looked_at > 1.2 * len(expected), "nothing was dropped on the way"
-    assert distinct(embeddings, order, 0.9, np.ones(2000), 400, block).tolist() == expected
+    assert filter_similar(embeddings, order, 0.9, np.ones(2000), 400, block).tolist() == expected
 
 
 def at(degrees: float) -> list[float]:
@@ -47,33 +47,33 @@ def at(degrees: float) -> list[float]:
 def test_what_is_dropped_keeps_nobody_out(block: int):
     # Cosine 0.9 is 25.8 degrees: the second resembles the first, the third only the second, the fourth only the third.
     embeddings = np.array([at(0), at(20), at(40), at(60)])
-    assert distinct(embeddings, np.arange(4), 0.9, np.ones(4), 4, block).tolist() == [0, 2]
+    assert filter_similar(embeddings, np.arange(4), 0.9, np.ones(4), 4, block).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("block", [1, 2, 10])
 def test_only_the_kept_count_not_the_whole_pool(block: int):
     # Each has a neighbour in the pool; measured against the pool, none but outliers would be left.
     embeddings = np.array([at(0), at(1), at(90), at(91)])
-    assert distinct(embeddings, np.array([1, 3, 0, 2]), 0.9, np.ones(4), 4, block).tolist() == [1, 3]
+    assert filter_similar(embeddings, np.array([1, 3, 0, 2]), 0.9, np.ones(4), 4, block).tolist() == [1, 3]
 
 
 def test_lengths_of_vectors_do_not_matter():
     embeddings = np.array([at(0), at(10), at(90)]) * np.array([[1.0], [100.0], [0.01]])
-    assert distinct(embeddings, np.arange(3), 0.9, np.ones(3), 3).tolist() == [0, 2]
+    assert filter_similar(embeddings, np.arange(3), 0.9, np.ones(3), 3).tolist() == [0, 2]
 
 
 def test_a_token_budget_ends_at_the_first_that_does_not_fit():
     embeddings = np.eye(4)
     costs = np.array([5, 4, 3, 1])
-    assert distinct(embeddings, np.arange(4), 0.9, costs, 10).tolist() == [0, 1]
+    assert filter_similar(embeddings, np.arange(4), 0.9, costs, 10).tolist() == [0, 1]
 
 
 def test_a_dropped_sample_costs_nothing():
     embeddings = np.array([at(0), at(1), at(90)])
-    assert distinct(embeddings, np.arange(3), 0.9, np.array([5, 100, 5]), 10).tolist() == [0, 2]
+    assert filter_similar(embeddings, np.arange(3), 0.9, np.array([5, 100, 5]), 10).tolist() == [0, 2]
 
 
 def test_a_missing_faiss_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(SelectorError, match=r"deita needs faiss .* pip install 'ostlight\[deita\]'"):
-        distinct(np.eye(2), np.arange(2), 0.9, np.ones(2), 2)
+        filter_similar(np.eye(2), np.arange(2), 0.9, np.ones(2), 2)

@@ -13,7 +13,7 @@ from ostlight.config.schema import Model
 from ostlight.data.sample import Sample, Turn
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, OstlightError, SelectorError
-from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Exchange, exchanges
+from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, QuestionAnswer, question_answer_pairs
 from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
 
 COMPLEXITY_TEXT = (
@@ -42,25 +42,25 @@ def by_hand(folder: Path, text: str) -> float:
 
 
 def test_the_wording_is_the_published_one():
-    assert COMPLEXITY.lay_out(Exchange("Q", "A")) == COMPLEXITY_TEXT.format("Q")
-    assert QUALITY.lay_out(Exchange("Q", "A")) == QUALITY_TEXT.format("Q", "A")
+    assert COMPLEXITY.render(QuestionAnswer("Q", "A")) == COMPLEXITY_TEXT.format("Q")
+    assert QUALITY.render(QuestionAnswer("Q", "A")) == QUALITY_TEXT.format("Q", "A")
 
 
 def test_a_score_is_the_mean_under_the_six_probabilities(tmp_path: Path):
     folder = scorer_folder(tmp_path)
-    asked = [Exchange("what is it?", "a long and winding answer"), Exchange("why", "so")]
+    asked = [QuestionAnswer("what is it?", "a long and winding answer"), QuestionAnswer("why", "so")]
     quality = load(folder).scores(asked)
     complexity = load(folder, COMPLEXITY).scores(asked)
-    for k, exchange in enumerate(asked):
-        expected = by_hand(folder, QUALITY_TEXT.format(exchange.question, exchange.answer))
+    for k, pair in enumerate(asked):
+        expected = by_hand(folder, QUALITY_TEXT.format(pair.question, pair.answer))
         assert quality[k] == pytest.approx(expected, rel=1e-9)
-        assert complexity[k] == pytest.approx(by_hand(folder, COMPLEXITY_TEXT.format(exchange.question)), rel=1e-9)
+        assert complexity[k] == pytest.approx(by_hand(folder, COMPLEXITY_TEXT.format(pair.question)), rel=1e-9)
     assert quality[0] != pytest.approx(quality[1])
 
 
 def test_a_score_does_not_depend_on_the_batch(tmp_path: Path):
     folder = scorer_folder(tmp_path)
-    asked = [Exchange("w" * n, "a" * (40 - n)) for n in (1, 30, 7, 22)]
+    asked = [QuestionAnswer("w" * n, "a" * (40 - n)) for n in (1, 30, 7, 22)]
     together = load(folder, tokens_per_batch=10_000).scores(asked)
     alone = load(folder, tokens_per_batch=1).scores(asked)
     assert together == pytest.approx(alone, rel=1e-9)
@@ -70,10 +70,10 @@ def test_a_score_does_not_depend_on_the_batch(tmp_path: Path):
 def test_what_is_cut_is_never_the_end_of_the_prompt(tmp_path: Path):
     folder = scorer_folder(tmp_path)
     scorer = load(folder, max_length=300)
-    tokenizer = scorer.layout.tokenizer
+    tokenizer = scorer.format.tokenizer
     fixed = len(tokenizer(QUALITY_TEXT.format("", ""))["input_ids"])
     for question, answer in ((500, 10), (10, 500), (500, 500)):
-        ids = scorer.encode(Exchange("q" * question, "z" * answer)).inputs["input_ids"]
+        ids = scorer.encode(QuestionAnswer("q" * question, "z" * answer)).inputs["input_ids"]
         assert len(ids) == 300
         text = tokenizer.decode(ids)
         assert text.endswith(" \n##Quality: ")
@@ -83,7 +83,7 @@ def test_what_is_cut_is_never_the_end_of_the_prompt(tmp_path: Path):
 
 
 def test_a_limit_too_small_for_the_prompt_is_told(tmp_path: Path):
-    (failed,) = load(scorer_folder(tmp_path), max_length=20).scores([Exchange("q", "a")])
+    (failed,) = load(scorer_folder(tmp_path), max_length=20).scores([QuestionAnswer("q", "a")])
     assert isinstance(failed, BadRecord)
     assert str(failed) == "prompt_too_long: the scorer's prompt alone exceeds max_length=20; raise it (field 'turns')"
 
@@ -93,7 +93,7 @@ def test_score_tokens_are_those_that_follow_the_prompt(tmp_path: Path):
     joined = byte_tokenizer([("Ġ", d) for d in "123456"])
     scorer = load(scorer_folder(tmp_path, tokenizer=joined))
     assert scorer.score_ids == [joined.convert_tokens_to_ids("Ġ" + d) for d in "123456"]
-    assert joined.decode(scorer.encode(Exchange("q", "a")).inputs["input_ids"]).endswith("##Quality:")
+    assert joined.decode(scorer.encode(QuestionAnswer("q", "a")).inputs["input_ids"]).endswith("##Quality:")
 
 
 def test_a_tokenizer_without_score_tokens_is_refused(tmp_path: Path):
@@ -108,15 +108,15 @@ def test_a_missing_probability_is_a_failure_and_no_default(tmp_path: Path):
     scorer = load(scorer_folder(tmp_path))
     with torch.no_grad():
         scorer.model.lm_head.weight[scorer.score_ids[2]] = float("nan")
-    (failed,) = scorer.scores([Exchange("q", "a")])
+    (failed,) = scorer.scores([QuestionAnswer("q", "a")])
     assert isinstance(failed, BadRecord)
     assert str(failed) == "no_score: the scorer gave no probability for 3"
 
 
 def test_a_vision_model_is_shown_the_picture(proxy, samples):
     model = proxy("float64")
-    asked = exchanges(samples("pool")[0])
-    other = Exchange(asked[0].question, asked[0].answer, samples("pool")[1].images)
+    asked = question_answer_pairs(samples("pool")[0])
+    other = QuestionAnswer(asked[0].question, asked[0].answer, samples("pool")[1].images)
     for scorer in (
         proxy_scorer(model, QUALITY, 512, 1000),
         load_scorer(
@@ -153,9 +153,9 @@ def test_every_trained_turn_is_an_exchange_with_its_own_pictures(samples):
         Turn("user", "<image><image> three"),
         Turn("assistant", "third", trained=True),
     )
-    found = exchanges(Sample("s", turns, (picture, picture, picture)))
+    found = question_answer_pairs(Sample("s", turns, (picture, picture, picture)))
     assert [(e.question, e.answer, len(e.images)) for e in found] == [
         ("be brief\n<image> one", "first", 1),
         ("<image><image> three", "third", 2),
     ]
-    assert found[1].words() == Exchange("three", "third")
+    assert found[1].without_images() == QuestionAnswer("three", "third")

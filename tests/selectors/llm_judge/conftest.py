@@ -8,7 +8,7 @@ from judge_server import Loopback
 from ostlight_selectors.llm_judge import server as server_module
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.remote import RemoteJudge
-from ostlight_selectors.llm_judge.replies import Replies
+from ostlight_selectors.llm_judge.reply_store import ReplyStore
 from ostlight_selectors.llm_judge.rubric import Rubric
 from ostlight_selectors.llm_judge.server import Server
 
@@ -41,6 +41,6 @@ def judge(tmp_path):
     def make(url: str, key: str | None = None, **options) -> RemoteJudge:
         chosen = JudgeOptions(model="m", base_url=url, **{"concurrency": 4, "max_retries": 3, **options})
         rubric = Rubric.read(chosen.rubric)
-        return RemoteJudge(chosen, rubric, Server(chosen, key, rubric, Usage()), Replies(tmp_path / "r", 0))
+        return RemoteJudge(chosen, rubric, Server(chosen, key, rubric, Usage()), ReplyStore(tmp_path / "r", 0))
 
     return make

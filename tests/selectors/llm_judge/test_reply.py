@@ -110,6 +110,6 @@ def test_the_schema_is_the_scale():
 
 
 def test_a_scale_of_which_one_word_begins_another_is_known():
-    assert FIVE.told_by_one_token
+    assert FIVE.has_distinct_first_tokens
     ten = Rubric(scale=[Band(str(n)) for n in range(11)])
-    assert not ten.told_by_one_token
+    assert not ten.has_distinct_first_tokens

@@ -41,7 +41,7 @@ def test_a_good_reply_and_what_it_cost(loopback, judge):
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 512)
     assert body["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == [1, 2, 3, 4, 5]
     assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
-    usage = asked.server._spent
+    usage = asked.server._usage
     assert (usage.calls, usage.tokens_in, usage.tokens_out) == (1, 100, 10)
     assert usage.price == pytest.approx((100 * 2 + 10 * 10) / 1e6)
 
@@ -103,7 +103,7 @@ def test_what_does_not_pass_is_a_state_after_all_tries(loopback, judge):
     assert outcomes[3].reason == "request_failed"
     assert "given up after 4 tries; the last: status 500" in outcomes[3].detail
     assert "oops" in outcomes[3].detail
-    assert asked.server._spent.calls == 5, "nobody charges for a 500"
+    assert asked.server._usage.calls == 5, "nobody charges for a 500"
 
 
 def test_a_wait_the_server_asks_for_is_kept_to(loopback, judge):
@@ -221,16 +221,16 @@ def test_a_record_the_server_refuses_is_set_aside_and_the_rest_goes_on(loopback,
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "mend"),
+    ("status", "body", "fix"),
     [
         (401, {"error": {"message": "no such key"}}, "api_key_env"),
         (404, {"error": {"message": "no model m"}}, "check selector.options.base_url .* and model"),
         (429, {"error": {"message": "insufficient_quota"}}, "the account is exhausted"),
     ],
 )
-def test_what_no_request_can_mend_stops_the_run(loopback, judge, status: int, body: dict, mend: str):
+def test_what_no_request_can_mend_stops_the_run(loopback, judge, status: int, body: dict, fix: str):
     server = loopback(lambda _, n: Send(body, status))
-    with pytest.raises(SelectorError, match=f"refuses every request, status {status}.*{mend}"):
+    with pytest.raises(SelectorError, match=f"refuses every request, status {status}.*{fix}"):
         judge(server.url).judge([sample(n) for n in range(50)], CPU)
     assert len(server.bodies) < 20
 

@@ -85,7 +85,7 @@ def test_the_replies_of_a_real_server(samples, tiny, rubric: Path, served: str, 
     assert [o.reason for o in outcomes] == ["right", "wrong"] * (LESSONS // 2)
     # This server passes over `logprobs` in silence: the score is the one written, and says so.
     assert {o.mode for o in outcomes} == {"reply"}
-    usage = asked.server._spent
+    usage = asked.server._usage
     assert usage.calls == LESSONS
     assert usage.tokens_in > 10 * LESSONS
     assert usage.tokens_out > 5 * LESSONS

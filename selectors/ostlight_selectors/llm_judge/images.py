@@ -1,4 +1,4 @@
-"""Turns and pictures as the messages of the OpenAI protocol."""
+"""Converts turns and images to the messages of the OpenAI protocol."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image as PILImage
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample
 
-SENT_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+ACCEPTED_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats every server reads; others are sent as PNG."""
 
-_one_at_a_time = threading.Lock()
+_lock = threading.Lock()
 """`ImageRef.open` sets the process's warning filters for a moment."""
 
 
 def messages_of(conversation: Sample) -> list[dict[str, Any]]:
-    """One message a turn, each picture as a data URL at its place in the text.
+    """One message per turn, each image as a data URL at its place in the text.
 
     Raises:
         BadRecord: ``missing_image``, ``corrupt_image``.
     """
-    pictures = iter(conversation.images)
+    images = iter(conversation.images)
     messages: list[dict[str, Any]] = []
     for turn in conversation.turns:
         if IMAGE_PLACEHOLDER not in turn.text:
@@ -33,7 +33,7 @@ def messages_of(conversation: Sample) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = []
         for k, text in enumerate(turn.text.split(IMAGE_PLACEHOLDER)):
             if k:
-                parts.append({"type": "image_url", "image_url": {"url": data_url(next(pictures))}})
+                parts.append({"type": "image_url", "image_url": {"url": data_url(next(images))}})
             if text.strip():
                 parts.append({"type": "text", "text": text})
         messages.append({"role": turn.role, "content": parts})
@@ -41,31 +41,31 @@ def messages_of(conversation: Sample) -> list[dict[str, Any]]:
 
 
 def data_url(image: ImageRef) -> str:
-    """The picture's own bytes where servers read its format, else a PNG of it.
+    """The image as a data URL: its own bytes if servers read the format, otherwise a PNG.
 
-    It is decoded in any case: a server would answer on a broken picture, too, and the answer would pass for a score.
+    It is always decoded first: a server may answer on a broken image, too, and the answer would pass for a score.
 
     Raises:
         BadRecord: ``missing_image``, ``corrupt_image``.
     """
     encoded = image.read_bytes()
-    kind = _kind_if_whole(encoded)
+    kind = _media_type_if_valid(encoded)
     if kind is None:
         buffer = io.BytesIO()
-        with _one_at_a_time:
+        with _lock:
             image.open().save(buffer, "PNG")
         kind, encoded = "image/png", buffer.getvalue()
     return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
-def _kind_if_whole(encoded: bytes) -> str | None:
-    """The media type of a whole picture that can go as it is."""
+def _media_type_if_valid(encoded: bytes) -> str | None:
+    """The media type of a valid image in an accepted format, else ``None``."""
     try:
-        with PILImage.open(io.BytesIO(encoded)) as picture:
-            kind = SENT_AS_THEY_ARE.get(picture.format or "")
+        with PILImage.open(io.BytesIO(encoded)) as image:
+            kind = ACCEPTED_FORMATS.get(image.format or "")
             if kind is not None:
-                picture.draft("L", (1, 1))  # a JPEG is read to its end, but most of its arithmetic is left out
-                picture.load()
+                image.draft("L", (1, 1))  # a JPEG is read to its end, but most of its arithmetic is left out
+                image.load()
             return kind
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError):
         return None  # `ImageRef.open` says what is wrong with it

@@ -1,4 +1,4 @@
-"""Every reply on disk as soon as it is there: a killed run asks nothing twice."""
+"""Stores every reply on disk at once, so that a resumed run repeats no finished request."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from ostlight_selectors.llm_judge.reply import Reply
 
 
-class Replies:
-    """The replies of a run, by a hash of what was asked.
+class ReplyStore:
+    """The replies of a run, by a hash of the request.
 
-    Each rank appends to a file of its own and reads those of all, so a run may go on with another number of ranks. A
-    line that a kill cut in half is passed over; its question is asked again. In memory are only the hashes.
+    Each rank appends to a file of its own and reads those of all, so a run may resume with another number of ranks.
+    A line cut short by a kill is ignored, and its request is repeated. Only the hashes are held in memory.
 
     Args:
         folder: of the run that is the selector's own.
@@ -27,27 +27,27 @@ class Replies:
 
     def __init__(self, folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._places: dict[str, tuple[Path, int]] = {}
+        self._positions: dict[str, tuple[Path, int]] = {}
         for path in sorted(folder.glob("replies-*.jsonl")):
             self._index(path)
         self._path = folder / f"replies-{rank:03d}.jsonl"
-        self._end_line_cut_in_half()
+        self._finish_last_line()
         self._lock = threading.Lock()
-        self._asked: dict[str, Future[Reply]] = {}
+        self._pending: dict[str, Future[Reply]] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def get(self, key: str, ask: Callable[[], Reply]) -> Reply:
-        """The reply to a question, asked only where it is not there; of several threads with the same question, once.
+        """The stored reply, or that of ``ask``; several threads with the same key call it once.
 
         Raises:
-            Exception: whatever ``ask`` raises; nothing is kept then.
+            Exception: whatever ``ask`` raises; nothing is stored then.
         """
         with self._lock:
-            place, waiting = self._places.get(key), self._asked.get(key)
+            place, waiting = self._positions.get(key), self._pending.get(key)
             if place is None and waiting is None:
-                mine = self._asked[key] = Future()
+                mine = self._pending[key] = Future()
         if place is not None:
             return self._read(*place)
         if waiting is not None:
@@ -61,13 +61,13 @@ class Replies:
             raise
         finally:
             with self._lock:
-                del self._asked[key]
+                del self._pending[key]
         return reply
 
     def _append(self, key: str, reply: Reply) -> None:
         line = json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self._lock, self._path.open("ab") as file:
-            self._places[key] = (self._path, file.tell())
+            self._positions[key] = (self._path, file.tell())
             file.write(line)
 
     def _index(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class Replies:
             for line in file:
                 # A line may be cut in half by a kill, or be in the writing by another rank just now.
                 with suppress(ValueError, KeyError, TypeError):
-                    self._places[json.loads(line)["key"]] = (path, at)
+                    self._positions[json.loads(line)["key"]] = (path, at)
                 at += len(line)
 
     @staticmethod
@@ -87,7 +87,7 @@ class Replies:
         del stored["key"]
         return Reply(**stored)
 
-    def _end_line_cut_in_half(self) -> None:
+    def _finish_last_line(self) -> None:
         with self._path.open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)

@@ -141,13 +141,13 @@ def _main(order: Path, result: Path) -> None:
         ranks = [context.Process(target=_run_rank, args=(runner, name, rank, port)) for rank in range(2)]
         for process in ranks:
             process.start()
-        wait([process.sentinel for process in ranks])
-        while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
-            wait([process.sentinel for process in ranks if process.is_alive()])
-        for process in ranks:
-            if process.is_alive():  # the other rank failed, so this one would wait for it forever
-                process.kill()
-            process.join()
+        alive = ranks
+        while alive:
+            wait([process.sentinel for process in alive])
+            alive = [process for process in alive if process.is_alive()]
+            if any(process.exitcode for process in ranks):  # the other rank would wait for the failed one forever
+                for process in alive:
+                    process.kill()
         after = runner.parts(name)
         outcome["resumed"] = not any(process.exitcode for process in ranks)
         outcome["scored_again"] = any(after.get(path) != time for path, time in before.items())

@@ -1,1 +1,1 @@
-"""Selectors against each other: cells, tables, pictures."""
+"""Compares selectors: planned runs, tasks, worker processes, tables and plots."""

@@ -1,24 +1,27 @@
-"""Selectors x budgets x protocols x seeds: score once, pick, train, evaluate, compare."""
+"""Compares selectors: scores once, selects, trains and evaluates for every budget, protocol and seed."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ostlight.benchmarking.experiment import Experiment
-from ostlight.benchmarking.files import WRITTEN, write_all
+from ostlight.benchmarking.files import write_all
+from ostlight.benchmarking.folder_lock import lock_folder
+from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
-from ostlight.benchmarking.scheduler import Failure, Room, failures, unsettled, work
+from ostlight.benchmarking.schedule import Failure, Schedule, Task, run_here
+from ostlight.benchmarking.task_graph import build_train_tasks, in_order
 from ostlight.benchmarking.tasks import SelectTask, TrainTask
 from ostlight.benchmarking.terminal import rich_tables
-from ostlight.benchmarking.workers import computing_with, places, refuse_ranks, share, threads
+from ostlight.benchmarking.worker_processes import run_in_processes
 from ostlight.config.load import vary
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
@@ -33,81 +36,56 @@ log = logging.getLogger(__name__)
 def benchmark(config: Config) -> list[ResultRow]:
     """Runs what is not finished yet, then writes the tables (``ostlight.benchmarking.files.WRITTEN``) of what is.
 
-    Several processes may run one benchmark in one folder: each stage and each cell is done by one of them.
-
     Returns:
-        The table's lines.
+        The rows of the tables.
 
     Raises:
-        ConfigError: no ``benchmark`` section; tasks that would each run on several devices.
-        BenchmarkError: cells failed; the others are finished and the tables hold them. Or no worker can be started.
+        ConfigError: no ``benchmark`` section, or tasks that would each run on several devices.
+        BenchmarkError: tasks failed (the others are finished, and the tables hold them); another process uses the
+            folder; or a worker process cannot be started.
     """
     if config.benchmark is None:
         raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
-    since = time.time()
-    variants = configs_of(config).values()
-    for varied in variants:
-        refuse_ranks(varied)
+    variants = variant_configs(config)
+    for variant in variants.values():
+        refuse_ranks(variant)
     folder = RunFolder.of(config)
-    folder.write_config()
-    room = Room(folder.path / "work", since)
-    experiments = experiments_of(config, folder, room)
-    tasks = [task for experiment in experiments for task in experiment.tasks]
-    planned_runs = [planned for experiment in experiments for planned in experiment.train_tasks]
-    log.info(f"{len(planned_runs)} cells: selector x budget x protocol x seed, each trained and tested on its own")
-    if unsettled(tasks, room):
-        here = any(map(_needs_this_process, variants))
-        configs = [experiment.config for experiment in experiments]
-        share(folder.path, room, [] if here else places(configs), lambda: unsettled(tasks, room))
-        with computing_with(threads(configs[0])):
-            work(tasks, room)
-    results = [result for planned in planned_runs if (result := planned.result()) is not None]
-    broken = failures(tasks, room)
-    if not results:
-        raise BenchmarkError(_told(broken))
-    baseline = config.benchmark.compared_to
-    lines = summarise(results, baseline)
-    count = len(config.benchmark.seeds)
-    title = f"{config.name}: {len(experiments[0].pool):,} records, {count} seed{'s' * (count != 1)}"
-    write_all(results, lines, baseline, folder.path, title)
-    atomic_write_text(folder.scored, "".join(json.dumps(row) + "\n" for row in _scored(planned_runs, folder.path)))
-    log_comparison(config.compute, folder.path)
-    console = Console(highlight=False)
-    for table in rich_tables(lines, baseline, title, console.width):
-        console.print(table)
-    log.info(f"written to {folder.path}: {', '.join(WRITTEN)}")
-    if broken:
-        raise BenchmarkError(_told(broken))
-    return lines
+    with lock_folder(folder.path):
+        folder.write_config()
+        experiments = [Experiment(variant, folder, label) for label, variant in variants.items()]
+        train_tasks = build_train_tasks(experiments)
+        log.info(f"{len(train_tasks)} planned runs: selector x budget x protocol x seed, each trained and evaluated")
+        failures = _run_tasks(config, experiments, in_order(train_tasks))
+        rows = _write_results(config, folder, experiments, train_tasks)
+    if failures or not rows:
+        raise BenchmarkError(_describe(failures))
+    return rows
 
 
-def _scored(planned_runs: Sequence[TrainTask], home: Path) -> list[dict[str, Any]]:
-    """``{scores, proxy, selector, variant, budget, pick}``: whose scores each folder holds, the folder of the warm-up
-    before, if there was one, and the file of what was kept; several may share each."""
-    made = [(planned.planned, pick) for planned in planned_runs if isinstance(pick := planned.pick, SelectTask)]
-    rows = [
-        {
-            "scores": str(pick.scores.place.path.relative_to(home)),
-            "proxy": str(proxy.home.path.relative_to(home)) if (proxy := pick.scores.proxy) and proxy.warms else None,
-            "selector": planned.label,
-            "variant": planned.variant,
-            "budget": pick.budget.label,
-            "pick": pick.file.stem,
-        }
-        for planned, pick in made
-    ]
-    return [row for place, row in enumerate(rows) if row not in rows[:place]]
-
-
-def experiments_of(config: Config, folder: RunFolder, room: Room) -> list[Experiment]:
-    """One for each variant; one where there are none."""
-    return [Experiment(varied, folder, room, label) for label, varied in configs_of(config).items()]
-
-
-def configs_of(config: Config) -> dict[str, Config]:
-    """The configuration of each experiment by its variant's label, which is empty where there are no variants."""
+def variant_configs(config: Config) -> dict[str, Config]:
+    """Returns the configuration of each variant by its label, which is empty where there are no variants."""
     assert config.benchmark is not None, "checked by benchmark"
     return {v.label: vary(config, v) for v in config.benchmark.variants} or {"": config}
+
+
+def load_tasks(config: Config) -> list[Task]:
+    """Returns the tasks of a benchmark as its worker processes see them."""
+    quiet = replace(config, compute=replace(config.compute, progress=False))
+    folder = RunFolder.of(quiet)
+    experiments = [Experiment(variant, folder, label) for label, variant in variant_configs(quiet).items()]
+    return in_order(build_train_tasks(experiments))
+
+
+def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequence[Task]) -> list[Failure]:
+    """Runs the tasks whose files are missing, in worker processes or here, and returns what failed."""
+    schedule, configs = Schedule(tasks), [experiment.config for experiment in experiments]
+    environments = [] if any(map(_needs_this_process, configs)) else worker_environments(configs)
+    if environments:
+        run_in_processes(schedule, tasks, partial(load_tasks, config), environments)
+    else:
+        with thread_count(threads_per_task(configs[0])):
+            run_here(schedule)
+    return schedule.failures
 
 
 def _needs_this_process(config: Config) -> bool:
@@ -127,19 +105,55 @@ def _texts(values: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def work_on(config: Config, since: float, go_on: Callable[[], bool]) -> None:
-    """What a worker does: takes tasks until none is left."""
-    folder = RunFolder.of(config)
-    room = Room(folder.path / "work", since)
-    quiet = replace(config, compute=replace(config.compute, progress=False))
-    experiments = experiments_of(quiet, folder, room)
-    work([task for experiment in experiments for task in experiment.tasks], room, go_on)
+def _write_results(
+    config: Config, folder: RunFolder, experiments: Sequence[Experiment], train_tasks: Sequence[TrainTask]
+) -> list[ResultRow]:
+    """Writes and prints the tables of the finished runs; does nothing where none is finished."""
+    assert config.benchmark is not None, "checked by benchmark"
+    results = [result for task in train_tasks if (result := task.result()) is not None]
+    if not results:
+        return []
+    baseline, seeds = config.benchmark.compared_to, len(config.benchmark.seeds)
+    rows = summarise(results, baseline)
+    title = f"{config.name}: {len(experiments[0].pool):,} records, {seeds} seed{'s' * (seeds != 1)}"
+    written = write_all(results, rows, baseline, folder.path, title)
+    index = "".join(json.dumps(entry) + "\n" for entry in _score_index(train_tasks, folder.path))
+    atomic_write_text(folder.score_index, index)
+    log_comparison(config.compute, folder.path)
+    console = Console(highlight=False)
+    for table in rich_tables(rows, baseline, title, console.width):
+        console.print(table)
+    log.info(f"written to {folder.path}: {', '.join(written)}")
+    return rows
 
 
-def _told(broken: dict[str, tuple[Failure, list[str]]]) -> str:
-    lines = [f"{len(broken)} task{'s' if len(broken) != 1 else ''} failed:"]
-    for failure, names in broken.values():
-        others = len([n for n in names if n != failure.task])
-        held_up = f" ({others} more wait for it)" if others else ""
-        lines.append(f"  - {failure.task}: {failure.error}{held_up}")
+def _score_index(train_tasks: Sequence[TrainTask], folder: Path) -> list[dict[str, Any]]:
+    """Returns ``{scores, proxy, selector, variant, budget, selection}`` of each selection.
+
+    ``scores`` and ``proxy`` are folders within the benchmark's, which several selections may share; ``proxy`` is
+    ``None`` without a warm-up. ``selection`` is the stem of the file in ``selections/``.
+    """
+    entries: list[dict[str, Any]] = []
+    for task in train_tasks:
+        if not isinstance(task.selection, SelectTask):
+            continue
+        scores, proxy = task.selection.scores, task.selection.scores.proxy
+        entry = {
+            "scores": str(scores.folder.path.relative_to(folder)),
+            "proxy": str(proxy.folder.path.relative_to(folder)) if proxy and proxy.is_warmed_up else None,
+            "selector": task.planned.label,
+            "variant": task.planned.variant,
+            "budget": task.selection.budget.label,
+            "selection": task.selection.file.stem,
+        }
+        if entry not in entries:
+            entries.append(entry)
+    return entries
+
+
+def _describe(failures: Sequence[Failure]) -> str:
+    lines = [f"{len(failures)} task{'s' if len(failures) != 1 else ''} failed:"]
+    for failure in failures:
+        blocked = f" ({len(failure.blocked)} more depend on it)" if failure.blocked else ""
+        lines.append(f"  - {failure.task}: {failure.error}{blocked}")
     return "\n".join(lines)

@@ -3,78 +3,83 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostlight.benchmarking.pareto import pareto_front
-from ostlight.benchmarking.plot import draw
-from ostlight.benchmarking.results import ResultRow, RunResult
+from ostlight.benchmarking.pareto import pareto_optimal_rows
+from ostlight.benchmarking.results import AVERAGED, ResultRow, RunResult
 from ostlight.benchmarking.table import accuracy_table, cost_table
 from ostlight.data.atomic import atomic_write_text
 
-WRITTEN = (
-    "table.md", "table.csv", "table.jsonl", "costs.md", "costs.csv", "results.jsonl", "table.png",
-)  # fmt: skip
+log = logging.getLogger(__name__)
+
+PLOT = "table.png"
+WRITTEN = ("table.md", "table.csv", "table.jsonl", "costs.md", "costs.csv", "results.jsonl", PLOT)
 """Files of a finished benchmark. Those called ``table`` hold no times."""
-RUN_METRICS = (
-    "kept",
-    "defect_share",
-    "selection_s",
-    "training_s",
-    "selection_wall_s",
-    "training_wall_s",
-    "selection_flops",
-    "training_flops",
-    "selection_calls",
-    "selection_price",
-)
 
 
 def write_all(
-    results: Sequence[RunResult], lines: Sequence[ResultRow], baseline: str | None, folder: Path, title: str
-) -> None:
-    """Writes the files of ``WRITTEN`` into a folder."""
-    accuracy, cost = accuracy_table(lines, baseline), cost_table(lines)
+    results: Sequence[RunResult], rows: Sequence[ResultRow], baseline: str | None, folder: Path, title: str
+) -> list[str]:
+    """Writes the files of ``WRITTEN``, the plot only where matplotlib is installed; returns the names of those
+    written."""
+    accuracy, cost = accuracy_table(rows, baseline), cost_table(rows)
     texts = {
         "table.md": accuracy.markdown(),
         "table.csv": accuracy.csv(),
-        "table.jsonl": _jsonl(line_record(line, f) for line, f in zip(lines, pareto_front(lines), strict=True)),
+        "table.jsonl": _jsonl(row_record(*pair) for pair in zip(rows, pareto_optimal_rows(rows), strict=True)),
         "costs.md": cost.markdown(),
         "costs.csv": cost.csv(),
         "results.jsonl": _jsonl(record for result in results for record in run_records(result)),
     }
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
-    draw(lines, folder / "table.png", title)
+    return [*texts, *([PLOT] if _write_plot(rows, folder / PLOT, title) else [])]
+
+
+def _write_plot(rows: Sequence[ResultRow], file: Path, title: str) -> bool:
+    try:
+        from ostlight.benchmarking.plot import plot_rows
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        log.warning(f"{file.name} is skipped: matplotlib is not installed; pip install 'ostlight[plots]'")
+        file.unlink(missing_ok=True)  # it would show older results than the tables
+        return False
+    plot_rows(rows, file, title)
+    return True
 
 
 def run_records(result: RunResult) -> list[dict[str, Any]]:
-    """``{selector, budget, protocol, seed, group, metric, value}`` for each figure; ``variant`` where there are any."""
+    """Returns ``{selector, budget, protocol, seed, group, metric, value}`` for each figure of a run, with ``variant``
+    where there are any."""
     key = {"selector": result.label, "budget": result.budget, "protocol": result.protocol, "seed": result.seed}
     if result.variant:
         key["variant"] = result.variant
     records = [key | {"group": g, "metric": "accuracy", "value": v} for g, v in result.accuracy.items()]
-    return records + [key | {"group": "all", "metric": m, "value": getattr(result, m)} for m in RUN_METRICS]
+    metrics = ("kept", "defect_share", *AVERAGED[1:])
+    return records + [key | {"group": "all", "metric": m, "value": getattr(result, m)} for m in metrics]
 
 
-def line_record(line: ResultRow, on_front: bool) -> dict[str, Any]:
-    """A line of the table, unrounded: accuracies, the difference and its interval, FLOPs. No times."""
-    key = {"selector": line.label, "budget": line.budget, "protocol": line.protocol, "seeds": line.seeds}
-    if line.variant:
-        key["variant"] = line.variant
-    d = line.difference
+def row_record(row: ResultRow, is_pareto_optimal: bool) -> dict[str, Any]:
+    """Returns a row of the accuracy table, unrounded and without times."""
+    key = {"selector": row.label, "budget": row.budget, "protocol": row.protocol, "seeds": row.seeds}
+    if row.variant:
+        key["variant"] = row.variant
+    d = row.difference
     return key | {
-        "accuracy": {g: v.mean for g, v in line.accuracy.items()},
-        "accuracy_half": {g: None if v.half != v.half else v.half for g, v in line.accuracy.items()},
+        "accuracy": {g: v.mean for g, v in row.accuracy.items()},
+        "accuracy_half_width": {g: v.half_width if v.has_width else None for g, v in row.accuracy.items()},
         "difference": None if d is None else {"mean": d.mean, "low": d.low, "high": d.high, "items": d.items},
-        "kept": line.kept,
-        "defect_share": line.defect_share,
-        "selection_flops": line.selection_flops,
-        "training_flops": line.training_flops,
-        "on_front": on_front,
+        "kept": row.kept,
+        "defect_share": row.defect_share,
+        "selection_flops": row.selection_flops,
+        "training_flops": row.training_flops,
+        "is_pareto_optimal": is_pareto_optimal,
     }
 
 
-def _jsonl(records: Any) -> str:
+def _jsonl(records: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)

@@ -1,4 +1,4 @@
-"""Names for the lines of a comparison, as short as they can be and still differ."""
+"""Names of the rows of a comparison, as short as they can be and still differ."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Named(Protocol):
-    """What names a line; its variant does too, but stands in a column or heading of its own."""
+class ComparedRow(Protocol):
+    """What a row is named by, beside its variant."""
 
     @property
     def label(self) -> str: ...
@@ -19,41 +19,45 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True)
-class Common:
-    """What all trained lines share: the tag a budget is spent within, and the protocol, in words. Empty where they
-    differ or have none."""
+class SharedSettings:
+    """What all trained rows have in common, in words; empty where they differ or have none.
+
+    Attributes:
+        stratify_by: tag whose shares all budgets keep.
+    """
 
     stratify_by: str
     protocol: str
 
     @property
-    def words(self) -> list[str]:
+    def phrases(self) -> list[str]:
         """For a title."""
-        return [*([f"by {self.stratify_by}"] if self.stratify_by else []), *([self.protocol] if self.protocol else [])]
+        return [text for text in (self.stratify_by and f"by {self.stratify_by}", self.protocol) if text]
 
 
-def in_common(lines: Sequence[Named]) -> Common:
-    """To be said once, not in every name."""
-    return Common(
-        _only({line.budget.partition(" by ")[2] for line in lines if line.budget}),
-        _only({_words(line.protocol) for line in lines if line.protocol}),
+def shared_settings(rows: Sequence[ComparedRow]) -> SharedSettings:
+    """Returns what a title can say once for all rows."""
+    return SharedSettings(
+        _only_value({row.budget.partition(" by ")[2] for row in rows if row.budget}),
+        _only_value({protocol_words(row.protocol) for row in rows if row.protocol}),
     )
 
 
-def short_names(lines: Sequence[Named]) -> list[str]:
-    """A name for each line, without its variant and without what all trained lines have in common."""
-    common, names = in_common(lines), []
-    for line in lines:
-        size, _, tag = line.budget.partition(" by ")
-        within = f"by {tag}" if tag and tag != common.stratify_by else ""
-        protocol = _words(line.protocol) if line.protocol and not common.protocol else ""
-        names.append(" ".join(filter(None, [line.label, size, within, protocol])))
+def short_names(rows: Sequence[ComparedRow]) -> list[str]:
+    """Returns a name for each row, without its variant and without what all trained rows have in common."""
+    shared, names = shared_settings(rows), []
+    for row in rows:
+        size, _, tag = row.budget.partition(" by ")
+        strata = f"by {tag}" if tag and tag != shared.stratify_by else ""
+        protocol = "" if shared.protocol else protocol_words(row.protocol)
+        names.append(" ".join(filter(None, [row.label, size, strata, protocol])))
     return names
 
 
-def _only(values: set[str]) -> str:
-    return values.pop() if len(values) == 1 else ""
-
-
-def _words(protocol: str) -> str:
+def protocol_words(protocol: str) -> str:
+    """Returns the protocol as a reader sees it."""
     return protocol.replace("_", " ")
+
+
+def _only_value(values: set[str]) -> str:
+    return values.pop() if len(values) == 1 else ""

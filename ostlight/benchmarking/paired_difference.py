@@ -8,7 +8,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 4_000
-AT_ONCE = 500
+CHUNK = 500
 """Resamples held in memory together."""
 
 
@@ -28,33 +28,34 @@ class Difference:
     items: int
 
     @property
-    def clear(self) -> bool:
-        """The interval leaves out 0."""
+    def is_significant(self) -> bool:
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = RESAMPLES) -> Difference:
-    """Bootstrap over both sources of chance: seeds and test items are drawn with replacement, independently, and each
-    draw is applied to both rows alike, so that what they share (an easy item, a lucky order) cancels.
+    """Returns the mean difference with a bootstrap interval over both sources of chance.
 
-    With few seeds the percentile interval is a little narrow: by ``sqrt((S - 1) / S)`` in the seeds' share of it.
+    Seeds and test items are resampled with replacement, independently. Both rows are resampled alike, so that what they
+    share (an easy item, a lucky order) cancels. With few seeds the percentile interval is a little narrow: by
+    ``sqrt((S - 1) / S)`` in the seeds' share of it.
 
     Args:
-        ours, theirs: ``[S, I]`` whether run ``s`` answered item ``i`` rightly, in the same order. One row alone
+        ours, theirs: ``[S, I]`` whether run ``s`` answered item ``i`` correctly, items in the same order. One row alone
             (an untrained model) is compared to every run of the other.
-        resamples: draws; always the same ones, so the same runs give the same interval.
+        resamples: their number; the generator's seed is fixed, so the same runs give the same interval.
 
     Raises:
-        ValueError: other numbers of seeds or items.
+        ValueError: the rows differ in their numbers of seeds or items.
     """
     delta = np.atleast_2d(ours).astype(np.float64) - np.atleast_2d(theirs).astype(np.float64)
     seeds, items = delta.shape
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     means: list[np.ndarray] = []
-    for start in range(0, resamples, AT_ONCE):
-        count = min(AT_ONCE, resamples - start)
-        by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
-        by_item = draw.integers(items, size=(count, items))
+    for start in range(0, resamples, CHUNK):
+        count = min(CHUNK, resamples - start)
+        by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
+        by_item = generator.integers(items, size=(count, items))
         means.append(np.take_along_axis(by_seed @ delta, by_item, axis=1).mean(axis=1))
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])

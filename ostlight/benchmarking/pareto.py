@@ -1,4 +1,4 @@
-"""Which lines of a comparison nothing beats in both cost and accuracy."""
+"""Which rows of a comparison are Pareto-optimal in cost and accuracy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ostlight.config.schema import ORACLE
 from ostlight.evaluation.answers import ALL
 
 
-class Offer(NamedTuple):
-    """An accuracy, and what it costs in all; ``nan`` where that is not known."""
+class CostAndAccuracy(NamedTuple):
+    """Of one row; ``cost`` is ``nan`` where it is not known."""
 
     variant: str
     label: str
@@ -19,23 +19,23 @@ class Offer(NamedTuple):
     accuracy: float
 
 
-def on_front(offers: Sequence[Offer]) -> list[bool]:
-    """Whether no other offer of its variant is at least as accurate for no more.
+def pareto_optimal(points: Sequence[CostAndAccuracy]) -> list[bool]:
+    """Returns for each point whether no other of its variant is at least as accurate for at most its cost.
 
-    The untrained model takes part: what is worse than it is worth no cost. The oracle does not, since nobody can buy
-    it, nor does what has no known cost.
+    The untrained model takes part: a less accurate model is worth no cost. The oracle does not, since clean samples
+    are not known in practice. Neither does a point of unknown cost.
     """
-    rivals = [offer for offer in offers if offer.label != ORACLE and offer.cost == offer.cost]
-    return [offer in rivals and not any(_beats(rival, offer) for rival in rivals) for offer in offers]
+    compared = [point for point in points if point.label != ORACLE and point.cost == point.cost]
+    return [point in compared and not any(_dominates(other, point) for other in compared) for point in points]
 
 
-def pareto_front(lines: Sequence[ResultRow]) -> list[bool]:
-    """``on_front`` by the FLOPs of selection and training together."""
-    return on_front([Offer(x.variant, x.label, x.total_flops, x.accuracy[ALL].mean) for x in lines])
+def pareto_optimal_rows(rows: Sequence[ResultRow]) -> list[bool]:
+    """Returns ``pareto_optimal`` by the FLOPs of selection and training together."""
+    return pareto_optimal(
+        [CostAndAccuracy(row.variant, row.label, row.total_flops, row.accuracy[ALL].mean) for row in rows]
+    )
 
 
-def _beats(one: Offer, other: Offer) -> bool:
-    if one.variant != other.variant:
-        return False
+def _dominates(one: CostAndAccuracy, other: CostAndAccuracy) -> bool:
     gain, saving = one.accuracy - other.accuracy, other.cost - one.cost
-    return gain >= 0 and saving >= 0 and (gain > 0 or saving > 0)
+    return one.variant == other.variant and gain >= 0 and saving >= 0 and (gain > 0 or saving > 0)

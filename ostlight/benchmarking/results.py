@@ -1,9 +1,10 @@
-"""From the results of cells to the lines of a table."""
+"""From the results of single runs to the rows of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -12,18 +13,27 @@ from ostlight.benchmarking.paired_difference import CONFIDENCE, Difference, pair
 from ostlight.config.schema import BASE
 
 
+class RowKey(NamedTuple):
+    """What names a row; runs that differ only in their seed share it."""
+
+    variant: str
+    label: str
+    budget: str
+    protocol: str
+
+
 @dataclass
 class RunResult:
-    """What one cell came to.
+    """What one training and its test came to.
 
     Attributes:
         accuracy: by group, ``all`` among them; 0 to 1.
         kept: samples trained on.
-        defect_share: share of them that the truth calls defective; ``None`` without a truth.
+        defect_share: share of them that the defect labels call defective; ``None`` without labels.
         selection_s, training_s: device-seconds; a device is what one process computes on.
-        selection_wall_s, training_wall_s: seconds on the clock.
+        selection_wall_s, training_wall_s: elapsed seconds.
         selection_flops, training_flops: as the cost log counts them.
-        selection_calls, selection_price: requests to served models and what they cost.
+        selection_calls, selection_price: requests to served models, and their price.
         correct: ``1`` or ``0`` for each test item, in their order.
     """
 
@@ -47,9 +57,8 @@ class RunResult:
     correct: str = ""
 
     @property
-    def line(self) -> tuple[str, str, str, str]:
-        """What names the line that this cell is a seed of."""
-        return self.variant, self.label, self.budget, self.protocol
+    def row_key(self) -> RowKey:
+        return RowKey(self.variant, self.label, self.budget, self.protocol)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Interval:
     """Mean over seeds and the half-width of its 95% interval (Student's t); NaN for a single seed."""
 
     mean: float
-    half: float
+    half_width: float
     n: int
 
     @classmethod
@@ -68,14 +77,19 @@ class Interval:
         spread = float(array.std(ddof=1)) / len(array) ** 0.5
         return cls(float(array.mean()), float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1)) * spread, len(array))
 
+    @property
+    def has_width(self) -> bool:
+        """Whether there is more than one seed."""
+        return not np.isnan(self.half_width)
+
 
 @dataclass(frozen=True)
 class ResultRow:
     """A row of the table: all seeds of one selector at one budget and protocol, under one variant of the settings.
 
     Attributes:
-        difference: to the baseline's line of the same variant, budget and protocol, over the seeds both have; ``None``
-            where there is no such line.
+        difference: in accuracy to the baseline's row of the same variant, budget and protocol, over the seeds that both
+            have; ``None`` where there is no such row.
     """
 
     variant: str
@@ -112,64 +126,73 @@ class ResultRow:
         return next(iter(self.accuracy.values())).n
 
 
+AVERAGED = (
+    "kept",
+    "selection_s",
+    "training_s",
+    "selection_wall_s",
+    "training_wall_s",
+    "selection_flops",
+    "training_flops",
+    "selection_calls",
+    "selection_price",
+)
+"""Attributes of a row that are means over its runs."""
+
+
 def summarise(results: Sequence[RunResult], baseline: str | None = None) -> list[ResultRow]:
-    """One line for every variant, selector, budget and protocol, in the order they first appear.
+    """Returns one row for every variant, selector, budget and protocol, in the order in which they first appear.
 
     Args:
-        results: of all finished cells.
-        baseline: label of the line that the others of the same variant, budget and protocol are compared to.
+        results: of all finished runs.
+        baseline: label of the row to which the others of the same variant, budget and protocol are compared.
     """
-    by_line: dict[tuple[str, str, str, str], list[RunResult]] = {}
+    runs_by_row: dict[RowKey, list[RunResult]] = {}
     for result in results:
-        by_line.setdefault(result.line, []).append(result)
-    return [_line(mine, _counterpart(mine[0], by_line, baseline)) for mine in by_line.values()]
+        runs_by_row.setdefault(result.row_key, []).append(result)
+    return [_row(key, runs, _baseline_runs(key, runs_by_row, baseline)) for key, runs in runs_by_row.items()]
 
 
-def _line(mine: list[RunResult], theirs: list[RunResult] | None) -> ResultRow:
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(r, name) for r in mine]))
-
-    shares = [r.defect_share for r in mine if r.defect_share is not None]
+def _row(key: RowKey, runs: Sequence[RunResult], baseline_runs: Sequence[RunResult]) -> ResultRow:
+    shares = [run.defect_share for run in runs if run.defect_share is not None]
     return ResultRow(
-        *mine[0].line,
-        accuracy={g: Interval.of(r.accuracy[g] for r in mine) for g in mine[0].accuracy},
-        difference=_difference(mine, theirs) if theirs else None,
+        variant=key.variant,
+        label=key.label,
+        budget=key.budget,
+        protocol=key.protocol,
+        accuracy={group: Interval.of(run.accuracy[group] for run in runs) for group in runs[0].accuracy},
+        difference=_difference(runs, baseline_runs),
         defect_share=float(np.mean(shares)) if shares else None,
-        kept=mean("kept"),
-        selection_s=mean("selection_s"),
-        training_s=mean("training_s"),
-        selection_wall_s=mean("selection_wall_s"),
-        training_wall_s=mean("training_wall_s"),
-        selection_flops=mean("selection_flops"),
-        training_flops=mean("training_flops"),
-        selection_calls=mean("selection_calls"),
-        selection_price=mean("selection_price"),
+        **{name: float(np.mean([getattr(run, name) for run in runs])) for name in AVERAGED},
     )
 
 
-def _counterpart(
-    one: RunResult, by_line: dict[tuple[str, str, str, str], list[RunResult]], baseline: str | None
-) -> list[RunResult] | None:
-    if baseline is None or one.label == baseline:
-        return None
+def _baseline_runs(
+    key: RowKey, runs_by_row: Mapping[RowKey, Sequence[RunResult]], baseline: str | None
+) -> Sequence[RunResult]:
+    """Returns the runs that a row is compared to: none where it is the baseline, or there is none."""
+    if baseline is None or key.label == baseline:
+        return []
     if baseline == BASE:
-        return by_line.get((one.variant, BASE, "", ""))
-    # A baseline that ignores the budget, such as the whole pool, stands beside every budget.
-    same = by_line.get((one.variant, baseline, one.budget, one.protocol))
-    return same or by_line.get((one.variant, baseline, "", one.protocol))
+        return runs_by_row.get(RowKey(key.variant, BASE, "", ""), [])
+    # A baseline that ignores the budget, such as the whole pool, is compared to every budget.
+    same_budget = runs_by_row.get(key._replace(label=baseline))
+    return same_budget or runs_by_row.get(key._replace(label=baseline, budget=""), [])
 
 
-def _difference(mine: list[RunResult], theirs: list[RunResult]) -> Difference | None:
-    if len(theirs) == 1 and theirs[0].label == BASE:
-        pairs = [(r, theirs[0]) for r in mine]
+def _difference(runs: Sequence[RunResult], baseline_runs: Sequence[RunResult]) -> Difference | None:
+    """Returns the difference over pairs of the same seed; the untrained model is paired with every seed."""
+    if len(baseline_runs) == 1 and baseline_runs[0].label == BASE:
+        pairs = [(run, baseline_runs[0]) for run in runs]
     else:
-        known = {r.seed: r for r in theirs}
-        pairs = [(r, known[r.seed]) for r in mine if r.seed in known]
-    pairs = [(a, b) for a, b in pairs if a.correct and len(a.correct) == len(b.correct)]
+        by_seed = {run.seed: run for run in baseline_runs}
+        pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
+    pairs = [(one, other) for one, other in pairs if one.correct and len(one.correct) == len(other.correct)]
     if not pairs:
         return None
-    return paired_difference(_items([a for a, _ in pairs]), _items([b for _, b in pairs]))
+    return paired_difference(_is_correct([one for one, _ in pairs]), _is_correct([other for _, other in pairs]))
 
 
-def _items(results: Sequence[RunResult]) -> np.ndarray:
-    return np.array([[c == "1" for c in r.correct] for r in results])
+def _is_correct(runs: Sequence[RunResult]) -> np.ndarray:
+    """Returns ``[S, I]`` whether run ``s`` answered item ``i`` correctly."""
+    return np.array([[c == "1" for c in run.correct] for run in runs])

@@ -1,6 +1,6 @@
-"""The tables of a comparison: accuracy with differences, and cost. As Markdown and CSV.
+"""The tables of a comparison, accuracy and cost, as Markdown and CSV.
 
-Times stand in the table of costs alone: the other is the same, byte for byte, whenever the benchmark is run again.
+Only the table of costs holds times: the other one is the same, byte for byte, whenever the benchmark is run again.
 """
 
 from __future__ import annotations
@@ -10,103 +10,103 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ostlight.benchmarking.names import protocol_words
 from ostlight.benchmarking.paired_difference import Difference
-from ostlight.benchmarking.pareto import pareto_front
+from ostlight.benchmarking.pareto import pareto_optimal_rows
 from ostlight.benchmarking.results import Interval, ResultRow
 from ostlight.evaluation.answers import ALL
+
+ACCURACY, KEPT, PARETO = "accuracy, % (95%)", "samples kept", "Pareto-optimal"
+SELECTION_FLOPS, TRAINING_FLOPS, TOTAL_FLOPS = "selection FLOPs", "training FLOPs", "total FLOPs"
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Headings and rows of text; the first ``names`` columns name the row."""
+    """Headings and rows of text.
 
-    head: list[str]
+    Attributes:
+        name_columns: how many columns name the row, from the left.
+    """
+
+    headings: list[str]
     rows: list[list[str]]
-    names: int
+    name_columns: int
 
     def markdown(self) -> str:
-        rule = ["---" if k < self.names else "---:" for k in range(len(self.head))]
-        planned_runs = [[_escaped(text) for text in row] for row in [self.head, rule, *self.rows]]
-        return "".join("| " + " | ".join(row) + " |\n" for row in planned_runs)
+        rule = ["---" if k < self.name_columns else "---:" for k in range(len(self.headings))]
+        rows = [[_escaped(text) for text in row] for row in [self.headings, rule, *self.rows]]
+        return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
     def csv(self) -> str:
         out = io.StringIO()
         writer = csv.writer(out)
-        writer.writerow(self.head)
+        writer.writerow(self.headings)
         writer.writerows(self.rows)
         return out.getvalue()
 
 
 def _escaped(text: str) -> str:
-    """In one cell of a Markdown table."""
+    """Returns the text as it can be in a Markdown table."""
     return " ".join(text.replace("|", r"\|").split())
 
 
-def groups_of(lines: Sequence[ResultRow]) -> list[str]:
-    """Of the questions, without the mean over all; variants with test sets of their own may differ in them."""
-    return list(dict.fromkeys(g for line in lines for g in line.accuracy if g != ALL))
+def groups_of(rows: Sequence[ResultRow]) -> list[str]:
+    """Returns the groups of the questions; variants with test sets of their own may have different ones."""
+    return list(dict.fromkeys(group for row in rows for group in row.accuracy if group != ALL))
 
 
-def accuracy_table(lines: Sequence[ResultRow], baseline: str | None) -> TextTable:
-    """Accuracies in percent with their interval over seeds, differences in points with theirs over seeds and items.
-
-    Blank where a line's questions have none of a group.
-    """
-    groups = groups_of(lines)
-    to = [f"difference to {baseline} (95%)"] if baseline else []
-    names, named = _names(lines)
-    head = [*names, "seeds", "accuracy (95%)", *to, *groups, "kept", "defects kept", "selection FLOPs", "total FLOPs"]
-    rows = []
-    for line, name in zip(lines, named, strict=True):
-        share = "" if line.defect_share is None else f"{100 * line.defect_share:.0f}%"
-        rows.append(
-            [
-                *name,
-                str(line.seeds),
-                _interval(line.accuracy[ALL]),
-                *([_difference(line.difference)] if baseline else []),
-                *(f"{100 * line.accuracy[g].mean:.0f}" if g in line.accuracy else "" for g in groups),
-                f"{line.kept:.0f}" if line.kept else "",
-                share,
-                _flops(line.selection_flops),
-                _flops(line.total_flops),
-            ]
-        )
-    return TextTable(head, rows, len(names))
-
-
-def cost_table(lines: Sequence[ResultRow]) -> TextTable:
-    """What each line cost: selection (warm-up, scoring, picking), training, both; and whether the front holds it."""
-    names, named = _names(lines)
-    priced = any(line.selection_calls or line.selection_price for line in lines)
-    head = [*names, "accuracy", "selection FLOPs", "training FLOPs", "total FLOPs"]
-    head += ["selection device-s", "training device-s", "total device-s", "total wall s"]
-    head += [*(["calls", "price"] if priced else []), "on the front"]
-    rows = []
-    for line, name, front in zip(lines, named, pareto_front(lines), strict=True):
-        seconds = (line.selection_s, line.training_s, line.total_s, line.total_wall_s)
-        paid = [f"{line.selection_calls:.0f}", f"{line.selection_price:.2f}"] if priced else []
-        flops = (line.selection_flops, line.training_flops, line.total_flops)
-        accuracy = f"{100 * line.accuracy[ALL].mean:.1f}"
-        row = [*name, accuracy, *map(_flops, flops), *(f"{s:.1f}" for s in seconds), *paid, "yes" if front else ""]
-        rows.append(row)
-    return TextTable(head, rows, len(names))
-
-
-def _names(lines: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
-    """Headings and values of the columns that name a line; no column for variants where there are none."""
-    with_variant = any(line.variant for line in lines)
-    head = [*(["variant"] if with_variant else []), "selector", "budget", "protocol"]
-    return head, [
-        [*([line.variant] if with_variant else []), line.label, line.budget, line.protocol.replace("_", " ")]
-        for line in lines
+def accuracy_table(rows: Sequence[ResultRow], baseline: str | None) -> TextTable:
+    """Returns accuracies in percent with their interval over seeds, and differences in points with their interval over
+    seeds and items; blank where a row has no questions of a group."""
+    groups = groups_of(rows)
+    name_headings, names = _name_columns(rows)
+    difference = [f"difference to {baseline}, points (95%)"] if baseline else []
+    headings = [*name_headings, "seeds", ACCURACY, *difference, *groups, KEPT, "defective", SELECTION_FLOPS]
+    texts = [
+        [
+            *name,
+            str(row.seeds),
+            _interval(row.accuracy[ALL]),
+            *([_difference(row.difference)] if baseline else []),
+            *(f"{100 * row.accuracy[group].mean:.0f}" if group in row.accuracy else "" for group in groups),
+            f"{row.kept:.0f}" if row.kept else "",
+            "" if row.defect_share is None else f"{100 * row.defect_share:.0f}%",
+            _flops(row.selection_flops),
+            _flops(row.total_flops),
+        ]
+        for row, name in zip(rows, names, strict=True)
     ]
+    return TextTable([*headings, TOTAL_FLOPS], texts, len(name_headings))
+
+
+def cost_table(rows: Sequence[ResultRow]) -> TextTable:
+    """Returns what each row cost: selection (warm-up, scoring, selecting), training, and both."""
+    name_headings, names = _name_columns(rows)
+    has_price = any(row.selection_calls or row.selection_price for row in rows)
+    headings = [*name_headings, "accuracy, %", SELECTION_FLOPS, TRAINING_FLOPS, TOTAL_FLOPS]
+    headings += [f"{part}, device seconds" for part in ("selection", "training", "total")]
+    headings += ["total, elapsed seconds", *(["requests", "price"] if has_price else []), PARETO]
+    texts = []
+    for row, name, is_optimal in zip(rows, names, pareto_optimal_rows(rows), strict=True):
+        flops = (row.selection_flops, row.training_flops, row.total_flops)
+        seconds = (row.selection_s, row.training_s, row.total_s, row.total_wall_s)
+        price = [f"{row.selection_calls:.0f}", f"{row.selection_price:.2f}"] if has_price else []
+        figures = [f"{100 * row.accuracy[ALL].mean:.1f}", *map(_flops, flops), *(f"{s:.1f}" for s in seconds), *price]
+        texts.append([*name, *figures, "yes" if is_optimal else ""])
+    return TextTable(headings, texts, len(name_headings))
+
+
+def _name_columns(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
+    """Returns headings and values of the columns that name a row; no column for variants where there are none."""
+    names = [[row.label, row.budget, protocol_words(row.protocol)] for row in rows]
+    headings = ["selector", "budget", "protocol"]
+    if any(row.variant for row in rows):
+        return ["variant", *headings], [[row.variant, *name] for row, name in zip(rows, names, strict=True)]
+    return headings, names
 
 
 def _interval(value: Interval) -> str:
-    if value.half != value.half:
-        return f"{100 * value.mean:.1f}"
-    return f"{100 * value.mean:.1f} ± {100 * value.half:.1f}"
+    return f"{100 * value.mean:.1f}" + (f" ± {100 * value.half_width:.1f}" if value.has_width else "")
 
 
 def _difference(value: Difference | None) -> str:

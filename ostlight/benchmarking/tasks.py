@@ -6,18 +6,19 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.plan import PlannedRun, file_name, run_training
 from ostlight.benchmarking.results import RunResult
-from ostlight.benchmarking.scheduler import Task
+from ostlight.benchmarking.schedule import Task
 from ostlight.config.budget import Budget
-from ostlight.config.schema import BASE, SelectorChoice
+from ostlight.config.schema import SelectorChoice
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import evaluate_model
@@ -35,142 +36,173 @@ from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loggers import LoggerOf, log_metrics
 from ostlight.training.trainer import first_device
 
-if TYPE_CHECKING:
-    from ostlight.benchmarking.experiment import Experiment
-
 log = logging.getLogger(__name__)
 
 
-def with_needs(task: Task) -> list[Task]:
-    """A task behind everything it needs."""
-    return [*(t for need in task.needs for t in with_needs(need)), task]
-
-
 class ProxyTask:
-    """The warmed-up proxy, in ``proxies/``: one for all, but for selectors that draw at random and so have a run of
-    their own for every seed."""
+    """The warmed-up proxy, in ``proxies/``."""
 
-    needs: Sequence[Task] = ()
+    needs = ()
 
     def __init__(self, experiment: Experiment, seed: int) -> None:
         self.experiment = experiment
         config = dataclasses.replace(experiment.config, seed=seed)
-        made_from = fingerprint.of_values(proxy_fingerprints(config, experiment.pool, experiment.anchors))
-        self.key = f"proxy {made_from}"
-        of = [experiment.variant] if experiment.variant else []
-        of += [f"seed {seed}"] if seed != experiment.config.seed else []
-        self.name = " ".join(["warm-up", ", ".join(of)]).strip()
-        self.config = experiment.own(config, f"proxy-{made_from[:8]}", "proxies")
-        self.warms = self.config.proxy.warmup.fraction > 0
+        digest = fingerprint.of_values(proxy_fingerprints(config, experiment.pool, experiment.anchors))
+        self.key = f"proxy {digest}"
+        details = [experiment.variant, f"seed {seed}" if seed != experiment.config.seed else ""]
+        self.name = " ".join(["warm-up", ", ".join(filter(None, details))]).strip()
+        self.config = experiment.stage_config(config, f"proxy-{digest[:8]}", "proxies")
+        self.is_warmed_up = self.config.proxy.warmup.fraction > 0
 
     @cached_property
-    def home(self) -> RunFolder:
+    def folder(self) -> RunFolder:
         return RunFolder.of(self.config)
 
-    def done(self) -> bool:
-        return not self.warms or (self.home.proxy / DONE).exists()
+    def is_done(self) -> bool:
+        return not self.is_warmed_up or (self.folder.proxy / DONE).exists()
 
     def run(self) -> None:
-        warm_up_proxy(self.config, self.home, self.experiment.pool, self.experiment.anchors)
+        warm_up_proxy(self.config, self.folder, self.experiment.pool, self.experiment.anchors)
 
 
 class ScoreTask:
-    """A selector's scores of the whole pool, in ``selectors/``."""
+    """A selector's scores of the whole pool, in ``selectors/``.
 
-    def __init__(self, experiment: Experiment, choice: SelectorChoice, selector: Selector, seed: int) -> None:
-        self.experiment, self.selector = experiment, selector
-        self.proxy = experiment.proxy(seed) if selector.uses_proxy else None
-        self.needs: Sequence[Task] = [self.proxy] if self.proxy else []
+    Choices that differ only in how they select share it; it has the label of the first.
+
+    Args:
+        choice: the selector and its options, which ``selector`` was made from.
+        seed: of the scoring.
+        proxy: where the selector uses one.
+        dependencies: the tasks of ``selector.dependencies()``, by label.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        choice: SelectorChoice,
+        selector: Selector,
+        seed: int,
+        proxy: ProxyTask | None,
+        dependencies: Mapping[str, ScoreTask],
+    ) -> None:
+        self.experiment, self.selector, self.proxy, self.dependencies = experiment, selector, proxy, dependencies
+        self.needs: list[Task] = [*([proxy] if proxy else []), *dependencies.values()]
         config = dataclasses.replace(experiment.config, seed=seed, selector=choice)
-        made_from = fingerprint.of_values(
-            scoring_fingerprints(config, experiment.pool, experiment.anchors, self.selector)
-        )
-        self.key = f"scores {made_from}"
-        label = f"{choice.shown}-seed{seed}" if self.selector.stochastic else choice.shown
-        label = experiment.scored_as.setdefault(made_from, label)
+        digest = fingerprint.of_values(scoring_fingerprints(config, experiment.pool, experiment.anchors, selector))
+        self.key = f"scores {digest}"
+        label = f"{choice.shown}-seed{seed}" if selector.stochastic else choice.shown
         self.name = f"scores of {label}" + (f", {experiment.variant}" if experiment.variant else "")
-        own = experiment.own(config, f"{file_name(label)}-{made_from[:8]}", "selectors")
-        self.config = dataclasses.replace(own, digitmath=None)
+        self.config = experiment.score_config(choice, seed, f"{file_name(label)}-{digest[:8]}")
 
     @cached_property
-    def place(self) -> RunFolder:
+    def folder(self) -> RunFolder:
         return RunFolder.of(self.config)
 
-    def done(self) -> bool:
-        return not missing_shards(self.place.scores, -(-len(self.experiment.pool) // self.config.compute.shard_size))
+    @property
+    def proxy_folder(self) -> RunFolder:
+        """Where the warmed-up proxy is; this task's own folder for a selector that needs none."""
+        return self.proxy.folder if self.proxy and self.proxy.is_warmed_up else self.folder
+
+    def is_done(self) -> bool:
+        return not missing_shards(self.folder.scores, -(-len(self.experiment.pool) // self.config.compute.shard_size))
 
     def run(self) -> None:
-        score_pool(ScoringJob(self.config, self.place, self.experiment.pool, self.selector, self.proxy_home))
+        dependencies = {label: task.folder for label, task in self.dependencies.items()}
+        score_pool(
+            ScoringJob(self.config, self.folder, self.experiment.pool, self.selector, self.proxy_folder, dependencies)
+        )
 
-    @property
-    def proxy_home(self) -> RunFolder:
-        """Where the warmed-up proxy lies; its own folder for a selector that needs none."""
-        return self.proxy.home if self.proxy and self.proxy.warms else self.place
+    def with_dependencies(self) -> list[ScoreTask]:
+        """Returns this task and all whose scores it needs, each once."""
+        tasks = {self.key: self}
+        for dependency in self.dependencies.values():
+            tasks |= {task.key: task for task in dependency.with_dependencies()}
+        return list(tasks.values())
 
 
 class SelectTask:
-    """What a selector keeps within a budget, and what choosing it cost, beside its scores."""
+    """What a selector keeps within a budget, in ``selections/`` beside its scores.
 
-    def __init__(self, experiment: Experiment, scores: ScoreTask, budget: Budget) -> None:
-        self.experiment, self.scores, self.budget = experiment, scores, budget
-        self.needs: Sequence[Task] = [self.scores]
-        made_from = fingerprint.of_values(
+    Args:
+        choice: the selector and its options, which ``selector`` was made from.
+    """
+
+    def __init__(
+        self, experiment: Experiment, scores: ScoreTask, choice: SelectorChoice, selector: Selector, budget: Budget
+    ) -> None:
+        self.experiment, self.scores, self.selector, self.budget = experiment, scores, selector, budget
+        self.needs = [scores]
+        self.config = experiment.score_config(choice, scores.config.seed, scores.config.name)
+        digest = fingerprint.of_values(
             {
-                "scores": self.scores.key,
+                "scores": scores.key,
                 "budget": dataclasses.asdict(budget),
-                "options": dataclasses.asdict(self.scores.selector.options),
-                "target": fingerprint.of_model(experiment.config.target.path, "target") if budget.tokens else None,
+                "options": dataclasses.asdict(selector.options),
+                "target": experiment.target_fingerprint if budget.tokens else None,
                 "defect_labels": experiment.defect_labels_key,
             }
         )
-        self.key = f"pick {made_from}"
-        self.name = f"pick {budget.label} by the {self.scores.name}"
-        self.file = self.scores.place.path / "picks" / f"{file_name(budget.label)}-{made_from[:8]}.json"
+        self.key = f"select {digest}"
+        self.name = f"selection of {budget.label} by the {scores.name}"
+        self.file = scores.folder.path / "selections" / f"{file_name(budget.label)}-{digest[:8]}.json"
 
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.file.exists()
 
     def run(self) -> None:
-        task, place, pool = self.scores, self.scores.place, self.experiment.pool
-        scores = Scores.read(place.scores)
-        rows, entry = select_subset_rows(task.config, place, pool, task.selector, scores, self.budget)
+        folder, pool = self.scores.folder, self.experiment.pool
+        scores = Scores.read(folder.scores)
+        rows, selecting = select_subset_rows(self.config, folder, pool, self.selector, scores, self.budget)
         if not len(rows):
             raise DataError(f"{self.name}: the budget keeps no sample")
-        warmed = task.proxy_home.cost_log.read() if task.proxy else []
-        cost = selection_cost(warmed, place.cost_log.read(), entry, len(pool))
-        save_pick(self.experiment, self.file, scores.positions[rows], cost)
+        write_selection(self.experiment, self.file, scores.positions[rows], self._cost(selecting))
+
+    def _cost(self, selecting: StageCost) -> StageCost:
+        """Returns the cost of the warm-up, of scoring, that of dependencies included, and of selecting."""
+        scoring = self.scores.with_dependencies()
+        warm_up = next((task.proxy_folder.cost_log.read() for task in scoring if task.proxy), [])
+        # The attempts at one folder's scores belong together, whatever its selector is called.
+        attempts = [
+            dataclasses.replace(cost, selector=f"{task.key} {cost.selector}")
+            for task in scoring
+            for cost in task.folder.cost_log.read()
+        ]
+        return selection_cost(warm_up, attempts, selecting, len(self.experiment.pool))
 
 
 class OracleTask:
-    """Clean samples only, in ``picks/``."""
+    """A random selection of clean samples, in ``selections/``."""
 
-    needs: Sequence[Task] = ()
+    needs = ()
 
     def __init__(self, experiment: Experiment, budget: Budget, seed: int) -> None:
         self.experiment, self.budget, self.seed = experiment, budget, seed
-        made_from = fingerprint.of_values(
+        digest = fingerprint.of_values(
             [experiment.pool.fingerprint(), experiment.defect_labels_key, dataclasses.asdict(budget), seed]
         )
-        self.key = f"oracle {made_from}"
+        self.key = f"oracle {digest}"
         self.name = f"oracle {budget.label} seed{seed}"
-        self.file = experiment.home.path / "picks" / f"{file_name(self.name)}-{made_from[:8]}.json"
+        self.file = experiment.folder.path / "selections" / f"{file_name(self.name)}-{digest[:8]}.json"
 
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.file.exists()
 
     def run(self) -> None:
-        save_pick(self.experiment, self.file, self.experiment.clean(self.budget, self.seed), StageCost("select"))
+        positions = self.experiment.random_clean_positions(self.budget, self.seed)
+        write_selection(self.experiment, self.file, positions, StageCost("select"))
 
 
-def save_pick(experiment: Experiment, file: Path, kept: np.ndarray, cost: StageCost) -> None:
-    """The positions as an array, and about them a JSON file; that it is there means both are."""
+def write_selection(experiment: Experiment, file: Path, positions: np.ndarray, cost: StageCost) -> None:
+    """Writes the positions as ``.npy``, and then what is known about them as JSON."""
+    positions = positions.astype(np.int64)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file.with_suffix(".npy")) as temporary:
-        np.save(temporary, kept.astype(np.int64))
-    about = {
-        "kept": len(kept),
-        "positions": hashlib.sha256(kept.astype(np.int64).tobytes()).hexdigest()[:16],
-        "defects_kept": experiment.defects(kept),
+        np.save(temporary, positions)
+    facts = {
+        "kept": len(positions),
+        "positions": hashlib.sha256(positions.tobytes()).hexdigest()[:16],
+        "defects_kept": experiment.count_defects(positions),
         "cost": {
             "s": cost.device_s,
             "wall_s": cost.wall_s,
@@ -179,92 +211,89 @@ def save_pick(experiment: Experiment, file: Path, kept: np.ndarray, cost: StageC
             "price": cost.price,
         },
     }
-    atomic_write_text(file, json.dumps(about, indent=1))
+    atomic_write_text(file, json.dumps(facts, indent=1))
 
 
-NOTHING: dict[str, Any] = {"kept": 0, "positions": "", "defects_kept": {}, "cost": {}}
-"""What the untrained model keeps."""
+NO_SELECTION: dict[str, Any] = {"kept": 0, "positions": "", "defects_kept": {}, "cost": {}}
+"""Of the untrained model."""
 
 
 class TrainTask:
-    """One training and its test, in ``planned_runs/``."""
+    """One planned run: a training and its test, in ``trained/``.
 
-    def __init__(self, experiment: Experiment, planned: PlannedRun) -> None:
-        self.experiment, self.planned, self.name = experiment, planned, planned.name
-        self.pick: SelectTask | OracleTask | None = None
-        if planned.choice is not None:
-            self.pick = SelectTask(
-                experiment, experiment.scores(planned.choice, planned.seed), planned.budget or Budget(fraction=1.0)
-            )
-        elif planned.label != BASE:
-            assert planned.budget is not None, "the oracle is planned with a budget"
-            self.pick = OracleTask(experiment, planned.budget, planned.seed)
-        self.needs: Sequence[Task] = [self.pick] if self.pick else []
+    Args:
+        selection: what is trained on; ``None`` for the untrained model.
+    """
+
+    def __init__(self, experiment: Experiment, planned: PlannedRun, selection: SelectTask | OracleTask | None) -> None:
+        self.experiment, self.planned, self.selection = experiment, planned, selection
+        self.name = planned.name
+        self.needs = [selection] if selection else []
         self.training = run_training(experiment.config, planned, len(experiment.pool))
 
     @cached_property
-    def picked(self) -> dict[str, Any]:
-        return json.loads(self.pick.file.read_text()) if self.pick else NOTHING
+    def selection_facts(self) -> dict[str, Any]:
+        return dict(json.loads(self.selection.file.read_text())) if self.selection else NO_SELECTION
 
     @cached_property
     def key(self) -> str:
-        made_from: dict[str, Any] = dict(self.experiment.training_fingerprints)
-        if self.pick:
-            made_from |= {
+        inputs = dict(self.experiment.training_fingerprints)
+        if self.selection:
+            inputs |= {
                 "pool": self.experiment.pool.fingerprint()[:16],
-                "kept": self.picked["positions"],
+                "kept": self.selection_facts["positions"],
                 "training": dataclasses.asdict(self.training),
                 "seed": self.planned.seed,
             }
-        return f"cell {fingerprint.of_values(made_from)}"
+        return f"train-{fingerprint.of_values(inputs)}"
 
     @property
     def file(self) -> Path:
-        """Another cell may have made it, under another name, from the same."""
-        folder, end = self.experiment.home.path / "trained", f"-{self.key.removeprefix('planned ')}.json"
-        return next(iter(folder.glob(f"*{end}")), folder / f"{self.name}{end}")
+        """A planned run of another name that is made from the same may have written it."""
+        folder, ending = self.experiment.folder.path / "trained", f"-{self.key.removeprefix('train-')}.json"
+        return next(iter(folder.glob(f"*{ending}")), folder / f"{self.name}{ending}")
 
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.file.exists()
 
     def run(self) -> None:
-        experiment, training, logger = self.experiment, StageCost("train", self.planned.label), LoggerOf()
-        home, compute = experiment.home.path, dataclasses.replace(experiment.config.compute, progress=False)
-        model = experiment.target(self.training)
-        if self.pick:
-            kept = np.load(self.pick.file.with_suffix(".npy"))
-            with experiment.home.cost_log.stage("train", self.name) as training:
-                data = experiment.data.select(kept)
-                job = TrainingJob(compute, home, self.name, self.planned.seed, [logger], quiet=True)
-                fit(model, data, job, training)
+        experiment, cost, logger = self.experiment, StageCost("train", self.planned.label), LoggerOf()
+        home, compute = experiment.folder, dataclasses.replace(experiment.config.compute, progress=False)
+        model = experiment.load_target(self.training)
+        if self.selection:
+            data = experiment.encoded_pool.select(np.load(self.selection.file.with_suffix(".npy")))
+            with home.cost_log.stage("train", self.name) as cost:
+                job = TrainingJob(compute, home.path, self.name, self.planned.seed, [logger], quiet=True)
+                fit(model, data, job, cost)
         model.to(first_device(compute))
         result = evaluate_model(model, experiment.questions, experiment.config.evaluation)
-        log_metrics(compute, home, self.name, {f"accuracy/{k}": v for k, v in result.accuracy.items()}, logger)
-        found = {
+        log_metrics(compute, home.path, self.name, {f"accuracy/{k}": v for k, v in result.accuracy.items()}, logger)
+        facts = {
             "accuracy": result.accuracy,
             "correct": "".join("1" if c else "0" for c in result.predictions["correct"].to_pylist()),
-            "training_s": training.device_s,
-            "training_wall_s": training.wall_s,
-            "training_flops": training.flops,
+            "training_s": cost.device_s,
+            "training_wall_s": cost.wall_s,
+            "training_flops": cost.flops,
         }
-        atomic_write_text(self.file, json.dumps(found, indent=1))
+        atomic_write_text(self.file, json.dumps(facts, indent=1))
         log.info(f"{self.name}: accuracy {result.accuracy['all']:.3f}")
 
     def result(self) -> RunResult | None:
-        """What the cell came to, from the files; ``None`` where it is not finished."""
-        if not all(need.done() for need in self.needs) or not self.done():
+        """Returns what the run came to; ``None`` where it is not finished."""
+        if not all(need.is_done() for need in self.needs) or not self.is_done():
             return None
-        planned, picked = self.planned, self.picked
-        defects, known = picked["defects_kept"], self.experiment.defect_labels is not None and picked["kept"] > 0
+        planned, selection = self.planned, self.selection_facts
+        defects, kept = selection["defects_kept"], selection["kept"]
+        is_labelled = self.experiment.defect_labels is not None and kept > 0
         return RunResult(
             label=planned.label,
             budget=planned.budget.label if planned.budget else "",
             protocol=planned.protocol,
             seed=planned.seed,
             variant=planned.variant,
-            kept=picked["kept"],
+            kept=kept,
             defects_kept=defects,
-            defect_share=sum(defects.values()) / picked["kept"] if known else None,
-            **{f"selection_{name}": value for name, value in picked["cost"].items()},
+            defect_share=sum(defects.values()) / kept if is_labelled else None,
+            **{f"selection_{name}": value for name, value in selection["cost"].items()},
             **json.loads(self.file.read_text()),
         )

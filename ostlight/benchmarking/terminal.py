@@ -7,59 +7,66 @@ from collections.abc import Collection, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ostlight.benchmarking.names import in_common, short_names
+from ostlight.benchmarking.names import shared_settings, short_names
 from ostlight.benchmarking.results import ResultRow
-from ostlight.benchmarking.table import TextTable, accuracy_table, cost_table, groups_of
+from ostlight.benchmarking.table import (
+    KEPT,
+    PARETO,
+    SELECTION_FLOPS,
+    TOTAL_FLOPS,
+    TRAINING_FLOPS,
+    TextTable,
+    accuracy_table,
+    cost_table,
+    groups_of,
+)
 from ostlight.data.sanitize import harmless
 
-FLOPS = ("selection FLOPs", "training FLOPs", "total FLOPs")
-"""What a narrow terminal shows in a table apart from times and prices."""
+FLOPS = (SELECTION_FLOPS, TRAINING_FLOPS, TOTAL_FLOPS)
 
 
-def rich_tables(lines: Sequence[ResultRow], baseline: str | None, title: str, width: int) -> list[Table]:
-    """Both tables for a terminal of that many columns; one it is too narrow for is split in two.
+def rich_tables(rows: Sequence[ResultRow], baseline: str | None, title: str, width: int) -> list[Table]:
+    """Returns accuracy and cost for a terminal of ``width`` columns; a table that is too wide becomes two.
 
-    What all lines have in common goes into the title.
+    The title says what all rows have in common.
     """
-    with_variant = any(line.variant for line in lines)
     names = [
-        f"{line.variant}: {name}" if with_variant else name
-        for line, name in zip(lines, short_names(lines), strict=True)
+        f"{row.variant}: {name}" if row.variant else name for row, name in zip(rows, short_names(rows), strict=True)
     ]
-    title = ", ".join([title, *in_common(lines).words])
-    accuracy, cost, groups = accuracy_table(lines, baseline), cost_table(lines), groups_of(lines)
-    tables = [(title, *_named(names, accuracy))]
-    if not _fits(*tables[0][1:], width):
+    title = ", ".join([title, *shared_settings(rows).phrases])
+    accuracy, cost, groups = accuracy_table(rows, baseline), cost_table(rows), groups_of(rows)
+    tables = [(title, _without(accuracy, names))]
+    if not _fits(tables[0][1], width):
         tables = [
-            (title, *_named(names, accuracy, leave_out=(*groups, "kept", "selection FLOPs"))),
-            ("accuracy by group, %", *_named(names, accuracy, leave_out={*accuracy.head} - {*groups})),
+            (title, _without(accuracy, names, (*groups, KEPT, SELECTION_FLOPS))),
+            ("accuracy by group, %", _without(accuracy, names, {*accuracy.headings} - {*groups})),
         ]
-    costs = [("what it cost", *_named(names, cost, leave_out=("accuracy",)))]
-    if not _fits(*costs[0][1:], width):
+    costs = [("cost", _without(cost, names, ("accuracy, %",)))]
+    if not _fits(costs[0][1], width):
         costs = [
-            ("what it cost", *_named(names, cost, leave_out={*cost.head} - {*FLOPS, "on the front"})),
-            ("how long it took", *_named(names, cost, leave_out=(*FLOPS, "accuracy", "on the front"))),
+            ("cost", _without(cost, names, {*cost.headings} - {*FLOPS, PARETO})),
+            ("time", _without(cost, names, (*FLOPS, "accuracy, %", PARETO))),
         ]
-    return [_table(*t) for t in [*tables, *costs]]
+    return [_rich_table(title, table) for title, table in [*tables, *costs]]
 
 
-def _named(
-    names: Sequence[str], table: TextTable, leave_out: Collection[str] = ()
-) -> tuple[list[str], list[list[str]]]:
-    kept = [k for k in range(table.names, len(table.head)) if table.head[k] not in leave_out]
-    head = ["selected", *(table.head[k] for k in kept)]
-    return head, [[name, *(row[k] for k in kept)] for name, row in zip(names, table.rows, strict=True)]
+def _without(table: TextTable, names: Sequence[str], left_out: Collection[str] = ()) -> TextTable:
+    """Returns a table with one column of names, and without some columns."""
+    columns = [k for k in range(table.name_columns, len(table.headings)) if table.headings[k] not in left_out]
+    rows = [[name, *(row[k] for k in columns)] for name, row in zip(names, table.rows, strict=True)]
+    return TextTable(["selected", *(table.headings[k] for k in columns)], rows, 1)
 
 
-def _fits(head: list[str], rows: list[list[str]], width: int) -> bool:
-    return sum(max(len(row[k]) for row in [head, *rows]) + 3 for k in range(len(head))) + 1 <= width
+def _fits(table: TextTable, width: int) -> bool:
+    columns = zip(table.headings, *table.rows, strict=True)
+    return sum(max(map(len, column)) + 3 for column in columns) + 1 <= width
 
 
-def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:
-    """Group names, labels and titles come from the data and are no markup."""
+def _rich_table(title: str, content: TextTable) -> Table:
+    """Groups, labels and titles come from the data: they are shown as they are, not read as markup."""
     table = Table(title=Text(harmless(title)), title_justify="left")
-    for k, name in enumerate(head):
-        table.add_column(Text(harmless(name)), justify="right" if k else "left")
-    for row in rows:
+    for k, heading in enumerate(content.headings):
+        table.add_column(Text(harmless(heading)), justify="right" if k else "left")
+    for row in content.rows:
         table.add_row(*(Text(harmless(text)) for text in row))
     return table

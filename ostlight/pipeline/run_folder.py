@@ -39,7 +39,7 @@ class RunFolder:
         self.subset = path / "subset"
         self.target = path / "target"
         self.predictions = path / "predictions.parquet"
-        self.scored = path / "scored.jsonl"
+        self.score_index = path / "score_index.jsonl"
         self.cost_log = CostLog(
             path / "cost_log.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank()
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ostlight.benchmarking.names import in_common
+from ostlight.benchmarking.names import shared_settings
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import total
 from ostlight.reporting.axes import NARROW, WIDE
@@ -36,7 +36,7 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
     return {
         "run": run,
         "results": rows,
-        "common": in_common(rows),
+        "common": shared_settings(rows),
         "groups": list(dict.fromkeys(g for row in rows for g in row.accuracy if g != "all")),
         "baseline": _baseline(run, rows),
         "variants": list(dict.fromkeys(row.variant for row in rows if row.variant)),

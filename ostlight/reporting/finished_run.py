@@ -92,12 +92,12 @@ class FinishedRun:
 
     @cached_property
     def selectors_by_selection(self) -> dict[str, list[str]]:
-        """Labels of the benchmark's selectors that kept what a file of ``picks/`` holds, by the file's stem."""
+        """Labels of the benchmark's selectors that kept what a file of ``selections/`` holds, by the file's stem."""
         labels = defaultdict[str, list[str]](list)
         for row in self.parent._score_folders if self.parent else []:
             is_ours = self.parent is not None and self.parent.path / row["scores"] == self.path
-            if is_ours and "pick" in row and row["selector"] not in labels[row["pick"]]:
-                labels[row["pick"]].append(row["selector"])
+            if is_ours and "selection" in row and row["selector"] not in labels[row["selection"]]:
+                labels[row["selection"]].append(row["selector"])
         return dict(labels)
 
     @cached_property
@@ -136,8 +136,8 @@ class FinishedRun:
 
     @cached_property
     def _score_folders(self) -> list[dict[str, Any]]:
-        """Rows of a benchmark's ``scored.jsonl``: which selector, variant and selection use which folder of scores."""
-        file = self.folder.scored
+        """Rows of ``score_index.jsonl`` of a benchmark: which selector, variant and selection use which scores."""
+        file = self.folder.score_index
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     @cached_property

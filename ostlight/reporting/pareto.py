@@ -123,7 +123,7 @@ def _accuracy_axis(values: list[float], height: int) -> Axis:
 
 def _interval(row: TableRow) -> XY:
     """Ends of the accuracy's 95% interval, percent; both the mean for a single seed."""
-    mean, half = row.accuracy[ALL].mean, row.accuracy[ALL].half
+    mean, half = row.accuracy[ALL].mean, row.accuracy[ALL].half_width
     half = 0.0 if half != half else half
     return 100 * (mean - half), 100 * (mean + half)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ostlight.benchmarking.names import short_names
-from ostlight.benchmarking.pareto import Offer, on_front
+from ostlight.benchmarking.pareto import CostAndAccuracy, pareto_optimal
 from ostlight.benchmarking.results import Interval
 from ostlight.config.schema import BASE, ORACLE
 from ostlight.errors import DataError
@@ -95,7 +95,9 @@ def read_results(folder: Path) -> list[TableRow]:
     differences = {key: record["difference"] for key, record in _records(folder / "table.jsonl", "difference")}
     keys = [key for key in values if ALL in accuracy[key]]
     fronts = {
-        kind: on_front([Offer(k.variant, k.label, _total_cost(metrics[k], kind), accuracy[k][ALL].mean) for k in keys])
+        kind: pareto_optimal(
+            [CostAndAccuracy(k.variant, k.label, _total_cost(metrics[k], kind), accuracy[k][ALL].mean) for k in keys]
+        )
         for kind in COSTS
     }
     return [

@@ -68,7 +68,7 @@ def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndar
         return
     selectors = run.selectors_by_selection
     for budget in run.budgets:
-        files = sorted(run.path.glob(f"picks/{file_name(budget.label)}{FINGERPRINT}.npy"))
+        files = sorted(run.path.glob(f"selections/{file_name(budget.label)}{FINGERPRINT}.npy"))
         files = [file for stem in selectors for file in files if file.stem == stem] or files
         for file in files:
             made_by = ", ".join(selectors.get(file.stem, [file.stem.rpartition("-")[2]]))

@@ -1,11 +1,9 @@
-"""A comparison from one configuration: every cell once, resumed, told with its cost."""
+"""A comparison from one configuration: every planned run once, resumed, with its cost."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,11 @@ import torch
 from forks import run_script
 
 import ostlight
-from ostlight.benchmarking import benchmark as stages_benchmark
+from ostlight.benchmarking import benchmark as benchmark_module
+from ostlight.benchmarking import resources
 from ostlight.benchmarking import tasks as tasks_module
-from ostlight.benchmarking import workers
 from ostlight.benchmarking.files import WRITTEN
+from ostlight.benchmarking.folder_lock import lock_folder
 from ostlight.benchmarking.plan import plan_runs, run_training
 from ostlight.benchmarking.results import Interval, RunResult, summarise
 from ostlight.config import load_config
@@ -46,8 +45,8 @@ def experiment(settings, digits):
     return base | {"target": base["target"] | {"training": training}}
 
 
-def scored(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+def score_index(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "score_index.jsonl").read_text().splitlines()]
 
 
 def figures(folder: Path) -> list[dict]:
@@ -56,10 +55,10 @@ def figures(folder: Path) -> list[dict]:
     return [r for r in records if not r["metric"].endswith("_s")]
 
 
-def test_every_cell_once_and_all_outputs(experiment, logged):
-    lines = ostlight.benchmark(experiment)
+def test_every_planned_run_is_trained_once_and_all_files_are_written(experiment, logged):
+    rows = ostlight.benchmark(experiment)
     folder = Path(experiment["folder"]) / "run"
-    assert [(line.label, line.budget) for line in lines] == [
+    assert [(row.label, row.budget) for row in rows] == [
         ("base", ""),
         ("oracle", "25% by task"),
         ("full", ""),
@@ -71,7 +70,7 @@ def test_every_cell_once_and_all_outputs(experiment, logged):
         *(f"oracle-25%_by_task-equal_steps-seed{s}" for s in (0, 1)),
         *(f"random-25%_by_task-equal_steps-seed{s}" for s in (0, 1)),
     ]
-    by_label = {line.label: line for line in lines}
+    by_label = {row.label: row for row in rows}
     assert by_label["oracle"].defect_share == 0
     assert by_label["full"].defect_share == pytest.approx(25 / 48, abs=0.1)
     assert by_label["base"].training_flops == 0
@@ -80,7 +79,7 @@ def test_every_cell_once_and_all_outputs(experiment, logged):
         assert (folder / name).stat().st_size > 100, name
     records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert set(records[0]) == {"selector", "budget", "protocol", "seed", "group", "metric", "value"}
-    assert "difference to random (95%)" in (folder / "table.md").read_text()
+    assert "difference to random, points (95%)" in (folder / "table.md").read_text()
     assert "random" in logged()
 
 
@@ -105,15 +104,15 @@ def test_the_same_seeds_elsewhere_give_the_same_tables_measured_times_aside(expe
     assert figures(one) == figures(two)
 
 
-def test_a_truth_told_later_is_told_of_the_picks_made_before(experiment):
+def test_defect_labels_given_later_apply_to_earlier_selections(experiment):
     section = experiment["benchmark"]
     ostlight.benchmark(experiment | {"benchmark": section | {"defect_labels": None}})
-    later = {line.label: line.defect_share for line in ostlight.benchmark(experiment)}
+    later = {row.label: row.defect_share for row in ostlight.benchmark(experiment)}
     assert later["random"] > 0
     assert later["full"] == pytest.approx(25 / 48, abs=0.1)
 
 
-def test_a_lost_cell_is_run_again_and_comes_out_the_same(experiment):
+def test_a_lost_run_is_repeated_with_the_same_result(experiment):
     ostlight.benchmark(experiment)
     folder = Path(experiment["folder"]) / "run"
     (planned,) = (folder / "trained").glob("random-25%_by_task-equal_steps-seed1-*.json")
@@ -126,34 +125,34 @@ def test_a_lost_cell_is_run_again_and_comes_out_the_same(experiment):
     assert after["accuracy"]["all"] == pytest.approx(after["correct"].count("1") / 21)
 
 
-def test_a_failed_cell_is_reported_and_the_rest_go_on(experiment, monkeypatch, logged):
+def test_a_failed_run_is_reported_and_the_rest_goes_on(experiment, monkeypatch, logged):
     real = tasks_module.fit
 
     def fails_once(model, data, job, cost):
         if job.stage.startswith("random") and job.stage.endswith("seed1"):
-            raise MemoryError("no room")
+            raise MemoryError("no memory")
         return real(model, data, job, cost)
 
     monkeypatch.setattr(tasks_module, "fit", fails_once)
-    with pytest.raises(BenchmarkError, match="1 task failed:\n  - random.*seed1: MemoryError: no room"):
+    with pytest.raises(BenchmarkError, match="1 task failed:\n  - random.*seed1: MemoryError: no memory"):
         ostlight.benchmark(experiment)
     folder = Path(experiment["folder"]) / "run"
-    assert "FAILED random" in logged()
+    assert "failed: random" in logged()
     seeds = {r.split(",")[0]: r.split(",")[3] for r in (folder / "table.csv").read_text().splitlines()[1:]}
     assert seeds == {"base": "1", "oracle": "2", "full": "2", "random": "1"}
     monkeypatch.undo()
-    lines = ostlight.benchmark(experiment)
-    assert [line.seeds for line in lines] == [1, 2, 2, 2]
+    rows = ostlight.benchmark(experiment)
+    assert [row.seeds for row in rows] == [1, 2, 2, 2]
 
 
-def test_what_waits_for_a_failed_score_is_counted_not_lost(experiment, monkeypatch):
+def test_what_depends_on_failed_scores_is_counted(experiment, monkeypatch):
     def fails(*_: object, **__: object) -> None:
         raise DataError("the scorer is ill")
 
     monkeypatch.setattr(tasks_module, "score_pool", fails)
     with pytest.raises(BenchmarkError) as failed:
         ostlight.benchmark(experiment | {"benchmark": experiment["benchmark"] | {"selectors": [{"name": "full"}]}})
-    assert "scores of full: the scorer is ill (3 more wait for it)" in str(failed.value)
+    assert "scores of full: the scorer is ill (3 more depend on it)" in str(failed.value)
     assert "base" in (Path(experiment["folder"]) / "run" / "table.md").read_text()
 
 
@@ -166,31 +165,31 @@ def test_variants_share_what_they_make_from_the_same(experiment):
             {"label": "warmed up", "overrides": ["proxy.warmup.fraction=0.5"]},
         ],
     }
-    lines = ostlight.benchmark(experiment | {"benchmark": section})
+    rows = ostlight.benchmark(experiment | {"benchmark": section})
     folder = Path(experiment["folder"]) / "run"
-    assert [(line.variant, line.label) for line in lines] == [
+    assert [(row.variant, row.label) for row in rows] == [
         (variant, label) for variant in ("as it is", "warmed up") for label in ("base", "oracle", "random", "loss")
     ]
     assert len(list((folder / "selectors").glob("random-*"))) == 1
     assert len(list((folder / "selectors").glob("loss-*"))) == 2
     assert len(list((folder / "trained").glob("*random*"))) == 1
     assert len(list((folder / "proxies").iterdir())) == 1
-    of = [(row["selector"], row["variant"]) for row in scored(folder)]
+    of = [(row["selector"], row["variant"]) for row in score_index(folder)]
     assert of == [(label, variant) for variant in ("as it is", "warmed up") for label in ("random", "loss")]
-    assert len({row["scores"] for row in scored(folder)}) == 3
+    assert len({row["scores"] for row in score_index(folder)}) == 3
     (proxy,) = (folder / "proxies").iterdir()
-    assert [row["proxy"] for row in scored(folder)] == [None, None, None, f"proxies/{proxy.name}"]
+    assert [row["proxy"] for row in score_index(folder)] == [None, None, None, f"proxies/{proxy.name}"]
     page = write_report(folder).read_text()
     assert "<b><bdi>loss</bdi></b> (<bdi>" in page
     assert "selectors/random" not in page, "its scores are no more than a number a sample"
-    cold, warm = (line for line in lines if line.label == "loss")
+    cold, warm = (row for row in rows if row.label == "loss")
     assert warm.selection_flops > cold.selection_flops > 0
     assert "variant" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])
     shutil.copytree(next((folder / "selectors").glob("loss-*")), folder / "selectors" / "loss-of-older-code")
-    assert len(FinishedRun.open(folder).scored) == 3
+    assert len(FinishedRun.open(folder).scored_runs) == 3
 
 
-def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
+def test_choices_that_differ_only_in_how_they_select_are_scored_once(experiment):
     options = {"rank": 4, "set_step_size": 1.0, "set_batch_size": 8}
     section = experiment["benchmark"] | {
         "selectors": [
@@ -200,40 +199,40 @@ def test_choices_that_only_pick_otherwise_are_scored_once(experiment):
         "seeds": [0],
         "baseline": "ost",
     }
-    lines = ostlight.benchmark(experiment | {"benchmark": section})
+    rows = ostlight.benchmark(experiment | {"benchmark": section})
     folder = Path(experiment["folder"]) / "run"
-    assert [line.label for line in lines] == ["base", "oracle", "ost", "set"]
+    assert [row.label for row in rows] == ["base", "oracle", "ost", "set"]
     (place,) = (folder / "selectors").iterdir()
     assert place.name.startswith("ost-")
-    assert [(row["scores"], row["selector"]) for row in scored(folder)] == [
+    assert [(row["scores"], row["selector"]) for row in score_index(folder)] == [
         (f"selectors/{place.name}", label) for label in ("ost", "set")
     ]
-    assert len(list((place / "picks").glob("*.json"))) == 2
-    (run,) = FinishedRun.open(folder).scored
-    assert [p.budget for p in ScoreColumns.read(run).picks] == ["25% by task, ost", "25% by task, set"]
-    alone, together = lines[2:]
+    assert len(list((place / "selections").glob("*.json"))) == 2
+    (run,) = FinishedRun.open(folder).scored_runs
+    assert [p.budget for p in ScoreColumns.read(run).selections] == ["25% by task, ost", "25% by task, set"]
+    alone, together = rows[2:]
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
 
 
 @pytest.mark.slow
-def test_a_selector_that_draws_and_uses_the_proxy_has_a_proxy_of_its_own_for_each_seed(experiment):
+def test_a_stochastic_selector_has_its_own_proxy_for_each_seed(experiment):
     parts = [{"name": "loss", "keep": 0.5}, {"name": "random"}]
     combined = {"name": "combine", "label": "half", "options": {"how": "cascade", "of": parts}}
     section = experiment["benchmark"] | {"selectors": [{"name": "random"}, combined, {"name": "loss"}]}
     warm = {"fraction": 0.25, "training": {"epochs": 1, "batch_size": 4, "lr": 1e-4}}
-    lines = ostlight.benchmark(experiment | {"benchmark": section, "proxy": experiment["proxy"] | {"warmup": warm}})
-    assert [(line.label, line.seeds) for line in lines][2:] == [("random", 2), ("half", 2), ("loss", 2)]
+    rows = ostlight.benchmark(experiment | {"benchmark": section, "proxy": experiment["proxy"] | {"warmup": warm}})
+    assert [(row.label, row.seeds) for row in rows][2:] == [("random", 2), ("half", 2), ("loss", 2)]
     folder = Path(experiment["folder"]) / "run"
     assert len(list((folder / "proxies").iterdir())) == 2, "the benchmark's own seed is one of them"
 
 
-def test_a_tag_no_test_record_has_is_told_before_anything_is_scored(experiment):
+def test_an_unknown_tag_is_refused_before_anything_is_scored(experiment):
     with pytest.raises(ConfigError, match="evaluation.by is 'tusk', a tag no test record has; there are: task"):
         ostlight.benchmark(experiment | {"evaluation": experiment["evaluation"] | {"by": "tusk"}})
     assert not (Path(experiment["folder"]) / "run" / "selectors").exists()
 
 
-def test_bad_variants_and_baselines_are_all_told(experiment):
+def test_all_bad_variants_and_baselines_are_reported_together(experiment):
     section = experiment["benchmark"] | {
         "baseline": "best",
         "workers": 0,
@@ -260,60 +259,77 @@ def test_tasks_on_several_devices_are_refused_before_anything_is_written(experim
         {"compute": experiment["compute"] | {"devices": 2, "strategy": "ddp"}},
         {"benchmark": experiment["benchmark"] | {"variants": several}},
     ):
-        with pytest.raises(ConfigError, match=r"(devices|num_nodes)=2: .* set it to 1. benchmark.workers shares"):
+        with pytest.raises(ConfigError, match=r"(devices|num_nodes)=2: .* set it to 1. benchmark.workers spreads"):
             ostlight.benchmark(experiment | change)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
         ostlight.benchmark(experiment)
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("SLURM_PROCID", "3")
-    with pytest.raises(ConfigError, match="SLURM_PROCID=3: this process is a rank of others"):
+    with pytest.raises(ConfigError, match="SLURM_PROCID=3: this process is a rank of a"):
         ostlight.benchmark(experiment)
     assert not Path(experiment["folder"]).exists()
 
 
-def test_a_selector_of_this_program_deep_in_a_variant_needs_this_process(experiment, monkeypatch):
-    class Mine(load("length")):
-        """Longest answers first, by a class no other process knows."""
+def test_a_selector_registered_by_this_program_runs_in_this_process(experiment, monkeypatch):
+    class Registered(load("length")):
+        """Longest answers first."""
 
-    monkeypatch.setitem(registry._registered, "mine", Mine)
-    started = []
-    monkeypatch.setattr(stages_benchmark, "share", lambda _, __, places, ___: started.append(len(places)))
-    monkeypatch.setattr(stages_benchmark, "work", lambda *_: None)
-    for named in ("length", "mine"):
+    monkeypatch.setitem(registry._registered, "registered", Registered)
+    ran = []
+    monkeypatch.setattr(benchmark_module, "run_in_processes", lambda *_: ran.append("workers"))
+    monkeypatch.setattr(benchmark_module, "run_here", lambda _: ran.append("here"))
+    for named in ("length", "registered"):
         combined = f"{{name: combine, options: {{of: [{{name: {named}}}, {{name: loss}}]}}}}"
         varied = {"label": "it", "overrides": [f"benchmark.selectors=[{{name: random}}, {combined}]"]}
         section = experiment["benchmark"] | {"variants": [varied], "workers": 2}
         with pytest.raises(BenchmarkError):
             ostlight.benchmark(experiment | {"benchmark": section})
-    assert started == [2, 0]
+    assert ran == ["workers", "here"]
 
 
-def test_what_this_process_does_for_want_of_memory_has_a_workers_threads(experiment, monkeypatch):
-    computed_with = []
-    monkeypatch.setattr(workers, "_fitting", lambda _: 1)
-    monkeypatch.setattr(stages_benchmark, "work", lambda *_: computed_with.append(torch.get_num_threads()))
+def test_tasks_in_this_process_use_the_threads_of_a_worker(experiment, monkeypatch):
+    threads = []
+    monkeypatch.setattr(resources, "_trainings_in_memory", lambda _: 1)
+    monkeypatch.setattr(benchmark_module, "run_here", lambda _: threads.append(torch.get_num_threads()))
     torch.set_num_threads(3)
     with pytest.raises(BenchmarkError):
         ostlight.benchmark(experiment | {"benchmark": experiment["benchmark"] | {"workers": None}})
-    assert computed_with == [1]
+    assert threads == [1]
     assert torch.get_num_threads() == 3
 
 
+def test_a_folder_in_use_is_refused(experiment):
+    folder = Path(experiment["folder"]) / "run"
+    folder.mkdir(parents=True)
+    with lock_folder(folder), pytest.raises(BenchmarkError, match="is in use by another"):
+        ostlight.benchmark(experiment)
+    assert not (folder / "trained").exists()
+
+
 @pytest.mark.slow
-def test_worker_processes_and_another_job_share_the_cells(experiment):
+def test_worker_processes_give_the_same_tables(experiment):
     ostlight.benchmark(experiment)
-    alone = (Path(experiment["folder"]) / "run" / "table.csv").read_bytes()
-    other = experiment | {"name": "shared"}
-    config = Path(experiment["folder"]) / "shared.yaml"
-    config.write_text(json.dumps(other | {"benchmark": experiment["benchmark"] | {"workers": 2}}))
-    job = subprocess.Popen([sys.executable, "-m", "ostlight.cli", "benchmark", str(config)])
-    ostlight.benchmark(other)
-    assert job.wait() == 0
-    shared = Path(experiment["folder"]) / "shared"
-    assert (shared / "table.csv").read_bytes() == alone
-    trained = [json.loads(line)["selector"] for line in (shared / "cost_log.jsonl").read_text().splitlines()]
+    section = experiment["benchmark"] | {"workers": 2}
+    ostlight.benchmark(experiment | {"name": "in_workers", "benchmark": section})
+    here, in_workers = (Path(experiment["folder"]) / name for name in ("run", "in_workers"))
+    assert (in_workers / "table.csv").read_bytes() == (here / "table.csv").read_bytes()
+    trained = [json.loads(line)["selector"] for line in (in_workers / "cost_log.jsonl").read_text().splitlines()]
     assert len(trained) == len(set(trained)) == 6
+
+
+def test_scores_of_a_dependency_are_shared_with_the_selector_itself(experiment):
+    parts = [{"name": "loss", "keep": 0.5}, {"name": "length"}]
+    combined = {"name": "combine", "label": "half", "options": {"how": "cascade", "of": parts}}
+    section = experiment["benchmark"] | {"selectors": [combined, {"name": "loss"}], "seeds": [0], "baseline": "base"}
+    rows = ostlight.benchmark(experiment | {"benchmark": section})
+    folder = Path(experiment["folder"]) / "run"
+    flops = {row.label: row.selection_flops for row in rows}
+    assert flops["half"] >= flops["loss"] > 0, "each row pays for what it needs, as if it were alone"
+    (loss_folder,) = folder.glob("selectors/loss-*")
+    stages = [json.loads(line)["stage"] for line in (loss_folder / "cost_log.jsonl").read_text().splitlines()]
+    assert stages.count("score") == 1
+    assert not list(folder.glob("selectors/*/dependencies")), "nothing is scored again for the combination"
 
 
 RUN_WHOLE_THEN_KILL_ANOTHER_AND_RUN_IT_AGAIN = """
@@ -325,7 +341,7 @@ from forks import forked, status_of
 whole, killed, folder = sys.argv[1:]
 assert status_of(forked(lambda: ostlight.benchmark(whole))) == 0
 job = forked(lambda: ostlight.benchmark(killed))
-while not any(Path(folder, "cells").glob("*.json")):
+while not any(Path(folder, "trained").glob("*.json")):
     time.sleep(0.002)
 os.kill(job, signal.SIGKILL)
 assert status_of(job) == -signal.SIGKILL
@@ -335,7 +351,7 @@ assert status_of(forked(lambda: ostlight.benchmark(killed))) == 0
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_run_again_it_writes_what_a_whole_run_does(experiment, tmp_path):
+def test_killed_and_run_again_it_writes_what_an_undisturbed_run_does(experiment, tmp_path):
     training = {"epochs": 1, "batch_size": 4, "lr": 3e-3}
     section = experiment["benchmark"] | {"selectors": [{"name": "random"}, {"name": "loss"}]}
     common = experiment | {"benchmark": section, "target": experiment["target"] | {"training": training}}
@@ -354,7 +370,7 @@ def test_killed_in_the_middle_and_run_again_it_writes_what_a_whole_run_does(expe
     assert len(accuracies) > 2, "trainings that change something"
 
 
-def test_without_a_benchmark_section(settings):
+def test_a_missing_benchmark_section_is_refused(settings):
     with pytest.raises(ConfigError, match="the benchmark section is missing"):
         ostlight.benchmark(settings())
 
@@ -373,22 +389,22 @@ def test_protocols_fix_the_passes_or_the_steps(settings):
     assert (trainings["equal_steps"].epochs, trainings["equal_steps"].steps) == (None, 100)
 
 
-def test_intervals_are_students_t():
+def test_intervals_use_students_t():
     interval = Interval.of([0.5, 0.6, 0.7])
     assert interval.mean == pytest.approx(0.6)
     # t(0.975, 2 degrees of freedom) = 4.30265
-    assert interval.half == pytest.approx(4.30265 * 0.1 / np.sqrt(3), rel=1e-4)
-    assert np.isnan(Interval.of([0.5]).half)
+    assert interval.half_width == pytest.approx(4.30265 * 0.1 / np.sqrt(3), rel=1e-4)
+    assert np.isnan(Interval.of([0.5]).half_width)
 
 
-def test_lines_average_over_seeds_only():
+def test_rows_average_over_seeds_only():
     results = [
         RunResult("ost", budget, "equal_steps", seed, {"all": seed / 10}, training_s=seed)
         for budget in ("20%", "50%")
         for seed in (1, 3)
     ]
-    lines = summarise(results)
-    assert [(line.budget, line.accuracy["all"].mean, line.training_s) for line in lines] == [
+    rows = summarise(results)
+    assert [(row.budget, row.accuracy["all"].mean, row.training_s) for row in rows] == [
         ("20%", pytest.approx(0.2), 2),
         ("50%", pytest.approx(0.2), 2),
     ]

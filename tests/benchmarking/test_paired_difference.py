@@ -1,4 +1,4 @@
-"""Intervals of paired differences: over seeds and items, and of what is shared nothing is left."""
+"""Intervals of paired differences over seeds and items; what both rows share cancels."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ def noisy(seeds: int, items: int, rate: float, seed: int) -> np.ndarray:
 
 def test_the_mean_is_that_of_the_pairs():
     ours, theirs = noisy(5, 200, 0.8, 1), noisy(5, 200, 0.6, 2)
-    found = paired_difference(ours, theirs)
-    assert found.mean == pytest.approx(ours.mean() - theirs.mean())
-    assert found.low < found.mean < found.high
-    assert (found.seeds, found.items) == (5, 200)
-    assert found.clear
+    difference = paired_difference(ours, theirs)
+    assert difference.mean == pytest.approx(ours.mean() - theirs.mean())
+    assert difference.low < difference.mean < difference.high
+    assert (difference.seeds, difference.items) == (5, 200)
+    assert difference.is_significant
 
 
 def test_independent_answers_give_the_textbook_interval():
     # Variance of a mean of S * I independent differences, each of variance p(1-p) + q(1-q). Resampling both ways
     # counts such noise three times over (for seeds, for items, for their cross), which errs on the safe side.
     ours, theirs = noisy(40, 400, 0.8, 3), noisy(40, 400, 0.6, 4)
-    found = paired_difference(ours, theirs)
+    difference = paired_difference(ours, theirs)
     textbook = 1.96 * np.sqrt((0.8 * 0.2 + 0.6 * 0.4) / (40 * 400))
-    assert (found.high - found.low) / 2 == pytest.approx(np.sqrt(3) * textbook, rel=0.15)
+    assert (difference.high - difference.low) / 2 == pytest.approx(np.sqrt(3) * textbook, rel=0.15)
 
 
-def test_what_a_seed_does_to_both_cancels():
+def test_an_effect_of_the_seed_on_both_rows_cancels():
     luck = np.random.default_rng(5).random(6)[:, None]
     items = np.random.default_rng(6).random((6, 300))
     theirs = items < 0.3 + 0.5 * luck
     assert paired_difference(theirs, theirs).low == paired_difference(theirs, theirs).high == 0
     better = theirs.copy()
     better[:, :30] = True
-    found = paired_difference(better, theirs)
+    difference = paired_difference(better, theirs)
     unpaired = paired_difference(better, theirs[::-1])
-    assert found.high - found.low < unpaired.high - unpaired.low
+    assert difference.high - difference.low < unpaired.high - unpaired.low
 
 
 def test_seeds_that_disagree_widen_the_interval_however_many_items_there_are():
@@ -47,15 +47,15 @@ def test_seeds_that_disagree_widen_the_interval_however_many_items_there_are():
     ours = theirs.copy()
     for seed, share in enumerate((0.0, 0.1, 0.2, 0.3, 0.4)):
         ours[seed, : int(share * 5_000)] = True
-    found = paired_difference(ours, theirs, resamples=2_000)
+    difference = paired_difference(ours, theirs, resamples=2_000)
     # The bootstrap's spread of a mean of five: the plain (1/n) spread over sqrt(5).
     spread = np.std([0.0, 0.1, 0.2, 0.3, 0.4]) / np.sqrt(5)
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
+    assert (difference.high - difference.low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
 
 
 def test_one_untrained_model_is_compared_to_every_run():
-    found = paired_difference(noisy(4, 100, 0.9, 7), noisy(1, 100, 0.3, 8))
-    assert (found.seeds, found.items) == (4, 100)
+    difference = paired_difference(noisy(4, 100, 0.9, 7), noisy(1, 100, 0.3, 8))
+    assert (difference.seeds, difference.items) == (4, 100)
 
 
 def test_the_same_runs_give_the_same_interval():
@@ -63,6 +63,6 @@ def test_the_same_runs_give_the_same_interval():
     assert paired_difference(ours, theirs) == paired_difference(ours, theirs)
 
 
-def test_other_items_are_refused():
+def test_rows_over_different_items_are_refused():
     with pytest.raises(ValueError, match="broadcast"):
         paired_difference(noisy(3, 50, 0.7, 1), noisy(3, 40, 0.7, 1))

@@ -1,4 +1,4 @@
-"""Tables for people: whatever the names hold, and however wide the terminal is."""
+"""Tables for people, whatever the names contain and however wide the terminal is."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ostlight.benchmarking.table import accuracy_table
 from ostlight.benchmarking.terminal import rich_tables
 
 
-def lines(*accuracies: dict[str, float]) -> list[ResultRow]:
-    planned_runs = [
+def rows(*accuracies: dict[str, float]) -> list[ResultRow]:
+    results = [
         RunResult("ost", "20%", "equal_steps", seed, {"all": 0.8} | groups, variant=f"v{k}" * (len(accuracies) > 1))
         for k, groups in enumerate(accuracies)
         for seed in (0, 1)
     ]
-    return summarise(planned_runs)
+    return summarise(results)
 
 
 def printed(some: list[ResultRow], width: int, title: str = "t") -> str:
@@ -27,39 +27,39 @@ def printed(some: list[ResultRow], width: int, title: str = "t") -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_group_that_a_variants_questions_lack_is_blank():
-    table = accuracy_table(lines({"read": 0.9, "sum": 0.7}, {"sum": 0.6, "colour": 0.5}), None)
-    first = table.head.index("read")
-    assert table.head[first : first + 3] == ["read", "sum", "colour"]
+def test_a_group_without_questions_is_blank():
+    table = accuracy_table(rows({"read": 0.9, "sum": 0.7}, {"sum": 0.6, "colour": 0.5}), None)
+    first = table.headings.index("read")
+    assert table.headings[first : first + 3] == ["read", "sum", "colour"]
     assert [row[first : first + 3] for row in table.rows] == [["90", "70", ""], ["", "60", "50"]]
-    assert "colour" in printed(lines({"read": 0.9}, {"colour": 0.5}), 60)
+    assert "colour" in printed(rows({"read": 0.9}, {"colour": 0.5}), 60)
 
 
-def test_names_from_the_data_are_no_markup():
-    some = lines({"[/x]": 0.9, "a|b\nc": 0.7, "\x1b[31m": 0.5})
-    told = printed(some, 200, "[/run]")
-    assert "[/x]" in told
-    assert "[/run]" in told
-    assert "\x1b" not in told
+def test_names_from_the_data_are_not_read_as_markup():
+    some = rows({"[/x]": 0.9, "a|b\nc": 0.7, "\x1b[31m": 0.5})
+    text = printed(some, 200, "[/run]")
+    assert "[/x]" in text
+    assert "[/run]" in text
+    assert "\x1b" not in text
     head, rule, row = accuracy_table(some, None).markdown().splitlines()
     assert r"| a\|b c |" in head
     assert head.replace(r"\|", "").count("|") == rule.count("|") == row.count("|")
 
 
 def test_a_narrow_terminal_gets_the_groups_in_a_table_of_their_own():
-    some = lines({"read": 0.9, "sum": 0.7})
+    some = rows({"read": 0.9, "sum": 0.7})
     whole, cost = rich_tables(some, None, "t", width=250)
     first, second, _, _ = rich_tables(some, None, "t", width=60)
-    assert [str(c.header) for c in whole.columns][:5] == ["selected", "seeds", "accuracy (95%)", "read", "sum"]
+    assert [str(c.header) for c in whole.columns][:5] == ["selected", "seeds", "accuracy, % (95%)", "read", "sum"]
     assert "read" not in [str(c.header) for c in first.columns]
     assert [str(c.header) for c in second.columns] == ["selected", "read", "sum"]
     assert str(whole.title) == "t, equal steps"
-    assert "total wall s" in [str(c.header) for c in cost.columns]
+    assert "total, elapsed seconds" in [str(c.header) for c in cost.columns]
 
 
 def test_no_figure_is_cut_in_a_terminal_of_80_columns():
     planned = RunResult("ost", "20%", "equal_steps", 0, {"all": 0.8}, training_flops=1.85e12, training_s=123.4)
-    told = printed(summarise([planned]), 80)
-    assert "1.85e+12" in told
-    assert "123.4" in told
-    assert "\N{HORIZONTAL ELLIPSIS}" not in told
+    text = printed(summarise([planned]), 80)
+    assert "1.85e+12" in text
+    assert "123.4" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text

@@ -47,8 +47,8 @@ def bench(finished_run: Path, tmp_path: Path, write_results: Callable[..., None]
 
 
 def save(place: Path, name: str, kept: np.ndarray, key: str = "00000000") -> None:
-    (place / "picks").mkdir(exist_ok=True)
-    np.save(place / "picks" / f"{name}-{key}.npy", kept)
+    (place / "selections").mkdir(exist_ok=True)
+    np.save(place / "selections" / f"{name}-{key}.npy", kept)
 
 
 def best_half_of_each_task(scores: ScoreColumns) -> list[int]:
@@ -105,15 +105,15 @@ def test_two_selections_for_one_budget_are_named_by_selector(bench: Path, scores
     save(bench / "selectors" / "ost-0123abcd", "40", scores.position[:40], key="ffffffff")
     save(bench / "selectors" / "ost-0123abcd", "40", scores.position[:40], key="5ca1ab1e")
     used = {"ranking": "40-00000000", "set": "40-ffffffff", "ost": "40-00000000"}
-    rows = [{"scores": "selectors/ost-0123abcd", "selector": s, "variant": "", "pick": p} for s, p in used.items()]
-    (bench / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"scores": "selectors/ost-0123abcd", "selector": s, "variant": "", "selection": p} for s, p in used.items()]
+    (bench / "score_index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run,) = FinishedRun.open(bench).scored_runs
     assert [p.budget for p in ScoreColumns.read(run).selections][:2] == ["40, ranking, ost", "40, set"]
 
 
 def test_benchmark_of_one_budget_shows_the_same_as_its_selection(finished_run: Path, bench: Path, scores: ScoreColumns):
     place = bench / "selectors" / "ost-0123abcd"
-    shutil.rmtree(place / "picks")
+    shutil.rmtree(place / "selections")
     fifth = Budget(fraction=0.2)
     config = bench / "config.yaml"
     config.write_text(config.read_text().replace(BUDGETS, "[{fraction: 0.2}]"))

@@ -1,0 +1,123 @@
+"""Tasks in the order of their needs; one that fails stops only the tasks that need it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ostlight.errors import OstlightError
+
+log = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """A piece of work that leaves a file.
+
+    Attributes:
+        name: for people.
+        needs: tasks that must be done first.
+        key: fingerprint of everything the file is made from; two tasks with the same key make the same file. Read only
+            once the needs are done.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> Sequence[Task]: ...
+    @property
+    def key(self) -> str: ...
+
+    def is_done(self) -> bool:
+        """Whether the file exists. Called only once the needs are done."""
+
+    def run(self) -> None:
+        """Makes the file."""
+
+
+@dataclass
+class Failure:
+    """A task that failed.
+
+    Attributes:
+        task: its name.
+        error: the error's message.
+        blocked: names of the tasks that cannot run because of it.
+    """
+
+    task: str
+    error: str
+    blocked: list[str] = field(default_factory=list)
+
+
+class Schedule:
+    """Which task is next, and which have failed.
+
+    Args:
+        tasks: in the order in which they are preferred, each after the tasks that it needs.
+
+    Attributes:
+        failures: in the order in which they happened.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._waiting = list(tasks)
+        self._done: set[Task] = set()
+        self._running: set[str] = set()
+        self._failure_of_task: dict[Task, Failure] = {}
+        self._failure_of_key: dict[str, Failure] = {}
+        self.failures: list[Failure] = []
+
+    def next_task(self) -> Task | None:
+        """Returns the first task that can run now and whose file does not exist yet; ``None`` while there is none."""
+        for task in list(self._waiting):
+            failure = self._blocking_failure(task)
+            if failure is not None:
+                failure.blocked.append(task.name)
+                self._failure_of_task[task] = failure
+                self._waiting.remove(task)
+            elif self._can_run(task) and task.key not in self._running:
+                self._waiting.remove(task)
+                if not task.is_done():
+                    self._running.add(task.key)
+                    return task
+                self._done.add(task)
+        return None
+
+    def finish(self, task: Task, error: str | None) -> None:
+        """Records that a task has ended; ``error`` says why it failed."""
+        self._running.discard(task.key)
+        if error is None:
+            self._done.add(task)
+            return
+        failure = Failure(task.name, error)
+        self.failures.append(failure)
+        self._failure_of_task[task] = self._failure_of_key[task.key] = failure
+
+    def _can_run(self, task: Task) -> bool:
+        return all(need in self._done for need in task.needs)
+
+    def _blocking_failure(self, task: Task) -> Failure | None:
+        """Returns the failure of a need, or of another task with the same key."""
+        failures = (self._failure_of_task[need] for need in task.needs if need in self._failure_of_task)
+        same_key = self._failure_of_key.get(task.key) if self._failure_of_key and self._can_run(task) else None
+        return next(failures, same_key)
+
+
+def run_here(schedule: Schedule) -> None:
+    """Runs all tasks in this process, one after the other."""
+    while (task := schedule.next_task()) is not None:
+        schedule.finish(task, run_task(task))
+
+
+def run_task(task: Task) -> str | None:
+    """Runs a task and logs its failure; returns the error's message, ``None`` where it succeeded."""
+    try:
+        task.run()
+    except Exception as error:
+        is_expected = isinstance(error, OstlightError)
+        message = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        log.error(f"failed: {task.name}: {message}", exc_info=not is_expected)
+        return message
+    return None

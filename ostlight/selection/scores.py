@@ -87,10 +87,10 @@ class Scores:
             raise DataError(f"the score table has no column {name!r}; it has {', '.join(self.table.column_names)}")
         chunked = self.table[name].combine_chunks()
         if pa.types.is_fixed_size_list(chunked.type):
-            return chunked.flatten().to_numpy(zero_copy_only=False).reshape(len(self), -1)
+            return np.asarray(chunked.flatten().to_numpy(zero_copy_only=False)).reshape(len(self), -1)
         if pa.types.is_list(chunked.type):
             return _rectangle(chunked)
-        return chunked.to_numpy(zero_copy_only=False)
+        return np.asarray(chunked.to_numpy(zero_copy_only=False))
 
     @property
     def score(self) -> np.ndarray:
@@ -104,7 +104,7 @@ class Scores:
 
     @property
     def ids(self) -> list[str]:
-        return self.table["id"].to_pylist()
+        return [*self.table["id"].to_pylist()]
 
     @property
     def tokens(self) -> np.ndarray:
@@ -195,7 +195,7 @@ def _rectangle(lists: pa.ListArray) -> np.ndarray:
     lengths = set(pa.compute.list_value_length(lists).to_pylist())
     if len(lengths) != 1 or lengths & {None, 0}:
         return np.array(lists.to_pylist())
-    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+    return np.asarray(lists.flatten().to_numpy(zero_copy_only=False)).reshape(len(lists), -1)
 
 
 def read_score_table(folder: Path) -> pa.Table:

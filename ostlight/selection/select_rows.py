@@ -29,7 +29,7 @@ def select_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarra
     affordable = np.flatnonzero(scores.tokens <= budget.tokens)
     if not len(affordable):
         return affordable
-    return affordable[_select(selector, scores.take(affordable), budget)]
+    return np.asarray(affordable[_select(selector, scores.take(affordable), budget)])
 
 
 def _select(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:

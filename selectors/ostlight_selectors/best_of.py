@@ -130,7 +130,7 @@ class BestOf(Selector):
     def _first_score(self, columns: Mapping[str, Any], failures: Sequence[Any]) -> np.ndarray:
         source, first = self.sources[0], self.candidates[0]
         if source.metric is None:
-            return columns[f"{source.dependency}.score"]
+            return np.asarray(columns[f"{source.dependency}.score"])
         assert isinstance(first, MetricSelector), "only metric selectors read another's column"
         values = [np.nan if failure else value for value, failure in zip(columns[source.metric], failures, strict=True)]
         return first.score_of(np.array(values, dtype=np.float64))
@@ -229,7 +229,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     """One value a row; lists as arrays, which keep their precision."""
     if pa.types.is_list(column.type) and not pa.types.is_nested(column.type.value_type):
         return [row.values.to_numpy(zero_copy_only=False) if row.is_valid else None for row in column]
-    return column.to_pylist()
+    return [*column.to_pylist()]
 
 
 def _resolve(

@@ -17,8 +17,10 @@ from ostlight.testing.pools import PoolFiles
 from ostlight.testing.runner import SelectorRunner
 
 OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
+OST = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "parameters": "head", "step_size": 0.05}}
+OST_SET = {"name": "ost", "label": "set", "options": OST["options"] | {"selection": "set"}}  # type: ignore[operator]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "best_of": {"steps": 2},
+    "best_of": {"steps": 2, "candidates": [OST, {"name": "random"}, {"name": "loss"}, OST_SET]},
     "active": {"estimator": "first_order", "parameters": "head", "step_size": 0.05, "answers": 2, "max_new_tokens": 4},
     "combine": {"how": "cascade", "of": [{"name": "loss", "keep": 0.5}, {"name": "length"}]},
     "deita": {"complexity": None, "quality": None},

@@ -91,11 +91,11 @@ class Constraints:
     def fitting(self, order: np.ndarray, left: np.ndarray) -> np.ndarray:
         """Those of ``order`` reached before their group's budget in ``left``, ``[groups]``, is spent; same order."""
         groups, costs = self.groups[order], self.costs[order]
-        return order[_costs_with(groups, costs, len(left)) <= left[groups]]
+        return np.asarray(order[_costs_with(groups, costs, len(left)) <= left[groups]])
 
     def open(self, left: np.ndarray) -> np.ndarray:
         """``[N]`` whether a sample fits what is left of its group's budget."""
-        return self.costs <= left[self.groups]
+        return np.asarray(self.costs <= left[self.groups])
 
     def costs_of(self, rows: np.ndarray) -> np.ndarray:
         """``[groups]`` cost of the given rows."""
@@ -146,7 +146,7 @@ def top(values: np.ndarray, count: int) -> np.ndarray:
     else:
         rows = np.arange(len(values))
     rows = rows[values[rows] > -np.inf]
-    return rows[np.lexsort((rows, -values[rows]))]
+    return np.asarray(rows[np.lexsort((rows, -values[rows]))])
 
 
 def _costs_with(groups: np.ndarray, costs: np.ndarray, number: int) -> np.ndarray:

@@ -101,7 +101,7 @@ def improve_by_exchange(
 def _swap_gains(objective: SetObjective, slopes: np.ndarray, out: np.ndarray, new: np.ndarray) -> np.ndarray:
     """What each swap adds to ``m V`` if the two samples have nothing in common."""
     own = objective.own
-    return slopes[new] - own[new] - slopes[out] - own[out]
+    return np.asarray(slopes[new] - own[new] - slopes[out] - own[out])
 
 
 def _pairs(

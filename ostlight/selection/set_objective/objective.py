@@ -127,12 +127,12 @@ class SetObjective:
 
     def slopes(self, total: np.ndarray) -> np.ndarray:
         """``[N]`` float64, ``m dV/dw_i = a_i - (b/m) <phi_i, total>`` where the weights give ``total``."""
-        return self.gains - dots(self.phi, total * (self.redundancy / self.size))
+        return np.asarray(self.gains - dots(self.phi, total * (self.redundancy / self.size)))
 
     @property
     def own(self) -> np.ndarray:
         """``[N]``: what a sample's own curvature takes off ``slopes`` when it joins, ``b/(2m) ||phi_i||^2``."""
-        return self.squares * (self.redundancy / (2 * self.size))
+        return np.asarray(self.squares * (self.redundancy / (2 * self.size)))
 
     def of(self, rows: np.ndarray) -> SetObjective:
         """The same objective over some of the samples, numbered from 0 in the order given."""
@@ -141,7 +141,7 @@ class SetObjective:
 
 def dots(phi: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """``[N]`` float64, ``<phi_i, vector>``; a row's result does not depend on its place (a BLAS product's may)."""
-    return np.einsum("nk,k->n", phi, vector.astype(phi.dtype)).astype(np.float64)
+    return np.asarray(np.einsum("nk,k->n", phi, vector.astype(phi.dtype)), dtype=np.float64)
 
 
 def squared_norms(phi: np.ndarray) -> np.ndarray:

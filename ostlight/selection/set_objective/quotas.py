@@ -82,4 +82,4 @@ def _parts(phi: np.ndarray) -> list[np.ndarray]:
 
 def _directions(f: np.ndarray, phi: np.ndarray, weight: float) -> np.ndarray:
     rows = np.column_stack([phi, weight * f]).astype(np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny))

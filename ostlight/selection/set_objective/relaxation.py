@@ -120,10 +120,10 @@ def _best_mixture(gains: np.ndarray, means: np.ndarray, redundancy: float, share
         ascent = slopes[best] - slopes[worst]
         if ascent <= 1e-9 * scale:
             break
-        bend = curvature[best, best] + curvature[worst, worst] - 2 * curvature[best, worst]
-        move = min(shares[worst], ascent / bend) if bend > 0 else shares[worst]
+        second_derivative = curvature[best, best] + curvature[worst, worst] - 2 * curvature[best, worst]
+        move = min(shares[worst], ascent / second_derivative) if second_derivative > 0 else shares[worst]
         shares = shares.copy()
         shares[best] += move
         shares[worst] = shares[worst] - move if move < shares[worst] else 0.0
         slopes = slopes - move * (curvature[:, best] - curvature[:, worst])
-    return shares / shares.sum()
+    return np.asarray(shares / shares.sum())

@@ -18,21 +18,23 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.digitmath import DigitMath, build
 from ostlight.digitmath.model import checkpoint
-from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.anchors import Anchors
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.preconditioner import Scale, SecondMoments
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.preconditioner import GradientScale
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
-from ostlight.influence.simulated_step import Step
-from ostlight.influence.step_size import UpdateNorms, first_adam_step, median_update_norm
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.influence.step_size import first_adam_step
 from ostlight.models.batch import Batch
 from ostlight.models.cost import StageCost
+from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor, mean_loss
+from ostlight.training.optimizer_records import SecondMoments, UpdateNorms, median_update_norm
 from ostlight.training.steps import EncodedPool
 
 TOKENS_PER_BATCH = 4096
@@ -91,14 +93,14 @@ class WarmedProxy:
     """A proxy at one checkpoint.
 
     Attributes:
-        parameters: scope ``blocks``.
+        parameters: ``blocks``.
         update_norm: what the rule for eta is given.
         folder: holds the warm-up's second moments, if there was one.
     """
 
     model: MultimodalModel
     parameters: dict[str, nn.Parameter]
-    anchors: AnchorSet
+    anchors: Anchors
     update_norm: float
     dev_loss: float
     folder: Path
@@ -120,21 +122,21 @@ class WarmedProxy:
             fit(model, data, job, StageCost("warm-up"))
             norms.save(folder)
             moments.save(folder)
-        parameters = named_parameters_of(model.model, "blocks")
+        parameters = select_parameters(model.model, "blocks")
         length = median_update_norm(folder, parameters) or first_adam_step(parameters, LEARNING_RATE)
-        anchors = AnchorSet.make(model, pool.anchors, [""] * len(pool.anchors), TOKENS_PER_BATCH)
+        anchors = make_anchors(model, pool.anchors, [""] * len(pool.anchors), TOKENS_PER_BATCH)
         loss = mean_loss(model, model.batches(pool.dev, TOKENS_PER_BATCH))
         return cls(model, parameters, anchors, length, loss, folder)
 
-    def step(self, eta: float, scale: Scale | None = None) -> Step:
-        return Step(self.model, self.parameters, self.anchors, eta, scale)
+    def step(self, eta: float, scale: GradientScale | None = None) -> SimulatedStep:
+        return SimulatedStep(self.model.model, self.parameters, self.anchors, eta, scale)
 
     def singles(self, samples: Sequence[Sample]) -> list[Batch]:
         return [batch for sample in samples for batch in self.model.batches([sample], TOKENS_PER_BATCH)]
 
 
 def sketched(
-    proxy: WarmedProxy, samples: Sequence[Sample], probes: int, seed: int, scale: Scale | None = None
+    proxy: WarmedProxy, samples: Sequence[Sample], probes: int, seed: int, scale: GradientScale | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slopes ``[N]``, sketches ``[N, K]`` and gradient norms ``[N]``; none of them depends on eta."""
     scorer = SecondOrder(proxy.step(1.0, scale), probes, seed)
@@ -154,7 +156,7 @@ def projected(
     snapshots: Sequence[Sample],
     count: int,
     etas: Sequence[float],
-    scale: Scale | None = None,
+    scale: GradientScale | None = None,
 ) -> np.ndarray:
     """``[len(etas), N]`` utilities from ``count`` directions, measured again at each eta."""
     singles, batches = proxy.singles(snapshots), proxy.model.batches(samples, TOKENS_PER_BATCH)
@@ -169,7 +171,7 @@ def projected(
 
 
 def definitions(
-    proxy: WarmedProxy, singles: Sequence[Batch], etas: Sequence[float], scale: Scale | None = None
+    proxy: WarmedProxy, singles: Sequence[Batch], etas: Sequence[float], scale: GradientScale | None = None
 ) -> np.ndarray:
     """``[len(etas), N]`` utilities by `exact`."""
     found = []
@@ -183,14 +185,14 @@ def trained_gain(proxy: WarmedProxy, pool: LabelledPool, rows: np.ndarray, seed:
     """What the anchors' mean loss falls by, in nats, when the proxy is trained on these pool records."""
     model = copy.deepcopy(proxy.model).requires_grad_(True)
     model.training_settings = Training(epochs=epochs, batch_size=BATCH_SIZE, lr=LEARNING_RATE)
-    before = float(proxy.anchors.losses(model)[0])
+    before = float(proxy.anchors.losses(model.model)[0])
     data = EncodedPool(pool.pool, rows, model.encoder)
     fit(model, data, TrainingJob(COMPUTE, proxy.folder, "subset", seed, quiet=True), StageCost("train"))
-    return before - float(proxy.anchors.losses(model)[0])
+    return before - float(proxy.anchors.losses(model.model)[0])
 
 
 @dataclass(frozen=True)
-class Responses:
+class StepResponses:
     """How the anchors' answers react to a step along each sample's gradient, in float64 weights.
 
     Attributes:
@@ -208,12 +210,12 @@ class Responses:
     hessian: np.ndarray
 
     @classmethod
-    def of(cls, proxy: WarmedProxy, singles: Sequence[Batch]) -> Responses:
+    def of(cls, proxy: WarmedProxy, singles: Sequence[Batch]) -> StepResponses:
         """Two passes over the anchors for each sample: central differences along its gradient."""
         model = copy.deepcopy(proxy.model).double()
         named = dict(model.model.named_parameters())
         parameters = {name: named[name] for name in proxy.parameters}
-        train_only(model, parameters)
+        train_only(model.model, parameters)
         kept = [p.detach().clone() for p in parameters.values()]
 
         def at(gradient: Sequence[Tensor], size: float) -> Tensor:
@@ -231,7 +233,7 @@ class Responses:
         changes, curvatures = [], []
         for single in singles:
             at(kept, 0.0)
-            _, gradient = sample_gradient(model, list(parameters.values()), single)
+            _, gradient = sample_gradient(model.model, SampleTask(), parameters, single)
             size = SHIFT / max(norm(gradient), 1e-12)
             up, down = at(gradient, size), at(gradient, -size)
             change = (up - down) / (2 * size)

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from _scoring_shapes import Shape
 from torch import Tensor, nn
 
-from ostlight.influence.gradients.curvature_correction import Bend
+from ostlight.influence.anchors import Anchors
+from ostlight.influence.gradients.curvature_correction import CurvatureCorrection
 from ostlight.influence.gradients.engine import GradientDots
-from ostlight.influence.gradients.forward_mode import directional_derivatives, find_step
-from ostlight.influence.gradients.probes import Anchors, mean_gradients
-from ostlight.influence.gradients.responses import BENDS, LIKELIEST, SNAPSHOTS, Responses
+from ostlight.influence.gradients.forward_mode import directional_derivatives, find_difference_step
+from ostlight.influence.gradients.probes import mean_gradients
+from ostlight.influence.gradients.responses import DEVIATION_SHARE, LIKELIEST, SNAPSHOTS, StepResponses
 from ostlight.influence.gradients.rows import RowMap
-from ostlight.influence.parameters import named_parameters_of, unwrapped
+from ostlight.influence.parameters import select_parameters, unwrapped
+from ostlight.influence.task import Task
 from ostlight.models.losses import IGNORED, per_sample_losses
 
 ANCHORS = 100
@@ -29,6 +31,13 @@ DIRECTIONS = 32
 NAIVE_PROBES = 16
 
 Inputs = dict[str, Tensor]
+
+
+class _PairTask(Task):
+    """Batches are ``(inputs, labels)``."""
+
+    def logits(self, model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[Tensor, Tensor]:
+        return logits_of(model, batch[0])[:, :-1], batch[1][:, 1:]
 
 
 @dataclass
@@ -66,18 +75,14 @@ class ScoringContext:
         model = copy.deepcopy(trained)
         if parameter_set == "lora":
             model = with_adapters(model)
-        parameters = named_parameters_of(model, parameter_set)
+        parameters = select_parameters(model, parameter_set)
         wanted = {id(parameter) for parameter in parameters.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
         inputs, labels = shape.samples(trained, shape.batch, 1, device)
         batches = [range(k, min(k + shape.batch, ANCHORS)) for k in range(0, ANCHORS, shape.batch)]
-        anchors = Anchors(
-            lambda batch: (logits_of(model, batch[0]), batch[1]),
-            [(list(rows), shape.samples(trained, len(rows), 100 + rows[0], device)) for rows in batches],
-            ["all"] * ANCHORS,
-        )
-        direction = mean_gradients(anchors, parameters)["all"]
+        anchors = Anchors([shape.samples(trained, len(rows), 100 + rows[0], device) for rows in batches], _PairTask())
+        direction = mean_gradients(model, anchors, parameters)[""]
         one_target = sum(part.numel() for part in direction.values()) * target_dtype.itemsize
         most = largest_fitting(counts, one_target, free_bytes(device))
         targets = {
@@ -229,7 +234,7 @@ def by_engine(context: ScoringContext, probes: int, norms: bool = True) -> Calla
 def by_responses(context: ScoringContext, count: int) -> Callable[[], Tensor]:
     """The inner products and then the anchors' cross-entropy at every sample's moved logits, directions random."""
     products = by_engine(context, count)
-    labels = torch.cat([batch[1] for _, batch in context.anchors.batches])
+    labels = torch.cat([batch[1] for batch in context.anchors.batches])
     tokens, words = (
         int((labels[:, 1:] != IGNORED).sum()),
         min(LIKELIEST + 2, context.trained.config.get_text_config().vocab_size),
@@ -239,19 +244,19 @@ def by_responses(context: ScoringContext, count: int) -> Callable[[], Tensor]:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=context.device)
 
-    bends, eta = math.ceil(BENDS * count), 1e-3
+    bends, eta = math.ceil(DEVIATION_SHARE * count), 1e-3
     ids = torch.zeros(tokens, words, dtype=torch.long, device=context.device)
     weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=context.device)
     ways = eta * drawn(count + bends, tokens, words)
     bent = drawn(SNAPSHOTS * count, bends).double()
     places = torch.arange(len(bent), device=context.device)
-    responses = Responses(ids, drawn(tokens, words), weights, ways[:count], places, ways[count:], bent)
-    bend = Bend.of(drawn(len(bent), count).double(), bent, eta)
+    responses = StepResponses(ids, drawn(tokens, words), weights, ways[:count], places, ways[count:], bent)
+    bend = CurvatureCorrection.fit(drawn(len(bent), count).double(), bent, eta)
 
     def run() -> Tensor:
         dots = products()
         phi = dots[:, 1:].double()
-        responses.falls(phi, eta, bend(phi))
+        responses.loss_decrease(phi, eta, bend(phi))
         return dots
 
     return run
@@ -264,7 +269,7 @@ def central_difference(context: ScoringContext) -> Callable[[], Tensor]:
     def run() -> Tensor:
         # The step is found once for a proxy, on a few samples; the first call, which is not timed, pays for it.
         if not sizes:
-            sizes.append(find_step(*given, context.model).size)
+            sizes.append(find_difference_step(*given, context.model).size)
         return directional_derivatives(*given, sizes[0], context.model)[:, None]
 
     return run
@@ -281,7 +286,7 @@ def exact(context: ScoringContext, eta: float = 1e-3) -> Callable[[], Tensor]:
 
     @torch.no_grad()
     def anchor_loss() -> Tensor:
-        each = [losses_of(context.model, *batch) for _, batch in context.anchors.batches]
+        each = [losses_of(context.model, *batch) for batch in context.anchors.batches]
         return torch.cat(each).double().mean()
 
     base = anchor_loss()

@@ -32,7 +32,7 @@ from _fidelity import (
     BATCH_SIZE,
     WARM_UPS,
     LabelledPool,
-    Responses,
+    StepResponses,
     WarmedProxy,
     definitions,
     projected,
@@ -44,10 +44,11 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from ostlight.influence.gradients.responses import SNAPSHOTS
-from ostlight.influence.preconditioner import adam_scale
-from ostlight.influence.step_size import step_size_by_rule
+from ostlight.influence.step_size import median_step_size
 from ostlight.models.batch import Batch
+from ostlight.models.influence_task import SampleTask
 from ostlight.selection.set_objective.objective import minibatch_value, plain_value
+from ostlight.training.optimizer_records import warmup_adam_scale
 from ostlight_selectors.ost import NORMS
 
 ETAS = {"rule/3": 1 / 3, "rule": 1.0, "3rule": 3.0}
@@ -92,7 +93,7 @@ def gather(pool: LabelledPool, name: str, plan: Plan, folder: Path) -> Facts:
     singles = proxy.singles(scored)
     slopes, phi, norms = sketched(proxy, samples, max(plan.probes), pool.seed)
     of_eta = proxy.singles(samples[:NORMS])
-    eta = step_size_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm)
+    eta = median_step_size(proxy.model.model, proxy.parameters, of_eta, proxy.update_norm, task=SampleTask())
     etas = [eta * factor for factor in ETAS.values()]
     facts: Facts = {"eta": np.array(eta), "dev_loss": np.array(proxy.dev_loss), "slopes": slopes, "phi": phi}
     facts |= {"norms": norms[: plan.scored], "exact": definitions(proxy, singles, etas)}
@@ -101,8 +102,10 @@ def gather(pool: LabelledPool, name: str, plan: Plan, folder: Path) -> Facts:
     for k in plan.directions:
         facts[f"projected{k}"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, etas)
     if name in plan.adam:
-        scale, _ = adam_scale(proxy.folder, proxy.model, proxy.parameters, proxy.anchors)
-        adam_eta = step_size_by_rule(proxy.model, proxy.parameters, of_eta, proxy.update_norm, scale)
+        scale, _ = warmup_adam_scale(proxy.folder, proxy.model.model, proxy.parameters, proxy.anchors)
+        adam_eta = median_step_size(
+            proxy.model.model, proxy.parameters, of_eta, proxy.update_norm, task=SampleTask(), scale=scale
+        )
         adam_etas, k = [adam_eta * factor for factor in ETAS.values()], plan.adam_directions
         facts["adam_eta"] = np.array(adam_eta)
         facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, pool.seed, scale)
@@ -121,7 +124,7 @@ def gather(pool: LabelledPool, name: str, plan: Plan, folder: Path) -> Facts:
 def explanations(pool: LabelledPool, plan: Plan, proxy: WarmedProxy, singles: list[Batch], etas: list[float]) -> Facts:
     """Where the rest is lost: the costly part."""
     facts: Facts = {}
-    responses = Responses.of(proxy, singles)
+    responses = StepResponses.of(proxy, singles)
     near = responses.projected()
     facts |= {"gauss_newton": responses.gauss_newton, "hessian": responses.hessian}
     facts["linear_logits"] = np.stack([responses.linear_logits(e) for e in etas])

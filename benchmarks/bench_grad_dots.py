@@ -22,7 +22,7 @@ from _kernels import Spread, captured, draw_roofline, interleaved, measure_ceili
 from _record import Recorder
 from torch import Tensor
 
-from ostlight_kernels import explain, grad_dots
+from ostlight_kernels import explain_dispatch, grad_dots
 from ostlight_kernels.tiles import table
 
 LAYERS = ((896, 896), (128, 896), (4864, 896), (896, 4864))
@@ -94,7 +94,7 @@ def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, plot: Pa
     points = {}
     for d_out, d_in in LAYERS:
         a, b, targets = inputs(samples, TOKENS, d_out, d_in, TARGETS, "cuda", torch.bfloat16)
-        print(f"{d_out}x{d_in}: {explain(a)}")
+        print(f"{d_out}x{d_in}: {explain_dispatch(a)}")
         for name, function in (("grad_dots", grad_dots), ("bmm_matmul", form_and_multiply), ("compiled", compiled)):
             check_against_float64(name, function(a, b, targets), a, b, targets)
         functions: dict[str, Callable[[], object]] = {

@@ -30,7 +30,7 @@ from _memory import peak_bytes
 from _record import Recorder
 from torch import Tensor
 
-from ostlight_kernels import explain, one_step_head, small_steps
+from ostlight_kernels import explain_dispatch, one_step_head, small_steps
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import head_table, logits_table, slopes_table
 
@@ -179,7 +179,7 @@ def on_cuda(recorder: Recorder, rounds: int, n: int, sweep: bool, plot: Path | N
     t, anchors, s, d, v = 64, 100, 64, 896, 32_000
     ceilings = measure_ceilings(recorder)
     case = inputs(n, t, anchors, s, d, v, "cuda", torch.bfloat16)
-    print(explain(case["h"]))
+    print(explain_dispatch(case["h"]))
     expected = expected_of(case)
     check_error("one_step_head", error_of(one_step_head(**case), expected), TOLERANCE)
     label = f"kernel=one_step_head V={v} T={t} anchors={anchors}x{s} D={d} N={n} dtype=bf16"

@@ -18,7 +18,7 @@ OLDEST_CAPABILITY = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class KernelPath:
     """Which implementation is taken, and why."""
 
     name: Literal["triton", "reference"]
@@ -40,29 +40,29 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
 
 
-def explain(tensor: Tensor) -> Path:
+def explain_dispatch(tensor: Tensor) -> KernelPath:
     """The path a kernel takes for inputs of this tensor's device and dtype.
 
-    >>> str(explain(torch.zeros(1)))
+    >>> str(explain_dispatch(torch.zeros(1)))
     'reference: the tensors are on cpu'
     """
     switch = os.environ.get(SWITCH, "")
     if switch not in ("", "reference"):
         raise ValueError(f"{SWITCH}: got {switch!r}, takes 'reference' or nothing")
     if switch == "reference":
-        return Path("reference", f"{SWITCH}=reference")
+        return KernelPath("reference", f"{SWITCH}=reference")
     if not HAVE_TRITON:
-        return Path("reference", "triton is not installed")
+        return KernelPath("reference", "triton is not installed")
     if tensor.dtype == torch.float64:
-        return Path("reference", "the kernels accumulate in fp32 and the input is float64")
+        return KernelPath("reference", "the kernels accumulate in fp32 and the input is float64")
     if tensor.device.type == "cpu" and _interpreting() and tensor.dtype == torch.bfloat16:
-        return Path("reference", "Triton's interpreter multiplies the bits of bf16 numbers, not their values")
+        return KernelPath("reference", "Triton's interpreter multiplies the bits of bf16 numbers, not their values")
     if tensor.device.type == "cpu" and _interpreting():
-        return Path("triton", "TRITON_INTERPRET=1 runs the kernels on the CPU")
+        return KernelPath("triton", "TRITON_INTERPRET=1 runs the kernels on the CPU")
     if tensor.device.type != "cuda":
-        return Path("reference", f"the tensors are on {tensor.device.type}")
+        return KernelPath("reference", f"the tensors are on {tensor.device.type}")
     if torch.version.hip:
-        return Path("reference", "the kernels are tuned and tested for NVIDIA only")
+        return KernelPath("reference", "the kernels are tuned and tested for NVIDIA only")
     if capability(tensor) < OLDEST_CAPABILITY:
-        return Path("reference", f"compute capability sm_{capability(tensor)} is below sm_{OLDEST_CAPABILITY}")
-    return Path("triton", f"{torch.cuda.get_device_name(tensor.device)}, {tensor.dtype}")
+        return KernelPath("reference", f"compute capability sm_{capability(tensor)} is below sm_{OLDEST_CAPABILITY}")
+    return KernelPath("triton", f"{torch.cuda.get_device_name(tensor.device)}, {tensor.dtype}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ostlight_kernels import reference
 from ostlight_kernels._triton import tl, triton
 from ostlight_kernels.checks import check_tensor
-from ostlight_kernels.dispatch import capability, explain
+from ostlight_kernels.dispatch import capability, explain_dispatch
 from ostlight_kernels.grad_dots_checks import check_grad_dots
 from ostlight_kernels.packing import Packing
 from ostlight_kernels.tf32 import rounded_to_tf32
@@ -273,7 +273,7 @@ def grad_dots(
             the argument, what it got and what it takes.
     """
     check_tensor(a, "a")
-    if explain(a).name == "reference":
+    if explain_dispatch(a).name == "reference":
         return reference.grad_dots(a, b, targets, segments, num_samples, allow_tf32=allow_tf32)
     check_grad_dots(a, b, targets, segments, num_samples)
     if isinstance(segments, Tensor):

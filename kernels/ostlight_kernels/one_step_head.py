@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ostlight_kernels import head_reference
 from ostlight_kernels.checks import IGNORED, check_one_step_head, check_tensor
-from ostlight_kernels.dispatch import capability, explain
+from ostlight_kernels.dispatch import capability, explain_dispatch
 from ostlight_kernels.head_launcher import PROBABILITY_SCALE, HeadLauncher, combined, padded_tokens, token_block
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.small_steps import gains_either_way, loss_falls, strong_words
@@ -258,7 +258,7 @@ def one_step_head(
             argument, what it got and what it takes.
     """
     check_tensor(h, "h")
-    if explain(h).name == "reference":
+    if explain_dispatch(h).name == "reference":
         return head_reference.one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
     check_one_step_head(h, labels, anchor_h, anchor_labels, weight, bias, eta, anchor_weights)
     problem = HeadProblem.of(h, labels, anchor_h, anchor_labels, eta, anchor_weights)

@@ -1,1 +1,47 @@
-"""What one training step on a sample does to the loss on the anchors."""
+"""What one training step on a sample does to the loss on trusted anchors: a library on torch alone.
+
+``UtilityScorer`` is the entry; ``docs/how-to/score-with-your-own-model.md`` shows it at work. Nothing is imported
+before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ostlight.influence.agreement import rank_agreement as rank_agreement
+    from ostlight.influence.parameters import select_parameters as select_parameters
+    from ostlight.influence.preconditioner import adam_scale as adam_scale
+    from ostlight.influence.scorer import UtilityScorer as UtilityScorer
+    from ostlight.influence.scorer import UtilityScores as UtilityScores
+    from ostlight.influence.step_size import first_adam_step as first_adam_step
+    from ostlight.influence.step_size import median_step_size as median_step_size
+    from ostlight.influence.task import CausalLM as CausalLM
+    from ostlight.influence.task import Classification as Classification
+    from ostlight.influence.task import Task as Task
+
+_MODULES = {
+    "CausalLM": "task",
+    "Classification": "task",
+    "Task": "task",
+    "UtilityScorer": "scorer",
+    "UtilityScores": "scorer",
+    "adam_scale": "preconditioner",
+    "first_adam_step": "step_size",
+    "median_step_size": "step_size",
+    "rank_agreement": "agreement",
+    "select_parameters": "parameters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_MODULES)

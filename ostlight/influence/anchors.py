@@ -1,79 +1,104 @@
-"""The anchors as batches, and their loss as a whole and by group."""
+"""The anchors: trusted batches on which the effect of a step is read, as a whole and by group."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, SelectorError
-from ostlight.models.batch import Batch
-from ostlight.models.module import MultimodalModel
+from ostlight.errors import OstlightError
+from ostlight.influence.task import CausalLM, Task
 
 
-@dataclass
-class AnchorSet:
-    """The anchors, batched for one model.
+@dataclass(frozen=True)
+class Anchors:
+    """The trusted samples, in batches of any size.
 
     Attributes:
-        batches: all anchors, each once, grouped by length.
-        indices: for each batch, the place of its rows among the anchors as they were given.
-        groups: of each anchor, as they were given.
-        names: of the groups, sorted; empty where all anchors are one group.
-        weights: ``[1 + groups, anchors]`` float64, columns in the order of ``batches``: row 0 is the mean over all
-            (``L_V``), row k the mean over group ``names[k - 1]``.
+        batches: all anchors, each once; run through more than once.
+        task: how losses and logits come out of a batch.
+        groups: the group of each anchor; all the same where there are no groups. Each group gets a mean gradient (and
+            probes) of its own, with weights within the group.
+        indices: for each batch, the number of each row's anchor; counted through where not given.
+        ids: what each anchor is called in messages; its number, where not given.
+
+    Raises:
+        OstlightError: there are no anchors, or the indices are not each number once.
     """
 
-    batches: list[Batch]
-    indices: list[list[int]]
-    groups: list[str]
-    names: list[str]
-    weights: Tensor
+    batches: Sequence[Any]
+    task: Task = field(default_factory=CausalLM)
+    groups: Sequence[Hashable] = ()
+    indices: Sequence[Sequence[int]] = ()
+    ids: Sequence[str] = ()
 
-    @classmethod
-    def make(
-        cls, model: MultimodalModel, anchors: Sequence[Sample], groups: Sequence[str], tokens_per_batch: int
-    ) -> AnchorSet:
-        """Raises:
-        SelectorError: an anchor cannot be encoded (anchors are trusted, so none is set aside in silence), or stands
-            alone in its group.
-        """
-        _refuse_lonely(groups)
-        try:
-            batches = model.batches(anchors, tokens_per_batch)
-        except BadRecord as error:
-            raise SelectorError(f"an anchor cannot be used: {error}; mend or remove it in the anchors file") from error
-        place = {id(sample): k for k, sample in enumerate(anchors)}
-        indices = [[place[id(sample)] for sample in batch.samples] for batch in batches]
-        in_order = [groups[k] for rows in indices for k in rows]
-        names = sorted(set(groups)) if len(set(groups)) > 1 else []
-        rows = [[1.0] * len(in_order)] + [[float(g == name) for g in in_order] for name in names]
-        weights = torch.tensor(rows, dtype=torch.float64, device=model.device)
-        return cls(batches, indices, list(groups), names, weights / weights.sum(1, keepdim=True))
+    def __post_init__(self) -> None:
+        sizes = [self.task.size(batch) for batch in self.batches]
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        counted = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+        object.__setattr__(self, "indices", [list(rows) for rows in self.indices or counted])
+        object.__setattr__(self, "groups", list(self.groups) or [""] * sum(sizes))
+        seen = Counter(index for rows in self.indices for index in rows)
+        wrong = sorted(
+            {k for k in range(len(self.groups)) if seen[k] != 1} | {k for k in seen if not 0 <= k < len(self.groups)}
+        )
+        if wrong or [len(rows) for rows in self.indices] != sizes:
+            raise OstlightError(
+                f"anchors: {len(self.groups)} have a group, the batches hold {sum(sizes)} with {sum(seen.values())} "
+                f"indices; each number from 0 belongs to one row, and these do not: {wrong[:10]}"
+            )
+        if not self.groups:
+            raise OstlightError("there are no anchors; give at least one batch of trusted samples")
+
+    def __len__(self) -> int:
+        return len(self.groups)
 
     @property
-    def ids(self) -> list[str]:
-        """What each anchor is called, as they were given."""
-        pairs = zip(self.indices, self.batches, strict=True)
-        placed = [(k, s.id) for rows, batch in pairs for k, s in zip(rows, batch.samples, strict=True)]
-        return [name for _, name in sorted(placed)]
+    def sizes(self) -> dict[Hashable, int]:
+        """Anchors in each group, the groups in the order they first appear."""
+        return dict(Counter(self.groups))
 
-    def losses(self, model: MultimodalModel) -> Tensor:
+    @property
+    def names(self) -> list[Any]:
+        """The groups, sorted; empty where all anchors are one group."""
+        return sorted(set(self.groups), key=str) if len(set(self.groups)) > 1 else []
+
+    def name_of(self, index: int) -> str:
+        return f"anchor {self.ids[index]!r}" if self.ids else f"anchor {index}"
+
+    def weights(self, device: torch.device) -> Tensor:
+        """``[1 + groups, anchors]`` float64, columns in the order of ``batches``: row 0 is the mean over all
+        (``L_V``), row k the mean over group ``names[k - 1]``."""
+        in_order = [self.groups[k] for rows in self.indices for k in rows]
+        rows = [[1.0] * len(in_order)] + [[float(g == name) for g in in_order] for name in self.names]
+        weights = torch.tensor(rows, dtype=torch.float64, device=device)
+        return weights / weights.sum(1, keepdim=True)
+
+    def losses(self, model: nn.Module) -> Tensor:
         """``[1 + groups]`` float64: ``L_V`` and each group's mean loss, in nats, without gradients."""
         with torch.no_grad():
-            each = torch.cat([model.losses(batch).double() for batch in self.batches])
-        return self.weights @ each
+            losses = torch.cat([self.task.losses(model, batch).double() for batch in self.batches])
+        return self.weights(losses.device) @ losses
 
+    def runs(self, model: nn.Module) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """``(indices, logits [N, T, V], labels [N, T])`` of each batch, with a graph."""
+        for indices, batch in zip(self.indices, self.batches, strict=True):
+            yield list(indices), *self.task.logits(model, batch)
 
-def _refuse_lonely(groups: Sequence[str]) -> None:
-    counts = Counter(groups)
-    lonely = sorted(group for group, count in counts.items() if count == 1)
-    if lonely and len(counts) > 1:
-        raise SelectorError(
-            f"anchors.group: one anchor alone is in {', '.join(map(repr, lonely[:10]))}; one sample says too little of "
-            "a group, so add anchors or merge the group with another"
-        )
+    def singles(self) -> Iterator[tuple[int, Any]]:
+        """Each anchor's number, and the anchor in a batch of its own."""
+        for indices, batch in zip(self.indices, self.batches, strict=True):
+            yield from zip(indices, self.task.singles(batch), strict=True)
+
+    def digest(self) -> str:
+        """A hash of all anchors in the order of their numbers, however they are batched."""
+        numbered = [
+            pair
+            for indices, batch in zip(self.indices, self.batches, strict=True)
+            for pair in zip(indices, self.task.digests(batch), strict=True)
+        ]
+        return " ".join(digest for _, digest in sorted(numbered))

@@ -1,45 +1,39 @@
-"""Whether the proxy's loss of a sample is that sample's own: everything here is built on it."""
+"""Whether the model's loss of a sample is that sample's own: everything here is built on it."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from ostlight.errors import SelectorError
-from ostlight.influence.anchors import AnchorSet
-from ostlight.models.batch import Batch
-from ostlight.models.module import MultimodalModel
+from ostlight.influence.anchors import Anchors
 
 ALLOWED = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest change of a loss, over its size (at least 1 nat), that rounding makes; norms round to fp32 even in fp64."""
 
 
-def refuse_mixing(model: MultimodalModel, anchors: AnchorSet) -> float:
-    """Compares the losses of the two shortest and two longest anchors alone and beside each other.
+def check_batch_invariance(model: nn.Module, anchors: Anchors) -> float:
+    """Compares the losses of the first two and last two anchors alone and beside each other.
 
     Returns:
-        the largest relative change found.
+        the largest relative change.
 
     Raises:
         SelectorError: a loss depends on what else is in the batch; names the anchor and both losses.
     """
-    batch = _unequal(anchors)
+    numbered = list(anchors.singles())
+    numbered = numbered if len(numbered) <= 4 else numbered[:2] + numbered[-2:]
+    singles = [single for _, single in numbered]
     with torch.no_grad():
-        together = model.losses(batch).double()
-        alone = torch.cat([model.losses(single).double() for single in batch.singles()])
+        together = anchors.task.losses(model, anchors.task.together(singles)).double()
+        alone = torch.cat([anchors.task.losses(model, single).double() for single in singles])[: len(together)]
     changes = (together - alone).abs() / alone.abs().clamp_min(1.0)
-    allowed = ALLOWED[next(model.parameters()).dtype]
     worst = int(changes.argmax())
-    if float(changes[worst]) > allowed:
+    if float(changes[worst]) > ALLOWED[next(model.parameters()).dtype]:
         raise SelectorError(
-            f"the proxy's loss is not per sample: anchor {batch.samples[worst].id!r} has the loss "
-            f"{float(alone[worst]):.6g} alone and {float(together[worst]):.6g} beside {len(batch) - 1} others, so its "
-            "logits mix the samples of a batch (batch normalisation, experts with a capacity, a missing attention "
-            "mask); take another proxy"
+            f"the model's loss is not per sample: {anchors.name_of(numbered[worst][0])} has the loss "
+            f"{float(alone[worst]):.6g} alone and {float(together[worst]):.6g} beside {len(together) - 1} others, so "
+            "its logits mix the samples of a batch (batch normalisation, experts with a capacity, a missing attention "
+            "mask); take another model"
         )
     return float(changes[worst])
-
-
-def _unequal(anchors: AnchorSet) -> Batch:
-    """Batches run from short to long: the first and last rows of all are the most unlike in length."""
-    singles = [single for batch in anchors.batches for single in batch.singles()]
-    return Batch.together(singles if len(singles) <= 4 else singles[:2] + singles[-2:])

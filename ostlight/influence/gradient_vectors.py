@@ -1,4 +1,4 @@
-"""The anchors' mean gradient and curvature probes: made once for a proxy, kept with it, held where there is room."""
+"""The anchors' mean gradient and curvature vectors: made once for a model, cached, stored where there is memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,68 +19,66 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import BadRecord, SelectorError
-from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.anchors import Anchors
 from ostlight.influence.gradients.norms import wide
-from ostlight.influence.gradients.probes import Anchors, Vectors, asking, curvature_probes, mean_gradients
-from ostlight.influence.gradients.vectors import ShardedVectors, Targets, shares
+from ostlight.influence.gradients.probes import Vectors, curvature_probes, mean_gradients, requiring_gradients
+from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors, shares
 from ostlight.influence.sample_gradient import sample_gradient
-from ostlight.influence.simulated_step import Step
-from ostlight.models.encode import Encoded
-from ostlight.models.module import MultimodalModel
-from ostlight.pipeline import fingerprint
-from ostlight.ranks import is_first_rank
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.influence.task import digest_of
 
 log = logging.getLogger(__name__)
 
-HOLDINGS = ("full", "bf16", "offload", "split")
-"""Where and how the vectors are held.
+STORAGES = ("full", "bf16", "offload", "split")
+"""Where and how the vectors are stored.
 
 - ``full``: on the device, in fp32 (fp64 for fp64 weights).
 - ``bf16``: on the device, in half the memory. Each entry is rounded by at most 2^-9 of itself, so an inner product is
-  off by at most 2^-9 ``||g|| ||target||``, and usually by far less. With bf16 weights nothing is lost: the products
+  off by at most 2^-9 ``||g|| ||vector||``, and usually by far less. With bf16 weights nothing is lost: the products
   are taken in bf16 anyway.
 - ``offload``: in the machine's memory, moved to the device a parameter at a time.
 - ``split``: a share on each rank, sent a parameter at a time (``ShardedVectors``).
 """
 
 AT_ONCE = 8
-"""Probes made at once: they share a forward pass, and are held in full until they are put in their place."""
+"""Vectors made at once: they share a forward pass, and are in memory in full until they are stored."""
 
-KEPT = 4
-"""Sets of vectors kept with a proxy, those last used: each is as large as the scope times its vectors."""
-
-CODE = ("ostlight.models", "ostlight.influence")
+CACHED_SETS = 4
+"""Sets of vectors a cache holds, those last used: each is as large as the parameters times its vectors."""
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Where the vectors are held and kept.
+class VectorSettings:
+    """Where the vectors are stored and cached.
 
     Attributes:
-        hold: one of ``HOLDINGS``.
-        cache: folder for one file a parameter, under a name made from all they depend on; ``None`` keeps nothing. When
-            new ones are made, all but the ``KEPT`` sets last used are removed.
+        storage: one of ``STORAGES``.
+        cache: folder for one file a parameter, under a name made from all they depend on; ``None`` caches nothing. When
+            new ones are made, all but the ``CACHED_SETS`` sets last used are removed.
+        depends_on: what they depend on besides model, anchors, parameters and this package (the caller's code, say).
+        is_writer: whether this process writes the cache; one of several that share it.
     """
 
-    hold: str = "full"
+    storage: str = "full"
     cache: Path | None = None
+    depends_on: Mapping[str, str] = field(default_factory=dict)
+    is_writer: bool = True
 
 
-IN_MEMORY = Keeping()
+IN_MEMORY = VectorSettings()
 """In full on the device, and gone with the process."""
 
 
 @dataclass(frozen=True)
-class Holding:
-    """How many vectors of which parameters are held how, and what that takes.
+class VectorPlan:
+    """How many vectors of which parameters are stored how, and the memory that takes.
 
     Attributes:
-        parameters: the scope.
+        parameters: those that the step changes.
         groups: anchors in each group, in the vectors' order.
         probes: K; the vectors are group by group its mean gradient and its K probes.
-        how: one of ``HOLDINGS``.
+        storage: one of ``STORAGES``.
         device: the computing one.
         directions: vectors that follow, common to all groups.
     """
@@ -87,14 +86,14 @@ class Holding:
     parameters: Mapping[str, nn.Parameter]
     groups: Mapping[Hashable, int]
     probes: int
-    how: str
+    storage: str
     device: torch.device
     directions: int = 0
 
     @property
     def ranks(self) -> int:
-        """Among how many the vectors are split; 1 where they are not."""
-        return dist.get_world_size() if self.how == "split" and dist.is_initialized() else 1
+        """Over how many ranks the vectors are split; 1 where they are not."""
+        return dist.get_world_size() if self.storage == "split" and dist.is_initialized() else 1
 
     @property
     def count(self) -> int:
@@ -102,14 +101,14 @@ class Holding:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The same for all, so that any rank can make room for any other's."""
-        if self.how == "bf16":
+        """The same for all, so that any rank can receive any other's."""
+        if self.storage == "bf16":
             return torch.bfloat16
         return torch.float64 if any(p.dtype == torch.float64 for p in self.parameters.values()) else torch.float32
 
     @property
-    def place(self) -> torch.device:
-        return torch.device("cpu") if self.how == "offload" else self.device
+    def storage_device(self) -> torch.device:
+        return torch.device("cpu") if self.storage == "offload" else self.device
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -120,18 +119,18 @@ class Holding:
     def owners(self) -> dict[str, int]:
         return shares(self.sizes, self.ranks)
 
-    def mine(self) -> list[str]:
-        """Parameters whose vectors this rank holds."""
+    def own_names(self) -> list[str]:
+        """Parameters whose vectors this rank stores."""
         rank, owners = dist.get_rank() if self.ranks > 1 else 0, self.owners
         return [name for name in self.parameters if owners[name] == rank]
 
     @property
-    def bytes_held(self) -> int:
+    def bytes_stored(self) -> int:
         """By this rank."""
-        return sum(self.sizes[name] for name in self.mine())
+        return sum(self.sizes[name] for name in self.own_names())
 
-    def line(self) -> str:
-        """For the user, before they are made."""
+    def summary(self) -> str:
+        """One line for the log, before they are made."""
         entries = sum(p.numel() for p in self.parameters.values())
         whole = sum(self.sizes.values())
         groups = "1" if len(self.groups) == 1 else f"{len(self.groups)} groups"
@@ -139,24 +138,24 @@ class Holding:
             groups = f"{groups} + {self.probes}" if len(self.groups) == 1 else f"{groups} x (1 + {self.probes})"
         groups += f" + {self.directions}" if self.directions else ""
         where = {
-            "full": f"on {self.place}",
-            "bf16": f"in bf16 on {self.place}",
+            "full": f"on {self.storage_device}",
+            "bf16": f"in bf16 on {self.storage_device}",
             "offload": "in the machine's memory",
             "split": f"in shares of about {_size(whole // self.ranks)} on each of {self.ranks} ranks",
-        }[self.how]
+        }[self.storage]
         return f"gradient vectors: {self.count} ({groups}) of {entries:,} entries, {_size(whole)} {where}"
 
     def refuse_if_too_large(self) -> None:
         """Raises:
-        SelectorError: they cannot fit where they are to be held; lists what would take less.
+        SelectorError: they do not fit where they are to be stored; lists what takes less.
         """
-        room = _room(self.place)
-        if room is None or self.bytes_held <= room:
+        free = _free_bytes(self.storage_device)
+        if free is None or self.bytes_stored <= free:
             return
-        others = [f"vector_storage={how}" for how in HOLDINGS[1:] if how != self.how]
+        others = [f"vector_storage={how}" for how in STORAGES[1:] if how != self.storage]
         option, count = ("probes", self.probes) if self.probes else ("rank", self.directions)
         raise SelectorError(
-            f"{self.line()}, but only {_size(room)} are free: take fewer vectors ({option}, now {count}), fewer "
+            f"{self.summary()}, but only {_size(free)} are free: take fewer vectors ({option}, now {count}), fewer "
             f"parameters (last:N, lora), or {', '.join(others)}"
         )
 
@@ -164,8 +163,9 @@ class Holding:
 class Directions(Protocol):
     """Vectors common to all groups, made from more than the anchors."""
 
-    key: Mapping[str, Any]
-    """What they depend on beside proxy, anchors and scope, as JSON holds it."""
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """What they depend on besides model, anchors and parameters, as JSON."""
 
     def prepare(self, folder: Path | None) -> None:
         """Called once before ``vectors``, with the folder in which the vectors are kept."""
@@ -175,184 +175,177 @@ class Directions(Protocol):
 
 
 def make_vectors(
-    step: Step, holding: Holding, seed: int, keeping: Keeping, directions: Directions | None = None
-) -> Targets:
-    """The vectors, from the cache as far as they are there, else made and kept there.
+    step: SimulatedStep, plan: VectorPlan, seed: int, settings: VectorSettings, directions: Directions | None = None
+) -> GradientVectors:
+    """The vectors, from the cache as far as they are there; the rest is made and cached.
 
     Args:
         step: its anchors are what they are made from; each vector's entries are multiplied by its scale
             (``ostlight.influence.estimators.gradient_products``).
-        holding: what is wanted.
+        plan: how many of what.
         seed: of the probes.
-        keeping: where.
-        directions: gives the vectors that ``holding.directions`` counts.
+        settings: where.
+        directions: gives the vectors that ``plan.directions`` counts.
 
     Raises:
         OstlightError: too few anchors for the probes, an anchor without a finite loss.
     """
     further = {} if directions is None else dict(directions.key)
-    cache = keeping.cache
-    folder = None if cache is None else cache / _key(step, holding, seed, cache, further)
+    folder = None if settings.cache is None else settings.cache / _key(step, plan, seed, settings, further)
     if directions is not None:
         directions.prepare(folder)
-    names = holding.mine()
-    kept = [name for name in names if folder is not None and (folder / f"{name}.safetensors").exists()]
-    missing = [name for name in names if name not in kept]
-    stored = dict(_read(folder, kept, holding)) if folder is not None else {}
-    if kept:
-        log.info(f"gradient vectors of {len(kept)} parameters: taken from {folder}")
+    names = plan.own_names()
+    cached = [name for name in names if folder is not None and (folder / f"{name}.safetensors").exists()]
+    missing = [name for name in names if name not in cached]
+    stored = dict(_read(folder, cached, plan)) if folder is not None else {}
+    if cached:
+        log.info(f"gradient vectors of {len(cached)} parameters: taken from {folder}")
     if missing:
-        if cache is not None and is_first_rank():
-            _prune(cache)
-        made = _made(step, holding, missing, seed, directions)
+        if settings.cache is not None and settings.is_writer:
+            _remove_unused(settings.cache)
+        made = _made(step, plan, missing, seed, directions)
         stored |= made
-        if folder is not None and (holding.ranks > 1 or is_first_rank()):
-            _keep(folder, made)
+        if folder is not None and (plan.ranks > 1 or settings.is_writer):
+            _write(folder, made)
     stored = {name: stored[name] for name in names}
-    if holding.ranks == 1:
-        return Targets(stored, holding.device)
-    shapes = {name: torch.Size([holding.count, *p.shape]) for name, p in holding.parameters.items()}
-    return ShardedVectors(stored, holding.owners, shapes, holding.dtype, holding.device)
+    if plan.ranks == 1:
+        return GradientVectors(stored, plan.device)
+    shapes = {name: torch.Size([plan.count, *p.shape]) for name, p in plan.parameters.items()}
+    return ShardedVectors(stored, plan.owners, shapes, plan.dtype, plan.device)
 
 
 def _made(
-    step: Step, holding: Holding, names: list[str], seed: int, directions: Directions | None
+    step: SimulatedStep, plan: VectorPlan, names: list[str], seed: int, directions: Directions | None
 ) -> dict[str, Tensor]:
-    parameters = {name: holding.parameters[name] for name in names}
-    trusted = anchors_for_probes(step.model, step.anchors)
-    pinned = holding.how == "offload" and holding.device.type == "cuda"
+    parameters = {name: plan.parameters[name] for name in names}
+    pinned = plan.storage == "offload" and plan.device.type == "cuda"
     stored = {
-        name: torch.empty(holding.count, *p.shape, dtype=holding.dtype, device=holding.place, pin_memory=pinned)
+        name: torch.empty(plan.count, *p.shape, dtype=plan.dtype, device=plan.storage_device, pin_memory=pinned)
         for name, p in parameters.items()
     }
 
-    def put_at(found: Mapping[str, Tensor], start: int) -> None:
-        for name, vectors in found.items():
+    def put_at(some: Mapping[str, Tensor], start: int) -> None:
+        for name, vectors in some.items():
             stored[name][start : start + len(vectors)] = vectors if step.scale is None else vectors * step.scale[name]
 
-    def put(found: Mapping[Hashable, Mapping[str, Tensor]], first: int) -> None:
-        for k, group in enumerate(holding.groups):
-            put_at(found[group], k * (1 + holding.probes) + first)
+    def put(by_group: Mapping[Hashable, Mapping[str, Tensor]], first: int) -> None:
+        for k, group in enumerate(plan.groups):
+            put_at(by_group[group], k * (1 + plan.probes) + first)
 
-    means = finite_means(step.model, step.anchors, parameters)
+    means = finite_mean_gradients(step.model, step.anchors, parameters)
     put({group: {name: v.unsqueeze(0) for name, v in vectors.items()} for group, vectors in means.items()}, 0)
     del means
-    for first in range(0, holding.probes, AT_ONCE):
-        some = range(first, min(holding.probes, first + AT_ONCE))
-        put(curvature_probes(trusted, parameters, holding.probes, seed, some), 1 + first)
-    for first in range(0, holding.directions, AT_ONCE):
+    for first in range(0, plan.probes, AT_ONCE):
+        some = range(first, min(plan.probes, first + AT_ONCE))
+        put(curvature_probes(step.model, step.anchors, parameters, plan.probes, seed, some), 1 + first)
+    for first in range(0, plan.directions, AT_ONCE):
         assert directions is not None, "they are counted"
-        some = range(first, min(holding.directions, first + AT_ONCE))
-        put_at(directions.vectors(names, some), holding.count - holding.directions + first)
+        some = range(first, min(plan.directions, first + AT_ONCE))
+        put_at(directions.vectors(names, some), plan.count - plan.directions + first)
     return stored
 
 
-def finite_means(
-    model: MultimodalModel, anchors: AnchorSet, parameters: dict[str, nn.Parameter]
+def finite_mean_gradients(
+    model: nn.Module, anchors: Anchors, parameters: dict[str, nn.Parameter]
 ) -> dict[Hashable, Vectors]:
-    """``mean_gradients``, or the anchor that spoils them.
+    """``mean_gradients``, or an error with the anchor that is not finite.
 
     Raises:
-        OstlightError: an anchor's loss or gradient is not finite; names the anchor.
+        SelectorError: an anchor's loss or gradient is not finite; names the anchor.
     """
-    means = mean_gradients(anchors_for_probes(model, anchors), parameters)
+    means = mean_gradients(model, anchors, parameters)
     if all(bool(vector.isfinite().all()) for vectors in means.values() for vector in vectors.values()):
         return means
-    with asking(parameters):
-        for single in (single for batch in anchors.batches for single in batch.singles()):
+    with requiring_gradients(parameters):
+        for index, single in anchors.singles():
             try:
-                sample_gradient(model, list(parameters.values()), single)
+                sample_gradient(model, anchors.task, parameters, single)
             except BadRecord as error:
-                told = f"anchor {single.samples[0].id!r}: {error}; mend it, leave it out, or take another proxy"
-                raise SelectorError(told) from error
-    raise SelectorError("the anchors' gradients are finite one by one and not in sum; take another proxy")
+                raise SelectorError(
+                    f"{anchors.name_of(index)}: {error}; fix it, leave it out, or take another model"
+                ) from error
+    raise SelectorError("the anchors' gradients are finite one by one and not in sum; take another model")
 
 
-def anchors_for_probes(model: MultimodalModel, anchors: AnchorSet) -> Anchors:
-    """The anchors as the gradients' room takes them."""
-    return Anchors(
-        forward=lambda batch: (model.logits(batch), batch.labels),
-        batches=list(zip(anchors.indices, anchors.batches, strict=True)),
-        groups=anchors.groups,
-        ids=anchors.ids,
-    )
-
-
-def _read(folder: Path, names: list[str], holding: Holding) -> Iterator[tuple[str, Tensor]]:
+def _read(folder: Path, names: list[str], plan: VectorPlan) -> Iterator[tuple[str, Tensor]]:
     for name in names:
-        vectors = load_file(folder / f"{name}.safetensors", device=str(holding.place))["vectors"]
-        pinned = holding.how == "offload" and holding.device.type == "cuda"
+        vectors = load_file(folder / f"{name}.safetensors", device=str(plan.storage_device))["vectors"]
+        pinned = plan.storage == "offload" and plan.device.type == "cuda"
         yield name, vectors.pin_memory() if pinned else vectors
 
 
-def _keep(folder: Path, made: Mapping[str, Tensor]) -> None:
+def _write(folder: Path, made: Mapping[str, Tensor]) -> None:
     needed, free = sum(v.nbytes for v in made.values()), shutil.disk_usage(_existing(folder)).free
     if needed > 0.9 * free:
-        log.warning(f"gradient vectors are not kept: they take {_size(needed)}, and {_size(free)} are free in {folder}")
+        log.warning(
+            f"gradient vectors are not cached: they take {_size(needed)}, and {_size(free)} are free in {folder}"
+        )
         return
     for name, vectors in made.items():
-        with atomic_path(folder / f"{name}.safetensors") as temporary:
-            save_file({"vectors": vectors.cpu().contiguous()}, temporary)
+        save_whole(folder / f"{name}.safetensors", {"vectors": vectors})
 
 
-def _prune(cache: Path) -> None:
-    used = [file for file in cache.glob("*.json") if not file.name.startswith(".")]
-    with suppress(FileNotFoundError):  # another run of the same proxy removes the same ones
-        for old in sorted(used, key=lambda file: file.stat().st_mtime_ns, reverse=True)[KEPT:]:
+def save_whole(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors so that the file appears complete, or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_unused(folder: Path) -> None:
+    used = [file for file in folder.glob("*.json") if not file.name.startswith(".")]
+    with suppress(FileNotFoundError):  # another run of the same model removes the same ones
+        for old in sorted(used, key=lambda file: file.stat().st_mtime_ns, reverse=True)[CACHED_SETS:]:
             shutil.rmtree(old.with_suffix(""), ignore_errors=True)
             old.unlink()
 
 
-def _key(step: Step, holding: Holding, seed: int, cache: Path, further: Mapping[str, Any]) -> str:
-    """Name of the vectors' folder; what it stands for is written beside it, anew at each use."""
-    proxy = step.model.model
+def _key(step: SimulatedStep, plan: VectorPlan, seed: int, settings: VectorSettings, further: Mapping[str, Any]) -> str:
+    """Name of the vectors' folder; what it is made from is written beside it at each use."""
     made_from: dict[str, Any] = {
-        "proxy": digest_of({**dict(proxy.named_parameters()), **dict(proxy.named_buffers())}),
-        "anchors": digest_of(seen_of(_numbered(step.anchors))),
-        "groups": step.anchors.groups,
-        "parameters": list(holding.parameters),
-        "probes": holding.probes,
+        "model": digest_of({**dict(step.model.named_parameters()), **dict(step.model.named_buffers())}),
+        "anchors": step.anchors.digest(),
+        "groups": [str(group) for group in step.anchors.groups],
+        "parameters": list(plan.parameters),
+        "probes": plan.probes,
         "seed": seed,
         "scale": None if step.scale is None else digest_of(step.scale),
-        "dtype": str(holding.dtype),
-        "code": fingerprint.of_code(*CODE),
+        "dtype": str(plan.dtype),
+        "code": code_digest(),
+        **settings.depends_on,
         **further,
     }
-    key = fingerprint.of_values(made_from)
-    if is_first_rank():
-        atomic_write_text(cache / f"{key}.json", json.dumps(made_from, indent=2) + "\n")
+    text = json.dumps(made_from, indent=2, sort_keys=True) + "\n"
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if settings.cache is not None and settings.is_writer:
+        settings.cache.mkdir(parents=True, exist_ok=True)
+        temporary = settings.cache / f".{key}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(settings.cache / f"{key}.json")
     return key
 
 
-def _numbered(anchors: AnchorSet) -> Iterator[tuple[int, Encoded]]:
-    for indices, batch in zip(anchors.indices, anchors.batches, strict=True):
-        yield from zip(indices, batch.encoded, strict=True)
-
-
-def seen_of(numbered: Iterable[tuple[int, Encoded]]) -> dict[str, Tensor]:
-    """What the model sees of each sample, by the samples' numbers, whatever the batches."""
-    seen: dict[str, Tensor] = {}
-    for number, encoded in numbered:
-        seen |= {f"{number:09d}.{key}": value for key, value in encoded.inputs.items()}
-        seen[f"{number:09d}.labels"] = encoded.labels
-    return dict(sorted(seen.items()))
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """The same for the same names, types, shapes and bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+@cache
+def code_digest() -> str:
+    """A hash of this library's source and of torch's version."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
 
 
-def _room(place: torch.device) -> int | None:
+def _free_bytes(place: torch.device) -> int | None:
     """Bytes that could be taken there; ``None`` where it cannot be told."""
     if place.type == "cuda":
         return int(torch.cuda.mem_get_info(place)[0])
@@ -366,10 +359,10 @@ def _size(count: int) -> str:
     return f"{count / unit:.1f} {name}"
 
 
-def slope_norm(targets: Targets, groups: Mapping[Hashable, int], probes: int) -> float:
+def mean_gradient_norm(vectors: GradientVectors, groups: Mapping[Hashable, int], probes: int) -> float:
     """``||g_V||`` of all anchors, from their groups' mean gradients among the vectors."""
     total, square = sum(groups.values()), 0.0
-    for vectors in targets.stored.values():
-        parts = [wide(vectors[k * (1 + probes)]) * (size / total) for k, size in enumerate(groups.values())]
+    for stored in vectors.stored.values():
+        parts = [wide(stored[k * (1 + probes)]) * (size / total) for k, size in enumerate(groups.values())]
         square += float(torch.stack(parts).sum(0).double().square().sum())
-    return targets.total(square) ** 0.5
+    return float(vectors.total(square) ** 0.5)

@@ -14,18 +14,18 @@ NOT_TEXT = re.compile(r"(^|[._])(vision|visual|image|vit|audio|speech|patch|perc
 """Module paths that never hold the language model's blocks; asked only where the model does not name its decoder."""
 
 NO_ADAPTERS = (
-    "it has no LoRA adapters: name a folder that peft saved (adapter_config.json) as proxy.path, or take another "
-    "scope, such as blocks or last:1"
+    "it has no LoRA adapters: name a folder that peft saved (adapter_config.json) as proxy.path, or choose "
+    "others, such as blocks or last:1"
 )
-SCOPES = "blocks, last:N, head, all, lora, or a regular expression on parameter names"
+CHOICES = "blocks, last:N, head, all, lora, or a regular expression on parameter names"
 
 
-def named_parameters_of(model: nn.Module, scope: str) -> dict[str, nn.Parameter]:
-    """The parameters of one scope, by the names ``model.named_parameters()`` gives them.
+def select_parameters(model: nn.Module, choice: str) -> dict[str, nn.Parameter]:
+    """The chosen parameters, by the names ``model.named_parameters()`` gives them.
 
     Args:
         model: any model; Hugging Face ones tell their decoder and head, others are searched for a list of blocks.
-        scope: ``blocks`` (every parameter of the language model's transformer blocks, never the vision tower's),
+        choice: ``blocks`` (every parameter of the language model's transformer blocks, never the vision tower's),
             ``last:N`` (its last N blocks), ``head`` (the output embedding), ``all``, ``lora`` (peft's adapters), or a
             regular expression searched for in the names.
 
@@ -34,16 +34,16 @@ def named_parameters_of(model: nn.Module, scope: str) -> dict[str, nn.Parameter]
         stands for all its uses: on a model with tied embeddings ``head`` is the input embedding too.
 
     Raises:
-        OstlightError: the scope matches nothing, has a bad number, or is no regular expression. Lists the names.
+        OstlightError: the choice matches nothing, has a bad number, or is no regular expression. Lists the names.
     """
     named = dict(model.named_parameters())
-    chosen = _chosen(model, scope, named)
+    chosen = _chosen(model, choice, named)
     found = {name: parameter for name, parameter in named.items() if id(parameter) in chosen}
     if not found:
-        missing = NO_ADAPTERS if scope == "lora" else f"a scope is {SCOPES}"
+        missing = NO_ADAPTERS if choice == "lora" else f"parameters takes {CHOICES}"
         raise OstlightError(
-            f"scope {scope!r} matches no parameter of {type(model).__name__}; "
-            f"{missing}. Its {len(named)} parameters, nearest names first, are {_abbreviated(named, scope)}"
+            f"parameters={choice!r} matches no parameter of {type(model).__name__}; "
+            f"{missing}. Its {len(named)} parameters, nearest names first, are {_abbreviated(named, choice)}"
         )
     return found
 
@@ -66,32 +66,34 @@ def text_blocks(model: nn.Module) -> nn.ModuleList:
     candidates = exact or lists
     if not candidates:
         raise OstlightError(
-            f"{type(model).__name__} has no list of transformer blocks that I can find; "
-            "name the parameters with a regular expression instead of the scopes blocks and last:N"
+            f"{type(model).__name__} has no list of transformer blocks to be found; "
+            "name the parameters with a regular expression instead of blocks or last:N"
         )
     # The outermost list of the model: experts and adapters inside a block are lists too.
     return min(candidates, key=lambda entry: entry[0].count("."))[1]
 
 
-def _chosen(model: nn.Module, scope: str, named: dict[str, nn.Parameter]) -> set[int]:
-    if scope == "all":
+def _chosen(model: nn.Module, choice: str, named: dict[str, nn.Parameter]) -> set[int]:
+    if choice == "all":
         return {id(parameter) for parameter in named.values()}
-    if scope == "blocks":
+    if choice == "blocks":
         return {id(parameter) for parameter in text_blocks(model).parameters()}
-    if scope.startswith("last:"):
-        blocks, count = text_blocks(model), scope.removeprefix("last:")
+    if choice.startswith("last:"):
+        blocks, count = text_blocks(model), choice.removeprefix("last:")
         if not count.isdigit() or not 1 <= int(count) <= len(blocks):
-            raise OstlightError(f"scope {scope!r}: N is a whole number from 1 to {len(blocks)}, the number of blocks")
+            raise OstlightError(
+                f"parameters={choice!r}: N is a whole number from 1 to {len(blocks)}, the number of blocks"
+            )
         return {id(parameter) for block in list(blocks)[-int(count) :] for parameter in block.parameters()}
-    if scope == "head":
+    if choice == "head":
         head = _head(model)
         return {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    if scope == "lora":
+    if choice == "lora":
         return {id(parameter) for name, parameter in named.items() if "lora_" in name}
     try:
-        pattern = re.compile(scope)
+        pattern = re.compile(choice)
     except re.error as error:
-        raise OstlightError(f"scope {scope!r} is no regular expression ({error}); a scope is {SCOPES}") from error
+        raise OstlightError(f"parameters={choice!r} is no regular expression ({error}); it takes {CHOICES}") from error
     return {id(parameter) for name, parameter in named.items() if pattern.search(name)}
 
 
@@ -113,7 +115,7 @@ def _decoder(model: nn.Module) -> tuple[nn.Module, int | None]:
 
 
 def text_modules(model: nn.Module) -> list[nn.Module]:
-    """The parts whose rows are samples' tokens: the text model and both its embeddings; the rest sees pictures."""
+    """The parts whose rows are samples' tokens: the text model and both its embeddings; the rest sees images."""
     decoder, _ = _decoder(model)
     core = unwrapped(model)
     embeddings = [core.get_input_embeddings()] if hasattr(core, "get_input_embeddings") else []
@@ -124,21 +126,23 @@ def text_modules(model: nn.Module) -> list[nn.Module]:
 def _head(model: nn.Module) -> nn.Module | None:
     core = unwrapped(model)
     if hasattr(core, "get_output_embeddings"):
-        return core.get_output_embeddings()
-    return getattr(core, "lm_head", None)
+        core = core.get_output_embeddings()
+        return core if isinstance(core, nn.Module) else None
+    head = getattr(core, "lm_head", None)
+    return head if isinstance(head, nn.Module) else None
 
 
-def _abbreviated(named: dict[str, nn.Parameter], scope: str, most: int = 40) -> str:
+def _abbreviated(named: dict[str, nn.Parameter], choice: str, most: int = 40) -> str:
     """Names with their block numbers starred, each pattern once: a 7B model has hundreds of names and few patterns."""
     patterns: dict[str, int] = {}
     for name in named:
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
         patterns[pattern] = patterns.get(pattern, 0) + 1
-    nearest = sorted(patterns.items(), key=lambda entry: -_likeness(scope, entry[0]))
+    nearest = sorted(patterns.items(), key=lambda entry: -_likeness(choice, entry[0]))
     shown = [f"{name} (x{count})" if count > 1 else name for name, count in nearest[:most]]
     return ", ".join(shown) + (f" and {len(patterns) - most} more patterns" if len(patterns) > most else "")
 
 
-def _likeness(scope: str, name: str) -> float:
-    """From 0 to 1; a scope may be meant for the whole name or for one part of it."""
-    return max(SequenceMatcher(None, scope.lower(), part.lower()).ratio() for part in (name, *name.split(".")))
+def _likeness(choice: str, name: str) -> float:
+    """From 0 to 1; the choice may be meant for the whole name or for one part of it."""
+    return max(SequenceMatcher(None, choice.lower(), part.lower()).ratio() for part in (name, *name.split(".")))

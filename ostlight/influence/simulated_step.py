@@ -5,41 +5,55 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ostlight.influence.anchors import AnchorSet
-from ostlight.models.module import MultimodalModel
+from ostlight.influence.anchors import Anchors
+from ostlight.influence.task import Task
 
 
 @dataclass(frozen=True)
-class Step:
+class SimulatedStep:
     """``theta - eta P grad l_i(theta)``, read on the anchors.
 
     Attributes:
-        model: the proxy.
-        parameters: what the step changes, by name.
+        model: in eval mode.
+        parameters: what the step changes, by the names of ``model.named_parameters()``.
         anchors: what the loss is read on.
-        eta: step size.
+        step_size: ``eta``.
         scale: ``P``, what each gradient entry is multiplied by before the step (``adam_scale``); ``None`` for SGD.
     """
 
-    model: MultimodalModel
+    model: nn.Module
     parameters: Mapping[str, nn.Parameter]
-    anchors: AnchorSet
-    eta: float
+    anchors: Anchors
+    step_size: float
     scale: Mapping[str, Tensor] | None = None
 
-    def shaped(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def task(self) -> Task:
+        return self.anchors.task
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def losses(self, batch: Any) -> Tensor:
+        """``[N]`` losses of a batch, with a graph."""
+        return self.task.losses(self.model, batch)
+
+    def scaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``P g``."""
         if self.scale is None:
             return dict(gradients)
         return {name: g * self.scale[name] for name, g in gradients.items()}
 
-    def in_full_precision(self) -> Step:
+    def in_full_precision(self) -> SimulatedStep:
         """As it is where the weights can hold a small step, else on a copy of the model in float32."""
         if next(iter(self.parameters.values())).dtype.itemsize >= 4:
             return self
         copied = copy.deepcopy(self.model).float()
-        named = dict(copied.model.named_parameters())
+        named = dict(copied.named_parameters())
         return replace(self, model=copied, parameters={name: named[name] for name in self.parameters})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
-"""Label of a token that takes no part in the loss."""
+from ostlight.influence.task import IGNORED, answer_losses
+
+__all__ = ["IGNORED", "per_sample_losses"]
 
 
 def per_sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -21,12 +20,4 @@ def per_sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
         ``[N]`` losses in nats, fp32 (fp64 for fp64 logits). NaN for a sample without an answer token: an empty mean
         is no number, and the caller sets that sample aside. A sample's loss does not depend on the others beside it.
     """
-    # Only the answer positions reach the softmax: prompts and images are most of a batch, and a [N, T, V] in fp32
-    # would be the largest tensor of the pass.
-    wanted = labels[:, 1:] != IGNORED
-    owner, _ = wanted.nonzero(as_tuple=True)
-    chosen = logits[:, :-1][wanted]
-    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
-    token_losses = F.cross_entropy(chosen, labels[:, 1:][wanted], reduction="none")
-    totals = token_losses.new_zeros(labels.shape[0]).index_add(0, owner, token_losses)
-    return totals / wanted.sum(1)
+    return answer_losses(logits[:, :-1], labels[:, 1:])

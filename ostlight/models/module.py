@@ -27,6 +27,14 @@ from ostlight.models.memory import TokenBudget
 from ostlight.models.tuning import blocks, prepared
 
 
+def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """``[N, T, V]`` next-token scores of a Hugging Face model."""
+    dtype = next(model.parameters()).dtype
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits
+
+
 class MultimodalModel(L.LightningModule):
     """A language model, with or without eyes, that knows the loss of every single sample.
 
@@ -74,9 +82,7 @@ class MultimodalModel(L.LightningModule):
 
     def logits(self, batch: Batch) -> Tensor:
         """``[N, T, V]`` next-token scores."""
-        inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-        logits: Tensor = self.model(**inputs, use_cache=False).logits
-        return logits
+        return next_token_logits(self.model, batch)
 
     def batches(self, samples: Sequence[Sample], tokens_per_batch: int) -> list[Batch]:
         """Samples encoded and grouped by length, on this model's device.

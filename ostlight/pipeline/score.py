@@ -12,7 +12,6 @@ from ostlight.config.schema import Config, SelectorChoice
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError
-from ostlight.influence.step_size import median_update_norm
 from ostlight.models.batch import Batch
 from ostlight.models.encode import QuestionEncoder
 from ostlight.models.module import MultimodalModel
@@ -29,6 +28,7 @@ from ostlight.selection.notes import read_notes
 from ostlight.selection.registry import create
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
+from ostlight.training.optimizer_records import median_update_norm
 from ostlight.training.trainer import make_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)

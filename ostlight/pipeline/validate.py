@@ -16,7 +16,7 @@ from ostlight.config.schema import Config, Data, Model, Training
 from ostlight.data.pool import Pool
 from ostlight.data.sanitize import harmless
 from ostlight.errors import BadRecord, ConfigError, OstlightError
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 from ostlight.models.adapters import adapters_base
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.load import load_encoder
@@ -267,7 +267,7 @@ def _estimate_gradient_vectors(options: Mapping[str, Any], proxy: nn.Module, gro
         return
     try:
         scope = str(options.get("parameters", "all"))
-        selected = sum(p.numel() for p in named_parameters_of(proxy, scope).values())
+        selected = sum(p.numel() for p in select_parameters(proxy, scope).values())
     except OstlightError as error:
         report.problems.append(_with_setting("selector.options.parameters", error))
         return

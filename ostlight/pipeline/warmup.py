@@ -13,8 +13,6 @@ import numpy as np
 from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.influence.preconditioner import SecondMoments
-from ostlight.influence.step_size import UpdateNorms
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, open_pool
@@ -22,6 +20,7 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
+from ostlight.training.optimizer_records import SecondMoments, UpdateNorms
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trainer import wait_for_all
 

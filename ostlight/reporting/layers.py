@@ -15,16 +15,16 @@ from torch import Tensor
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import DataError
-from ostlight.influence.anchors import AnchorSet
-from ostlight.influence.gradient_vectors import finite_means
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.preconditioner import adam_scale
+from ostlight.influence.gradient_vectors import finite_mean_gradients
+from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import sample_gradient, train_only
+from ostlight.models.influence_task import make_anchors
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline.inputs import read_anchors
 from ostlight.pipeline.warmup import DONE
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.selection.registry import create
+from ostlight.training.optimizer_records import warmup_adam_scale
 
 NUMBERED = re.compile(r"^(.*?)([^.]+\.\d+)(\.|$)")
 
@@ -59,21 +59,21 @@ def layer_utilities(run: FinishedRun, position: int, step_size: float) -> list[L
     if run.pool is None:
         raise DataError("the pool cannot be opened, so the sample's gradient cannot be computed again")
     model, folder = _proxy(run)
-    parameters = named_parameters_of(model.model, options.parameters)
+    parameters = select_parameters(model.model, options.parameters)
     train_only(model, parameters)
     located = replace(config, anchors=run.locate(config.anchors, "anchors"))
     anchors = read_anchors(located)
     if not anchors.samples:
         raise DataError("the anchors cannot be opened, so their gradient cannot be computed again")
-    sets = AnchorSet.make(model, anchors.samples, [""] * len(anchors.samples), config.compute.tokens_per_batch)
-    target = finite_means(model, sets, parameters)[""]
+    sets = make_anchors(model, anchors.samples, [""] * len(anchors.samples), config.compute.tokens_per_batch)
+    target = finite_mean_gradients(model.model, sets, parameters)[""]
     if getattr(options, "optimizer", "sgd") == "adam":
-        scale, _ = adam_scale(folder, model, parameters, sets)
+        scale, _ = warmup_adam_scale(folder, model.model, parameters, sets)
         target = {name: vector * scale[name] for name, vector in target.items()}
     sample = run.pool[position]
     single = model.collator.batch([sample], [model.encoder.encode(sample)]).to(model.device)
-    _, gradient = sample_gradient(model, list(parameters.values()), single)
-    return _by_layer(dict(zip(parameters, gradient, strict=True)), target, step_size)
+    _, gradient = sample_gradient(model.model, sets.task, parameters, single)
+    return _by_layer(gradient, target, step_size)
 
 
 def layer_of(parameter: str) -> str:

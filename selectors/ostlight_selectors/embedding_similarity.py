@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ostlight.errors import SelectorError
-from ostlight.influence.anchors import AnchorSet
 from ostlight.models.batch import Batch
 from ostlight.models.embedding import load_embedder
+from ostlight.models.influence_task import make_anchors
 from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
@@ -51,7 +51,7 @@ class EmbeddingSimilarity(Selector):
         context.require_anchors("embedding_similarity")
         proxy = context.proxy
         self.embed = load_embedder(self.options.embedder, proxy.model)
-        batches = AnchorSet.make(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch).batches
+        batches = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch).batches
         self.anchors = np.concatenate([self.embed(batch) for batch in batches])
         self.ids = [sample.id for batch in batches for sample in batch.samples]
         unusable = [i for i, vector in zip(self.ids, self.anchors, strict=True) if not np.isfinite(vector).all()]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ostlight.influence.estimators.failures import failures
+from ostlight.influence.failures import failures
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.rows import RowMap
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import train_only
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
@@ -39,7 +39,7 @@ class GradNorm(MetricSelector):
 
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model
-        parameters = named_parameters_of(self.model.model, self.options.parameters)
+        parameters = select_parameters(self.model.model, self.options.parameters)
         train_only(self.model, parameters)
         self.engine, self.rows = GradientDots(self.model, parameters), RowMap(self.model.model)
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.errors import SelectorError
-from ostlight.influence.anchors import AnchorSet
-from ostlight.influence.estimators.failures import failures
-from ostlight.influence.gradient_vectors import finite_means
+from ostlight.influence.anchors import Anchors
+from ostlight.influence.failures import failures
+from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.rows import RowMap
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.preconditioner import adam_scale
+from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import train_only
 from ostlight.models.batch import Batch
-from ostlight.models.module import MultimodalModel
+from ostlight.models.influence_task import make_anchors
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
+from ostlight.training.optimizer_records import warmup_adam_scale
 
 log = logging.getLogger("ostlight.selectors.less")
 
@@ -61,27 +61,30 @@ class Less(Selector):
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("less")
         proxy = context.proxy
-        self.model = model = proxy.model
-        parameters = named_parameters_of(model.model, self.options.parameters)
+        self.model = model = proxy.model.model
+        parameters = select_parameters(model, self.options.parameters)
         train_only(model, parameters)
-        anchors = AnchorSet.make(model, context.anchors, context.groups, proxy.tokens_per_batch)
-        scale, source = adam_scale(proxy.folder, model, parameters, anchors)
+        anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
+        scale, source = warmup_adam_scale(proxy.folder, model, parameters, anchors)
         groups, wanted = _mean_gradients(model, parameters, anchors)
         random = random_directions(context.seed, parameters, self.options.projection)
-        self.targets = {n: torch.cat([wanted[n], random[n]]) * scale[n] for n in parameters}
+        self.vectors = {n: torch.cat([wanted[n], random[n]]) * scale[n] for n in parameters}
         flat = {n: w.double().flatten(1) for n, w in wanted.items()}
         self.lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
-        self.engine, self.rows = GradientDots(model, parameters), RowMap(model.model)
-        size = sum(t.nbytes for t in self.targets.values())
+        self.engine, self.rows = GradientDots(model, parameters), RowMap(model)
+        self.task = anchors.task
+        size = sum(t.nbytes for t in self.vectors.values())
         log.info(f"adam steps, shaped by {source}; gradient vectors: {size / 2**20:.1f} MiB")
         context.note("groups", groups)
         context.note("vector_bytes", size)
         for single in proxy.examples(1):
-            self.engine.verify(lambda: model.losses(single), self.rows.of(single.inputs))  # noqa: B023
+            self.engine.verify(lambda: self.task.losses(model, single), self.rows.of(single.inputs))  # noqa: B023
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        found = self.engine.products(lambda: self.model.losses(batch), self.rows.of(batch.inputs), self.targets)
+        found = self.engine.products(
+            lambda: self.task.losses(self.model, batch), self.rows.of(batch.inputs), self.vectors
+        )
         groups = len(self.lengths)
         along, sketch = found.dots[:, :groups], found.dots[:, groups:]
         length = sketch.norm(dim=1, keepdim=True)
@@ -101,7 +104,7 @@ class Less(Selector):
 def random_directions(seed: int, parameters: Mapping[str, nn.Parameter], count: int) -> dict[str, Tensor]:
     """``[count, *shape]`` per parameter, fp32, entries ``+-1/sqrt(count)``: ``E ||R x||^2 = ||x||^2``.
 
-    A parameter's signs depend on the seed and its name alone, not on the device or on what else is in scope.
+    A parameter's signs depend on the seed and its name alone, not on the device or on what other parameters there are.
     """
     directions = {}
     for name, parameter in parameters.items():
@@ -113,9 +116,9 @@ def random_directions(seed: int, parameters: Mapping[str, nn.Parameter], count: 
 
 
 def _mean_gradients(
-    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet
+    model: nn.Module, parameters: dict[str, nn.Parameter], anchors: Anchors
 ) -> tuple[list[str], dict[str, Tensor]]:
     """The groups' names, in the order they first appear, and ``[groups, *shape]`` per parameter."""
-    means = finite_means(model, anchors, parameters)
+    means = finite_mean_gradients(model, anchors, parameters)
     stacked = {name: torch.stack([mean[name] for mean in means.values()]) for name in parameters}
     return [str(group) for group in means], stacked

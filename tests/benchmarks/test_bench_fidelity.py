@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ostlight.influence.sample_gradient import dot, sample_gradient
+from ostlight.models.influence_task import SampleTask
 
 FIELDS = {
     "bench", "case", "metric", "value", "unit", "n", "p20", "p80", "commit", "device", "versions", "when"
@@ -51,7 +52,7 @@ def test_fewer_probes_are_the_leading_ones_of_many(home: Path) -> None:
 def test_diagnostics_agree_with_autograd(home: Path) -> None:
     pool, proxy = pretrained(home)
     singles = proxy.singles(pool.samples[:4])
-    found = _fidelity.Responses.of(proxy, singles)
+    found = _fidelity.StepResponses.of(proxy, singles)
     anchors = torch.cat([proxy.model.losses(b).detach() for b in proxy.anchors.batches]).double().mean()
     start = _fidelity.anchor_loss(found.logits, found.labels, found.weights)
     assert float(start) == pytest.approx(float(anchors), rel=1e-5)
@@ -68,18 +69,19 @@ def curvature_along(proxy: _fidelity.WarmedProxy, single: object) -> float:
     model = copy.deepcopy(proxy.model).double()
     model.model.set_attn_implementation("eager")
     named = dict(model.model.named_parameters())
-    parameters = [named[name] for name in proxy.parameters]
-    _, gradient = sample_gradient(model, parameters, single)  # type: ignore[arg-type]
+    parameters = {name: named[name] for name in proxy.parameters}
+    _, gradient = sample_gradient(model.model, SampleTask(), parameters, single)
     loss = torch.cat([model.losses(b) for b in proxy.anchors.batches]).mean()
-    slope = torch.autograd.grad(loss, parameters, create_graph=True)
-    along = torch.stack([(a * b).sum() for a, b in zip(slope, gradient, strict=True)]).sum()
-    return float(dot(torch.autograd.grad(along, parameters), gradient))
+    slope = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    along = torch.stack([(a * b).sum() for a, b in zip(slope, gradient.values(), strict=True)]).sum()
+    second = torch.autograd.grad(along, list(parameters.values()))
+    return float(dot(dict(zip(parameters, second, strict=True)), gradient))
 
 
 def test_for_short_steps_all_estimators_come_to_the_definition(home: Path) -> None:
     pool, proxy = pretrained(home)
     singles = proxy.singles(pool.samples[:6])
-    responses = _fidelity.Responses.of(proxy, singles)
+    responses = _fidelity.StepResponses.of(proxy, singles)
     slopes, _, norms = _fidelity.sketched(proxy, pool.samples[:6], 1, seed=0)
     eta = 3e-3 / float(norms.max())
     exact = _fidelity.definitions(proxy, singles, [eta])[0]
@@ -93,7 +95,7 @@ def test_for_short_steps_all_estimators_come_to_the_definition(home: Path) -> No
 @pytest.mark.parametrize("every_label", [False, True])
 def test_resampled_curvature_is_unbiased(home: Path, every_label: bool) -> None:
     pool, proxy = pretrained(home)
-    responses = _fidelity.Responses.of(proxy, proxy.singles(pool.samples[:4]))
+    responses = _fidelity.StepResponses.of(proxy, proxy.singles(pool.samples[:4]))
     found = responses.resampled(600, every_label, seed=1)
     # Four samples, standard error of each about sqrt(2 / 600).
     np.testing.assert_allclose(found, responses.gauss_newton, rtol=5 * (2 / 600) ** 0.5)
@@ -101,7 +103,7 @@ def test_resampled_curvature_is_unbiased(home: Path, every_label: bool) -> None:
 
 def test_projection_keeps_what_the_other_half_spans(home: Path) -> None:
     pool, proxy = pretrained(home)
-    responses = _fidelity.Responses.of(proxy, proxy.singles([*pool.samples[:2], *pool.samples[:2]]))
+    responses = _fidelity.StepResponses.of(proxy, proxy.singles([*pool.samples[:2], *pool.samples[:2]]))
     error = (responses.projected() - responses.changes).abs().amax((1, 2)) / responses.changes.abs().amax((1, 2))
     assert float(error.max()) <= 1e-2
 

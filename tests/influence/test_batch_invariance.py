@@ -9,27 +9,27 @@ import torch
 
 import ostlight
 from ostlight.errors import OstlightError, SelectorError
-from ostlight.influence.anchors import AnchorSet
-from ostlight.influence.batch_invariance import refuse_mixing
-from ostlight.models.module import MultimodalModel
+from ostlight.influence.batch_invariance import check_batch_invariance
+from ostlight.models import influence_task
+from ostlight.models.influence_task import make_anchors
 
 
 def mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch normalisation, as far as a batch of logits can show it."""
-    plain = MultimodalModel.logits
+    plain = influence_task.next_token_logits
 
-    def mixed(self, batch):
-        logits = plain(self, batch)
+    def mixed(model, batch):
+        logits = plain(model, batch)
         return logits - logits.mean(0, keepdim=True) if len(batch) > 1 else logits
 
-    monkeypatch.setattr(MultimodalModel, "logits", mixed)
+    monkeypatch.setattr(influence_task, "next_token_logits", mixed)
 
 
 @pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-6), ("float32", 1e-5), ("bfloat16", 0.05)])
 def test_real_proxies_pass(proxy, samples, dtype: str, bar: float):
     model = proxy(dtype)
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
-    assert refuse_mixing(model, anchors) <= bar
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 10_000)
+    assert check_batch_invariance(model.model, anchors) <= bar
 
 
 @pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
@@ -44,8 +44,8 @@ def test_logits_that_mix_samples_are_named(settings, monkeypatch, estimator: str
 
 def test_a_group_of_one_anchor_is_refused(proxy, samples):
     groups = ["a"] * 6 + ["b"] * 7 + ["c"]
-    with pytest.raises(SelectorError, match="anchors.group: one anchor alone is in 'c'"):
-        AnchorSet.make(proxy("float32"), samples("anchors"), groups, 10_000)
+    with pytest.raises(SelectorError, match="anchors.group: a single anchor is in 'c'"):
+        make_anchors(proxy("float32"), samples("anchors"), groups, 10_000)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
@@ -81,9 +81,9 @@ def options_of(estimator: str) -> dict[str, Any]:
 
 def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """One sample's gradient becomes infinite in the backward pass, at the middle layer, its loss staying finite."""
-    plain = MultimodalModel.logits
+    plain = influence_task.next_token_logits
 
-    def poisoned(self, batch):
+    def poisoned(model, batch):
         rows = torch.tensor([s.id == broken for s in batch.samples])
 
         def poison(module, args, result):
@@ -91,11 +91,11 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
             if hidden.requires_grad and bool(rows.any()):
                 hidden.register_hook(lambda g: torch.where(rows[:, None, None], torch.inf, g))
 
-        block = self.model.get_decoder().layers[0]
+        block = model.get_decoder().layers[0]
         handle = block.register_forward_hook(poison)
         try:
-            return plain(self, batch)
+            return plain(model, batch)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(MultimodalModel, "logits", poisoned)
+    monkeypatch.setattr(influence_task, "next_token_logits", poisoned)

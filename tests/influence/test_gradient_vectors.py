@@ -17,12 +17,12 @@ from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import RunChangedError, SelectorError
 from ostlight.influence import gradient_vectors as module
-from ostlight.influence.anchors import AnchorSet
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.gradient_vectors import Keeping
-from ostlight.influence.gradients.vectors import ShardedVectors, Targets, shares
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.gradient_vectors import VectorSettings
+from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors, shares
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.models.influence_task import make_anchors
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.selection.scores import read_score_table
@@ -35,10 +35,10 @@ def sketched(
     model: Any, anchors: list[Any], groups: bool = False, scope: str = "blocks", **options: Any
 ) -> SecondOrder:
     names = [s.tags["task"] if groups else "" for s in anchors]
-    made = AnchorSet.make(model, anchors, names, options.pop("tokens_per_batch", 200))
-    step = Step(model, named_parameters_of(model.model, scope), made, 0.05, options.pop("scale", None))
+    made = make_anchors(model, anchors, names, options.pop("tokens_per_batch", 200))
+    step = SimulatedStep(model.model, select_parameters(model.model, scope), made, 0.05, options.pop("scale", None))
     own = {name: options.pop(name) for name in ("num_probes", "seed") if name in options}
-    return SecondOrder(step, **{"num_probes": PROBES} | own, keeping=Keeping(**options))
+    return SecondOrder(step, **{"num_probes": PROBES} | own, vectors=VectorSettings(**options))
 
 
 def columns(scorer: SecondOrder, batch: Any) -> dict[str, Tensor]:
@@ -66,12 +66,12 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_offloaded_vectors_say_exactly_what_full_ones_say(proxy, samples):
     model = proxy("float32")
     batch = model.batches(samples("pool")[:8], 10_000)[0]
-    full, offload = (columns(sketched(model, samples("anchors"), hold=how), batch) for how in ("full", "offload"))
+    full, offload = (columns(sketched(model, samples("anchors"), storage=how), batch) for how in ("full", "offload"))
     assert all(torch.equal(full[name], offload[name]) for name in full)
 
 
 def test_offloaded_vectors_come_to_the_device_one_parameter_at_a_time():
-    held = Targets({"a": torch.ones(2, 3), "b": torch.ones(2, 4)}, "meta")
+    held = GradientVectors({"a": torch.ones(2, 3), "b": torch.ones(2, 4)}, "meta")
     assert {name: vectors.device.type for name, vectors in held.stored.items()} == {"a": "cpu", "b": "cpu"}
     assert held["a"].device.type == "meta"
     assert held.shapes == {"a": torch.Size([2, 3]), "b": torch.Size([2, 4])}
@@ -83,11 +83,11 @@ def test_bf16_vectors_stay_within_their_bound(proxy, samples, dtype: str):
     2^-9 of the norms' product; the engine's own rounding in fp32 comes on top."""
     model = proxy(dtype)
     batch = model.batches(samples("pool")[:8], 10_000)[0]
-    full, half = (sketched(model, samples("anchors"), hold=how) for how in ("full", "bf16"))
-    assert {v.dtype for v in half.targets.stored.values()} == {torch.bfloat16}
-    assert 2 * half.holding.bytes_held * (2 if dtype == "float64" else 1) == full.holding.bytes_held
+    full, half = (sketched(model, samples("anchors"), storage=how) for how in ("full", "bf16"))
+    assert {v.dtype for v in half.vectors.stored.values()} == {torch.bfloat16}
+    assert 2 * half.plan.bytes_stored * (2 if dtype == "float64" else 1) == full.plan.bytes_stored
     a, b = columns(full, batch), columns(half, batch)
-    norms = torch.cat([v.flatten(1).double() for v in full.targets.stored.values()], dim=1).norm(dim=1)
+    norms = torch.cat([v.flatten(1).double() for v in full.vectors.stored.values()], dim=1).norm(dim=1)
     bound = 2**-9 * a["gradient_norm"][:, None] * norms + 1e-6
     found = torch.cat(
         [a["alignment"][:, None] - b["alignment"][:, None], (a["phi"] - b["phi"]) * PROBES**0.5], dim=1
@@ -106,9 +106,9 @@ def test_a_second_scorer_takes_the_vectors_from_the_proxys_folder(proxy, samples
     first = columns(made, batch)
     assert counts == {"means": 1, "probes": 2}
     # Another batching of the anchors and another way of holding change nothing they depend on.
-    for options in ({}, {"tokens_per_batch": 10_000}, {"hold": "offload"}):
+    for options in ({}, {"tokens_per_batch": 10_000}, {"storage": "offload"}):
         taken = sketched(model, samples("anchors"), cache=tmp_path, **options)
-        assert all(torch.equal(made.targets[name], taken.targets[name]) for name in made.holding.parameters)
+        assert all(torch.equal(made.vectors[name], taken.vectors[name]) for name in made.plan.parameters)
         again = columns(taken, batch)
         # A file's bytes lie differently in memory, and matrix products round by that.
         assert all((first[name] - again[name]).abs().max() <= 1e-5 * first[name].abs().median() for name in first)
@@ -124,7 +124,7 @@ def test_what_was_not_finished_is_made_and_the_rest_taken(proxy, samples, tmp_pa
     first = sketched(model, samples("anchors"), cache=tmp_path)
     (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
     files = sorted(folder.iterdir())
-    assert [f.name.removesuffix(".safetensors") for f in files] == sorted(first.holding.parameters)
+    assert [f.name.removesuffix(".safetensors") for f in files] == sorted(first.plan.parameters)
     for file in files[::2]:
         file.unlink()
     counts = count_passes(monkeypatch)
@@ -149,9 +149,9 @@ def changes() -> dict[str, Any]:
         "the scope": lambda model, anchors: {"scope": "last:1"},
         "probes": lambda model, anchors: {"num_probes": PROBES - 1},
         "the seed": lambda model, anchors: {"seed": 1},
-        "the precision": lambda model, anchors: {"hold": "bf16"},
+        "the precision": lambda model, anchors: {"storage": "bf16"},
         "the step's shape": lambda model, anchors: {
-            "scale": {n: torch.full_like(p, 2.0) for n, p in named_parameters_of(model.model, "blocks").items()}
+            "scale": {n: torch.full_like(p, 2.0) for n, p in select_parameters(model.model, "blocks").items()}
         },
     }
 
@@ -175,9 +175,12 @@ def test_the_vectors_last_used_are_kept_and_older_ones_removed(proxy, samples, t
     def use(seed: int) -> None:
         sketched(model, anchors, scope="last:1", num_probes=1, seed=seed, cache=tmp_path)
 
-    for seed in (*range(module.KEPT), 0, module.KEPT):
+    for seed in (*range(module.CACHED_SETS), 0, module.CACHED_SETS):
         use(seed)
-    assert sorted(json.loads(f.read_text())["seed"] for f in tmp_path.glob("*.json")) == [0, *range(2, module.KEPT + 1)]
+    assert sorted(json.loads(f.read_text())["seed"] for f in tmp_path.glob("*.json")) == [
+        0,
+        *range(2, module.CACHED_SETS + 1),
+    ]
     folders = {p.name for p in tmp_path.iterdir() if p.is_dir()}
     assert folders == {f.stem for f in tmp_path.glob("*.json")}
     counts = count_passes(monkeypatch)
@@ -198,7 +201,7 @@ def test_a_proxy_is_the_same_model_with_and_without_what_was_computed_from_it(tm
 def test_the_size_is_told_before_and_too_large_is_refused(proxy, samples, monkeypatch, logged):
     model = proxy("float32")
     counts = count_passes(monkeypatch)
-    monkeypatch.setattr(module, "_room", lambda place: 2**20)
+    monkeypatch.setattr(module, "_free_bytes", lambda place: 2**20)
     with pytest.raises(
         SelectorError, match=r"only 1\.0 MiB are free: take fewer vectors .*probes, now 11.*vector_storage=bf16"
     ):
@@ -213,7 +216,7 @@ def test_vectors_are_not_kept_where_there_is_no_room_for_them(proxy, samples, tm
     usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
     sketched(proxy("float32"), samples("anchors"), cache=tmp_path / "not" / "there")
-    assert "gradient vectors are not kept" in logged()
+    assert "gradient vectors are not cached" in logged()
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -248,14 +251,14 @@ def one_rank(rank: int, ranks: int, folder: str, positions: list[int], pool: lis
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     model = MultimodalModel.load(Model(path=str(checkpoint("proxy")), dtype="float32"), "proxy")
-    scorer = sketched(model, anchors, hold="split", cache=Path(folder) / "cache")
-    assert isinstance(scorer.targets, ShardedVectors)
-    held = sum(v.nbytes for v in scorer.targets.stored.values())
+    scorer = sketched(model, anchors, storage="split", cache=Path(folder) / "cache")
+    assert isinstance(scorer.vectors, ShardedVectors)
+    held = sum(v.nbytes for v in scorer.vectors.stored.values())
     # Unequal work: the first rank has five batches, the second two, and none of the same length.
     mine = positions[:5] if rank == 0 else positions[5:7]
     found = {p: columns(scorer, model.batches([pool[p]], 1)[0]) for p in mine}
-    scorer.leave()
-    torch.save((found, held, sum(scorer.holding.sizes.values())), f"{folder}/{rank}.pt")
+    scorer.close()
+    torch.save((found, held, sum(scorer.plan.sizes.values())), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -275,4 +278,4 @@ def test_vectors_split_over_two_ranks_say_what_full_ones_say(proxy, samples, tmp
             assert (found[name] - values).abs().max() <= 1e-5 * values.abs().median(), (position, name)
     # Both shares are kept, so a run on one rank takes them all.
     sketched(model, anchors, cache=tmp_path / "cache")
-    assert f"gradient vectors of {len(full.holding.parameters)} parameters: taken from" in logged()
+    assert f"gradient vectors of {len(full.plan.parameters)} parameters: taken from" in logged()

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from ostlight.influence.anchors import AnchorSet
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.exact_head import ExactHead, untied_linear_head
 from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.preconditioner import adam_scale
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.models.influence_task import make_anchors
+from ostlight.training.optimizer_records import warmup_adam_scale
 
 SAMPLES = 12
 BOUNDS = {"float64": 1e-9, "float32": 1e-3}
@@ -34,7 +34,7 @@ ARRANGEMENTS = (("right", 12, 0), ("left", 12, 1), ("right", 5, 2), ("left", 5, 
 Make = Callable[..., Any]
 
 
-def exact_head(step: Step, tried: Any) -> ExactHead:
+def exact_head(step: SimulatedStep, tried: Any) -> ExactHead:
     head = untied_linear_head(step.model, step.parameters)
     assert head is not None
     return ExactHead(step, head)
@@ -60,16 +60,16 @@ def deviation(proxy: Make, samples: Make, name: str, optimizer: str, dtype: str,
     model, trusted = proxy(dtype), samples("anchors")
     pool = samples("pool")[:SAMPLES]
     encoded = [model.encoder.encode(s) for s in pool]
-    parameters = named_parameters_of(model.model, "head" if name == "exact_head" else "blocks")
+    parameters = select_parameters(model.model, "head" if name == "exact_head" else "blocks")
     eta = 0.05 if optimizer == "sgd" else ADAM_ETA[dtype]
     tables = []
     for side, size, seed in ARRANGEMENTS:
         model.collator.side = side
         # The anchors are batched as differently as the candidates.
-        anchors = AnchorSet.make(model, trusted, [""] * len(trusted), tokens_per_batch=64 * size)
-        scale = adam_scale(folder, model, parameters, anchors)[0] if optimizer == "adam" else None
+        anchors = make_anchors(model, trusted, [""] * len(trusted), tokens_per_batch=64 * size)
+        scale = warmup_adam_scale(folder, model.model, parameters, anchors)[0] if optimizer == "adam" else None
         tried = [model.collator.batch([pool[i]], [encoded[i]]) for i in range(4)]
-        scorer = ESTIMATORS[name](Step(model, parameters, anchors, eta, scale), tried)
+        scorer = ESTIMATORS[name](SimulatedStep(model.model, parameters, anchors, eta, scale), tried)
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed)).tolist()
         found = torch.empty(SAMPLES, dtype=torch.float64)
         for start in range(0, SAMPLES, size):

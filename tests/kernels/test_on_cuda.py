@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ostlight.influence.gradients.engine import GradientDots, SampleProducts
 from ostlight.influence.gradients.rows import RowOwners
-from ostlight_kernels import Packing, explain, small_steps
+from ostlight_kernels import Packing, explain_dispatch, small_steps
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tiles import (
     HEAD_SIXTEEN_BIT,
@@ -87,7 +87,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("shape", LAYOUTS, ids=str)
 def test_grad_dots(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     a, b, targets = layer(*shape, dtype)
-    assert explain(a).name == "triton"
+    assert explain_dispatch(a).name == "triton"
     assert_as_good(grad_dots.grad_dots(a, b, targets), *truth_and_plain(a, b, targets))
 
 

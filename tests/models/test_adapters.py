@@ -17,13 +17,13 @@ import ostlight
 from ostlight.config.schema import Lora, Model, Target
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import OstlightError
-from ostlight.influence.anchors import AnchorSet
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import dot, sample_gradient
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.adapters import quiet_peft
+from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.selection.scores import Scores
@@ -44,7 +44,7 @@ def adapters(proxy: Callable[..., MultimodalModel], tmp_path: Path) -> Path:
 
 def test_adapters_stay_apart_and_are_all_that_is_trained(adapters: Path) -> None:
     model = MultimodalModel.load(Model(path=str(adapters), dtype="bfloat16"), "proxy")
-    found = named_parameters_of(model.model, "lora")
+    found = select_parameters(model.model, "lora")
     assert len(found) == 2 * 2 * 2
     assert set(model.trained) == {f"model.{name}" for name in found}
     assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
@@ -54,27 +54,32 @@ def test_adapters_stay_apart_and_are_all_that_is_trained(adapters: Path) -> None
 
 def test_scores_agree_with_a_float64_loop_over_single_samples(adapters: Path, samples) -> None:
     model = MultimodalModel.load(Model(path=str(adapters), dtype="float64"), "proxy")
-    parameters = named_parameters_of(model.model, "lora")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 200)
+    parameters = select_parameters(model.model, "lora")
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 200)
     batch = model.batches(samples("pool")[:6], 10_000)[0]
-    found = SecondOrder(Step(model, parameters, anchors, eta=0.5)).columns(batch)
-    weights = list(parameters.values())
-    trusted = [sample_gradient(model, weights, s)[1] for b in anchors.batches for s in b.singles()]
-    mean = [torch.stack(parts).mean(0) for parts in zip(*trusted, strict=True)]
-    slopes = [dot(sample_gradient(model, weights, single)[1], mean) for single in batch.singles()]
+    found = SecondOrder(SimulatedStep(model.model, parameters, anchors, 0.5)).columns(batch)
+
+    def gradient(single):
+        return sample_gradient(model.model, SampleTask(), parameters, single)[1]
+
+    trusted = [gradient(s) for b in anchors.batches for s in b.singles()]
+    mean = {name: torch.stack([one[name] for one in trusted]).mean(0) for name in parameters}
+    slopes = [dot(gradient(single), mean) for single in batch.singles()]
     # The model's norm layers round to float32 whatever its dtype.
     assert torch.allclose(found["score"], 0.5 * torch.stack(slopes), rtol=1e-6)
 
 
 def test_exact_tends_to_the_slope_as_eta_goes_to_zero(adapters: Path, samples) -> None:
     model = MultimodalModel.load(Model(path=str(adapters), dtype="float64"), "proxy")
-    parameters = named_parameters_of(model.model, "lora")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 200)
+    parameters = select_parameters(model.model, "lora")
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 200)
     batch = model.batches(samples("pool")[:4], 10_000)[0]
-    slopes = SecondOrder(Step(model, parameters, anchors, 1.0)).columns(batch)["alignment"]
+    slopes = SecondOrder(SimulatedStep(model.model, parameters, anchors, 1.0)).columns(batch)["alignment"]
     off = []
     for eta in (1e-4, 1e-5):
-        found = torch.tensor(Exact(Step(model, parameters, anchors, eta)).columns(batch)["score"], dtype=torch.float64)
+        found = torch.tensor(
+            Exact(SimulatedStep(model.model, parameters, anchors, eta)).columns(batch)["score"], dtype=torch.float64
+        )
         off.append(float((found / eta - slopes).abs().max() / slopes.abs().median()))
     assert off[1] < 1e-2
     assert off[0] / off[1] == pytest.approx(10, rel=0.5)
@@ -93,7 +98,7 @@ def test_a_run_over_the_adapters_of_a_folder(settings, adapters: Path, fraction:
         return
     warmed = MultimodalModel.load(Model(path=str(selection.folder.proxy)), "proxy")
     before = MultimodalModel.load(Model(path=str(adapters)), "proxy")
-    names = set(named_parameters_of(warmed.model, "lora"))
+    names = set(select_parameters(warmed.model, "lora"))
     moved = {
         name
         for (name, p), q in zip(warmed.model.named_parameters(), before.model.parameters(), strict=True)

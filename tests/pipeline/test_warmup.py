@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 
 import ostlight
 from ostlight.digitmath.model import checkpoint
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.step_size import median_update_norm, step_size_by_rule
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.step_size import median_step_size
+from ostlight.models.influence_task import SampleTask
+from ostlight.training.optimizer_records import median_update_norm
 
 OST = {"name": "ost", "options": {"estimator": "first_order"}}
 
@@ -48,13 +50,13 @@ def test_the_loss_is_monitored_on_the_development_set_where_there_is_one(setting
 def test_eta_makes_the_median_step_as_long_as_the_warm_ups(settings, proxy, samples):
     selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=OST))
     model = proxy("float32")
-    parameters = named_parameters_of(model.model, "blocks")
+    parameters = select_parameters(model.model, "blocks")
     stored = np.load(selection.folder.proxy / "update_norms.npz")
     mine = [k for k, n in enumerate(stored["names"]) if str(n) in parameters]
     by_hand = np.median([np.linalg.norm(step[mine]) for step in stored["norms"]])
     assert median_update_norm(selection.folder.proxy, parameters) == pytest.approx(by_hand)
     singles = model.batches(samples("pool")[:9], 1)
-    eta = step_size_by_rule(model, parameters, singles, update_norm=0.7)
+    eta = median_step_size(model.model, parameters, singles, 0.7, task=SampleTask())
     norms = []
     for single in singles:
         model.zero_grad()

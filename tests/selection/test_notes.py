@@ -8,7 +8,7 @@ import pytest
 
 import ostlight
 from ostlight.errors import DataError, SelectorError
-from ostlight.influence.rank_agreement import sample_count
+from ostlight.influence.agreement import sample_count
 from ostlight.selection.notes import FILE, read_notes, write_note
 
 

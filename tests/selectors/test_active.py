@@ -14,10 +14,10 @@ import torch
 import ostlight
 from ostlight.data.sample import Sample, Turn
 from ostlight.errors import DataError, SelectorError
-from ostlight.influence.anchors import AnchorSet
 from ostlight.influence.estimators.exact import Exact
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.models.influence_task import make_anchors
 from ostlight.models.losses import IGNORED
 from ostlight.selection.scores import Scores
 
@@ -49,9 +49,9 @@ def test_the_score_is_the_expectation_over_the_proxys_answers(active, proxy, sam
     assert not selection.rejected
     scores = Scores.read(selection.folder.scores)
     model = proxy("float32")
-    parameters = named_parameters_of(model.model, "head")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 16_384)
-    exact = Exact(Step(model, parameters, anchors, 0.05))
+    parameters = select_parameters(model.model, "head")
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 16_384)
+    exact = Exact(SimulatedStep(model.model, parameters, anchors, 0.05))
     pool = samples("pool")[:11]
 
     def one(sample: Sample) -> tuple[float, float]:

@@ -7,12 +7,12 @@ import torch
 
 import ostlight
 from ostlight.errors import SelectorError
-from ostlight.influence.anchors import AnchorSet
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.preconditioner import adam_scale
+from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import sample_gradient, train_only
+from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
+from ostlight.training.optimizer_records import warmup_adam_scale
 from ostlight_selectors.less import random_directions
 
 SCOPE = "last:1"
@@ -27,14 +27,14 @@ def by_hand(proxy, samples, tmp_path):
     """Adam steps ``[5, P]`` of five samples, mean gradients ``[7, P]`` of the anchors' tasks, in the order they occur,
     the model, and the batch."""
     model = proxy("float64")
-    parameters = named_parameters_of(model.model, SCOPE)
-    train_only(model, parameters)
+    parameters = select_parameters(model.model, SCOPE)
+    train_only(model.model, parameters)
     anchors = samples("anchors")
     tasks = [a.tags["task"] for a in anchors]
-    scale, _ = adam_scale(tmp_path, model, parameters, AnchorSet.make(model, anchors, tasks, 1000))
+    scale, _ = warmup_adam_scale(tmp_path, model.model, parameters, make_anchors(model, anchors, tasks, 1000))
 
     def gradient(sample):
-        return sample_gradient(model, list(parameters.values()), model.batches([sample], 1)[0])[1]
+        return list(sample_gradient(model.model, SampleTask(), parameters, model.batches([sample], 1)[0])[1].values())
 
     wanted = {task: torch.zeros(sum(p.numel() for p in parameters.values()), dtype=torch.float64) for task in tasks}
     for anchor, task in zip(anchors, tasks, strict=True):
@@ -53,7 +53,7 @@ def test_both_cosines_are_those_of_the_definition(by_hand, selector_setting):
     selector = create("less", {"parameters": SCOPE, "projection": 16})
     selector.setup(selector_setting(model))
     columns = selector.score(batch)
-    parameters = named_parameters_of(model.model, SCOPE)
+    parameters = select_parameters(model.model, SCOPE)
     random = torch.cat([r.double().flatten(1) for r in random_directions(0, parameters, 16).values()], dim=1)
     assert torch.unique(random).tolist() == [-0.25, 0.25]
     sketch = steps @ random.T

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 import ostlight
 from ostlight.data.sample import Turn
 from ostlight.errors import SelectorError
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
+from ostlight.models.influence_task import SampleTask
 from ostlight.models.losses import IGNORED
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
@@ -82,10 +83,10 @@ def test_perplexity_does_not_depend_on_the_side_of_the_padding(scored, samples):
 
 def test_grad_norm_is_the_length_of_the_plain_gradient(scored):
     columns, model, batch = scored("grad_norm", parameters="last:1")
-    parameters = named_parameters_of(model.model, "last:1")
-    train_only(model, parameters)
+    parameters = select_parameters(model.model, "last:1")
+    train_only(model.model, parameters)
     for k, single in enumerate(batch.singles()):
-        loss, gradient = sample_gradient(model, list(parameters.values()), single)
+        loss, gradient = sample_gradient(model.model, SampleTask(), parameters, single)
         assert float(columns["score"][k]) == pytest.approx(norm(gradient), rel=1e-6)
         assert float(columns["loss"][k]) == pytest.approx(float(loss), rel=1e-9)
 

@@ -9,26 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ostlight.errors import BadRecord
 from ostlight.influence.estimators.exact import Exact
-from ostlight.influence.simulated_step import Step
-from ostlight.models.batch import Batch
-from ostlight.models.losses import IGNORED, per_sample_losses
-from ostlight.models.module import MultimodalModel
+from ostlight.influence.failures import failure_column, not_finite_losses
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.influence.task import IGNORED, answer_losses
 from ostlight_kernels import one_step_head
 
 
-def untied_linear_head(model: MultimodalModel, parameters: Mapping[str, nn.Parameter]) -> nn.Linear | None:
+def untied_linear_head(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Linear | None:
     """The output layer, where the given parameters are all of it and nothing else uses them; else ``None``."""
-    head = model.model.get_output_embeddings()
-    inputs = model.model.get_input_embeddings()
+    if not hasattr(model, "get_output_embeddings"):
+        return None
+    hugging_face: Any = model
+    head, inputs = hugging_face.get_output_embeddings(), hugging_face.get_input_embeddings()
     if not isinstance(head, nn.Linear) or (inputs is not None and head.weight is getattr(inputs, "weight", None)):
         return None
     return head if {id(p) for p in parameters.values()} == {id(p) for p in head.parameters()} else None
 
 
 class ExactHead:
-    """``Exact`` for the scope ``head``, a whole batch at once.
+    """``Exact`` where the parameters are the output layer, a whole batch at once.
 
     The features the head sees do not change with the head, so one forward pass over the anchors serves all
     candidates, and a candidate costs one forward pass and no backward pass. Where a model changes its head's logits
@@ -45,8 +45,8 @@ class ExactHead:
         ValueError, SelectorError: as ``Exact``, where that is taken.
     """
 
-    def __init__(self, step: Step, head: nn.Linear) -> None:
-        self.model, self.head, self.eta, self.names = step.model, head, step.eta, step.anchors.names
+    def __init__(self, step: SimulatedStep, head: nn.Linear) -> None:
+        self.step, self.head = step, head
         self.general = None if self._gives_the_logits(step.anchors.batches[0]) else Exact(step)
         if self.general:
             return
@@ -54,9 +54,9 @@ class ExactHead:
         longest = max(labels.shape[1] for _, _, labels in seen)
         self.anchor_features = torch.cat([_widened(h, longest, 0.0) for _, h, _ in seen])
         self.anchor_labels = torch.cat([_widened(labels, longest, IGNORED) for _, _, labels in seen])
-        self.weights = step.anchors.weights
+        self.weights = step.anchors.weights(self.anchor_labels.device)
 
-    def columns(self, batch: Batch) -> dict[str, Any]:
+    def columns(self, batch: Any) -> dict[str, Any]:
         """As ``Exact.columns``."""
         if self.general:
             return self.general.columns(batch)
@@ -69,50 +69,46 @@ class ExactHead:
                 self.anchor_labels,
                 self.head.weight.detach(),
                 None if self.head.bias is None else self.head.bias.detach(),
-                self.eta,
+                self.step.step_size,
                 weights,
             )
             for weights in self.weights
         ]
         columns: dict[str, Any] = {"score": utilities[0].double(), "loss": losses.double()}
         columns["gradient_norm"] = self._gradient_norms(features, labels)
-        if self.names:
+        if self.step.anchors.names:
             columns["utility_by_group"] = torch.stack(utilities[1:], dim=1)
-        bad = [loss != loss or abs(loss) == float("inf") for loss in losses.tolist()]
-        if any(bad):
-            failure = BadRecord("loss_not_finite", "the proxy's loss on this sample is not finite")
-            columns["failure"] = [failure if b else None for b in bad]
-        return columns
+        return columns | failure_column(not_finite_losses(losses))
 
-    def _features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _features(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Losses ``[N]``; what the head sees at the answer tokens ``[N, most answer tokens, D]``; their labels."""
-        logits, (seen,) = self._run(batch)
-        losses = per_sample_losses(logits, batch.labels)
-        features, targets = seen[:, :-1], batch.labels[:, 1:]
+        logits, targets, (features,) = self._run(batch)
+        losses = answer_losses(logits, targets)
         wanted = targets != IGNORED
         # Answer tokens first, in order; what is left of the widest sample's count is ignored.
         order = torch.argsort((~wanted).to(torch.int8), dim=1, stable=True)[:, : int(wanted.sum(1).max())]
         labels = targets.gather(1, order).masked_fill(~wanted.gather(1, order), IGNORED)
         return losses, features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2])), labels
 
-    def _run(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The model's logits ``[N, T, V]``, and what each call of its head saw, ``[N, T, D]``."""
+    def _run(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits ``[N, T, V]``, labels ``[N, T]``, and what each call of the head saw, ``[N, T, D]``."""
         caught: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
         try:
             # Mixed precision would round the loss by more than a step changes it.
-            with torch.no_grad(), torch.autocast(batch.labels.device.type, enabled=False):
-                return self.model.logits(batch), caught
+            with torch.no_grad(), torch.autocast(self.step.device.type, enabled=False):
+                logits, labels = self.step.task.logits(self.step.model, batch)
         finally:
             hook.remove()
+        return logits, labels, [seen[:, : labels.shape[1]] for seen in caught if seen.ndim == 3]
 
-    def _gives_the_logits(self, batch: Batch) -> bool:
+    def _gives_the_logits(self, batch: Any) -> bool:
         """Whether the model's logits at the answer tokens are the head's of what it saw, but for rounding."""
-        logits, caught = self._run(batch)
+        logits, labels, caught = self._run(batch)
         if len(caught) != 1 or caught[0].shape[:-1] != logits.shape[:-1]:
             return False
-        wanted = batch.labels[:, 1:] != IGNORED
-        found, own = self._logits(caught[0][:, :-1][wanted]), logits[:, :-1][wanted]
+        wanted = labels != IGNORED
+        found, own = self._logits(caught[0][wanted]), logits[wanted]
         summed = torch.promote_types(found.dtype, torch.float32)
         rounding = torch.finfo(found.dtype).eps + 64 * torch.finfo(summed).eps
         allowed = rounding * found.where(found.isfinite(), 0).abs().amax(-1, keepdim=True).double()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ostlight.influence.estimators.failures import failures
-from ostlight.influence.gradient_vectors import Directions, Holding, Keeping, make_vectors, slope_norm
-from ostlight.influence.gradients.engine import GradientDots
+from ostlight.influence.failures import failures
+from ostlight.influence.gradient_vectors import Directions, VectorPlan, VectorSettings, make_vectors, mean_gradient_norm
+from ostlight.influence.gradients.engine import GradientDots, SampleProducts
 from ostlight.influence.gradients.rows import RowMap
 from ostlight.influence.sample_gradient import train_only
-from ostlight.influence.simulated_step import Step
-from ostlight.models.batch import Batch
+from ostlight.influence.simulated_step import SimulatedStep
 
 log = logging.getLogger(__name__)
 
@@ -31,64 +28,70 @@ class GradientProducts(ABC):
         probes: K curvature probes for each anchor group.
         directions: vectors common to all groups, and how many.
         seed: of the probes.
-        keeping: of the fixed vectors; their size is said before they are made.
+        vectors: where the fixed vectors are stored; their size is logged before they are made.
 
     Raises:
-        SelectorError: the fixed vectors do not fit where they are to be held.
-        OstlightError: a layer the gradient engine cannot treat, or too few anchors for the probes.
+        SelectorError: the fixed vectors do not fit where they are to be stored.
+        OstlightError: a layer the gradient engine does not support, or too few anchors for the probes.
     """
 
     def __init__(
-        self, step: Step, probes: int, directions: tuple[Directions, int] | None, seed: int, keeping: Keeping
+        self,
+        step: SimulatedStep,
+        probes: int,
+        directions: tuple[Directions, int] | None,
+        seed: int,
+        vectors: VectorSettings,
     ) -> None:
         train_only(step.model, step.parameters)
-        self.model, self.eta = step.model, step.eta
-        self.sizes: dict[Hashable, int] = dict(Counter(step.anchors.groups))
-        self.names = step.anchors.names
+        self.step, self.sizes, self.names = step, step.anchors.sizes, step.anchors.names
         further, count = directions or (None, 0)
-        self.holding = Holding(step.parameters, self.sizes, probes, keeping.hold, step.model.device, count)
-        log.info(self.holding.line())
-        self.holding.refuse_if_too_large()
-        self.targets = make_vectors(step, self.holding, seed, keeping, further)
-        self.slope_norm = slope_norm(self.targets, self.sizes, probes)
-        self.engine, self.rows = GradientDots(step.model, dict(step.parameters)), RowMap(step.model.model)
+        self.plan = VectorPlan(step.parameters, self.sizes, probes, vectors.storage, step.device, count)
+        log.info(self.plan.summary())
+        self.plan.refuse_if_too_large()
+        self.vectors = make_vectors(step, self.plan, seed, vectors, further)
+        self.anchor_norm = mean_gradient_norm(self.vectors, self.sizes, probes)
+        self.engine, self.rows = GradientDots(step.model, dict(step.parameters)), RowMap(step.model)
 
-    def leave(self) -> None:
-        """This rank is done; needed where the vectors are split over ranks."""
-        self.targets.leave()
+    def close(self) -> None:
+        """This rank looks up no more vectors; needed where they are split over ranks."""
+        self.vectors.leave()
 
-    def verify(self, batch: Batch) -> float:
+    def verify(self, batch: Any) -> float:
         """Compares the engine with plain autograd on a few samples; the largest relative deviation.
 
         Raises:
             OstlightError: it is larger than rounding explains; names the parameter.
         """
-        return self.engine.verify(lambda: self.model.losses(batch), self.rows.of(batch.inputs))
+        return self.engine.verify(lambda: self.step.losses(batch), self.rows.of_batch(self.step.task, batch))
 
-    def columns(self, batch: Batch) -> dict[str, Any]:
-        """Utilities and what came along, one value a sample.
+    def columns(self, batch: Any) -> dict[str, Any]:
+        """One value a sample.
 
         Returns:
             ``score`` (``u_i``), ``loss``, ``gradient_norm``, ``alignment`` (``<g_i, g_V>``), ``step_size``,
-            ``cosine`` of ``g_i`` with ``g_V``; with curvature ``phi``, so that sets can be selected later;
-            with groups ``utility_by_group`` in the order of ``names``; ``failure`` where loss or gradient are not
-            finite.
+            ``cosine`` of ``g_i`` with ``g_V``; with curvature ``phi``, the curvature coordinates by which sets can be
+            selected later; with groups ``utility_by_group`` in the order of ``names``; ``failure`` where loss or
+            gradient are not finite.
         """
-        found = self.engine.products(
-            lambda: self.model.losses(batch), self.rows.of(batch.inputs), self.targets, squared_norms=True
-        )
-        norms, told = found.squared_norms.sqrt(), self.utilities(found.dots)
-        lengths = (norms * self.slope_norm).clamp_min(torch.finfo(torch.float64).tiny)
+        products = self.products(batch, squared_norms=True)
+        norms, utilities = products.squared_norms.sqrt(), self.utilities(products.dots)
+        lengths = (norms * self.anchor_norm).clamp_min(torch.finfo(torch.float64).tiny)
         columns: dict[str, Any] = {
-            "score": told["score"],
-            "loss": found.losses.double(),
+            "score": utilities["score"],
+            "loss": products.losses.double(),
             "gradient_norm": norms,
-            "alignment": told["alignment"],
-            "step_size": [self.eta] * len(batch),
-            "cosine": told["alignment"] / lengths,
+            "alignment": utilities["alignment"],
+            "step_size": [self.step.step_size] * len(norms),
+            "cosine": utilities["alignment"] / lengths,
         }
-        return columns | told | failures(found)
+        return columns | utilities | failures(products)
+
+    def products(self, batch: Any, squared_norms: bool = False) -> SampleProducts:
+        """Inner products of each sample's gradient with the fixed vectors."""
+        rows = self.rows.of_batch(self.step.task, batch)
+        return self.engine.products(lambda: self.step.losses(batch), rows, self.vectors, squared_norms=squared_norms)
 
     @abstractmethod
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
-        """``score`` and ``slope`` ``[N]``, and what else the inner products ``[N, M]`` tell."""
+        """``score`` and ``alignment`` ``[N]``, and what else follows from the inner products ``[N, M]``."""

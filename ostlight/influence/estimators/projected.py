@@ -1,4 +1,4 @@
-"""The utility from a few measured steps: the logits' way in a reduced basis, the cross-entropy in full."""
+"""The utility from a few measured steps: changes of the logits in a reduced basis, the cross-entropy in full."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ostlight.data.atomic import atomic_path
 from ostlight.errors import BadRecord
 from ostlight.influence.estimators.gradient_products import GradientProducts
-from ostlight.influence.gradient_vectors import IN_MEMORY, Keeping, anchors_for_probes, digest_of, seen_of
-from ostlight.influence.gradients.curvature_correction import Bend
+from ostlight.influence.gradient_vectors import IN_MEMORY, VectorSettings, save_whole
+from ostlight.influence.gradients.curvature_correction import CurvatureCorrection
 from ostlight.influence.gradients.probes import Vectors
-from ostlight.influence.gradients.responses import Responses, measured
+from ostlight.influence.gradients.responses import StepResponses, measure_responses
 from ostlight.influence.sample_gradient import sample_gradient
-from ostlight.influence.simulated_step import Step
-from ostlight.models.batch import Batch
-from ostlight.ranks import is_first_rank
+from ostlight.influence.simulated_step import SimulatedStep
 
 
 class Projected(GradientProducts):
@@ -30,90 +27,91 @@ class Projected(GradientProducts):
         u_i ~ L_V(z) - L_V(z - eta sum_k phi_k rho_k + q_i) + eta (<g_i, g_V> - sum_k phi_k <rho_k, grad_z L_V>)
 
     with the anchors' logits ``z``, K measured directions ``rho_k`` and the sample's coordinates ``phi_k``
-    (``ostlight.influence.gradients.responses``). The last term is the slope of what lies outside the directions.
+    (``ostlight.influence.gradients.responses``). The last term is the first-order gain outside the directions.
     ``||phi||^2`` is the curvature ``g_i' H g_i`` within them.
 
-    ``q_i`` is what the network's own curvature adds to the way of the logits, told from the measured steps, of which it
-    is known (``ostlight.influence.gradients.curvature_correction``). The cross-entropy is taken as it is.
+    ``q_i`` is what the network's own curvature adds to the change of the logits, predicted from the measured steps, for
+    which it is known (``ostlight.influence.gradients.curvature_correction``). The cross-entropy is taken as it is.
 
-    Groups cost one vector each and no directions of their own: the loss of each is read off the same moved logits.
+    Groups cost one vector each and no directions of their own: the loss of each is read off the same logits.
 
     Args:
-        step, keeping: as for ``GradientProducts``.
+        step, vectors: as for ``GradientProducts``.
         snapshots: samples of the pool, one a batch, whose steps are measured: ``3 S`` passes over the anchors.
-        count: K directions that are kept, each a vector as large as the scope.
+        rank: K directions, each a vector as large as the parameters.
 
     Raises:
         SelectorError, OstlightError: as ``GradientProducts``; no snapshot can be stepped on.
     """
 
-    def __init__(self, step: Step, snapshots: Sequence[Batch], count: int, keeping: Keeping = IN_MEMORY) -> None:
-        steps = _Steps(step, snapshots, count)
-        super().__init__(step, 0, (steps, count), 0, keeping)
-        self.responses = steps.responses.to(step.model.device)
-        self.inside = self.responses.slopes
-        self.bend = self._bend([snapshots[place] for place in self.responses.places.tolist()])
+    def __init__(
+        self, step: SimulatedStep, snapshots: Sequence[Any], rank: int, vectors: VectorSettings = IN_MEMORY
+    ) -> None:
+        measured = _MeasuredSteps(step, snapshots, rank, vectors.is_writer)
+        super().__init__(step, 0, (measured, rank), 0, vectors)
+        self.responses = measured.responses.to(step.device)
+        self.inside = self.responses.loss_gradients
+        self.correction = self._correction([snapshots[k] for k in self.responses.steps.tolist()])
 
-    def _bend(self, taken: Sequence[Batch]) -> Bend:
-        _, phi = self._parts(torch.cat([self._dots(single) for single in taken]))
+    def _correction(self, taken: Sequence[Any]) -> CurvatureCorrection:
+        _, phi = self.split(torch.cat([self.products(single).dots for single in taken]))
         known = phi.isfinite().all(1)
-        return Bend.of(phi[known], self.responses.bent[known], self.eta)
+        return CurvatureCorrection.fit(phi[known], self.responses.deviations[known], self.step.step_size)
 
-    def _dots(self, single: Batch) -> Tensor:
-        return self.engine.products(lambda: self.model.losses(single), self.rows.of(single.inputs), self.targets).dots
-
-    def _parts(self, dots: Tensor) -> tuple[Tensor, ...]:
-        """``[N, G]`` slopes and ``[N, K]`` coordinates."""
+    def split(self, dots: Tensor) -> tuple[Tensor, ...]:
+        """``[N, G]`` alignments with the groups' mean gradients, and ``[N, K]`` coordinates."""
         return dots.double().tensor_split([len(self.sizes)], dim=1)
 
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
-        slopes, phi = self._parts(dots)
-        outside = self.eta * (slopes - phi @ self.inside.T)
-        by_group = outside + self.responses.falls(phi, self.eta, self.bend(phi))
+        alignments, phi = self.split(dots)
+        outside = self.step.step_size * (alignments - phi @ self.inside.T)
+        by_group = outside + self.responses.loss_decrease(phi, self.step.step_size, self.correction(phi))
         shares = torch.tensor(list(self.sizes.values()), dtype=torch.float64, device=dots.device)
         shares = shares / shares.sum()
-        told = {"score": by_group @ shares, "alignment": slopes @ shares, "phi": phi.float()}
+        columns = {"score": by_group @ shares, "alignment": alignments @ shares, "phi": phi.float()}
         if self.names:
             order = [list(self.sizes).index(name) for name in self.names]
-            told["utility_by_group"] = by_group[:, order]
-        return told
+            columns["utility_by_group"] = by_group[:, order]
+        return columns
 
 
-class _Steps:
-    """The measured steps, kept beside the vectors that are made from them."""
+class _MeasuredSteps:
+    """The measured steps, cached beside the vectors that are made from them."""
 
-    def __init__(self, step: Step, snapshots: Sequence[Batch], count: int) -> None:
-        self._step, self._snapshots, self._count = step, snapshots, count
-        shown = seen_of(enumerate(single.encoded[0] for single in snapshots))
-        self.key: Mapping[str, Any] = {"directions": count, "eta": step.eta, "snapshots": digest_of(shown)}
-        self.responses: Responses
+    def __init__(self, step: SimulatedStep, snapshots: Sequence[Any], rank: int, is_writer: bool) -> None:
+        self._step, self._snapshots, self._rank, self._is_writer = step, snapshots, rank, is_writer
+        self.responses: StepResponses
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        digests = [digest for single in self._snapshots for digest in self._step.task.digests(single)]
+        return {"rank": self._rank, "step_size": self._step.step_size, "snapshots": " ".join(digests)}
 
     def prepare(self, folder: Path | None) -> None:
         file = None if folder is None else folder / "responses"
         if file is not None and file.exists():
-            self.responses = Responses(**load_file(file))
+            self.responses = StepResponses(**load_file(file))
             return
-        trusted = anchors_for_probes(self._full.model, self._step.anchors)
-        with torch.autocast(self._step.model.device.type, enabled=False):  # its rounding is as large as a response
-            self.responses = measured(trusted, self._full.parameters, self._gradients, self._step.eta, self._count)
-        if file is not None and is_first_rank():
-            with atomic_path(file) as temporary:
-                save_file({name: t.contiguous().cpu() for name, t in vars(self.responses).items()}, temporary)
+        full = self._full
+        with torch.autocast(self._step.device.type, enabled=False):  # its rounding is as large as a response
+            self.responses = measure_responses(
+                full.model, full.anchors, full.parameters, self._gradients, full.step_size, self._rank
+            )
+        if file is not None and self._is_writer:
+            save_whole(file, vars(self.responses))
 
     def vectors(self, names: Sequence[str], only: range) -> Vectors:
-        trusted = anchors_for_probes(self._full.model, self._step.anchors)
         parameters = {name: self._full.parameters[name] for name in names}
-        return self.responses.to(self._step.model.device).vectors(trusted, parameters, only)
+        return self.responses.to(self._step.device).vectors(self._full.model, self._full.anchors, parameters, only)
 
     @cached_property
-    def _full(self) -> Step:
+    def _full(self) -> SimulatedStep:
         return self._step.in_full_precision()
 
     def _gradients(self) -> Iterator[Vectors]:
-        names = list(self._step.parameters)
         for single in self._snapshots:
             try:
-                _, found = sample_gradient(self._step.model, list(self._step.parameters.values()), single)
+                _, gradient = sample_gradient(self._step.model, self._step.task, self._step.parameters, single)
             except BadRecord:
                 continue  # the record meets the same rejection, and is kept with it, when it is scored
-            yield self._step.shaped(dict(zip(names, found, strict=True)))
+            yield self._step.scaled(gradient)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ostlight.influence.estimators.gradient_products import GradientProducts
-from ostlight.influence.gradient_vectors import IN_MEMORY, Keeping
-from ostlight.influence.gradients.sketch import pooled, sketches
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.gradient_vectors import IN_MEMORY, VectorSettings
+from ostlight.influence.gradients.sketched_utility import pooled, sketches
+from ostlight.influence.simulated_step import SimulatedStep
 
 
 class SecondOrder(GradientProducts):
@@ -22,7 +22,7 @@ class SecondOrder(GradientProducts):
     ``Exact`` at the step sizes training really uses.
 
     Args:
-        step, keeping: as for ``GradientProducts``.
+        step, vectors: as for ``GradientProducts``.
         num_probes: K; 0 for first order. With groups, each group gets K probes of its own, and ``phi`` is
             ``[N, K * groups]``.
         seed: of the probes.
@@ -31,16 +31,19 @@ class SecondOrder(GradientProducts):
         SelectorError, OstlightError: as ``GradientProducts``.
     """
 
-    def __init__(self, step: Step, num_probes: int = 0, seed: int = 0, keeping: Keeping = IN_MEMORY) -> None:
+    def __init__(
+        self, step: SimulatedStep, num_probes: int = 0, seed: int = 0, vectors: VectorSettings = IN_MEMORY
+    ) -> None:
         self.num_probes = num_probes
-        super().__init__(step, num_probes, None, seed, keeping)
+        super().__init__(step, num_probes, None, seed, vectors)
 
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
         parts = sketches(dots, self.sizes, self.num_probes)
         whole = pooled(parts, self.sizes)
-        told = {"score": whole.second_order(self.eta), "alignment": whole.slope}
+        columns = {"score": whole.second_order(self.step.step_size), "alignment": whole.alignment}
         if self.num_probes:
-            told["phi"] = whole.curvature.float()
+            columns["phi"] = whole.curvature.float()
         if self.names:
-            told["utility_by_group"] = torch.stack([parts[n].second_order(self.eta) for n in self.names], dim=1)
-        return told
+            by_group = [parts[name].second_order(self.step.step_size) for name in self.names]
+            columns["utility_by_group"] = torch.stack(by_group, dim=1)
+        return columns

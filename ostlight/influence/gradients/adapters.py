@@ -1,7 +1,7 @@
 """Low-rank adapters in one product: ``x (W + s B A)'``, forward and backward, with the sum formed on the fly.
 
 peft computes ``x W' + s (x A') B'``: two thin products, a scaling and a sum for every layer, and as much again in the
-backward pass. Where only the adapters are in scope none of these intermediate results is needed but ``x A'`` and the
+backward pass. Where only the adapters are selected none of these intermediate results is needed but ``x A'`` and the
 gradient times ``B``, which the samples' gradients are made of. The merged weight is formed twice and never kept, and
 only in fp32 or fp64: in bf16 the sum would round the adapter away.
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ostlight.influence.gradients.sink import Sink
+from ostlight.influence.gradients.sink import GradientSink
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Adapter:
     up: Tensor
     scaling: float
     names: tuple[str, str]
-    sink: Sink | None
+    sink: GradientSink | None
 
     def merged(self) -> Tensor:
         return torch.addmm(self.weight, self.up, self.down, alpha=self.scaling)
@@ -62,13 +62,13 @@ class _Adapted(torch.autograd.Function):
 
 
 def fused_forwards(
-    model: nn.Module, names: Mapping[int, str], sink: Sink, root: Tensor, announce: Callable[[], bool]
+    model: nn.Module, names: Mapping[int, str], sink: GradientSink, root: Tensor, announce: Callable[[], bool]
 ) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
     """The adapted layers that can be computed in one product, each with the forward that does so.
 
     Args:
         model: before its parameters are replaced.
-        names: id to name of the parameters in scope.
+        names: id to name of the parameters.
         sink: takes the adapters' gradients.
         root: makes the results ask for a gradient.
         announce: whether a use is a new one (and not a recomputation under checkpointing).
@@ -79,7 +79,7 @@ def fused_forwards(
 
 @contextmanager
 def merged_forwards(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, and while no gradients are asked for, the adapted layers in scope take one product instead of three."""
+    """Inside, without gradients, the adapted layers among the parameters take one product instead of three."""
     fused = list(_plain_adapters(model, {id(parameter): name for name, parameter in parameters.items()}, None))
     try:
         for layer, adapter in fused:
@@ -104,7 +104,7 @@ def _special(adapter: Adapter, inputs: Tensor, args: Any, kwargs: Any) -> bool:
 
 
 def _forward(
-    adapter: Adapter, sink: Sink, original: Callable[..., Tensor], root: Tensor, announce: Callable[[], bool]
+    adapter: Adapter, sink: GradientSink, original: Callable[..., Tensor], root: Tensor, announce: Callable[[], bool]
 ) -> Callable[..., Tensor]:
     def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not torch.is_grad_enabled() or _special(adapter, inputs, args, kwargs):
@@ -112,13 +112,14 @@ def _forward(
         if announce():
             for name in adapter.names:
                 sink.expect(name)
-        return _Adapted.apply(inputs, root, adapter)  # type: ignore[no-untyped-call]
+        result: Tensor = _Adapted.apply(inputs, root, adapter)  # type: ignore[no-untyped-call, unused-ignore]
+        return result
 
     return forward
 
 
 def _plain_adapters(
-    model: nn.Module, names: Mapping[int, str], sink: Sink | None
+    model: nn.Module, names: Mapping[int, str], sink: GradientSink | None
 ) -> Iterator[tuple[nn.Module, Adapter]]:
     peft = sys.modules.get("peft")
     if peft is None:
@@ -129,7 +130,7 @@ def _plain_adapters(
             yield layer, adapter
 
 
-def _plain_adapter(layer: Any, names: Mapping[int, str], sink: Sink | None) -> Adapter | None:
+def _plain_adapter(layer: Any, names: Mapping[int, str], sink: GradientSink | None) -> Adapter | None:
     """``None`` for anything but one active, unmerged, vanilla adapter without dropout or hooks on a frozen linear."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     base = layer.base_layer
@@ -140,13 +141,13 @@ def _plain_adapter(layer: Any, names: Mapping[int, str], sink: Sink | None) -> A
     drops = layer.training and getattr(dropout, "p", 0.0) > 0
     vanilla = name not in layer.lora_variant and type(down) is type(up) is nn.Linear and up.bias is None
     frozen = not any(id(parameter) in names for parameter in base.parameters())
-    scoped = id(down.weight) in names and id(up.weight) in names
+    selected = id(down.weight) in names and id(up.weight) in names
     dtypes = {down.weight.dtype, up.weight.dtype, base.weight.dtype}
     if (
         drops
         or not vanilla
         or not frozen
-        or not scoped
+        or not selected
         or _hooked(layer, base, down, up)
         or dtypes not in ({torch.float32}, {torch.float64})
     ):
@@ -163,6 +164,6 @@ def _plain_adapter(layer: Any, names: Mapping[int, str], sink: Sink | None) -> A
 
 
 def _hooked(layer: nn.Module, *parts: nn.Module) -> bool:
-    """Someone else watches or replaces a forward that the fused one would pass by."""
-    passed_by = any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts)
-    return passed_by or "forward" in layer.__dict__
+    """A hook or a replaced forward that the fused one would bypass."""
+    bypassed = any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts)
+    return bypassed or "forward" in layer.__dict__

@@ -12,8 +12,8 @@ import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rul
 from ostlight.errors import OstlightError
 from ostlight.influence.gradients.products import Products
 from ostlight.influence.gradients.rows import RowOwners
-from ostlight.influence.gradients.tracking import Watch
-from ostlight.influence.gradients.vectors import Targets
+from ostlight.influence.gradients.tracking import ParameterTracker
+from ostlight.influence.gradients.vectors import GradientVectors
 
 Losses = Callable[[], Tensor]
 """Runs the model on a batch and returns its per-sample losses ``[N]``."""
@@ -24,30 +24,30 @@ AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, tor
 
 @dataclass(frozen=True)
 class SampleProducts:
-    """What one pass says about every sample's gradient ``g_i``.
+    """Results of one pass for every sample's gradient ``g_i``.
 
     Attributes:
         losses: ``[N]`` the losses the pass was taken on, detached.
-        by_parameter: ``[N, M]`` fp64 inner products with the targets, per parameter; one that took no part is missing.
-            Unless they were asked for apart, those of small parameters may stand together under the name of one of
+        by_parameter: ``[N, M]`` fp64 inner products with the vectors, per parameter; one that took no part is missing.
+            Unless they were asked for separately, those of small parameters may stand together under the name of one of
             them; what is no finite number always stands under its own.
         squared_norms_by_parameter: ``[N]`` fp64, likewise; empty where norms were not asked for.
     """
 
     losses: Tensor
-    num_targets: int
+    num_vectors: int
     by_parameter: dict[str, Tensor]
     squared_norms_by_parameter: dict[str, Tensor]
 
     @property
     def dots(self) -> Tensor:
-        """``[N, M]`` ``<g_i, target_m>`` over the whole scope."""
-        zero = torch.zeros(len(self.losses), self.num_targets, dtype=torch.float64, device=self.losses.device)
+        """``[N, M]`` ``<g_i, vector_m>`` over all parameters."""
+        zero = torch.zeros(len(self.losses), self.num_vectors, dtype=torch.float64, device=self.losses.device)
         return sum((part.to(zero.device) for part in self.by_parameter.values()), zero)
 
     @property
     def squared_norms(self) -> Tensor:
-        """``[N]`` ``||g_i||^2`` over the whole scope."""
+        """``[N]`` ``||g_i||^2`` over all parameters."""
         zero = torch.zeros(len(self.losses), dtype=torch.float64, device=self.losses.device)
         return sum((part.to(zero.device) for part in self.squared_norms_by_parameter.values()), zero)
 
@@ -62,11 +62,11 @@ class SampleProducts:
 
 
 class GradientDots:
-    """Takes per-sample gradients against gradient vectors without weight gradients and without holding any.
+    """Takes per-sample gradients against fixed vectors without weight gradients and without holding any.
 
     Args:
         model: in eval mode: samples must not depend on one another.
-        parameters: the scope, from ``named_parameters_of``.
+        parameters: from ``select_parameters``.
     """
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
@@ -77,31 +77,31 @@ class GradientDots:
         self,
         losses: Losses,
         rows: RowOwners,
-        targets: Mapping[str, Tensor] | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
         squared_norms: bool = False,
-        apart: bool = False,
+        separate: bool = False,
     ) -> SampleProducts:
         """One forward and one backward pass over a batch.
 
         Args:
             losses: runs the model and returns ``[N]`` losses; sample i's may depend on sample i's rows alone. While it
-                runs, the scope's parameters are stand-ins and no weight asks for a gradient.
+                runs, the parameters are tracked stand-ins and no weight asks for a gradient.
             rows: whose row is whose, from ``RowMap.of(inputs)``; ``RowOwners(N)`` where every layer sees ``[N, ...]``.
-            targets: ``[M, *shape]`` per parameter of the scope, the same M for all, any float dtype; looked up by name
+            vectors: ``[M, *shape]`` per parameter, the same M for all, any float dtype; looked up by name
                 when the backward pass comes to the parameter, and let go at once
                 (``ostlight.influence.gradients.vectors``).
             squared_norms: also take ``||g_i||^2``.
-            apart: keep every parameter's results apart, also small ones'.
+            separate: keep every parameter's results separate, also small ones'.
 
         Raises:
             OstlightError: a use of a parameter that is not treated (named, with its layer), rows that cannot be
-                assigned, targets that do not fit the scope, or no parameter of the scope took part.
+                assigned, vectors that do not fit the parameters, or no parameter took part.
         """
-        held = targets if targets is not None else {}
-        num_targets = self._check(held)
-        sink = Products(self.parameters, rows, held, squared_norms, apart)
-        watch = Watch(self.model, self.parameters, sink)
-        with watch.placed(), torch.enable_grad():
+        given = vectors if vectors is not None else {}
+        num_vectors = self._check(given)
+        sink = Products(self.parameters, rows, given, squared_norms, separate)
+        tracker = ParameterTracker(self.model, self.parameters, sink)
+        with tracker.tracking(), torch.enable_grad():
             values = losses()
             if values.shape != (rows.num_samples,):
                 raise OstlightError(
@@ -109,20 +109,20 @@ class GradientDots:
                     "the gradients are per sample, so the loss has to be"
                 )
             if not values.requires_grad:
-                raise OstlightError("no parameter of the scope took part in the losses; choose other parameters")
-            watch.backward_began = True
-            torch.autograd.grad(values.sum(), watch.root, allow_unused=True)
+                raise OstlightError("none of the parameters took part in the losses; choose other parameters")
+            tracker.backward_began = True
+            torch.autograd.grad(values.sum(), tracker.root, allow_unused=True)
         sink.finish()
-        return SampleProducts(values.detach(), num_targets, sink.dots, sink.norms)
+        return SampleProducts(values.detach(), num_vectors, sink.dots, sink.norms)
 
     def verify(self, losses: Losses, rows: RowOwners, most_samples: int = 2) -> float:
         """Compares the engine with plain autograd on a few samples of a batch, parameter by parameter.
 
-        Meant for the start of a run: it is the last guard against a use of a parameter that escapes the watch and
+        Meant for the start of a run: it is the last guard against a use of a parameter that escapes the tracker and
         against rows given to the wrong sample. Costs one training step for each sample compared.
 
         Returns:
-            the largest deviation found, over the gradient's norm (the targets' entries are standard normal, so that is
+            the largest deviation found, over the gradient's norm (the vectors' entries are standard normal, so that is
             the size of the product); a parameter with less than a thousandth of the sample's gradient is measured
             against that thousandth.
 
@@ -130,11 +130,11 @@ class GradientDots:
             OstlightError: a deviation above ``AGREEMENT``; names the parameter and the row.
         """
         generator = torch.Generator().manual_seed(0)
-        targets = {
+        vectors = {
             name: torch.randn(1, *parameter.shape, generator=generator).to(parameter.device, _at_least_fp32(parameter))
             for name, parameter in self.parameters.items()
         }
-        found = self.products(losses, rows, targets, apart=True)
+        found = self.products(losses, rows, vectors, separate=True)
         worst, tolerance = 0.0, max(AGREEMENT[parameter.dtype] for parameter in self.parameters.values())
         if torch.is_autocast_enabled(next(iter(self.parameters.values())).device.type):
             tolerance = AGREEMENT[torch.bfloat16]
@@ -143,7 +143,7 @@ class GradientDots:
             # A gradient that is zero but for rounding (a key projection's bias, say) has no figures to agree on.
             least = 1e-3 * sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5
             for name, gradient in gradients.items():
-                expected = (gradient.double() * targets[name][0]).sum()
+                expected = (gradient.double() * vectors[name][0]).sum()
                 got = found.by_parameter[name][row, 0] if name in found.by_parameter else torch.zeros(())
                 # The size a product with a random target has; the product of the norms is larger by the root of the
                 # parameter's size, and held against it even a product that is all wrong would look small.
@@ -173,11 +173,13 @@ class GradientDots:
             for (name, parameter), gradient in zip(self.parameters.items(), gradients, strict=True)
         }
 
-    def _check(self, targets: Mapping[str, Tensor]) -> int:
-        if not targets:
+    def _check(self, vectors: Mapping[str, Tensor]) -> int:
+        if not vectors:
             return 0
-        # Looking a held target up may move it between devices or ranks; its shape is known without that.
-        shapes = targets.shapes if isinstance(targets, Targets) else {name: t.shape for name, t in targets.items()}
+        # Looking a stored vector up may move it between devices or ranks; its shape is known without that.
+        shapes = (
+            vectors.shapes if isinstance(vectors, GradientVectors) else {name: t.shape for name, t in vectors.items()}
+        )
         counts = {shape[0] for shape in shapes.values()}
         wrong = [
             f"{name} has {list(shapes[name]) if name in shapes else 'none'}, not {['M', *p.shape]}"
@@ -185,9 +187,8 @@ class GradientDots:
             if name not in shapes or shapes[name][1:] != p.shape
         ]
         if wrong or len(counts) != 1:
-            raise OstlightError(
-                f"targets do not fit the scope: {'; '.join(wrong[:5]) or f'they hold {sorted(counts)} vectors each'}"
-            )
+            problems = "; ".join(wrong[:5]) or f"they hold {sorted(counts)} vectors each"
+            raise OstlightError(f"vectors do not fit the parameters: {problems}")
         return counts.pop()
 
 

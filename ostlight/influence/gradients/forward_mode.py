@@ -20,16 +20,16 @@ from ostlight.influence.gradients.adapters import merged_forwards
 Losses = Callable[[], Tensor]
 """Runs the model on a batch and returns its per-sample losses ``[N]``."""
 
-RUNGS = 10
+STEPS_TRIED = 10
 """Step sizes tried, each a quarter of the one before: five decades hold the valley between truncation and rounding."""
 
 LARGEST_SHIFT = 0.1
-"""Norm of the largest shift tried, over the norm of the scope's weights."""
+"""Norm of the largest shift tried, over the norm of the parameters."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step size with what it is worth.
+class DifferenceStep:
+    """The step of a central difference, and its error.
 
     Attributes:
         size: h.
@@ -52,29 +52,29 @@ def directional_derivatives(
 
     Args:
         losses: called twice, under ``no_grad``; per-sample losses in fp32 or fp64.
-        parameters: the scope; shifted in place and restored to the bit.
-        direction: ``[*shape]`` per parameter of the scope.
-        size: h, from ``find_step``.
-        model: what ``losses`` runs; given, its low-rank adapters in scope are computed in one product.
+        parameters: shifted in place and restored to the bit.
+        direction: ``[*shape]`` per parameter.
+        size: h, from ``find_difference_step``.
+        model: what ``losses`` runs; given, its low-rank adapters among the parameters are computed in one product.
 
     Raises:
         OstlightError: weights in less than fp32, where the shift would be lost in rounding, or a direction that does
-            not fit the scope.
+            not fit the parameters.
     """
     _check(parameters, direction)
     with shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         return _central(losses, shift, direction, size)
 
 
-def find_step(
+def find_difference_step(
     losses: Losses,
     parameters: Mapping[str, nn.Parameter],
     direction: Mapping[str, Tensor],
     model: nn.Module | None = None,
-) -> Step:
+) -> DifferenceStep:
     """The step whose quarter gives the same derivatives most nearly, from trying on a few samples once per direction.
 
-    Steps go down by quarters from a shift of ``LARGEST_SHIFT`` of the weights' norm; ``2 * RUNGS`` forward passes.
+    Steps go down by quarters from a shift of ``LARGEST_SHIFT`` of the weights' norm; ``2 * STEPS_TRIED`` passes.
 
     Raises:
         OstlightError: as ``directional_derivatives``; or no step gives finite losses.
@@ -84,11 +84,11 @@ def find_step(
     if length == 0:
         raise OstlightError("the direction is zero everywhere; a derivative along it says nothing")
     largest = LARGEST_SHIFT * norm_of(parameters) / length
-    sizes = [largest * 0.25**rung for rung in range(RUNGS)]
+    sizes = [largest * 0.25**rung for rung in range(STEPS_TRIED)]
     with shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         tried = [_central(losses, shift, direction, size) for size in sizes]
     steps = [
-        Step(size, float((coarse - fine).square().mean().sqrt() / fine.square().mean().sqrt()))
+        DifferenceStep(size, float((coarse - fine).square().mean().sqrt() / fine.square().mean().sqrt()))
         for size, coarse, fine in zip(sizes, tried, tried[1:], strict=False)
         if bool((coarse.isfinite() & fine.isfinite()).all()) and bool(fine.any())
     ]
@@ -135,7 +135,7 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
         if parameter.dtype not in (torch.float32, torch.float64):
             raise OstlightError(
                 f"parameter {name} is {parameter.dtype}: a small shift is lost in its rounding; "
-                "load the proxy in fp32, or use the gradient engine"
+                "load the model in fp32, or use the gradient engine"
             )
         if name not in direction or direction[name].shape != parameter.shape:
             got = list(direction[name].shape) if name in direction else "nothing"
@@ -143,4 +143,5 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
 
 
 def norm_of(vectors: Mapping[str, Tensor]) -> float:
-    return sum(float(vector.detach().double().square().sum()) for vector in vectors.values()) ** 0.5
+    squares = sum(float(vector.detach().double().square().sum()) for vector in vectors.values())
+    return float(squares**0.5)

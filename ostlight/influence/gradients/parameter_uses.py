@@ -1,4 +1,4 @@
-"""The ways a parameter is used whose per-sample gradient is known, each with what it must keep for it."""
+"""The uses of a parameter whose per-sample gradient is known, each with what it must save for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ostlight.influence.gradients.norms import wide
-from ostlight.influence.gradients.tracking import RULES, Watch, Watched, _derived, plain_of
+from ostlight.influence.gradients.tracking import RULES, ParameterTracker, TrackedTensor, _derived, plain_of
 
 Dense = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 """From a result's gradient and the kept tensors to the gradient before the sum over rows, in the result's shape."""
@@ -20,11 +20,11 @@ Dense = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 
 @dataclass
 class MatrixUse:
-    """``result = inputs @ weight' + bias``, the inputs perhaps unfolded from pictures first."""
+    """``result = inputs @ weight' + bias``, the inputs perhaps unfolded from images first."""
 
-    watch: Watch
+    tracker: ParameterTracker
     weight: str | None
-    bias: Watched | None
+    bias: TrackedTensor | None
     unfold: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -35,17 +35,17 @@ class MatrixUse:
         if self.unfold is not None:
             grad = grad.flatten(2).transpose(1, 2)
         if self.bias is not None:
-            self.watch.sink.dense(self.bias, grad)
+            self.tracker.sink.dense(self.bias, grad)
         if self.weight is not None:
             inputs = kept[0] if self.unfold is None else self.unfold(kept[0])
-            self.watch.sink.matrix(self.weight, inputs, grad)
+            self.tracker.sink.matrix(self.weight, inputs, grad)
 
 
 @dataclass
 class TableUse:
     """``result = weight[ids]``."""
 
-    watch: Watch
+    tracker: ParameterTracker
     weight: str
     padding_idx: int | None
 
@@ -57,23 +57,23 @@ class TableUse:
         (ids,) = kept
         if self.padding_idx is not None:
             grad = grad * (ids != self.padding_idx).unsqueeze(-1)
-        self.watch.sink.table(self.weight, ids, grad)
+        self.tracker.sink.table(self.weight, ids, grad)
 
 
 @dataclass
 class DenseUse:
     """``result`` depends on each parameter entry by entry, up to broadcasting: scales, shifts, biases, class tokens."""
 
-    watch: Watch
-    parts: list[tuple[Watched, Dense]]
+    tracker: ParameterTracker
+    parts: list[tuple[TrackedTensor, Dense]]
 
     @property
     def names(self) -> list[str]:
-        return [name for watched, _ in self.parts for name in watched.leaves]
+        return [name for tracked, _ in self.parts for name in tracked.leaves]
 
     def consume(self, grad: Tensor, kept: tuple[Tensor, ...]) -> None:
-        for watched, before_sum in self.parts:
-            self.watch.sink.dense(watched, before_sum(grad, kept))
+        for tracked, before_sum in self.parts:
+            self.tracker.sink.dense(tracked, before_sum(grad, kept))
 
 
 def _itself(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
@@ -92,26 +92,26 @@ def _bound(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def _linear(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+def _linear(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     given = _bound(("input", "weight", "bias"), args, kwargs)
     inputs, weight, bias = given["input"], given["weight"], given.get("bias")
-    if isinstance(inputs, Watched) or (isinstance(weight, Watched) and weight.alias is None):
-        raise watch.untreated(func, [one for one in (inputs, weight, bias) if isinstance(one, Watched)])
+    if isinstance(inputs, TrackedTensor) or (isinstance(weight, TrackedTensor) and weight.alias is None):
+        raise tracker.unsupported(func, [one for one in (inputs, weight, bias) if isinstance(one, TrackedTensor)])
     result = func(inputs, plain_of(weight), plain_of(bias))
     use = MatrixUse(
-        watch,
-        weight.alias if isinstance(weight, Watched) else None,
-        bias if isinstance(bias, Watched) else None,
+        tracker,
+        weight.alias if isinstance(weight, TrackedTensor) else None,
+        bias if isinstance(bias, TrackedTensor) else None,
     )
     # Under autocast the weight gradient is taken on the cast inputs; keeping those costs what training keeps.
-    return watch.tap(result, use, *([inputs.to(result.dtype)] if use.weight else []))
+    return tracker.tap(result, use, *([inputs.to(result.dtype)] if use.weight else []))
 
 
-def _convolution(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+def _convolution(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given = _bound(names, args, kwargs)
     inputs, weight, bias = given["input"], given["weight"], given.get("bias")
-    involved = [one for one in (inputs, weight, bias) if isinstance(one, Watched)]
+    involved = [one for one in (inputs, weight, bias) if isinstance(one, TrackedTensor)]
     spatial = plain_of(weight).ndim - 2
     kernel = tuple(plain_of(weight).shape[2:])
     stride, dilation = (_each(given.get(key, 1), spatial) for key in ("stride", "dilation"))
@@ -120,18 +120,18 @@ def _convolution(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
     patches = stride == kernel and not any(padding) and set(dilation) == {1}
     plain = all(isinstance(step, int) for step in padding) and given.get("groups", 1) == 1
     batched = inputs.ndim == spatial + 2
-    named = not isinstance(weight, Watched) or weight.alias is not None
-    if isinstance(inputs, Watched) or not (plain and batched and named and (patches or spatial <= 2)):
-        raise watch.untreated(func, involved)
+    named = not isinstance(weight, TrackedTensor) or weight.alias is not None
+    if isinstance(inputs, TrackedTensor) or not (plain and batched and named and (patches or spatial <= 2)):
+        raise tracker.unsupported(func, involved)
     result = func(**plain_of(given))
 
-    def unfold(pictures: Tensor) -> Tensor:
+    def unfold(images: Tensor) -> Tensor:
         if patches:
-            return _cut(pictures, kernel)
+            return _cut(images, kernel)
         if spatial == 1:
-            pictures = pictures.unsqueeze(2)
+            images = images.unsqueeze(2)
         columns = F.unfold(
-            pictures,
+            images,
             kernel if spatial == 2 else (1, *kernel),
             dilation if spatial == 2 else (1, *dilation),
             padding if spatial == 2 else (0, *padding),
@@ -140,12 +140,12 @@ def _convolution(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
         return columns.transpose(1, 2)
 
     use = MatrixUse(
-        watch,
-        weight.alias if isinstance(weight, Watched) else None,
-        bias if isinstance(bias, Watched) else None,
+        tracker,
+        weight.alias if isinstance(weight, TrackedTensor) else None,
+        bias if isinstance(bias, TrackedTensor) else None,
         unfold,
     )
-    return watch.tap(result, use, *([inputs.to(result.dtype)] if use.weight else []))
+    return tracker.tap(result, use, *([inputs.to(result.dtype)] if use.weight else []))
 
 
 def _each(value: Any, count: int) -> tuple[Any, ...]:
@@ -156,16 +156,16 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, (tuple, list)) else value
 
 
-def _cut(pictures: Tensor, kernel: tuple[int, ...]) -> Tensor:
+def _cut(images: Tensor, kernel: tuple[int, ...]) -> Tensor:
     """``[R, C, *space]`` as patches ``[R, patches, C * patch]``; what does not fill a patch is cut off."""
-    rows, channels, *space = pictures.shape
+    rows, channels, *space = images.shape
     counts = [size // step for size, step in zip(space, kernel, strict=True)]
     for axis, (count, step) in enumerate(zip(counts, kernel, strict=True)):
-        pictures = pictures.narrow(2 + axis, 0, count * step)
+        images = images.narrow(2 + axis, 0, count * step)
     split = [size for pair in zip(counts, kernel, strict=True) for size in pair]
     axes = len(space)
     order = [0, *(2 + 2 * k for k in range(axes)), 1, *(3 + 2 * k for k in range(axes))]
-    return pictures.reshape(rows, channels, *split).permute(order).reshape(rows, _size(counts), -1)
+    return images.reshape(rows, channels, *split).permute(order).reshape(rows, _size(counts), -1)
 
 
 def _size(counts: list[int]) -> int:
@@ -175,92 +175,92 @@ def _size(counts: list[int]) -> int:
     return total
 
 
-def _embedding(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+def _embedding(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
     given = _bound(names, args, kwargs)
     ids, weight = given["input"], given["weight"]
     if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
-        raise watch.untreated(func, [weight])
-    if ids.ndim < 2 or (ids.shape[0] == 1 and weight.alias and watch.sink.num_units(weight.alias) != 1):
+        raise tracker.unsupported(func, [weight])
+    if ids.ndim < 2 or (ids.shape[0] == 1 and weight.alias and tracker.sink.num_units(weight.alias) != 1):
         # One table of positions for the whole batch: the batch comes in where it is added to something.
-        return _derived(watch, func, args, kwargs, [weight])
+        return _derived(tracker, func, args, kwargs, [weight])
     if weight.alias is None:
-        raise watch.untreated(func, [weight])
+        raise tracker.unsupported(func, [weight])
     result = func(**plain_of(given))
     padding_idx = given.get("padding_idx")
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(weight.plain)
-    return watch.tap(result, TableUse(watch, weight.alias, padding_idx), ids)
+    return tracker.tap(result, TableUse(tracker, weight.alias, padding_idx), ids)
 
 
-def _layer_norm(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+def _layer_norm(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     given = _bound(("input", "normalized_shape", "weight", "bias", "eps"), args, kwargs)
     inputs, weight, bias = given["input"], given.get("weight"), given.get("bias")
-    if isinstance(inputs, Watched):
-        raise watch.untreated(func, [inputs])
+    if isinstance(inputs, TrackedTensor):
+        raise tracker.unsupported(func, [inputs])
     axes, eps = tuple(range(-len(given["normalized_shape"]), 0)), given.get("eps", 1e-5)
 
     def scaled(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
         return wide(grad) * F.layer_norm(wide(kept[0]), kept[0].shape[axes[0] :], eps=eps)
 
-    parts: list[tuple[Watched, Dense]] = [(weight, scaled)] if isinstance(weight, Watched) else []
-    parts += [(bias, _itself)] if isinstance(bias, Watched) else []
+    parts: list[tuple[TrackedTensor, Dense]] = [(weight, scaled)] if isinstance(weight, TrackedTensor) else []
+    parts += [(bias, _itself)] if isinstance(bias, TrackedTensor) else []
     result = func(**plain_of(given))
-    return watch.tap(result, DenseUse(watch, parts), *([inputs] if isinstance(weight, Watched) else []))
+    return tracker.tap(result, DenseUse(tracker, parts), *([inputs] if isinstance(weight, TrackedTensor) else []))
 
 
-def _rms_norm(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+def _rms_norm(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     given = _bound(("input", "normalized_shape", "weight", "eps"), args, kwargs)
     inputs, weight = given["input"], given["weight"]
-    if isinstance(inputs, Watched):
-        raise watch.untreated(func, [inputs])
+    if isinstance(inputs, TrackedTensor):
+        raise tracker.unsupported(func, [inputs])
     axes, eps = len(given["normalized_shape"]), given.get("eps")
     eps = torch.finfo(inputs.dtype).eps if eps is None else eps
 
     def scaled(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
         return wide(grad) * F.rms_norm(wide(kept[0]), kept[0].shape[-axes:], eps=eps)
 
-    return watch.tap(func(**plain_of(given)), DenseUse(watch, [(weight, scaled)]), inputs)
+    return tracker.tap(func(**plain_of(given)), DenseUse(tracker, [(weight, scaled)]), inputs)
 
 
 def _elementwise(before_sum: tuple[Dense, Dense], keeps: bool) -> Callable[..., Any]:
     """For a function of two tensors: how each side's gradient comes out of the result's."""
 
-    def rule(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+    def rule(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
         if kwargs or len(args) != 2:
-            raise watch.untreated(func, [one for one in args if isinstance(one, Watched)])
-        side = 0 if isinstance(args[0], Watched) else 1
+            raise tracker.unsupported(func, [one for one in args if isinstance(one, TrackedTensor)])
+        side = 0 if isinstance(args[0], TrackedTensor) else 1
         other = args[1 - side]
         if other.ndim == 0:
             return NotImplemented
         result = func(*plain_of(args))
-        return watch.tap(result, DenseUse(watch, [(args[side], before_sum[side])]), *([other] if keeps else []))
+        return tracker.tap(result, DenseUse(tracker, [(args[side], before_sum[side])]), *([other] if keeps else []))
 
     return rule
 
 
-def _cat(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+def _cat(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     given = _bound(("tensors", "dim"), args, kwargs)
     pieces, axis = given["tensors"], given.get("dim", 0)
-    watched = [piece for piece in pieces if isinstance(piece, Watched)]
-    if axis % watched[0].plain.ndim == 0 or not all(piece.expanded for piece in watched):
-        raise watch.untreated(func, watched)
+    tracked = [piece for piece in pieces if isinstance(piece, TrackedTensor)]
+    if axis % tracked[0].plain.ndim == 0 or not all(piece.expanded for piece in tracked):
+        raise tracker.unsupported(func, tracked)
 
     def tapped(piece: Any) -> Any:
-        if not isinstance(piece, Watched):
+        if not isinstance(piece, TrackedTensor):
             return piece
-        return watch.tap(piece.plain.clone(), DenseUse(watch, [(piece, _itself)]))
+        return tracker.tap(piece.plain.clone(), DenseUse(tracker, [(piece, _itself)]))
 
     return func([tapped(piece) for piece in pieces], axis)
 
 
-def _indexed(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
+def _indexed(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     weight, index = args
-    if isinstance(weight, Watched) and isinstance(index, Tensor) and not index.is_floating_point():
+    if isinstance(weight, TrackedTensor) and isinstance(index, Tensor) and not index.is_floating_point():
         if index.dtype == torch.bool:
-            raise watch.untreated(func, [weight])
-        return _embedding(watch, F.embedding, (index, weight), {})
-    raise watch.untreated(func, [one for one in args if isinstance(one, Watched)])
+            raise tracker.unsupported(func, [weight])
+        return _embedding(tracker, F.embedding, (index, weight), {})
+    raise tracker.unsupported(func, [one for one in args if isinstance(one, TrackedTensor)])
 
 
 RULES[F.linear] = _linear

@@ -1,4 +1,4 @@
-"""What becomes of each use's gradient: inner products with the targets and squared norms, at once, then forgotten."""
+"""Inner products of each use's gradient with the fixed vectors, and squared norms; the gradient is then dropped."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
-from ostlight.influence.gradients.batched_dots import SMALL, THIN, Waiting
+from ostlight.influence.gradients.batched_dots import SMALL, THIN, BatchedDots
 from ostlight.influence.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.influence.gradients.rows import RowOwners
-from ostlight.influence.gradients.tracking import Watched
-from ostlight_kernels import Packing, explain, grad_dots
+from ostlight.influence.gradients.sink import ParameterValue
+from ostlight_kernels import Packing, explain_dispatch, grad_dots
 from ostlight_kernels.reference import grad_dots_and_squares
 
 GATHERED_ENTRIES = 1 << 22
-"""Most entries of target rows gathered at once for an embedding table, so that they stay small beside activations."""
+"""Most entries of the vectors' rows gathered at once for an embedding table: few beside activations."""
 
 
 class Products:
     """Takes the uses of one backward pass as they come and sums them per parameter and sample.
 
     Args:
-        parameters: the scope.
-        rows: whose row is whose.
-        targets: ``[M, *parameter.shape]`` for every parameter's name, or empty for no products.
+        parameters: by name.
+        rows: the sample of each row.
+        vectors: ``[M, *parameter.shape]`` for every parameter's name, or empty for no products.
         norms: also take the squared norm of each sample's gradient. A parameter used once is done at once; the uses
             of one used several times are held until the pass ends, since the norm of a sum is no sum of norms.
-        apart: every parameter's results by themselves; else small ones may come together, under the name of one.
+        separate: every parameter's results by themselves; else small ones may come together, under the name of one.
 
     Attributes:
         dots: ``[N, M]`` per parameter name, fp64.
@@ -40,24 +40,24 @@ class Products:
         self,
         parameters: dict[str, nn.Parameter],
         rows: RowOwners,
-        targets: Mapping[str, Tensor],
+        vectors: Mapping[str, Tensor],
         norms: bool,
-        apart: bool,
+        separate: bool,
     ) -> None:
         self.dots: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self._parameters = parameters
         self._rows = rows
-        self._targets = targets
+        self._vectors = vectors
         self._wants_norms = norms
-        self._waiting = Waiting(apart, self._take)
+        self._batched = BatchedDots(separate, self._take)
         self._uses: dict[str, int] = {}
         self._held: dict[str, list[Factor]] = {}
         self._known_owners: dict[tuple[bool, int, torch.device], Tensor] = {}
         self._packings: dict[tuple[bool, int, int, torch.device], Packing] = {}
 
     def num_units(self, name: str) -> int:
-        """How many units (samples, or pictures) the rows of this parameter's layer stand for."""
+        """How many units (samples, or images) the rows of this parameter's layer are of."""
         return self._rows.num_units(self._parameters[name])
 
     def expect(self, name: str) -> None:
@@ -68,20 +68,20 @@ class Products:
         """A use ``result = inputs @ weight'``: ``inputs [R, ..., D_in]``, ``grad [R, ..., D_out]``."""
         owners = self._owners(name, len(inputs), inputs.device)
         inputs, grad = _as_tokens(inputs), _as_tokens(grad)
-        if self._targets:
-            target = self._targets[name]
-            matrices = target.reshape(*target.shape[:2], -1)
+        if self._vectors:
+            vectors = self._vectors[name]
+            matrices = vectors.reshape(*vectors.shape[:2], -1)
             thin = min(inputs.shape[2], grad.shape[2]) <= THIN and self._row_is_sample(name, owners)
-            if thin and self._waits(name, inputs):
+            if thin and self._is_batched(name, inputs):
                 # The thinner side first: a CPU forms such gradients several times faster.
                 turned = inputs.shape[2] < grad.shape[2]
                 left, right = (inputs, grad) if turned else (grad, inputs)
                 formed = torch.bmm(wide(left).mT, wide(right))
-                self._waiting.add(name, formed, matrices.mT if turned else matrices)
+                self._batched.add(name, formed, matrices.mT if turned else matrices)
                 return
             matrices = matrices.to(inputs.dtype)
             given = (inputs, grad.to(inputs.dtype), matrices, self._packing(name, owners, inputs.shape[1]))
-            if self._wants_norms and self._uses[name] == 1 and explain(inputs).name == "reference":
+            if self._wants_norms and self._uses[name] == 1 and explain_dispatch(inputs).name == "reference":
                 # Forming the gradients is the price of both; once is enough.
                 dots, squares = grad_dots_and_squares(*given)
                 self._add(name, dots)
@@ -94,47 +94,52 @@ class Products:
         """A use ``result = weight[ids]``: ``ids [R, ...]``, ``grad [R, ..., D]``."""
         owners = self._owners(name, len(ids), ids.device)
         ids, grad = ids.flatten(1), _as_tokens(grad)
-        if self._targets:
-            target = self._targets[name]
+        if self._vectors:
+            vectors = self._vectors[name]
             tokens, gradients = ids.flatten(), grad.flatten(0, 1)
-            step = max(1, GATHERED_ENTRIES // max(1, len(target) * grad.shape[-1]))
+            step = max(1, GATHERED_ENTRIES // max(1, len(vectors) * grad.shape[-1]))
             pieces = [
-                torch.einsum("mtd,td->tm", wide(target[:, piece]), wide(gradient))
+                torch.einsum("mtd,td->tm", wide(vectors[:, piece]), wide(gradient))
                 for piece, gradient in zip(tokens.split(step), gradients.split(step), strict=True)
             ]
             of_tokens = torch.cat(pieces)
-            dots = of_tokens.new_zeros(self._rows.num_samples, len(target))
+            dots = of_tokens.new_zeros(self._rows.num_samples, len(vectors))
             self._add(name, dots.index_add_(0, owners.repeat_interleave(ids.shape[1]), of_tokens))
         self._factor(name, partial(Tokens, owners, ids, grad))
 
-    def dense(self, watched: Watched, grad: Tensor) -> None:
+    def dense(self, value: ParameterValue, grad: Tensor) -> None:
         """A use whose gradient, before the sum over rows, is ``grad [R, ...]``, the parameter's shape its last axes."""
-        name = next(iter(watched.leaves))
+        name = next(iter(value.leaves))
         owners = self._owners(name, len(grad), grad.device)
-        rows = _summed_to(wide(grad), watched.graph.shape, name)
+        rows = _summed_to(wide(grad), value.graph.shape, name)
         per_sample = rows
         if not self._row_is_sample(name, owners):
-            per_sample = rows.new_zeros(self._rows.num_samples, *watched.graph.shape).index_add_(0, owners, rows)
-        for leaf, gradients in _to_leaves(watched, per_sample).items():
-            if self._targets:
-                target = self._targets[leaf]
-                if self._waits(leaf, gradients):
-                    self._waiting.add(leaf, gradients, target)
+            per_sample = rows.new_zeros(self._rows.num_samples, *value.graph.shape).index_add_(0, owners, rows)
+        for leaf, gradients in _to_leaves(value, per_sample).items():
+            if self._vectors:
+                vectors = self._vectors[leaf]
+                if self._is_batched(leaf, gradients):
+                    self._batched.add(leaf, gradients, vectors)
                     continue
-                self._add(leaf, gradients.flatten(1) @ wide(target).flatten(1).to(gradients.dtype).T)
+                self._add(leaf, gradients.flatten(1) @ wide(vectors).flatten(1).to(gradients.dtype).T)
             self._factor(leaf, partial(Formed, gradients))
 
     def finish(self) -> None:
-        """Takes what still waits, and the norms still held: of parameters used several times, some of whose uses no
-        gradient reached."""
-        self._waiting.finish()
+        """Takes the batched products, and the norms still open: of parameters used several times, some of whose uses
+        no gradient reached."""
+        self._batched.finish()
         for name in list(self._held):
             self._take_norm(name)
 
-    def _waits(self, name: str, tensor: Tensor) -> bool:
+    def _is_batched(self, name: str, tensor: Tensor) -> bool:
         """Whether this use is all of the parameter's gradient, and that is too small for a product of its own."""
         small = self._parameters[name].numel() <= SMALL
-        return small and self._uses[name] == 1 and tensor.device.type == "cpu" and explain(tensor).name == "reference"
+        return (
+            small
+            and self._uses[name] == 1
+            and tensor.device.type == "cpu"
+            and explain_dispatch(tensor).name == "reference"
+        )
 
     def _take(self, name: str, dots: Tensor, squares: Tensor) -> None:
         self._add(name, dots)
@@ -196,15 +201,15 @@ def _summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
     return grad.sum(broadcast, keepdim=True) if broadcast else grad
 
 
-def _to_leaves(watched: Watched, per_sample: Tensor) -> dict[str, Tensor]:
+def _to_leaves(value: ParameterValue, per_sample: Tensor) -> dict[str, Tensor]:
     """From gradients of a value computed from parameters to gradients of the parameters: ``[N, *shape]`` by name."""
-    if watched.alias is not None:
-        return {watched.alias: per_sample}
-    leaves = list(watched.leaves.values())
+    if value.alias is not None:
+        return {value.alias: per_sample}
+    leaves = list(value.leaves.values())
     collected: list[list[Tensor]] = [[] for _ in leaves]
     for gradient in per_sample:
         with torch.enable_grad():
-            pulled = torch.autograd.grad(watched.graph, leaves, gradient.to(watched.graph.dtype), retain_graph=True)
+            pulled = torch.autograd.grad(value.graph, leaves, gradient.to(value.graph.dtype), retain_graph=True)
         for into, one in zip(collected, pulled, strict=True):
             into.append(wide(one))
-    return {name: torch.stack(into) for name, into in zip(watched.leaves, collected, strict=True)}
+    return {name: torch.stack(into) for name, into in zip(value.leaves, collected, strict=True)}

@@ -1,4 +1,4 @@
-"""Whose row is it: the rows a layer sees are tokens of samples, or pictures, tiles and patches of them."""
+"""The sample of each row a layer sees: rows are tokens of samples, or images, tiles and patches of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
 from ostlight.influence.parameters import text_modules, unwrapped
+from ostlight.influence.task import Task
 
-ONE_ROW_A_PICTURE = frozenset({"llava", "vipllava", "internvl"})
-"""``pixel_values [pictures or tiles, 3, H, W]``, each standing for the same number of placeholder tokens."""
-PADDED_PICTURES = frozenset({"idefics2", "idefics3", "smolvlm"})
-"""``pixel_values [N, most pictures, 3, H, W]``; all-zero pictures are padding, dropped before the vision tower."""
+ONE_ROW_PER_IMAGE = frozenset({"llava", "vipllava", "internvl"})
+"""``pixel_values [images or tiles, 3, H, W]``, each standing for the same number of placeholder tokens."""
+PADDED_IMAGES = frozenset({"idefics2", "idefics3", "smolvlm"})
+"""``pixel_values [N, most images, 3, H, W]``; all-zero images are padding, dropped before the vision tower."""
 FLAT_PATCHES = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
-"""``pixel_values [all patches of all pictures, features]`` with ``image_grid_thw [pictures, 3]``."""
+"""``pixel_values [all patches of all images, features]`` with ``image_grid_thw [images, 3]``."""
 
 
 class RowOwners:
@@ -24,7 +25,7 @@ class RowOwners:
 
     Args:
         num_samples: N.
-        vision: ``[U]`` owner of each vision unit (a picture, a tile or a patch), ``None`` where none are known.
+        vision: ``[U]`` owner of each vision unit (a image, a tile or a patch), ``None`` where none are known.
         text_parameters: ids of the parameters that see tokens; ``None`` means all of them.
         why_no_vision: what to say when a vision parameter is used and ``vision`` is ``None``.
     """
@@ -34,7 +35,7 @@ class RowOwners:
         num_samples: int,
         vision: Tensor | None = None,
         text_parameters: frozenset[int] | None = None,
-        why_no_vision: str = "the batch holds no pictures",
+        why_no_vision: str = "the batch holds no images",
     ) -> None:
         self.num_samples = num_samples
         self._vision = vision
@@ -45,7 +46,7 @@ class RowOwners:
         return self._text_parameters is None or id(parameter) in self._text_parameters
 
     def num_units(self, parameter: nn.Parameter) -> int:
-        """How many samples, or pictures and patches, the parameter's layer sees."""
+        """How many samples, or images and patches, the parameter's layer sees."""
         if self.sees_text(parameter):
             return self.num_samples
         return 0 if self._vision is None else len(self._vision)
@@ -65,7 +66,7 @@ class RowOwners:
             units = self._vision
         if units is None:
             raise OstlightError(
-                f"parameter {name}: it sees pictures, and {self._why_no_vision}; "
+                f"parameter {name}: it sees images, and {self._why_no_vision}; "
                 "leave the vision tower out with parameters=blocks, or use the estimator exact"
             )
         count = len(units)
@@ -77,7 +78,7 @@ class RowOwners:
                 return merged[:, 0]
         raise OstlightError(
             f"parameter {name}: it sees {length} rows, which are not the {count} "
-            f"{'samples' if self.sees_text(parameter) else 'pictures or patches'} of the batch; "
+            f"{'samples' if self.sees_text(parameter) else 'images or patches'} of the batch; "
             "leave it out (option parameters), or use the estimator exact"
         )
 
@@ -90,14 +91,19 @@ class RowMap:
         self._family = str(getattr(self._config, "model_type", ""))
         self._text = frozenset(id(p) for module in text_modules(model) for p in module.parameters())
 
+    def of_batch(self, task: Task, batch: Any) -> RowOwners:
+        """The owners for one call of the model, for any task and batch."""
+        inputs = task.inputs(batch)
+        return self.of(inputs) if "input_ids" in inputs else RowOwners(task.size(batch))
+
     def of(self, inputs: Mapping[str, Tensor]) -> RowOwners:
         """The owners for one call of the model.
 
         Args:
-            inputs: the model's arguments; ``input_ids [N, T]`` among them, and the pictures as the family takes them.
+            inputs: the model's arguments; ``input_ids [N, T]`` among them, and the images as the family takes them.
 
         Raises:
-            OstlightError: the pictures and the placeholder tokens do not fit together.
+            OstlightError: the images and the placeholder tokens do not fit together.
         """
         num_samples = len(inputs["input_ids"])
         if "pixel_values_videos" in inputs:
@@ -105,23 +111,23 @@ class RowMap:
             return RowOwners(num_samples, None, self._text, why)
         if inputs.get("pixel_values") is None:
             return RowOwners(num_samples, None, self._text)
-        if self._family in ONE_ROW_A_PICTURE:
+        if self._family in ONE_ROW_PER_IMAGE:
             vision = self._by_placeholders(inputs, torch.ones(len(inputs["pixel_values"]), dtype=torch.long))
-        elif self._family in PADDED_PICTURES:
+        elif self._family in PADDED_IMAGES:
             real = inputs["pixel_values"].flatten(2).ne(0).any(2)
             vision = real.nonzero()[:, 0]
         elif self._family in FLAT_PATCHES:
             vision = self._by_placeholders(inputs, inputs["image_grid_thw"].prod(1))
         else:
-            why = f"how the model type {self._family!r} lays out its pictures is not known here"
+            why = f"how the model type {self._family!r} lays out its images is not known here"
             return RowOwners(num_samples, None, self._text, why)
         return RowOwners(num_samples, vision, self._text)
 
-    def _by_placeholders(self, inputs: Mapping[str, Tensor], units_of_picture: Tensor) -> Tensor:
-        """Pictures come in the order of their placeholder tokens, each with tokens in proportion to its units."""
+    def _by_placeholders(self, inputs: Mapping[str, Tensor], units_of_image: Tensor) -> Tensor:
+        """Images come in the order of their placeholder tokens, each with tokens in proportion to its units."""
         token = int(self._config.image_token_id)
         tokens_of_sample = inputs["input_ids"].eq(token).sum(1).cpu()
-        units = units_of_picture.cpu()
+        units = units_of_image.cpu()
         total_tokens, total_units = int(tokens_of_sample.sum()), int(units.sum())
         # In whole numbers: unit u of the batch begins at token u * tokens / units.
         ends = tokens_of_sample.cumsum(0) * total_units
@@ -130,7 +136,7 @@ class RowMap:
         owner = torch.searchsorted(ends, first, right=True)
         if total_tokens == 0 or bool((ends[owner.clamp_max(len(ends) - 1)] < last).any()):
             raise OstlightError(
-                f"{len(units)} pictures with {total_units} units do not fit the placeholder tokens "
+                f"{len(units)} images with {total_units} units do not fit the placeholder tokens "
                 f"{tokens_of_sample.tolist()} of the {len(tokens_of_sample)} samples (token id {token}); "
                 "check the collation"
             )

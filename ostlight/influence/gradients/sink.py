@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ostlight.influence.gradients.tracking import Watched
+
+class ParameterValue(Protocol):
+    """A parameter, or a value computed from parameters alone.
+
+    Attributes:
+        graph: the value with an autograd graph back to the ``leaves``.
+        leaves: the parameters' names with the leaves of that graph.
+        alias: the parameter's name where the value is the parameter itself up to its dtype.
+    """
+
+    graph: Tensor
+    leaves: dict[str, Tensor]
+    alias: str | None
 
 
-class Sink(Protocol):
-    """``products.Products`` is the one there is."""
+class GradientSink(Protocol):
+    """Takes the gradients of one backward pass, use by use; ``products.Products`` is the implementation."""
 
     def num_units(self, name: str) -> int: ...
     def expect(self, name: str) -> None: ...
     def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None: ...
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None: ...
-    def dense(self, watched: Watched, grad: Tensor) -> None: ...
+    def dense(self, value: ParameterValue, grad: Tensor) -> None: ...

@@ -1,14 +1,31 @@
 """Parameters that report every use of themselves.
 
 A per-sample gradient is lost the moment a weight gradient is summed over the batch. So the weights get no gradient at
-all: for the length of one forward and backward pass each scoped parameter is replaced by a ``Watched`` stand-in, a
-tensor subclass that sees every torch function it is handed to. Where the function is one of the known uses
-(``uses.py``), the result is tapped: in the backward pass the tap sees the output's gradient, hands it on with the
-input it kept, and both are consumed on the spot.
+all: for the length of one forward and backward pass each parameter is replaced by a ``TrackedTensor``, a tensor
+subclass that sees every torch function it is an argument of. Where the function is a supported use
+(``parameter_uses.py``), its result is tapped: in the backward pass the tap sees the result's gradient, passes it on
+with the input it saved, and both are consumed at once.
 
-Watching the parameter rather than its layer is what makes silence impossible: a tied head, a module called twice, a
-norm written out by hand and a weight used behind its module's back all arrive here by the same door, and a use nobody
-knows is an error with a name.
+Tracking the parameter rather than its layer is what makes silence impossible: a tied head, a module called twice, a
+norm written out by hand and a weight used without its module are all seen; an unsupported use is an error with a name.
+
+| use of a parameter | supported |
+| --- | --- |
+| ``F.linear``: ``nn.Linear``, tied heads, weights used by hand, LoRA's A and B | weight and bias |
+| ``F.conv1d``, ``F.conv2d`` | weight and bias, without groups; numeric or ``valid`` padding |
+| ``F.conv3d`` | weight and bias, where the stride is the kernel and nothing is padded (patch embeddings) |
+| ``F.embedding``, ``weight[ids]`` | weight; not ``max_norm``, ``scale_grad_by_freq``, boolean masks |
+| ``F.layer_norm``, ``F.rms_norm``, and norms written out by hand | weight and bias |
+| ``+``, ``-``, ``*`` of a parameter and activations: scales, biases, position embeddings | the parameter |
+| class tokens: ``expand`` or ``repeat`` over the batch, then ``torch.cat`` or ``+`` | the parameter |
+| computed from parameters alone first: casts, slices, ``1 + weight`` | as what it is then used for |
+| ``torch.matmul``, ``addmm`` (GPT-2), ``einsum``, ``F.bilinear``, recurrent layers | no: ``OstlightError`` |
+| ``F.group_norm``, ``F.batch_norm``, grouped and transposed convolutions | no: ``OstlightError`` |
+| inside ``torch.no_grad``, custom autograd functions or reentrant checkpointing | no: ``OstlightError`` |
+| a parameter whose rows are not the batch's | no: ``OstlightError`` |
+
+The error names parameter, layer and function. Leave the parameter out (``parameters``), or take the estimator ``exact``
+or ``finite_difference``, which need no per-sample gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +39,7 @@ from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
 from ostlight.influence.gradients.adapters import fused_forwards
-from ostlight.influence.gradients.sink import Sink
+from ostlight.influence.gradients.sink import GradientSink
 
 
 class Use(Protocol):
@@ -36,7 +53,7 @@ class Use(Protocol):
         """Called once in the backward pass with the gradient of the use's result and the tensors it kept."""
 
 
-class Tap(torch.autograd.Function):
+class _Tap(torch.autograd.Function):
     """Marks a result so that its gradient is seen, without changing it.
 
     The result is returned as itself (marked as modified) rather than as a view, so that models may write into it. The
@@ -61,7 +78,7 @@ class Tap(torch.autograd.Function):
         return grad, None, None, *([None] * len(kept))
 
 
-class Watched(torch.Tensor):
+class TrackedTensor(torch.Tensor):
     """Stands in for a parameter, or for something computed from parameters alone (a cast, a slice, ``1 + weight``).
 
     Attributes:
@@ -78,20 +95,20 @@ class Watched(torch.Tensor):
     leaves: dict[str, Tensor]
     alias: str | None
     expanded: bool
-    watch: Watch
+    tracker: ParameterTracker
 
     @classmethod
     def of(
         cls,
-        watch: Watch,
+        tracker: ParameterTracker,
         plain: Tensor,
         graph: Tensor,
         leaves: dict[str, Tensor],
         alias: str | None = None,
         expanded: bool = False,
-    ) -> Watched:
+    ) -> TrackedTensor:
         self = plain.detach().as_subclass(cls)
-        self.watch, self.plain, self.graph, self.leaves = watch, plain.detach(), graph, leaves
+        self.tracker, self.plain, self.graph, self.leaves = tracker, plain.detach(), graph, leaves
         self.alias, self.expanded = alias, expanded
         return self
 
@@ -106,7 +123,7 @@ class Watched(torch.Tensor):
 
 
 Rule = Callable[..., Any]
-"""``rule(watch, func, args, kwargs)`` computes a known use and returns the tapped result; ``NotImplemented`` passes."""
+"""``rule(tracker, func, args, kwargs)`` computes a use and returns the tapped result; ``NotImplemented`` passes."""
 
 RULES: dict[Any, Rule] = {}
 """Torch function to rule; filled by ``uses.py``."""
@@ -118,10 +135,10 @@ SAME_VALUES: frozenset[Any] = frozenset(
 EXPANSIONS: frozenset[Any] = frozenset({Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.repeat})
 
 
-class Watch:
-    """The parameters under watch for one forward and backward pass, and who owns their gradients."""
+class ParameterTracker:
+    """The parameters tracked for one forward and backward pass, and who owns their gradients."""
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], sink: Sink) -> None:
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], sink: GradientSink) -> None:
         self.model = model
         self.parameters = parameters
         self.sink = sink
@@ -134,10 +151,12 @@ class Watch:
             # Checkpointing runs a forward again during the backward pass; its uses are the ones already announced.
             for name in use.names:
                 self.sink.expect(name)
-        return Tap.apply(result, self.root, use, *(tensor.detach() for tensor in kept))  # type: ignore[no-untyped-call]
+        saved = (tensor.detach() for tensor in kept)
+        tapped: Tensor = _Tap.apply(result, self.root, use, *saved)  # type: ignore[no-untyped-call, unused-ignore]
+        return tapped
 
     @contextmanager
-    def placed(self) -> Iterator[None]:
+    def tracking(self) -> Iterator[None]:
         """Puts the stand-ins in the parameters' places and keeps every weight from asking for a gradient."""
         stand_ins = {id(parameter): self._stand_in(name, parameter) for name, parameter in self.parameters.items()}
         asked = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -165,17 +184,17 @@ class Watch:
             for parameter in asked:
                 parameter.requires_grad_(True)
 
-    def _stand_in(self, name: str, parameter: nn.Parameter) -> Watched:
+    def _stand_in(self, name: str, parameter: nn.Parameter) -> TrackedTensor:
         leaf = parameter.detach().requires_grad_(True)
-        return Watched.of(self, parameter, leaf, {name: leaf}, alias=name)
+        return TrackedTensor.of(self, parameter, leaf, {name: leaf}, alias=name)
 
-    def untreated(self, func: Any, watched: list[Watched]) -> OstlightError:
-        names = list(dict.fromkeys(name for one in watched for name in one.leaves))
+    def unsupported(self, func: Any, tracked: list[TrackedTensor]) -> OstlightError:
+        names = list(dict.fromkeys(name for one in tracked for name in one.leaves))
         layers = [f"{name} (in {self._owner(name)})" for name in names]
         called = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
         return OstlightError(
             f"per-sample gradients: the parameter {' and '.join(layers)} is used by {called} in a way that is not "
-            "treated; leave it out (option parameters), or use the estimator exact"
+            "supported; leave it out (option parameters), or use the estimator exact"
         )
 
     def _owner(self, name: str) -> str:
@@ -186,52 +205,52 @@ class Watch:
 
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = _tensors(args) + _tensors(tuple(kwargs.values()))
-    watched = [tensor for tensor in tensors if isinstance(tensor, Watched)]
-    watch = watched[0].watch
+    tracked = [tensor for tensor in tensors if isinstance(tensor, TrackedTensor)]
+    tracker = tracked[0].tracker
     rule = RULES.get(func)
-    if rule is not None and len(watched) < len(tensors):
+    if rule is not None and len(tracked) < len(tensors):
         if not torch.is_grad_enabled():
             raise OstlightError(
-                f"per-sample gradients: {' and '.join(one.label for one in watched)} is used with gradients switched "
+                f"per-sample gradients: {' and '.join(one.label for one in tracked)} is used with gradients switched "
                 "off: inside torch.no_grad, a custom autograd function, or reentrant checkpointing (pass "
                 "use_reentrant=False); leave it out (option parameters), or use the estimator exact"
             )
-        result = rule(watch, func, args, kwargs)
+        result = rule(tracker, func, args, kwargs)
         if result is not NotImplemented:
             return result
-    others = [tensor for tensor in tensors if not isinstance(tensor, Watched)]
+    others = [tensor for tensor in tensors if not isinstance(tensor, TrackedTensor)]
     if all(tensor.ndim == 0 for tensor in others) or func in (Tensor.type_as, Tensor.expand_as):
-        return _derived(watch, func, args, kwargs, watched)
+        return _derived(tracker, func, args, kwargs, tracked)
     plain = func(*_mapped(args, lambda one: one.plain), **_mapped(kwargs, lambda one: one.plain))
     if any(tensor.is_floating_point() for tensor in _tensors((plain,))):
-        raise watch.untreated(func, watched)
+        raise tracker.unsupported(func, tracked)
     return plain
 
 
-def _derived(watch: Watch, func: Any, args: Any, kwargs: Any, watched: list[Watched]) -> Any:
+def _derived(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any, tracked: list[TrackedTensor]) -> Any:
     """What is computed from parameters alone keeps its way back to them; a number or a shape needs none."""
     if func in EXPANSIONS:
-        one = watched[0]
+        one = tracked[0]
         plain = func(*_mapped(args, lambda w: w.plain), **kwargs)
         times = args[1:] if not isinstance(args[1], (tuple, list, torch.Size)) else args[1]
         if func is Tensor.repeat and (one.plain.shape[0] != 1 or any(time != 1 for time in times[1:])):
-            raise watch.untreated(func, watched)
-        return Watched.of(watch, plain, one.graph, one.leaves, expanded=True)
+            raise tracker.unsupported(func, tracked)
+        return TrackedTensor.of(tracker, plain, one.graph, one.leaves, expanded=True)
     with torch.enable_grad():
         graph = func(*_mapped(args, lambda one: one.graph), **_mapped(kwargs, lambda one: one.graph))
     made = [tensor for tensor in _tensors((graph,)) if tensor.requires_grad]
     if not made:
         return graph
-    expanded = any(one.expanded for one in watched)
+    expanded = any(one.expanded for one in tracked)
     same = func in SAME_VALUES
     if expanded and not same:
-        raise watch.untreated(func, watched)
-    leaves = {name: leaf for one in watched for name, leaf in one.leaves.items()}
-    alias = watched[0].alias if same else None
+        raise tracker.unsupported(func, tracked)
+    leaves = {name: leaf for one in tracked for name, leaf in one.leaves.items()}
+    alias = tracked[0].alias if same else None
 
-    def wrap(tensor: Tensor) -> Watched:
+    def wrap(tensor: Tensor) -> TrackedTensor:
         plain = func(*_mapped(args, lambda one: one.plain), **kwargs) if expanded else tensor
-        return Watched.of(watch, plain, tensor, leaves, alias, expanded)
+        return TrackedTensor.of(tracker, plain, tensor, leaves, alias, expanded)
 
     if isinstance(graph, Tensor):
         return wrap(graph)
@@ -248,8 +267,8 @@ def _tensors(values: Any) -> list[Tensor]:
     return found
 
 
-def _mapped(values: Any, change: Callable[[Watched], Any]) -> Any:
-    if isinstance(values, Watched):
+def _mapped(values: Any, change: Callable[[TrackedTensor], Any]) -> Any:
+    if isinstance(values, TrackedTensor):
         return change(values)
     if isinstance(values, dict):
         return {key: _mapped(value, change) for key, value in values.items()}

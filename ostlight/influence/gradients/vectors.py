@@ -1,7 +1,7 @@
-"""The fixed vectors a run takes its gradients against, where there is room for them.
+"""The fixed vectors a run takes its gradients against, where there is memory for them.
 
-M vectors as large as the scope are M copies of it. They are needed one parameter at a time, in the backward pass, so
-they can lie elsewhere until then: in the machine's memory, or in shares on the ranks.
+M vectors as large as the parameters are M copies of them. They are needed one parameter at a time, in the backward
+pass, so they can be elsewhere until then: in the machine's memory, or in shares on the ranks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from ostlight.errors import OstlightError
 
 
-class Targets(Mapping[str, Tensor]):
-    """``[M, *shape]`` by parameter name, on the computing device from the look-up on.
+class GradientVectors(Mapping[str, Tensor]):
+    """``[M, *shape]`` by parameter name, on the computing device when looked up.
 
     Args:
         stored: the vectors, on any device.
@@ -40,21 +40,21 @@ class Targets(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def total(self, of_mine: float) -> float:
+    def total(self, own: float) -> float:
         """The sum over all that is stored, from the sum over what this rank stores."""
-        return of_mine
+        return own
 
     def leave(self) -> None:
         """This rank looks nothing up any more."""
 
 
-class ShardedVectors(Targets):
+class ShardedVectors(GradientVectors):
     """Every rank holds the vectors of some parameters and sends them to all when one of them needs them.
 
     Ranks have different batches, and different numbers of them, and may come to the parameters in another order. So
-    each look-up is a round that all ranks take part in: all say what they want, then each wanted parameter's owner
-    sends it. A rank that has scored all its batches ``leave``s: it takes part until all have left. Where the ranks walk
-    alike, which is the rule, a round is one number from each rank and one broadcast.
+    each look-up is a round that all ranks take part in: all send what they want, then each wanted parameter's owner
+    sends it. A rank that has scored all its batches ``leave``s: it takes part until all have left. Where the ranks go
+    in step, which is the rule, a round is one number from each rank and one broadcast.
 
     Args:
         stored: this rank's share.
@@ -83,7 +83,7 @@ class ShardedVectors(Targets):
         self._rank = dist.get_rank(self._group)
         mine = {name for name, rank in self._owners.items() if rank == self._rank}
         if mine != set(self.stored) or set(self._owners) != set(self.shapes):
-            raise OstlightError(f"rank {self._rank} holds targets of {len(self.stored)} parameters, not {len(mine)}")
+            raise OstlightError(f"rank {self._rank} holds vectors of {len(self.stored)} parameters, not {len(mine)}")
 
     def __getitem__(self, name: str) -> Tensor:
         mine = self._index[name]
@@ -91,8 +91,8 @@ class ShardedVectors(Targets):
         assert found is not None, "a round brings what was asked for"
         return found
 
-    def total(self, of_mine: float) -> float:
-        summed = torch.tensor([of_mine], dtype=torch.float64, device=self.device)
+    def total(self, own: float) -> float:
+        summed = torch.tensor([own], dtype=torch.float64, device=self.device)
         dist.all_reduce(summed, group=self._group)
         return float(summed)
 
@@ -102,9 +102,9 @@ class ShardedVectors(Targets):
 
     def _asked(self, mine: int) -> list[int]:
         own = torch.tensor([mine], device=self.device)
-        said = [torch.zeros_like(own) for _ in range(dist.get_world_size(self._group))]
-        dist.all_gather(said, own, group=self._group)
-        return [int(one) for one in said]
+        requests = [torch.zeros_like(own) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(requests, own, group=self._group)
+        return [int(one) for one in requests]
 
     def _sent(self, wanted: Sequence[int], mine: int) -> Tensor | None:
         found = None

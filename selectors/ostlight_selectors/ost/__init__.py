@@ -12,28 +12,30 @@ from torch import nn
 
 from ostlight.config.budget import Budget
 from ostlight.errors import SelectorError
-from ostlight.influence.anchors import AnchorSet
-from ostlight.influence.batch_invariance import refuse_mixing
+from ostlight.influence.agreement import rank_agreement, sample_count
+from ostlight.influence.batch_invariance import check_batch_invariance
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.exact_head import ExactHead, untied_linear_head
 from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.gradient_products import GradientProducts
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.gradient_vectors import HOLDINGS, Keeping
+from ostlight.influence.gradient_vectors import STORAGES, VectorSettings
 from ostlight.influence.gradients.responses import SNAPSHOTS
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.preconditioner import Scale, adam_scale
-from ostlight.influence.rank_agreement import rank_agreement, sample_count
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.preconditioner import GradientScale
 from ostlight.influence.sample_gradient import train_only
-from ostlight.influence.simulated_step import Step
-from ostlight.influence.step_size import first_adam_step, step_size_by_rule
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.influence.step_size import first_adam_step, median_step_size
 from ostlight.models.batch import Batch
-from ostlight.pipeline.fingerprint import GRADIENT_VECTORS
+from ostlight.models.influence_task import SampleTask, make_anchors
+from ostlight.pipeline import fingerprint
+from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.strata import select_top
+from ostlight.training.optimizer_records import warmup_adam_scale
 from ostlight_selectors.ost.set_selection import select_set
 
 log = logging.getLogger("ostlight.selectors.ost")
@@ -114,26 +116,26 @@ class OneStepTrain(Selector):
         if options.estimator == "exact" and model.model.dtype.itemsize < 4:
             log.info(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
             model.float()
-        parameters = named_parameters_of(model.model, options.parameters)
-        anchors = AnchorSet.make(model, context.anchors, context.groups, context.proxy.tokens_per_batch)
-        refuse_mixing(model, anchors)
+        parameters = select_parameters(model.model, options.parameters)
+        anchors = make_anchors(model, context.anchors, context.groups, context.proxy.tokens_per_batch)
+        check_batch_invariance(model.model, anchors)
         scale = None
         if options.optimizer == "adam":
-            scale, source = adam_scale(context.proxy.folder, model, parameters, anchors)
+            scale, source = warmup_adam_scale(context.proxy.folder, model.model, parameters, anchors)
             log.info(f"adam steps, shaped by {source}")
         step_size = options.step_size or self._step_size(context, parameters, scale)
         context.note("step_size", step_size)
         context.note("groups", anchors.names)
         count = sum(p.numel() for p in parameters.values())
         log.info(f"utilities over {count:,} parameters ({options.parameters}), {len(context.anchors)} anchors")
-        self.estimator = self._estimator(context, Step(model, parameters, anchors, step_size, scale))
+        self.estimator = self._estimator(context, SimulatedStep(model.model, parameters, anchors, step_size, scale))
 
     def _check_options(self) -> None:
         choices = (
             ("estimator", ESTIMATORS),
             ("optimizer", OPTIMIZERS),
             ("selection", SELECTIONS),
-            ("vector_storage", HOLDINGS),
+            ("vector_storage", STORAGES),
         )
         for name, valid in choices:
             value = getattr(self.options, name)
@@ -155,18 +157,22 @@ class OneStepTrain(Selector):
             if value is not None and value <= 0:
                 raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
 
-    def _step_size(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], scale: Scale | None) -> float:
-        model = context.proxy.model
+    def _step_size(
+        self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], scale: GradientScale | None
+    ) -> float:
+        model = context.proxy.model.model
         train_only(model, parameters)
         length = context.proxy.update_norm(parameters)
         told = "the warm-up's median update" if length is not None else "Adam's first update"
         length = first_adam_step(parameters, context.proxy.lr) if length is None else length
-        step_size = step_size_by_rule(model, parameters, context.proxy.examples(NORMS), length, scale)
+        step_size = median_step_size(
+            model, parameters, context.proxy.examples(NORMS), length, task=SampleTask(), scale=scale
+        )
         log.info(f"step size {step_size:.4g}: the median simulated step is as long as {told} ({length:.3g})")
         return step_size
 
     def _estimator(
-        self, context: ScoringContext, step: Step
+        self, context: ScoringContext, step: SimulatedStep
     ) -> Exact | ExactHead | GradientProducts | FiniteDifference:
         name, proxy = self.options.estimator, context.proxy
         if name == "exact":
@@ -182,25 +188,30 @@ class OneStepTrain(Selector):
         looked_at, stepped_on = sample_count(proxy.records), SNAPSHOTS * count if name == "projected" else 0
         examples = list(proxy.examples(looked_at + stepped_on))
         singles, unseen = examples[:looked_at], examples[looked_at:]
-        keeping = Keeping(self.options.vector_storage, proxy.folder / GRADIENT_VECTORS)
+        vectors = VectorSettings(
+            self.options.vector_storage,
+            proxy.folder / fingerprint.GRADIENT_VECTORS,
+            {"models": fingerprint.of_code("ostlight.models")},
+            is_first_rank(),
+        )
         estimator: GradientProducts | FiniteDifference
         small = False
         if name == "finite_difference":
-            estimator = FiniteDifference(step, singles[:TRIED], keeping)
+            estimator = FiniteDifference(step, singles[:TRIED], vectors)
             context.note("forward_error", estimator.relative_error)
         else:
             context.note("curvature", "measured" if name == "projected" else "drawn")
             if name == "projected":
                 small = len(unseen) < count
-                estimator = Projected(step, examples if small else unseen, count, keeping)
+                estimator = Projected(step, examples if small else unseen, count, vectors)
             else:
-                estimator = SecondOrder(step, count, context.seed, keeping)
-            context.note("vector_bytes", sum(estimator.holding.sizes.values()))
+                estimator = SecondOrder(step, count, context.seed, vectors)
+            context.note("vector_bytes", sum(estimator.plan.sizes.values()))
             if singles:
                 estimator.verify(Batch.together(singles[:2]))
         if singles:
             found = rank_agreement(step, estimator, singles, seen=small)
-            log.info(found.line(name))
+            log.info(found.summary(name))
             context.note("rank_agreement", found.note(name))
         return estimator
 
@@ -210,7 +221,7 @@ class OneStepTrain(Selector):
 
     def teardown(self) -> None:
         if isinstance(self.estimator, GradientProducts):
-            self.estimator.leave()
+            self.estimator.close()
 
     def score(self, batch: Batch) -> dict[str, Any]:
         return self.estimator.columns(batch)

@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from ostlight.errors import BadRecord
-from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.anchors import Anchors
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.models.influence_task import make_anchors
 
 SCOPES = ["blocks", "last:1", "head", "all", r"mlp\.down_proj"]
 
 
-def anchor_set(model, samples, by_task: bool = False, tokens_per_batch: int = 256) -> AnchorSet:
+def anchor_set(model, samples, by_task: bool = False, tokens_per_batch: int = 256) -> Anchors:
     anchors = samples("anchors")
     groups = [s.tags["task"] if by_task else "" for s in anchors]
-    return AnchorSet.make(model, anchors, groups, tokens_per_batch)
+    return make_anchors(model, anchors, groups, tokens_per_batch)
 
 
 def by_hand(model, scope: str, sample, anchors, eta: float) -> float:
@@ -31,7 +32,7 @@ def by_hand(model, scope: str, sample, anchors, eta: float) -> float:
 
     stepped = copy.deepcopy(model).requires_grad_(True)
     named = dict(stepped.model.named_parameters())
-    wanted = named_parameters_of(stepped.model, scope)
+    wanted = select_parameters(stepped.model, scope)
     gradients = torch.autograd.grad(loss(stepped, sample), list(wanted.values()), allow_unused=True)
     with torch.no_grad():
         before = sum(float(loss(model, a)) for a in anchors) / len(anchors)
@@ -44,7 +45,9 @@ def by_hand(model, scope: str, sample, anchors, eta: float) -> float:
 
 def test_mixed_precision_does_not_round_the_step_away(proxy, samples):
     model = proxy("float32")
-    exact = Exact(Step(model, named_parameters_of(model.model, "blocks"), anchor_set(model, samples), eta=0.05))
+    exact = Exact(
+        SimulatedStep(model.model, select_parameters(model.model, "blocks"), anchor_set(model, samples), 0.05)
+    )
     (batch,) = model.batches(samples("pool")[:4], 10_000)
     plain = exact.columns(batch)["score"]
     with torch.autocast("cpu", torch.bfloat16):
@@ -54,7 +57,7 @@ def test_mixed_precision_does_not_round_the_step_away(proxy, samples):
 @pytest.mark.parametrize("scope", SCOPES)
 def test_exact_is_the_definition(proxy, samples, scope: str):
     model = proxy("float64")
-    exact = Exact(Step(model, named_parameters_of(model.model, scope), anchor_set(model, samples), eta=0.05))
+    exact = Exact(SimulatedStep(model.model, select_parameters(model.model, scope), anchor_set(model, samples), 0.05))
     for single, sample in zip(
         model.batches(samples("pool")[:3], 1), sorted_by_length(model, samples("pool")[:3]), strict=True
     ):
@@ -69,7 +72,7 @@ def sorted_by_length(model, chosen):
 def test_weights_are_put_back_bit_for_bit(proxy, samples):
     model = proxy("float32")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    exact = Exact(Step(model, named_parameters_of(model.model, "all"), anchor_set(model, samples), eta=0.3))
+    exact = Exact(SimulatedStep(model.model, select_parameters(model.model, "all"), anchor_set(model, samples), 0.3))
     for single in model.batches(samples("pool")[:4], 1):
         exact.one(single)
     for name, parameter in model.named_parameters():
@@ -78,9 +81,9 @@ def test_weights_are_put_back_bit_for_bit(proxy, samples):
 
 def test_weights_are_put_back_when_the_anchors_fail(proxy, samples, monkeypatch):
     model = proxy("float32")
-    exact = Exact(Step(model, named_parameters_of(model.model, "all"), anchor_set(model, samples), eta=0.3))
+    exact = Exact(SimulatedStep(model.model, select_parameters(model.model, "all"), anchor_set(model, samples), 0.3))
     before = [p.detach().clone() for p in model.parameters()]
-    monkeypatch.setattr(AnchorSet, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Anchors, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         exact.one(model.batches(samples("pool")[:1], 1)[0])
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
@@ -88,14 +91,14 @@ def test_weights_are_put_back_when_the_anchors_fail(proxy, samples, monkeypatch)
 
 def test_exact_tends_to_first_order_as_eta_goes_to_zero(proxy, samples):
     model = proxy("float64")
-    parameters = named_parameters_of(model.model, "blocks")
+    parameters = select_parameters(model.model, "blocks")
     anchors = anchor_set(model, samples)
     singles = model.batches(samples("pool")[:4], 1)
-    first_order = SecondOrder(Step(model, parameters, anchors, 1.0))
+    first_order = SecondOrder(SimulatedStep(model.model, parameters, anchors, 1.0))
     slopes = [float(first_order.columns(s)["score"][0]) for s in singles]
     errors = []
     for eta in (1e-4, 1e-5):
-        exact = [Exact(Step(model, parameters, anchors, eta)).one(s)["score"] / eta for s in singles]
+        exact = [Exact(SimulatedStep(model.model, parameters, anchors, eta)).one(s)["score"] / eta for s in singles]
         errors.append(max(abs(e - s) / abs(s) for e, s in zip(exact, slopes, strict=True)))
     assert errors[1] < 1e-2
     # The difference is curvature, of first order in eta: ten times smaller a step, ten times smaller an error.
@@ -107,7 +110,7 @@ def test_group_utilities_average_to_the_whole(proxy, samples, estimator):
     model = proxy("float64")
     anchors = anchor_set(model, samples, by_task=True)
     assert len(anchors.names) == 7
-    scorer = estimator(Step(model, named_parameters_of(model.model, "blocks"), anchors, 0.05))
+    scorer = estimator(SimulatedStep(model.model, select_parameters(model.model, "blocks"), anchors, 0.05))
     row = {name: values[0] for name, values in scorer.columns(model.batches(samples("pool")[:1], 1)[0]).items()}
     # 14 anchors, two a task: the mean over tasks is the mean over anchors. The model's norm layers round to float32
     # whatever its dtype, and the backward passes of the groups round apart.
@@ -117,12 +120,12 @@ def test_group_utilities_average_to_the_whole(proxy, samples, estimator):
 def test_half_precision_weights_are_refused(proxy, samples):
     model = proxy("bfloat16")
     with pytest.raises(ValueError, match="exact takes float32 or float64 weights; .* is torch.bfloat16"):
-        Exact(Step(model, named_parameters_of(model.model, "blocks"), anchor_set(model, samples), 0.1))
+        Exact(SimulatedStep(model.model, select_parameters(model.model, "blocks"), anchor_set(model, samples), 0.1))
 
 
 def test_a_loss_that_is_no_number_is_a_bad_record(proxy, samples):
     model = proxy("float32")
-    exact = Exact(Step(model, named_parameters_of(model.model, "blocks"), anchor_set(model, samples), 0.1))
+    exact = Exact(SimulatedStep(model.model, select_parameters(model.model, "blocks"), anchor_set(model, samples), 0.1))
     single = model.batches(samples("pool")[:1], 1)[0]
     single.inputs["pixel_values"][:] = float("nan")
     with pytest.raises(BadRecord, match="loss_not_finite"):

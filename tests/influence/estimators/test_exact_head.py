@@ -12,13 +12,14 @@ import transformers
 from torch import Tensor, nn
 
 from ostlight.config.schema import Training
-from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.anchors import Anchors
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.exact_head import ExactHead, untied_linear_head
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.batch import Batch
 from ostlight.models.encode import Encoded
+from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.models.load import collator_for
 from ostlight.models.module import MultimodalModel
 
@@ -26,13 +27,13 @@ from ostlight.models.module import MultimodalModel
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-3)])
 def test_it_is_exact(proxy, samples, dtype: str, bound: float):
     model = proxy(dtype)
-    parameters = named_parameters_of(model.model, "head")
-    head = untied_linear_head(model, parameters)
+    parameters = select_parameters(model.model, "head")
+    head = untied_linear_head(model.model, parameters)
     assert head is not None
-    anchors = AnchorSet.make(model, samples("anchors"), [s.tags["task"] for s in samples("anchors")], 200)
+    anchors = make_anchors(model, samples("anchors"), [s.tags["task"] for s in samples("anchors")], 200)
     batch = model.batches(samples("pool")[:6], 10_000)[0]
-    fast = ExactHead(Step(model, parameters, anchors, 0.3), head).columns(batch)
-    slow = Exact(Step(model, parameters, anchors, 0.3)).columns(batch)
+    fast = ExactHead(SimulatedStep(model.model, parameters, anchors, 0.3), head).columns(batch)
+    slow = Exact(SimulatedStep(model.model, parameters, anchors, 0.3)).columns(batch)
     for name in ("score", "loss", "gradient_norm", "utility_by_group"):
         found = torch.as_tensor(fast[name]).double()
         expected = torch.tensor(slow[name], dtype=torch.float64)
@@ -41,23 +42,23 @@ def test_it_is_exact(proxy, samples, dtype: str, bound: float):
 
 def test_other_scopes_take_the_general_path(proxy):
     model = proxy("float32")
-    assert untied_linear_head(model, named_parameters_of(model.model, "blocks")) is None
-    assert untied_linear_head(model, named_parameters_of(model.model, "all")) is None
+    assert untied_linear_head(model.model, select_parameters(model.model, "blocks")) is None
+    assert untied_linear_head(model.model, select_parameters(model.model, "all")) is None
     model.model.set_output_embeddings(torch.nn.Linear(1, 1))
     head = model.model.get_output_embeddings()
     model.model.get_input_embeddings().weight = head.weight
-    assert untied_linear_head(model, {"lm_head.weight": head.weight}) is None
+    assert untied_linear_head(model.model, {"lm_head.weight": head.weight}) is None
 
 
 def test_a_sample_without_a_finite_loss_is_told(proxy, samples):
     model = proxy("float32")
-    parameters = named_parameters_of(model.model, "head")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
-    head = untied_linear_head(model, parameters)
+    parameters = select_parameters(model.model, "head")
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 10_000)
+    head = untied_linear_head(model.model, parameters)
     assert head is not None
     batch = model.batches(samples("pool")[:3], 10_000)[0]
     batch.inputs["pixel_values"][1] = float("nan")
-    failures = ExactHead(Step(model, parameters, anchors, 0.3), head).columns(batch)["failure"]
+    failures = ExactHead(SimulatedStep(model.model, parameters, anchors, 0.3), head).columns(batch)["failure"]
     assert [f is not None for f in failures] == [False, True, False]
 
 
@@ -108,10 +109,9 @@ def both_paths(build: Callable[[], nn.Module], dtype: torch.dtype) -> tuple[Exac
         parts = [Encoded({"input_ids": row}, row.masked_fill(torch.arange(length) < 3, -100)) for row in ids]
         return model.collator.batch([SimpleNamespace(id=str(k)) for k in range(count)], parts)  # type: ignore[misc]
 
-    weights = torch.full((1, 5), 0.2, dtype=torch.float64)
-    anchors = AnchorSet([batch(3, 7), batch(2, 9)], [[0, 1, 2], [3, 4]], [""] * 5, [], weights)
-    step, candidates = Step(model, named_parameters_of(bare, "head"), anchors, 0.3), batch(4, 8)
-    head = untied_linear_head(model, step.parameters)
+    anchors = Anchors([batch(3, 7), batch(2, 9)], SampleTask())
+    step, candidates = SimulatedStep(model.model, select_parameters(bare, "head"), anchors, 0.3), batch(4, 8)
+    head = untied_linear_head(model.model, step.parameters)
     assert head is not None
     fast, slow = ExactHead(step, head), Exact(step)
     found, expected = (torch.as_tensor(one.columns(candidates)["score"]).double() for one in (fast, slow))

@@ -9,13 +9,13 @@ import torch
 
 import ostlight
 from ostlight.errors import OstlightError, SelectorError
-from ostlight.influence.anchors import AnchorSet
 from ostlight.influence.estimators import finite_difference as forward_only
 from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.gradient_vectors import Keeping
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.gradient_vectors import VectorSettings
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.models.influence_task import make_anchors
 from ostlight.selection.scores import Scores
 
 
@@ -23,13 +23,15 @@ from ostlight.selection.scores import Scores
 @pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-4), ("float32", 1e-2)])
 def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str, bar: float, logged):
     model = proxy(dtype)
-    parameters = named_parameters_of(model.model, "blocks")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
+    parameters = select_parameters(model.model, "blocks")
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 10_000)
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    forward = FiniteDifference(Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:8], 1), Keeping())
+    forward = FiniteDifference(
+        SimulatedStep(model.model, parameters, anchors, 0.1), model.batches(samples("pool")[:8], 1), VectorSettings()
+    )
     batch = model.batches(samples("pool")[8:24], 10_000)[0]
     found = forward.columns(batch)
-    expected = SecondOrder(Step(model, parameters, anchors, 0.1)).columns(batch)
+    expected = SecondOrder(SimulatedStep(model.model, parameters, anchors, 0.1)).columns(batch)
     off = (found["alignment"] - expected["alignment"]).square().mean().sqrt() / expected[
         "alignment"
     ].square().mean().sqrt()
@@ -37,7 +39,7 @@ def test_it_is_first_order_within_the_error_it_tells(proxy, samples, dtype: str,
     assert float(off) <= 10 * forward.relative_error + 1e-7
     assert torch.allclose(found["score"], 0.1 * found["alignment"])
     assert torch.allclose(found["loss"], expected["loss"], rtol=1e-3)
-    assert f"its own error is about {forward.relative_error:.1g} of a slope" in logged()
+    assert f"its own error is about {forward.relative_error:.1g} of a product" in logged()
     assert all(torch.equal(before[name], p) for name, p in parameters.items())
 
 
@@ -71,18 +73,21 @@ def test_what_makes_no_sense_is_refused(settings, digits, proxy, samples, monkey
         ostlight.select(mixed)
     monkeypatch.setattr(forward_only, "LARGEST_ERROR", 0.0)
     model = proxy("float32")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 10_000)
     with pytest.raises(OstlightError, match=r"above 0\.0: set estimator=first_order"):
         FiniteDifference(
-            Step(model, named_parameters_of(model.model, "last:1"), anchors, 0.1), model.batches(samples("pool")[:4], 1)
+            SimulatedStep(model.model, select_parameters(model.model, "last:1"), anchors, 0.1),
+            model.batches(samples("pool")[:4], 1),
         )
 
 
 def test_a_loss_that_is_no_number_is_told(proxy, samples, tmp_path: Path):
     model = proxy("float32")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
-    parameters = named_parameters_of(model.model, "last:1")
-    forward = FiniteDifference(Step(model, parameters, anchors, 0.1), model.batches(samples("pool")[:4], 1))
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 10_000)
+    parameters = select_parameters(model.model, "last:1")
+    forward = FiniteDifference(
+        SimulatedStep(model.model, parameters, anchors, 0.1), model.batches(samples("pool")[:4], 1)
+    )
     batch = model.batches(samples("pool")[:3], 10_000)[0]
     batch.inputs["pixel_values"][1] = float("nan")
     assert [f is not None for f in forward.columns(batch)["failure"]] == [False, True, False]

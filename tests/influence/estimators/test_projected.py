@@ -9,28 +9,28 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.agreement import rank_agreement
 from ostlight.influence.estimators import projected as module
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.gradient_vectors import Keeping
+from ostlight.influence.gradient_vectors import VectorSettings
 from ostlight.influence.gradients import curvature_correction as bends
 from ostlight.influence.gradients import responses
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.preconditioner import adam_scale
-from ostlight.influence.rank_agreement import rank_agreement
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.models.influence_task import make_anchors
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import Scores, read_score_table
+from ostlight.training.optimizer_records import warmup_adam_scale
 
 
 def scorer_of(model: Any, anchors: list[Any], snapshots: list[Any], scope: str, eta: float, count: int, **more: Any):
     names = [s.tags["task"] for s in anchors] if more.pop("groups", False) else [""] * len(anchors)
-    made = AnchorSet.make(model, anchors, names, 200)
-    parameters = named_parameters_of(model.model, scope)
-    step = Step(model, parameters, made, eta)
-    return Projected(step, model.batches(snapshots, 1), count, Keeping(**more)), parameters, made
+    made = make_anchors(model, anchors, names, 200)
+    parameters = select_parameters(model.model, scope)
+    step = SimulatedStep(model.model, parameters, made, eta)
+    return Projected(step, model.batches(snapshots, 1), count, VectorSettings(**more)), parameters, made
 
 
 @pytest.mark.parametrize("groups", [False, True])
@@ -42,13 +42,13 @@ def test_where_the_network_is_linear_in_the_scope_it_is_the_definition(proxy, sa
     scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool, "head", 3.0, 8, groups=groups)
     (batch,) = model.batches(pool, 10_000)
     found = scorer.columns(batch)
-    definition = Exact(Step(model, parameters, anchors, 3.0)).columns(batch)
+    definition = Exact(SimulatedStep(model.model, parameters, anchors, 3.0)).columns(batch)
     assert found["score"].tolist() == pytest.approx(definition["score"], rel=1e-6)
     if groups:
         told = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
         assert torch.allclose(found["utility_by_group"], told, rtol=1e-6)
     # A step this long is no parabola.
-    second = SecondOrder(Step(model, parameters, anchors, 3.0), 16).columns(batch)["score"]
+    second = SecondOrder(SimulatedStep(model.model, parameters, anchors, 3.0), 16).columns(batch)["score"]
     assert (second - torch.tensor(definition["score"])).abs().median() > 0.1 * second.abs().median()
 
 
@@ -59,7 +59,7 @@ def test_what_lies_outside_the_directions_still_counts_to_first_order(proxy, sam
     (batch,) = model.batches(pool[10:16], 10_000)
     found = scorer.columns(batch)
     assert found["score"].tolist() == pytest.approx((eta * found["alignment"]).tolist(), rel=0.05)
-    expected = SecondOrder(Step(model, parameters, anchors, eta)).columns(batch)
+    expected = SecondOrder(SimulatedStep(model.model, parameters, anchors, eta)).columns(batch)
     for name in ("alignment", "cosine", "loss", "gradient_norm"):
         assert torch.allclose(torch.as_tensor(found[name]), torch.as_tensor(expected[name]), rtol=1e-6)
 
@@ -67,12 +67,12 @@ def test_what_lies_outside_the_directions_still_counts_to_first_order(proxy, sam
 @pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_it_ranks_like_the_definition_where_a_parabola_does_not(proxy, samples, tmp_path: Path, optimizer: str):
     model = proxy("float32")
-    parameters = named_parameters_of(model.model, "blocks")
-    anchors = AnchorSet.make(model, samples("anchors"), [""] * 14, 10_000)
-    scale = adam_scale(tmp_path, model, parameters, anchors)[0] if optimizer == "adam" else None
+    parameters = select_parameters(model.model, "blocks")
+    anchors = make_anchors(model, samples("anchors"), [""] * 14, 10_000)
+    scale = warmup_adam_scale(tmp_path, model.model, parameters, anchors)[0] if optimizer == "adam" else None
     eta = 0.001 if scale is None else 2e-5
     singles = model.batches(samples("pool"), 1)
-    step = Step(model, parameters, anchors, eta, scale)
+    step = SimulatedStep(model.model, parameters, anchors, eta, scale)
     ours = Projected(step, singles[:24], 12)
     agreements = [rank_agreement(step, estimator, singles[24:]).spearman for estimator in (ours, SecondOrder(step, 64))]
     assert agreements[0] > 0.9
@@ -94,13 +94,13 @@ def test_half_weights_are_measured_in_full_precision(proxy, samples):
 def test_steps_and_vectors_are_kept_with_the_proxy(proxy, samples, tmp_path: Path, monkeypatch):
     model, pool = proxy("float32"), samples("pool")
     counts = [0]
-    plain = module.measured
+    plain = module.measure_responses
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         counts[0] += 1
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(module, "measured", counted)
+    monkeypatch.setattr(module, "measure_responses", counted)
     (batch,) = model.batches(pool[20:24], 10_000)
     arguments = (model, samples("anchors"), pool[:8], "blocks")
     first = scorer_of(*arguments, 0.05, 4, cache=tmp_path)[0].columns(batch)
@@ -124,17 +124,17 @@ def test_steps_that_were_measured_are_told_as_the_definition_has_them(proxy, sam
     monkeypatch.setattr(bends, "NOISE", 1e-9)
     monkeypatch.setattr(responses, "LIKELIEST", 10_000)
     monkeypatch.setattr(responses, "SMALLEST_SHARE", 1e-12)
-    monkeypatch.setattr(responses, "BENDS", 1.0)
+    monkeypatch.setattr(responses, "DEVIATION_SHARE", 1.0)
     monkeypatch.setattr(responses, "SHIFT", 1e-2)
     model, pool = proxy("float64"), samples("pool")[:6]
     scorer, parameters, anchors = scorer_of(model, samples("anchors"), pool, "blocks", 0.02, 6, groups=True)
     (batch,) = model.batches(pool, 10_000)
-    definition = Exact(Step(model, parameters, anchors, 0.02)).columns(batch)
+    definition = Exact(SimulatedStep(model.model, parameters, anchors, 0.02)).columns(batch)
     found = scorer.columns(batch)
     assert found["score"].tolist() == pytest.approx(definition["score"], rel=1e-2)
     told = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
     assert (found["utility_by_group"] - told).norm() < 0.02 * told.norm()
-    slopes, phi = scorer._parts(scorer._dots(batch))
-    straight = 0.02 * (slopes - phi @ scorer.inside.T) + scorer.responses.falls(phi, 0.02)
+    slopes, phi = scorer.split(scorer.products(batch).dots)
+    straight = 0.02 * (slopes - phi @ scorer.inside.T) + scorer.responses.loss_decrease(phi, 0.02)
     order = [list(scorer.sizes).index(name) for name in scorer.names]
     assert (straight[:, order] - told).norm() > 0.1 * told.norm()

@@ -20,7 +20,7 @@ from ostlight.errors import OstlightError
 from ostlight.influence.gradients.adapters import Adapter
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.rows import RowMap, RowOwners
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 
 Tiny = Callable[..., nn.Module]
 N, T, D = 3, 5, 4
@@ -119,12 +119,12 @@ def test_layer_agrees_with_the_loop(layer: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    parameters = named_parameters_of(model, "all")
+    parameters = select_parameters(model, "all")
     targets = oracle.random_targets(parameters, 4)
     with families.DoublePrecision():
         singles = [oracle.gradient(parameters, lambda k=k: losses_of(model, x[k : k + 1])[0]) for k in range(N)]
         engine = GradientDots(model, parameters)
-        got = engine.products(lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True, apart=True)
+        got = engine.products(lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True, separate=True)
         together = engine.products(lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True)
     assert oracle.relative_error(together.dots, got.dots) <= 1e-12
     assert oracle.relative_error(together.squared_norms, got.squared_norms) <= 1e-12
@@ -137,7 +137,7 @@ def test_layer_agrees_with_the_loop(layer: str) -> None:
 
 def test_tied_embeddings_add_their_two_uses_before_the_square(tiny: Tiny) -> None:
     model, inputs = tiny("llama", tied=True), families.batch("llama")
-    parameters = named_parameters_of(model, "head")
+    parameters = select_parameters(model, "head")
     targets = oracle.random_targets(parameters, 2)
     with families.DoublePrecision():
         singles = [
@@ -155,7 +155,7 @@ def test_tied_embeddings_add_their_two_uses_before_the_square(tiny: Tiny) -> Non
 def test_the_padding_row_of_a_table_gets_no_gradient() -> None:
     table = nn.Embedding(6, D, padding_idx=2).double()
     ids = torch.tensor([[2, 1, 2], [5, 5, 0]])
-    parameters = named_parameters_of(table, "all")
+    parameters = select_parameters(table, "all")
     targets = {"weight": torch.ones(1, 6, D, dtype=torch.float64)}
     got = GradientDots(table, parameters).products(lambda: table(ids).sum((1, 2)), RowOwners(2), targets, True)
     assert got.dots[:, 0].tolist() == [1 * D, 3 * D]
@@ -166,7 +166,7 @@ def test_the_padding_row_of_a_table_gets_no_gradient() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3_vl", "internvl"])
 def test_gradient_checkpointing_changes_nothing(tiny: Tiny, family: str) -> None:
     model, inputs = tiny(family), families.batch(family)
-    parameters = named_parameters_of(model, "all")
+    parameters = select_parameters(model, "all")
     targets = oracle.random_targets(parameters, 2)
     engine, rows = GradientDots(model, parameters), RowMap(model).of(inputs)
     plain = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True)
@@ -182,7 +182,7 @@ def test_reentrant_checkpointing_is_refused(tiny: Tiny) -> None:
     model, inputs = tiny("llama"), families.batch("llama")
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
-    engine = GradientDots(model, named_parameters_of(model, "blocks"))
+    engine = GradientDots(model, select_parameters(model, "blocks"))
     with pytest.raises(OstlightError, match="use_reentrant=False"):
         engine.products(lambda: oracle.loss_of(model, inputs), RowOwners(N))
 
@@ -190,7 +190,7 @@ def test_reentrant_checkpointing_is_refused(tiny: Tiny) -> None:
 @pytest.mark.parametrize("scope", ["blocks", "all"])
 def test_bf16_autocast_is_as_near_the_truth_as_plain_autograd_under_it(tiny: Tiny, scope: str) -> None:
     model, inputs = tiny("llama").float(), families.batch("llama")
-    parameters = named_parameters_of(model, scope)
+    parameters = select_parameters(model, scope)
     targets = oracle.random_targets(parameters, 3)
     exact = [
         oracle.gradient(parameters, lambda k=k: oracle.loss_of(model, families.alone("llama", inputs, k))[0])
@@ -216,7 +216,7 @@ def test_a_sample_alone_in_its_batch_gets_the_same_figures(
     model, inputs = tiny(family).to(dtype), families.batch(family)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    parameters = named_parameters_of(model, "all")
+    parameters = select_parameters(model, "all")
     targets = oracle.random_targets(parameters, 2)
     engine, rows = GradientDots(model, parameters), RowMap(model)
     with families.DoublePrecision():
@@ -236,7 +236,7 @@ def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
     model = Around(nn.Linear(D, D))
     model.out.weight.requires_grad_(False)
     before = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
-    engine = GradientDots(model, named_parameters_of(model, "layer"))
+    engine = GradientDots(model, select_parameters(model, "layer"))
 
     def broken() -> Tensor:
         model(torch.randn(N, T, D))
@@ -272,7 +272,7 @@ def test_adapters_in_one_product_say_what_adapters_layer_by_layer_say(
             if name.endswith("base_layer"):
                 part.register_forward_hook(lambda module, args, result: 2 * result)
     inputs = families.batch("llama")
-    parameters = named_parameters_of(model, "all" if how == "base in scope" else "lora")
+    parameters = select_parameters(model, "all" if how == "base in scope" else "lora")
     targets = oracle.random_targets(parameters, 3)
     seen = []
     consume = Adapter.consume
@@ -315,10 +315,10 @@ class Untreated(nn.Module):
 )
 def test_a_use_nobody_knows_is_an_error_with_names(how: Callable[[Tensor, nn.Parameter], Tensor], called: str) -> None:
     model = Around(Untreated(how))
-    engine = GradientDots(model, named_parameters_of(model, "all"))
+    engine = GradientDots(model, select_parameters(model, "all"))
     with pytest.raises(OstlightError, match=r"layer\.weight \(in layer, a Untreated\).*" + called + ".*leave it out"):
         engine.products(lambda: losses_of(model, torch.randn(N, T, D)), RowOwners(N))
-    narrower = GradientDots(model, named_parameters_of(model, "out|into"))
+    narrower = GradientDots(model, select_parameters(model, "out|into"))
     assert len(narrower.products(lambda: losses_of(model, torch.randn(N, T, D)), RowOwners(N)).losses) == N
 
 
@@ -335,7 +335,7 @@ class OwnBackward(torch.autograd.Function):
 
 def test_a_weight_inside_a_custom_autograd_function_is_refused() -> None:
     model = Around(Untreated(lambda x, w: OwnBackward.apply(x, w[0])))
-    engine = GradientDots(model, named_parameters_of(model, "all"))
+    engine = GradientDots(model, select_parameters(model, "all"))
     with pytest.raises(OstlightError, match=r"layer\.weight.*custom autograd function"):
         engine.products(lambda: losses_of(model, torch.randn(N, T, D)), RowOwners(N))
 
@@ -343,7 +343,7 @@ def test_a_weight_inside_a_custom_autograd_function_is_refused() -> None:
 def test_verify_finds_rows_given_to_the_wrong_sample() -> None:
     torch.manual_seed(0)
     model, x = Around(nn.Linear(D, D)).double(), torch.randn(N, T, D, dtype=torch.float64)
-    engine = GradientDots(model, named_parameters_of(model, "all"))
+    engine = GradientDots(model, select_parameters(model, "all"))
     assert engine.verify(lambda: losses_of(model, x), RowOwners(N)) < 1e-12
     swapped = RowOwners(N, vision=torch.tensor([1, 0, 2]), text_parameters=frozenset())
     with pytest.raises(OstlightError, match=r"parameter into\.weight, row 0 .* by plain autograd"):
@@ -356,7 +356,7 @@ def test_verify_is_content_with_every_family_in_every_precision(tiny: Tiny, fami
     model, inputs = tiny(family).to(weights), families.batch(family)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(weights)
-    engine = GradientDots(model, named_parameters_of(model, "all"))
+    engine = GradientDots(model, select_parameters(model, "all"))
     worst = engine.verify(lambda: oracle.loss_of(model, inputs), RowMap(model).of(inputs), most_samples=N)
     assert 0 < worst <= {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1}[weights]
 
@@ -364,7 +364,7 @@ def test_verify_is_content_with_every_family_in_every_precision(tiny: Tiny, fami
 def test_a_non_finite_gradient_is_named_with_its_layer() -> None:
     model, x = Around(nn.Linear(D, D)), torch.randn(N, T, D)
     x[1, 2, 0] = torch.inf
-    parameters = named_parameters_of(model, "all")
+    parameters = select_parameters(model, "all")
     got = GradientDots(model, parameters).products(
         lambda: losses_of(model, x), RowOwners(N), oracle.random_targets(parameters, 1)
     )
@@ -374,7 +374,7 @@ def test_a_non_finite_gradient_is_named_with_its_layer() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     model, x = Around(nn.Linear(D, D)), torch.randn(N, T, D)
-    parameters = named_parameters_of(model, "layer")
+    parameters = select_parameters(model, "layer")
     engine, rows = GradientDots(model, parameters), RowOwners(N)
     targets = oracle.random_targets(parameters, 2)
     with pytest.raises(OstlightError, match=r"losses have shape \(\), not \[3\]"):
@@ -392,7 +392,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_verify_sees_a_wrong_product_in_bf16_too(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Around(nn.Linear(D, D)).bfloat16(), torch.randn(N, T, D, dtype=torch.bfloat16)
-    engine = GradientDots(model, named_parameters_of(model, "all"))
+    engine = GradientDots(model, select_parameters(model, "all"))
     engine.verify(lambda: losses_of(model, x), RowOwners(N))
     right = GradientDots.products
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.rows import RowOwners
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 from ostlight.models.losses import per_sample_losses
 
 N, T = 8, 64
@@ -32,7 +32,7 @@ def model_of(adapters: bool) -> nn.Module:
 @pytest.mark.parametrize("scope", ["blocks", "head", "all", "lora"])
 def test_peak_is_at_most_1_15_times_the_activations_of_a_training_step(scope: str) -> None:
     model = model_of(adapters=scope == "lora")
-    parameters = named_parameters_of(model, scope)
+    parameters = select_parameters(model, scope)
     targets = {name: torch.randn(5, *parameter.shape) for name, parameter in parameters.items()}
     ids = torch.randint(3, 500, (N, T))
     known = [*model.parameters(), *model.buffers(), *targets.values(), ids]

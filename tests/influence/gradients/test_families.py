@@ -13,14 +13,14 @@ from torch import nn
 
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.rows import RowMap
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 
 Tiny = Callable[..., nn.Module]
 SCOPES = ["blocks", "last:1", "head", "all", r"norm|bias|down_proj"]
 
 
 def agrees_with_the_loop(family: str, model: nn.Module, scope: str) -> None:
-    parameters = named_parameters_of(model, scope)
+    parameters = select_parameters(model, scope)
     targets = oracle.random_targets(parameters, 3)
     inputs = families.batch(family)
     with families.DoublePrecision():
@@ -29,7 +29,7 @@ def agrees_with_the_loop(family: str, model: nn.Module, scope: str) -> None:
             for k in range(3)
         ]
         engine, rows = GradientDots(model, parameters), RowMap(model).of(inputs)
-        got = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True, apart=True)
+        got = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True, separate=True)
         together = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True)
     assert oracle.relative_error(together.dots, got.dots) <= 1e-9
     assert oracle.relative_error(together.squared_norms, got.squared_norms) <= 1e-9

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.config.schema import Training
-from ostlight.influence.anchors import AnchorSet
+from ostlight.influence.anchors import Anchors
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.gradient_products import GradientProducts
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.parameters import named_parameters_of
-from ostlight.influence.simulated_step import Step
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.batch import Batch
 from ostlight.models.encode import SEQUENCE_KEYS, Encoded
+from ostlight.models.influence_task import SampleTask
 from ostlight.models.load import collator_for
 from ostlight.models.module import MultimodalModel
 
@@ -60,33 +61,31 @@ def batched(model: MultimodalModel, rows: Sequence[int], parts: Sequence[Encoded
 
 
 def first_order(
-    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: Anchors, singles: list[Batch]
 ) -> GradientProducts:
-    return SecondOrder(Step(model, parameters, anchors, ETA), 0)
+    return SecondOrder(SimulatedStep(model.model, parameters, anchors, ETA), 0)
 
 
 def second_order(
-    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: Anchors, singles: list[Batch]
 ) -> GradientProducts:
-    return SecondOrder(Step(model, parameters, anchors, ETA), 4)
+    return SecondOrder(SimulatedStep(model.model, parameters, anchors, ETA), 4)
 
 
 def projected(
-    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: Anchors, singles: list[Batch]
 ) -> GradientProducts:
-    return Projected(Step(model, parameters, anchors, ETA), singles, 4)
+    return Projected(SimulatedStep(model.model, parameters, anchors, ETA), singles, 4)
 
 
-def exact(
-    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
-) -> Exact:
-    return Exact(Step(model, parameters, anchors, ETA))
+def exact(model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: Anchors, singles: list[Batch]) -> Exact:
+    return Exact(SimulatedStep(model.model, parameters, anchors, ETA))
 
 
 def forward_only(
-    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: AnchorSet, singles: list[Batch]
+    model: MultimodalModel, parameters: dict[str, nn.Parameter], anchors: Anchors, singles: list[Batch]
 ) -> FiniteDifference:
-    return FiniteDifference(Step(model, parameters, anchors, ETA), singles)
+    return FiniteDifference(SimulatedStep(model.model, parameters, anchors, ETA), singles)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +107,12 @@ def test_scores_do_not_depend_on_batch_padding_or_order(
     bare.set_attn_implementation("sdpa")
     encoder: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     model = MultimodalModel(bare, encoder, collator_for(bare, encoder), Training()).to(dtype)
-    parameters = named_parameters_of(bare, "blocks")
+    parameters = select_parameters(bare, "blocks")
     pool, trusted = encoded(family, SEEDS), encoded(family, (3, 4))
     tables: list[Tensor] = []
     for side, batches in ARRANGEMENTS:
         model.collator.side = side  # type: ignore[assignment]
-        weights = torch.full((1, len(trusted)), 1 / len(trusted), dtype=torch.float64)
-        anchors = AnchorSet([batched(model, rows, trusted) for rows in batches], batches, [""] * 6, [], weights)
+        anchors = Anchors([batched(model, rows, trusted) for rows in batches], SampleTask(), indices=batches)
         scorer = estimator(model, parameters, anchors, [batched(model, [k], pool) for k in range(6)])
         found = torch.empty(6, dtype=torch.float64)
         for rows in batches:

@@ -10,9 +10,9 @@ from torch import nn
 
 from ostlight.errors import OstlightError
 from ostlight.influence.gradients.engine import GradientDots
-from ostlight.influence.gradients.forward_mode import directional_derivatives, find_step
+from ostlight.influence.gradients.forward_mode import directional_derivatives, find_difference_step
 from ostlight.influence.gradients.rows import RowMap
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 
 Tiny = Callable[..., nn.Module]
 
@@ -25,13 +25,13 @@ def test_derivatives_agree_with_the_engine_and_their_own_error_is_honest(
     model, inputs = tiny(family).to(dtype), families.batch(family)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    parameters = named_parameters_of(model, "blocks")
+    parameters = select_parameters(model, "blocks")
     single = families.alone(family, inputs, 2)
     with families.DoublePrecision():
         direction = oracle.gradient(parameters, lambda: oracle.loss_of(model, single)[0])
         before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         losses = lambda: oracle.loss_of(model, inputs)  # noqa: E731
-        step = find_step(losses, parameters, direction)
+        step = find_difference_step(losses, parameters, direction)
         got = directional_derivatives(losses, parameters, direction, step.size)
         targets = {name: vector.unsqueeze(0) for name, vector in direction.items()}
         exact = GradientDots(model, parameters).products(losses, RowMap(model).of(inputs), targets).dots[:, 0]
@@ -62,11 +62,11 @@ def test_what_cannot_work_is_refused() -> None:
     losses = lambda: layer(x).sum(1)  # noqa: E731
     zero = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with pytest.raises(OstlightError, match="direction is zero"):
-        find_step(losses, parameters, zero)
+        find_difference_step(losses, parameters, zero)
     with pytest.raises(OstlightError, match="has nothing for parameter bias"):
-        find_step(losses, parameters, {"weight": torch.ones(2, 2)})
+        find_difference_step(losses, parameters, {"weight": torch.ones(2, 2)})
     with pytest.raises(OstlightError, match="gives finite losses"):
-        find_step(lambda: losses() * torch.nan, parameters, dict(parameters))
+        find_difference_step(lambda: losses() * torch.nan, parameters, dict(parameters))
     half = nn.Linear(2, 2, dtype=torch.bfloat16)
     named = dict(half.named_parameters())
     with pytest.raises(OstlightError, match="lost in its rounding"):

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ostlight.influence.gradients.adapters import merged_forwards
-from ostlight.influence.gradients.forward_mode import directional_derivatives, find_step
+from ostlight.influence.gradients.forward_mode import directional_derivatives, find_difference_step
 from ostlight.influence.gradients.norms import PRODUCT_ENTRIES, Tokens, squared_norms
-from ostlight.influence.parameters import named_parameters_of
+from ostlight.influence.parameters import select_parameters
 from ostlight_kernels import Packing, grad_dots
 from ostlight_kernels.reference import grad_dots_and_squares
 
@@ -64,7 +64,7 @@ def test_adapters_in_one_product_have_the_same_derivatives() -> None:
     plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     config = peft.LoraConfig(target_modules=["0", "2"], r=2, init_lora_weights=False)
     model = peft.get_peft_model(plain, config).double().eval()
-    parameters, x = named_parameters_of(model, "lora"), torch.randn(5, 6, dtype=torch.float64)
+    parameters, x = select_parameters(model, "lora"), torch.randn(5, 6, dtype=torch.float64)
     direction = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
     ran: list[bool] = []
     first = model.base_model.model[0]
@@ -73,7 +73,7 @@ def test_adapters_in_one_product_have_the_same_derivatives() -> None:
         ran.append("forward" in first.__dict__)
         return model(x).square().sum(1)
 
-    size = find_step(losses, parameters, direction, model).size
+    size = find_difference_step(losses, parameters, direction, model).size
     layer_by_layer = directional_derivatives(losses, parameters, direction, size)
     assert all(ran[:-2])
     assert not any(ran[-2:])

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from ostlight.errors import OstlightError
 from ostlight.influence.gradients import responses as module
 from ostlight.influence.gradients.probes import Vectors, mean_gradients
-from ostlight.influence.gradients.responses import Responses, measured
+from ostlight.influence.gradients.responses import StepResponses, measure_responses
 
 EVERYONE, ETA = range(5), 0.05
 
@@ -32,16 +32,16 @@ def steps_of(model: nn.Module, count: int, seed: int = 0) -> list[Vectors]:
     ]
 
 
-def read(model: nn.Module, steps: Sequence[Vectors], count: int, groups: list[str] | None = None) -> Responses:
+def read(model: nn.Module, steps: Sequence[Vectors], count: int, groups: list[str] | None = None) -> StepResponses:
     anchors = anchors_of(model, [[0, 1, 2], [3, 4]], groups)
-    return measured(anchors, dict(model.named_parameters()), lambda: steps, ETA, count)
+    return measure_responses(model, anchors, dict(model.named_parameters()), lambda: steps, ETA, count)
 
 
 def coordinates(
-    model: nn.Module, found: Responses, steps: Sequence[Vectors], groups: list[str] | None = None
+    model: nn.Module, found: StepResponses, steps: Sequence[Vectors], groups: list[str] | None = None
 ) -> Tensor:
     anchors, parameters = anchors_of(model, [[0, 1, 2], [3, 4]], groups), dict(model.named_parameters())
-    fixed = flat(found.vectors(anchors, parameters, range(len(found.directions))), 1)
+    fixed = flat(found.vectors(model, anchors, parameters, range(len(found.directions))), 1)
     return torch.stack([flat(step) for step in steps]) @ fixed.T
 
 
@@ -57,7 +57,7 @@ def test_within_the_measured_steps_the_squared_coordinates_are_the_gauss_newton_
 
 def test_more_directions_than_answer_tokens_are_refused() -> None:
     model = Bigram()
-    told = r"18 probes from 17 answer tokens of 5 anchors: add anchors \(anchors.path\), or ask for fewer"
+    told = r"18 directions from 17 answer tokens of 5 anchors: add anchors, or ask for fewer"
     with pytest.raises(OstlightError, match=told):
         read(model, steps_of(model, 2), 18)
 
@@ -91,9 +91,9 @@ def test_the_fall_is_that_of_a_network_linear_in_its_weights(groups: list[str] |
             moved = start - eta * (end - start) / small
             group = groups[index] if groups else "all"
             falls[group] += float(cross_entropy(start, labels) - cross_entropy(moved, labels)) / sizes[group]
-        assert found.falls(phi[row : row + 1], eta)[0].tolist() == pytest.approx(list(falls.values()), rel=2e-3)
-    slopes, curvatures = phi @ found.slopes.mean(0), phi.square().sum(1)
-    parabola, whole = eta * slopes - eta**2 / 2 * curvatures, found.falls(phi, eta).mean(1)
+        assert found.loss_decrease(phi[row : row + 1], eta)[0].tolist() == pytest.approx(list(falls.values()), rel=2e-3)
+    slopes, curvatures = phi @ found.loss_gradients.mean(0), phi.square().sum(1)
+    parabola, whole = eta * slopes - eta**2 / 2 * curvatures, found.loss_decrease(phi, eta).mean(1)
     assert (parabola - whole).abs().median() > 0.1 * whole.abs().median()
 
 
@@ -104,7 +104,7 @@ def test_the_bend_leads_to_where_the_step_really_went(monkeypatch: pytest.Monkey
     steps = [{n: 8 * v for n, v in step.items()} for step in steps_of(model, 4)]
     found = read(model, steps, 8)
     phi = coordinates(model, found, steps)
-    straight, really = found.falls(phi, ETA).mean(1), found.falls(phi, ETA, found.bent).mean(1)
+    straight, really = found.loss_decrease(phi, ETA).mean(1), found.loss_decrease(phi, ETA, found.deviations).mean(1)
     here = torch.stack([cross_entropy(z, torch.tensor(IDS[i][PROMPT[i] :])) for i, z in enumerate(every_logit(model))])
     for row, step in enumerate(steps):
         there = every_logit(shifted(model, step, -ETA))
@@ -132,13 +132,13 @@ def test_words_told_together_keep_slope_and_most_of_the_curvature(monkeypatch: p
     model = Bigram()
     parameters, steps = dict(model.named_parameters()), steps_of(model, 4)
     found = read(model, steps, 4)
-    assert found.words.shape[1] == 3
+    assert found.token_ids.shape[1] == 3
     assert found.logits.shape[1] == 4
     assert torch.allclose(found.logits.softmax(-1).sum(-1), torch.ones(len(found.logits), dtype=torch.float64))
     phi = coordinates(model, found, steps)
-    mean = flat(mean_gradients(anchors_of(model, [[0, 1, 2, 3, 4]]), parameters)["all"])
+    mean = flat(mean_gradients(model, anchors_of(model, [[0, 1, 2, 3, 4]]), parameters)["all"])
     along = torch.stack([flat(step) for step in steps]) @ mean
-    assert torch.allclose(phi @ found.slopes[0], along, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(phi @ found.loss_gradients[0], along, rtol=1e-3, atol=1e-4)
     directions = torch.stack([flat(step) for step in steps])
     whole = torch.einsum("sp,pq,sq->s", directions, gauss_newton(model, EVERYONE), directions)
     share = phi.square().sum(1) / whole

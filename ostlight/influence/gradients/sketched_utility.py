@@ -12,27 +12,27 @@ from ostlight.errors import OstlightError
 
 
 @dataclass(frozen=True)
-class Sketch:
-    """Slope and curvature of the anchors' loss along each sample's gradient.
+class SketchedUtility:
+    """Inner product with the mean gradient, and curvature, of the anchors' loss along each sample's gradient.
 
     Attributes:
-        slope: ``[N]`` ``f_i = <g_i, g_V>``.
+        alignment: ``[N]`` ``f_i = <g_i, g_V>``.
         curvature: ``[N, K]`` ``phi_i = (<g_i, q_1>, ..., <g_i, q_K>) / sqrt(K)``; K may be 0.
     """
 
-    slope: Tensor
+    alignment: Tensor
     curvature: Tensor
 
     def first_order(self, eta: float) -> Tensor:
         """``[N]`` ``eta f_i``, in nats."""
-        return eta * self.slope
+        return eta * self.alignment
 
     def second_order(self, eta: float) -> Tensor:
         """``[N]`` ``eta f_i - eta^2 / 2 * ||phi_i||^2``, in nats: unbiased for ``eta f_i - eta^2 / 2 g_i' H g_i``."""
-        return eta * self.slope - eta**2 / 2 * self.curvature.square().sum(1)
+        return eta * self.alignment - eta**2 / 2 * self.curvature.square().sum(1)
 
 
-def sketches(dots: Tensor, group_sizes: Mapping[Hashable, int], num_probes: int) -> dict[Hashable, Sketch]:
+def sketches(dots: Tensor, group_sizes: Mapping[Hashable, int], num_probes: int) -> dict[Hashable, SketchedUtility]:
     """Takes the inner products apart.
 
     Args:
@@ -42,22 +42,22 @@ def sketches(dots: Tensor, group_sizes: Mapping[Hashable, int], num_probes: int)
     """
     if dots.shape[1] != len(group_sizes) * (1 + num_probes):
         raise OstlightError(
-            f"{dots.shape[1]} inner products for {len(group_sizes)} groups of 1 + {num_probes} targets each"
+            f"{dots.shape[1]} inner products for {len(group_sizes)} groups of 1 + {num_probes} vectors each"
         )
     by_group = dots.view(len(dots), len(group_sizes), 1 + num_probes)
     return {
-        group: Sketch(by_group[:, k, 0], by_group[:, k, 1:] / max(1, num_probes) ** 0.5)
+        group: SketchedUtility(by_group[:, k, 0], by_group[:, k, 1:] / max(1, num_probes) ** 0.5)
         for k, group in enumerate(group_sizes)
     }
 
 
-def pooled(parts: Mapping[Hashable, Sketch], group_sizes: Mapping[Hashable, int]) -> Sketch:
+def pooled(parts: Mapping[Hashable, SketchedUtility], group_sizes: Mapping[Hashable, int]) -> SketchedUtility:
     """The sketch of all anchors together from their groups': no further pass, ``groups * K`` curvature columns.
 
-    ``L_V`` is the groups' mean weighted by their anchors, so slopes add with those weights and curvature columns, which
-    count squared, with their roots.
+    ``L_V`` is the groups' mean weighted by their anchors, so alignments add with those weights and curvature columns,
+    which count squared, with their roots.
     """
     total = sum(group_sizes.values())
-    slope = torch.stack([parts[group].slope * (size / total) for group, size in group_sizes.items()]).sum(0)
+    alignment = torch.stack([parts[group].alignment * (size / total) for group, size in group_sizes.items()]).sum(0)
     columns = [parts[group].curvature * (size / total) ** 0.5 for group, size in group_sizes.items()]
-    return Sketch(slope, torch.cat(columns, dim=1))
+    return SketchedUtility(alignment, torch.cat(columns, dim=1))

@@ -1,0 +1,268 @@
+"""``UtilityScorer``: what one training step on a sample does to the loss on trusted anchors, for any torch model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ostlight.errors import BadRecord, OstlightError
+from ostlight.influence.agreement import RankAgreement, rank_agreement
+from ostlight.influence.anchors import Anchors
+from ostlight.influence.batch_invariance import check_batch_invariance
+from ostlight.influence.estimators.exact import Exact
+from ostlight.influence.estimators.exact_head import ExactHead, untied_linear_head
+from ostlight.influence.estimators.finite_difference import FiniteDifference
+from ostlight.influence.estimators.gradient_products import GradientProducts
+from ostlight.influence.estimators.projected import Projected
+from ostlight.influence.estimators.second_order import SecondOrder
+from ostlight.influence.gradient_vectors import STORAGES, VectorSettings
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.sample_gradient import train_only
+from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.influence.task import CausalLM, PerSampleLoss, Task
+
+ESTIMATORS = ("projected", "exact", "first_order", "second_order", "finite_difference")
+DEFAULT_RANK, DEFAULT_PROBES = 32, 64
+"""Directions of ``projected`` and probes of ``second_order`` (docs/explanation/estimators.md)."""
+
+Loss = Task | Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class UtilityScores(Mapping[str, Any]):
+    """The scores of one batch of N samples. Also a mapping of the attributes that are not ``None``.
+
+    Attributes:
+        utility: ``[N]`` decrease of the anchors' mean loss by a step on the sample, nats; below zero is harmful; NaN
+            for a failed sample.
+        loss: ``[N]`` nats.
+        failures: for each sample ``None``, or why it has no utility (``reason``, ``detail``).
+        gradient_norm: ``[N]``; not from ``finite_difference``.
+        alignment: ``[N]`` ``<g_i, g_V>``, the inner product with the anchors' mean gradient; not from ``exact``.
+        cosine: ``[N]`` of the two gradients.
+        phi: ``[N, K]`` curvature coordinates: ``||phi||^2`` is about ``g_i' H g_i``, and ``<phi_i, phi_j>`` the
+            curvature two samples share; from ``projected`` and ``second_order``.
+        utility_by_group: ``[N, G]``, groups in the order of ``UtilityScorer.groups``.
+        utility_by_anchor: ``[N, A]`` instead, where every anchor is a group of its own; in the anchors' order.
+    """
+
+    utility: Tensor
+    loss: Tensor
+    failures: Sequence[BadRecord | None]
+    gradient_norm: Tensor | None = None
+    alignment: Tensor | None = None
+    cosine: Tensor | None = None
+    phi: Tensor | None = None
+    utility_by_group: Tensor | None = None
+    utility_by_anchor: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def _names(self) -> list[str]:
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
+
+
+class UtilityScorer:
+    """Scores samples by what one simulated training step on each does to the loss on trusted anchors, in nats.
+
+    >>> scorer = UtilityScorer(model, anchor_batches, estimator="first_order", step_size=0.01)  # doctest: +SKIP
+    >>> scorer(batch).utility  # doctest: +SKIP
+
+    The model is scored in eval mode, since a sample's loss must be its own; training mode and ``requires_grad`` are
+    afterwards as they were. Scores belong to the weights at the time of construction: make a new scorer once they have
+    changed.
+
+    Args:
+        model: any module whose forward gives logits (or, with a callable ``loss``, whatever that takes).
+        anchors: batches of trusted samples that show what the model must do.
+        parameters: what the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora``, or a regular expression.
+        estimator: ``projected`` (about one training step a sample; needs ``calibration``), ``exact`` (a pass over all
+            anchors a sample), ``first_order``, ``second_order`` or ``finite_difference`` (needs ``calibration``).
+        step_size: of the simulated SGD step. There is no default that suits every model: take the learning rate of your
+            SGD, or ``median_step_size`` for a step as long as your optimizer's.
+        loss: a ``Task``, ``CausalLM()`` by default (``Classification()`` for ``(inputs, labels)``), or a function
+            ``loss(model, batch) -> [N]`` for estimators that need no logits.
+        groups: the group of each anchor, in the order of the batches' rows; ``"anchor"`` makes each its own.
+        rank: directions of ``projected``, 32 by default; two calibration samples are measured for each.
+        probes: random probes of ``second_order``, 64 by default.
+        calibration: batches of the pool that is scored: at least ``rank`` samples for ``projected``, a few for
+            ``finite_difference``.
+        vector_storage: ``full``, ``bf16``, ``offload`` or ``split``: where the fixed vectors are stored, each as
+            large as the parameters.
+        scale: Adam's preconditioner for the step (``adam_scale``); plain SGD by default.
+        seed: of the probes.
+
+    Raises:
+        OstlightError: an argument is missing or does not fit the estimator; a layer that is not supported; losses that
+            depend on what else is in the batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anchors: Sequence[Any],
+        *,
+        parameters: str = "blocks",
+        estimator: str = "projected",
+        step_size: float | None = None,
+        loss: Loss | None = None,
+        groups: Sequence[Hashable] | str | None = None,
+        rank: int | None = None,
+        probes: int | None = None,
+        calibration: Sequence[Any] | None = None,
+        vector_storage: str = "full",
+        scale: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check_arguments(estimator, step_size, rank, probes, calibration, vector_storage)
+        assert step_size is not None, "checked"
+        task = loss if isinstance(loss, Task) else CausalLM() if loss is None else PerSampleLoss(loss)
+        chosen = select_parameters(model, parameters)
+        self._by_anchor = groups == "anchor"
+        if isinstance(groups, str):
+            count = sum(task.size(batch) for batch in anchors)
+            groups = [f"{k:09d}" for k in range(count)] if self._by_anchor else [groups] * count
+        trusted = Anchors(list(anchors), task, list(groups or ()), ids=_ids(task, anchors))
+        self.step = SimulatedStep(model, chosen, trusted, step_size, scale)
+        with self._evaluating():
+            check_batch_invariance(model, trusted)
+            self._calibration = [single for batch in calibration or () for single in task.singles(batch)]
+            self._estimator = self._make_estimator(estimator, rank, probes, vector_storage, seed)
+
+    @property
+    def groups(self) -> list[Any]:
+        """The anchors' groups in the order of ``utility_by_group``; empty where there is only one."""
+        return self.step.anchors.names
+
+    def __call__(self, batch: Any) -> UtilityScores:
+        """Scores one batch; a sample's scores do not depend on the others beside it."""
+        with self._evaluating():
+            columns = self._estimator.columns(batch)
+        tensors: dict[str, Any] = {
+            name: torch.as_tensor(values, device=self.step.device, dtype=torch.float64)
+            for name, values in _filled(columns).items()
+        }
+        failures = columns.get("failure") or [None] * len(tensors["score"])
+        failed = torch.tensor([failure is not None for failure in failures], device=self.step.device)
+        utility = tensors.pop("score").masked_fill(failed, float("nan"))
+        by_group = tensors.pop("utility_by_group", None)
+        name = "utility_by_anchor" if self._by_anchor else "utility_by_group"
+        return UtilityScores(utility=utility, failures=failures, **tensors, **{name: by_group})
+
+    def rank_agreement(self, batches: Sequence[Any]) -> RankAgreement:
+        """Spearman rank correlation with ``exact`` on a few samples, each of which costs a pass over the anchors."""
+        with self._evaluating():
+            return rank_agreement(self.step, self._estimator, batches)
+
+    def verify(self, batch: Any) -> float | None:
+        """Compares the per-sample gradients of a few samples with plain autograd.
+
+        Returns:
+            the largest relative deviation; ``None`` for estimators that take no per-sample products.
+
+        Raises:
+            OstlightError: it is larger than rounding explains; names the parameter.
+        """
+        if not isinstance(self._estimator, GradientProducts):
+            return None
+        with self._evaluating():
+            return self._estimator.verify(batch)
+
+    def close(self) -> None:
+        """Ends this rank's part where ``vector_storage="split"``: the others may still look up its vectors."""
+        if isinstance(self._estimator, GradientProducts):
+            self._estimator.close()
+
+    def _make_estimator(
+        self, name: str, rank: int | None, probes: int | None, storage: str, seed: int
+    ) -> Exact | ExactHead | GradientProducts | FiniteDifference:
+        step, vectors = self.step, VectorSettings(storage)
+        if name == "exact":
+            full = step.in_full_precision()
+            head = untied_linear_head(full.model, full.parameters) if step.scale is None else None
+            has_logits = not isinstance(step.task, PerSampleLoss)
+            return ExactHead(full, head) if head is not None and has_logits else Exact(full)
+        if name == "finite_difference":
+            return FiniteDifference(step, self._calibration[:8], vectors)
+        if name == "projected":
+            rank = rank or DEFAULT_RANK
+            if len(self._calibration) < rank:
+                raise OstlightError(
+                    f"projected with rank={rank} measures steps on at least {rank} calibration samples, better "
+                    f"{2 * rank}; there are {len(self._calibration)}: pass more batches in calibration, or a lower rank"
+                )
+            return Projected(step, self._calibration, rank, vectors)
+        return SecondOrder(step, (probes or DEFAULT_PROBES) if name == "second_order" else 0, seed, vectors)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode, and the parameters' ``requires_grad`` restored afterwards."""
+        model, training = self.step.model, self.step.model.training
+        required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        model.eval()
+        try:
+            train_only(model, self.step.parameters)
+            yield
+        finally:
+            for parameter, before in required:
+                parameter.requires_grad_(before)
+            model.train(training)
+
+
+def _check_arguments(
+    estimator: str,
+    step_size: float | None,
+    rank: int | None,
+    probes: int | None,
+    calibration: Sequence[Any] | None,
+    vector_storage: str,
+) -> None:
+    if estimator not in ESTIMATORS:
+        raise OstlightError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
+    if vector_storage not in STORAGES:
+        raise OstlightError(f"vector_storage must be one of {', '.join(STORAGES)}; got {vector_storage!r}")
+    if step_size is None or not step_size > 0:
+        raise OstlightError(
+            f"step_size must be a number above 0; got {step_size}. Take the learning rate of your SGD, or "
+            "ostlight.influence.median_step_size for a step as long as your optimizer's"
+        )
+    for name, value, owner in (("rank", rank, "projected"), ("probes", probes, "second_order")):
+        if value is not None and (estimator != owner or value < 1):
+            raise OstlightError(f"{name} is a number above 0 for estimator={owner}; got {value} for {estimator}")
+    if estimator in ("projected", "finite_difference") and not calibration:
+        raise OstlightError(
+            f"{estimator} needs calibration: a few batches of the pool that is to be scored, on which its "
+            + ("steps are measured" if estimator == "projected" else "step is found")
+        )
+
+
+def _ids(task: Task, anchors: Sequence[Any]) -> list[str]:
+    named = [task.ids(batch) for batch in anchors]
+    return [name for names in named if names is not None for name in names] if all(named) else []
+
+
+def _filled(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """With NaN where ``exact`` has no value, since the sample failed."""
+    width = len(next((row for row in columns.get("utility_by_group", ()) if row is not None), ()))
+    missing = {"utility_by_group": [float("nan")] * width}
+    return {
+        name: values
+        if isinstance(values, Tensor)
+        else [missing.get(name, float("nan")) if v is None else v for v in values]
+        for name, values in columns.items()
+        if name not in ("failure", "step_size")
+    }

@@ -1,0 +1,159 @@
+"""How losses and predicted tokens come out of a batch: all that the library asks about a user's own objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ostlight.errors import OstlightError
+
+IGNORED = -100
+"""Label of a position that takes no part in the loss."""
+
+
+def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over each sample's labelled positions: ``l_i`` of arXiv 2605.07488.
+
+    Args:
+        logits: ``[N, T, V]``.
+        labels: ``[N, T]`` the label of each position, ``IGNORED`` where there is none.
+
+    Returns:
+        ``[N]`` losses in nats, fp32 (fp64 for fp64 logits). NaN for a sample without a label: an empty mean is no
+        number. A sample's loss does not depend on the others beside it.
+    """
+    # Only the labelled positions reach the softmax: prompts and images are most of a batch, and a [N, T, V] in fp32
+    # would be the largest tensor of the pass.
+    wanted = labels != IGNORED
+    owner, _ = wanted.nonzero(as_tuple=True)
+    chosen = logits[wanted]
+    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+    token_losses = F.cross_entropy(chosen, labels[wanted], reduction="none")
+    totals = token_losses.new_zeros(labels.shape[0]).index_add(0, owner, token_losses)
+    return totals / wanted.sum(1)
+
+
+class Task:
+    """What a model is trained for. Subclass it and override ``logits``, or ``losses`` where there is no cross-entropy.
+
+    Batches are mappings of tensors, or tuples of them, whose first axis is the samples; override ``inputs``,
+    ``singles`` and ``size`` for anything else.
+    """
+
+    def logits(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Returns ``[N, T, V]`` logits and the ``[N, T]`` labels they are to predict, ``IGNORED`` elsewhere.
+
+        The estimators ``projected`` and ``second_order`` need them.
+        """
+        raise OstlightError(
+            f"{type(self).__name__} gives losses and no logits, which projected and second_order need: pass "
+            "CausalLM(), Classification() or a Task of your own with a method logits, or take exact, first_order or "
+            "finite_difference"
+        )
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Returns ``[N]`` losses in nats, each of one sample's rows alone."""
+        return answer_losses(*self.logits(model, batch))
+
+    def inputs(self, batch: Any) -> Mapping[str, Any]:
+        """Returns the model's arguments by name; empty where they have no names."""
+        return {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}
+
+    def size(self, batch: Any) -> int:
+        """Returns the number of samples."""
+        return len(next(iter(_tensors(batch))))
+
+    def singles(self, batch: Any) -> list[Any]:
+        """Returns each sample in a batch of its own."""
+        return [_rows(batch, slice(k, k + 1)) for k in range(self.size(batch))]
+
+    def together(self, singles: Sequence[Any]) -> Any:
+        """Returns batches of one sample as one batch; the first alone if they cannot be stacked."""
+        shapes = {tuple(tensor.shape[1:] for tensor in _tensors(single)) for single in singles}
+        return _joined(singles) if len(shapes) == 1 else singles[0]
+
+    def ids(self, batch: Any) -> list[str] | None:
+        """Returns what each sample is called in messages; ``None`` for its number."""
+        return None
+
+    def digests(self, batch: Any) -> list[str]:
+        """Returns a hash of each sample's content, by which computed vectors are found again."""
+        return [digest_of(dict(enumerate(_tensors(single)))) for single in self.singles(batch)]
+
+
+class CausalLM(Task):
+    """Next-token prediction on Hugging Face style batches: the model's arguments, and ``labels [N, T]``.
+
+    Labels are the tokens themselves, -100 outside the answers; the shift happens here. The loss of a sample is the mean
+    over its answer tokens.
+    """
+
+    def logits(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        options = {"use_cache": False} if hasattr(model, "config") else {}
+        logits = _logits_of(model(**self.inputs(batch), **options))
+        return logits[:, :-1], batch["labels"][:, 1:]
+
+
+class Classification(Task):
+    """Cross-entropy of one class a sample. A batch is ``(inputs, labels)``, or a mapping with ``labels [N]``."""
+
+    def logits(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(batch, Mapping):
+            result, labels = model(**self.inputs(batch)), batch["labels"]
+        else:
+            *inputs, labels = batch
+            result = model(*inputs)
+        return _logits_of(result).unsqueeze(1), labels.unsqueeze(1)
+
+
+class PerSampleLoss(Task):
+    """Any loss, as a function ``loss(model, batch) -> [N]``; for estimators that need no logits."""
+
+    def __init__(self, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        self._loss = loss
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        return self._loss(model, batch)
+
+
+def digest_of(tensors: Mapping[Any, Tensor]) -> str:
+    """Returns a hash that is the same for the same names, types, shapes and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _logits_of(output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise OstlightError(f"the model returned a {type(output).__name__}, not logits or an object with logits")
+    return logits
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _rows(batch: Any, rows: slice) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: value[rows] if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return tuple(value[rows] if isinstance(value, Tensor) else value for value in batch)
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    first = batches[0]
+    keys = list(first) if isinstance(first, Mapping) else range(len(first))
+    parts = {
+        key: torch.cat([batch[key] for batch in batches]) if isinstance(first[key], Tensor) else first[key]
+        for key in keys
+    }
+    return parts if isinstance(first, Mapping) else tuple(parts.values())

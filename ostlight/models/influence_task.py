@@ -1,0 +1,65 @@
+"""The samples and models of this project as ``ostlight.influence`` takes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord, SelectorError
+from ostlight.influence.anchors import Anchors
+from ostlight.influence.task import Task, digest_of
+from ostlight.models.batch import Batch
+from ostlight.models.module import MultimodalModel, next_token_logits
+
+
+class SampleTask(Task):
+    """``Batch`` and the Hugging Face model inside a ``MultimodalModel``."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        return next_token_logits(model, batch)[:, :-1], batch.labels[:, 1:]
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        return batch.inputs
+
+    def size(self, batch: Batch) -> int:
+        return len(batch)
+
+    def singles(self, batch: Batch) -> list[Batch]:
+        return list(batch.singles())
+
+    def together(self, singles: Sequence[Batch]) -> Batch:
+        return Batch.together(singles)
+
+    def ids(self, batch: Batch) -> list[str]:
+        return [sample.id for sample in batch.samples]
+
+    def digests(self, batch: Batch) -> list[str]:
+        return [digest_of({**encoded.inputs, "labels": encoded.labels}) for encoded in batch.encoded]
+
+
+def make_anchors(
+    model: MultimodalModel, samples: Sequence[Sample], groups: Sequence[str], tokens_per_batch: int
+) -> Anchors:
+    """The anchors, batched by length for one model.
+
+    Raises:
+        SelectorError: an anchor cannot be encoded (anchors are trusted, so none is rejected in silence), or is the only
+            one of its group.
+    """
+    counts = Counter(groups)
+    single = sorted(group for group, count in counts.items() if count == 1)
+    if single and len(counts) > 1:
+        raise SelectorError(
+            f"anchors.group: a single anchor is in {', '.join(map(repr, single[:10]))}; one sample says too little "
+            "about a group, so add anchors or merge the group with another"
+        )
+    try:
+        batches = model.batches(samples, tokens_per_batch)
+    except BadRecord as error:
+        raise SelectorError(f"an anchor cannot be used: {error}; fix or remove it in the anchors file") from error
+    number = {id(sample): k for k, sample in enumerate(samples)}
+    indices = [[number[id(sample)] for sample in batch.samples] for batch in batches]
+    return Anchors(batches, SampleTask(), list(groups), indices, [sample.id for sample in samples])

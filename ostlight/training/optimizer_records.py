@@ -1,0 +1,99 @@
+"""What a warm-up records of its optimizer for the simulated steps: update norms and second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ostlight.errors import OstlightError
+from ostlight.influence.anchors import Anchors
+from ostlight.influence.preconditioner import GradientScale, adam_scale, anchor_second_moments
+from ostlight.models.module import MultimodalModel
+
+SECOND_MOMENTS = "second_moments.safetensors"
+UPDATE_NORMS = "update_norms.npz"
+
+
+class SecondMoments(Callback):
+    """Keeps Adam's bias-corrected second moments of the warm-up, frozen at its end."""
+
+    def __init__(self) -> None:
+        self._moments: dict[str, Tensor] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, MultimodalModel), "the warm-up trains the models of this project"
+        optimizer = trainer.optimizers[0]
+        beta = optimizer.param_groups[0]["betas"][1]
+        for name, parameter in pl_module.model.named_parameters():
+            state = optimizer.state.get(parameter)
+            if state:
+                corrected = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
+                self._moments[name] = corrected.detach().float().cpu().contiguous()
+
+    def save(self, folder: Path) -> None:
+        """Writes one tensor a parameter, in the parameters' shapes."""
+        save_file(self._moments, folder / SECOND_MOMENTS)
+
+
+class UpdateNorms(Callback):
+    """Records how far each parameter moves in every optimizer step of the warm-up."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._before: list[Tensor] = []
+        self._norms: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        assert isinstance(pl_module, MultimodalModel), "the warm-up trains the models of this project"
+        self._names = [n for n, _ in pl_module.model.named_parameters()]
+        self._before = [p.detach().clone() for p in pl_module.model.parameters()]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        assert isinstance(pl_module, MultimodalModel), "the warm-up trains the models of this project"
+        moved = zip(pl_module.model.parameters(), self._before, strict=True)
+        self._norms.append([float((after.detach() - before).float().norm()) for after, before in moved])
+
+    def save(self, folder: Path) -> None:
+        """Writes ``[steps, parameters]`` norms with the parameters' names."""
+        np.savez(folder / UPDATE_NORMS, names=np.array(self._names), norms=np.array(self._norms))
+
+
+def median_update_norm(folder: Path, parameters: Mapping[str, nn.Parameter]) -> float | None:
+    """Median over the warm-up's steps of the distance these parameters moved; ``None`` where none was recorded."""
+    if not (folder / UPDATE_NORMS).exists():
+        return None
+    stored = np.load(folder / UPDATE_NORMS)
+    columns = [k for k, name in enumerate(stored["names"]) if str(name) in parameters]
+    if not columns or not len(stored["norms"]):
+        return None
+    return float(np.median(np.sqrt((stored["norms"][:, columns] ** 2).sum(1))))
+
+
+def warmup_adam_scale(
+    folder: Path, model: nn.Module, parameters: Mapping[str, nn.Parameter], anchors: Anchors
+) -> tuple[GradientScale, str]:
+    """``adam_scale`` of the warm-up's second moments, and where they come from, in words.
+
+    Where the warm-up was skipped or undone, the mean square of the anchors' gradients takes their place.
+
+    Raises:
+        OstlightError: the stored moments lack one of the parameters.
+    """
+    file = folder / SECOND_MOMENTS
+    if not file.exists():
+        source = "the anchors' gradients: no step of a warm-up was kept"
+        return adam_scale(parameters, anchor_second_moments(model, parameters, anchors)), source
+    stored = load_file(file)
+    missing = [name for name in parameters if name not in stored]
+    if missing:
+        raise OstlightError(
+            f"{file} lacks {missing[0]} and {len(missing) - 1} more of the parameters: the warm-up did not train them; "
+            "choose parameters it trained, or optimizer=sgd"
+        )
+    return adam_scale(parameters, stored), "the warm-up's second moments"

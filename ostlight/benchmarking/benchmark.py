@@ -18,9 +18,9 @@ from ostlight.benchmarking.folder_lock import lock_folder
 from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
 from ostlight.benchmarking.schedule import Failure, Schedule, Task, run_here
+from ostlight.benchmarking.table import terminal_tables
 from ostlight.benchmarking.task_graph import build_train_tasks, in_order
 from ostlight.benchmarking.tasks import SelectTask, TrainTask
-from ostlight.benchmarking.terminal import rich_tables
 from ostlight.benchmarking.worker_processes import run_in_processes
 from ostlight.config.load import vary
 from ostlight.config.schema import Config
@@ -121,7 +121,7 @@ def _write_results(
     atomic_write_text(folder.score_index, index)
     log_comparison(config.compute, folder.path)
     console = Console(highlight=False)
-    for table in rich_tables(rows, baseline, title, console.width):
+    for table in terminal_tables(rows, baseline, title):
         console.print(table)
     log.info(f"written to {folder.path}: {', '.join(written)}")
     return rows

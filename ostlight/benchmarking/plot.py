@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,6 @@ TEXT_COLOUR, GRID_COLOUR = "#444444", "#e3e3e3"
 COLOURS = ("#2e6f95", "#c97b2a", "#5b8c5a", "#8a5a83", "#b5473c", "#6b6b3a", "#3a8a8c", "#a0567a", "#4f5d75", "#9c7a3c")
 MARKERS = {"equal_steps": "o", "equal_epochs": "s", "": "D"}
 ROW_INCHES = 0.27
-NAME_GAP, LETTER_WIDTH = 0.02, 0.0115
-"""Between a point and its name, and a letter's width, as shares of the axes' width."""
-NAME_HEIGHT = 1 / 24
-"""As a share of the axes' height."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +120,21 @@ def _plot_cost(axes: Axes, plotted: Sequence[_PlottedRow]) -> None:
             markersize=8 if entry.is_pareto_optimal else 7,
             zorder=2,
         )
+        text = axes.annotate(
+            entry.name_beside_marker,
+            (entry.row.total_flops, entry.percent),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=TEXT_COLOUR,
+        )
+        text.set_in_layout(False)  # a long name must not shrink the axes
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.1)
-    name_points(axes, [(entry.row.total_flops, entry.percent, entry.name_beside_marker) for entry in plotted])
     protocols = list(dict.fromkeys(entry.row.protocol for entry in plotted))
     if len(protocols) > 1:
         handles = [
@@ -143,52 +147,3 @@ def _plot_cost(axes: Axes, plotted: Sequence[_PlottedRow]) -> None:
     axes.grid(color=GRID_COLOUR)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Writes names beside their points: on the side with more space, at the nearest height where they cover nothing.
-
-    Args:
-        axes: logarithmic in x.
-        points: x, y and name of each.
-    """
-    if not points:
-        return
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    across = {x: math.log(x / left) / math.log(right / left) for x, _, _ in points}
-    height = NAME_HEIGHT * (top - bottom)
-    taken = [(across[x] - NAME_GAP / 2, across[x] + NAME_GAP / 2, y) for x, y, _ in points]
-    heights = [bottom + (k + 0.5) * height for k in range(round(1 / NAME_HEIGHT))]
-    for x, y, name in sorted(points, key=lambda point: point[1]):
-        inner = 1 if across[x] < 0.5 else -1
-        by_distance = sorted(heights, key=lambda at: abs(at - y))
-        places = [(inner, y), *((side, at) for at in by_distance for side in (inner, -inner))]
-        spans = [(side, at, *_name_span(across[x], side, name)) for side, at in places]
-        free = (
-            span
-            for span in spans
-            if span[2] >= 0 and span[3] <= 1 and not any(_overlaps(*span[1:], other, height) for other in taken)
-        )
-        side, at, start, stop = next(free, spans[0])
-        taken.append((start, stop, at))
-        text = axes.annotate(
-            name,
-            (x, y),
-            (left * (right / left) ** (start if side > 0 else stop), at),
-            fontsize=8,
-            va="center",
-            ha="left" if side > 0 else "right",
-            color=TEXT_COLOUR,
-            arrowprops={"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6} if at != y else None,
-        )
-        text.set_in_layout(False)  # a long name must not shrink the axes
-
-
-def _name_span(at: float, side: int, name: str) -> tuple[float, float]:
-    """Returns where a name begins and ends on that side of its point."""
-    near, far = at + side * NAME_GAP, at + side * (NAME_GAP + len(name) * LETTER_WIDTH)
-    return min(near, far), max(near, far)
-
-
-def _overlaps(y: float, start: float, stop: float, taken: tuple[float, float, float], height: float) -> bool:
-    return abs(y - taken[2]) < 0.95 * height and start < taken[1] and taken[0] < stop

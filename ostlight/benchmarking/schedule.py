@@ -66,18 +66,17 @@ class Schedule:
         self._done: set[Task] = set()
         self._running: set[str] = set()
         self._failure_of_task: dict[Task, Failure] = {}
-        self._failure_of_key: dict[str, Failure] = {}
         self.failures: list[Failure] = []
 
     def next_task(self) -> Task | None:
         """Returns the first task that can run now and whose file does not exist yet; ``None`` while there is none."""
         for task in list(self._waiting):
-            failure = self._blocking_failure(task)
-            if failure is not None:
-                failure.blocked.append(task.name)
-                self._failure_of_task[task] = failure
+            failures = [self._failure_of_task[need] for need in task.needs if need in self._failure_of_task]
+            if failures:
+                failures[0].blocked.append(task.name)
+                self._failure_of_task[task] = failures[0]
                 self._waiting.remove(task)
-            elif self._can_run(task) and task.key not in self._running:
+            elif self._done.issuperset(task.needs) and task.key not in self._running:
                 self._waiting.remove(task)
                 if not task.is_done():
                     self._running.add(task.key)
@@ -90,19 +89,9 @@ class Schedule:
         self._running.discard(task.key)
         if error is None:
             self._done.add(task)
-            return
-        failure = Failure(task.name, error)
-        self.failures.append(failure)
-        self._failure_of_task[task] = self._failure_of_key[task.key] = failure
-
-    def _can_run(self, task: Task) -> bool:
-        return all(need in self._done for need in task.needs)
-
-    def _blocking_failure(self, task: Task) -> Failure | None:
-        """Returns the failure of a need, or of another task with the same key."""
-        failures = (self._failure_of_task[need] for need in task.needs if need in self._failure_of_task)
-        same_key = self._failure_of_key.get(task.key) if self._failure_of_key and self._can_run(task) else None
-        return next(failures, same_key)
+        else:
+            self._failure_of_task[task] = Failure(task.name, error)
+            self.failures.append(self._failure_of_task[task])
 
 
 def run_here(schedule: Schedule) -> None:

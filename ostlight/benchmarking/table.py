@@ -1,4 +1,4 @@
-"""The tables of a comparison, accuracy and cost, as Markdown and CSV.
+"""The tables of a comparison, accuracy and cost, as Markdown, as CSV and for a terminal.
 
 Only the table of costs holds times: the other one is the same, byte for byte, whenever the benchmark is run again.
 """
@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ostlight.benchmarking.names import protocol_words
+from rich.table import Table
+from rich.text import Text
+
+from ostlight.benchmarking.names import protocol_words, shared_settings, short_names
 from ostlight.benchmarking.paired_difference import Difference
 from ostlight.benchmarking.pareto import pareto_optimal_rows
 from ostlight.benchmarking.results import Interval, ResultRow
+from ostlight.data.sanitize import harmless
 from ostlight.evaluation.answers import ALL
 
 ACCURACY, KEPT, PARETO = "accuracy, % (95%)", "samples kept", "Pareto-optimal"
-SELECTION_FLOPS, TRAINING_FLOPS, TOTAL_FLOPS = "selection FLOPs", "training FLOPs", "total FLOPs"
+SELECTION_FLOPS, TOTAL_FLOPS = "selection FLOPs", "total FLOPs"
+FLOPS = (SELECTION_FLOPS, "training FLOPs", TOTAL_FLOPS)
+SECONDS = ("selection, device seconds", "training, device seconds", "total, device seconds", "total, elapsed seconds")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,15 @@ class TextTable:
         writer.writerow(self.headings)
         writer.writerows(self.rows)
         return out.getvalue()
+
+    def rich(self, title: str) -> Table:
+        """Returns the table for a terminal; texts come from the data, and are shown as they are, not read as markup."""
+        table = Table(title=Text(harmless(title)), title_justify="left")
+        for k, heading in enumerate(self.headings):
+            table.add_column(Text(harmless(heading)), justify="left" if k < self.name_columns else "right")
+        for row in self.rows:
+            table.add_row(*(Text(harmless(text)) for text in row))
+        return table
 
 
 def _escaped(text: str) -> str:
@@ -83,9 +98,8 @@ def cost_table(rows: Sequence[ResultRow]) -> TextTable:
     """Returns what each row cost: selection (warm-up, scoring, selecting), training, and both."""
     name_headings, names = _name_columns(rows)
     has_price = any(row.selection_calls or row.selection_price for row in rows)
-    headings = [*name_headings, "accuracy, %", SELECTION_FLOPS, TRAINING_FLOPS, TOTAL_FLOPS]
-    headings += [f"{part}, device seconds" for part in ("selection", "training", "total")]
-    headings += ["total, elapsed seconds", *(["requests", "price"] if has_price else []), PARETO]
+    price_headings = ["requests", "price"] if has_price else []
+    headings = [*name_headings, "accuracy, %", *FLOPS, *SECONDS, *price_headings, PARETO]
     texts = []
     for row, name, is_optimal in zip(rows, names, pareto_optimal_rows(rows), strict=True):
         flops = (row.selection_flops, row.training_flops, row.total_flops)
@@ -94,6 +108,33 @@ def cost_table(rows: Sequence[ResultRow]) -> TextTable:
         figures = [f"{100 * row.accuracy[ALL].mean:.1f}", *map(_flops, flops), *(f"{s:.1f}" for s in seconds), *price]
         texts.append([*name, *figures, "yes" if is_optimal else ""])
     return TextTable(headings, texts, len(name_headings))
+
+
+def terminal_tables(rows: Sequence[ResultRow], baseline: str | None, title: str) -> list[Table]:
+    """Returns accuracy, accuracy by group, FLOPs and times, each narrow enough for 80 columns where names are short.
+
+    The title says what all rows have in common, and the names do not.
+    """
+    names = [
+        f"{row.variant}: {name}" if row.variant else name for row, name in zip(rows, short_names(rows), strict=True)
+    ]
+    title = ", ".join([title, *shared_settings(rows).phrases])
+    accuracy, cost, groups = accuracy_table(rows, baseline), cost_table(rows), groups_of(rows)
+    first = {*accuracy.headings} - {*groups, KEPT, SELECTION_FLOPS}
+    parts = [
+        (title, accuracy, first),
+        ("accuracy by group, %", accuracy, groups),
+        ("cost", cost, (*FLOPS, PARETO)),
+        ("time", cost, (*SECONDS, "requests", "price")),
+    ]
+    return [_columns_of(table, names, headings).rich(name) for name, table, headings in parts if headings]
+
+
+def _columns_of(table: TextTable, names: Sequence[str], headings: Collection[str]) -> TextTable:
+    """Returns one column of names and the columns of these headings."""
+    columns = [k for k in range(table.name_columns, len(table.headings)) if table.headings[k] in headings]
+    rows = [[name, *(row[k] for k in columns)] for name, row in zip(names, table.rows, strict=True)]
+    return TextTable(["selected", *(table.headings[k] for k in columns)], rows, 1)
 
 
 def _name_columns(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:

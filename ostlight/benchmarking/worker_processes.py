@@ -6,17 +6,16 @@ Torch is not imported here at the top: a worker must set its environment before 
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing.connection import Connection
-from typing import Any
+from dataclasses import dataclass
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 from ostlight.benchmarking.schedule import Schedule, Task, run_task
 from ostlight.errors import BenchmarkError
@@ -25,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SPAWN = multiprocessing.get_context("spawn")
 ROOT_LOGGER = "ostlight"
+
+CRASHED = "crashed: its worker process died (out of memory, killed, or a fault in native code)"
 
 LoadTasks = Callable[[], Sequence[Task]]
 """Returns the same tasks in the same order in every process; can be pickled."""
@@ -46,145 +47,140 @@ def run_in_processes(
     Raises:
         BenchmarkError: a process cannot be started.
     """
-    alive_reader, alive_writer = SPAWN.Pipe(duplex=False)
-    workers = [Worker(load_tasks, environment, alive_reader) for environment in environments]
-    idle, running = list(workers), dict[Future[str | None], tuple[Worker, Task]]()
+    workers = [_Worker(load_tasks, environment) for environment in environments]
+    idle, running = list(workers), dict[object, tuple[_Worker, Task]]()
     try:
         while True:
             while idle and (task := schedule.next_task()) is not None:
                 worker = idle.pop(0)
-                running[worker.submit(tasks.index(task))] = worker, task
+                running[worker.start(tasks.index(task))] = worker, task
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                worker, task = running.pop(future)
-                schedule.finish(task, worker.result(future, task))
-                idle.append(worker)
+            for connection in wait(list(running)):  # type: ignore[arg-type]
+                worker, task = running[connection]
+                if (outcome := worker.receive()) is not None:
+                    del running[connection]
+                    if outcome.error == CRASHED:
+                        log.error(f"failed: {task.name}: {CRASHED}")
+                    schedule.finish(task, outcome.error)
+                    idle.append(worker)
     except BaseException:
-        alive_writer.close()
+        for worker, _ in running.values():
+            worker.kill()
         raise
     finally:
         for worker in workers:
-            worker.shut_down()
-        alive_reader.close()
-        alive_writer.close()
+            worker.stop()
 
 
-class Worker:
+@dataclass(frozen=True)
+class _Outcome:
+    """What a process sends when it has loaded the tasks, and after each task; ``error`` says why that failed."""
+
+    error: str | None
+
+
+class _Worker:
     """A process that runs one task at a time. It is started when it is first needed, and again after it has died.
 
-    Args:
-        load_tasks: called in the process.
-        environment: variables to set in the process.
-        alive: the process ends as soon as the other end of this pipe is closed.
+    One pipe carries positions of tasks to the process, and its log records and outcomes back.
     """
 
-    def __init__(self, load_tasks: LoadTasks, environment: Mapping[str, str], alive: Connection) -> None:
-        self.load_tasks, self.environment, self.alive = load_tasks, environment, alive
-        self._executor: ProcessPoolExecutor | None = None
+    def __init__(self, load_tasks: LoadTasks, environment: Mapping[str, str]) -> None:
+        self._load_tasks, self._environment = load_tasks, environment
+        self._process: SpawnProcess | None = None
 
-    def submit(self, index: int) -> Future[str | None]:
-        """Starts the task at this position of ``load_tasks()``."""
-        if self._executor is not None:
-            with suppress(BrokenProcessPool):
-                return self._executor.submit(_run_task, index)
-            self.shut_down()  # it died while it had nothing to do
-        return self._started().submit(_run_task, index)
+    def start(self, index: int) -> Connection:
+        """Starts the task at this position of ``load_tasks()``; returns the connection that messages arrive on."""
+        if self._process is None or not self._process.is_alive():
+            self.stop()
+            self._connection, child_connection = SPAWN.Pipe()
+            level = logging.getLogger(ROOT_LOGGER).getEffectiveLevel()
+            self._process = SPAWN.Process(target=_work, args=(child_connection, self._environment, level))
+            self._process.start()
+            child_connection.close()  # the process has its own copy: messages end when it does
+            self._is_loading = True
+            self._send(self._load_tasks)
+        self._send(index)
+        return self._connection
 
-    def result(self, future: Future[str | None], task: Task) -> str | None:
-        """Returns why the task failed; ``None`` where it succeeded.
+    def receive(self) -> _Outcome | None:
+        """Handles the next message; returns the outcome where it ends the task.
 
         Raises:
-            BenchmarkError: the process ended before it could run a task.
+            BenchmarkError: the process could not load the tasks.
         """
-        start_error = self._loaded.exception()
-        if start_error is not None:
-            raise BenchmarkError(
-                f"a worker process could not start ({type(start_error).__name__}: {start_error}). A script that calls "
-                "ostlight.benchmark must do so under `if __name__ == '__main__':`. With benchmark.workers=1 no worker "
-                "processes are needed"
-            ) from start_error
         try:
-            return future.result()
-        except (BrokenProcessPool, SystemExit):
-            self.shut_down()
-            error = "crashed: its worker process died (out of memory, killed, or a fault in native code)"
-            log.error(f"failed: {task.name}: {error}")
-            return error
-
-    def shut_down(self) -> None:
-        """Waits for the process to end."""
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-            self._listener.stop()
-            self._connection.close()
-            self._executor = None
-
-    def _started(self) -> ProcessPoolExecutor:
-        self._connection, child_connection = SPAWN.Pipe(duplex=False)
-        level = logging.getLogger(ROOT_LOGGER).getEffectiveLevel()
-        arguments = (self.environment, self.alive, child_connection, level)
-        self._executor = ProcessPoolExecutor(1, SPAWN, _initialise_worker, arguments)
-        self._loaded = self._executor.submit(_load_tasks, self.load_tasks)
-        child_connection.close()  # the process has its own copy; what it logs ends when it does
-        self._listener = _PipeListener(self._connection, _Relay())  # type: ignore[arg-type]
-        self._listener.start()
-        return self._executor
-
-
-class _PipeHandler(logging.handlers.QueueHandler):
-    """Sends records to the parent. A pipe has no lock that a dying process could leave behind, as a queue has."""
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.queue.send(record)  # type: ignore[attr-defined]
-
-
-class _PipeListener(logging.handlers.QueueListener):
-    """Handles a process's records until the process ends."""
-
-    def dequeue(self, block: bool) -> Any:
-        try:
-            return self.queue.recv()  # type: ignore[attr-defined]
+            message = self._connection.recv()
         except (EOFError, OSError):
-            return None  # what stops a listener
+            self.stop()
+            message = _Outcome(CRASHED)
+        if isinstance(message, logging.LogRecord):
+            logging.getLogger(message.name).handle(message)
+            return None
+        if not self._is_loading:
+            return message  # type: ignore[no-any-return]
+        if message.error is not None:
+            raise BenchmarkError(
+                f"a worker process could not start ({message.error}). A script that calls ostlight.benchmark must do "
+                "so under `if __name__ == '__main__':`. With benchmark.workers=1 no worker processes are needed"
+            )
+        self._is_loading = False
+        return None
 
-    def enqueue_sentinel(self) -> None:
-        """Nothing: the end of the pipe stops it."""
+    def kill(self) -> None:
+        """Ends the process in the middle of its task."""
+        if self._process is not None:
+            self._process.kill()
+
+    def stop(self) -> None:
+        """Waits for the process to end, as it does once nothing more can be sent to it."""
+        if self._process is not None:
+            self._connection.close()
+            self._process.join()
+            self._process = None
+
+    def _send(self, message: object) -> None:
+        with suppress(OSError):  # a process that has died is noticed when its answer is read
+            self._connection.send(message)
 
 
-class _Relay(logging.Handler):
-    """Hands records to the loggers of this process."""
+class _Sender:
+    """The queue of a ``QueueHandler``: a connection that several threads may write to."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger(record.name).handle(record)
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+
+    def put_nowait(self, message: object) -> None:
+        with self._lock:
+            self._connection.send(message)
 
 
-_tasks: list[Task] = []
-"""Of a worker process."""
-
-
-def _initialise_worker(environment: Mapping[str, str], alive: Connection, records: Connection, level: int) -> None:
+def _work(connection: Connection, environment: Mapping[str, str], level: int) -> None:
+    """Runs the tasks whose positions arrive, until the other end of the connection is closed."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set by the command line, not by other programs
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
-    threading.Thread(target=_exit_with_parent, args=[alive], daemon=True).start()
-    logger = logging.getLogger(ROOT_LOGGER)
-    logger.handlers = [_PipeHandler(records)]  # type: ignore[arg-type]
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    sender, logger = _Sender(connection), logging.getLogger(ROOT_LOGGER)
+    logger.handlers = [QueueHandler(sender)]  # type: ignore[arg-type]
     logger.setLevel(level)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         import torch
 
         torch.set_num_threads(int(threads))
+    try:
+        tasks = connection.recv()()
+    except Exception as error:
+        return sender.put_nowait(_Outcome(f"{type(error).__name__}: {error}"))
+    sender.put_nowait(_Outcome(None))
+    with suppress(EOFError):
+        while True:
+            sender.put_nowait(_Outcome(run_task(tasks[connection.recv()])))
 
 
-def _exit_with_parent(alive: Connection) -> None:
-    with suppress(EOFError, OSError):
-        alive.recv()
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by the benchmark"
+    parent.join()
     os._exit(1)
-
-
-def _load_tasks(load_tasks: LoadTasks) -> None:
-    _tasks[:] = load_tasks()
-
-
-def _run_task(index: int) -> str | None:
-    return run_task(_tasks[index])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.data.sanitize import harmless
 from ostlight.errors import BadRecord, OstlightError
+from ostlight.pipeline.sample_text import describe_sample
 from ostlight.selection.registry import find, names
 
 DEFAULT_SELECTOR = SelectorChoice().name
@@ -25,12 +26,8 @@ MAX_RECORDS_READ = 1_000
 """Records that are looked at, spread over the pool."""
 MAX_STRATA = 20
 """Values a tag may have to be suggested for ``budget.stratify_by``."""
-MAX_TEXT = 300
-"""Characters shown of a turn."""
 STRATA_NAMES = ("task", "skill", "category", "type", "domain", "subject", "source", "dataset")
 """Tags that are suggested first."""
-YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off")
-"""Texts that YAML reads as something else."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +112,10 @@ def summarize_pool(pool: Pool) -> PoolSummary:
             rejected[read.reason] += 1
         else:
             samples.append(read)
-    tags: dict[str, Counter[str]] = {}
+    tags: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for sample in samples:
         for name, value in sample.tags.items():
-            tags.setdefault(name, Counter())[value] += 1
+            tags[name][value] += 1
     paths = any(image.path is not None for sample in samples for image in sample.images)
     return PoolSummary(
         files=len(pool.files),
@@ -133,18 +130,6 @@ def summarize_pool(pool: Pool) -> PoolSummary:
         tags=tags,
         example=samples[0] if samples else None,
     )
-
-
-def describe_sample(sample: Sample) -> list[str]:
-    """Returns the turns as lines of text, cut and safe to print."""
-    lines = []
-    for turn in sample.turns:
-        text = (
-            turn.text if len(turn.text) <= MAX_TEXT else f"{turn.text[:MAX_TEXT]} ... ({len(turn.text):,} characters)"
-        )
-        first, *rest = harmless(text).split("\n")
-        lines += [f"{turn.role}: {first}", *(f"  {line}" for line in rest)]
-    return lines
 
 
 def _count_layouts(pool: Pool, positions: range) -> dict[str, int]:
@@ -162,14 +147,9 @@ def _count_layouts(pool: Pool, positions: range) -> dict[str, int]:
 def _yaml(name: str, data: str, summary: PoolSummary, file: Path) -> str:
     strata = summary.stratify_by
     selector, selector_comment = _selector(summary)
-    images = (
-        "" if summary.image_root is None else f"  # image paths are relative to {harmless(str(summary.image_root))}"
-    )
-    shares = (
-        "  # keeps the pool's shares of a tag"
-        if strata is None
-        else f"  # keeps its shares: {_values(summary, strata)}"
-    )
+    root = summary.image_root
+    images = f"  # image paths are relative to {harmless(str(root))}" if root else ""
+    shares = f"  # keeps its shares: {_values(summary, strata)}" if strata else "  # keeps the pool's shares of a tag"
     return f"""\
 # Written by `ostlight init`. Edit the lines marked TODO, then:
 #
@@ -177,11 +157,12 @@ def _yaml(name: str, data: str, summary: PoolSummary, file: Path) -> str:
 #   ostlight select {file}       scores the pool and writes the subset
 #   ostlight train {file}        trains the target on it
 #
-{_comment(_findings(summary))}
-name: {_quote(name)}                   # the run folder is runs/NAME
+{_findings(summary)}
+
+name: {json.dumps(name)}                   # the run folder is runs/NAME
 
 pool:
-  path: {_quote(data)}
+  path: {json.dumps(data)}
   image_root: null{images}
 
 # About 100 samples you trust that show what the model must do.
@@ -210,16 +191,17 @@ target:
   dtype: float32
   training: {{epochs: 1, lr: 1.0e-5, batch_size: 16}}
 
-{selector_comment}selector: {{name: {selector}}}
+{selector_comment}
+selector: {{name: {selector}}}
 
 budget:
   fraction: 0.2               # or count, tokens (of the target), threshold (of the score)
-  stratify_by: {"null" if strata is None else _quote(strata)}{shares}
+  stratify_by: {"null" if strata is None else json.dumps(strata)}{shares}
 """
 
 
-def _findings(summary: PoolSummary) -> list[str]:
-    """Returns what was found in the data, as lines."""
+def _findings(summary: PoolSummary) -> str:
+    """Returns what was found in the data, as comment lines."""
     files = f" in {summary.files} files" if summary.files > 1 else ""
     lines = [f"{summary.records:,} records{files}: {', '.join(summary.formats)}"]
     lines += [f"record layout: {', '.join(f'{name} ({count:,})' for name, count in summary.layouts.items())}"]
@@ -232,7 +214,7 @@ def _findings(summary: PoolSummary) -> list[str]:
     if summary.example is not None:
         lines += ["", f"first sample (id {harmless(summary.example.id)}):"]
         lines += [f"  {line}" for line in describe_sample(summary.example)]
-    return lines
+    return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
 def _values(summary: PoolSummary, tag: str) -> str:
@@ -245,20 +227,11 @@ def _values(summary: PoolSummary, tag: str) -> str:
 def _selector(summary: PoolSummary) -> tuple[str, str]:
     """Returns the name of a selector that can score this pool, and a comment."""
     if summary.with_answers or not summary.usable:
-        return DEFAULT_SELECTOR, "# `ostlight selectors` lists all, with their options.\n"
+        return DEFAULT_SELECTOR, "# `ostlight selectors` lists all, with their options."
     classes = {name: find(name).cls for name in names()}
     unlabelled = sorted(name for name, cls in classes.items() if cls is not None and not cls.needs_answers)
     return (
-        unlabelled[0] if unlabelled else DEFAULT_SELECTOR,
+        next(iter(unlabelled), DEFAULT_SELECTOR),
         "# No record that was read has an answer, so only a selector for unlabelled pools can score them:\n"
-        f"# {', '.join(unlabelled) or 'none is installed'}. The target cannot be trained before they are annotated.\n",
+        f"# {', '.join(unlabelled) or 'none is installed'}. The target cannot be trained before they are annotated.",
     )
-
-
-def _comment(lines: list[str]) -> str:
-    return "\n".join(f"# {line}".rstrip() for line in lines) + "\n"
-
-
-def _quote(text: str) -> str:
-    """Returns the text as a YAML scalar; JSON's strings are YAML's."""
-    return text if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in YAML_WORDS else json.dumps(text)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from ostlight.config.schema import Config, Data, Model, Training
 from ostlight.data.pool import Pool
-from ostlight.data.sanitize import harmless
 from ostlight.errors import BadRecord, ConfigError, OstlightError
 from ostlight.influence.parameters import select_parameters
 from ostlight.models.adapters import adapters_base
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encode import Encoder
 from ostlight.models.load import load_encoder
-from ostlight.models.losses import IGNORED
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.sample_text import mark_answers
 from ostlight.selection.registry import create
 from ostlight.selection.selector import Selector
 
@@ -30,10 +28,6 @@ RECORDS_READ = 100
 """Records that are read and encoded, spread over the pool."""
 FLOPS_TRAINING, FLOPS_FORWARD = 6, 2
 """Operations per parameter and token: forward and backward pass, and forward pass alone."""
-REPEATED = 4
-"""Equal tokens in a row that are shown as one, with their number."""
-MAX_CHARACTERS = 2_000
-"""Shown of a sample."""
 
 
 @dataclass
@@ -41,7 +35,6 @@ class StageEstimate:
     """What one stage will cost.
 
     Attributes:
-        stage: its name.
         tokens: that go through the model, padding left out.
         flops: lowest and highest estimate.
     """
@@ -84,6 +77,16 @@ class Validation:
     gradient_vector_bytes: float | None = None
     assumptions: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def collect_problem(self, setting: str) -> Iterator[None]:
+        """Ends the block at an error and adds its first line to the problems, led by the setting that caused it."""
+        try:
+            yield
+        except (OSError, ValueError, ImportError, RuntimeError, OstlightError) as error:
+            text = error.problems[0] if isinstance(error, ConfigError) else str(error).strip().split("\n")[0]
+            is_led = text.startswith(setting.partition(".")[0])
+            self.problems.append(text if is_led else f"{setting}: {text}")
+
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
@@ -91,10 +94,8 @@ class Validation:
         yield "records: " + (", ".join(f"{name} {count:,}" for name, count in self.records.items()) or "none")
         if self.read:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
-            yield (
-                f"read and encoded {self.read} records of the pool: {sum(self.rejected.values())} would be rejected"
-                + (f" ({reasons})" if reasons else "")
-            )
+            rejected = f"{sum(self.rejected.values())} would be rejected" + (f" ({reasons})" if reasons else "")
+            yield f"read and encoded {self.read} records of the pool: {rejected}"
         if self.answers_cut:
             yield f"{self.answers_cut} of their answers would be cut by max_length"
         if self.sample:
@@ -104,7 +105,7 @@ class Validation:
             yield "estimated cost:"
             yield from (f"  {stage}" for stage in self.stages)
         if self.gradient_vector_bytes is not None:
-            yield f"  gradient vectors: {_size(self.gradient_vector_bytes)}"
+            yield f"  gradient vectors: {self.gradient_vector_bytes / 2**30:.3g} GiB"
         if self.assumptions:
             yield "assuming:"
             yield from (f"  {assumption}" for assumption in self.assumptions)
@@ -140,16 +141,14 @@ def validate(config: Config) -> Validation:
 
 
 def _open_pools(config: Config, selector: Selector, report: Validation) -> dict[str, Pool]:
-    settings: dict[str, Data] = {"pool": config.pool, "anchors": config.anchors, "dev": config.dev, "test": config.test}
     pools = {}
-    for name, data in settings.items():
+    for name in ("pool", "anchors", "dev", "test"):
+        data: Data = getattr(config, name)
         if data.path is None:
             continue
-        try:
+        with report.collect_problem(f"{name}.path"):
             pools[name] = open_pool(data, name, require_answer=name != "pool" or selector.needs_answers)
             report.records[name] = len(pools[name])
-        except OstlightError as error:
-            report.problems.append(_with_setting(f"{name}.path", error))
     return pools
 
 
@@ -157,25 +156,19 @@ def _check_anchors(config: Config, report: Validation) -> int:
     """Returns the number of anchor groups; 0 without anchors."""
     if config.anchors.path is None:
         report.assumptions.append("no anchors are named: a selector that needs them will refuse to score")
-    if "anchors" not in report.records:
-        return 0
-    try:
-        return len(set(read_anchors(config).groups))
-    except OstlightError as error:
-        report.problems.append(_with_setting("anchors", error))
-        return 0
+    if "anchors" in report.records:
+        with report.collect_problem("anchors"):
+            return len(set(read_anchors(config).groups))
+    return 0
 
 
 def _load_encoder(model: Model, where: str, is_required: bool, report: Validation) -> Encoder | None:
-    if model.path is None:
-        if is_required:
-            report.problems.append(f"{where}.path is missing: the selector scores with this model")
-        return None
-    try:
-        return load_encoder(model, where)
-    except OstlightError as error:
-        report.problems.append(_with_setting(f"{where}.path", error))
-        return None
+    if model.path is not None:
+        with report.collect_problem(f"{where}.path"):
+            return load_encoder(model, where)
+    elif is_required:
+        report.problems.append(f"{where}.path is missing: the selector scores with this model")
+    return None
 
 
 def _encode_records(pool: Pool, encoder: Encoder | None, selector: Selector, report: Validation) -> list[int]:
@@ -195,34 +188,11 @@ def _encode_records(pool: Pool, encoder: Encoder | None, selector: Selector, rep
             continue
         lengths.append(len(encoded))
         report.answers_cut += encoded.answer_cut
-        report.sample = report.sample or _mark_answers(encoder, encoded)
+        report.sample = report.sample or mark_answers(encoder, encoded)
     report.read, report.rejected = len(positions), dict(rejected.most_common())
     if sum(rejected.values()) == len(positions):
         report.problems.append(f"pool: none of the {len(positions)} records read can be used")
     return lengths
-
-
-def _mark_answers(encoder: Encoder, encoded: Encoded) -> str:
-    """Returns the sample's text with the trained tokens between ``[[`` and ``]]``, and repeated tokens as one."""
-    pairs = zip(encoded.inputs["input_ids"].tolist(), (encoded.labels != IGNORED).tolist(), strict=True)
-    text = ""
-    for is_answer, run in groupby(pairs, key=lambda pair: pair[1]):
-        part = _decode([token for token, _ in run], encoder.tokenizer)
-        text += f"[[{part}]]" if is_answer else part
-    text = harmless(text)
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ... ({len(text):,} characters)"
-
-
-def _decode(tokens: list[int], tokenizer: Any) -> str:
-    text, pending = "", []
-    for token, equal in groupby(tokens):
-        count = len(list(equal))
-        if count < REPEATED:
-            pending += [token] * count
-        else:
-            text += str(tokenizer.decode(pending)) + f"{tokenizer.decode([token])}[x{count}]"
-            pending = []
-    return text + str(tokenizer.decode(pending))
 
 
 def _estimate_cost(config: Config, selector: Selector, records: int, groups: int, report: Validation) -> None:
@@ -234,16 +204,16 @@ def _estimate_cost(config: Config, selector: Selector, records: int, groups: int
     proxy = _meta_model(config.proxy, "proxy", report) if selector.uses_proxy else None
     if proxy is not None:
         _estimate_scoring(config, selector, proxy, records, groups, report)
-    target = _meta_model(config.target, "target", report) if config.target.path is not None else None
+    target = _meta_model(config.target, "target", report)
     if target is not None:
         kept = _kept_records(config, records, length)
         report.stages.append(_training("train", config.target.training, kept, length, target))
 
 
 def _estimate_scoring(
-    config: Config, selector: Selector, proxy: nn.Module, records: int, groups: int, report: Validation
+    config: Config, selector: Selector, proxy: PreTrainedModel, records: int, groups: int, report: Validation
 ) -> None:
-    length, parameters = report.tokens_per_sample, _count(proxy)
+    length, parameters = report.tokens_per_sample, proxy.num_parameters()
     warmup = config.proxy.warmup
     if warmup.fraction > 0:
         samples = max(1, round(warmup.fraction * records))
@@ -258,22 +228,20 @@ def _estimate_scoring(
     _estimate_gradient_vectors(vars(selector.options), proxy, max(1, groups), report)
 
 
-def _estimate_gradient_vectors(options: Mapping[str, Any], proxy: nn.Module, groups: int, report: Validation) -> None:
+def _estimate_gradient_vectors(
+    options: Mapping[str, Any], proxy: PreTrainedModel, groups: int, report: Validation
+) -> None:
     """Sets the memory of the vectors that each sample's gradient is multiplied with, where the options have them."""
-    if "vector_storage" not in options:
-        return
     vectors = _vector_count(options, groups)
-    if vectors == 0:
+    if "vector_storage" not in options or vectors == 0:
         return
-    try:
-        scope = str(options.get("parameters", "all"))
+    scope, width = str(options.get("parameters", "all")), 2 if options["vector_storage"] == "bf16" else 4
+    with report.collect_problem("selector.options.parameters"):
         selected = sum(p.numel() for p in select_parameters(proxy, scope).values())
-    except OstlightError as error:
-        report.problems.append(_with_setting("selector.options.parameters", error))
-        return
-    width = 2 if options["vector_storage"] == "bf16" else 4
-    report.gradient_vector_bytes = float(vectors * selected * width)
-    report.assumptions.append(f"{vectors} gradient vectors of {selected:,} parameters ({scope}), {width} bytes each")
+        report.gradient_vector_bytes = float(vectors * selected * width)
+        report.assumptions.append(
+            f"{vectors} gradient vectors of {selected:,} parameters ({scope}), {width} bytes each"
+        )
 
 
 def _vector_count(options: Mapping[str, Any], groups: int) -> int:
@@ -292,48 +260,27 @@ def _kept_records(config: Config, records: int, length: float) -> int:
     return records if budget.threshold is not None else max(1, budget.size(records))
 
 
-def _training(stage: str, training: Training, samples: int, length: float, model: nn.Module) -> StageEstimate:
+def _training(stage: str, training: Training, samples: int, length: float, model: PreTrainedModel) -> StageEstimate:
     epochs = 1.0 if training.epochs is None else training.epochs
     shown = samples * epochs if training.steps is None else training.steps * training.batch_size
     tokens = shown * length
-    flops = FLOPS_TRAINING * _count(model) * tokens
+    flops = FLOPS_TRAINING * model.num_parameters() * tokens
     return StageEstimate(f"{stage} on {samples:,} samples", tokens, (flops, flops))
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _meta_model(settings: Model, where: str, report: Validation) -> nn.Module | None:
-    """Returns the model without weights, from its configuration alone."""
-    path = settings.path
+def _meta_model(settings: Model, where: str, report: Validation) -> PreTrainedModel | None:
+    """Returns the model without weights, from its configuration alone; ``None`` where none is named or loads."""
+    path, trust = settings.path, {"trust_remote_code": settings.trust_remote_code}
     if path is None:
         return None
-    trust = {"trust_remote_code": settings.trust_remote_code}
     multimodal: Any = AutoModelForImageTextToText
     text_only: Any = AutoModelForCausalLM
-    try:
+    with report.collect_problem(f"{where}.path"):
         config = AutoConfig.from_pretrained(adapters_base(path, where) or path, **trust)
         with torch.device("meta"):
             try:
-                model: nn.Module = multimodal.from_config(config, **trust)
+                model: PreTrainedModel = multimodal.from_config(config, **trust)
             except ValueError:  # a text-only model
                 model = text_only.from_config(config, **trust)
-    except (OSError, ValueError, ImportError, RuntimeError, OstlightError) as error:
-        report.problems.append(_with_setting(f"{where}.path", error))
-        return None
-    return model
-
-
-def _with_setting(setting: str, error: Exception) -> str:
-    """Returns the error's first line, led by the setting that caused it."""
-    text = error.problems[0] if isinstance(error, ConfigError) else str(error).strip().split("\n")[0]
-    return text if text.startswith(setting.partition(".")[0]) else f"{setting}: {text}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
+        return model
+    return None

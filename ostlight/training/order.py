@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -20,20 +18,14 @@ def pass_order(order: str, samples: int, seed: int, begun: float, share: float) 
         begun: share of the training that is done when the epoch begins.
         share: of the training that one epoch is.
     """
+    if order == "utility_descending":
+        return np.arange(samples)
+    if order == "utility_ascending":
+        return np.arange(samples)[::-1]
     generator = torch.Generator().manual_seed(seed)
-    return _ORDERS[order](samples, generator, begun, share)
-
-
-def _shuffled(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
+    if order == "annealed":
+        return _annealed(samples, generator, begun, share)
     return torch.randperm(samples, generator=generator).numpy()
-
-
-def _utility_descending(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
-    return np.arange(samples)
-
-
-def _utility_ascending(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
-    return np.arange(samples)[::-1]
 
 
 def _annealed(samples: int, generator: torch.Generator, begun: float, share: float) -> np.ndarray:
@@ -48,11 +40,3 @@ def _annealed(samples: int, generator: torch.Generator, begun: float, share: flo
         order[k] = next(sample for sample in source if not shown[sample])
         shown[order[k]] = True
     return order
-
-
-_ORDERS: dict[str, Callable[[int, torch.Generator, float, float], np.ndarray]] = {
-    "shuffled": _shuffled,
-    "utility_descending": _utility_descending,
-    "utility_ascending": _utility_ascending,
-    "annealed": _annealed,
-}

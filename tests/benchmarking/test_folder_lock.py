@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,10 @@ from ostlight.benchmarking.folder_lock import lock_folder
 from ostlight.errors import BenchmarkError
 
 
-def test_a_folder_in_use_is_refused_by_host_and_pid(tmp_path: Path):
+def test_a_folder_in_use_is_refused(tmp_path: Path):
     with (
         lock_folder(tmp_path),
-        pytest.raises(BenchmarkError, match=rf"host {platform.node()}, pid {os.getpid()}"),
+        pytest.raises(BenchmarkError, match="is in use by another"),
         lock_folder(tmp_path),
     ):
         pass
@@ -25,4 +23,4 @@ def test_a_folder_is_free_afterwards_even_if_the_benchmark_failed(tmp_path: Path
     with pytest.raises(ZeroDivisionError), lock_folder(tmp_path):
         _ = 1 / 0
     with lock_folder(tmp_path):
-        assert (tmp_path / "benchmark.owner.json").exists()
+        pass

@@ -1,43 +1,47 @@
-"""Names of points are legible: inside the plot, and over no other name."""
+"""The plot of a comparison names every row, beside its accuracy and beside its cost."""
 
 from __future__ import annotations
 
-import itertools
+from pathlib import Path
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from ostlight.benchmarking.plot import name_points
-
-NEAR_TOGETHER = [(6.74e11, 86.0, "oracle 20%"), (7.0e11, 57.8, "full"), (6.9e11, 57.7, "random 50%")]
-CASES = {
-    "a few, some near together": [
-        *NEAR_TOGETHER,
-        (6.87e11, 56.5, "random 20%"),
-        (1.45e12, 82.0, "ost 20% by task"),
-    ],
-    "over decades": [(10.0**k, 50 + k, f"number {k}") for k in range(9, 15)],
-    "many at the top": [(1e12 * 1.1 ** (k % 6), 80 + k / 8, f"selector {k} 20% by task") for k in range(14)],
-    "on one spot": [(1e12, 50.0, f"number {k}") for k in range(6)],
-}
+from ostlight.benchmarking.plot import plot_rows
+from ostlight.benchmarking.results import RunResult, summarise
 
 
-@pytest.mark.parametrize("points", CASES.values(), ids=CASES)
-def test_names_are_inside_and_do_not_overlap(points: list[tuple[float, float, str]]) -> None:
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set_xscale("log")
-    axes.margins(x=0.12)
-    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o", markersize=8)
-    name_points(axes, points)
-    figure.canvas.draw()
-    boxes = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}  # without their leaders
-    assert set(boxes) == {name for _, _, name in points}
-    for name, box in boxes.items():
-        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, name
-        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, name
-    for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
-        assert not box.overlaps(its), (one, other)
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Returns the figures that are saved."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    return saved
+
+
+def rows(*variants: str):
+    labels = ["base", "full", "ost", "random"]
+    results = [
+        RunResult(label, "", "" if label == "base" else "equal_steps", seed, {"all": 0.1 * k}, variant=variant)
+        for variant in variants
+        for k, label in enumerate(labels)
+        for seed in (0, 1)
+    ]
+    for k, result in enumerate(results):
+        result.training_flops = 0 if result.label == "base" else 1e12 * (1 + k)
+    return summarise(results)
+
+
+def test_every_row_is_named_and_the_untrained_model_has_no_cost(figures: list[Figure], tmp_path: Path) -> None:
+    plot_rows(rows(""), tmp_path / "plot.png", "title")
+    accuracy, cost = figures[0].axes
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == ["base", "full", "ost", "random"]
+    assert [text.get_text() for text in cost.texts] == ["full", "ost", "random"]
+    assert cost.get_xscale() == "log"
+
+
+def test_with_variants_there_is_no_plot_of_cost(figures: list[Figure], tmp_path: Path) -> None:
+    plot_rows(rows("one", "two"), tmp_path / "plot.png", "title")
+    (accuracy,) = figures[0].axes
+    assert len(accuracy.get_yticklabels()) == 8
+    assert {"one", "two"} < {text.get_text() for text in accuracy.texts}

@@ -7,8 +7,7 @@ import io
 from rich.console import Console
 
 from ostlight.benchmarking.results import ResultRow, RunResult, summarise
-from ostlight.benchmarking.table import accuracy_table
-from ostlight.benchmarking.terminal import rich_tables
+from ostlight.benchmarking.table import accuracy_table, terminal_tables
 
 
 def rows(*accuracies: dict[str, float]) -> list[ResultRow]:
@@ -22,7 +21,7 @@ def rows(*accuracies: dict[str, float]) -> list[ResultRow]:
 
 def printed(some: list[ResultRow], width: int, title: str = "t") -> str:
     console = Console(file=io.StringIO(), width=width)
-    for table in rich_tables(some, None, title, width):
+    for table in terminal_tables(some, None, title):
         console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -46,15 +45,14 @@ def test_names_from_the_data_are_not_read_as_markup():
     assert head.replace(r"\|", "").count("|") == rule.count("|") == row.count("|")
 
 
-def test_a_narrow_terminal_gets_the_groups_in_a_table_of_their_own():
-    some = rows({"read": 0.9, "sum": 0.7})
-    whole, cost = rich_tables(some, None, "t", width=250)
-    first, second, _, _ = rich_tables(some, None, "t", width=60)
-    assert [str(c.header) for c in whole.columns][:5] == ["selected", "seeds", "accuracy, % (95%)", "read", "sum"]
-    assert "read" not in [str(c.header) for c in first.columns]
-    assert [str(c.header) for c in second.columns] == ["selected", "read", "sum"]
-    assert str(whole.title) == "t, equal steps"
-    assert "total, elapsed seconds" in [str(c.header) for c in cost.columns]
+def test_a_terminal_gets_groups_and_times_in_tables_of_their_own():
+    tables = terminal_tables(rows({"read": 0.9, "sum": 0.7}), None, "t")
+    accuracy, groups, cost, time = ([str(c.header) for c in table.columns] for table in tables)
+    assert accuracy == ["selected", "seeds", "accuracy, % (95%)", "defective", "total FLOPs"]
+    assert groups == ["selected", "read", "sum"]
+    assert cost == ["selected", "selection FLOPs", "training FLOPs", "total FLOPs", "Pareto-optimal"]
+    assert time[-1] == "total, elapsed seconds"
+    assert str(tables[0].title) == "t, equal steps"
 
 
 def test_no_figure_is_cut_in_a_terminal_of_80_columns():

@@ -41,7 +41,8 @@ class Act:
         if self.action == "sleep":
             time.sleep(120)
         if self.action == "environment":
-            logging.getLogger("ostlight.test").info("PLACE is %s", os.environ["PLACE"])
+            variables = os.environ["PLACE"], os.environ["OMP_WAIT_POLICY"]
+            logging.getLogger("ostlight.test").info("PLACE is %s, %s", *variables)
         (self.folder / self.name).touch()
 
 
@@ -128,9 +129,10 @@ def test_a_crash_fails_its_task_and_the_rest_goes_on(tasks_module, tmp_path: Pat
     assert names_run(tmp_path) == ["task0", "task1", "task2", "task3"]
 
 
-def test_environment_is_set_and_records_reach_this_process(tasks_module, tmp_path: Path, logged):
+def test_environment_is_set_and_records_reach_this_process(tasks_module, tmp_path: Path, monkeypatch, logged):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     run(tasks_module, tmp_path, ["environment"], [{"PLACE": "here"}])
-    assert "PLACE is here" in logged()
+    assert "PLACE is here, PASSIVE" in logged()
 
 
 def test_a_process_that_cannot_load_the_tasks_ends_the_benchmark(tasks_module, tmp_path: Path):

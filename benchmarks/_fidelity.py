@@ -235,7 +235,7 @@ class StepResponses:
             at(kept, 0.0)
             _, gradient = sample_gradient(model.model, SampleTask(), parameters, single)
             size = SHIFT / max(norm(gradient), 1e-12)
-            up, down = at(gradient, size), at(gradient, -size)
+            up, down = at(list(gradient.values()), size), at(list(gradient.values()), -size)
             change = (up - down) / (2 * size)
             spread = (p * change.square()).sum(-1) - (p * change).sum(-1).square()
             second = anchor_loss(up, labels, weights) - 2 * loss + anchor_loss(down, labels, weights)

@@ -234,7 +234,7 @@ def test_runs_with_a_resumed_rank_or_another_holding_share_vectors_and_scores(se
     assert counts == {"means": 1, "probes": 1}
     before = read_score_table(selection.folder.scores)["score"].to_pylist()
     (selection.folder.scores / "part-000001.parquet").unlink()
-    logged.readouterr()
+    logged()
     ostlight.select(settings(selector=ost), "selector.options.vector_storage=offload")
     assert counts == {"means": 1, "probes": 1}
     assert read_score_table(selection.folder.scores)["score"].to_pylist() == before

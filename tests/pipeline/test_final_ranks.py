@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ TRAIN_ALL = """
 import sys
 import ostlight
 from forks import on_ranks
+ostlight.configure_logging()
 sys.exit(not on_ranks(lambda: list(map(ostlight.train, sys.argv[1:]))))
 """
 KILL = """
@@ -30,6 +32,7 @@ import sys
 from pathlib import Path
 import ostlight
 from forks import on_ranks
+ostlight.configure_logging()
 on_ranks(lambda: ostlight.train(sys.argv[1]), until=Path(sys.argv[2]).exists)
 """
 
@@ -44,9 +47,9 @@ def run_apart(script: str, configs: list[dict[str, Any]], folder: Path, *argumen
     return ended.stdout
 
 
-def run_here(config: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> str:
+def run_here(config: dict[str, Any], logged: Callable[[], str]) -> str:
     ostlight.train(config)
-    return capfd.readouterr().out
+    return logged()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -93,7 +96,7 @@ def outcome(told: str) -> list[str]:
     return [line for line in told.splitlines() if line.startswith("training kept")]
 
 
-def test_two_ranks_train_what_one_trains(final, tmp_path: Path, capfd):
+def test_two_ranks_train_what_one_trains(final, tmp_path: Path, logged):
     runs = tmp_path / "runs"
     on_two, told = [], []
     for what, lora in (("full", None), ("lora", {"rank": 2})):
@@ -101,7 +104,7 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, capfd):
             config = final(f"{what}-{strategy}", strategy, lora=lora)
             select_all_but_one_usable(config)
             if strategy == "auto":
-                told += 2 * outcome(run_here(config, capfd))
+                told += 2 * outcome(run_here(config, logged))
             else:
                 on_two.append(config)
     assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == told
@@ -116,12 +119,12 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, capfd):
         assert [(q["position"], q["reason"], q["stage"]) for q in aside] == [(5, "corrupt_image", "train")]
 
 
-def test_shards_in_mixed_precision_with_blocks_computed_anew_train_near_full_precision_on_one(final, tmp_path, capfd):
+def test_shards_in_mixed_precision_with_blocks_computed_anew_train_near_full_precision_on_one(final, tmp_path, logged):
     alone, sharded = final("auto"), final("fsdp", "fsdp", gradient_checkpointing=True)
     sharded["compute"]["precision"] = "bf16-mixed"
     for config in (alone, sharded):
         select_all_but_one_usable(config)
-    run_here(alone, capfd)
+    run_here(alone, logged)
     run_apart(TRAIN_ALL, [sharded], tmp_path)
     start, one, two = (
         weights(folder)
@@ -131,13 +134,13 @@ def test_shards_in_mixed_precision_with_blocks_computed_anew_train_near_full_pre
     assert 1e-3 < distance(one, two) / distance(one, start) < 0.5, "farther than two ranks' rounding, and near"
 
 
-def test_two_ranks_stop_where_one_stops(final, tmp_path: Path, capfd):
+def test_two_ranks_stop_where_one_stops(final, tmp_path: Path, logged):
     runs = tmp_path / "runs"
     worse_in_the_end = {"epochs": 8, "batch_size": 4, "lr": 1e-3, "schedule": "constant"}
     alone, *on_two = (final(s, s, training=worse_in_the_end, patience=2) for s in ("auto", "ddp", "fsdp"))
     for config in (alone, *on_two):
         select_all_but_one_usable(config)
-    told = outcome(run_here(alone, capfd))
+    told = outcome(run_here(alone, logged))
     assert len(told) == 1
     assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == 2 * told
     seen = [e.samples for run in runs.iterdir() for e in CostLog(run / "cost_log.jsonl").read() if e.stage == "train"]
@@ -150,14 +153,14 @@ def test_two_ranks_stop_where_one_stops(final, tmp_path: Path, capfd):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_killed_ranks_go_on(final, tmp_path: Path, capfd, strategy: str):
+def test_two_killed_ranks_go_on(final, tmp_path: Path, logged, strategy: str):
     runs = tmp_path / "runs"
     longer = {"epochs": 8, "batch_size": 4, "lr": 1e-3}
     config = final("killed", strategy, training=longer, checkpoint_minutes=0)
     alone = final("whole", training=longer, checkpoint_minutes=0)
     for one in (config, alone):
         select_all_but_one_usable(one)
-    run_here(alone, capfd)
+    run_here(alone, logged)
     run_apart(KILL, [config], tmp_path, runs / "killed" / "checkpoint.ckpt")
     assert not (runs / "killed" / "target").exists(), "the training was killed in the middle"
     assert "resumes from step" in run_apart(TRAIN_ALL, [config], tmp_path)

@@ -114,8 +114,8 @@ def test_ifd_compares_the_same_tokens_where_the_answer_is_cut(proxy, samples, se
     (batch,) = model.batches([sample], 10_000)
     selector = create("ifd")
     selector.setup(selector_setting(model))
-    bare = selector._bare(sample, batch.encoded[0])
-    assert bare.labels[bare.labels != IGNORED].tolist() == whole.labels[first : first + 3].tolist()
+    alone = selector._answers_only(sample, batch.encoded[0])
+    assert alone.labels[alone.labels != IGNORED].tolist() == whole.labels[first : first + 3].tolist()
 
 
 def test_pictures_of_the_answers_stay_with_them(samples):

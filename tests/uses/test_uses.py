@@ -43,6 +43,12 @@ def small(tmp_path: Path):
     return overrides
 
 
+SHORT_TRIALS = (
+    "selector.options.candidates=[{name: ost, options: {rank: 8}}, {name: random}]",
+    "selector.options.steps=2",
+)
+
+
 def config(name: str) -> Path:
     return ROOT / "configs" / "uses" / f"{name}.yaml"
 
@@ -95,7 +101,7 @@ def test_active_learning_names_questions_to_annotate(small):
 
 @pytest.mark.slow
 def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
-    selection = ostlight.select(config("multitask"), *small("selector.options.rank=8"))
+    selection = ostlight.select(config("multitask"), *small(*SHORT_TRIALS))
     scores = Scores.read(selection.folder.scores)
     kept = Counter(scores.tag("task")[selection.kept])
     assert set(kept) == set(scores.tag("task"))
@@ -106,13 +112,13 @@ def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
 
 
 @pytest.mark.slow
-def test_sources_run_from_the_configuration(small, logged):
+def test_sources_run_from_the_configuration(small, capsys):
     selection = ostlight.select(config("sources"), *small("selector.options.rank=8"))
     matrix = ostlight.sources(selection.folder.path, "source")
     assert {row.value for row in matrix.rows} == {"careful", "sloppy", "blind", "bad_at_sums"}
     assert len(matrix.columns) == 8
     assert sum(row.count for row in matrix.rows) == 42
-    assert "bad_at_sums" in logged()
+    assert "bad_at_sums" in capsys.readouterr().out
 
 
 @register("tests-planted")
@@ -143,5 +149,5 @@ def test_a_toxic_source_is_told_from_a_helpful_and_a_mixed_one(settings, tmp_pat
     )
     text = console.export_text()
     assert re.search(r"bad .* -2000\.00 ± .* hurt", text)
-    with pytest.raises(DataError, match="tag 'sauce' is none that sorts the pool into kinds; those that do: source"):
+    with pytest.raises(DataError, match="tag 'sauce' .*: source"):
         sources(folder, "sauce", console)

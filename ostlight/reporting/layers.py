@@ -53,8 +53,10 @@ def layer_utilities(run: FinishedRun, position: int, step_size: float) -> list[L
         BadRecord: the record, or its gradient, cannot be used.
     """
     config = run.config
-    options = create(config.selector.name, config.selector.options).options
-    if not hasattr(options, "parameters"):
+    selector = create(config.selector.name, config.selector.options)
+    scored_by = [selector, *(create(choice.name, choice.options) for choice in selector.dependencies())]
+    options = next((each.options for each in scored_by if hasattr(each.options, "parameters")), None)
+    if options is None:
         raise DataError(f"the selector {config.selector.name!r} takes no gradients, so its score has no parts by layer")
     if run.pool is None:
         raise DataError("the pool cannot be opened, so the sample's gradient cannot be computed again")

@@ -408,3 +408,15 @@ def test_rows_average_over_seeds_only():
         ("20%", pytest.approx(0.2), 2),
         ("50%", pytest.approx(0.2), 2),
     ]
+
+
+@pytest.mark.slow
+def test_best_of_reads_the_scores_of_ost_beside_it(experiment):
+    ost = {"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}}
+    candidates = [ost, {"name": "random"}, {"name": "loss"}]
+    best_of = {"name": "best_of", "options": {"steps": 2, "candidates": candidates}}
+    section = experiment["benchmark"] | {"selectors": [best_of, ost], "seeds": [0]}
+    rows = {row.label: row for row in ostlight.benchmark(experiment | {"benchmark": section})}
+    folders = (Path(experiment["folder"]) / "run" / "selectors").iterdir()
+    assert sorted(folder.name.split("-")[0] for folder in folders) == ["best_of", "ost", "random"]
+    assert rows["best_of"].selection_flops > rows["ost"].selection_flops > 0

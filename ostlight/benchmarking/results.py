@@ -82,6 +82,12 @@ class Interval:
         """Whether there is more than one seed."""
         return not np.isnan(self.half_width)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends; twice the mean for a single seed."""
+        half = self.half_width if self.has_width else 0.0
+        return self.mean - half, self.mean + half
+
 
 @dataclass(frozen=True)
 class ResultRow:

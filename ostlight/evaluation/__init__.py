@@ -1,1 +1,1 @@
-"""Answers generated and judged."""
+"""Generates answers to test questions and compares them to the expected ones."""

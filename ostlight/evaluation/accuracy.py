@@ -1,4 +1,4 @@
-"""Accuracy of answers as metrics that add up over batches and ranks, one for each question type."""
+"""Accuracy of answers as torchmetrics, one for each question type."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Options = Mapping[str, str]
 
 
 def question_type(expected: str | None, options: Options) -> str:
-    """``choice`` where the question offers options and the expected answer is one of them; ``numeric`` where it is a
-    number; else ``exact``."""
+    """Returns ``choice`` if the expected answer is one of the question's options, ``numeric`` if it is a number, else
+    ``exact``."""
     if options and option_chosen(expected, options) is not None:
         return CHOICE
     return NUMERIC if is_number(expected) else EXACT
 
 
 def is_correct(given: str | None, expected: str | None, options: Options) -> bool:
-    """Compares by question type: the same option, the same number, or the same text. A missing answer is wrong."""
+    """Returns whether an answer is the expected option, number or text, by question type. A missing answer is wrong."""
     if question_type(expected, options) == CHOICE:
         return option_chosen(given, options) == option_chosen(expected, options)
     return same_answer(given, expected)
 
 
 class AnswerAccuracy(Metric):
-    """Share of correct answers, each compared by its question's type.
+    """Share of correct answers, compared by question type.
 
-    ``update`` takes lists of equal length: final answers as extracted (``None`` where there is none), the expected
-    ones, and the options each question offers (left out: none does).
+    ``update`` takes lists of equal length: the extracted final answers (``None`` if missing), the expected answers, and
+    optionally the options of each question.
 
     Args:
         only: the question type to count; ``None`` counts all. Without any question the share is NaN.
@@ -63,21 +63,21 @@ class AnswerAccuracy(Metric):
 
 
 class ExactAccuracy(AnswerAccuracy):
-    """Of the questions whose answer is a text: equal, case and outer punctuation aside."""
+    """Accuracy on questions whose answer is a text; case and outer punctuation are ignored."""
 
     def __init__(self) -> None:
         super().__init__(EXACT)
 
 
 class NumericAccuracy(AnswerAccuracy):
-    """Of the questions whose answer is a number: equal as numbers."""
+    """Accuracy on questions whose answer is a number."""
 
     def __init__(self) -> None:
         super().__init__(NUMERIC)
 
 
 class ChoiceAccuracy(AnswerAccuracy):
-    """Of the questions that offer options: the same option, by its letter or by its text."""
+    """Accuracy on multiple-choice questions; an option is named by letter or by text."""
 
     def __init__(self) -> None:
         super().__init__(CHOICE)

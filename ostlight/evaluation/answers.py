@@ -1,4 +1,4 @@
-"""When two answers are the same."""
+"""Extracts final answers and compares them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ALL = "all"
 OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-Ha-h])\)|([A-H])[.):])\s*")
 LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:]\s*|$)(.*)", re.DOTALL)
 LEAD_IN = re.compile(r"(?:.*[.,;!?] )?(.*\b(?:answer|choice|option)\b(?: is\b)?[ :]*)(?=\S)", re.IGNORECASE)
-DENIAL = re.compile(r"\b(?:not|never|wrong|incorrect)\b|n['’]t\b", re.IGNORECASE)
+NEGATION = re.compile(r"\b(?:not|never|wrong|incorrect)\b|n['’]t\b", re.IGNORECASE)
 BOXED = r"\boxed{"
 BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)", re.DOTALL)
 SEPARATOR = re.compile(r"(?:[ :=]|\.{2,}|\.(?!\d))+")
@@ -21,13 +21,13 @@ MINUS = "\u2212"
 
 
 def final_answer(text: str, marker: str | None) -> str | None:
-    """What follows the last ``marker``, single-spaced, without closing punctuation and the stars of bold type.
+    """Returns the text after the last ``marker``, single-spaced, without closing punctuation and bold's asterisks.
 
-    The marker counts only as a word of its own; a colon or an equals sign may join it to the answer (``Answer:12``).
-    Without one: what the last ``\\boxed{}`` holds, else the whole text.
+    The marker counts only as a separate word; a colon or an equals sign may join it to the answer (``Answer:12``).
+    Without a marker, the answer is the content of the last ``\\boxed{}``, else the whole text.
 
     Returns:
-        ``None`` where the marker does not occur or nothing follows it: no answer was given.
+        ``None`` where the marker does not occur or nothing follows it.
     """
     if marker is None:
         boxed = _last_boxed(text)
@@ -46,7 +46,7 @@ def _spaced(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    """What the last ``\\boxed{}`` holds whose brace is closed, braces inside and all."""
+    """Returns the content of the last ``\\boxed{}`` whose brace is closed, nested braces included."""
     end = len(text)
     while (begin := text.rfind(BOXED, 0, end)) >= 0:
         start, depth = begin + len(BOXED), 1
@@ -59,33 +59,34 @@ def _last_boxed(text: str) -> str | None:
 
 
 def options_of(question: str) -> dict[str, str]:
-    """The options a question offers as ``(A) ...``, ``A. ...``, ``A) ...`` or ``A: ...``, by letter.
+    """Returns the options of a question by letter, written ``(A) ...``, ``A. ...``, ``A) ...`` or ``A: ...``.
 
     Returns:
-        Empty where it offers none: the letters must begin at A, follow each other, and be two at least.
+        Empty unless there are at least two, with consecutive letters from A.
     """
-    found = list(OPTION.finditer(question))
-    ends = [*(m.start() for m in found[1:]), len(question)]
-    letters = [(m.group(1) or m.group(2)).upper() for m in found]
+    matches = list(OPTION.finditer(question))
+    ends = [*(m.start() for m in matches[1:]), len(question)]
+    letters = [(m.group(1) or m.group(2)).upper() for m in matches]
     if len(letters) < 2 or letters != [chr(ord("A") + k) for k in range(len(letters))]:
         return {}
-    return {k: _plain(question[m.end() : end]) for k, m, end in zip(letters, found, ends, strict=True)}
+    return {k: _plain(question[m.end() : end]) for k, m, end in zip(letters, matches, ends, strict=True)}
 
 
 def option_chosen(answer: str | None, options: Mapping[str, str]) -> str | None:
-    """The letter an answer means: by its letter (``B``, ``(b)``, ``B. a horse``), or by the option's whole text; or the
-    same behind ``the answer is``, ``option`` or ``choice``, unless these are denied.
+    """Returns the letter of the option an answer names, by letter (``B``, ``(b)``, ``B. a horse``) or by its text.
+
+    The answer may follow ``the answer is``, ``option`` or ``choice``, unless these are negated.
 
     Returns:
-        ``None`` where it means none of them, or where letter and text contradict each other.
+        ``None`` where it names no option, or where letter and text contradict each other.
     """
     if answer is None:
         return None
     answer = _spaced(answer)
-    if (plainly := _option(answer, options)) is not None:
-        return plainly
+    if (letter := _option(answer, options)) is not None:
+        return letter
     lead_in = LEAD_IN.match(answer)
-    if lead_in is None or DENIAL.search(lead_in.group(1)):
+    if lead_in is None or NEGATION.search(lead_in.group(1)):
         return None
     return _option(answer[lead_in.end() :], options)
 
@@ -102,12 +103,15 @@ def _option(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def is_number(text: str | None) -> bool:
-    """Whether a text is a number: ``7``, ``-1,024.5``, ``.5``, ``1/2``, ``\\frac{1}{2}``."""
+    """Returns whether a text is a number: ``7``, ``-1,024.5``, ``.5``, ``1/2``, ``\\frac{1}{2}``."""
     return text is not None and _number(text) is not None
 
 
 def same_answer(given: str | None, expected: str | None) -> bool:
-    """Equal as numbers where both are numbers, else equal as text, case and outer punctuation aside."""
+    """Returns whether two answers are equal: as numbers if both are numbers, else as text.
+
+    Case and outer punctuation of texts are ignored.
+    """
     if given is None or expected is None:
         return False
     numbers = _number(given), _number(expected)

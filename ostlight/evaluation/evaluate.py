@@ -34,19 +34,20 @@ class Result:
 
     Attributes:
         accuracy: by group, ``all`` among them, from 0 to 1.
-        predictions: one row an answer.
-        kinds: accuracy by group and question type (``exact``, ``numeric``, ``choice``), where there are such.
+        predictions: one row per question.
+        accuracy_by_type: by group and question type (``exact``, ``numeric``, ``choice``); types without questions are
+            left out.
         counts: questions by group.
     """
 
     accuracy: dict[str, float]
     predictions: pa.Table
-    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+    accuracy_by_type: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
 
 def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
-    """All records of a set; those that cannot be used are in ``rejections``.
+    """Returns all records of a set, encoded as prompts; those that cannot be used are in ``rejections``.
 
     Raises:
         DataError: none can be used.
@@ -85,7 +86,7 @@ def refuse_unknown_tag(pool: Pool, by: str | None) -> None:
 
 
 def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evaluation) -> Result:
-    """Greedy answers against the expected ones, compared by question type, by group."""
+    """Compares the model's greedy answers to the expected ones and returns the accuracy by group and question type."""
     samples: Sequence[Sample] = questions.samples
     texts = generate_answers(model, samples, settings, questions.prompts)
     given = [final_answer(t, settings.marker) for t in texts]
@@ -97,8 +98,10 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
         rows = [i for i, g in enumerate(groups) if name in (ALL, g)]
         answers = [given[i] for i in rows], [expected[i] for i in rows], [options[i] for i in rows]
         result.accuracy[name], result.counts[name] = float(AnswerAccuracy()(*answers)), len(rows)
-        kinds = {kind: float(metric()(*answers)) for kind, metric in QUESTION_TYPES.items()}
-        result.kinds[name] = {kind: value for kind, value in kinds.items() if not math.isnan(value)}
+        by_type = {question: float(metric()(*answers)) for question, metric in QUESTION_TYPES.items()}
+        result.accuracy_by_type[name] = {
+            question: value for question, value in by_type.items() if not math.isnan(value)
+        }
     compared = zip(given, expected, options, strict=True)
     result.predictions = pa.table(
         {
@@ -107,7 +110,7 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
             "text": texts,
             "answer": pa.array(given, pa.string()),
             "expected": pa.array(expected, pa.string()),
-            "kind": [question_type(e, o) for e, o in zip(expected, options, strict=True)],
+            "question_type": [question_type(e, o) for e, o in zip(expected, options, strict=True)],
             "correct": [is_correct(g, e, o) for g, e, o in compared],
         }
     )

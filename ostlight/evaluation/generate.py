@@ -1,4 +1,4 @@
-"""Greedy answers to the questions of a set."""
+"""Generates answers by greedy decoding."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ostlight.models.module import MultimodalModel
 def generate_answers(
     model: MultimodalModel, samples: Sequence[Sample], settings: Evaluation, prompts: Sequence[Encoded] | None = None
 ) -> list[str]:
-    """The model's answer to each sample's last question, as text, in the order of ``samples``.
+    """Returns the model's answer to each sample's last question, in the order of ``samples``.
 
     Args:
-        prompts: ``encode_prompt`` of each sample, where they have been encoded before.
+        prompts: ``encode_prompt`` of each sample; encoded here if left out.
 
     Raises:
         BadRecord: a sample cannot be encoded.
     """
     prompts = prompts if prompts is not None else [model.encoder.encode_prompt(s) for s in samples]
-    # Generation goes on at the right end, so prompts are padded on the left; the positions follow from the mask.
+    # New tokens are appended on the right, so prompts are padded on the left; positions follow from the mask.
     collator = replace(model.collator, side="left", positions=False)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)

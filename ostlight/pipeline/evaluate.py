@@ -64,7 +64,7 @@ def _write(config: Config, folder: RunFolder, result: Result) -> None:
 
 def _log_accuracy(result: Result, questions: Questions) -> None:
     for name, accuracy in result.accuracy.items():
-        by_type = "".join(f", {kind} {value:.3f}" for kind, value in result.kinds[name].items())
+        by_type = "".join(f", {question} {value:.3f}" for question, value in result.accuracy_by_type[name].items())
         log.info(f"accuracy {name}: {accuracy:.3f} of {result.counts[name]} questions{by_type}")
     if questions.rejections:
         first = next(iter(questions.rejections.values()))
@@ -77,6 +77,6 @@ def _accuracy_rows(config: Config, result: Result) -> list[dict[str, Any]]:
     rows = []
     for group, accuracy in result.accuracy.items():
         values = {"accuracy": accuracy, "questions": result.counts[group]}
-        values |= {f"{kind}_accuracy": value for kind, value in result.kinds[group].items()}
+        values |= {f"{question}_accuracy": value for question, value in result.accuracy_by_type[group].items()}
         rows += [run | {"group": group, "metric": metric, "value": value} for metric, value in values.items()]
     return rows

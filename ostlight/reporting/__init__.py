@@ -1,1 +1,1 @@
-"""A run as one page, and one sample told in a terminal. Reads the run folder and changes nothing in it."""
+"""A run as one page, and one sample explained in a terminal. Reads the run folder and changes nothing in it."""

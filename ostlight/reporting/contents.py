@@ -6,18 +6,17 @@ import itertools
 from collections import defaultdict
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
+from scipy.stats import binomtest
 
 from ostlight.benchmarking.names import shared_settings
+from ostlight.evaluation.answers import ALL
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import total
-from ostlight.reporting.axes import NARROW, WIDE
+from ostlight.reporting.charts import CostChart, cost_chart
 from ostlight.reporting.finished_run import FinishedRun
-from ostlight.reporting.pareto import ParetoChart, pareto_chart
-from ostlight.reporting.results_table import COSTS, TableRow, read_results
+from ostlight.reporting.results_table import COSTS, ResultsRow, read_results
 from ostlight.reporting.scored_run import ScoredRun
-from ostlight.reporting.sketch_noise import Z_95
 from ostlight.reporting.utilities import utilities_section
 
 REASON_EXAMPLES = 5
@@ -37,7 +36,7 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
         "run": run,
         "results": rows,
         "common": shared_settings(rows),
-        "groups": list(dict.fromkeys(g for row in rows for g in row.accuracy if g != "all")),
+        "groups": list(dict.fromkeys(g for row in rows for g in row.accuracy if g != ALL)),
         "baseline": _baseline(run, rows),
         "variants": list(dict.fromkeys(row.variant for row in rows if row.variant)),
         "cost_charts": _cost_charts(rows),
@@ -61,19 +60,19 @@ def _score_folders(run: FinishedRun) -> list[tuple[str, str]]:
     return [(folder, ", ".join(run.variants_by_folder.get(folder, []))) for folder in folders]
 
 
-def _baseline(run: FinishedRun, rows: list[TableRow]) -> str | None:
+def _baseline(run: FinishedRun, rows: list[ResultsRow]) -> str | None:
     """What the selectors are compared to; ``None`` where none is."""
     settings = run.config.benchmark
     return settings.compared_to if settings and any(row.difference is not None for row in rows) else None
 
 
-def _cost_charts(rows: list[TableRow]) -> dict[str, dict[str, list[ParetoChart]]]:
-    """Wide and narrow charts by variant (``""`` without variants) and kind of cost, where there is a cost to plot."""
-    charts: dict[str, dict[str, list[ParetoChart]]] = defaultdict(dict)
+def _cost_charts(rows: list[ResultsRow]) -> dict[str, dict[str, CostChart]]:
+    """Charts by variant (``""`` without variants) and kind of cost, where there is a cost to plot."""
+    charts: dict[str, dict[str, CostChart]] = defaultdict(dict)
     for variant, cost in itertools.product(dict.fromkeys(row.variant for row in rows), COSTS):
-        of_variant = [row for row in rows if row.variant == variant]
-        if pair := [chart for size in (WIDE, NARROW) if (chart := pareto_chart(of_variant, cost, size)) is not None]:
-            charts[variant][cost] = pair
+        chart = cost_chart([row for row in rows if row.variant == variant], cost)
+        if chart is not None:
+            charts[variant][cost] = chart
     return charts
 
 
@@ -99,15 +98,16 @@ def _answers(run: FinishedRun) -> list[dict[str, Any]]:
             run.missing.append("Accuracy: the target was not trained and evaluated in this folder.")
         return []
     table = pq.read_table(run.folder.predictions, columns=["group", "correct"])
-    correct, groups = np.array(table["correct"].to_pylist(), float), np.array(table["group"].to_pylist(), object)
-    masks = {"all": np.ones(len(groups), bool)} | {g: groups == g for g in sorted(set(groups) - {""})}
-    return [{"group": g, "count": int(m.sum()), **_wilson(correct[m])} for g, m in masks.items()]
+    correct_by_group: dict[str, list[bool]] = {ALL: table["correct"].to_pylist()}
+    for row in table.to_pylist():
+        if row["group"]:
+            correct_by_group.setdefault(row["group"], []).append(row["correct"])
+    names = [ALL, *sorted(correct_by_group.keys() - {ALL})]
+    return [_accuracy(name, correct_by_group[name]) for name in names]
 
 
-def _wilson(correct: np.ndarray) -> dict[str, float]:
-    """Share and its 95% interval (Wilson, 1927): sound for few questions and for shares near 0 and 1."""
-    n, share = len(correct), float(correct.mean())
-    z2 = Z_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
-    return {"share": share, "low": centre - half, "high": centre + half}
+def _accuracy(group: str, correct: list[bool]) -> dict[str, Any]:
+    """Share of correct answers and its 95% interval (Wilson, 1927): sound for few questions and shares near 0 and 1."""
+    tested = binomtest(sum(correct), len(correct))
+    low, high = tested.proportion_ci(0.95, method="wilson")
+    return {"group": group, "count": tested.n, "share": tested.statistic, "low": low, "high": high}

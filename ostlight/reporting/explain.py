@@ -15,8 +15,13 @@ from ostlight.errors import BadRecord
 from ostlight.reporting.find_record import find_record
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.images import image_source
-from ostlight.reporting.number_format import clipped, plain, signed
-from ostlight.reporting.sample_cards import BudgetOutcome, SampleSummary, summary_sentences, turn_text
+from ostlight.reporting.number_format import UnitScale, clipped, plain, signed
+from ostlight.reporting.sample_cards import (
+    BudgetOutcome,
+    SampleSummary,
+    summarise_samples,
+    turn_text,
+)
 from ostlight.reporting.scored_run import ScoredRun, open_scored
 from ostlight.reporting.sketch_noise import Z_95
 from ostlight.selection.scores import REJECTED, read_score_table
@@ -49,17 +54,17 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
     if run.path != Path(path):
         console.print(Text(f"as scored in {run.path}", style="dim"))
     table = read_score_table(run.folder.scores).select(["position", "id", "state", "reason", "field", "detail"])
-    row = find_record(table, sample_id, run.pool)
+    row = find_record(table, sample_id)
     if row["state"] == REJECTED:
         console.print(_rejected(row))
         return
     scored = ScoredRun.read(run)
-    (summary,) = scored.summaries([int(np.searchsorted(scored.scores.position, row["position"]))])
+    (summary,) = summarise_samples(scored, [int(np.searchsorted(scored.scores.position, row["position"]))])
     console.print(Group(*_summary(scored, summary), *_record(run, summary)))
     if layers:
         from ostlight.reporting.layers import layer_utilities  # imports the training frameworks, which takes seconds
 
-        console.print(_layers(layer_utilities(run, summary.position, scored.scores.step_size), scored))
+        console.print(_layers(layer_utilities(run, summary.position), scored))
     else:
         console.print(Text("--layers loads the proxy and prints the utility layer by layer", style="dim"))
 
@@ -73,25 +78,27 @@ def _rejected(row: dict[str, Any]) -> RenderableType:
 
 def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
     """What the scores say of a sample."""
-    scale = scored.scale
+    scale, numbers = scored.scale, summary.numbers
     name = "utility" if scored.scores.is_utility else "score"
-    noise = f" ± {plain(Z_95 * summary.noise * scale.factor, 2)} (95%, probes)" if summary.noise is not None else ""
+    noise = ""
+    if "noise" in numbers:
+        noise = f" ± {plain(Z_95 * numbers['noise'] * scale.factor, 2)} (95%, probes)"
     lines: list[RenderableType] = [
-        _headline(summary),
-        Text(f"{name} {scale.show(summary.score)} {scale.unit}{noise}"),
+        Text.assemble((harmless(summary.id), "bold"), ("  toxic" if summary.toxic else "", "bold red")),
+        Text(f"{name} {scale.show(numbers['score'])} {scale.unit}{noise}"),
         Text(f"rank {summary.place + 1:,} of {summary.scored:,} by {name}"),
     ]
-    if len(summary.outcomes) > 1:
-        lines += [Text(f"budget {o.selection.budget}: {_outcome(o)}") for o in summary.outcomes]
-    for outcome in summary.outcomes:
-        if outcome.margin is not None:
-            budget = outcome.selection.suffix or " of its budget"
-            lines.append(Text(f"{scale.show(outcome.margin)} {scale.unit} from the cutoff{budget}"))
-    lines += [Text(harmless(sentence)) for sentence in summary_sentences(summary, scale)]
+    lines += [Text(_outcome(outcome, scale)) for outcome in summary.outcomes]
+    if "cosine" in numbers:
+        direction = "along" if numbers["cosine"] > 0 else "against"
+        lines.append(Text(f"its gradient points {direction} the anchors' (cosine {numbers['cosine']:+.3f})"))
+    if "curvature_cost" in numbers:
+        first_order, curvature = scale.show(numbers["first_order_utility"]), scale.show(-numbers["curvature_cost"])
+        lines.append(Text(f"first-order utility {first_order} {scale.unit}; curvature adds {curvature}"))
     if summary.groups:
         lines.append(_groups(summary, scored))
-    if summary.loss is not None:
-        lines.append(Text(f"loss of the proxy on it {plain(summary.loss)}"))
+    if "loss" in numbers:
+        lines.append(Text(f"loss of the proxy on it {plain(numbers['loss'])}"))
     if summary.tags:
         tags = [f"{harmless(tag)}={harmless(clipped(value, 60))}" for tag, value in summary.tags.items()]
         lines.append(Text(f"tags  {', '.join(tags)}"))
@@ -103,24 +110,12 @@ def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
     return lines
 
 
-def _headline(summary: SampleSummary) -> Text:
-    """Id and, where one budget decided, whether it was kept."""
-    headline = Text.assemble((harmless(summary.id), "bold"), "  ")
-    if not summary.outcomes:
-        headline.append("scored", style="dim")
-    elif len(summary.outcomes) == 1:
-        (outcome,) = summary.outcomes
-        style = "green" if outcome.state == "kept" else "dim"
-        headline.append(f"{_outcome(outcome)} (budget {outcome.selection.budget})", style=style)
-    if summary.toxic:
-        headline.append("  toxic", "bold red")
-    return headline
-
-
-def _outcome(outcome: BudgetOutcome) -> str:
-    if outcome.rank is None:
-        return outcome.state
-    return f"kept, rank {outcome.rank + 1:,} of {outcome.selection.size:,}"
+def _outcome(outcome: BudgetOutcome, scale: UnitScale) -> str:
+    """Whether a budget kept it, and how far its score is from the cutoff."""
+    text = f"budget {outcome.selection.budget}: {outcome.state}"
+    if outcome.rank is not None:
+        text += f", rank {outcome.rank + 1:,} of {outcome.selection.size:,}"
+    return text if outcome.margin is None else f"{text}, {scale.show(outcome.margin)} {scale.unit} from the cutoff"
 
 
 def _groups(summary: SampleSummary, scored: ScoredRun) -> Table:

@@ -10,25 +10,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ostlight.data.formats.source import given_id
-from ostlight.data.pool import Pool
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import DataError
 from ostlight.reporting.number_format import clipped
 
 POSITION = re.compile(r"#(\d+)")
 NEAREST = 5
 SIMILARITY = 0.8
 """Similarity of two ids (difflib's ratio) from which one is suggested for the other."""
+SEARCHED = 20_000
+"""Ids that are compared, which takes a second."""
 
 
-def find_record(table: pa.Table, wanted: str, pool: Pool | None) -> dict[str, Any]:
+def find_record(table: pa.Table, wanted: str) -> dict[str, Any]:
     """Returns the row of the record with this id, or at this position (``#12``, from 0).
 
-    Records that could not be read have no id in the scores; the id that the pool's file gives counts.
+    Records that could not be read have no id in the scores; they are found by position.
 
     Args:
         table: all rows of the scores, by position.
-        pool: the records, if they can be opened.
 
     Raises:
         DataError: there is no such record; names the nearest ids.
@@ -40,8 +39,6 @@ def find_record(table: pa.Table, wanted: str, pool: Pool | None) -> dict[str, An
         if not rows:
             raise DataError(f"no record {wanted}; the {len(table):,} of this run begin at #0")
     unnamed = table.filter(pc.is_null(table["id"])).to_pylist()
-    if not rows and pool is not None:
-        rows = [row for row in unnamed if _id_in_file(pool, row["position"]) == wanted]
     if rows:
         return dict(rows[0])
     ids = [i for i in table["id"].to_pylist() if i is not None]
@@ -52,21 +49,7 @@ def find_record(table: pa.Table, wanted: str, pool: Pool | None) -> dict[str, An
     raise DataError(f"no sample {clipped(wanted, 100)!r} among the {len(ids):,} of this run; {hint}")
 
 
-def _id_in_file(pool: Pool, position: int) -> str | None:
-    """The id a record gives itself; ``None`` where it has none or is no record."""
-    source, index = pool.source_of(position)
-    try:
-        return given_id(pool.sources[source].record(index))
-    except BadRecord:
-        return None
-
-
 def nearest_ids(ids: Sequence[str], wanted: str) -> list[str]:
-    """The few most similar ids: those that contain it, else the most similar of those with the longest common start."""
-    if containing := [i for i in ids if wanted.lower() in i.lower()][:NEAREST]:
-        return containing
-    for letters in range(min(len(wanted), 8), -1, -2):
-        candidates = [i for i in ids if i.startswith(wanted[:letters])]
-        if near := difflib.get_close_matches(wanted, candidates[:20_000], n=NEAREST, cutoff=SIMILARITY):
-            return near
-    return []
+    """The few ids that contain it, else the few that are most like it."""
+    containing = [i for i in ids if wanted.lower() in i.lower()][:NEAREST]
+    return containing or difflib.get_close_matches(wanted, ids[:SEARCHED], n=NEAREST, cutoff=SIMILARITY)

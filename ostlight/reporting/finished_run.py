@@ -25,6 +25,10 @@ from ostlight.selection.scores import REJECTED
 
 D = TypeVar("D", Data, Anchors)
 
+EXTRA_COLUMNS = ("loss", "gradient_norm", "alignment", "step_size", "cosine")
+"""Numbers a selector may store beside the score."""
+VECTOR_COLUMNS = ("phi", "utility_by_group")
+"""Vectors it may store."""
 CLEAN = (None, "", "clean")
 """Values of a defect label that mean "no defect"."""
 
@@ -144,14 +148,7 @@ class FinishedRun:
     def extra_columns(self) -> set[str]:
         """Columns of the first score file, beyond the score, that the report shows."""
         part = min(self.folder.scores.glob("part-*.parquet"))
-        return set(pq.read_schema(part).names) & {
-            "phi",
-            "utility_by_group",
-            "alignment",
-            "cosine",
-            "loss",
-            "gradient_norm",
-        }
+        return set(pq.read_schema(part).names) & {*EXTRA_COLUMNS, *VECTOR_COLUMNS}
 
     @cached_property
     def quarantine(self) -> Quarantine:
@@ -197,15 +194,12 @@ class FinishedRun:
     @cached_property
     def defect_labels(self) -> dict[str, str]:
         """Defect by sample id, ``clean`` for those without one; empty where the run has no such table."""
-        if self.config.benchmark and self.config.benchmark.defect_labels:
-            candidates = [Path(self._resolve(self.config.benchmark.defect_labels))]
+        benchmark, pool = self.config.benchmark, self.config.pool.path
+        if benchmark and benchmark.defect_labels:
+            files = [Path(self._resolve(benchmark.defect_labels))]
         else:
-            candidates = [self.path / "data"]
-            candidates += [Path(self._resolve(self.config.pool.path)).parent] if self.config.pool.path else []
-        for candidate in candidates:
-            file = candidate / "defect_labels.parquet" if candidate.is_dir() else candidate
-            if file.is_file():
-                table = pq.read_table(file, columns=["id", "defect"])
-                rows = zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True)
-                return {i: "clean" if d in CLEAN else d for i, d in rows}
-        return {}
+            folders = [self.path / "data", *([Path(self._resolve(pool)).parent] if pool else [])]
+            files = [folder / "defect_labels.parquet" for folder in folders]
+        file = next(filter(Path.is_file, files), None)
+        rows = pq.read_table(file, columns=["id", "defect"]).to_pylist() if file else []
+        return {row["id"]: "clean" if row["defect"] in CLEAN else row["defect"] for row in rows}

@@ -43,7 +43,7 @@ class LayerUtility:
     cosine: float
 
 
-def layer_utilities(run: FinishedRun, position: int, step_size: float) -> list[LayerUtility]:
+def layer_utilities(run: FinishedRun, position: int) -> list[LayerUtility]:
     """Returns the layers in the model's order. Loads the proxy as it scored and passes over the anchors once.
 
     Curvature is left out: it couples the layers.
@@ -58,6 +58,8 @@ def layer_utilities(run: FinishedRun, position: int, step_size: float) -> list[L
     options = next((each.options for each in scored_by if hasattr(each.options, "parameters")), None)
     if options is None:
         raise DataError(f"the selector {config.selector.name!r} takes no gradients, so its score has no parts by layer")
+    if "step_size" not in run.notes:
+        raise DataError("the run's notes hold no step size")
     if run.pool is None:
         raise DataError("the pool cannot be opened, so the sample's gradient cannot be computed again")
     model, folder = _proxy(run)
@@ -75,7 +77,7 @@ def layer_utilities(run: FinishedRun, position: int, step_size: float) -> list[L
     sample = run.pool[position]
     single = model.collator.batch([sample], [model.encoder.encode(sample)]).to(model.device)
     _, gradient = sample_gradient(model.model, sets.task, parameters, single)
-    return _by_layer(gradient, target, step_size)
+    return _by_layer(gradient, target, run.notes["step_size"])
 
 
 def layer_of(parameter: str) -> str:

@@ -8,18 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 MINUS = "\N{MINUS SIGN}"
-PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def signed(value: float, digits: int = 2) -> str:
     """``+1.23``, with a true minus sign; ``0`` where rounding leaves nothing."""
     text = f"{value:+.{digits}f}"
     return "0" if not text.strip("+-0.") else text.replace("-", MINUS)
-
-
-def tick(value: float) -> str:
-    """A round number on an axis, signed."""
-    return f"{value:+.6g}".replace("-", MINUS) if value else "0"
 
 
 def plain(value: float, digits: int = 3) -> str:
@@ -29,12 +23,9 @@ def plain(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("-", MINUS)
 
 
-def prefixed(value: float) -> str:
-    """``1.6 T``: three significant digits and the SI prefix."""
-    for size, prefix in PREFIXES:
-        if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}"
-    return f"{value:.3g}"
+def flops(value: float) -> str:
+    """``1.2e12``: two significant digits."""
+    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e") if value else "0"
 
 
 def duration(seconds: float) -> str:

@@ -8,15 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ostlight.data.atomic import atomic_write_text
-from ostlight.reporting import number_format
+from ostlight.reporting import charts, number_format
 from ostlight.reporting.contents import page_contents
 from ostlight.reporting.finished_run import FinishedRun
 
 NAME = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(path: str | Path, out: str | Path | None = None) -> Path:
@@ -41,23 +42,19 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
 def render(contents: dict[str, Any]) -> str:
     """Returns the page as text. Everything in ``contents`` is escaped."""
     environment = Environment(
-        loader=PackageLoader("ostlight.reporting"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = ("signed", "plain", "prefixed", "duration", "percent", "clipped")
+    formats = ("signed", "plain", "flops", "duration", "percent", "clipped")
     environment.filters |= {name: getattr(number_format, name) for name in formats}
     environment.filters["thousands"] = "{:,}".format
-    style, script = (_source_of(environment, name) for name in ("style.css", "script.js"))
+    sizes = ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
+    environment.globals |= {name: getattr(charts, name) for name in sizes}
+    style, script = (Markup((TEMPLATES / name).read_text()) for name in ("style.css", "script.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     written = datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")
     page = environment.get_template("page.html")
     return page.render(**contents, style=style, script=script, script_hash=f"sha256-{digest}", written=written)
-
-
-def _source_of(environment: Environment, name: str) -> Markup:
-    """Text of a file of this package, which needs no escaping."""
-    assert environment.loader is not None
-    return Markup(environment.loader.get_source(environment, name)[0])

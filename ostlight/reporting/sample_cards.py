@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from ostlight.data.pool import Pool
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import BadRecord
 from ostlight.reporting.images import ImageStore, ReportImage
-from ostlight.reporting.near_duplicates import DuplicateGroups
-from ostlight.reporting.number_format import UnitScale, clipped
-from ostlight.reporting.score_columns import ScoreColumns
+from ostlight.reporting.number_format import clipped
+from ostlight.reporting.scored_run import ScoredRun
 from ostlight.reporting.selections import Selection
 
 TEXT = 1200
@@ -22,8 +18,6 @@ IMAGES = 4
 """Images of a sample that are shown."""
 TAG = 40
 """Characters of a tag and of its value that are shown."""
-NAMED = 2
-"""Groups a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -46,90 +40,56 @@ class BudgetOutcome:
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What the scores say of one sample. Utilities, noise and curvature cost are in nats.
+    """What the scores say of one sample.
 
     Attributes:
         row: in the score columns.
         place: rank by score among ``scored`` samples, 0 is best.
+        numbers: those of ``ScoreColumns.numbers``.
         outcomes: one for each selection.
-        groups: utility by anchor group.
+        groups: utility by anchor group, nats.
         duplicate_group: index and size of its group of near-duplicates.
     """
 
     row: int
     id: str
     position: int
-    score: float
-    noise: float | None
-    toxic: bool
     place: int
     scored: int
+    toxic: bool
+    numbers: dict[str, float]
     outcomes: list[BudgetOutcome]
     groups: dict[str, float]
-    cosine: float | None
-    first_order_utility: float | None
-    curvature_cost: float | None
-    loss: float | None
     tags: dict[str, str]
     duplicate_group: tuple[int, int] | None
 
 
-def summarise_sample(
-    scores: ScoreColumns, row: int, duplicates: DuplicateGroups | None, margins: Sequence[np.ndarray | None]
-) -> SampleSummary:
-    """Collects what the columns say of one row.
+def summarise_samples(scored: ScoredRun, rows: Iterable[int]) -> list[SampleSummary]:
+    """Returns what the columns say of each row."""
+    return [_summary(scored, row) for row in rows]
 
-    Args:
-        margins: ``cutoff_margins`` of each selection.
-    """
 
-    def at(values: np.ndarray | None) -> float | None:
-        return None if values is None else float(values[row])
-
+def _summary(scored: ScoredRun, row: int) -> SampleSummary:
+    scores, duplicates = scored.scores, scored.duplicates
     by_group = scores.by_group[row].tolist() if scores.by_group is not None else []
     group = int(duplicates.group_of[row]) if duplicates is not None else -1
+    outcomes = []
+    for selection, margin in zip(scores.selections, scored.margins, strict=True):
+        rank = int(selection.rank[row]) if selection.kept[row] else None
+        outcomes.append(BudgetOutcome(selection, rank, None if margin is None else float(margin[row])))
     return SampleSummary(
         row=row,
         id=scores.ids[row],
         position=int(scores.position[row]),
-        score=float(scores.score[row]),
-        noise=at(scores.noise),
-        toxic=bool(scores.toxic[row]),
         place=int(scores.place[row]),
         scored=len(scores),
-        outcomes=[
-            BudgetOutcome(selection, int(selection.rank[row]) if selection.kept[row] else None, at(margin))
-            for selection, margin in zip(scores.selections, margins, strict=True)
-        ],
+        toxic=bool(scores.toxic[row]),
+        numbers={name: float(column[row]) for name, column in scores.numbers.items()},
+        outcomes=outcomes,
         groups=dict(zip(scores.groups, by_group, strict=True)),
-        cosine=at(scores.extra.get("cosine")),
-        first_order_utility=at(scores.first_order_utility),
-        curvature_cost=at(scores.curvature_cost),
-        loss=at(scores.extra.get("loss")),
         tags={tag: str(values[row]) for tag, values in scores.tags.items() if values[row]},
         duplicate_group=(group, int(duplicates.sizes[group])) if duplicates is not None and group >= 0 else None,
     )
-
-
-def summary_sentences(summary: SampleSummary, scale: UnitScale) -> list[str]:
-    """Says which groups the sample helps and hurts, where its gradient points and what curvature costs."""
-    sentences = []
-    ordered = sorted(summary.groups.items(), key=lambda item: -item[1])
-    helped = [f"{name} ({scale.show(u)})" for name, u in ordered if u > 0][:NAMED]
-    hurt = [f"{name} ({scale.show(u)})" for name, u in reversed(ordered) if u < 0][:NAMED]
-    if helped:
-        sentences.append(f"Helps most: {' and '.join(helped)}.")
-    if hurt:
-        sentences.append(f"Hurts most: {' and '.join(hurt)}.")
-    if summary.cosine is not None:
-        direction = "along" if summary.cosine > 0 else "against"
-        sentences.append(f"Its gradient points {direction} the anchors' (cosine {summary.cosine:+.3f}).")
-    if summary.curvature_cost is not None and summary.first_order_utility is not None:
-        first_order, curvature = scale.show(summary.first_order_utility), scale.show(-summary.curvature_cost)
-        sentences.append(f"First-order utility {first_order} {scale.unit}; curvature adds {curvature}.")
-    if summary.duplicate_group is not None:
-        sentences.append(f"One of {summary.duplicate_group[1]} near-duplicates.")
-    return sentences
 
 
 @dataclass
@@ -149,9 +109,10 @@ class Card:
         return {clipped(tag, TAG): clipped(value, TAG) for tag, value in self.summary.tags.items()}
 
 
-def make_cards(summaries: list[SampleSummary], pool: Pool | None, images: ImageStore) -> Iterator[Card]:
-    """Yields a card for each summary, with long texts clipped and images scaled down."""
-    for summary in summaries:
+def make_cards(scored: ScoredRun, rows: Iterable[int], images: ImageStore) -> Iterator[Card]:
+    """Yields a card for each row, with long texts clipped and images scaled down."""
+    pool = scored.run.pool
+    for summary in summarise_samples(scored, rows):
         card = Card(summary)
         try:
             if pool is None:

@@ -12,14 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ostlight.errors import DataError
-from ostlight.reporting.finished_run import FinishedRun
+from ostlight.reporting.finished_run import EXTRA_COLUMNS, VECTOR_COLUMNS, FinishedRun
 from ostlight.reporting.selections import Selection, read_selections
 from ostlight.reporting.sketch_noise import beyond_noise, curvature_error, measurable
 from ostlight.selection.scores import OK
 
-EXTRA_COLUMNS = ("loss", "gradient_norm", "alignment", "step_size", "cosine")
-"""Numbers a selector may store beside the score."""
-VECTOR_COLUMNS = ("phi", "utility_by_group")
 DEFECT = "defect (truth)"
 """Name under which the table of known defects appears among the tags; no selector sees it."""
 
@@ -38,7 +35,6 @@ class ScoreColumns:
         tags: ``[N]`` text by tag; empty text where a sample lacks it.
         selections: what was kept within each budget; empty before the first selection.
         records, rejected: counts of the pool.
-        noted_step_size: from the run's notes, for scores without such a column.
         is_sampled: whether ``phi`` comes from random probes and so has a sampling error; measured directions have none.
     """
 
@@ -53,7 +49,6 @@ class ScoreColumns:
     selections: list[Selection]
     records: int
     rejected: int
-    noted_step_size: float | None = None
     is_sampled: bool = True
 
     @classmethod
@@ -89,22 +84,8 @@ class ScoreColumns:
             selections=read_selections(run, data["position"]),
             records=records,
             rejected=records - len(ids),
-            noted_step_size=run.notes.get("step_size"),
-            is_sampled=run.notes.get("curvature", "drawn") == "drawn",
+            is_sampled=run.notes.get("curvature") != "measured",
         )
-
-    @property
-    def step_size(self) -> float:
-        """Step size of the simulated steps.
-
-        Raises:
-            DataError: the run stored none.
-        """
-        if "step_size" in self.extra:
-            return float(self.extra["step_size"][0])
-        if self.noted_step_size is None:
-            raise DataError("the run stored no step size, neither in its scores nor in its notes")
-        return self.noted_step_size
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -141,6 +122,19 @@ class ScoreColumns:
             return None
         error: np.ndarray = self.extra["step_size"] ** 2 / 2 * curvature_error(self.phi, self.probe_groups)
         return error
+
+    @property
+    def numbers(self) -> dict[str, np.ndarray]:
+        """``[N]`` numbers that a sample is shown with, by name, as far as the run stored them; utilities in nats."""
+        columns = {
+            "score": self.score,
+            "noise": self.noise,
+            "first_order_utility": self.first_order_utility,
+            "curvature_cost": self.curvature_cost,
+            "cosine": self.extra.get("cosine"),
+            "loss": self.extra.get("loss"),
+        }
+        return {name: column for name, column in columns.items() if column is not None}
 
     @property
     def probe_groups(self) -> int:

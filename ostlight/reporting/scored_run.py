@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,6 @@ from ostlight.errors import DataError
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.near_duplicates import DuplicateGroups, find_near_duplicates
 from ostlight.reporting.number_format import UnitScale
-from ostlight.reporting.sample_cards import SampleSummary, summarise_sample
 from ostlight.reporting.sample_lists import cutoff_margins
 from ostlight.reporting.score_columns import ScoreColumns
 
@@ -41,9 +39,6 @@ class ScoredRun:
     def margins(self) -> list[np.ndarray | None]:
         """``cutoff_margins`` of each selection."""
         return [cutoff_margins(self.scores, selection) for selection in self.scores.selections]
-
-    def summaries(self, rows: Iterable[int]) -> list[SampleSummary]:
-        return [summarise_sample(self.scores, row, self.duplicates, self.margins) for row in rows]
 
 
 def open_scored(path: str | Path) -> FinishedRun:

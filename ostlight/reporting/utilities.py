@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ostlight.reporting.axes import NARROW, WIDE
-from ostlight.reporting.histogram import Histogram, histogram
+from ostlight.reporting.charts import Histogram, histogram
 from ostlight.reporting.images import ImageStore
 from ostlight.reporting.matrix import compute_matrices
 from ostlight.reporting.sample_cards import Card, make_cards
 from ostlight.reporting.sample_lists import cutoff_score, sample_lists
-from ostlight.reporting.sample_table import pack_samples
 from ostlight.reporting.scored_run import ScoredRun
-from ostlight.reporting.selections import Selection
 from ostlight.reporting.sketch_noise import Z_95
 
 SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of")
@@ -32,7 +29,8 @@ def utilities_section(scored: ScoredRun) -> dict[str, Any]:
     run, scores, images = scored.run, scored.scores, ImageStore()
     if not len(scores):
         run.missing.append("Utilities: every record was rejected.")
-    lists, notes = sample_lists(scores, scored.margins), _selection_notes(scored)
+    lists = sample_lists(scores, scored.margins)
+    notes = {b.label: run.selection_notes[b.label] for b in run.budgets if b.label in run.selection_notes}
     sizes = np.zeros(0) if scored.duplicates is None else scored.duplicates.sizes
     return {
         "run": run,
@@ -48,11 +46,10 @@ def utilities_section(scored: ScoredRun) -> dict[str, Any]:
         "duplicate_groups": _duplicate_cards(scored, images),
         "group_count": None if scored.duplicates is None else len(sizes),
         "in_groups": int(sizes.sum()),
-        "stratify_by": sorted(_stratification_tags(scored)),
         "agreement": run.notes.get("rank_agreement"),
         "trials": {b: noted["best_of"] for b, noted in notes.items() if isinstance(noted.get("best_of"), dict)},
         "facts": list(_facts(scored, notes)),
-        "data": pack_samples(scores, scored.duplicates, scored.scale) | {"images": images.data_urls()},
+        "images": images.data_urls(),
     }
 
 
@@ -75,19 +72,6 @@ def _selections(scored: ScoredRun) -> list[dict[str, Any]]:
     return shown
 
 
-def _stratification_tags(scored: ScoredRun) -> set[str]:
-    """Tags within whose values a budget has cutoffs of its own."""
-    selections = scored.scores.selections
-    with_cutoff = [s for s, margin in zip(selections, scored.margins, strict=True) if margin is not None]
-    return {spent.stratify_by for spent in (with_cutoff if selections else scored.run.budgets) if spent.stratify_by}
-
-
-def _selection_notes(scored: ScoredRun) -> dict[str, dict[str, Any]]:
-    """Notes of the selections that this page shows, by budget."""
-    notes = scored.run.selection_notes
-    return {budget.label: notes[budget.label] for budget in scored.run.budgets if budget.label in notes}
-
-
 def _facts(scored: ScoredRun, notes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, Any]]:
     """Budget (empty for the whole run), name and value of each note that no other place of the page shows."""
     for budget, noted in {"": scored.run.notes, **notes}.items():
@@ -99,28 +83,18 @@ def _facts(scored: ScoredRun, notes: dict[str, dict[str, Any]]) -> Iterator[tupl
             yield budget, name, value
 
 
-def _histograms(scored: ScoredRun) -> list[list[Histogram]]:
-    """A wide and a narrow one for each selection; one pair where nothing was selected."""
-    selections: Sequence[Selection | None] = scored.scores.selections or [None]
-    cutoffs = _cutoffs(scored)
-    return [
-        [histogram(scored.scores, selection, cutoffs, scored.scale, size) for size in (WIDE, NARROW)]
-        for selection in selections
-    ]
-
-
-def _cutoffs(scored: ScoredRun) -> dict[str, float]:
-    """The cutoff that a ranking of the whole pool would have for each selection, or for each budget before any."""
-    score = scored.scores.score
-    if scored.scores.selections:
-        return {f"budget {s.budget}": cutoff_score(score, s.size) for s in scored.scores.selections}
-    cutoffs = {}
-    for budget in scored.run.budgets:
-        if budget.threshold is not None:
-            cutoffs[budget.label] = budget.threshold
-        elif budget.tokens is None:
-            cutoffs[budget.label] = cutoff_score(score, budget.size(len(score)))
-    return cutoffs
+def _histograms(scored: ScoredRun) -> list[Histogram]:
+    """One for each selection, with the cutoff that a ranking of the whole pool would have; else one for all budgets."""
+    scores, score = scored.scores, scored.scores.score
+    if not len(scores):
+        return []
+    if scores.selections:
+        cutoffs = [{f"cutoff of budget {s.budget}": cutoff_score(score, s.size)} for s in scores.selections]
+        return [histogram(scores, *pair, scored.scale) for pair in zip(scores.selections, cutoffs, strict=True)]
+    thresholds = {b.label: b.threshold for b in scored.run.budgets if b.threshold is not None}
+    sizes = {b.label: b.size(len(score)) for b in scored.run.budgets if b.threshold is None and b.tokens is None}
+    ranked = thresholds | {label: cutoff_score(score, size) for label, size in sizes.items()}
+    return [histogram(scores, None, {f"cutoff of budget {label}": v for label, v in ranked.items()}, scored.scale)]
 
 
 def _cards(scored: ScoredRun, lists: dict[str, np.ndarray], images: ImageStore) -> list[Card]:
@@ -129,7 +103,7 @@ def _cards(scored: ScoredRun, lists: dict[str, np.ndarray], images: ImageStore) 
     for name, rows in lists.items():
         for row in rows.tolist():
             lists_of[row].append(name)
-    cards = list(make_cards(scored.summaries(sorted(lists_of)), scored.run.pool, images))
+    cards = list(make_cards(scored, sorted(lists_of), images))
     for card in cards:
         card.lists = lists_of[card.summary.row]
     return sorted(cards, key=lambda card: card.summary.place)
@@ -143,5 +117,5 @@ def _duplicate_cards(scored: ScoredRun, images: ImageStore) -> list[list[Card]]:
     for group in range(min(SHOWN_GROUPS, len(scored.duplicates.sizes))):
         rows = scored.duplicates.members(group)
         rows = rows[np.argsort(scored.scores.place[rows])][:MEMBERS]
-        groups.append(list(make_cards(scored.summaries(rows.tolist()), scored.run.pool, images)))
+        groups.append(list(make_cards(scored, rows.tolist(), images)))
     return groups

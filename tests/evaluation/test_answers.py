@@ -1,4 +1,4 @@
-"""When an answer counts as correct."""
+"""Final answers are extracted, and compared by question type."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def test_each_metric_counts_its_question_type():
     options = {"A": "7", "B": "8"}
     given, expected = ["(B)", "7.0", "Horse", "8", None], ["8", "7", "horse", "9", "cow"]
     offered = [options, {}, {}, {}, {}]
-    kinds = [question_type(e, o) for e, o in zip(expected, offered, strict=True)]
-    assert kinds == ["choice", "numeric", "exact", "numeric", "exact"]
+    types = [question_type(e, o) for e, o in zip(expected, offered, strict=True)]
+    assert types == ["choice", "numeric", "exact", "numeric", "exact"]
     for metric, share in (
         (AnswerAccuracy(), 0.6), (ChoiceAccuracy(), 1.0), (NumericAccuracy(), 0.5), (ExactAccuracy(), 0.5)
     ):  # fmt: skip

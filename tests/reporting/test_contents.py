@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ import pytest
 
 from ostlight.errors import DataError
 from ostlight.models.cost import StageCost
-from ostlight.reporting.axes import Axis
+from ostlight.reporting.charts import Axis, cost_chart, histogram
 from ostlight.reporting.contents import page_contents
 from ostlight.reporting.finished_run import FinishedRun
-from ostlight.reporting.histogram import WIDE, histogram
 from ostlight.reporting.matrix import compute_matrices
-from ostlight.reporting.number_format import UnitScale, clipped, duration, percent, prefixed, signed
+from ostlight.reporting.number_format import UnitScale, clipped, duration, flops, percent, signed
 from ostlight.reporting.page import write_report
-from ostlight.reporting.pareto import pareto_chart
 from ostlight.reporting.results_table import read_results
 from ostlight.reporting.sample_lists import cutoff_margins, cutoff_score, sample_lists
 from ostlight.reporting.score_columns import ScoreColumns
@@ -97,29 +95,36 @@ def test_set_selection_has_no_cutoff(scores: ScoreColumns):
 
 def test_histogram_counts_every_sample_once(scores: ScoreColumns):
     (selection,) = scores.selections
-    plot = histogram(scores, selection, {"line": 0.0}, UnitScale(1e6, "micronats"), WIDE)
-    assert sum(int(bar.tooltip.split()[0].replace(",", "")) for bar in plot.bars) == len(scores)
-    kinds = {kind: 0 for kind in ("kept", "dropped", "toxic")}
-    for bar in plot.bars:
-        kinds[bar.state] += int(bar.tooltip.split()[0].replace(",", ""))
-    assert kinds["kept"] == selection.size
-    assert kinds["toxic"] == (scores.toxic & ~selection.kept).sum()
-    assert plot.cutoffs[0].x == plot.zero
+    chart = histogram(scores, selection, {"cutoff": 1e-6}, UnitScale(1e6, "micronats"))
+    counts = Counter({state: 0 for state in ("kept", "dropped", "toxic")})
+    for bar in chart.bars:
+        counts[bar.state] += bar.samples
+        assert bar.low >= 0 or bar.high <= 0, "no bar holds utilities of both signs"
+    assert counts["kept"] == selection.size
+    assert counts["toxic"] == (scores.toxic & ~selection.kept).sum()
+    assert counts.total() == len(scores)
+    assert chart.cutoffs == {"cutoff": pytest.approx(1.0)}
 
 
-def test_no_cutoff_line_crosses_another_cutoffs_text(scores: ScoreColumns):
-    low, high = np.quantile(scores.score, [0.05, 0.95])
-    budgets = {f"{k}%": float(v) for k, v in enumerate(np.linspace(low, high, 7))}
-    drawn = histogram(scores, None, budgets, UnitScale(1.0, ""), WIDE).cutoffs
-    assert [line.row for line in drawn] == list(range(7))
-    for side in ("start", "end"):
-        for one, other in itertools.permutations([line for line in drawn if line.anchor == side], 2):
-            reached_over = other.x > one.x if side == "start" else other.x < one.x
-            assert not reached_over or other.row > one.row
+def test_bars_of_a_bin_are_stacked(scores: ScoreColumns):
+    (selection,) = scores.selections
+    tops: dict[float, int] = {}
+    for bar in histogram(scores, selection, {}, UnitScale(1e6, "micronats")).bars:
+        assert bar.below == tops.get(bar.low, 0)
+        tops[bar.low] = bar.below + bar.samples
+    assert sum(tops.values()) == len(scores)
+
+
+def test_equal_scores_are_one_bar(scores: ScoreColumns):
+    equal = replace(scores, score=np.full(len(scores), 3.0))
+    chart = histogram(equal, None, {}, UnitScale(1.0, ""))
+    assert chart.x.low <= 3 <= chart.x.high
+    assert sum(bar.samples for bar in chart.bars) == len(scores)
+    assert len({bar.low for bar in chart.bars}) == 1
 
 
 def test_axis_ticks_are_round_values():
-    assert Axis(0, 10, 0, 100).ticks(5, "{:g}".format) == [
+    assert Axis("", 0, 10, 0, 100, "{:g}".format).ticks == [
         (0, "0"),
         (20, "2"),
         (40, "4"),
@@ -127,17 +132,10 @@ def test_axis_ticks_are_round_values():
         (80, "8"),
         (100, "10"),
     ]
-    texts = [text for _, text in Axis(30, 4000, 0, 600, logarithmic=True).ticks(4, "{:g}".format)]
-    assert texts == ["100", "1000"]
-    is_asinh = Axis(-100, 100, 0, 600, linear_width=1.0)
-    assert is_asinh.at(0) == 300
-    places = [x for x, _ in is_asinh.ticks(6, str)]
-    assert all(b - a >= 99 for a, b in itertools.pairwise(places))
-    edges = is_asinh.edges(20)
-    assert 0.0 in edges
-    assert np.diff([is_asinh.scaled(e) for e in edges]) == pytest.approx(
-        is_asinh.scaled(edges[1]) - is_asinh.scaled(edges[0])
-    )
+    costs = Axis("", 30, 4000, 0, 600, "{:g}".format, is_logarithmic=True)
+    assert [text for _, text in costs.ticks] == ["50", "100", "200", "500", "1000", "2000"]
+    assert [text for _, text in replace(costs, high=4e5).ticks] == ["100", "1000", "10000", "100000"]
+    assert costs.at(30) == costs.at(1) == 0
 
 
 def test_front_holds_what_nothing_cheaper_beats(tmp_path: Path, write_results: Any):
@@ -146,20 +144,14 @@ def test_front_holds_what_nothing_cheaper_beats(tmp_path: Path, write_results: A
     assert results["good"].cost("device_s") == 50
     assert results["good"].accuracy["all"].mean == pytest.approx(0.705)
     assert {name for name, s in results.items() if s.on_front["flops"]} == {"base", "random", "good"}
-    plot = pareto_chart(list(results.values()), "flops", WIDE)
-    assert plot is not None
-    assert {p.name: p.kind for p in plot.points} == {
+    chart = cost_chart(list(results.values()), "flops")
+    assert chart is not None
+    assert {row.name: row.position("flops") for row in chart.rows} == {
         "full": "behind",
         "random 20%": "front",
         "dear 20%": "behind",
         "good 20%": "front",
     }
-    assert plot.base is not None
-    good = plot.points[-1]
-    assert plot.front.startswith("M")
-    assert plot.front.endswith(f"L{good.x} {good.y}L{plot.right} {good.y}")
-    assert good.label is not None
-    assert good.label.anchor == "end"  # to its right runs the front
 
 
 def test_line_that_is_no_result_is_named(tmp_path: Path):
@@ -228,7 +220,7 @@ def test_rejected_records_are_counted_by_reason(finished_run: Path):
 def test_number_formats():
     assert signed(-0.004) == "0"
     assert signed(-1.234) == "\N{MINUS SIGN}1.23"
-    assert prefixed(1.63e12) == "1.63 T"
+    assert [flops(x) for x in (0, 1.63e12, 4e9)] == ["0", "1.6e12", "4.0e9"]
     assert [duration(s) for s in (0.42, 42, 720, 12_240)] == ["0.4 s", "42 s", "12 min", "3.4 h"]
     assert [percent(x) for x in (0, 0.004, 0.5)] == ["0%", "0.4%", "50%"]
     assert clipped("abcdef", 4) == "abcd … (2 more characters)"

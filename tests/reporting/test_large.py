@@ -25,9 +25,7 @@ def test_report_of_100_000_samples_is_small_and_fast(tmp_path: Path, browser: Br
     # The best of a few: the machine's other work is not the page's.
     assert min(browser.open(page) for _ in range(3)) < LIMITS["open"]
     assert browser.problems == []
-    assert browser.texts("#row-count") == ["98,970 rows"]
-    browser.page.fill("#row-search", "0099999")
-    assert browser.texts("#rows tbody td:nth-child(2)") == ["record-0099999"]
+    assert len(browser.texts(".card")) == 12
 
 
 def test_report_and_explain_do_not_import_training_frameworks():

@@ -1,10 +1,11 @@
-"""Every logger writes something that can be read back, none needs an account."""
+"""Every logger writes something that can be read back; none needs an account."""
 
 from __future__ import annotations
 
 import csv
 import json
-import struct
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def trained(settings, logger: str) -> Path:
     return ostlight.train(config).parent
 
 
-def test_csv(settings):
+def test_csv_logs_the_loss_of_each_step(settings):
     folder = trained(settings, "csv")
     with (folder / "logs" / "train" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -36,7 +37,7 @@ def test_csv(settings):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard(settings):
+def test_tensorboard_logs_the_loss_of_each_step(settings):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = trained(settings, "tensorboard")
@@ -46,7 +47,7 @@ def test_tensorboard(settings):
 
 
 def compared(settings, digits, logger: str, **section: Any) -> Path:
-    """A benchmark of two cells: the untrained model, and one of three steps."""
+    """A benchmark of two runs: the untrained model, and one of three steps."""
     section = {"selectors": [{"name": "random"}], "budgets": [{"fraction": 0.5}], "seeds": [0], "workers": 1} | section
     config = settings(benchmark=section)
     config["compute"] |= {"logger": logger}
@@ -54,10 +55,10 @@ def compared(settings, digits, logger: str, **section: Any) -> Path:
     return Path(config["folder"]) / "run"
 
 
-def test_csv_of_every_cell_and_another_logger_runs_none_again(settings, digits):
+def test_csv_holds_every_run_and_another_logger_repeats_none(settings, digits):
     folder = compared(settings, digits, "csv")
-    (cell,) = folder.glob("trained/random*.json")
-    trained, tested = json.loads(cell.read_text()), []
+    (run,) = folder.glob("trained/random*.json")
+    trained, tested = json.loads(run.read_text()), []
     for name in ("base-seed0", "random-50%-equal_steps-seed0"):
         with (folder / "logs" / name / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -72,7 +73,7 @@ def test_csv_of_every_cell_and_another_logger_runs_none_again(settings, digits):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_of_a_cell_holds_its_test_behind_its_training(settings, digits):
+def test_tensorboard_of_a_run_holds_its_test_after_its_training(settings, digits):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = compared(settings, digits, "tensorboard")
@@ -82,17 +83,17 @@ def test_tensorboard_of_a_cell_holds_its_test_behind_its_training(settings, digi
     assert [e.step for e in events.Scalars("accuracy/all")] == [3]
 
 
-def picture(folder: Path) -> None:
+def write_comparison(folder: Path) -> None:
     (folder / "table.csv").write_text("selected,accuracy,kept,seeds\nbase,0.4,,1\nost,0.75 ± 0.01,20,2\n")
     (folder / "table.md").write_text("| selected | accuracy |\n| --- | ---: |\n| ost | 0.75 ± 0.01 |\n")
     Image.new("RGB", (4, 3), "red").save(folder / "table.png")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_comparison_in_tensorboard(tmp_path: Path):
+def test_comparison_in_tensorboard(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    picture(tmp_path)
+    write_comparison(tmp_path)
     log_comparison(Compute(logger="tensorboard"), tmp_path)
     events = EventAccumulator(str(tmp_path / "logs" / "benchmark"))
     events.Reload()
@@ -101,62 +102,48 @@ def test_a_comparison_in_tensorboard(tmp_path: Path):
     assert "| ost | 0.75 ± 0.01 |".encode() in text.tensor_proto.string_val[0]
 
 
-def test_a_comparison_without_a_logger_is_its_files(tmp_path: Path):
-    picture(tmp_path)
+def test_comparison_for_csv_and_none_writes_no_log(tmp_path: Path):
+    write_comparison(tmp_path)
     log_comparison(Compute(logger="none"), tmp_path)
     log_comparison(Compute(logger="csv"), tmp_path)
 
 
-def records(run: Path) -> list[Any]:
-    """What an offline run of Weights & Biases wrote: LevelDB's log format, blocks of 32 KiB behind a header of 7 bytes.
-
-    wandb no longer ships its Python reader. A record's pieces carry checksum (4 bytes), length (2) and kind: 1 whole, 2
-    first, 3 middle, 4 last.
-    """
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content = run.read_bytes()
-    assert content[:4] == b":W&B"
-    found, pieces, at = [], b"", 7
-    while at + 7 <= len(content):
-        left = 32_768 - at % 32_768
-        if left < 7:
-            at += left
-            continue
-        length, kind = struct.unpack_from("<HB", content, at + 4)
-        pieces = (b"" if kind in (1, 2) else pieces) + content[at + 7 : at + 7 + length]
-        if kind in (1, 4):
-            found.append(Record.FromString(pieces))
-        at += 7 + length
-    return found
-
-
-def histories(run: Path) -> list[dict[str, Any]]:
-    items = (r.history.item for r in records(run) if r.WhichOneof("record_type") == "history")
-    return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row} for row in items]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_real_comparison_with_blanks_in_wandb(tmp_path: Path, monkeypatch):
+@pytest.fixture
+def wandb_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str, str], list[dict[str, Any]]]]:
+    """What this process logs to Weights & Biases, offline, by project, group and name of the run."""
     import wandb
 
     monkeypatch.delenv("WANDB_MODE")
+    rows = defaultdict[tuple[str, str, str], list[dict[str, Any]]](list)
+    log = wandb.Run.log
+
+    def record(run: wandb.Run, data: dict[str, Any], *args: Any, **options: Any) -> None:
+        rows[run.project, run.group, run.name].append(data)
+        log(run, data, *args, **options)
+
+    monkeypatch.setattr(wandb.Run, "log", record)
+    yield rows
+    wandb.finish()
+    wandb.teardown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_comparison_with_blanks_in_wandb(tmp_path: Path, wandb_rows):
     base = RunResult("base", "", "", 0, {"all": 0.25, "sum": 0.5}, correct="1000")
-    ours = [
+    trained = [
         RunResult(label, "20%", "equal_steps", s, {"all": 0.5, "sum": 1.0}, kept=20, correct="1100", training_flops=1e9)
         for label in ("random", "ost")
         for s in (0, 1)
     ]
-    cells = [base, *ours]
-    write_all(cells, summarise(cells, "random"), "random", tmp_path, "t")
+    results = [base, *trained]
+    write_all(results, summarise(results, "random"), "random", tmp_path, "t")
     log_comparison(Compute(logger="wandb"), tmp_path)
-    wandb.finish()  # the next run of this process is one of its own
-    wandb.teardown()  # waits until everything is written
-    (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert {"table", "plot"} <= {key.split("/")[0] for row in histories(run) for key in row}
-    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")
-    written = json.loads(file.read_text())
-    rows = [dict(zip(written["columns"], row, strict=True)) for row in written["data"]]
+    ((_, _, name), logged) = next(iter(wandb_rows.items()))
+    assert name == f"{tmp_path.name}-benchmark"
+    merged = {key: value for data in logged for key, value in data.items()}
+    assert {"table", "plot"} <= {key.split("/")[0] for key in merged}
+    table = merged["table"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.data]
     assert [row["selector"] for row in rows] == ["base", "random", "ost"]
     assert [row["samples kept"] for row in rows] == [None, 20, 20]
     assert [row["sum"] for row in rows] == [50, 100, 100]
@@ -166,52 +153,40 @@ def test_a_real_comparison_with_blanks_in_wandb(tmp_path: Path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_offline_holds_every_stage_and_the_comparison(settings, monkeypatch):
-    import wandb
-
-    monkeypatch.delenv("WANDB_MODE")
+def test_wandb_offline_holds_every_stage_and_the_comparison(settings, wandb_rows):
     folder = trained(settings, "wandb")
     config = settings()
     config["compute"] |= {"logger": "wandb"}
     result = ostlight.evaluate(config)
-    picture(folder)
+    write_comparison(folder)
     log_comparison(Compute(logger="wandb"), folder)
-    wandb.finish()
-    wandb.teardown()  # waits until everything is written
-    found = {}
-    for run in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
-        told = next(r.run for r in records(run) if r.WhichOneof("record_type") == "run")
-        assert (told.project, told.run_group) == ("ostlight", "run")
-        found[told.display_name] = histories(run)
-    assert set(found) == {"run-score", "run-select", "run-train", "run-evaluate", "run-benchmark"}
-    losses = [row["loss"] for row in found["run-train"] if "loss" in row]
+    stages = ("score", "select", "train", "evaluate", "benchmark")
+    assert set(wandb_rows) == {("ostlight", "run", f"run-{stage}") for stage in stages}
+    rows = {stage: wandb_rows["ostlight", "run", f"run-{stage}"] for stage in stages}
+    losses = [row["loss"] for row in rows["train"] if "loss" in row]
     assert len(losses) == 3
     assert all(loss > 0 for loss in losses)
-    assert found["run-select"][0]["kept"] == 10
-    assert found["run-evaluate"][0]["accuracy/all"] == pytest.approx(result.accuracy["all"])
-    logged = {key for row in found["run-benchmark"] for key in row}
+    assert rows["select"][0]["kept"] == 10
+    assert rows["evaluate"][0]["accuracy/all"] == pytest.approx(result.accuracy["all"])
+    logged = {key: value for row in rows["benchmark"] for key, value in row.items()}
     assert {"table", "plot"} <= {key.split("/")[0] for key in logged}
-    tables = list((folder / "wandb").glob("offline-run-*/files/media/table/*.table.json"))
-    assert json.loads(tables[0].read_text())["data"] == [["base", "0.4", None, 1], ["ost", "0.75 ± 0.01", 20, 2]]
+    assert logged["table"].data == [["base", "0.4", None, 1], ["ost", "0.75 ± 0.01", 20, 2]]
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_demo_logs_every_cell_of_parallel_workers_in_wandb_offline(settings, digits, monkeypatch):
+def test_demo_logs_every_run_of_parallel_workers_in_wandb_offline(settings, digits, wandb_rows):
     import wandb
 
-    monkeypatch.delenv("WANDB_MODE")
     folder = compared(settings, digits, load_config(DEMO).compute.logger, seeds=[0, 1], workers=2)
     wandb.finish()
-    wandb.teardown()
-    found = {}
-    for run in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
-        told = next(r.run for r in records(run) if r.WhichOneof("record_type") == "run")
-        assert (told.project, told.run_group) == ("ostlight", "run")
-        found[told.display_name] = histories(run)
-    cells = {f"run-random-50%-equal_steps-seed{seed}" for seed in (0, 1)}
-    assert set(found) == cells | {"run-base-seed0", "run-benchmark"}
-    for cell in cells:
-        assert len([row for row in found[cell] if "loss" in row]) == 3
-        assert len([row for row in found[cell] if "accuracy/all" in row]) == 1
+    wandb.teardown()  # waits until everything is written
+    files = [file.read_bytes() for file in (folder / "wandb").glob("offline-run-*/run-*.wandb")]
+    trained_runs = [f"run-random-50%-equal_steps-seed{seed}" for seed in (0, 1)]
+    names = [*trained_runs, "run-base-seed0", "run-benchmark"]
+    content = {name: file for name in names for file in files if name.encode() in file}
+    assert len(files) == len(content) == 4
+    for name in trained_runs:
+        assert b"loss" in content[name]
+        assert b"accuracy/all" in content[name]

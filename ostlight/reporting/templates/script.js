@@ -53,7 +53,6 @@ all("input[data-filter]").forEach((input) => input.addEventListener("input", () 
 }));
 
 // Cards: filtered by list, search text and tag, then sorted.
-const addOptions = (select, options) => options.forEach(([value, text]) => select.append(new Option(text, value)));
 const cards = all(".card");
 if (one("#cards")) {
   const tagsOf = new Map(cards.map((card) => [card, JSON.parse(card.dataset.tags)]));
@@ -69,7 +68,7 @@ if (one("#cards")) {
     pairs.set(key, [`${tag}: ${value}`.slice(0, 60), (pairs.get(key)?.[1] ?? 0) + 1]);
   }));
   const common = [...pairs].filter(([, [, count]]) => count > 1).sort((a, b) => a[1][0].localeCompare(b[1][0])).slice(0, 200);
-  addOptions(one("#card-tag"), common.map(([key, [text]]) => [key, text]));
+  common.forEach(([key, [text]]) => one("#card-tag").append(new Option(text, key)));
   const figure = (card, name) => Number(name.startsWith("group") ? card.getAttribute(`data-group-${name.slice(5)}`) : card.dataset[name]);
   const show = () => {
     const query = one("#card-search").value.toLowerCase();
@@ -104,91 +103,6 @@ if (one("#cards")) {
 }
 
 // Images: the page holds each once.
-const packed = one("#data") && JSON.parse(one("#data").textContent);
-all("img[data-image]").forEach((img) => { img.src = packed.images[img.dataset.image]; });
-
-// All samples: packed columns, a page of rows at a time.
-const unpack = (text, Kind) => {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  return new Kind(bytes.buffer);
-};
-if (packed && packed.count) {
-  const PAGE = 25;
-  const rank = unpack(packed.rank, Uint32Array);
-  const toxic = unpack(packed.toxic, Uint8Array);
-  const kept = packed.kept.map(([key, suffix, text]) => [key, suffix, unpack(text, Uint8Array)]);
-  const group = packed.duplicateGroup && unpack(packed.duplicateGroup, Uint32Array);
-  const numbers = packed.numbers.map(([name, text]) => [name, unpack(text, Float32Array)]);
-  const tags = packed.tags.map(([name, values, codes]) => [name, values, unpack(codes, Uint16Array)]);
-  const hasState = {
-    "": () => true,
-    toxic: (k) => toxic[k],
-    duplicates: (k) => group && group[k] > 0,
-  };
-  kept.forEach(([key, , values]) => {
-    hasState[`kept${key}`] = (k) => values[k];
-    hasState[`dropped${key}`] = (k) => !values[k];
-  });
-  const allRows = [...rank.keys()];
-  let matches = allRows;
-  let order = null;
-  let page = 0;
-  const cell = (row, text, kind = "") => { const added = row.insertCell(); added.textContent = text; added.className = kind; };
-  const showPage = () => {
-    const body = one("#rows tbody");
-    body.replaceChildren();
-    const pages = Math.max(1, Math.ceil(matches.length / PAGE));
-    page = Math.min(Math.max(0, page), pages - 1);
-    matches.slice(page * PAGE, (page + 1) * PAGE).forEach((k) => {
-      const row = body.insertRow();
-      cell(row, rank[k].toLocaleString("en"), "n");
-      cell(row, packed.ids[k], "id");
-      numbers.forEach(([, values], n) => cell(row, values[k].toPrecision(3).replace("-", "\u2212"), n ? "n" : values[k] < 0 ? "n neg" : "n pos"));
-      const outcomes = kept.map(([, suffix, values]) => (values[k] ? "kept" : "dropped") + suffix);
-      const state = [outcomes.join("; "), toxic[k] ? "toxic" : "", group && group[k] ? `near-duplicates ${group[k]}` : ""];
-      cell(row, state.filter(Boolean).join(", "));
-      tags.forEach(([, values, codes]) => cell(row, values[codes[k]]));
-    });
-    one("#row-count").textContent = `${matches.length.toLocaleString("en")} rows`;
-    one("#page").textContent = `page ${page + 1} of ${pages.toLocaleString("en")}`;
-    one("#previous").disabled = page === 0;
-    one("#next").disabled = page === pages - 1;
-  };
-  const tagSelects = tags.map(([name, values, codes]) => {
-    const label = document.createElement("label");
-    const select = document.createElement("select");
-    addOptions(select, [["", "any"], ...values.slice(0, 200).map((value, k) => [String(k), value || "(none)"])]);
-    label.append(`${name} `, select);
-    one("#row-tags").append(label, " ");
-    return [select, codes];
-  });
-  const search = () => {
-    const query = one("#row-search").value.toLowerCase();
-    const state = hasState[one("#row-state").value];
-    const chosen = tagSelects.filter(([select]) => select.value !== "").map(([select, codes]) => [Number(select.value), codes]);
-    matches = allRows.filter((k) => state(k) && chosen.every(([value, codes]) => codes[k] === value)
-      && (!query || packed.ids[k].toLowerCase().includes(query)));
-    if (order) matches.sort(order);
-    page = 0;
-    showPage();
-  };
-  const headings = one("#rows thead").insertRow();
-  const heading = (text, number, key) => {
-    const th = document.createElement("th");
-    th.textContent = text;
-    if (number) th.className = "n";
-    sortable(th, (sign) => { order = (a, b) => sign * compare(key(a), key(b)) || a - b; search(); });
-    headings.append(th);
-  };
-  heading("rank", true, (k) => rank[k]);
-  heading("id", false, (k) => packed.ids[k]);
-  numbers.forEach(([name, values]) => heading(name, true, (k) => values[k]));
-  heading("state", false, (k) => -2 * toxic[k] - (kept[0]?.[2][k] ?? 0));
-  tags.forEach(([name, values, codes]) => heading(name, false, (k) => values[codes[k]]));
-  one("#row-search").addEventListener("input", search);
-  [one("#row-state"), ...tagSelects.map(([select]) => select)].forEach((select) => select.addEventListener("change", search));
-  one("#previous").addEventListener("click", () => { page -= 1; showPage(); });
-  one("#next").addEventListener("click", () => { page += 1; showPage(); });
-  showPage();
-}
+const images = one("#images") && JSON.parse(one("#images").textContent);
+all("img[data-image]").forEach((img) => { img.src = images[img.dataset.image]; });
 document.documentElement.dataset.ready = "true";

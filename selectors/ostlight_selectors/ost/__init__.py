@@ -200,7 +200,7 @@ class OneStepTrain(Selector):
             estimator = FiniteDifference(step, singles[:TRIED], vectors)
             context.note("forward_error", estimator.relative_error)
         else:
-            context.note("curvature", "measured" if name == "projected" else "drawn")
+            context.note("curvature", "measured" if name == "projected" else "sampled")
             if name == "projected":
                 small = len(unseen) < count
                 estimator = Projected(step, examples if small else unseen, count, vectors)

@@ -147,7 +147,7 @@ def test_comparison_with_blanks_in_wandb(tmp_path: Path, wandb_rows):
     assert [row["selector"] for row in rows] == ["base", "random", "ost"]
     assert [row["samples kept"] for row in rows] == [None, 20, 20]
     assert [row["sum"] for row in rows] == [50, 100, 100]
-    assert [row["difference to random (95%)"] for row in rows] == [None, None, "+0.0 [+0.0, +0.0]"]
+    assert [row["difference to random, points (95%)"] for row in rows] == [None, None, "+0.0 [+0.0, +0.0]"]
     assert [row["selection FLOPs"] for row in rows] == [None] * 3
 
 

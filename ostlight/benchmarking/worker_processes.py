@@ -119,7 +119,7 @@ class _Worker:
             logging.getLogger(message.name).handle(message)
             return None
         if not self._is_loading:
-            return message  # type: ignore[no-any-return]
+            return message
         if message.error is not None:
             raise BenchmarkError(
                 f"a worker process could not start ({message.error}). A script that calls ostlight.benchmark must do "

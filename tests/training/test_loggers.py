@@ -160,7 +160,7 @@ def test_wandb_offline_holds_every_stage_and_the_comparison(settings, wandb_rows
     result = ostlight.evaluate(config)
     write_comparison(folder)
     log_comparison(Compute(logger="wandb"), folder)
-    stages = ("score", "select", "train", "evaluate", "benchmark")
+    stages = ("select", "train", "evaluate", "benchmark")
     assert set(wandb_rows) == {("ostlight", "run", f"run-{stage}") for stage in stages}
     rows = {stage: wandb_rows["ostlight", "run", f"run-{stage}"] for stage in stages}
     losses = [row["loss"] for row in rows["train"] if "loss" in row]

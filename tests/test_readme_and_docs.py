@@ -125,10 +125,10 @@ def test_every_reason_for_rejection_is_documented() -> None:
 
 
 def run_notebook(path: Path, folder: Path) -> None:
-    import nbformat
-    from nbclient import NotebookClient
-
-    NotebookClient(nbformat.read(path, as_version=4), timeout=240, resources={"metadata": {"path": folder}}).execute()
+    nbformat = pytest.importorskip("nbformat", reason="notebooks are executed with nbformat and nbclient")
+    nbclient = pytest.importorskip("nbclient", reason="notebooks are executed with nbformat and nbclient")
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 @pytest.mark.slow

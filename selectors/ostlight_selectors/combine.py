@@ -48,10 +48,10 @@ class Part:
 class Combine(Selector):
     """Combines selectors by mean rank, or in a cascade where each scores what the previous one selected.
 
-    Every part has its own scores below the run folder (``dependencies/``) and its own entry in the cost log, and resumes
-    by itself. ``rank_mean`` averages over the parts a sample's rank, from 1 for the best to 0 for samples a part would
-    never select. In a ``cascade`` each part scores only what the earlier parts selected, so an expensive judge at the
-    end costs little; the budget is filled in the last part's order.
+    Every part has its own scores below the run folder (``dependencies/``) and its own entry in the cost log, and
+    resumes by itself. ``rank_mean`` averages over the parts a sample's rank, from 1 for the best to 0 for samples a
+    part would never select. In a ``cascade`` each part scores only what the earlier parts selected, so an expensive
+    judge at the end costs little; the budget is filled in the last part's order.
     """
 
     @dataclass

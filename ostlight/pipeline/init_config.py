@@ -15,7 +15,6 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.data.sanitize import harmless
 from ostlight.errors import BadRecord, OstlightError
-from ostlight.pipeline.sample_text import describe_sample
 from ostlight.selection.registry import find, names
 
 DEFAULT_SELECTOR = SelectorChoice().name
@@ -26,6 +25,8 @@ MAX_RECORDS_READ = 1_000
 """Records that are looked at, spread over the pool."""
 MAX_STRATA = 20
 """Values a tag may have to be suggested for ``budget.stratify_by``."""
+MAX_TURN_CHARACTERS = 300
+"""Shown of a turn."""
 STRATA_NAMES = ("task", "skill", "category", "type", "domain", "subject", "source", "dataset")
 """Tags that are suggested first."""
 
@@ -132,6 +133,16 @@ def summarize_pool(pool: Pool) -> PoolSummary:
     )
 
 
+def _describe_sample(sample: Sample) -> list[str]:
+    """Returns the turns as lines of text, cut and safe to print."""
+    lines = []
+    for turn in sample.turns:
+        omitted = f" ... ({len(turn.text):,} characters)" if len(turn.text) > MAX_TURN_CHARACTERS else ""
+        first, *rest = harmless(turn.text[:MAX_TURN_CHARACTERS] + omitted).split("\n")
+        lines += [f"{turn.role}: {first}", *(f"  {line}" for line in rest)]
+    return lines
+
+
 def _count_layouts(pool: Pool, positions: range) -> dict[str, int]:
     layouts: Counter[str] = Counter()
     for position in positions:
@@ -213,7 +224,7 @@ def _findings(summary: PoolSummary) -> str:
     lines += [f"tag {harmless(name)}: {_values(summary, name)}" for name in summary.tags]
     if summary.example is not None:
         lines += ["", f"first sample (id {harmless(summary.example.id)}):"]
-        lines += [f"  {line}" for line in describe_sample(summary.example)]
+        lines += [f"  {line}" for line in _describe_sample(summary.example)]
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -90,7 +89,8 @@ class RunFolder:
         Raises:
             RunChangedError: the folder holds the stage made from other inputs; lists what changed.
         """
-        stages = self._manifest()
+        file = self.path / "manifest.json"
+        stages: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.exists() else {}
         before = stages.get(stage)
         if before is not None and before != inputs:
             changed = [k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k)]
@@ -99,11 +99,5 @@ class RunFolder:
                 f"Give this run another name (name=...), or remove {self.path} to start over"
             )
         if before is None and is_first_rank():
-            self._write_manifest(stages | {stage: inputs})
-
-    def _manifest(self) -> dict[str, Any]:
-        file = self.path / "manifest.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-
-    def _write_manifest(self, stages: dict[str, Any]) -> None:
-        atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")
+            stages |= {stage: inputs}
+            atomic_write_text(file, json.dumps(stages, indent=2, sort_keys=True) + "\n")

@@ -1,29 +1,18 @@
-"""One sample as text for people: its turns, or the tokens that a model sees."""
+"""One sample as a model sees it, as text for people."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from typing import Any
 
-from ostlight.data.sample import Sample
 from ostlight.data.sanitize import harmless
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.losses import IGNORED
 
-MAX_TURN_CHARACTERS, MAX_CHARACTERS = 300, 2_000
-"""Shown of a turn, and of a sample."""
+MAX_CHARACTERS = 2_000
+"""Shown of a sample."""
 REPEATED = 4
 """Equal tokens in a row that are shown as one, with their number."""
-
-
-def describe_sample(sample: Sample) -> list[str]:
-    """Returns the turns as lines of text, cut and safe to print."""
-    lines = []
-    for turn in sample.turns:
-        omitted = f" ... ({len(turn.text):,} characters)" if len(turn.text) > MAX_TURN_CHARACTERS else ""
-        first, *rest = harmless(turn.text[:MAX_TURN_CHARACTERS] + omitted).split("\n")
-        lines += [f"{turn.role}: {first}", *(f"  {line}" for line in rest)]
-    return lines
 
 
 def mark_answers(encoder: Encoder, encoded: Encoded) -> str:

@@ -38,22 +38,15 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
     Raises:
         RunChangedError: the folder holds a proxy made from something else.
     """
-    settings = config.proxy.warmup
-    if settings.fraction == 0:
-        return load_proxy(config, folder)
+    if config.proxy.warmup.fraction == 0:
+        return load_untrained_proxy(config)
     folder.claim("proxy", proxy_fingerprints(config, pool, anchors))
     if (folder.proxy / DONE).exists():
         log.info(f"proxy: taken from {folder.proxy}")
     else:
         _warm_up(config, folder, pool, anchors)
-    return load_proxy(config, folder)
-
-
-def load_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
-    """Returns the proxy that scores: from ``folder.proxy``, or untrained where the settings ask for no warm-up."""
-    if config.proxy.warmup.fraction > 0:
-        config = dataclasses.replace(config, proxy=dataclasses.replace(config.proxy, path=str(folder.proxy)))
-    return load_untrained_proxy(config)
+    warm = dataclasses.replace(config.proxy, path=str(folder.proxy))
+    return load_untrained_proxy(dataclasses.replace(config, proxy=warm))
 
 
 def load_untrained_proxy(config: Config) -> MultimodalModel:

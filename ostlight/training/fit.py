@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     if not len(data):
         raise DataError(f"{job.stage}: no sample to train on; widen the budget or look at quarantine.parquet")
     start = job.checkpoints.start if job.checkpoints else 0
-    steps = _plan(model, data, job)
+    plan = plan_steps(len(data), model.training_settings, job.seed)
+    model.total_steps = len(plan)
+    steps = StepDataset(data, plan, model.collator, job.compute.tokens_per_batch)
     tracker = _CostTracker(cost, steps, start)
     callbacks = [*job.callbacks, _StopOnNonFiniteLoss(), tracker, *([job.checkpoints] if job.checkpoints else [])]
     trainer = make_trainer(job.compute, job.folder, job.stage, callbacks, shard=job.shard, max_epochs=1)
@@ -84,16 +87,15 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     checkpoint = job.checkpoints.file if job.checkpoints and start else None
     trainer.fit(model, loader, ckpt_path=checkpoint, weights_only=True)
     data.rejections.update(_gather_rejections(data.rejections))
-    _check_usable(data, job.stage)
-    _report_cut_answers(model, data, job, cost)
+    if all(int(p) in data.rejections for p in data.positions):
+        first = data.rejections[int(data.positions[0])]
+        raise DataError(f"{job.stage}: none of the {len(data)} samples can be used; the first: {first}")
+    cost.more["answers_cut"] = len(data.cut)
+    if data.cut and not job.quiet:
+        limit = model.encoder.max_length
+        log.info(f"{job.stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     tracker.update(trainer.global_step, trainer.world_size)
     return data.rejections
-
-
-def _plan(model: MultimodalModel, data: EncodedPool, job: TrainingJob) -> StepDataset:
-    plan = plan_steps(len(data), model.training_settings, job.seed)
-    model.total_steps = len(plan)
-    return StepDataset(data, plan, model.collator, job.compute.tokens_per_batch)
 
 
 def _expected_flops(
@@ -104,20 +106,17 @@ def _expected_flops(
         flops, line = _estimate(model, steps, job.stage)
     else:
         model.to(trainer.strategy.root_device)
-        model.budget.on_halving = _log_halving(cost, job)
+        model.budget.on_halving = partial(_log_halving, cost, job)
         flops, line = _preflight(model, steps, job)
     if not job.quiet:
         log.info(line)
     return flops
 
 
-def _log_halving(cost: StageCost, job: TrainingJob) -> Callable[[str], None]:
-    def on_halving(message: str) -> None:
-        cost.more["out_of_memory"] = message
-        if not job.quiet:
-            log.warning(f"{job.stage}: {message}")
-
-    return on_halving
+def _log_halving(cost: StageCost, job: TrainingJob, message: str) -> None:
+    cost.more["out_of_memory"] = message
+    if not job.quiet:
+        log.warning(f"{job.stage}: {message}")
 
 
 def _estimate(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[float, str]:
@@ -152,19 +151,6 @@ def _gather_rejections(own: dict[int, BadRecord]) -> dict[int, BadRecord]:
     gathered: list[dict[int, BadRecord]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, own)
     return {position: error for rejections in gathered for position, error in rejections.items()}
-
-
-def _check_usable(data: EncodedPool, stage: str) -> None:
-    if all(int(p) in data.rejections for p in data.positions):
-        first = data.rejections[int(data.positions[0])]
-        raise DataError(f"{stage}: none of the {len(data)} samples can be used; the first: {first}")
-
-
-def _report_cut_answers(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: StageCost) -> None:
-    cost.more["answers_cut"] = len(data.cut)
-    if data.cut and not job.quiet:
-        limit = model.encoder.max_length
-        log.info(f"{job.stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
 
 
 class _CostTracker(Callback):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
@@ -11,10 +10,14 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
+from pyarrow.csv import ConvertOptions, ParseOptions, read_csv
 
 from ostlight.config.schema import Compute
 from ostlight.ranks import is_first_rank
 from ostlight.training.trainer import make_logger, quiet_lightning
+
+PARSE, CONVERT = ParseOptions(newlines_in_values=True), ConvertOptions(strings_can_be_null=True)
+"""How W&B needs a table: one type a column, and ``None`` for a blank."""
 
 
 @quiet_lightning()
@@ -62,11 +65,11 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
     files themselves are the log.
     """
     logger = make_logger(compute.logger, folder, stage) if is_first_rank() else False
-    with (folder / "table.csv").open(newline="") as file:
-        columns, *rows = list(csv.reader(file))
     plots = sorted(folder.glob("*.png"))
     if isinstance(logger, WandbLogger):
-        logger.log_table("table", columns=columns, data=_typed(rows))
+        table = read_csv(folder / "table.csv", parse_options=PARSE, convert_options=CONVERT)
+        columns = [column.to_pylist() for column in table.columns]
+        logger.log_table("table", columns=table.column_names, data=[list(row) for row in zip(*columns, strict=True)])
         for plot in plots:
             logger.log_image(f"plot/{plot.stem}", [str(plot)])
     elif isinstance(logger, TensorBoardLogger):
@@ -75,16 +78,3 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
             pixels = np.asarray(Image.open(plot).convert("RGB"))
             logger.experiment.add_image(f"plot/{plot.stem}", pixels, dataformats="HWC")
         logger.finalize("success")
-
-
-def _typed(rows: Sequence[Sequence[str]]) -> list[list[str | float | None]]:
-    """Returns numbers where a column holds only numbers: W&B takes one type a column, and ``None`` for a blank."""
-    columns = [_column(values) for values in zip(*rows, strict=True)]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _column(values: Sequence[str]) -> Sequence[str | float | None]:
-    try:
-        return [float(value) if value else None for value in values]
-    except ValueError:
-        return [value or None for value in values]

@@ -11,7 +11,6 @@ import torch
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.batch import Batch
-from ostlight.pipeline.scoring.stream import Rejection
 from ostlight.selection.scores import FIXED_FIELDS, FIXED_NAMES, OK, REJECTED
 
 Row = dict[str, Any]
@@ -67,11 +66,6 @@ def scored_rows(batch: Batch, columns: Mapping[str, Any]) -> list[Row]:
 def rejected_row(position: int, sample_id: str | None, error: BadRecord) -> Row:
     """Returns the row of a record that cannot be used."""
     return _row(position, sample_id) | _rejection(error)
-
-
-def rejection_row(rejection: Rejection) -> Row:
-    """Returns the row of a record that could not be read or encoded."""
-    return rejected_row(rejection.position, rejection.id, rejection.error)
 
 
 def to_table(rows: Sequence[Row]) -> pa.Table:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ostlight.data.atomic import atomic_path
 from ostlight.errors import DataError
-from ostlight.pipeline.scoring.rows import Row, rejection_row, to_table
+from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
 from ostlight.selection.scores import read_score_table
 
@@ -49,7 +49,7 @@ class ShardWriter(BasePredictionWriter):
         rows = self._open[batch.shard]
         rows += prediction
         if batch.is_last:
-            rows += [rejection_row(r) for r in batch.rejections]
+            rows += [rejected_row(*r) for r in batch.rejections]
             with atomic_path(part(self.folder, batch.shard)) as temporary:
                 pq.write_table(to_table(rows), temporary)
             del self._open[batch.shard]

@@ -115,12 +115,10 @@ def measure_ceilings(recorder: Recorder) -> Ceilings:
 
 def draw_roofline(path: Path, title: str, ceilings: Ceilings, points: dict[str, tuple[float, float]]) -> None:
     """``points``: name -> (FLOP per compulsory byte, FLOP/s)."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5), layout="tight")
+    axes = figure.subplots()
     corner = ceilings.flops_per_s / ceilings.bytes_per_s
     left, right = (
         min([corner, *(x for x, _ in points.values())]) / 4,
@@ -132,9 +130,7 @@ def draw_roofline(path: Path, title: str, ceilings: Ceilings, points: dict[str, 
     axes.set(xscale="log", yscale="log", xlabel="FLOP per compulsory byte", ylabel="FLOP/s", title=title)
     axes.legend(fontsize=8)
     axes.grid(True, which="both", alpha=0.2)
-    figure.tight_layout()
     figure.savefig(path, dpi=140)
-    pyplot.close(figure)
 
 
 class Refused(SystemExit):

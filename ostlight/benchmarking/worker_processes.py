@@ -111,7 +111,7 @@ class _Worker:
             BenchmarkError: the process could not load the tasks.
         """
         try:
-            message = self._connection.recv()
+            message: logging.LogRecord | _Outcome = self._connection.recv()
         except (EOFError, OSError):
             self.stop()
             message = _Outcome(CRASHED)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -20,12 +19,11 @@ from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.select import Selection
 from ostlight.pipeline.subset_selection import count_tokens
-from ostlight.selection.selector import Selector
 from ostlight.selection.usage import Usage
 from ostlight.testing import pools
 from ostlight.testing.compare import first_difference
 from ostlight.testing.processes import kill_and_resume
-from ostlight.testing.runner import Change, SelectorRunner
+from ostlight.testing.runner import SelectorRunner
 
 BASE = "base"
 """Name of the first run; the others are compared with its score table."""
@@ -163,7 +161,7 @@ class ContractCheck:
             return batch
 
         try:
-            self.runner.run("interrupted", change=_before_score(interrupt))
+            self.runner.run("interrupted", before_score=interrupt)
             yield "score catches BaseException, so Ctrl-C does not stop a run; catch Exception at most"
             return
         except Interrupted:
@@ -184,14 +182,14 @@ class ContractCheck:
                 raise ArithmeticError("raised by check_selector")
             return batch
 
-        selection = self.runner.run("failing", change=_before_score(fail))
+        selection = self.runner.run("failing", before_score=fail)
         yield from self._all_accounted_for(selection)
         fix = "score must give the same result for a sample alone as in a batch, and may be called again for a sample"
         yield from self._same_table("failing", "the failure of one sample changed others", fix, {victim})
 
     def not_a_number(self) -> Violations:
         victim = self._scored_id(1 / 3)
-        selection = self.runner.run("poisoned", change=_before_score(lambda batch: _poisoned(batch, victim)))
+        selection = self.runner.run("poisoned", before_score=lambda batch: _poisoned(batch, victim))
         yield from self._all_accounted_for(selection)
         fix = "no sample of a batch may influence another's score"
         yield from self._same_table("poisoned", "NaN in one sample changed others", fix, {victim})
@@ -250,15 +248,10 @@ class ContractCheck:
                 yield f"the error should name anchors.path; it is: {error}; call context.require_anchors(NAME)"
 
     def ranks(self) -> Violations:
-        outcome = kill_and_resume(self.runner, "killed")
-        if not outcome.killed:
-            yield f"a new process could not run it: {_last_line(outcome.output)}"
+        problem = kill_and_resume(self.runner, "killed")
+        if problem is not None:
+            yield problem
             return
-        if not outcome.resumed:
-            yield f"two ranks could not resume it: {_last_line(outcome.output)}"
-            return
-        if outcome.scored_again:
-            yield "finished shards were scored again"
         fix = "setup runs on every rank and score on each rank's part of the pool: share nothing between samples"
         yield from self._same_table("killed", "killed and resumed on two ranks, it gave another table", fix)
 
@@ -276,20 +269,6 @@ class ContractCheck:
         """Id of the sample this far down the scored ones."""
         ids = [str(row["id"]) for row in self.table if row["state"] == "ok"]
         return ids[int(len(ids) * fraction)]
-
-
-def _before_score(change: Callable[[Batch], Batch]) -> Change:
-    """Makes a selector score ``change(batch)`` in place of each batch."""
-
-    def wrap(selector: Selector) -> None:
-        original = selector.score
-
-        def score(batch: Batch) -> Mapping[str, Any]:
-            return original(change(batch))
-
-        selector.score = score  # type: ignore[method-assign]
-
-    return wrap
 
 
 def _poisoned(batch: Batch, victim: str) -> Batch:
@@ -311,8 +290,3 @@ def _rejects_mapping(options: type, name: str) -> bool:
     except ConfigError:
         return True
     return False
-
-
-def _last_line(output: str) -> str:
-    lines = [line for line in output.splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"

@@ -23,14 +23,13 @@ def first_difference(
     ignored = {None} | (leave_out or set())
     found_by_id = {row["id"]: row for row in found}
     rows = [row for row in expected if row["id"] not in ignored]
-    missing = [row["id"] for row in rows if row["id"] not in found_by_id]
-    if missing:
-        return f"record {missing[0]!r} has no row"
-    pairs = [(row, found_by_id[row["id"]]) for row in rows]
-    for one, other in pairs:
+    for one in rows:
+        other = found_by_id.get(one["id"])
+        if other is None:
+            return f"record {one['id']!r} has no row"
         if one["state"] != other["state"] or one["reason"] != other["reason"]:
-            return f"record {one['id']!r} was {_state(one)}, then {_state(other)}"
-    scored = [(one, other) for one, other in pairs if one["state"] == "ok"]
+            return f"record {one['id']!r} was {one['reason'] or 'scored'}, then {other['reason'] or 'scored'}"
+    scored = [(one, found_by_id[one["id"]]) for one in rows if one["state"] == "ok"]
     for name in [k for k in expected[0] if k not in ("position", "id", "state", "reason", "field", "detail", "tags")]:
         message = _column_difference(name, scored, tolerance)
         if message:
@@ -39,7 +38,7 @@ def first_difference(
 
 
 def _column_difference(name: str, pairs: Sequence[tuple[Row, Row]], tolerance: float) -> str | None:
-    numbers = [abs(x) for one, _ in pairs for x in _flat(one[name])]
+    numbers = [abs(x) for one, _ in pairs if _numeric(one[name]) for x in np.ravel(one[name]) if np.isfinite(x)]
     scale = max(numbers, default=0.0)
     for one, other in pairs:
         a: Any = one[name]
@@ -49,7 +48,7 @@ def _column_difference(name: str, pairs: Sequence[tuple[Row, Row]], tolerance: f
         else:
             same = a == b
         if not same:
-            return f"column {name!r} of record {one['id']!r} was {_short(a)}, then {_short(b)}"
+            return f"column {name!r} of record {one['id']!r} was {a!r:.60}, then {b!r:.60}"
     return None
 
 
@@ -57,16 +56,3 @@ def _numeric(value: Any) -> bool:
     if isinstance(value, list):
         return all(_numeric(v) for v in value)
     return isinstance(value, int | float)
-
-
-def _flat(value: Any) -> list[float]:
-    return [float(x) for x in np.ravel(value) if np.isfinite(x)] if _numeric(value) else []
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _state(row: Row) -> str:
-    return "scored" if row["state"] == "ok" else f"rejected ({row['reason']})"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import json
 import multiprocessing
+import operator
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from ostlight.errors import SelectorError
 from ostlight.models.batch import Batch
@@ -27,47 +25,22 @@ from ostlight.testing.runner import SelectorRunner
 TIMEOUT_S = 600
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What happened to the run.
+def kill_and_resume(runner: SelectorRunner, name: str) -> str | None:
+    """Runs ``name`` until it is killed with SIGKILL after two shards, then resumes it on two ranks (gloo, CPU).
 
-    Attributes:
-        killed: it ran until it was killed, after two shards.
-        resumed: both ranks finished it.
-        scored_again: the ranks rewrote a shard that was already there.
-        output: of all processes, both streams.
-    """
-
-    killed: bool = False
-    resumed: bool = False
-    scored_again: bool = False
-    output: str = ""
-
-
-def kill_and_resume(runner: SelectorRunner, name: str) -> Outcome:
-    """Runs ``name`` until it is killed with SIGKILL, then resumes it on two ranks (gloo, CPU).
+    Returns:
+        What went wrong, with the last line that the processes printed; ``None`` if nothing did.
 
     Raises:
         SelectorError: another process could not import the selector's class.
     """
-    order, result = runner.folder / f"{name}.json", runner.folder / f"{name}.outcome.json"
-    order.write_text(
-        json.dumps(
-            {
-                "location": class_location(runner.cls),
-                "options": dict(runner.options),
-                "folder": str(runner.folder),
-                "pools": str(runner.pools.pool.parent),
-                "name": name,
-            }
-        )
-    )
-    done = run_script(Path(__file__), order, result)
-    return (
-        Outcome(**json.loads(result.read_text()), output=done.stdout)
-        if not done.returncode
-        else Outcome(output=done.stdout)
-    )
+    arguments, result = runner.folder / f"{name}.json", runner.folder / f"{name}.result.txt"
+    fields = {"options": dict(runner.options), "folder": str(runner.folder), "pools": str(runner.pools.pool.parent)}
+    arguments.write_text(json.dumps(fields | {"location": class_location(runner.cls), "name": name}))
+    done = run_script(Path(__file__), arguments, result)
+    problem = "a new process could not run it" if done.returncode else result.read_text()
+    printed = [line for line in done.stdout.splitlines() if line.strip()]
+    return f"{problem}: {printed[-1] if printed else 'it printed nothing'}" if problem else None
 
 
 def run_script(script: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
@@ -91,11 +64,8 @@ def class_location(cls: type[Selector]) -> dict[str, str]:
     Raises:
         SelectorError: the class is defined inside a function, or not in a file.
     """
-    try:
-        file = inspect.getfile(cls)
-    except (TypeError, OSError):
-        file = ""
-    if "<locals>" in cls.__qualname__ or not file:
+    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if "<locals>" in cls.__qualname__ or file is None:
         raise SelectorError(
             f"{cls.__qualname__} is not defined at the top level of a file, so no other process can import it; "
             "move it there, or pass processes=False"
@@ -116,56 +86,52 @@ def import_class(location: Mapping[str, str]) -> type[Selector]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
-    found: Any = module
-    for part in location["qualname"].split("."):
-        found = getattr(found, part)
-    cls: type[Selector] = found
+    cls: type[Selector] = operator.attrgetter(location["qualname"])(module)
     return cls
 
 
-def _main(order: Path, result: Path) -> None:
-    fields = json.loads(order.read_text())
-    name = fields["name"]
+def _main(arguments: Path, result: Path) -> None:
+    fields = json.loads(arguments.read_text())
     pools = PoolFiles.create(Path(fields["pools"]))
     runner = SelectorRunner(import_class(fields["location"]), fields["options"], Path(fields["folder"]), pools)
+    result.write_text(_problem(runner, fields["name"]))
+
+
+def _problem(runner: SelectorRunner, name: str) -> str:
+    """Kills and resumes the run, and says what went wrong; the empty text if nothing did."""
     context = multiprocessing.get_context("fork")
     first = context.Process(target=_run_until_killed, args=(runner, name))
     first.start()
     first.join()
-    outcome = {"killed": first.exitcode == -signal.SIGKILL}
-    if outcome["killed"]:
-        before = runner.parts(name)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = [context.Process(target=_run_rank, args=(runner, name, rank, port)) for rank in range(2)]
-        for process in ranks:
-            process.start()
-        alive = ranks
-        while alive:
-            wait([process.sentinel for process in alive])
-            alive = [process for process in alive if process.is_alive()]
-            if any(process.exitcode for process in ranks):  # the other rank would wait for the failed one forever
-                for process in alive:
-                    process.kill()
-        after = runner.parts(name)
-        outcome["resumed"] = not any(process.exitcode for process in ranks)
-        outcome["scored_again"] = any(after.get(path) != time for path, time in before.items())
-    result.write_text(json.dumps(outcome))
+    if first.exitcode != -signal.SIGKILL:
+        return "a new process could not run it"
+    before = runner.parts(name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [context.Process(target=_run_rank, args=(runner, name, rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    alive = ranks
+    while alive:
+        wait([process.sentinel for process in alive])
+        alive = [process for process in alive if process.is_alive()]
+        if any(process.exitcode for process in ranks):  # the other rank would wait for the failed one forever
+            for process in alive:
+                process.kill()
+    if any(process.exitcode for process in ranks):
+        return "two ranks could not resume it"
+    after = runner.parts(name)
+    return "finished shards were scored again" if any(after.get(p) != time for p, time in before.items()) else ""
 
 
 def _run_until_killed(runner: SelectorRunner, name: str) -> None:
-    def kill_after_two_shards(selector: Selector) -> None:
-        score = selector.score
+    def kill_after_two_shards(batch: Batch) -> Batch:
+        if len(runner.parts(name)) >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
 
-        def deadly(batch: Batch) -> Mapping[str, Any]:
-            if len(runner.parts(name)) >= 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return score(batch)
-
-        selector.score = deadly  # type: ignore[method-assign]
-
-    runner.run(name, change=kill_after_two_shards)
+    runner.run(name, before_score=kill_after_two_shards)
 
 
 def _run_rank(runner: SelectorRunner, name: str, rank: int, port: int) -> None:

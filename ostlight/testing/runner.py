@@ -15,6 +15,7 @@ from ostlight.config.bind import bind
 from ostlight.config.load import load_config
 from ostlight.config.schema import Config
 from ostlight.digitmath.model import checkpoint
+from ostlight.models.batch import Batch
 from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
@@ -22,9 +23,6 @@ from ostlight.pipeline.select import Selection, select_subset
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
 from ostlight.testing.pools import PoolFiles
-
-Change = Callable[[Selector], None]
-"""Changes a new selector before it runs, for example to make its ``score`` fail."""
 
 
 @dataclass
@@ -72,17 +70,23 @@ class SelectorRunner:
             setattr(reduce(getattr, sections, config), setting, value)
         return config
 
-    def run(self, name: str, changes: Mapping[str, Any] | None = None, change: Change | None = None) -> Selection:
+    def run(
+        self,
+        name: str,
+        changes: Mapping[str, Any] | None = None,
+        before_score: Callable[[Batch], Batch] | None = None,
+    ) -> Selection:
         """Scores and selects with a new instance.
 
         Args:
             name: of the run; a name used before continues that run.
             changes: settings by dotted name.
-            change: applied to the instance first.
+            before_score: returns the batch that the selector scores in place of the one it is called with.
         """
         selector = self.new_selector()
-        if change is not None:
-            change(selector)
+        if before_score is not None:
+            original = selector.score
+            selector.score = lambda batch: original(before_score(batch))  # type: ignore[method-assign]
         config = self.config(name, changes)
         folder = RunFolder.of(config)
         pool = open_pool(config.pool, "pool")

@@ -49,7 +49,7 @@ from ostlight.models.batch import Batch
 from ostlight.models.influence_task import SampleTask
 from ostlight.selection.set_objective.objective import minibatch_value, plain_value
 from ostlight.training.optimizer_records import warmup_adam_scale
-from ostlight_selectors.ost import NORMS
+from ostlight_selectors.ost import STEP_SIZE_SAMPLES
 
 ETAS = {"rule/3": 1 / 3, "rule": 1.0, "3rule": 3.0}
 RULE = list(ETAS).index("rule")
@@ -92,7 +92,7 @@ def gather(pool: LabelledPool, name: str, plan: Plan, folder: Path) -> Facts:
     scored = samples[: plan.scored]
     singles = proxy.singles(scored)
     slopes, phi, norms = sketched(proxy, samples, max(plan.probes), pool.seed)
-    of_eta = proxy.singles(samples[:NORMS])
+    of_eta = proxy.singles(samples[:STEP_SIZE_SAMPLES])
     eta = median_step_size(proxy.model.model, proxy.parameters, of_eta, proxy.update_norm, task=SampleTask())
     etas = [eta * factor for factor in ETAS.values()]
     facts: Facts = {"eta": np.array(eta), "dev_loss": np.array(proxy.dev_loss), "slopes": slopes, "phi": phi}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from ostlight.config.schema import Count, Positive
 from ostlight.data.sample import Sample, Turn
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch, by_token_budget
 from ostlight.models.encode import Encoded
 from ostlight.models.losses import IGNORED
@@ -46,21 +46,18 @@ class Active(Selector):
         hide_answers: no answer of the pool is looked at, to try on an annotated pool what would have been annotated.
         """
 
-        estimator: str = "projected"
+        estimator: Literal["projected", "exact", "first_order", "second_order", "finite_difference"] = "projected"
         parameters: str = "blocks"
-        step_size: float | None = None
-        rank: int | None = None
-        probes: int | None = None
-        answers: int = 4
-        max_new_tokens: int = 64
+        step_size: Positive | None = None
+        rank: Count | None = None
+        probes: Count | None = None
+        answers: Count = 4
+        max_new_tokens: Count = 64
         leave_out_harmful: bool = True
         hide_answers: bool = False
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        for name in ("answers", "max_new_tokens"):
-            if getattr(self.options, name) < 1:
-                raise SelectorError(f"selector.options.{name} must be at least 1; got {getattr(self.options, name)}")
         names = ("estimator", "parameters", "step_size", "rank", "probes")
         shared = {name: getattr(self.options, name) for name in names}
         self.step = OneStepTrain(OneStepTrain.Options(**shared))
@@ -71,39 +68,41 @@ class Active(Selector):
     def setup(self, context: ScoringContext) -> None:
         proxy = context.proxy
         self.model, self.tokens_per_batch = proxy.model, proxy.tokens_per_batch
-        answered = dataclasses.replace(proxy, examples=lambda count: self._likeliest(proxy.examples(count)))
-        self.step.setup(dataclasses.replace(context, _proxy=answered))
+        labelled = replace(proxy, examples=lambda count: self._with_first_answer(proxy.examples(count)))
+        self.step.setup(replace(context, _proxy=labelled))
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        labelled = [(i, c) for i, found in enumerate(self._candidates(batch)) for c in found]
-        nothing = BadRecord("no_candidate", "the proxy gives no answer that can be scored")
-        refused: list[BadRecord | None] = [nothing] * len(batch)
-        encoded, owners = [], []
+        failures = [BadRecord("no_candidate", "the proxy gives no answer that can be scored")] * len(batch)
+        encoded, rows = [], []
         candidates: list[Sample] = []
-        for i, candidate in labelled:
-            try:
-                encoded.append(self.model.encoder.encode(candidate))
-                candidates.append(candidate)
-                owners.append(i)
-            except BadRecord as error:
-                refused[i] = error
+        for i, of_sample in enumerate(self._candidates(batch)):
+            for candidate in of_sample:
+                try:
+                    encoded.append(self.model.encoder.encode(candidate))
+                    candidates.append(candidate)
+                    rows.append(i)
+                except BadRecord as error:
+                    failures[i] = error
         utilities, logs = self._utilities(candidates, encoded)
-        columns: dict[str, list[Any]] = {name: [] for name in ("score", "expected_utility", "spread", "answers")}
-        for i in range(len(batch)):
-            mine = [k for k, owner in enumerate(owners) if owner == i and np.isfinite(utilities[k] + logs[k])]
-            if not mine:
-                for values in columns.values():
-                    values.append(float("nan"))
-                columns["answers"][-1] = []
+        columns = []
+        for i, failure in enumerate(failures):
+            scored = [k for k, row in enumerate(rows) if row == i and np.isfinite(utilities[k] + logs[k])]
+            if not scored:
+                unknown = dict.fromkeys(("score", "expected_utility", "spread"), float("nan"))
+                columns.append({**unknown, "answers": [], "failure": failure})
                 continue
-            refused[i] = None
-            u, weights = utilities[mine], np.exp(logs[mine] - np.logaddexp.reduce(logs[mine]))
+            u, weights = utilities[scored], np.exp(logs[scored] - np.logaddexp.reduce(logs[scored]))
             mean = float(weights @ u)
-            columns["score"].append(float(weights @ np.maximum(u, 0)) if self.options.leave_out_harmful else mean)
-            columns["expected_utility"].append(mean)
-            columns["spread"].append(float(np.sqrt(weights @ (u - mean) ** 2)))
-            columns["answers"].append([candidates[k].answer for k in mine])
-        return columns | ({"failure": refused} if any(refused) else {})
+            columns.append(
+                {
+                    "score": float(weights @ np.maximum(u, 0)) if self.options.leave_out_harmful else mean,
+                    "expected_utility": mean,
+                    "spread": float(np.sqrt(weights @ (u - mean) ** 2)),
+                    "answers": [candidates[k].answer for k in scored],
+                    "failure": None,
+                }
+            )
+        return {name: [row[name] for row in columns] for name in columns[0]}
 
     def _utilities(self, samples: Sequence[Sample], encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
         """``[candidates]`` utility of each, and the log-probability the proxy gives it."""
@@ -116,8 +115,8 @@ class Active(Selector):
             logs[group] = -(torch.as_tensor(columns["loss"]).cpu().double() * tokens).numpy()
         return utilities, logs
 
-    def _likeliest(self, prompts: Iterator[Batch]) -> Iterator[Batch]:
-        """Single samples with the proxy's first answer as their label."""
+    def _with_first_answer(self, prompts: Iterator[Batch]) -> Iterator[Batch]:
+        """Single samples, labelled with the proxy's most probable answer."""
         for prompt in prompts:
             for candidate in self._candidates(prompt)[0][:1]:
                 try:
@@ -127,21 +126,23 @@ class Active(Selector):
                 yield self.model.collator.batch([candidate], [encoded]).to(self.model.device)
 
     def _candidates(self, batch: Batch) -> list[list[Sample]]:
-        """The samples with each answer that is to be tried; their own alone where they have one."""
-        samples = [_asked(sample) for sample in batch.samples] if self.options.hide_answers else batch.samples
-        bare = [i for i, sample in enumerate(samples) if not any(t.trained for t in sample.turns)]
-        texts = dict(zip(bare, _answers(self.model, batch, bare, self.options), strict=True))
+        """For each sample, a copy with each of the proxy's answers; the sample itself if it has an answer."""
+        samples = [_without_answer(sample) for sample in batch.samples] if self.options.hide_answers else batch.samples
+        unlabelled = [i for i, sample in enumerate(samples) if not any(t.trained for t in sample.turns)]
+        texts = dict(zip(unlabelled, _generate_answers(self.model, batch, unlabelled, self.options), strict=True))
         return [
-            [_answered(sample, text) for text in texts[i]] if i in texts else [sample]
+            [replace(sample, turns=(*sample.turns, Turn("assistant", text, trained=True))) for text in texts[i]]
+            if i in texts
+            else [sample]
             for i, sample in enumerate(samples)
         ]
 
 
-def _answers(model: MultimodalModel, batch: Batch, rows: Sequence[int], options: Any) -> list[list[str]]:
+def _generate_answers(model: MultimodalModel, batch: Batch, rows: Sequence[int], options: Any) -> list[list[str]]:
     """The most probable answers to each prompt, without empty ones and repetitions."""
     if not rows:
         return []
-    # Generation goes on at the right end, so prompts are padded on the left; the positions follow from the mask.
+    # Generation appends on the right, so prompts are padded on the left; the positions follow from the mask.
     collator = replace(model.collator, side="left", positions=False)
     prompts = collator.batch([batch.samples[i] for i in rows], [batch.encoded[i] for i in rows]).to(model.device)
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in prompts.inputs.items()}
@@ -158,10 +159,6 @@ def _answers(model: MultimodalModel, batch: Batch, rows: Sequence[int], options:
     return [list(dict.fromkeys(t for t in texts[k * count : (k + 1) * count] if t.strip())) for k in range(len(rows))]
 
 
-def _asked(sample: Sample) -> Sample:
-    """Up to the last answer, the earlier ones as context."""
+def _without_answer(sample: Sample) -> Sample:
+    """The turns before the last answer; earlier answers become context."""
     return replace(sample, turns=tuple(replace(turn, trained=False) for turn in sample.turns[: sample.last_reply]))
-
-
-def _answered(sample: Sample, text: str) -> Sample:
-    return replace(sample, turns=(*sample.turns, Turn("assistant", text, trained=True)))

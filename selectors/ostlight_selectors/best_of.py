@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from annotated_types import Ge
 
 from ostlight.config.budget import Budget
-from ostlight.config.schema import SelectorChoice
+from ostlight.config.schema import Count, SelectorChoice
 from ostlight.errors import DivergedError, SelectorError
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
@@ -25,7 +26,6 @@ from ostlight.selection.selector import Selector
 
 log = logging.getLogger("ostlight.selectors.best_of")
 
-RULES = ("one_standard_error", "lowest")
 SET_STEP_SIZES = (1.0, 10.0, 100.0)
 """Of the sets tried by default, in multiples of the scored step size."""
 
@@ -67,7 +67,7 @@ class BestOf(Selector):
 
     uses_proxy: ClassVar[bool] = True
     handles_strata: ClassVar[bool] = True
-    selection_options: ClassVar[tuple[str, ...]] = ("candidates", "steps", "repeats", "rule")
+    selection_options: ClassVar[tuple[str, ...]] = ("candidates", "steps", "repeats")
 
     @dataclass
     class Options:
@@ -77,18 +77,22 @@ class BestOf(Selector):
             step size.
         steps: optimiser steps of a trial.
         repeats: trials of each subset, in different orders of its samples; their spread is the noise of a trial.
-        rule: ``one_standard_error`` (the first candidate whose mean log loss is within one standard error of the
-            lowest) or ``lowest``.
         """
 
         candidates: list[SelectorChoice] = field(default_factory=default_candidates)
-        steps: int = 100
-        repeats: int = 2
-        rule: str = "one_standard_error"
+        steps: Count = 100
+        repeats: Annotated[int, Ge(2)] = 2
+
+        def problems(self) -> Iterator[str]:
+            """Too few candidates, and labels that two candidates share."""
+            labels = [choice.shown for choice in self.candidates]
+            if len(labels) < 2:
+                yield f"candidates names {len(labels)} selectors; name at least two to try"
+            for label in sorted({label for label in labels if labels.count(label) > 1}):
+                yield f"candidates: two are called {label!r}; give one a label of its own"
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        _check_options(self.options)
         self.candidates = [create(choice.name, choice.options) for choice in self.options.candidates]
         for choice, candidate in zip(self.options.candidates, self.candidates, strict=True):
             if not candidate.needs_answers:
@@ -120,10 +124,9 @@ class BestOf(Selector):
             rows = table.take(pa.array(positions))  # a score table has a row for every position
             extra = {name: _values(rows[name]) for name in table.column_names if name not in FIXED_NAMES}
             score = np.array(rows["score"].to_numpy(), dtype=np.float64)
-            if label == self.sources[0].dependency:
-                columns |= extra | {f"{label}.score": score}
-            else:
-                columns |= {f"{label}.{name}": values for name, values in extra.items()} | {f"{label}.score": score}
+            if label != self.sources[0].dependency:
+                extra = {f"{label}.{name}": values for name, values in extra.items()}
+            columns |= extra | {f"{label}.score": score}
         failures = [self.rejections.get(position) for position in positions]
         return columns | {"score": self._first_score(columns, failures), "failure": failures}
 
@@ -139,6 +142,7 @@ class BestOf(Selector):
         first, _ = self._subset(0, scores, budget)
         if budget.threshold is not None or len(first) in (0, len(scores)) or not scores.in_run:
             return first
+        repeats, steps = self.options.repeats, self.options.steps
         subsets, notes = {}, {}
         for k, choice in enumerate(self.options.candidates):
             rows, noted = self._subset(k, scores, budget)
@@ -146,19 +150,16 @@ class BestOf(Selector):
                 subsets[choice.shown] = rows
             if noted:
                 notes[choice.shown] = noted
-        trials = self.options.repeats * len(subsets)
-        log.info(
-            f"{len(subsets)} subsets are tried on the proxy, {trials} trials of {self.options.steps} steps at most"
-        )
-        losses = _trial_losses(scores, list(subsets.values()), self.options.repeats, self.options.steps)
-        selected = list(subsets)[first_of_the_best(losses, self.options.rule)]
+        log.info(f"at most {repeats * len(subsets)} trials on the proxy: {len(subsets)} subsets, {steps} steps each")
+        losses = _trial_losses(scores, list(subsets.values()), repeats, steps)
+        selected = list(subsets)[first_of_the_best(losses)]
         losses_by_label = dict(zip(subsets, losses.tolist(), strict=True))
         finite = {label: each if np.isfinite(each).all() else None for label, each in losses_by_label.items()}
         note = {"samples": len(subsets[selected]), "selected": selected, "losses": finite, "notes": notes}
         scores.context.note("best_of", note)
         means = {label: f"{label} {np.mean(each):.4g}" for label, each in losses_by_label.items()}
         log.info(
-            f"selected: {means.pop(selected)}, mean loss on the trusted samples over {self.options.repeats} trials; "
+            f"selected: {means.pop(selected)}, mean loss on the trusted samples over {repeats} trials; "
             f"others: {', '.join(means.values())}"
         )
         return subsets[selected]
@@ -181,15 +182,15 @@ class BestOf(Selector):
         """The scores as the candidate's own table has them; columns it lacks are the first candidate's."""
         source, candidate = self.sources[k], self.candidates[k]
         prefix = f"{source.dependency}."
-        own = {name.removeprefix(prefix): name for name in scores.table.column_names if name.startswith(prefix)}
-        view = scores.with_columns({name: scores.table[stored] for name, stored in own.items()})
+        stored = [name for name in scores.table.column_names if name.startswith(prefix)]
+        view = scores.with_columns({name.removeprefix(prefix): scores.table[name] for name in stored})
         if source.metric is None:
             return view
         assert isinstance(candidate, MetricSelector), "only metric selectors read another's column"
         return view.with_score(candidate.score_of(view.column(source.metric)))
 
 
-def first_of_the_best(losses: np.ndarray, rule: str = "one_standard_error") -> int:
+def first_of_the_best(losses: np.ndarray) -> int:
     """Index of the first candidate whose mean log loss is within one standard error of a difference from the lowest.
 
     Candidates are named in the order of preference, as in the one-standard-error rule (Breiman, Friedman, Olshen and
@@ -198,7 +199,6 @@ def first_of_the_best(losses: np.ndarray, rule: str = "one_standard_error") -> i
 
     Args:
         losses: ``[candidates, repeats]``, in nats; infinite where a trial diverged, whose candidate is never selected.
-        rule: ``lowest`` allows no standard error.
 
     Raises:
         DivergedError: every candidate diverged in some trial.
@@ -210,19 +210,19 @@ def first_of_the_best(losses: np.ndarray, rule: str = "one_standard_error") -> i
             f"a trial of each of the {len(losses)} candidates diverged; lower the warm-up's learning rate "
             "(proxy.warmup.training.lr)"
         )
-    noise = 0.0
-    if rule == "one_standard_error":
-        noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
+    noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
     return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
 
 
 def _trial_losses(scores: Scores, subsets: Sequence[np.ndarray], repeats: int, steps: int) -> np.ndarray:
     """``[subsets, repeats]`` losses in nats; equal subsets are tried once in each repeat."""
+    losses: dict[tuple[int, bytes], float] = {}
     keys = [np.sort(rows).tobytes() for rows in subsets]
-    distinct = dict(zip(reversed(keys), reversed(subsets), strict=True))  # of equal ones the first
-    ordered = {key: distinct[key] for key in keys}
-    by_repeat = [{key: scores.trial(rows, k, steps) for key, rows in ordered.items()} for k in range(repeats)]
-    return np.array([[losses[key] for losses in by_repeat] for key in keys])
+    for k in range(repeats):
+        for key, rows in zip(keys, subsets, strict=True):
+            if (k, key) not in losses:
+                losses[k, key] = scores.trial(rows, k, steps)
+    return np.array([[losses[k, key] for k in range(repeats)] for key in keys])
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
@@ -268,23 +268,3 @@ def _provider(choice: SelectorChoice, candidate: Selector, candidates: Sequence[
 def _scoring_options(selector: Selector) -> dict[str, Any]:
     options = dataclasses.asdict(selector.options)
     return {name: value for name, value in options.items() if name not in selector.selection_options}
-
-
-def _check_options(options: Any) -> None:
-    """Raises:
-    SelectorError: too few candidates, two of one label, or a number or rule out of range.
-    """
-    where = "selector.options"
-    labels = [choice.shown for choice in options.candidates]
-    if len(labels) < 2:
-        raise SelectorError(f"{where}.candidates names {len(labels)} selectors; name at least two to try")
-    for label in labels:
-        if labels.count(label) > 1:
-            raise SelectorError(f"{where}.candidates: two are called {label!r}; give one a label of its own")
-    if options.rule not in RULES:
-        raise SelectorError(f"{where}.rule must be one of {', '.join(RULES)}; got {options.rule!r}")
-    least = 2 if options.rule == "one_standard_error" else 1
-    if options.repeats < least:
-        raise SelectorError(f"{where}.repeats must be at least {least} with rule={options.rule}; got {options.repeats}")
-    if options.steps < 1:
-        raise SelectorError(f"{where}.steps must be at least 1; got {options.steps}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
@@ -24,8 +25,6 @@ from ostlight.selection.selector import Selector
 
 log = logging.getLogger("ostlight.selectors.combine")
 
-METHODS = ("rank_mean", "cascade")
-
 STAGE = "scored_by"
 """Column of a cascade: number of the last part that scored the sample."""
 
@@ -37,19 +36,19 @@ class Part:
     Attributes:
         name: a registered selector.
         options: its own.
-        keep: share of the pool it leaves to the next part of a cascade.
+        keep: share of the whole pool that it selects for the next part of a cascade; not for the last part.
     """
 
     name: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-    keep: float | None = None
+    keep: Annotated[float, Interval(gt=0, le=1)] | None = None
 
 
 class Combine(Selector):
     """Combines selectors by mean rank, or in a cascade where each scores what the previous one selected.
 
     Every part has its own scores below the run folder (``dependencies/``) and its own entry in the cost log, and
-    resumes by itself. ``rank_mean`` averages over the parts a sample's rank, from 1 for the best to 0 for samples a
+    resumes by itself. ``rank_mean`` averages a sample's ranks over the parts, from 1 for the best to 0 for samples a
     part would never select. In a ``cascade`` each part scores only what the earlier parts selected, so an expensive
     judge at the end costs little; the budget is filled in the last part's order.
     """
@@ -58,25 +57,40 @@ class Combine(Selector):
     class Options:
         """Attributes:
         how: ``rank_mean`` or ``cascade``.
-        of: the parts, at least two: ``{name: ost, options: {...}, keep: 0.5}``; ``keep``, a share of the whole pool,
-            for all but the last of a cascade.
+        of: the parts, at least two: ``{name: ost, options: {...}, keep: 0.5}``.
         """
 
-        how: str = "rank_mean"
+        how: Literal["rank_mean", "cascade"] = "rank_mean"
         of: list[Part] = field(default_factory=list)
+
+        def problems(self) -> Iterator[str]:
+            """Too few parts, and shares that are missing, superfluous or larger than the one before."""
+            if len(self.of) < 2:
+                yield f"of names {len(self.of)} selectors; name at least two to combine"
+                return
+            *shares, last = [part.keep for part in self.of]
+            if self.how == "rank_mean":
+                if any(share is not None for share in [*shares, last]):
+                    yield "of: keep belongs to a cascade; how is rank_mean"
+                return
+            if last is not None:
+                yield f"of: the last part keeps what the budget says; drop its keep={last}"
+            largest = 1.0
+            for k, share in enumerate(shares):
+                if share is None or share > largest:
+                    yield f"of[{k}].keep must be a share of the pool, at most {largest:g}; got {share}"
+                largest = share or largest
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        _check(self.options)
         self.parts = [create(part.name, part.options) for part in self.options.of]
         self.cascade, self.last = self.options.how == "cascade", self.parts[-1]
         if self.cascade and self.last.dependencies():
             raise SelectorError("selector.options.of: the last part of a cascade cannot be a combination; put it first")
-        needs = {part.needs_answers for part in self.parts}
-        if len(needs) > 1:
+        if len({part.needs_answers for part in self.parts}) > 1:
             raise SelectorError("selector.options.of: some parts score answers and some do without; they share no pool")
         # What a combination is depends on its parts: these are looked up on the instance.
-        (self.needs_answers,) = needs  # type: ignore[misc]
+        self.needs_answers = self.last.needs_answers  # type: ignore[misc]
         self.stochastic = any(part.stochastic for part in self.parts)  # type: ignore[misc]
         self.uses_proxy = any(part.uses_proxy for part in self.parts)  # type: ignore[misc]
         self.last.usage = self.usage
@@ -88,31 +102,31 @@ class Combine(Selector):
         if len(earlier) == 1:
             return [SelectorChoice(earlier[0].name, earlier[0].options, f"1-{earlier[0].name}")]
         parts = [dataclasses.asdict(part) for part in earlier]
-        parts[-1]["keep"] = None  # what it keeps is this cascade's affair
+        parts[-1]["keep"] = None
         return [SelectorChoice("combine", {"how": "cascade", "of": parts}, f"1-to-{len(parts)}")]
 
     def fingerprints(self) -> dict[str, str]:
         if not self.cascade:
             return {}
-        own = {"of the last part": fingerprint.of_class(type(self.last))}
-        return own | {f"of the last part: {name}": value for name, value in self.last.fingerprints().items()}
+        code = {"of the last part": fingerprint.of_class(type(self.last))}
+        return code | {f"of the last part: {name}": value for name, value in self.last.fingerprints().items()}
 
     def setup(self, context: ScoringContext) -> None:
         self.failed = {p: error for table in context.dependencies.values() for p, error in rejections(table).items()}
         tables = [Scores(context.dependencies[choice.shown]) for choice in self.dependencies()]
         if not self.cascade:
-            places = [_places(part, scores) for part, scores in zip(self.parts, tables, strict=True)]
-            self.place = {p: [of[p] for of in places] for p in places[0] if p not in self.failed}
+            ranks = [_ranks(part, scores) for part, scores in zip(self.parts, tables, strict=True)]
+            self.ranks = {p: [of[p] for of in ranks] for p in ranks[0] if p not in self.failed}
             return
         (choice,), (scores,) = self.dependencies(), tables
         share = Budget(fraction=self.options.of[-2].keep)
         rows = select_rows(create(choice.name, choice.options), scores, share)
-        self.left = set(scores.positions[rows].tolist())
+        self.selected = set(scores.positions[rows].tolist())
         reached = scores.column(STAGE) if STAGE in scores else np.ones(len(scores), dtype=int)
         self.earlier = {
             p: (float(s), int(k)) for p, s, k in zip(scores.positions.tolist(), scores.score, reached, strict=True)
         }
-        log.info(f"cascade: {len(self.left):,} of {len(scores):,} samples are left for {self.options.of[-1].name}")
+        log.info(f"cascade: {self.options.of[-1].name} scores {len(self.selected):,} of {len(scores):,} samples")
         self.last.setup(context)
 
     def score(self, batch: Batch) -> Mapping[str, Any]:
@@ -124,19 +138,18 @@ class Combine(Selector):
             self.last.teardown()
 
     def _mean_rank_columns(self, positions: Sequence[int]) -> dict[str, Any]:
-        places = [self.place.get(p, [float("nan")] * len(self.parts)) for p in positions]
-        columns: dict[str, Any] = {"score": [float(np.mean(of)) for of in places], "place_by_part": places}
+        ranks = [self.ranks.get(p, [float("nan")] * len(self.parts)) for p in positions]
+        columns: dict[str, Any] = {"score": [float(np.mean(of)) for of in ranks], "place_by_part": ranks}
         return columns | self._failures(positions)
 
     def _cascade_columns(self, batch: Batch, positions: Sequence[int]) -> dict[str, Any]:
-        rows = [k for k, p in enumerate(positions) if p in self.left]
-        before = [self.earlier.get(p, (float("nan"), 0)) for p in positions]
-        columns: dict[str, list[Any]] = {"score": [s for s, _ in before], STAGE: [k for _, k in before]}
+        rows = [k for k, p in enumerate(positions) if p in self.selected]
+        earlier = [self.earlier.get(p, (float("nan"), 0)) for p in positions]
+        columns: dict[str, list[Any]] = {"score": [s for s, _ in earlier], STAGE: [k for _, k in earlier]}
         columns |= self._failures(positions)
         if rows:
-            some = batch.rows(rows)
-            found = checked_columns(self.last.score(some), len(some), type(self.last).__name__)
-            for name, values in found.items():
+            part = batch.rows(rows)
+            for name, values in checked_columns(self.last.score(part), len(part), type(self.last).__name__).items():
                 column = columns.setdefault(name, [None] * len(positions))
                 for row, value in zip(rows, values, strict=True):
                     column[row] = value
@@ -154,42 +167,17 @@ class Combine(Selector):
         rows = np.flatnonzero(scores.column(STAGE) == len(self.parts))
         if budget.threshold is None and budget.tokens is None:
             budget = Budget(count=budget.size(len(scores)))
-        left = scores.take(rows)
-        return rows[np.asarray(self.last.select(left, budget), dtype=np.int64)]
+        return rows[np.asarray(self.last.select(scores.take(rows), budget), dtype=np.int64)]
 
 
-def _check(options: Any) -> None:
-    """Raises:
-    SelectorError: no such way, too few parts, or shares that are missing, out of range or rise.
-    """
-    where = "selector.options"
-    if options.how not in METHODS:
-        raise SelectorError(f"{where}.how must be rank_mean or cascade; got {options.how!r}")
-    if len(options.of) < 2:
-        raise SelectorError(f"{where}.of names {len(options.of)} selectors; name at least two to combine")
-    shares = [part.keep for part in options.of]
-    if options.how == "rank_mean":
-        if any(share is not None for share in shares):
-            raise SelectorError(f"{where}.of: keep belongs to a cascade; how is rank_mean")
-        return
-    if shares[-1] is not None:
-        raise SelectorError(f"{where}.of: the last part keeps what the budget says; drop its keep={shares[-1]}")
-    bounds = [1.0, *shares[:-1]]
-    for k, share in enumerate(shares[:-1]):
-        if share is None or not 0 < share <= bounds[k]:
-            raise SelectorError(
-                f"{where}.of[{k}].keep must be a share of the pool above 0 and at most {bounds[k]:g}; got {share}"
-            )
+def _ranks(part: Selector, scores: Scores) -> dict[int, float]:
+    """By position: 1 for the best, down by equal steps; 0 for samples the part would never select.
 
-
-def _places(part: Selector, scores: Scores) -> dict[int, float]:
-    """By position: 1 for the best, down by equal steps; 0 for what the part would not keep at any budget.
-
-    Samples of equal score share their places' mean, so that the pool's order decides nothing.
+    Samples of equal score get the mean of their ranks, so the pool's order does not matter.
     """
     rows = select_rows(part, scores, Budget(fraction=1.0))
     _, tie = np.unique(scores.score[rows], return_inverse=True)
     steps = np.bincount(tie, np.arange(len(rows))) / np.bincount(tie)
-    places = np.zeros(len(scores))
-    places[rows] = 1 - steps[tie] / max(1, len(scores))
-    return dict(zip(scores.positions.tolist(), places.tolist(), strict=True))
+    ranks = np.zeros(len(scores))
+    ranks[rows] = 1 - steps[tie] / max(1, len(scores))
+    return dict(zip(scores.positions.tolist(), ranks.tolist(), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,14 +21,6 @@ class EL2N(MetricSelector):
 
     uses_proxy: ClassVar[bool] = True
     column: ClassVar[str] = "el2n"
-
-    @dataclass
-    class Options:
-        """Attributes:
-        prefer: ``high``, ``low`` or ``middle`` error.
-        """
-
-        prefer: str = "high"
 
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from ostlight.models.influence_task import make_anchors
 from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
-
-TO = ("nearest", "mean")
 
 
 class EmbeddingSimilarity(Selector):
@@ -35,13 +33,8 @@ class EmbeddingSimilarity(Selector):
         embedder: a sentence-transformers model; ``null`` takes the proxy's last layer at the last token.
         """
 
-        to: str = "nearest"
+        to: Literal["nearest", "mean"] = "nearest"
         embedder: str | None = None
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        if self.options.to not in TO:
-            raise SelectorError(f"selector.options.to must be nearest or mean; got {self.options.to!r}")
 
     def fingerprints(self) -> dict[str, str]:
         path = self.options.embedder

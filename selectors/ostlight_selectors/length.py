@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ostlight.models.batch import Batch
@@ -16,14 +15,6 @@ class Length(MetricSelector):
     """
 
     column: ClassVar[str] = "characters"
-
-    @dataclass
-    class Options:
-        """Attributes:
-        prefer: ``high`` (long), ``low`` (short) or ``middle``.
-        """
-
-        prefer: str = "high"
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         return {"characters": [sum(len(t.text) for t in s.turns if t.trained) for s in batch.samples]}

@@ -1,4 +1,4 @@
-"""LESS: samples whose Adam step points where some group of anchors wants to go."""
+"""LESS: samples whose Adam step agrees with the mean gradient of a group of anchors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import SelectorError
-from ostlight.influence.anchors import Anchors
+from ostlight.config.schema import Count
 from ostlight.influence.failures import failures
 from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.gradients.engine import GradientDots
@@ -51,12 +50,7 @@ class Less(Selector):
         """
 
         parameters: str = "blocks"
-        projection: int = 64
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        if self.options.projection < 1:
-            raise SelectorError(f"selector.options.projection must be at least 1; got {self.options.projection}")
+        projection: Count = 64
 
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("less")
@@ -66,17 +60,18 @@ class Less(Selector):
         train_only(model, parameters)
         anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
         scale, source = warmup_adam_scale(proxy.folder, model, parameters, anchors)
-        groups, wanted = _mean_gradients(model, parameters, anchors)
+        by_group = finite_mean_gradients(model, anchors, parameters)
+        means = {name: torch.stack([mean[name] for mean in by_group.values()]) for name in parameters}
         random = random_directions(context.seed, parameters, self.options.projection)
-        self.vectors = {n: torch.cat([wanted[n], random[n]]) * scale[n] for n in parameters}
-        flat = {n: w.double().flatten(1) for n, w in wanted.items()}
+        self.vectors = {n: torch.cat([means[n], random[n]]) * scale[n] for n in parameters}
+        flat = {n: w.double().flatten(1) for n, w in means.items()}
         self.lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
         self.engine, self.rows = GradientDots(model, parameters), RowMap(model)
         self.task = anchors.task
         size = sum(t.nbytes for t in self.vectors.values())
         log.info(f"adam steps, shaped by {source}; gradient vectors: {size / 2**20:.1f} MiB")
-        context.note("groups", groups)
+        context.note("groups", [str(group) for group in by_group])
         context.note("vector_bytes", size)
         for single in proxy.examples(1):
             self.engine.verify(lambda: self.task.losses(model, single), self.rows.of(single.inputs))  # noqa: B023
@@ -104,7 +99,7 @@ class Less(Selector):
 def random_directions(seed: int, parameters: Mapping[str, nn.Parameter], count: int) -> dict[str, Tensor]:
     """``[count, *shape]`` per parameter, fp32, entries ``+-1/sqrt(count)``: ``E ||R x||^2 = ||x||^2``.
 
-    A parameter's signs depend on the seed and its name alone, not on the device or on what other parameters there are.
+    A parameter's signs depend on the seed and its name alone, not on the device or the other parameters.
     """
     directions = {}
     for name, parameter in parameters.items():
@@ -113,12 +108,3 @@ def random_directions(seed: int, parameters: Mapping[str, nn.Parameter], count: 
         bits = torch.randint(0, 2, (count, *parameter.shape), generator=generator, dtype=torch.int8)
         directions[name] = ((2.0 * bits - 1.0) / count**0.5).to(parameter.device)
     return directions
-
-
-def _mean_gradients(
-    model: nn.Module, parameters: dict[str, nn.Parameter], anchors: Anchors
-) -> tuple[list[str], dict[str, Tensor]]:
-    """The groups' names, in the order they first appear, and ``[groups, *shape]`` per parameter."""
-    means = finite_mean_gradients(model, anchors, parameters)
-    stacked = {name: torch.stack([mean[name] for mean in means.values()]) for name in parameters}
-    return [str(group) for group in means], stacked

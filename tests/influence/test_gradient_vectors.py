@@ -15,7 +15,7 @@ from torch import Tensor
 import ostlight
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
-from ostlight.errors import RunChangedError, SelectorError
+from ostlight.errors import ConfigError, RunChangedError, SelectorError
 from ostlight.influence import gradient_vectors as module
 from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.gradient_vectors import VectorSettings
@@ -243,7 +243,7 @@ def test_runs_with_a_resumed_rank_or_another_holding_share_vectors_and_scores(se
     assert "taken from" in lines[size + 1]
     with pytest.raises(RunChangedError, match=r"changed: selector\.options\.vector_storage"):
         ostlight.select(settings(selector=ost), "selector.options.vector_storage=bf16")
-    with pytest.raises(SelectorError, match=r"vector_storage must be one of full, bf16, offload, split; got 'disk'"):
+    with pytest.raises(ConfigError, match=r"vector_storage must be one of full, bf16, offload, split; got 'disk'"):
         ostlight.select(settings(selector=ost), "selector.options.vector_storage=disk")
 
 

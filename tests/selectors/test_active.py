@@ -13,7 +13,7 @@ import torch
 
 import ostlight
 from ostlight.data.sample import Sample, Turn
-from ostlight.errors import DataError, SelectorError
+from ostlight.errors import ConfigError, DataError
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.simulated_step import SimulatedStep
@@ -102,12 +102,12 @@ def test_the_step_size_comes_from_the_proxys_first_answers(active, logged):
     assert "step size " in logged()
 
 
-def test_other_selectors_set_unlabelled_records_aside(active, settings, unlabelled):
+def test_other_selectors_reject_unlabelled_records(active, settings, unlabelled):
     selection = ostlight.select(settings(pool={"path": str(unlabelled)}))
     assert selection.rejected == {"no_answer": 10}
 
 
-def test_what_was_picked_must_be_annotated_before_it_is_trained_on(active, unlabelled, tmp_path):
+def test_selected_samples_must_be_annotated_before_they_are_trained_on(active, unlabelled, tmp_path):
     pq.write_table(pq.read_table(unlabelled).slice(0, 10), tmp_path / "bare.parquet")
     config = active() | {"pool": {"path": str(tmp_path / "bare.parquet")}}
     ostlight.select(config)
@@ -116,7 +116,7 @@ def test_what_was_picked_must_be_annotated_before_it_is_trained_on(active, unlab
 
 
 def test_options_out_of_range(active):
-    with pytest.raises(SelectorError, match="answers must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="answers must be a whole number, at least 1; got 0"):
         ostlight.select(active(answers=0))
-    with pytest.raises(SelectorError, match="estimator must be one of"):
+    with pytest.raises(ConfigError, match="estimator must be one of"):
         ostlight.select(active(estimator="third_order"))

@@ -14,14 +14,14 @@ import yaml
 from scipy.stats import rankdata
 
 import ostlight
-from ostlight.errors import BadRecord, RunChangedError, SelectorError
+from ostlight.errors import BadRecord, ConfigError, RunChangedError, SelectorError
 from ostlight.pipeline.cost_log import CostLog
 from ostlight.selection.registry import create, register
 from ostlight.selection.scores import Scores, read_score_table
 from ostlight.selection.selector import Selector
 
 ASKED: list[str] = []
-FAREWELLS: list[str] = []
+TEARDOWNS: list[str] = []
 
 
 @register("counts-what-it-scores")
@@ -33,7 +33,7 @@ class Counts(Selector):
         return {"score": [-len(s.answer) for s in batch.samples], "vector": [np.ones(3)] * len(batch)}
 
     def teardown(self) -> None:
-        FAREWELLS.append("counts")
+        TEARDOWNS.append("counts")
 
 
 @register("fails-on-some")
@@ -102,11 +102,11 @@ def test_a_cascade_asks_the_last_only_about_what_is_left(settings):
     assert scores.score[stage == 1] == pytest.approx(first.score[stage == 1])
 
 
-def test_every_part_says_farewell_once(settings):
+def test_every_part_is_torn_down_once(settings):
     for how, keep in (("cascade", 0.5), ("rank_mean", None)):
-        FAREWELLS.clear()
+        TEARDOWNS.clear()
         ostlight.select(settings(name=how, selector=combined(how, (*LOSS, keep), (*COUNTS, None))))
-        assert FAREWELLS == ["counts"]
+        assert TEARDOWNS == ["counts"]
 
 
 def test_a_cascade_of_three_narrows_twice(settings):
@@ -178,7 +178,7 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        (combined("sum", (*LOSS, None), (*LONG, None)), "how must be rank_mean or cascade; got 'sum'"),
+        (combined("sum", (*LOSS, None), (*LONG, None)), "how must be one of rank_mean, cascade; got 'sum'"),
         (combined("cascade", (*LOSS, None)), "of names 1 selectors; name at least two"),
         (combined("cascade", (*LOSS, None), (*LONG, None)), r"of\[0\].keep must be a share of the pool .* got None"),
         (combined("cascade", (*LOSS, 0.5), (*LONG, 0.6), (*COUNTS, None)), r"of\[1\].keep .* at most 0.5; got 0.6"),
@@ -192,8 +192,8 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
         ),
     ],
 )
-def test_what_cannot_be_combined_is_told(choice: dict, says: str):
-    with pytest.raises(SelectorError, match=says):
+def test_parts_that_cannot_be_combined_are_refused(choice: dict, says: str):
+    with pytest.raises((ConfigError, SelectorError), match=says):
         create(choice["name"], choice["options"])
 
 

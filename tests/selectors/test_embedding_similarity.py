@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ostlight.errors import SelectorError
+from ostlight.errors import ConfigError, SelectorError
 from ostlight.selection.registry import create
 
 
@@ -31,8 +31,8 @@ def test_the_score_is_the_cosine_with_the_nearest_anchor_or_the_mean(proxy, samp
             assert columns["nearest_anchor"][k] == samples("anchors")[int(cosines.argmax())].id
 
 
-def test_it_needs_anchors_and_a_known_way(proxy, selector_setting):
+def test_anchors_are_required_and_unknown_values_refused(proxy, selector_setting):
     with pytest.raises(SelectorError, match="'embedding_similarity' needs anchors"):
         create("embedding_similarity").setup(selector_setting(proxy(), anchors=[], groups=[]))
-    with pytest.raises(SelectorError, match="to must be nearest or mean; got 'far'"):
+    with pytest.raises(ConfigError, match="to must be one of nearest, mean; got 'far'"):
         create("embedding_similarity", {"to": "far"})

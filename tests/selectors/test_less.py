@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.errors import SelectorError
+from ostlight.errors import ConfigError, SelectorError
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.models.influence_task import SampleTask, make_anchors
@@ -101,7 +101,7 @@ def test_it_runs_with_groups(settings, digits):
 
 
 def test_it_needs_a_projection_and_anchors(proxy, selector_setting):
-    with pytest.raises(SelectorError, match="projection must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="projection must be a whole number, at least 1; got 0"):
         create("less", {"projection": 0})
     with pytest.raises(SelectorError, match="'less' needs anchors"):
         create("less").setup(selector_setting(proxy(), anchors=[], groups=[]))

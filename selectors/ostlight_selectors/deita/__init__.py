@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
 from ostlight.config.budget import Budget
-from ostlight.config.schema import Model
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.config.schema import Count, Model
+from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch
 from ostlight.models.embedding import load_embedder
 from ostlight.pipeline import fingerprint
@@ -20,8 +21,6 @@ from ostlight.selection.selector import Selector
 from ostlight_selectors.deita.filter import filter_similar
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Prompt, QuestionAnswer, question_answer_pairs
 from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
-
-MODELS = ("complexity", "quality", "embedder")
 
 
 class Deita(Selector):
@@ -48,19 +47,12 @@ class Deita(Selector):
         complexity: str | None = "hkust-nlp/deita-complexity-scorer"
         quality: str | None = "hkust-nlp/deita-quality-scorer"
         embedder: str | None = None
-        similarity: float = 0.9
-        max_length: int = 2048
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        if not -1 <= self.options.similarity <= 1:
-            raise SelectorError(f"selector.options.similarity is a cosine, -1 to 1; got {self.options.similarity}")
-        if self.options.max_length < 1:
-            raise SelectorError(f"selector.options.max_length must be at least 1; got {self.options.max_length}")
+        similarity: Annotated[float, Interval(ge=-1, le=1)] = 0.9
+        max_length: Count = 2048
 
     def fingerprints(self) -> dict[str, str]:
-        named = {name: getattr(self.options, name) for name in MODELS}
-        return {n: fingerprint.of_model(p, f"selector.options.{n}") for n, p in named.items() if p is not None}
+        paths = {name: getattr(self.options, name) for name in ("complexity", "quality", "embedder")}
+        return {n: fingerprint.of_model(p, f"selector.options.{n}") for n, p in paths.items() if p is not None}
 
     def setup(self, context: ScoringContext) -> None:
         self.complexity = self._scorer("complexity", COMPLEXITY, context)

@@ -17,7 +17,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
 from ostlight_selectors.llm_judge.local import LocalJudge
-from ostlight_selectors.llm_judge.options import COMPUTE, JudgeOptions, problems
+from ostlight_selectors.llm_judge.options import COMPUTE, JudgeOptions
 from ostlight_selectors.llm_judge.remote import RemoteJudge
 from ostlight_selectors.llm_judge.reply import Judgement
 from ostlight_selectors.llm_judge.reply_store import ReplyStore
@@ -42,9 +42,6 @@ class LLMJudge(Selector):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        found = list(problems(self.options))
-        if found:
-            raise ConfigError(found)
         self.rubric = Rubric.read(self.options.rubric)
         if self.options.mode == "logprobs" and not self.rubric.has_distinct_first_tokens:
             raise ConfigError(
@@ -54,24 +51,24 @@ class LLMJudge(Selector):
         self._useful = False
 
     def fingerprints(self) -> dict[str, str]:
-        found = {"rubric": fingerprint.of_values(dataclasses.asdict(self.rubric))}
+        fingerprints = {"rubric": fingerprint.of_values(dataclasses.asdict(self.rubric))}
         if self.options.backend == "transformers":
-            found["model"] = fingerprint.of_model(self.options.model, "selector.options.model")
-        return found
+            fingerprints["model"] = fingerprint.of_model(self.options.model, "selector.options.model")
+        return fingerprints
 
     def setup(self, context: ScoringContext) -> None:
         options = self.options
         if options.backend == "transformers":
             self._judge = LocalJudge(options, self.rubric, self.usage)
-            log.info(f"judge: {options.model}, mode {self._judge.mode}, rubric {options.rubric}")
+            log.info(f"judge: {options.model}, rubric {options.rubric}")
             return
-        replies = ReplyStore(context.folder, _rank())
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        replies = ReplyStore(context.folder, rank)
         server = Server(options, self._key(), self.rubric, self.usage)
         self._judge = RemoteJudge(options, self.rubric, server, replies)
-        kept = f"; {len(replies):,} replies are stored already" if len(replies) else ""
         log.info(
             f"judge: {options.model} at {options.base_url}, {options.concurrency} at once, mode {options.mode}, "
-            f"rubric {options.rubric}{kept}"
+            f"rubric {options.rubric}; {len(replies):,} replies are stored already"
         )
 
     def score(self, batch: Batch) -> Mapping[str, Any]:
@@ -106,17 +103,10 @@ class LLMJudge(Selector):
 
     def _key(self) -> str | None:
         name = self.options.api_key_env
-        if name is None:
-            return None
-        key = os.environ.get(name, "").strip()
-        if not key:
+        key = os.environ.get(name or "", "").strip()
+        if name and not key:
             raise SelectorError(
                 f"selector.options.api_key_env names {name}, which is not set in the environment; export it, or leave "
                 "the option out for a server that takes no key"
             )
-        return key
-
-
-def _rank() -> int:
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+        return key or None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ostlight.errors import BadRecord
-from ostlight_selectors.llm_judge.rubric import Rubric
+from ostlight_selectors.llm_judge.rubric import Rubric, as_number
 
 KEPT_CHARACTERS = 4000
 """Characters of an unusable reply kept with the record."""
@@ -24,8 +24,8 @@ class Reply:
         text: of the message.
         refusal: text the server sends in place of an answer.
         finish: why the model stopped; ``length`` where the limit took the rest.
-        logprobs: log-probability of each word of the scale where the score stands; ``None`` where not given. A word
-            outside the most probable ones a server lists is missing.
+        logprobs: log-probability of each word of the scale at the score's token; ``None`` if the server gave none.
+            A word that is not among the most probable tokens a server lists is missing.
         tokens_in, tokens_out: as the server counts them.
     """
 
@@ -66,7 +66,7 @@ def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judge
         BadRecord: ``reply_refused``, ``reply_unparsable``, ``no_logprobs``; the detail holds the reply's text.
     """
     if reply.refusal is not None or reply.finish == "content_filter":
-        raise _bad_record("reply_refused", "the judge refuses to answer", reply, reply.refusal)
+        raise _bad_record("reply_refused", "the judge refuses to answer", reply)
     expected = expected_score(reply.logprobs, rubric)
     if mode == "logprobs":
         if expected is None:
@@ -102,12 +102,7 @@ def schema(rubric: Rubric) -> dict[str, Any]:
     if all(re.fullmatch(r"-?\d+", word) for word in rubric.words):
         score = {"type": "integer", "enum": [int(word) for word in rubric.words]}
     properties = {"reason": {"type": "string"}, "score": score}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def word_logprobs(top: Sequence[tuple[str, float]], rubric: Rubric) -> dict[str, float]:
@@ -117,15 +112,14 @@ def word_logprobs(top: Sequence[tuple[str, float]], rubric: Rubric) -> dict[str,
     for token, logprob in top:
         word = by_name.get(bare(token).casefold())
         if word is not None:
-            before = found.get(word, -math.inf)
-            high = max(before, logprob)
+            low, high = sorted((found.get(word, -math.inf), logprob))
             if high > -math.inf:
-                found[word] = high + math.log(math.exp(before - high) + math.exp(logprob - high))
+                found[word] = high + math.log(math.exp(low - high) + 1)
     return found
 
 
 def score_place(tokens: Sequence[str], rubric: Rubric, one_word: bool) -> int | None:
-    """Index of the token the score is said with; the last one, where a model corrects itself."""
+    """Index of the token that holds the score: the last one, since a model may correct itself."""
     if one_word:
         return next((k for k, token in enumerate(tokens) if bare(token)), None)
     names = {word.casefold() for word in rubric.words}
@@ -149,36 +143,28 @@ def _read(reply: Reply, rubric: Rubric) -> tuple[float, str | None]:
     if not found:
         cut = " (it was cut at max_tokens)" if reply.finish == "length" else ""
         raise _bad_record("reply_unparsable", f"no JSON object with a score in the reply{cut}", reply)
-    said, reason = found[-1]["score"], found[-1].get("reason")
-    value = _value(said, rubric)
+    score, reason = found[-1]["score"], found[-1].get("reason")
+    value = _value(score, rubric)
     if value is None:
         scale = ", ".join(rubric.words)
-        raise _bad_record("reply_unparsable", f"the score {json.dumps(said)[:80]} is not on the scale {scale}", reply)
+        raise _bad_record("reply_unparsable", f"the score {json.dumps(score)[:80]} is not on the scale {scale}", reply)
     if reason is not None and not isinstance(reason, str):
         raise _bad_record("reply_unparsable", f"the reason is {type(reason).__name__}, not text", reply)
     return value, reason
 
 
-def _value(said: Any, rubric: Rubric) -> float | None:
-    if isinstance(said, bool) or not isinstance(said, str | int | float):
-        return None
+def _value(score: Any, rubric: Rubric) -> float | None:
+    """Value of the score as written; ``None`` if it is not on the scale."""
     for word, value in zip(rubric.words, rubric.values, strict=True):
-        if isinstance(said, str) and said.strip().casefold() == word.casefold():
+        if isinstance(score, str) and score.strip().casefold() == word.casefold():
             return value
-        if not isinstance(said, str) and _number(word) == said:
+        if isinstance(score, int | float) and not isinstance(score, bool) and as_number(word) == score:
             return value
     return None
 
 
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
-
-
 def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text, outermost ones, in order; thoughts in <think> are passed over."""
+    """The JSON objects in a text, outermost ones, in order; thoughts in <think> are skipped."""
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     decoder, found, at = json.JSONDecoder(), [], text.find("{")
     while at >= 0:
@@ -191,5 +177,5 @@ def _objects(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _bad_record(reason: str, what: str, reply: Reply, said: str | None = None) -> BadRecord:
-    return BadRecord(reason, f"{what}; the reply was: {(said or reply.text)[:KEPT_CHARACTERS]!r}")
+def _bad_record(reason: str, problem: str, reply: Reply) -> BadRecord:
+    return BadRecord(reason, f"{problem}; the reply was: {(reply.refusal or reply.text)[:KEPT_CHARACTERS]!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,13 +25,21 @@ class ReplyStore:
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
+        self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._positions: dict[str, tuple[Path, int]] = {}
         for path in sorted(folder.glob("replies-*.jsonl")):
-            self._index(path)
+            with path.open("rb") as file:
+                position = 0
+                for line in file:
+                    # A line may be cut short by a kill, or another rank may be writing it just now.
+                    with suppress(ValueError, KeyError, TypeError):
+                        self._positions[json.loads(line)["key"]] = (path, position)
+                    position += len(line)
         self._path = folder / f"replies-{rank:03d}.jsonl"
-        self._finish_last_line()
-        self._lock = threading.Lock()
+        if self._path.exists():
+            with self._path.open("ab") as file:
+                file.write(b"\n")  # ends a line that was cut short
         self._pending: dict[str, Future[Reply]] = {}
 
     def __len__(self) -> int:
@@ -45,19 +52,19 @@ class ReplyStore:
             Exception: whatever ``ask`` raises; nothing is stored then.
         """
         with self._lock:
-            place, waiting = self._positions.get(key), self._pending.get(key)
-            if place is None and waiting is None:
-                mine = self._pending[key] = Future()
-        if place is not None:
-            return self._read(*place)
-        if waiting is not None:
-            return waiting.result()
+            position, pending = self._positions.get(key), self._pending.get(key)
+            if position is None and pending is None:
+                future = self._pending[key] = Future()
+        if position is not None:
+            return self._read(*position)
+        if pending is not None:
+            return pending.result()
         try:
             reply = ask()
             self._append(key, reply)
-            mine.set_result(reply)
+            future.set_result(reply)
         except BaseException as error:
-            mine.set_exception(error)
+            future.set_exception(error)
             raise
         finally:
             with self._lock:
@@ -70,26 +77,10 @@ class ReplyStore:
             self._positions[key] = (self._path, file.tell())
             file.write(line)
 
-    def _index(self, path: Path) -> None:
-        with path.open("rb") as file:
-            at = 0
-            for line in file:
-                # A line may be cut in half by a kill, or be in the writing by another rank just now.
-                with suppress(ValueError, KeyError, TypeError):
-                    self._positions[json.loads(line)["key"]] = (path, at)
-                at += len(line)
-
     @staticmethod
-    def _read(path: Path, at: int) -> Reply:
+    def _read(path: Path, position: int) -> Reply:
         with path.open("rb") as file:
-            file.seek(at)
+            file.seek(position)
             stored = json.loads(file.readline())
         del stored["key"]
         return Reply(**stored)
-
-    def _finish_last_line(self) -> None:
-        with self._path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")

@@ -42,7 +42,7 @@ SCORE_FORMAT = "Reply with one of {words} and nothing else."
 class Band:
     """One step of the scale: the word the judge says, its value (by default the word as a number), its meaning."""
 
-    word: str = ""
+    word: str | int | float = ""
     value: float | None = None
     means: str = ""
 
@@ -56,8 +56,8 @@ class Rubric:
         scale: two or more bands, worst or best first.
         system: the system turn; the empty text for none (models whose chat template takes none).
         user: the user turn. Both may hold ``{question}``, ``{answer}``, ``{criteria}``, ``{scale}``, ``{format}``.
-        reply_format: stands for ``{format}`` where a JSON reply is asked for; ``{words}`` are those of the scale.
-        score_format: the same where one word is asked for.
+        reply_format: replaces ``{format}`` when a JSON reply is asked for; ``{words}`` are those of the scale.
+        score_format: replaces ``{format}`` when one word is asked for.
     """
 
     criteria: dict[str, str] = field(default_factory=dict)
@@ -81,19 +81,11 @@ class Rubric:
             shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
             raise ConfigError([f"selector.options.rubric: no file {name!r}; shipped are: {shipped}"])
         values = read_mapping(path, "`criteria` and `scale`")
-        booleans = _unquoted(values.get("scale"))
-        if booleans:
-            raise ConfigError(
-                [f'scale: YAML reads the word {b} as true or false; quote it: "{b}"' for b in booleans], str(path)
-            )
-        for band in _bands(values.get("scale")):
-            if isinstance(band.get("word"), int | float):
-                band["word"] = str(band["word"])
         return bind(cls, values, source=str(path))
 
     @property
     def words(self) -> list[str]:
-        return [band.word for band in self.scale]
+        return [str(band.word) for band in self.scale]
 
     @property
     def values(self) -> list[float]:
@@ -114,42 +106,42 @@ class Rubric:
         """
         first = next((k for k, turn in enumerate(sample.turns) if turn.trained), len(sample.turns))
         parts = {"question": sample.turns[:first], "answer": sample.turns[first:]}
-        marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in parts["question"])
-        images_of = {"question": sample.images[:marks], "answer": sample.images[marks:]}
-        form = self.score_format if one_word else self.reply_format
+        in_question = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in parts["question"])
+        images_of = {"question": sample.images[:in_question], "answer": sample.images[in_question:]}
+        reply_format = self.score_format if one_word else self.reply_format
         texts = {name: _transcript(turns) for name, turns in parts.items()}
         texts |= {
             "criteria": "\n".join(f"- {name}: {what.strip()}" for name, what in self.criteria.items()),
             "scale": "\n".join(f"{b.word}: {b.means.strip()}" for b in self.scale),
-            "format": form.replace("{words}", ", ".join(self.words)),
+            "format": reply_format.replace("{words}", ", ".join(self.words)),
             "words": ", ".join(self.words),
         }
         images: list[Any] = []
 
-        def fill(found: re.Match[str]) -> str:
-            images.extend(images_of.get(found[1], ()))
-            return texts[found[1]]
+        def fill(placeholder: re.Match[str]) -> str:
+            images.extend(images_of.get(placeholder[1], ()))
+            return texts[placeholder[1]]
 
         # One pass, so that a brace in a sample's own text stays what it is.
         filled = [re.sub(_PLACEHOLDER, fill, template) for template in (self.system, self.user)]
         if unusable is not None:
-            said, problem = (text.replace(IMAGE_PLACEHOLDER, "[image]") for text in unusable)
-            filled[1] += (
-                f"\n\nYour last reply was:\n{said[:QUOTED_CHARACTERS]}\nIt cannot be used: {problem}. {texts['format']}"
-            )
+            reply, problem = (text.replace(IMAGE_PLACEHOLDER, "[image]") for text in unusable)
+            filled[1] += f"\n\nYour last reply was:\n{reply[:QUOTED_CHARACTERS]}\nIt cannot be used: {problem}. "
+            filled[1] += texts["format"]
         roles = ("system", "user")
         turns = tuple(Turn(role, text) for role, text in zip(roles, filled, strict=True) if text)  # type: ignore[arg-type]
         return Sample(sample.id, turns, tuple(images), position=sample.position)
 
     def problems(self) -> list[str]:
+        """What makes the scale or the texts unusable."""
         found = []
         if len(self.scale) < 2:
             found.append("scale needs at least two bands, each {word: ..., value: ..., means: ...}")
-        for k, band in enumerate(self.scale):
-            if not band.word.strip() or band.word != band.word.strip():
-                found.append(f"scale[{k}].word must be a word without blanks around it; got {band.word!r}")
-            elif band.value is None and not _is_number(band.word):
-                found.append(f"scale[{k}].value is missing: {band.word!r} is no number, so say what it is worth")
+        for k, (word, band) in enumerate(zip(self.words, self.scale, strict=True)):
+            if not word or word != word.strip():
+                found.append(f"scale[{k}].word must be a word without blanks around it; got {word!r}")
+            elif band.value is None and as_number(word) is None:
+                found.append(f"scale[{k}].value is missing: {word!r} is no number, so say what it is worth")
         low = [w.casefold() for w in self.words]
         found += [f"scale: the word {w!r} is there twice" for w in sorted({w for w in low if low.count(w) > 1})]
         text = self.system + self.user
@@ -175,18 +167,9 @@ def _transcript(turns: Sequence[Turn]) -> str:
     return "\n\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)
 
 
-def _bands(scale: Any) -> list[dict[str, Any]]:
-    return [band for band in scale if isinstance(band, dict)] if isinstance(scale, list) else []
-
-
-def _unquoted(scale: Any) -> list[str]:
-    words = [band.get("word") for band in _bands(scale)]
-    return [{True: "yes", False: "no"}[word] for word in words if isinstance(word, bool)]
-
-
-def _is_number(word: str) -> bool:
+def as_number(word: str) -> float | None:
+    """The number that a word of the scale writes, ``None`` if it is no number."""
     try:
-        float(word)
+        return float(word)
     except ValueError:
-        return False
-    return True
+        return None

@@ -6,9 +6,7 @@ import logging
 import random
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from typing import Any
 
 from ostlight.errors import BadRecord, SelectorError
@@ -38,7 +36,7 @@ class Server:
 
     Args:
         options: address, model, sampling, retries, price.
-        key: sent with every request, ``None`` for a server that takes none; cut out of whatever the server says.
+        key: sent with every request, ``None`` for a server that takes none; removed from all that the server returns.
         rubric: its scale decides the reply's schema and which log-probabilities are kept.
         usage: grows with every request that was, or may have been, answered.
 
@@ -62,7 +60,7 @@ class Server:
         weakref.finalize(self, self._client.close)
         self._options, self._rubric, self._usage = options, rubric, usage
         self._one_word = options.mode == "logprobs"
-        self._variants = list(self._request_variants())
+        self._variants = self._request_variants()
         self._variant_chosen = False
         self.answered = False
         self._failures_in_a_row = 0
@@ -93,19 +91,14 @@ class Server:
         assert refusal is not None, "there is at least one variant"
         raise refusal
 
-    def _request_variants(self) -> Iterator[dict[str, Any]]:
+    def _request_variants(self) -> list[dict[str, Any]]:
         """Optional request fields, best first. A server may reject JSON schemas or log-probabilities."""
-        forms: list[dict[str, Any]] = [{}]
-        if not self._one_word:
-            named = {"name": "judgement", "strict": True, "schema": schema(self._rubric)}
-            forms = [{"response_format": {"type": "json_schema", "json_schema": named}}, {}]
-        logprobs: list[dict[str, Any]] = [{}]
+        json_schema = {"name": "judgement", "strict": True, "schema": schema(self._rubric)}
+        formats = [] if self._one_word else [{"response_format": {"type": "json_schema", "json_schema": json_schema}}]
+        logprobs: list[dict[str, Any]] = [] if self._one_word else [{}]
         if self._options.mode != "reply" and self._rubric.has_distinct_first_tokens:
-            counts = ({"logprobs": True, "top_logprobs": n} for n in (20, 5))
-            logprobs = [*counts, *([] if self._one_word else [{}])]
-        for form in forms:
-            for probability in logprobs:
-                yield form | probability
+            logprobs = [{"logprobs": True, "top_logprobs": n} for n in (20, 5)] + logprobs
+        return [form | extra for form in [*formats, {}] for extra in logprobs]
 
     def _keep_variant(self, extra: dict[str, Any]) -> None:
         """Uses the fields of the first answered request from now on; logs once what the server rejected."""
@@ -114,18 +107,16 @@ class Server:
                 return
             self._variant_chosen = True
             best, self._variants = self._variants[0], [extra]
-        for name, instead in (
-            ("response_format", "JSON is read from free text"),
-            ("logprobs", "scores are as written"),
-        ):
+        effects = {"response_format": "JSON is read from free text", "logprobs": "scores are as written"}
+        for name, effect in effects.items():
             if name in best and name not in extra:
-                log.warning(f"{self.base_url} refuses {name}: {instead}")
+                log.warning(f"{self.base_url} refuses {name}: {effect}")
 
     def _send(self, body: dict[str, Any]) -> Reply:
         for retry in range(self._options.max_retries + 1):
             wait = None
             try:
-                # `post` spares the client's models of an answer: a third of the time, and odd servers are read, too.
+                # `post` skips the client's models of an answer, a third of the time, and reads unusual servers too.
                 answer = self._client.post("/chat/completions", cast_to=object, body=body)
                 reply = self._reply(answer)
             except self._openai.APIStatusError as error:
@@ -150,11 +141,11 @@ class Server:
     def _give_up(self, message: str) -> Reply:
         with self._lock:
             self._failures_in_a_row += 1
-            row = self._failures_in_a_row
-        if row >= MAX_FAILURES_IN_A_ROW:
+            failures = self._failures_in_a_row
+        if failures >= MAX_FAILURES_IN_A_ROW:
             raise SelectorError(
-                f"{self.base_url} does not answer: {row} requests in a row were given up, the last with {message}. "
-                "Earlier replies are stored; run the same command again when the server is back"
+                f"{self.base_url} does not answer: {failures} requests in a row were given up, the last with "
+                f"{message}. Earlier replies are stored; run the same command again when the server is back"
             )
         raise BadRecord("request_failed", f"given up after {self._options.max_retries + 1} tries; the last: {message}")
 
@@ -166,15 +157,15 @@ class Server:
             SelectorError: it will refuse every request.
         """
         status, message = error.status_code, f"status {error.status_code}: {self._clean(str(error.message))}"
-        hopeless = {
+        fixes = {
             401: "set the key's variable and name it in selector.options.api_key_env",
             402: "the account is exhausted",
             403: "the key may not use this model",
             404: "check selector.options.base_url (it ends in /v1 for most servers) and model",
         }
         exhausted = status == 429 and "insufficient_quota" in message
-        if exhausted or status in (401, 402) or (status in hopeless and not self.answered):
-            fix = hopeless.get(status, hopeless[402])
+        if exhausted or status in (401, 402) or (status in fixes and not self.answered):
+            fix = fixes.get(status, fixes[402])
             raise SelectorError(f"{self.base_url} refuses every request, {message}; {fix}") from None
         if (status >= 500 and status != 501) or status in RETRIED_STATUSES:
             return message
@@ -187,15 +178,15 @@ class Server:
         return " ".join(self._without_key(text).split())[:MAX_ERROR_CHARACTERS]
 
     def _reply(self, answer: Any) -> Reply:
-        """Raises:
-        ValueError: not an answer of the protocol (half a body, an error in disguise).
+        """Reads a server's answer.
+
+        Raises:
+            ValueError: it does not follow the protocol (half a body, an error with status 200).
         """
         try:
             choice = answer["choices"][0]
             message = choice["message"]
             text = message.get("content") or ""
-            if isinstance(text, list):
-                text = "".join(part.get("text", "") for part in text)
             if not isinstance(text, str):
                 raise TypeError(f"content is {type(text).__name__}")
             usage = answer.get("usage") or {}
@@ -238,15 +229,9 @@ def backoff_s(retry: int) -> float:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a ``Retry-After`` header (a number or a date), ``None`` if there is none."""
-    header = headers.get("retry-after")
-    if header is None:
-        return None
+    """Seconds of a ``Retry-After`` header, ``None`` if there is none or it is a date, which no model server sends."""
     try:
-        wait = float(header)
-    except ValueError:
-        try:
-            wait = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError):
-            return None
+        wait = float(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
     return min(max(0.0, wait), LONGEST_RETRY_AFTER_S)

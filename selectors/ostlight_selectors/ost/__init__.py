@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
 
 from ostlight.config.budget import Budget
-from ostlight.errors import SelectorError
+from ostlight.config.schema import Count, Positive
 from ostlight.influence.agreement import rank_agreement, sample_count
 from ostlight.influence.batch_invariance import check_batch_invariance
 from ostlight.influence.estimators.exact import Exact
@@ -20,7 +20,7 @@ from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.gradient_products import GradientProducts
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.gradient_vectors import STORAGES, VectorSettings
+from ostlight.influence.gradient_vectors import VectorSettings
 from ostlight.influence.gradients.responses import SNAPSHOTS
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import GradientScale
@@ -40,16 +40,13 @@ from ostlight_selectors.ost.set_selection import select_set
 
 log = logging.getLogger("ostlight.selectors.ost")
 
-ESTIMATORS = ("projected", "exact", "first_order", "second_order", "finite_difference")
 CURVATURE_VECTORS = {"projected": ("rank", 32), "second_order": ("probes", 64)}
 """Which option counts the vectors beside the mean gradient, and its default (docs/explanation/estimators.md)."""
-OPTIMIZERS = ("sgd", "adam")
-SELECTIONS = ("top", "set")
-NORMS = 256
-"""Pool samples over which the median gradient norm is taken. On DigitMath another draw moves it by a quarter (95%),
-of 64 by half, which was two or three points of accuracy."""
-TRIED = 8
-"""Pool samples on which the step of the forward passes is found."""
+STEP_SIZE_SAMPLES = 256
+"""Pool samples over which the median gradient norm is taken. On DigitMath the median over other 256 samples differs by
+a quarter (95%), over other 64 by half, which was two or three points of accuracy."""
+FINITE_DIFFERENCE_SAMPLES = 8
+"""Pool samples on which the length of the finite difference is chosen."""
 
 
 class OneStepTrain(Selector):
@@ -95,20 +92,27 @@ class OneStepTrain(Selector):
             machine's memory) or ``split`` (over the ranks).
         """
 
-        estimator: str = "projected"
+        estimator: Literal["projected", "exact", "first_order", "second_order", "finite_difference"] = "projected"
         parameters: str = "blocks"
-        step_size: float | None = None
-        rank: int | None = None
-        probes: int | None = None
-        optimizer: str = "sgd"
-        selection: str = "top"
-        set_step_size: float = 10.0
-        set_batch_size: int = 32
-        vector_storage: str = "full"
+        step_size: Positive | None = None
+        rank: Count | None = None
+        probes: Count | None = None
+        optimizer: Literal["sgd", "adam"] = "sgd"
+        selection: Literal["top", "set"] = "top"
+        set_step_size: Positive = 10.0
+        set_batch_size: Count = 32
+        vector_storage: Literal["full", "bf16", "offload", "split"] = "full"
 
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        self._check_options()
+        def problems(self) -> Iterator[str]:
+            """Options that do not fit together."""
+            if self.selection == "set" and self.estimator not in CURVATURE_VECTORS:
+                yield "selection=set needs estimator=projected or second_order: it reads their curvature"
+            if self.estimator == "finite_difference" and self.vector_storage != "full":
+                yield "vector_storage must be full with estimator=finite_difference, which holds one vector"
+            if self.estimator == "projected" and self.probes is not None:
+                yield "probes is not an option of projected; set rank"
+            if self.estimator == "second_order" and self.rank is not None:
+                yield "rank is not an option of second_order; set probes"
 
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("ost")
@@ -130,45 +134,19 @@ class OneStepTrain(Selector):
         log.info(f"utilities over {count:,} parameters ({options.parameters}), {len(context.anchors)} anchors")
         self.estimator = self._estimator(context, SimulatedStep(model.model, parameters, anchors, step_size, scale))
 
-    def _check_options(self) -> None:
-        choices = (
-            ("estimator", ESTIMATORS),
-            ("optimizer", OPTIMIZERS),
-            ("selection", SELECTIONS),
-            ("vector_storage", STORAGES),
-        )
-        for name, valid in choices:
-            value = getattr(self.options, name)
-            if value not in valid:
-                raise SelectorError(f"selector.options.{name} must be one of {', '.join(valid)}; got {value!r}")
-        if self.options.selection == "set" and self.options.estimator not in CURVATURE_VECTORS:
-            raise SelectorError(
-                "selector.options.selection=set needs estimator=projected or second_order: it reads their curvature"
-            )
-        if self.options.estimator == "finite_difference" and self.options.vector_storage != "full":
-            raise SelectorError("selector.options: finite_difference holds one vector; leave vector_storage=full")
-        wrong, own = {"projected": ("probes", "rank"), "second_order": ("rank", "probes")}.get(
-            self.options.estimator, ("", "")
-        )
-        if wrong and getattr(self.options, wrong) is not None:
-            raise SelectorError(f"selector.options.{wrong} is not an option of {self.options.estimator}; set {own}")
-        for name in ("step_size", "rank", "probes", "set_step_size", "set_batch_size"):
-            value = getattr(self.options, name)
-            if value is not None and value <= 0:
-                raise SelectorError(f"selector.options.{name} must be above 0; got {value}")
-
     def _step_size(
         self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], scale: GradientScale | None
     ) -> float:
         model = context.proxy.model.model
         train_only(model, parameters)
         length = context.proxy.update_norm(parameters)
-        told = "the warm-up's median update" if length is not None else "Adam's first update"
-        length = first_adam_step(parameters, context.proxy.lr) if length is None else length
+        source = "the warm-up's median update"
+        if length is None:
+            length, source = first_adam_step(parameters, context.proxy.lr), "Adam's first update"
         step_size = median_step_size(
-            model, parameters, context.proxy.examples(NORMS), length, task=SampleTask(), scale=scale
+            model, parameters, context.proxy.examples(STEP_SIZE_SAMPLES), length, task=SampleTask(), scale=scale
         )
-        log.info(f"step size {step_size:.4g}: the median simulated step is as long as {told} ({length:.3g})")
+        log.info(f"step size {step_size:.4g}: the median simulated step is as long as {source} ({length:.3g})")
         return step_size
 
     def _estimator(
@@ -197,7 +175,7 @@ class OneStepTrain(Selector):
         estimator: GradientProducts | FiniteDifference
         small = False
         if name == "finite_difference":
-            estimator = FiniteDifference(step, singles[:TRIED], vectors)
+            estimator = FiniteDifference(step, singles[:FINITE_DIFFERENCE_SAMPLES], vectors)
             context.note("forward_error", estimator.relative_error)
         else:
             context.note("curvature", "measured" if name == "projected" else "sampled")
@@ -210,9 +188,9 @@ class OneStepTrain(Selector):
             if singles:
                 estimator.verify(Batch.together(singles[:2]))
         if singles:
-            found = rank_agreement(step, estimator, singles, seen=small)
-            log.info(found.summary(name))
-            context.note("rank_agreement", found.note(name))
+            agreement = rank_agreement(step, estimator, singles, seen=small)
+            log.info(agreement.summary(name))
+            context.note("rank_agreement", agreement.note(name))
         return estimator
 
     def fingerprints(self) -> dict[str, str]:

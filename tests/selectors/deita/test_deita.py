@@ -11,7 +11,7 @@ from scorer_models import scorer_folder, sentence_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ostlight
-from ostlight.errors import RunChangedError, SelectorError
+from ostlight.errors import ConfigError, RunChangedError
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, read_score_table
 from ostlight_selectors.deita import _sample_columns
@@ -109,10 +109,10 @@ def test_embeddings_by_a_sentence_model(settings, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"similarity": 1.5}, "similarity is a cosine, -1 to 1; got 1.5"),
-        ({"max_length": 0}, "max_length must be at least 1; got 0"),
+        ({"similarity": 1.5}, "similarity must be a number, at least -1 and at most 1; got 1.5"),
+        ({"max_length": 0}, "max_length must be a whole number, at least 1; got 0"),
     ],
 )
 def test_options_out_of_range(options: dict, says: str):
-    with pytest.raises(SelectorError, match=says):
+    with pytest.raises(ConfigError, match=says):
         create("deita", options)

@@ -110,19 +110,6 @@ def test_a_judge_that_says_something_else_stops_the_run(settings):
         ostlight.select(settings(selector={"name": "llm_judge", "options": options}))
 
 
-def test_text_that_is_no_reply_is_asked_again_and_kept(samples):
-    judge = local(mode="reply", max_tokens=6, max_reasks=1)
-    outcomes = judge.judge(samples("pool")[:3], CPU)
-    assert [o.reason for o in outcomes] == ["reply_unparsable"] * 3
-    assert all("the reply was: '" in o.detail for o in outcomes)
-    first = sum(
-        len(judge.model.encoder.encode_prompt(judge.rubric.conversation(s, one_word=False)))
-        for s in samples("pool")[:3]
-    )
-    assert judge.usage.tokens_in > 2 * first
-    assert judge.usage.tokens_out > 0
-
-
 def test_a_prompt_that_is_too_long_or_a_broken_picture_is_a_state(samples):
     good, other = samples("pool")[:2]
     long = Sample("long", (Turn("user", "<image>" + "why " * 200), Turn("assistant", "so", True)), good.images)

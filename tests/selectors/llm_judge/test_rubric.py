@@ -73,7 +73,10 @@ def test_a_second_asking_shows_the_reply_and_what_is_wrong():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (HEAD + "scale: [{word: yes, value: 1}, {word: 'no', value: 0}]", "reads the word yes as true or false; quote"),
+        (
+            HEAD + "scale: [{word: yes, value: 1}, {word: 'no', value: 0}]",
+            r"scale\[0\].word must be .*; got True; put it in quotes",
+        ),
         (HEAD + "scale: [{word: good}, {word: bad}]", r"scale\[0\].value is missing: 'good' is no number"),
         (HEAD + "scale: [{word: 1}]", "at least two bands"),
         (HEAD + "scale: [{word: 1}, {word: '1'}]", "the word '1' is there twice"),

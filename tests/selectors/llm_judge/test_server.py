@@ -7,7 +7,6 @@ import io
 import json
 import math
 import time
-from email.utils import formatdate
 
 import pytest
 import torch
@@ -123,7 +122,6 @@ def test_waits():
     assert retry_after_s({"retry-after": "-1"}) == 0
     assert retry_after_s({"retry-after": "soon"}) is None
     assert retry_after_s({"retry-after": "86400"}) == server_module.LONGEST_RETRY_AFTER_S
-    assert retry_after_s({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(29, abs=2)
     assert all(0.004 * 2**k / 2 <= backoff_s(k) <= 0.004 * 2**k for k in range(8))
     assert backoff_s(60) <= server_module.LONGEST_WAIT_S
 

@@ -13,9 +13,6 @@ import pytest
 import torch
 from tiny_judge import RUBRIC, taught
 
-from ostlight.selection.usage import Usage
-from ostlight_selectors.llm_judge.local import LocalJudge
-from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.rubric import Rubric
 
 pytestmark = pytest.mark.slow
@@ -92,11 +89,3 @@ def test_the_replies_of_a_real_server(samples, tiny, rubric: Path, served: str, 
     one_word = judge(served, rubric=str(rubric), mode="logprobs")
     one_word.options.model = str(folder)
     assert {o.reason for o in one_word.judge(pool, CPU)} == {"no_logprobs"}
-
-
-def test_the_same_model_loaded_here_says_the_same(samples, tiny, rubric: Path):
-    folder, replies = tiny
-    options = JudgeOptions(backend="transformers", model=str(folder), mode="reply", dtype="float32", max_tokens=40)
-    outcomes = LocalJudge(options, Rubric.read(str(rubric)), Usage()).judge(samples("pool")[:LESSONS], CPU)
-    assert [o.text for o in outcomes] == list(replies.values())
-    assert [o.score for o in outcomes] == [1.0, 0.0] * (LESSONS // 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ostlight
-from ostlight.errors import OstlightError, SelectorError
+from ostlight.errors import ConfigError, OstlightError, SelectorError
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import minibatch_value
 
@@ -49,7 +49,7 @@ def test_shares_by_the_anchors_groups(settings, options: dict[str, Any]):
 
 def test_a_set_needs_probes_and_a_size(settings):
     first = {"name": "ost", "options": {"estimator": "first_order", "selection": "set"}}
-    with pytest.raises(SelectorError, match="selection=set needs estimator=projected or second_order"):
+    with pytest.raises(ConfigError, match="selection=set needs estimator=projected or second_order"):
         ostlight.select(settings(selector=first))
     with pytest.raises(SelectorError, match="selection=set takes a fraction, count or tokens"):
         ostlight.select(settings(name="two", selector={"name": "ost", "options": SET}), "budget.threshold=0")
@@ -59,10 +59,10 @@ def test_a_set_needs_probes_and_a_size(settings):
     ("name", "options", "says"),
     [
         ("ost", {"estimator": "third_order"}, "estimator must be one of projected, exact, first_order, second_order"),
-        ("ost", {"step_size": -1.0}, "step_size must be above 0; got -1.0"),
+        ("ost", {"step_size": -1.0}, "step_size must be a number, above 0, or null; got -1.0"),
         ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
         ("ost", {"selection": "best"}, "selection must be one of top, set; got 'best'"),
-        ("ost", {"set_batch_size": 0}, "set_batch_size must be above 0; got 0"),
+        ("ost", {"set_batch_size": 0}, "set_batch_size must be a whole number, at least 1; got 0"),
         ("ost", {"objective": "trial"}, "objective=trial: use the selector best_of"),
         (
             "ost",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ostlight.selection.selector import Selector
 if TYPE_CHECKING:
     from ostlight.models.batch import Batch
 
-PREFERENCES = ("low", "high", "middle")
+Preference = Literal["low", "high", "middle"]
 
 
 class MetricSelector(Selector):
@@ -37,12 +37,7 @@ class MetricSelector(Selector):
         prefer: ``low``, ``high`` or ``middle``.
         """
 
-        prefer: str = "high"
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        if self.options.prefer not in PREFERENCES:
-            raise SelectorError(f"selector.options.prefer must be low, high or middle; got {self.options.prefer!r}")
+        prefer: Preference = "high"
 
     @abstractmethod
     def measure(self, batch: Batch) -> Mapping[str, Any]:

@@ -120,6 +120,9 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Selector:
 
 
 def option_lines(cls: type[Selector]) -> list[str]:
-    """``name: type = default`` for every option."""
-    defaults = cls.Options()
-    return [f"{f.name}: {f.type} = {getattr(defaults, f.name)!r}" for f in dataclasses.fields(cls.Options)]
+    """Name, allowed values and default of every option."""
+    from ostlight.config.bind import allowed_values, hints_of
+
+    defaults, hints = cls.Options(), hints_of(cls.Options)
+    names = [f.name for f in dataclasses.fields(cls.Options)]
+    return [f"{name}: {allowed_values(hints[name])} (default {getattr(defaults, name)!r})" for name in names]

@@ -1,4 +1,4 @@
-"""How far the proxy's predictions are from the answer, as vectors of probabilities."""
+"""Prefers samples by the size of the proxy's prediction errors (EL2N)."""
 
 from __future__ import annotations
 

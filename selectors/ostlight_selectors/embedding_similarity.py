@@ -1,4 +1,4 @@
-"""Likeness to the anchors, by embedding: what a sample is about, not what it teaches."""
+"""Prefers samples whose embeddings resemble the anchors'."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class EmbeddingSimilarity(Selector):
     """The samples most like an anchor: cosine of their embeddings with the nearest anchor's, or the mean over anchors.
 
     Representation-based selection as in "Large-Scale Data Selection for Instruction Tuning" (RDS+, arXiv 2503.01807),
-    which averages over tokens and lets the anchors take turns; here a sample's score is its own, so it is the last
-    token that speaks and the largest cosine that counts. One forward pass a sample.
+    which averages over tokens and selects for the anchors in turn. Here a score depends on the sample alone: the
+    largest cosine of the embedding at its last token. One forward pass a sample.
     """
 
     uses_proxy: ClassVar[bool] = True

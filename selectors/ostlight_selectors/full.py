@@ -1,4 +1,4 @@
-"""The ceiling of cost."""
+"""Keeps the whole pool: the upper bound of training cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The length of the gradient: how far a step on the sample would move the proxy."""
+"""Prefers samples by the length of their gradient (GraNd)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import train_only
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import MetricSelector
+from ostlight.selection.metric_selector import MetricSelector, Preference
 
 
 class GradNorm(MetricSelector):
@@ -34,7 +34,7 @@ class GradNorm(MetricSelector):
         parameters: those it is taken over: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
         """
 
-        prefer: str = "high"
+        prefer: Preference = "high"
         parameters: str = "blocks"
 
     def setup(self, context: ScoringContext) -> None:

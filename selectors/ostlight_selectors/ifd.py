@@ -1,4 +1,4 @@
-"""Instruction-following difficulty: how much the question helps with the answer."""
+"""Prefers samples whose question helps least with the answer: instruction-following difficulty (IFD)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class IFD(Selector):
     """The samples whose question and image help least with the answer, while they still help.
 
     "From Quantity to Quality" (arXiv 2308.12032): ``IFD = l(answer | question) / l(answer)``, losses over the answer
-    tokens. Here the question is everything that is not answered for, images too: the second loss is that of the same
+    tokens. Here the question is everything that is not trained on, images too: the second loss is that of the same
     conversation with its other turns emptied and their images removed. As there, a sample of ``IFD >= 1`` is never
     kept: its question does not belong to its answer. Two forward passes a sample.
     """

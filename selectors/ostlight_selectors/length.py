@@ -1,4 +1,4 @@
-"""The length of the answers: the baseline that every score of quality has to beat."""
+"""Prefers samples by the length of their answers, a baseline that every quality score has to beat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss itself: the cheapest score that needs a model."""
+"""Prefers samples by their loss, the cheapest score that needs a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import MetricSelector
+from ostlight.selection.metric_selector import MetricSelector, Preference
 
 
 class Loss(MetricSelector):
@@ -28,7 +28,7 @@ class Loss(MetricSelector):
         prefer: ``low``, ``high`` or ``middle`` loss.
         """
 
-        prefer: str = "low"
+        prefer: Preference = "low"
 
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model

@@ -1,4 +1,4 @@
-"""How likely the proxy finds the whole conversation, questions included."""
+"""Prefers samples by the perplexity of the whole conversation, questions included."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from ostlight.models.batch import Batch
 from ostlight.models.losses import IGNORED, per_sample_losses
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.metric_selector import MetricSelector
+from ostlight.selection.metric_selector import MetricSelector, Preference
 
 
 class Perplexity(MetricSelector):
     """The samples whose text is of middling (or low, or high) perplexity under the proxy.
 
     "When Less is More: Investigating Data Pruning for Pretraining LLMs at Scale" (arXiv 2309.04564) found the middle
-    best. ``exp`` of the mean cross-entropy over every token that has one before it, pictures' placeholders left out;
+    best. ``exp`` of the mean cross-entropy over every token that has one before it, image placeholders left out;
     ``loss`` is the same over the answers alone. One forward pass a sample.
     """
 
@@ -31,13 +31,13 @@ class Perplexity(MetricSelector):
         prefer: ``low``, ``high`` or ``middle`` perplexity.
         """
 
-        prefer: str = "middle"
+        prefer: Preference = "middle"
 
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model
         encoder = self.model.encoder
-        mark = encoder.image_token
-        self.picture = encoder.tokenizer.convert_tokens_to_ids(mark) if mark else None
+        token = encoder.image_token
+        self.image_id = encoder.tokenizer.convert_tokens_to_ids(token) if token else None
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
@@ -48,6 +48,6 @@ class Perplexity(MetricSelector):
         """``[N, T]`` labels; a token behind padding has none before it."""
         ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
         wanted = real & torch.cat([torch.zeros_like(real[:, :1]), real[:, :-1]], dim=1)
-        if self.picture is not None:
-            wanted = wanted & (ids != self.picture)
+        if self.image_id is not None:
+            wanted = wanted & (ids != self.image_id)
         return ids.masked_fill(~wanted, IGNORED)

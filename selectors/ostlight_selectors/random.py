@@ -1,4 +1,4 @@
-"""The floor of every comparison."""
+"""Keeps a random subset: the baseline of every comparison."""
 
 from __future__ import annotations
 

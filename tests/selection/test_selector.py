@@ -81,7 +81,7 @@ def test_our_own_selectors_are_found_and_say_where_they_come_from():
     found = registry.find("ost")
     assert found.problem is None
     assert found.source.startswith("ostlight ")
-    assert "estimator: str = " in "\n".join(registry.option_lines(found.cls))
+    assert "estimator: one of projected, exact" in "\n".join(registry.option_lines(found.cls))
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_list():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import ostlight
 from ostlight.data.sample import Turn
-from ostlight.errors import SelectorError
+from ostlight.errors import ConfigError, SelectorError
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.models.influence_task import SampleTask
@@ -161,5 +161,5 @@ def test_loss_keeps_the_easiest_or_the_hardest(settings):
 
 
 def test_an_unknown_preference_is_refused():
-    with pytest.raises(SelectorError, match="prefer must be low, high or middle; got 'odd'"):
+    with pytest.raises(ConfigError, match="prefer must be one of low, high, middle; got 'odd'"):
         create("loss", {"prefer": "odd"})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight_selectors.deita.filter import filter_similar
-from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Prompt, QuestionAnswer, question_answer_pairs
+from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Prompt, question_answer_pairs
 from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
 
 
@@ -68,21 +68,16 @@ class Deita(Selector):
         return load_scorer(settings, prompt, option, proxy.tokens_per_batch, proxy.model.device)
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        turns = [question_answer_pairs(sample) for sample in batch.samples]
-        asked = [pair for of_sample in turns for pair in of_sample]
-        complexity, quality = iter(self._asked(self.complexity, asked)), iter(self._asked(self.quality, asked))
-        vectors = self.embed(batch)
-        rows = []
-        for k, of_sample in enumerate(turns):
-            pairs = [(next(complexity), next(quality)) for _ in of_sample]
-            rows.append(_sample_columns(pairs, vectors[k]))
+        pairs_by_sample = [question_answer_pairs(sample) for sample in batch.samples]
+        pairs = [pair for of_sample in pairs_by_sample for pair in of_sample]
+        before = self.complexity.tokens_read + self.quality.tokens_read
+        scores = zip(self.complexity.scores(pairs), self.quality.scores(pairs), strict=True)
+        self.usage.add(tokens_in=self.complexity.tokens_read + self.quality.tokens_read - before)
+        rows = [
+            _sample_columns(list(islice(scores, len(of_sample))), vector)
+            for of_sample, vector in zip(pairs_by_sample, self.embed(batch), strict=True)
+        ]
         return {name: [row[name] for row in rows] for name in rows[0]}
-
-    def _asked(self, scorer: Scorer, asked: Sequence[QuestionAnswer]) -> list[float | BadRecord]:
-        read = scorer.tokens_read
-        found = scorer.scores(asked)
-        self.usage.add(tokens_in=scorer.tokens_read - read)
-        return found
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         order = np.lexsort((scores.positions, -scores.score))
@@ -93,8 +88,6 @@ class Deita(Selector):
             costs, most = scores.tokens, float(budget.tokens)
         else:
             most = float(budget.size(len(scores)))
-        if not len(order):
-            return order
         return filter_similar(scores.column("embedding"), order, self.options.similarity, costs, most)
 
 

@@ -24,18 +24,17 @@ def filter_similar(
     """Goes down the ranking and keeps each sample whose cosine with every sample kept before it is at most
     ``similarity``, until the next one kept would exceed the budget. Dropped samples are not compared with.
 
-    Exact (faiss' flat index, inner products), for any block size; two cosines that differ from ``similarity`` by less
-    than the rounding of fp32 may fall either way.
+    Exact (faiss' flat index, inner products) up to the rounding of fp32, for any block size.
 
     Args:
         embeddings: ``[N, D]``, of any length but 0.
         order: rows, best first.
         similarity: largest cosine between two that are kept.
         costs: ``[N]`` what each takes from the budget: 1, or its tokens.
-        budget: what all together may take.
+        budget: sum of the costs that may be kept.
 
     Returns:
-        rows kept, best first.
+        Rows kept, best first.
 
     Raises:
         SelectorError: faiss is not installed.

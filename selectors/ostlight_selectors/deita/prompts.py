@@ -55,19 +55,19 @@ QUALITY = Prompt(
 
 def question_answer_pairs(sample: Sample) -> list[QuestionAnswer]:
     """One pair per trained turn: its text, and the turns since the answer before it."""
-    found: list[QuestionAnswer] = []
+    pairs: list[QuestionAnswer] = []
     question: list[str] = []
-    seen = taken = 0
+    seen = first = 0
     for turn in sample.turns:
         if turn.role != "assistant":
             question.append(turn.text)
             seen += turn.text.count(IMAGE_PLACEHOLDER)
             continue
         if turn.trained:
-            found.append(QuestionAnswer("\n".join(question), turn.text, sample.images[taken:seen]))
+            pairs.append(QuestionAnswer("\n".join(question), turn.text, sample.images[first:seen]))
         seen += turn.text.count(IMAGE_PLACEHOLDER)
-        question, taken = [], seen
-    return found
+        question, first = [], seen
+    return pairs
 
 
 def truncate(
@@ -75,28 +75,28 @@ def truncate(
 ) -> QuestionAnswer:
     """The pair, its question and answer cut at their ends until the whole prompt has at most ``limit`` tokens.
 
-    The prompt itself is never cut: without its last words a model says anything but a score. The longer of the two
-    texts gives way first.
+    The prompt itself is never cut: without its end a model does not answer with a score. The longer of the two texts is
+    cut first.
 
     Args:
-        length: tokens of the whole prompt around an pair.
+        length: tokens of the whole prompt around a pair.
         tokenizer: a fast one.
 
     Raises:
-        BadRecord: the prompt and the pictures alone are longer than the limit.
+        BadRecord: the prompt and the images alone are longer than the limit.
     """
     while (over := length(pair) - limit) > 0:
         question, answer = (_token_ends(tokenizer, text) for text in (pair.question, pair.answer))
-        room = len(question) + len(answer) - over
-        if room <= 0:
+        remaining = len(question) + len(answer) - over
+        if remaining <= 0:
             raise BadRecord(
                 "prompt_too_long", f"the scorer's prompt alone exceeds max_length={limit}; raise it", "turns"
             )
-        for_question = min(len(question), max(room // 2, room - len(answer)))
+        for_question = min(len(question), max(remaining // 2, remaining - len(answer)))
         shorter = replace(
             pair,
             question=_cut(pair.question, question, for_question),
-            answer=_cut(pair.answer, answer, room - for_question),
+            answer=_cut(pair.answer, answer, remaining - for_question),
         )
         pair = replace(shorter, images=pair.images[: shorter.question.count(IMAGE_PLACEHOLDER)])
     return pair

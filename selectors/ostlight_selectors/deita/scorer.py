@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +30,9 @@ class PromptFormat:
     Attributes:
         tokenizer: of the model; a fast one.
         collator: how its inputs are stacked.
-        encode: a prompt and its pair, up to where the score follows.
-        score_ids: tokens that stand for the scores there.
-        takes_images: whether it is shown the pictures.
+        encode: a prompt and its pair, up to the score.
+        score_ids: the tokens of the six scores after a prompt.
+        takes_images: whether the model is shown the images.
     """
 
     tokenizer: Any
@@ -46,7 +48,7 @@ class Scorer:
     Args:
         model: in eval mode.
         format: of its prompts.
-        prompt: what it is asked.
+        prompt: the question it is asked.
         max_length: tokens of the whole prompt; question and answer are cut to fit, the prompt never.
         tokens_per_batch: padded tokens in one forward pass.
 
@@ -62,36 +64,33 @@ class Scorer:
         self.score_ids = format.score_ids(prompt)
         self.tokens_read = 0
 
-    def scores(self, asked: Sequence[QuestionAnswer]) -> list[float | BadRecord]:
-        """One score from 1 to 6 an pair, or why there is none."""
-        found: list[float | BadRecord | None] = [None] * len(asked)
+    def scores(self, pairs: Sequence[QuestionAnswer]) -> list[float | BadRecord]:
+        """One score from 1 to 6 for each pair, or why there is none."""
+        scores: dict[int, float | BadRecord] = {}
         encoded: dict[int, Encoded] = {}
-        for k, pair in enumerate(asked):
+        for k, pair in enumerate(pairs):
             try:
                 encoded[k] = self.encode(pair)
             except BadRecord as error:
-                found[k] = error
-        places = list(encoded)
-        for group in by_token_budget([len(encoded[k]) for k in places], self.tokens_per_batch):
-            rows = [places[g] for g in group]
-            for k, logits in zip(rows, self._logits([encoded[r] for r in rows]), strict=True):
-                found[k] = _expected(logits)
-        return [f for f in found if f is not None]
+                scores[k] = error
+        for group in by_token_budget([len(e) for e in encoded.values()], self.tokens_per_batch):
+            rows = [list(encoded)[g] for g in group]
+            scores |= zip(rows, map(_expected, self._logits([encoded[k] for k in rows])), strict=True)
+        return [scores[k] for k in range(len(pairs))]
 
     def encode(self, pair: QuestionAnswer) -> Encoded:
         """The whole prompt, cut to fit.
 
         Raises:
-            BadRecord: it cannot be made to fit, or a picture cannot be read.
+            BadRecord: it cannot be cut to fit, or an image cannot be read.
         """
-        pair = pair if self.prompt.shows_answer else replace(pair, answer="")
-        pair = pair if self.format.takes_images else pair.without_images()
+        if not self.prompt.shows_answer:
+            pair = replace(pair, answer="")
+        if not self.format.takes_images:
+            pair = pair.without_images()
 
-        def length(e: QuestionAnswer) -> int:
-            return len(self.format.encode(self.prompt, e))
-
-        fit = truncate(pair, self.max_length, length, self.format.tokenizer)
-        return self.format.encode(self.prompt, fit)
+        encode = partial(self.format.encode, self.prompt)
+        return encode(truncate(pair, self.max_length, lambda pair: len(encode(pair)), self.format.tokenizer))
 
     def _logits(self, encoded: list[Encoded]) -> Tensor:
         """``[N, 6]`` of the score tokens, fp64."""
@@ -103,8 +102,8 @@ class Scorer:
 
 
 def load_scorer(settings: Model, prompt: Prompt, option: str, tokens_per_batch: int, device: torch.device) -> Scorer:
-    """From a folder or hub name: a text model is asked in the published scorers' plain format, a vision model in its
-    own chat format with the pictures.
+    """A scorer from a folder or hub name. A text model is asked in the published scorers' plain format, a vision model
+    in its own chat format, with the images.
 
     Args:
         option: name of the option that names the model, for messages.
@@ -132,13 +131,13 @@ def proxy_scorer(model: MultimodalModel, prompt: Prompt, max_length: int, tokens
 
 
 def plain_format(tokenizer: Any) -> PromptFormat:
-    """The prompt as text, with the special tokens the tokenizer puts around any text; no pictures."""
+    """The prompt as text, with the special tokens the tokenizer puts around any text; no images."""
 
     def with_score(text: str, score: str) -> list[int]:
         return list(tokenizer(text + score)["input_ids"])
 
     def encode(prompt: Prompt, pair: QuestionAnswer) -> Encoded:
-        # With a score behind it and that taken off again: a tokenizer may join the last space with what follows.
+        # A score is appended and its token dropped again: a tokenizer may join the last space with what follows.
         ids = torch.tensor(with_score(prompt.render(pair), SCORES[0])[:-1])
         return Encoded({"input_ids": ids}, torch.full_like(ids, -100))
 
@@ -151,12 +150,11 @@ def plain_format(tokenizer: Any) -> PromptFormat:
 
 
 def chat_format(encoder: Encoder, collator: Collator) -> PromptFormat:
-    """The prompt as the user's turn of a conversation, with its pictures where the model takes them."""
+    """The prompt as the user's turn of a conversation, with its images if the model takes images."""
 
     def encode(prompt: Prompt, pair: QuestionAnswer) -> Encoded:
-        said = Turn("user", prompt.render(pair))
-        marks = said.text.count(IMAGE_PLACEHOLDER)
-        return encoder.encode_prompt(Sample("", (said,), pair.images[:marks]))
+        text = prompt.render(pair)
+        return encoder.encode_prompt(Sample("", (Turn("user", text),), pair.images[: text.count(IMAGE_PLACEHOLDER)]))
 
     def score_ids(prompt: Prompt) -> list[int]:
         text = prompt.render(QuestionAnswer("a", "a"))
@@ -169,7 +167,7 @@ def chat_format(encoder: Encoder, collator: Collator) -> PromptFormat:
 
 
 def _last_tokens(with_scores: list[list[int]]) -> list[int]:
-    """The tokens in which six texts differ that differ in their last character alone.
+    """The last token of each of six texts that differ in their last character alone.
 
     Raises:
         SelectorError: they differ in more than one token, or not at all.
@@ -177,7 +175,7 @@ def _last_tokens(with_scores: list[list[int]]) -> list[int]:
     shared, last = {tuple(ids[:-1]) for ids in with_scores}, [ids[-1] for ids in with_scores]
     if len(shared) != 1 or len(set(last)) != len(last):
         raise SelectorError(
-            f"its tokenizer has no token of its own for each of the scores {', '.join(SCORES)} behind the prompt "
+            f"its tokenizer has no token of its own for each of the scores {', '.join(SCORES)} after the prompt "
             f"(last tokens: {last}); name a model whose tokenizer has"
         )
     return last
@@ -191,13 +189,11 @@ def _expected(logits: Tensor) -> float | BadRecord:
 
 
 def _processor_or_tokenizer(settings: Model, where: str) -> Any:
-    """An ``Encoder`` for a model with eyes; else the bare tokenizer, chat template or not."""
-    try:
+    """An ``Encoder`` for a vision model; else the tokenizer alone, with or without a chat template."""
+    with suppress(OstlightError):  # published scorers have no chat template
         encoder = load_encoder(settings, where)
-    except OstlightError:
-        encoder = None  # published scorers have no chat template
-    if encoder is not None and encoder.takes_images:
-        return encoder
+        if encoder.takes_images:
+            return encoder
     try:
         return AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError) as error:

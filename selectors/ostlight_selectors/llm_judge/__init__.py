@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
 from ostlight_selectors.llm_judge.local import LocalJudge
-from ostlight_selectors.llm_judge.options import COMPUTE, JudgeOptions
+from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.remote import RemoteJudge
 from ostlight_selectors.llm_judge.reply import Judgement
 from ostlight_selectors.llm_judge.reply_store import ReplyStore
@@ -38,7 +38,15 @@ class LLMJudge(Selector):
     class Options(JudgeOptions):
         __doc__ = JudgeOptions.__doc__
 
-    compute_options: ClassVar[tuple[str, ...]] = COMPUTE
+    compute_options = (
+        "base_url",
+        "api_key_env",
+        "concurrency",
+        "timeout_s",
+        "max_retries",
+        "price",
+        "tokens_per_batch",
+    )
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)

@@ -84,7 +84,3 @@ class JudgeOptions:
         elif parts.username or parts.password or parts.query:
             # The message leaves out the address, which would end up in the log.
             yield "base_url holds a name, password or query; put the key into an environment variable (api_key_env)"
-
-
-COMPUTE = ("base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "price", "tokens_per_batch")
-"""Options that change where and how the judge is asked, but not its answers."""

@@ -84,16 +84,16 @@ class Active(Selector):
                 except BadRecord as error:
                     failures[i] = error
         utilities, logs = self._utilities(candidates, encoded)
-        columns = []
+        results: list[dict[str, Any]] = []
         for i, failure in enumerate(failures):
             scored = [k for k, row in enumerate(rows) if row == i and np.isfinite(utilities[k] + logs[k])]
             if not scored:
                 unknown = dict.fromkeys(("score", "expected_utility", "spread"), float("nan"))
-                columns.append({**unknown, "answers": [], "failure": failure})
+                results.append({**unknown, "answers": [], "failure": failure})
                 continue
             u, weights = utilities[scored], np.exp(logs[scored] - np.logaddexp.reduce(logs[scored]))
             mean = float(weights @ u)
-            columns.append(
+            results.append(
                 {
                     "score": float(weights @ np.maximum(u, 0)) if self.options.leave_out_harmful else mean,
                     "expected_utility": mean,
@@ -102,7 +102,7 @@ class Active(Selector):
                     "failure": None,
                 }
             )
-        return {name: [row[name] for row in columns] for name in columns[0]}
+        return {name: [row[name] for row in results] for name in results[0]}
 
     def _utilities(self, samples: Sequence[Sample], encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
         """``[candidates]`` utility of each, and the log-probability the proxy gives it."""

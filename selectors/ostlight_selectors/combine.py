@@ -78,7 +78,7 @@ class Combine(Selector):
             largest = 1.0
             for k, share in enumerate(shares):
                 if share is None or share > largest:
-                    yield f"of[{k}].keep must be a share of the pool, at most {largest:g}; got {share}"
+                    yield f"of[{k}].keep must be a share of the pool that is at most {largest:g}; got {share}"
                 largest = share or largest
 
     def __init__(self, options: Any = None) -> None:

@@ -58,7 +58,8 @@ class LocalJudge:
         lengths = [len(prompt) for _, prompt in prompts.values()]
         for group in by_token_budget(lengths, self.options.tokens_per_batch):
             rows = [list(prompts)[k] for k in group]
-            for i, reply in zip(rows, self._replies(*zip(*(prompts[i] for i in rows), strict=True)), strict=True):
+            replies = self._replies([prompts[i][0] for i in rows], [prompts[i][1] for i in rows])
+            for i, reply in zip(rows, replies, strict=True):
                 try:
                     outcomes[i] = judgement(reply, self.rubric, "logprobs", self.options.min_mass)
                 except BadRecord as bad:

@@ -75,7 +75,7 @@ def test_perplexity_reads_every_word_but_no_picture(scored):
 def test_perplexity_does_not_depend_on_the_side_of_the_padding(scored, samples):
     columns, model, batch = scored("perplexity")
     selector = create("perplexity")
-    selector.model, selector.picture = model, model.encoder.tokenizer.convert_tokens_to_ids("<image>")
+    selector.model, selector.image_id = model, model.encoder.tokenizer.convert_tokens_to_ids("<image>")
     model.collator.side = "left"
     left = selector.score(model.batches(batch.samples, 10_000)[0])
     assert torch.allclose(left["perplexity"], columns["perplexity"], rtol=1e-9)

@@ -119,8 +119,7 @@ class ContractCheck:
         if all(row["state"] != "ok" for row in table):
             yield "no sample got a score"
         (entry,) = self._score_costs()
-        together = entry.more.get("failed_together")
-        if together:
+        if together := entry.more.get("failed_together"):
             yield (
                 f"score failed on {together['batches']} batches but on none of their samples alone: "
                 f"{together['last']}; state kept between calls must stay usable (an async client belongs to one "

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 Row = Mapping[str, Any]
-Rows = Sequence[Row]
 
 
 def first_difference(
-    expected: Rows, found: Rows, tolerance: float, leave_out: set[str | None] | None = None
+    expected: Sequence[Row], found: Sequence[Row], tolerance: float, leave_out: set[str | None] | None = None
 ) -> str | None:
     """Describes the first difference between two score tables, ``None`` if there is none. Rows are matched by id.
 

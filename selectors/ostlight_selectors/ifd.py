@@ -42,7 +42,7 @@ class IFD(Selector):
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         rows = budget.top(scores)
-        return rows[scores.column("ifd")[rows] < 1]
+        return np.compress(scores.column("ifd")[rows] < 1, rows)
 
     def _answers_only(self, sample: Sample, whole: Encoded) -> Encoded:
         """The answers alone, with as many of their tokens as the length limit left in the whole sample."""

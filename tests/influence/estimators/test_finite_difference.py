@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.errors import OstlightError, SelectorError
+from ostlight.errors import ConfigError, OstlightError, SelectorError
 from ostlight.influence.estimators import finite_difference as forward_only
 from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.second_order import SecondOrder
@@ -58,7 +58,7 @@ def test_a_run_without_a_backward_pass(settings, logged):
 
 def test_what_makes_no_sense_is_refused(settings, digits, proxy, samples, monkeypatch):
     without = {"estimator": "finite_difference", "step_size": 0.1}
-    with pytest.raises(SelectorError, match="leave vector_storage=full"):
+    with pytest.raises(ConfigError, match=r"vector_storage must be full with estimator=finite_difference"):
         ostlight.select(settings(selector={"name": "ost", "options": without | {"vector_storage": "bf16"}}))
     grouped = {"path": str(digits.anchors), "group": "task"}
     with pytest.raises(SelectorError, match="two forward passes for each of the 7 anchor groups"):

@@ -16,7 +16,7 @@ from ostlight.models.cost import StageCost
 from ostlight.models.load import load_encoder
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.warmup import load_untrained_proxy, read_trusted
+from ostlight.pipeline.warmup import load_base_checkpoint, read_trusted
 from ostlight.selection.notes import check_note
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight.selection.select_rows import select_rows
@@ -71,7 +71,7 @@ def _trials(
             f"selector {name!r} asks for a trial, which is read on trusted samples; "
             "name a file of them in dev.path or anchors.path"
         )
-    load_proxy = partial(load_untrained_proxy, config)
+    load_proxy = partial(load_base_checkpoint, config)
     return Trials(TrialContext(load_proxy, pool, trusted, config.compute, folder.path, config.seed), cost)
 
 

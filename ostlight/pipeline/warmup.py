@@ -39,18 +39,18 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
         RunChangedError: the folder holds a proxy made from something else.
     """
     if config.proxy.warmup.fraction == 0:
-        return load_untrained_proxy(config)
+        return load_base_checkpoint(config)
     folder.claim("proxy", proxy_fingerprints(config, pool, anchors))
     if (folder.proxy / DONE).exists():
         log.info(f"proxy: taken from {folder.proxy}")
     else:
         _warm_up(config, folder, pool, anchors)
     warm = dataclasses.replace(config.proxy, path=str(folder.proxy))
-    return load_untrained_proxy(dataclasses.replace(config, proxy=warm))
+    return MultimodalModel.load(warm, "proxy", config.proxy.warmup.training)
 
 
-def load_untrained_proxy(config: Config) -> MultimodalModel:
-    """Returns the proxy before any warm-up, with the settings of its warm-up."""
+def load_base_checkpoint(config: Config) -> MultimodalModel:
+    """Returns the proxy as it is at ``proxy.path``, before any warm-up, with the settings of its warm-up."""
     return MultimodalModel.load(config.proxy, "proxy", config.proxy.warmup.training)
 
 
@@ -77,7 +77,7 @@ def read_trusted(config: Config, anchors: LoadedAnchors) -> tuple[list[Sample], 
 
 def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> None:
     """Trains the proxy briefly and saves the best weights, with what the steps looked like."""
-    model = load_untrained_proxy(config)
+    model = load_base_checkpoint(config)
     positions = _random_positions(config, pool)
     trusted, trusted_name = read_trusted(config, anchors)
     norms, moments = UpdateNorms(), SecondMoments()

@@ -56,7 +56,7 @@ class BestOf(Selector):
     """The subset of several selectors' that trains the proxy best: each is tried briefly, and the best is kept.
 
     The ranking of a score is the best subset of some pools and a poor one of others (docs/explanation/sets.md). So
-    every candidate selects its subset, the untrained proxy is fine-tuned on each for a few steps, and the candidate
+    every candidate selects its subset, the base checkpoint is fine-tuned on each for a few steps, and the candidate
     after which the loss on the trusted samples is lowest is kept. The trusted samples are the development set, or
     the anchors where there is none. Trials cost the same for a pool of any size.
 

@@ -31,6 +31,10 @@ class SelectorError(OstlightError):
     """A selector class, or what it returned, breaks the contract."""
 
 
+class InfluenceError(OstlightError):
+    """``ostlight.influence`` cannot score with this model, these anchors or these arguments."""
+
+
 class RunChangedError(OstlightError):
     """A run folder holds work that was done with other inputs than the ones asked for now."""
 

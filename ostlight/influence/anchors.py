@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.task import CausalLM, Task
 
 
@@ -27,7 +27,7 @@ class Anchors:
         ids: what each anchor is called in messages; its number, where not given.
 
     Raises:
-        OstlightError: there are no anchors, or the indices are not each number once.
+        InfluenceError: there are no anchors, or the indices are not each number once.
     """
 
     batches: Sequence[Any]
@@ -47,12 +47,12 @@ class Anchors:
             {k for k in range(len(self.groups)) if seen[k] != 1} | {k for k in seen if not 0 <= k < len(self.groups)}
         )
         if wrong or [len(rows) for rows in self.indices] != sizes:
-            raise OstlightError(
+            raise InfluenceError(
                 f"anchors: {len(self.groups)} have a group, the batches hold {sum(sizes)} with {sum(seen.values())} "
                 f"indices; each number from 0 belongs to one row, and these do not: {wrong[:10]}"
             )
         if not self.groups:
-            raise OstlightError("there are no anchors; give at least one batch of trusted samples")
+            raise InfluenceError("there are no anchors; give at least one batch of trusted samples")
 
     def __len__(self) -> int:
         return len(self.groups)

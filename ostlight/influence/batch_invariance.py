@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ostlight.errors import SelectorError
+from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
 
 ALLOWED = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -19,7 +19,7 @@ def check_batch_invariance(model: nn.Module, anchors: Anchors) -> float:
         the largest relative change.
 
     Raises:
-        SelectorError: a loss depends on what else is in the batch; names the anchor and both losses.
+        InfluenceError: a loss depends on what else is in the batch; names the anchor and both losses.
     """
     numbered = list(anchors.singles())
     numbered = numbered if len(numbered) <= 4 else numbered[:2] + numbered[-2:]
@@ -30,7 +30,7 @@ def check_batch_invariance(model: nn.Module, anchors: Anchors) -> float:
     changes = (together - alone).abs() / alone.abs().clamp_min(1.0)
     worst = int(changes.argmax())
     if float(changes[worst]) > ALLOWED[next(model.parameters()).dtype]:
-        raise SelectorError(
+        raise InfluenceError(
             f"the model's loss is not per sample: {anchors.name_of(numbered[worst][0])} has the loss "
             f"{float(alone[worst]):.6g} alone and {float(together[worst]):.6g} beside {len(together) - 1} others, so "
             "its logits mix the samples of a batch (batch normalisation, experts with a capacity, a missing attention "

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.probes import Vectors, curvature_probes, mean_gradients, requiring_gradients
@@ -147,14 +147,14 @@ class VectorPlan:
 
     def refuse_if_too_large(self) -> None:
         """Raises:
-        SelectorError: they do not fit where they are to be stored; lists what takes less.
+        InfluenceError: they do not fit where they are to be stored; lists what takes less.
         """
         free = _free_bytes(self.storage_device)
         if free is None or self.bytes_stored <= free:
             return
         others = [f"vector_storage={how}" for how in STORAGES[1:] if how != self.storage]
         option, count = ("probes", self.probes) if self.probes else ("rank", self.directions)
-        raise SelectorError(
+        raise InfluenceError(
             f"{self.summary()}, but only {_size(free)} are free: take fewer vectors ({option}, now {count}), fewer "
             f"parameters (last:N, lora), or {', '.join(others)}"
         )
@@ -188,7 +188,7 @@ def make_vectors(
         directions: gives the vectors that ``plan.directions`` counts.
 
     Raises:
-        OstlightError: too few anchors for the probes, an anchor without a finite loss.
+        InfluenceError: too few anchors for the probes, an anchor without a finite loss.
     """
     further = {} if directions is None else dict(directions.key)
     folder = None if settings.cache is None else settings.cache / _key(step, plan, seed, settings, further)
@@ -251,7 +251,7 @@ def finite_mean_gradients(
     """``mean_gradients``, or an error with the anchor that is not finite.
 
     Raises:
-        SelectorError: an anchor's loss or gradient is not finite; names the anchor.
+        InfluenceError: an anchor's loss or gradient is not finite; names the anchor.
     """
     means = mean_gradients(model, anchors, parameters)
     if all(bool(vector.isfinite().all()) for vectors in means.values() for vector in vectors.values()):
@@ -261,10 +261,10 @@ def finite_mean_gradients(
             try:
                 sample_gradient(model, anchors.task, parameters, single)
             except BadRecord as error:
-                raise SelectorError(
+                raise InfluenceError(
                     f"{anchors.name_of(index)}: {error}; fix it, leave it out, or take another model"
                 ) from error
-    raise SelectorError("the anchors' gradients are finite one by one and not in sum; take another model")
+    raise InfluenceError("the anchors' gradients are finite one by one and not in sum; take another model")
 
 
 def _read(folder: Path, names: list[str], plan: VectorPlan) -> Iterator[tuple[str, Tensor]]:

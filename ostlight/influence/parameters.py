@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 
 NOT_TEXT = re.compile(r"(^|[._])(vision|visual|image|vit|audio|speech|patch|perceiver|resampler)", re.IGNORECASE)
 """Module paths that never hold the language model's blocks; asked only where the model does not name its decoder."""
@@ -34,14 +34,14 @@ def select_parameters(model: nn.Module, choice: str) -> dict[str, nn.Parameter]:
         stands for all its uses: on a model with tied embeddings ``head`` is the input embedding too.
 
     Raises:
-        OstlightError: the choice matches nothing, has a bad number, or is no regular expression. Lists the names.
+        InfluenceError: the choice matches nothing, has a bad number, or is no regular expression. Lists the names.
     """
     named = dict(model.named_parameters())
     chosen = _chosen(model, choice, named)
     found = {name: parameter for name, parameter in named.items() if id(parameter) in chosen}
     if not found:
         missing = NO_ADAPTERS if choice == "lora" else f"parameters takes {CHOICES}"
-        raise OstlightError(
+        raise InfluenceError(
             f"parameters={choice!r} matches no parameter of {type(model).__name__}; "
             f"{missing}. Its {len(named)} parameters, nearest names first, are {_abbreviated(named, choice)}"
         )
@@ -52,7 +52,7 @@ def text_blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks of the language model inside ``model``.
 
     Raises:
-        OstlightError: no list of blocks is found outside the vision and audio parts.
+        InfluenceError: no list of blocks is found outside the vision and audio parts.
     """
     decoder, depth = _decoder(model)
     within = {id(module) for module in decoder.modules()}
@@ -65,7 +65,7 @@ def text_blocks(model: nn.Module) -> nn.ModuleList:
     exact = [(name, module) for name, module in lists if len(module) == depth]
     candidates = exact or lists
     if not candidates:
-        raise OstlightError(
+        raise InfluenceError(
             f"{type(model).__name__} has no list of transformer blocks to be found; "
             "name the parameters with a regular expression instead of blocks or last:N"
         )
@@ -81,7 +81,7 @@ def _chosen(model: nn.Module, choice: str, named: dict[str, nn.Parameter]) -> se
     if choice.startswith("last:"):
         blocks, count = text_blocks(model), choice.removeprefix("last:")
         if not count.isdigit() or not 1 <= int(count) <= len(blocks):
-            raise OstlightError(
+            raise InfluenceError(
                 f"parameters={choice!r}: N is a whole number from 1 to {len(blocks)}, the number of blocks"
             )
         return {id(parameter) for block in list(blocks)[-int(count) :] for parameter in block.parameters()}
@@ -93,7 +93,7 @@ def _chosen(model: nn.Module, choice: str, named: dict[str, nn.Parameter]) -> se
     try:
         pattern = re.compile(choice)
     except re.error as error:
-        raise OstlightError(f"parameters={choice!r} is no regular expression ({error}); it takes {CHOICES}") from error
+        raise InfluenceError(f"parameters={choice!r} is no regular expression ({error}); it takes {CHOICES}") from error
     return {id(parameter) for name, parameter in named.items() if pattern.search(name)}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import BadRecord, OstlightError
+from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.agreement import RankAgreement, rank_agreement
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.batch_invariance import check_batch_invariance
@@ -107,7 +107,7 @@ class UtilityScorer:
         seed: of the probes.
 
     Raises:
-        OstlightError: an argument is missing or does not fit the estimator; a layer that is not supported; losses that
+        InfluenceError: an argument is missing or does not fit the estimator; a layer that is not supported; losses that
             depend on what else is in the batch.
     """
 
@@ -175,7 +175,7 @@ class UtilityScorer:
             the largest relative deviation; ``None`` for estimators that take no per-sample products.
 
         Raises:
-            OstlightError: it is larger than rounding explains; names the parameter.
+            InfluenceError: it is larger than rounding explains; names the parameter.
         """
         if not isinstance(self._estimator, GradientProducts):
             return None
@@ -201,7 +201,7 @@ class UtilityScorer:
         if name == "projected":
             rank = rank or DEFAULT_RANK
             if len(self._calibration) < rank:
-                raise OstlightError(
+                raise InfluenceError(
                     f"projected with rank={rank} measures steps on at least {rank} calibration samples, better "
                     f"{2 * rank}; there are {len(self._calibration)}: pass more batches in calibration, or a lower rank"
                 )
@@ -232,19 +232,19 @@ def _check_arguments(
     vector_storage: str,
 ) -> None:
     if estimator not in ESTIMATORS:
-        raise OstlightError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
+        raise InfluenceError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
     if vector_storage not in STORAGES:
-        raise OstlightError(f"vector_storage must be one of {', '.join(STORAGES)}; got {vector_storage!r}")
+        raise InfluenceError(f"vector_storage must be one of {', '.join(STORAGES)}; got {vector_storage!r}")
     if step_size is None or not step_size > 0:
-        raise OstlightError(
+        raise InfluenceError(
             f"step_size must be a number above 0; got {step_size}. Take the learning rate of your SGD, or "
             "ostlight.influence.median_step_size for a step as long as your optimizer's"
         )
     for name, value, owner in (("rank", rank, "projected"), ("probes", probes, "second_order")):
         if value is not None and (estimator != owner or value < 1):
-            raise OstlightError(f"{name} is a number above 0 for estimator={owner}; got {value} for {estimator}")
+            raise InfluenceError(f"{name} is a number above 0 for estimator={owner}; got {value} for {estimator}")
     if estimator in ("projected", "finite_difference") and not calibration:
-        raise OstlightError(
+        raise InfluenceError(
             f"{estimator} needs calibration: a few batches of the pool that is to be scored, on which its "
             + ("steps are measured" if estimator == "projected" else "step is found")
         )

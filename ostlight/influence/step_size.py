@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.sample_gradient import norm, sample_gradient
 from ostlight.influence.task import CausalLM, Task
 
@@ -42,7 +42,7 @@ def median_step_size(
         scale: ``P``; ``None`` for SGD.
 
     Raises:
-        SelectorError: no gradient of these samples is usable.
+        InfluenceError: no gradient of these samples is usable.
     """
     task, norms = task or CausalLM(), []
     for single in (single for batch in batches for single in task.singles(batch)):
@@ -55,7 +55,7 @@ def median_step_size(
         norms.append(norm(gradient))
     middle = float(torch.tensor(norms).median()) if norms else 0.0
     if not middle:
-        raise SelectorError(
+        raise InfluenceError(
             "step_size cannot be derived: the gradients of the samples looked at are zero or not finite; set step_size"
         )
     return update_norm / middle

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 
 IGNORED = -100
 """Label of a position that takes no part in the loss."""
@@ -50,7 +50,7 @@ class Task:
 
         The estimators ``projected`` and ``second_order`` need them.
         """
-        raise OstlightError(
+        raise InfluenceError(
             f"{type(self).__name__} gives losses and no logits, which projected and second_order need: pass "
             "CausalLM(), Classification() or a Task of your own with a method logits, or take exact, first_order or "
             "finite_difference"
@@ -134,7 +134,7 @@ def digest_of(tensors: Mapping[Any, Tensor]) -> str:
 def _logits_of(output: Any) -> Tensor:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
-        raise OstlightError(f"the model returned a {type(output).__name__}, not logits or an object with logits")
+        raise InfluenceError(f"the model returned a {type(output).__name__}, not logits or an object with logits")
     return logits
 
 

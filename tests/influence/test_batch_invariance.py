@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.errors import OstlightError, SelectorError
+from ostlight.errors import InfluenceError, SelectorError
 from ostlight.influence.batch_invariance import check_batch_invariance
 from ostlight.models import influence_task
 from ostlight.models.influence_task import make_anchors
@@ -37,7 +37,7 @@ def test_logits_that_mix_samples_are_named(settings, monkeypatch, estimator: str
     mix(monkeypatch)
     ost = options_of(estimator)
     with pytest.raises(
-        SelectorError, match=r"loss is not per sample: anchor '.*' has the loss .* alone and .* beside 3"
+        InfluenceError, match=r"loss is not per sample: anchor '.*' has the loss .* alone and .* beside 3"
     ):
         ostlight.select(settings(selector=ost))
 
@@ -68,7 +68,7 @@ def test_an_anchor_whose_gradient_is_no_number_is_named(settings, samples, monke
     break_gradients(monkeypatch, broken)
     ost = options_of(estimator)
     with pytest.raises(
-        OstlightError,
+        InfluenceError,
         match=rf"anchor '{broken}': gradient_not_finite: the gradient of .*layers\.0.* holds NaN or infinity",
     ):
         ostlight.select(settings(selector=ost))

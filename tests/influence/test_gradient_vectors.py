@@ -15,7 +15,7 @@ from torch import Tensor
 import ostlight
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
-from ostlight.errors import ConfigError, RunChangedError, SelectorError
+from ostlight.errors import ConfigError, InfluenceError, RunChangedError
 from ostlight.influence import gradient_vectors as module
 from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.gradient_vectors import VectorSettings
@@ -203,7 +203,7 @@ def test_the_size_is_told_before_and_too_large_is_refused(proxy, samples, monkey
     counts = count_passes(monkeypatch)
     monkeypatch.setattr(module, "_free_bytes", lambda place: 2**20)
     with pytest.raises(
-        SelectorError, match=r"only 1\.0 MiB are free: take fewer vectors .*probes, now 11.*vector_storage=bf16"
+        InfluenceError, match=r"only 1\.0 MiB are free: take fewer vectors .*probes, now 11.*vector_storage=bf16"
     ):
         sketched(model, samples("anchors"), groups=True)
     assert counts == {"means": 0, "probes": 0}

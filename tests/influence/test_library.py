@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence import CausalLM, Classification, UtilityScorer, UtilityScores, median_step_size
 from ostlight.influence import select_parameters as select
 
@@ -150,7 +150,7 @@ def test_a_function_as_loss_serves_where_no_logits_are_needed() -> None:
         return (model(batch[0]) - nn.functional.one_hot(batch[1], 3)).square().sum(1)
 
     assert scorer("first_order", loss=squared_error)(POOL).utility.isfinite().all()
-    with pytest.raises(OstlightError, match="gives losses and no logits"):
+    with pytest.raises(InfluenceError, match="gives losses and no logits"):
         scorer("second_order", loss=squared_error, probes=2)
 
 
@@ -167,7 +167,7 @@ def test_a_function_as_loss_serves_where_no_logits_are_needed() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(OstlightError, match=says):
+    with pytest.raises(InfluenceError, match=says):
         scorer(**({"estimator": "first_order"} | options))
 
 
@@ -212,5 +212,5 @@ def test_the_table_of_supported_uses_is_true(layer: nn.Module, is_supported: boo
         made = UtilityScorer(model, [batch], loss=Classification(), **options)
         assert made.verify(batch) < 1e-9
         return
-    with pytest.raises(OstlightError, match=r"per-sample gradients: the parameter 0\."):
+    with pytest.raises(InfluenceError, match=r"per-sample gradients: the parameter 0\."):
         UtilityScorer(model, [batch], loss=Classification(), **options)(batch)

@@ -7,7 +7,7 @@ import peft
 import pytest
 from torch import nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.parameters import select_parameters
 
 Tiny = Callable[..., nn.Module]
@@ -49,7 +49,7 @@ def test_a_regular_expression_searches_the_names(tiny: Tiny) -> None:
 @pytest.mark.parametrize("scope", ["lora", "nothing_like_it", "last:3", "last:0", "last:x", "layers.(", "head"])
 def test_a_scope_that_finds_nothing_says_what_there_is(tiny: Tiny, scope: str) -> None:
     model = tiny("llama").model if scope == "head" else tiny("llama")
-    with pytest.raises(OstlightError) as caught:
+    with pytest.raises(InfluenceError) as caught:
         select_parameters(model, scope)
     assert scope in str(caught.value)
     if scope in ("lora", "nothing_like_it"):
@@ -61,7 +61,7 @@ def test_the_nearest_names_are_listed_first(tiny: Tiny) -> None:
         ("gate_porj", "model.layers.*.mlp.gate_proj.weight"),
         ("embed_token$", "model.embed_tokens"),
     ):
-        with pytest.raises(OstlightError, match=rf"nearest names first, are {nearest}".replace("*", r"\*")):
+        with pytest.raises(InfluenceError, match=rf"nearest names first, are {nearest}".replace("*", r"\*")):
             select_parameters(tiny("llama"), scope)
 
 
@@ -74,5 +74,5 @@ def test_a_plain_module_is_searched_for_its_list_of_blocks() -> None:
             self.body.blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
 
     assert list(select_parameters(Plain(), "last:1")) == ["body.blocks.1.weight", "body.blocks.1.bias"]
-    with pytest.raises(OstlightError, match="no list of transformer blocks"):
+    with pytest.raises(InfluenceError, match="no list of transformer blocks"):
         select_parameters(nn.Linear(2, 2), "blocks")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.simulated_step import SimulatedStep
 
@@ -25,21 +25,22 @@ class Exact:
             ``step.in_full_precision()``.
 
     Raises:
-        ValueError: the weights are in half precision.
-        SelectorError: the anchors' loss is not finite.
+        InfluenceError: the weights are in half precision, or the anchors' loss is not finite.
     """
 
     def __init__(self, step: SimulatedStep) -> None:
         half = [n for n, p in step.parameters.items() if p.dtype not in (torch.float32, torch.float64)]
         if half:
-            raise ValueError(f"exact takes float32 or float64 weights; {half[0]} is {step.parameters[half[0]].dtype}")
+            raise InfluenceError(
+                f"exact takes float32 or float64 weights; {half[0]} is {step.parameters[half[0]].dtype}"
+            )
         train_only(step.model, step.parameters)
         self.step, self.parameters = step, list(step.parameters.values())
         self._restored = [p.detach().clone() for p in self.parameters]
         with self._full_precision():
             self.base = step.anchors.losses(step.model)
         if not bool(torch.isfinite(self.base).all()):
-            raise SelectorError(
+            raise InfluenceError(
                 f"the mean loss on the anchors is {float(self.base[0])}; fix the anchors or take another model"
             )
 

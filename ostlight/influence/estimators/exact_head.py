@@ -42,7 +42,7 @@ class ExactHead:
         general: what is taken where the logits are not the head's own; else ``None``.
 
     Raises:
-        ValueError, SelectorError: as ``Exact``, where that is taken.
+        InfluenceError: as ``Exact``, where that is taken.
     """
 
     def __init__(self, step: SimulatedStep, head: nn.Linear) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ostlight.errors import OstlightError, SelectorError
+from ostlight.errors import InfluenceError
 from ostlight.influence.failures import failure_column, not_finite_losses
 from ostlight.influence.gradient_vectors import IN_MEMORY, VectorPlan, VectorSettings, make_vectors
 from ostlight.influence.gradients.forward_mode import directional_derivatives, find_difference_step
@@ -38,18 +38,18 @@ class FiniteDifference:
         relative_error: root mean square error over root mean square derivative, estimated on ``calibration``.
 
     Raises:
-        SelectorError: anchors in groups.
-        OstlightError: half-precision weights, nothing to calibrate on, or an error above ``LARGEST_ERROR``.
+        InfluenceError: anchors in groups.
+        InfluenceError: half-precision weights, nothing to calibrate on, or an error above ``LARGEST_ERROR``.
     """
 
     def __init__(self, step: SimulatedStep, calibration: Sequence[Any], vectors: VectorSettings = IN_MEMORY) -> None:
         if step.anchors.names:
-            raise SelectorError(
+            raise InfluenceError(
                 f"finite_difference takes two forward passes for each of the {len(step.anchors.names)} anchor groups, "
-                "more than a backward pass for all; set estimator=first_order, or anchors.group=null"
+                "more than a backward pass for all; set estimator=first_order, or leave the anchors ungrouped"
             )
         if not calibration:
-            raise OstlightError("finite_difference needs a usable sample of the pool to find its step on; give one")
+            raise InfluenceError("finite_difference needs a usable sample of the pool to find its step on; give one")
         self.step, self.parameters = step, dict(step.parameters)
         self._refuse_autocast()
         plan = VectorPlan(self.parameters, step.anchors.sizes, 0, "full", step.device)
@@ -61,7 +61,7 @@ class FiniteDifference:
         self.size, self.relative_error = found.size, found.relative_error
         summary = f"first order from two forward passes: its own error is about {self.relative_error:.1g} of a product"
         if self.relative_error > LARGEST_ERROR:
-            raise OstlightError(
+            raise InfluenceError(
                 f"{summary}, above {LARGEST_ERROR}: set estimator=first_order, or load the model in float64"
             )
         log.info(f"{summary} (root mean square over {step.task.size(batch)} samples)")
@@ -71,7 +71,7 @@ class FiniteDifference:
         the step; ``failure`` where a loss is not finite.
 
         Raises:
-            SelectorError: under autocast, whose rounding would swallow the difference.
+            InfluenceError: under autocast, whose rounding would swallow the difference.
         """
         self._refuse_autocast()
         passes: list[Tensor] = []
@@ -91,6 +91,6 @@ class FiniteDifference:
 
     def _refuse_autocast(self) -> None:
         if torch.is_autocast_enabled(self.step.device.type):
-            raise SelectorError(
-                "finite_difference under autocast loses the difference in rounding; set compute.precision=32-true"
+            raise InfluenceError(
+                "finite_difference under autocast loses the difference in rounding; run in full precision (32-true)"
             )

@@ -31,8 +31,8 @@ class GradientProducts(ABC):
         vectors: where the fixed vectors are stored; their size is logged before they are made.
 
     Raises:
-        SelectorError: the fixed vectors do not fit where they are to be stored.
-        OstlightError: a layer the gradient engine does not support, or too few anchors for the probes.
+        InfluenceError: the fixed vectors do not fit where they are to be stored.
+        InfluenceError: a layer the gradient engine does not support, or too few anchors for the probes.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class GradientProducts(ABC):
         """Compares the engine with plain autograd on a few samples; the largest relative deviation.
 
         Raises:
-            OstlightError: it is larger than rounding explains; names the parameter.
+            InfluenceError: it is larger than rounding explains; names the parameter.
         """
         return self.engine.verify(lambda: self.step.losses(batch), self.rows.of_batch(self.step.task, batch))
 

@@ -41,7 +41,7 @@ class Projected(GradientProducts):
         rank: K directions, each a vector as large as the parameters.
 
     Raises:
-        SelectorError, OstlightError: as ``GradientProducts``; no snapshot can be stepped on.
+        InfluenceError: as ``GradientProducts``; no snapshot can be stepped on.
     """
 
     def __init__(

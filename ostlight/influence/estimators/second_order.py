@@ -28,7 +28,7 @@ class SecondOrder(GradientProducts):
         seed: of the probes.
 
     Raises:
-        SelectorError, OstlightError: as ``GradientProducts``.
+        InfluenceError: as ``GradientProducts``.
     """
 
     def __init__(

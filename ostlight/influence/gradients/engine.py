@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.products import Products
 from ostlight.influence.gradients.rows import RowOwners
 from ostlight.influence.gradients.tracking import ParameterTracker
@@ -94,7 +94,7 @@ class GradientDots:
             separate: keep every parameter's results separate, also small ones'.
 
         Raises:
-            OstlightError: a use of a parameter that is not treated (named, with its layer), rows that cannot be
+            InfluenceError: a use of a parameter that is not treated (named, with its layer), rows that cannot be
                 assigned, vectors that do not fit the parameters, or no parameter took part.
         """
         given = vectors if vectors is not None else {}
@@ -104,12 +104,12 @@ class GradientDots:
         with tracker.tracking(), torch.enable_grad():
             values = losses()
             if values.shape != (rows.num_samples,):
-                raise OstlightError(
+                raise InfluenceError(
                     f"the losses have shape {tuple(values.shape)}, not [{rows.num_samples}]: "
                     "the gradients are per sample, so the loss has to be"
                 )
             if not values.requires_grad:
-                raise OstlightError("none of the parameters took part in the losses; choose other parameters")
+                raise InfluenceError("none of the parameters took part in the losses; choose other parameters")
             tracker.backward_began = True
             torch.autograd.grad(values.sum(), tracker.root, allow_unused=True)
         sink.finish()
@@ -127,7 +127,7 @@ class GradientDots:
             against that thousandth.
 
         Raises:
-            OstlightError: a deviation above ``AGREEMENT``; names the parameter and the row.
+            InfluenceError: a deviation above ``AGREEMENT``; names the parameter and the row.
         """
         generator = torch.Generator().manual_seed(0)
         vectors = {
@@ -151,10 +151,10 @@ class GradientDots:
                 deviation = abs(float(got) - float(expected)) / scale if scale else abs(float(got))
                 worst = max(worst, deviation)
                 if deviation > tolerance:
-                    raise OstlightError(
+                    raise InfluenceError(
                         f"per-sample gradients: parameter {name}, row {row} of the batch: {float(got):.6g}, but "
-                        f"{float(expected):.6g} by plain autograd; leave it out "
-                        "(option parameters), or use estimator exact"
+                        f"{float(expected):.6g} by plain autograd; leave it out of "
+                        "parameters, or use estimator=exact"
                     )
         return worst
 
@@ -188,7 +188,7 @@ class GradientDots:
         ]
         if wrong or len(counts) != 1:
             problems = "; ".join(wrong[:5]) or f"they hold {sorted(counts)} vectors each"
-            raise OstlightError(f"vectors do not fit the parameters: {problems}")
+            raise InfluenceError(f"vectors do not fit the parameters: {problems}")
         return counts.pop()
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import merged_forwards
 
 Losses = Callable[[], Tensor]
@@ -58,7 +58,7 @@ def directional_derivatives(
         model: what ``losses`` runs; given, its low-rank adapters among the parameters are computed in one product.
 
     Raises:
-        OstlightError: weights in less than fp32, where the shift would be lost in rounding, or a direction that does
+        InfluenceError: weights in less than fp32, where the shift would be lost in rounding, or a direction that does
             not fit the parameters.
     """
     _check(parameters, direction)
@@ -77,12 +77,12 @@ def find_difference_step(
     Steps go down by quarters from a shift of ``LARGEST_SHIFT`` of the weights' norm; ``2 * STEPS_TRIED`` passes.
 
     Raises:
-        OstlightError: as ``directional_derivatives``; or no step gives finite losses.
+        InfluenceError: as ``directional_derivatives``; or no step gives finite losses.
     """
     _check(parameters, direction)
     length = norm_of(direction)
     if length == 0:
-        raise OstlightError("the direction is zero everywhere; a derivative along it says nothing")
+        raise InfluenceError("the direction is zero everywhere; a derivative along it says nothing")
     largest = LARGEST_SHIFT * norm_of(parameters) / length
     sizes = [largest * 0.25**rung for rung in range(STEPS_TRIED)]
     with shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
@@ -93,7 +93,7 @@ def find_difference_step(
         if bool((coarse.isfinite() & fine.isfinite()).all()) and bool(fine.any())
     ]
     if not steps:
-        raise OstlightError(
+        raise InfluenceError(
             f"no step from {sizes[0]:.3g} to {sizes[-1]:.3g} gives finite losses that differ; use a backward pass"
         )
     return min(steps, key=lambda step: step.relative_error)
@@ -133,13 +133,13 @@ def shiftable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Shift]:
 def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if parameter.dtype not in (torch.float32, torch.float64):
-            raise OstlightError(
+            raise InfluenceError(
                 f"parameter {name} is {parameter.dtype}: a small shift is lost in its rounding; "
                 "load the model in fp32, or use the gradient engine"
             )
         if name not in direction or direction[name].shape != parameter.shape:
             got = list(direction[name].shape) if name in direction else "nothing"
-            raise OstlightError(f"the direction has {got} for parameter {name} of shape {list(parameter.shape)}")
+            raise InfluenceError(f"the direction has {got} for parameter {name} of shape {list(parameter.shape)}")
 
 
 def norm_of(vectors: Mapping[str, Tensor]) -> float:

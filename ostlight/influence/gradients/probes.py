@@ -21,7 +21,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.seeded_random import signs, uniforms
@@ -39,7 +39,7 @@ def mean_gradients(
     Accumulated in fp32 (fp64 for fp64 weights), by plain autograd, one backward pass for each group in a batch.
 
     Raises:
-        OstlightError: an anchor's loss is no finite number (without an answer token, say).
+        InfluenceError: an anchor's loss is no finite number (without an answer token, say).
     """
     totals: dict[Hashable, Vectors] = {group: zeros(parameters) for group in anchors.sizes}
     with requiring_gradients(parameters):
@@ -47,7 +47,7 @@ def mean_gradients(
             losses = anchors.task.losses(model, batch)
             for index, loss in zip(indices, losses.tolist(), strict=True):
                 if not isfinite(loss):
-                    raise OstlightError(f"{anchors.name_of(index)} has the loss {loss}; fix it or leave it out")
+                    raise InfluenceError(f"{anchors.name_of(index)} has the loss {loss}; fix it or leave it out")
             rows_of = _rows_by_group(anchors, indices)
             for number, (group, rows) in enumerate(rows_of.items(), start=1):
                 mean = losses[rows].sum() / anchors.sizes[group]
@@ -75,7 +75,7 @@ def curvature_probes(
     change where rounding of the model itself moves one of them past the random number.
 
     Raises:
-        OstlightError: fewer answer tokens in a group than probes: the sketch would be wider than what it sketches.
+        InfluenceError: fewer answer tokens in a group than probes: the sketch would be wider than what it sketches.
     """
     wanted = range(num_probes) if only is None else only
     totals: dict[Hashable, Vectors] = {group: zeros(parameters, len(wanted)) for group in anchors.sizes}
@@ -97,7 +97,7 @@ def curvature_probes(
     for group in anchors.sizes:
         if tokens_of[group] < num_probes:
             where = f" in group {group}" if len(anchors.sizes) > 1 else ""
-            raise OstlightError(too_few("probes", num_probes, tokens_of[group], anchors.sizes[group], where))
+            raise InfluenceError(too_few("probes", num_probes, tokens_of[group], anchors.sizes[group], where))
     return totals
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.batched_dots import SMALL, THIN, BatchedDots
 from ostlight.influence.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.influence.gradients.rows import RowOwners
@@ -189,9 +189,9 @@ def _summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
     """``[R, *shape]``: the sum over every axis but the rows that the parameter was broadcast along."""
     missing = grad.ndim - len(shape)
     if missing < 0 or (missing == 0 and len(shape) and shape[0] != 1 and len(grad) != 1):
-        raise OstlightError(
+        raise InfluenceError(
             f"per-sample gradients: the parameter {name} of shape {tuple(shape)} meets a tensor of shape "
-            f"{tuple(grad.shape)} whose rows are its own; leave it out (option parameters), or use the estimator exact"
+            f"{tuple(grad.shape)} whose rows are its own; leave it out of parameters, or use estimator=exact"
         )
     if missing == 0:
         grad, missing = grad.unsqueeze(1), 1

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.gradients.forward_mode import norm_of, shiftable
 from ostlight.influence.gradients.norms import wide
@@ -150,16 +150,16 @@ def measure_responses(
         steps: called twice; each time the same gradients, one after the other.
 
     Raises:
-        OstlightError: fewer answer tokens than directions; no step of finite length moves the anchors by a finite
+        InfluenceError: fewer answer tokens than directions; no step of finite length moves the anchors by a finite
             distance.
     """
     token_ids, logits, weights = _before_any_step(model, anchors)
     if len(logits) < rank:
-        raise OstlightError(too_few("directions", rank, len(logits), len(anchors.groups)))
+        raise InfluenceError(too_few("directions", rank, len(logits), len(anchors.groups)))
     lengths = torch.tensor([norm_of(step) for step in steps()], dtype=torch.float64)
     usable = lengths[lengths.isfinite() & (lengths > 0)]
     if not len(usable):
-        raise OstlightError(
+        raise InfluenceError(
             "no sample of the pool gives a gradient to step along; there are no directions to project on"
         )
     length = SHIFT * step_size * float(usable.median())
@@ -181,7 +181,7 @@ def measure_responses(
             taken.append(number)
             deviations.append(deviation)
     if not responses:
-        raise OstlightError(
+        raise InfluenceError(
             f"steps of the length {length:.3g} leave no finite logits on the anchors; take a smaller step_size"
         )
     pooled = _pooled(anchors, weights)

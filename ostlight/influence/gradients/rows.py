@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.parameters import text_modules, unwrapped
 from ostlight.influence.task import Task
 
@@ -58,14 +58,14 @@ class RowOwners:
         equal runs of units merged into one row (a patch merger), never across samples.
 
         Raises:
-            OstlightError: the rows are none of these.
+            InfluenceError: the rows are none of these.
         """
         if self.sees_text(parameter):
             units: Tensor | None = torch.arange(self.num_samples, device=device)
         else:
             units = self._vision
         if units is None:
-            raise OstlightError(
+            raise InfluenceError(
                 f"parameter {name}: it sees images, and {self._why_no_vision}; "
                 "leave the vision tower out with parameters=blocks, or use the estimator exact"
             )
@@ -76,10 +76,10 @@ class RowOwners:
             merged = units.to(device).view(length, -1)
             if bool((merged == merged[:, :1]).all()):
                 return merged[:, 0]
-        raise OstlightError(
+        raise InfluenceError(
             f"parameter {name}: it sees {length} rows, which are not the {count} "
             f"{'samples' if self.sees_text(parameter) else 'images or patches'} of the batch; "
-            "leave it out (option parameters), or use the estimator exact"
+            "leave it out of parameters, or use estimator=exact"
         )
 
 
@@ -103,7 +103,7 @@ class RowMap:
             inputs: the model's arguments; ``input_ids [N, T]`` among them, and the images as the family takes them.
 
         Raises:
-            OstlightError: the images and the placeholder tokens do not fit together.
+            InfluenceError: the images and the placeholder tokens do not fit together.
         """
         num_samples = len(inputs["input_ids"])
         if "pixel_values_videos" in inputs:
@@ -135,7 +135,7 @@ class RowMap:
         last = units.cumsum(0) * total_tokens
         owner = torch.searchsorted(ends, first, right=True)
         if total_tokens == 0 or bool((ends[owner.clamp_max(len(ends) - 1)] < last).any()):
-            raise OstlightError(
+            raise InfluenceError(
                 f"{len(units)} images with {total_units} units do not fit the placeholder tokens "
                 f"{tokens_of_sample.tolist()} of the {len(tokens_of_sample)} samples (token id {token}); "
                 "check the collation"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def sketches(dots: Tensor, group_sizes: Mapping[Hashable, int], num_probes: int)
         num_probes: K.
     """
     if dots.shape[1] != len(group_sizes) * (1 + num_probes):
-        raise OstlightError(
+        raise InfluenceError(
             f"{dots.shape[1]} inner products for {len(group_sizes)} groups of 1 + {num_probes} vectors each"
         )
     by_group = dots.view(len(dots), len(group_sizes), 1 + num_probes)

@@ -19,10 +19,10 @@ norm written out by hand and a weight used without its module are all seen; an u
 | ``+``, ``-``, ``*`` of a parameter and activations: scales, biases, position embeddings | the parameter |
 | class tokens: ``expand`` or ``repeat`` over the batch, then ``torch.cat`` or ``+`` | the parameter |
 | computed from parameters alone first: casts, slices, ``1 + weight`` | as what it is then used for |
-| ``torch.matmul``, ``addmm`` (GPT-2), ``einsum``, ``F.bilinear``, recurrent layers | no: ``OstlightError`` |
-| ``F.group_norm``, ``F.batch_norm``, grouped and transposed convolutions | no: ``OstlightError`` |
-| inside ``torch.no_grad``, custom autograd functions or reentrant checkpointing | no: ``OstlightError`` |
-| a parameter whose rows are not the batch's | no: ``OstlightError`` |
+| ``torch.matmul``, ``addmm`` (GPT-2), ``einsum``, ``F.bilinear``, recurrent layers | no: ``InfluenceError`` |
+| ``F.group_norm``, ``F.batch_norm``, grouped and transposed convolutions | no: ``InfluenceError`` |
+| inside ``torch.no_grad``, custom autograd functions or reentrant checkpointing | no: ``InfluenceError`` |
+| a parameter whose rows are not the batch's | no: ``InfluenceError`` |
 
 The error names parameter, layer and function. Leave the parameter out (``parameters``), or take the estimator ``exact``
 or ``finite_difference``, which need no per-sample gradients.
@@ -37,7 +37,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import fused_forwards
 from ostlight.influence.gradients.sink import GradientSink
 
@@ -188,13 +188,13 @@ class ParameterTracker:
         leaf = parameter.detach().requires_grad_(True)
         return TrackedTensor.of(self, parameter, leaf, {name: leaf}, alias=name)
 
-    def unsupported(self, func: Any, tracked: list[TrackedTensor]) -> OstlightError:
+    def unsupported(self, func: Any, tracked: list[TrackedTensor]) -> InfluenceError:
         names = list(dict.fromkeys(name for one in tracked for name in one.leaves))
         layers = [f"{name} (in {self._owner(name)})" for name in names]
         called = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
-        return OstlightError(
+        return InfluenceError(
             f"per-sample gradients: the parameter {' and '.join(layers)} is used by {called} in a way that is not "
-            "supported; leave it out (option parameters), or use the estimator exact"
+            "supported; leave it out of parameters, or use estimator=exact"
         )
 
     def _owner(self, name: str) -> str:
@@ -210,10 +210,10 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rule = RULES.get(func)
     if rule is not None and len(tracked) < len(tensors):
         if not torch.is_grad_enabled():
-            raise OstlightError(
+            raise InfluenceError(
                 f"per-sample gradients: {' and '.join(one.label for one in tracked)} is used with gradients switched "
                 "off: inside torch.no_grad, a custom autograd function, or reentrant checkpointing (pass "
-                "use_reentrant=False); leave it out (option parameters), or use the estimator exact"
+                "use_reentrant=False); leave it out of parameters, or use estimator=exact"
             )
         result = rule(tracker, func, args, kwargs)
         if result is not NotImplemented:

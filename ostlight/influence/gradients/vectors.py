@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 
 
 class GradientVectors(Mapping[str, Tensor]):
@@ -64,7 +64,7 @@ class ShardedVectors(GradientVectors):
         device: the computing one; the process group's backend must move tensors that lie there.
 
     Raises:
-        OstlightError: the share is not what ``owners`` says.
+        InfluenceError: the share is not what ``owners`` says.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ShardedVectors(GradientVectors):
         self._rank = dist.get_rank(self._group)
         mine = {name for name, rank in self._owners.items() if rank == self._rank}
         if mine != set(self.stored) or set(self._owners) != set(self.shapes):
-            raise OstlightError(f"rank {self._rank} holds vectors of {len(self.stored)} parameters, not {len(mine)}")
+            raise InfluenceError(f"rank {self._rank} holds vectors of {len(self.stored)} parameters, not {len(mine)}")
 
     def __getitem__(self, name: str) -> Tensor:
         mine = self._index[name]

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from ostlight.errors import BadRecord
+from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.second_order import SecondOrder
@@ -119,7 +119,7 @@ def test_group_utilities_average_to_the_whole(proxy, samples, estimator):
 
 def test_half_precision_weights_are_refused(proxy, samples):
     model = proxy("bfloat16")
-    with pytest.raises(ValueError, match="exact takes float32 or float64 weights; .* is torch.bfloat16"):
+    with pytest.raises(InfluenceError, match="exact takes float32 or float64 weights; .* is torch.bfloat16"):
         Exact(SimulatedStep(model.model, select_parameters(model.model, "blocks"), anchor_set(model, samples), 0.1))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.agreement import RankAgreement, rank_agreement, sample_count
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.second_order import SecondOrder
@@ -119,5 +119,5 @@ def test_an_adam_step_is_the_scaled_step(setup, samples, tmp_path):
 def test_too_few_anchors_for_the_probes(proxy, samples):
     model = proxy("float32")
     anchors = make_anchors(model, samples("anchors")[:2], ["", ""], 10_000)
-    with pytest.raises(OstlightError, match=r"999 probes from \d+ answer tokens of 2 anchors: add anchors"):
+    with pytest.raises(InfluenceError, match=r"999 probes from \d+ answer tokens of 2 anchors: add anchors"):
         SecondOrder(SimulatedStep(model.model, select_parameters(model.model, "last:1"), anchors, 0.1), num_probes=999)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import Adapter
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.rows import RowMap, RowOwners
@@ -183,7 +183,7 @@ def test_reentrant_checkpointing_is_refused(tiny: Tiny) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
     engine = GradientDots(model, select_parameters(model, "blocks"))
-    with pytest.raises(OstlightError, match="use_reentrant=False"):
+    with pytest.raises(InfluenceError, match="use_reentrant=False"):
         engine.products(lambda: oracle.loss_of(model, inputs), RowOwners(N))
 
 
@@ -316,7 +316,7 @@ class Untreated(nn.Module):
 def test_a_use_nobody_knows_is_an_error_with_names(how: Callable[[Tensor, nn.Parameter], Tensor], called: str) -> None:
     model = Around(Untreated(how))
     engine = GradientDots(model, select_parameters(model, "all"))
-    with pytest.raises(OstlightError, match=r"layer\.weight \(in layer, a Untreated\).*" + called + ".*leave it out"):
+    with pytest.raises(InfluenceError, match=r"layer\.weight \(in layer, a Untreated\).*" + called + ".*leave it out"):
         engine.products(lambda: losses_of(model, torch.randn(N, T, D)), RowOwners(N))
     narrower = GradientDots(model, select_parameters(model, "out|into"))
     assert len(narrower.products(lambda: losses_of(model, torch.randn(N, T, D)), RowOwners(N)).losses) == N
@@ -336,7 +336,7 @@ class OwnBackward(torch.autograd.Function):
 def test_a_weight_inside_a_custom_autograd_function_is_refused() -> None:
     model = Around(Untreated(lambda x, w: OwnBackward.apply(x, w[0])))
     engine = GradientDots(model, select_parameters(model, "all"))
-    with pytest.raises(OstlightError, match=r"layer\.weight.*custom autograd function"):
+    with pytest.raises(InfluenceError, match=r"layer\.weight.*custom autograd function"):
         engine.products(lambda: losses_of(model, torch.randn(N, T, D)), RowOwners(N))
 
 
@@ -346,7 +346,7 @@ def test_verify_finds_rows_given_to_the_wrong_sample() -> None:
     engine = GradientDots(model, select_parameters(model, "all"))
     assert engine.verify(lambda: losses_of(model, x), RowOwners(N)) < 1e-12
     swapped = RowOwners(N, vision=torch.tensor([1, 0, 2]), text_parameters=frozenset())
-    with pytest.raises(OstlightError, match=r"parameter into\.weight, row 0 .* by plain autograd"):
+    with pytest.raises(InfluenceError, match=r"parameter into\.weight, row 0 .* by plain autograd"):
         engine.verify(lambda: losses_of(model, x), swapped)
 
 
@@ -377,15 +377,15 @@ def test_what_does_not_fit_is_refused() -> None:
     parameters = select_parameters(model, "layer")
     engine, rows = GradientDots(model, parameters), RowOwners(N)
     targets = oracle.random_targets(parameters, 2)
-    with pytest.raises(OstlightError, match=r"losses have shape \(\), not \[3\]"):
+    with pytest.raises(InfluenceError, match=r"losses have shape \(\), not \[3\]"):
         engine.products(lambda: losses_of(model, x).mean(), rows)
-    with pytest.raises(OstlightError, match=r"layer.bias has none, not \['M', 4\]"):
+    with pytest.raises(InfluenceError, match=r"layer.bias has none, not \['M', 4\]"):
         engine.products(lambda: losses_of(model, x), rows, {"layer.weight": targets["layer.weight"]})
-    with pytest.raises(OstlightError, match=r"\[1, 2\] vectors"):
+    with pytest.raises(InfluenceError, match=r"\[1, 2\] vectors"):
         engine.products(lambda: losses_of(model, x), rows, targets | {"layer.bias": torch.ones(1, D)})
-    with pytest.raises(OstlightError, match="took part"):
+    with pytest.raises(InfluenceError, match="took part"):
         engine.products(lambda: losses_of(model.out, x), rows)
-    with pytest.raises(OstlightError, match=r"layer.bias: it sees 3 rows, which are not the 2 samples"):
+    with pytest.raises(InfluenceError, match=r"layer.bias: it sees 3 rows, which are not the 2 samples"):
         engine.products(lambda: losses_of(model, x)[:2], RowOwners(2))
 
 
@@ -403,5 +403,5 @@ def test_verify_sees_a_wrong_product_in_bf16_too(monkeypatch: pytest.MonkeyPatch
         return found
 
     monkeypatch.setattr(GradientDots, "products", zeroed)
-    with pytest.raises(OstlightError, match="by plain autograd"):
+    with pytest.raises(InfluenceError, match="by plain autograd"):
         engine.verify(lambda: losses_of(model, x), RowOwners(N))

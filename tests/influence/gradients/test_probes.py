@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.gradients.probes import Vectors, curvature_probes, mean_gradients
 from ostlight.influence.gradients.seeded_random import signs, uniforms
@@ -185,15 +185,15 @@ def in_whole_numbers(*keys: int) -> float:
 def test_what_does_not_fit_is_refused() -> None:
     model = Bigram()
     parameters = dict(model.named_parameters())
-    with pytest.raises(OstlightError, match=r"30 probes from 17 answer tokens of 5 anchors: add anchors"):
+    with pytest.raises(InfluenceError, match=r"30 probes from 17 answer tokens of 5 anchors: add anchors"):
         curvature_probes(model, anchors_of(model, [[0, 1, 2, 3, 4]]), parameters, 30)
-    with pytest.raises(OstlightError, match=r"these do not: \[2, 4\]"):
+    with pytest.raises(InfluenceError, match=r"these do not: \[2, 4\]"):
         anchors_of(model, [[0, 1, 2, 3], [2]])
-    with pytest.raises(OstlightError, match="no anchors"):
+    with pytest.raises(InfluenceError, match="no anchors"):
         Anchors([])
     silent = anchors_of(model, [[0, 1], [2, 3, 4]])
     silent.batches[1][1][1] = -100
-    with pytest.raises(OstlightError, match="anchor 3 has the loss nan"):
+    with pytest.raises(InfluenceError, match="anchor 3 has the loss nan"):
         mean_gradients(model, silent, parameters)
-    with pytest.raises(OstlightError, match="4 inner products for 1 groups of 1 \\+ 2 vectors"):
+    with pytest.raises(InfluenceError, match="4 inner products for 1 groups of 1 \\+ 2 vectors"):
         sketches(torch.zeros(3, 4), {"all": 5}, 2)

@@ -16,7 +16,7 @@ from test_probes import IDS, PROMPT, Bigram, anchors_of, flat, gauss_newton
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ostlight.errors import OstlightError
+from ostlight.errors import InfluenceError
 from ostlight.influence.gradients import responses as module
 from ostlight.influence.gradients.probes import Vectors, mean_gradients
 from ostlight.influence.gradients.responses import StepResponses, measure_responses
@@ -58,7 +58,7 @@ def test_within_the_measured_steps_the_squared_coordinates_are_the_gauss_newton_
 def test_more_directions_than_answer_tokens_are_refused() -> None:
     model = Bigram()
     told = r"18 directions from 17 answer tokens of 5 anchors: add anchors, or ask for fewer"
-    with pytest.raises(OstlightError, match=told):
+    with pytest.raises(InfluenceError, match=told):
         read(model, steps_of(model, 2), 18)
 
 
@@ -159,5 +159,5 @@ def test_a_step_that_leads_nowhere_is_left_out_and_none_at_all_is_refused() -> N
     good, zero = steps_of(model, 1)[0], {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     found = read(model, [zero, good], 2)
     assert [bool(direction.any()) for direction in found.directions] == [True, False]
-    with pytest.raises(OstlightError, match="no sample of the pool gives a gradient to step along"):
+    with pytest.raises(InfluenceError, match="no sample of the pool gives a gradient to step along"):
         read(model, [zero], 2)

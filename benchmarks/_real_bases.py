@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _digitmath_models import ModelSize, llava_model, llava_processor
+from _digitmath_tokenizer import build_tokenizer
 from _real_pools import Cut
 from torch import Tensor
 from train_digitmath_base import fit
 
 from ostlight.config.schema import Evaluation, Model
 from ostlight.data.pool import Pool
-from ostlight.digitmath.model import Shape, llava_model, llava_processor
-from ostlight.digitmath.tokenizer import build_tokenizer
 from ostlight.evaluation.evaluate import evaluate_model, read_questions
 from ostlight.models.module import MultimodalModel
 from ostlight.training.steps import EncodedPool
@@ -31,12 +31,12 @@ class Recipe:
     """How the base models of a pool are made.
 
     Attributes:
-        shapes: by name (``proxy``, ``target``).
+        sizes: by name (``proxy``, ``target``).
         by: the tag to report accuracies by.
         steps, batch_size, lr: of AdamW with a cosine; the same for both.
     """
 
-    shapes: Mapping[str, Shape]
+    sizes: Mapping[str, ModelSize]
     by: str
     steps: int
     batch_size: int = 64
@@ -62,12 +62,12 @@ def train_bases(folder: Path, recipe: Recipe, words: str, seed: int) -> dict[str
         By name: parameters, losses, seconds and accuracies on the development split.
     """
     found = {}
-    for name, shape in recipe.shapes.items():
+    for name, size in recipe.sizes.items():
         torch.manual_seed(seed)
         home = folder / name
         tokenizer = build_tokenizer(words=words)
-        llava_model(shape, tokenizer).save_pretrained(home)
-        llava_processor(shape, tokenizer).save_pretrained(home)
+        llava_model(size, tokenizer).save_pretrained(home)
+        llava_processor(size, tokenizer).save_pretrained(home)
         model = MultimodalModel.load(Model(path=str(home)), name)
         pool, began = Pool.open(folder / "base.parquet"), time.perf_counter()
         data = EncodedPool(pool, range(len(pool)), model.encoder)

@@ -17,17 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from _digitmath_models import ModelSize
 from _easy_vqa import EasyVqa, cut_easy_vqa
 from _human_noise import cut_human_noise
 from _real_bases import Recipe, train_bases, vocabulary_of
 
-from ostlight.digitmath.model import Shape
-
 RECIPES = {
     "easy_vqa": Recipe(
         {
-            "proxy": Shape(96, 2, 4, 192, vision_hidden=64, vision_layers=2, pixels=64, patch=16),
-            "target": Shape(128, 3, 4, 256, vision_hidden=96, vision_layers=2, pixels=64, patch=16),
+            "proxy": ModelSize(96, 2, 4, 192, vision_hidden=64, vision_layers=2, pixels=64, patch=16),
+            "target": ModelSize(128, 3, 4, 256, vision_hidden=96, vision_layers=2, pixels=64, patch=16),
         },
         by="question_type",
         steps=2000,
@@ -35,8 +34,8 @@ RECIPES = {
     ),
     "human_noise": Recipe(
         {
-            "proxy": Shape(64, 2, 4, 128, vision_hidden=48, vision_layers=2, pixels=32, patch=4),
-            "target": Shape(96, 2, 4, 192, vision_hidden=64, vision_layers=2, pixels=32, patch=4),
+            "proxy": ModelSize(64, 2, 4, 128, vision_hidden=48, vision_layers=2, pixels=32, patch=4),
+            "target": ModelSize(96, 2, 4, 192, vision_hidden=64, vision_layers=2, pixels=32, patch=4),
         },
         by="label",
         steps=200,

@@ -1,6 +1,6 @@
 """Trains DigitMath's base checkpoints: what a model knows before it sees the pool.
 
-Pictures teach reading (rows, columns, single cells) and parity, on digit images that occur nowhere else; text alone
+Images teach reading (rows, columns, single cells) and parity, on digit images that occur nowhere else; text alone
 teaches the number facts. What the pool adds is to put the two together. Repeatable from the seed:
 
     python benchmarks/train_digitmath_base.py --size proxy
@@ -23,16 +23,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _digitmath_models import SIZES, build_model, build_processor
+from _digitmath_tokenizer import ASSISTANT, BOS, EOS, IDEFICS3_SPECIALS, USER, build_tokenizer
 from torch import Tensor
 
 from ostlight.config.digitmath import TASKS
 from ostlight.data.sample import IMAGE_PLACEHOLDER
-from ostlight.digitmath.answers import final_answer
+from ostlight.digitmath import final_answer
 from ostlight.digitmath.build import clean_records
-from ostlight.digitmath.digits import GRID, PICTURE_PIXELS, labels_of, render, split
-from ostlight.digitmath.model import CHECKPOINTS, SIZES, build_model, build_processor
+from ostlight.digitmath.digits import GRID, IMAGE_PIXELS, labels_of, render, split
+from ostlight.digitmath.model import CHECKPOINTS
 from ostlight.digitmath.tasks import PLACES, ask, solve
-from ostlight.digitmath.tokenizer import ASSISTANT, BOS, EOS, IDEFICS3_SPECIALS, USER, build_tokenizer
 from ostlight.models.losses import IGNORED, per_sample_losses
 
 MIX = {"read": 0.15, "reading": 0.35, "parity": 0.10, "asked_fact": 0.10, "fact": 0.30}
@@ -95,7 +96,7 @@ def number_fact(rng: random.Random, asked: bool) -> Example:
 
 
 def jitter(pixels: np.ndarray, noise: np.random.Generator) -> np.ndarray:
-    """The picture a little darker or lighter, with grain, so that a reader does not learn the images by heart."""
+    """The image a little darker or lighter, with noise, so that a reader does not learn the images by heart."""
     grey = pixels * noise.uniform(0.75, 1.0) + noise.normal(0.0, 10.0, pixels.shape)
     return grey.clip(0, 255).astype(np.uint8)
 
@@ -108,13 +109,13 @@ class Collator:
         self.tokenizer = build_tokenizer(IDEFICS3_SPECIALS if self.idefics3 else ())
         frame, _, scene = IDEFICS3_SPECIALS
         tokens = IMAGE_PLACEHOLDER * GRID * GRID
-        self.picture = f"{frame}{scene}{tokens}{frame}" if self.idefics3 else tokens
+        self.image_text = f"{frame}{scene}{tokens}{frame}" if self.idefics3 else tokens
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
 
     def __call__(self, examples: Sequence[Example], prompts_only: bool = False) -> dict[str, Tensor]:
-        marks = [self.picture if example.pixels is not None else "" for example in examples]
+        marks = [self.image_text if example.pixels is not None else "" for example in examples]
         prompts = self._ids(
             [
                 f"{BOS}{USER}{mark}{e.question}{ASSISTANT}" if e.question else f"{BOS}{ASSISTANT}"
@@ -131,7 +132,7 @@ class Collator:
             labels[row, start + len(prompt) :] = torch.tensor(answer, dtype=torch.long)
             mask[row, start:] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        if self.idefics3:  # a row for every example; an all-zero picture counts as none
+        if self.idefics3:  # a row for every example; an all-zero image counts as none
             batch["pixel_values"] = torch.stack([_unit(e.pixels) for e in examples])[:, None]
         elif any(e.pixels is not None for e in examples):
             batch["pixel_values"] = torch.stack([_unit(e.pixels) for e in examples if e.pixels is not None])
@@ -139,9 +140,9 @@ class Collator:
 
 
 def _unit(pixels: np.ndarray | None) -> Tensor:
-    """``[3, 16, 16]`` from -1 to 1; zeros without a picture."""
+    """``[3, 16, 16]`` from -1 to 1; zeros without an image."""
     if pixels is None:
-        return torch.zeros(3, PICTURE_PIXELS, PICTURE_PIXELS)
+        return torch.zeros(3, IMAGE_PIXELS, IMAGE_PIXELS)
     return (torch.from_numpy(pixels).float() / 127.5 - 1.0).expand(3, -1, -1)
 
 

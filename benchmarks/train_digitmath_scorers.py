@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _digitmath_tokenizer import MAX_TOKENS, WORDS, build_tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from train_digitmath_base import Collator, Example, jitter, rate_at, save
@@ -35,7 +36,6 @@ from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.digitmath.defects import Record
 from ostlight.digitmath.digits import GRID, labels_of, render, split
 from ostlight.digitmath.tasks import ask, solve
-from ostlight.digitmath.tokenizer import MAX_TOKENS, WORDS, build_tokenizer
 from ostlight.models.losses import IGNORED
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, QuestionAnswer
 from ostlight_selectors.llm_judge.rubric import Rubric

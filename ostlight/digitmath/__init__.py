@@ -1,7 +1,7 @@
-"""DigitMath: the embedded default pool, multimodal arithmetic over real handwritten digits with known defects."""
+"""DigitMath: the built-in pool, arithmetic on images of real handwritten digits, with known defects."""
 
 from ostlight.config.digitmath import DigitMath
-from ostlight.digitmath.answers import final_answer
 from ostlight.digitmath.build import Files, build
+from ostlight.digitmath.tasks import final_answer
 
 __all__ = ["DigitMath", "Files", "build", "final_answer"]

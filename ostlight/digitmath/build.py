@@ -14,7 +14,7 @@ from ostlight.config.bind import check
 from ostlight.config.digitmath import TASKS, DigitMath
 from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.digitmath.defects import Record, corrupt
-from ostlight.digitmath.digits import GRID, grain, labels_of, png, render, split
+from ostlight.digitmath.digits import GRID, add_noise, png, render, split
 from ostlight.digitmath.tasks import ask, solve
 
 SCHEMA = pa.schema(
@@ -48,9 +48,9 @@ class Files:
 def build(config: DigitMath, folder: Path) -> Files:
     """Writes the five Parquet files into ``folder``; the same configuration gives the same bytes.
 
-    Columns: ``id``, ``image`` (PNG bytes), ``conversations`` (LLaVA's ``from`` and ``value``), ``task``; and
-    ``id``, ``defect`` for the truth; with ``sources``, the pool has a column ``source`` too. No digit image occurs in
-    two of pool, anchors, dev and test.
+    Columns: ``id``, ``image`` (PNG bytes), ``conversations`` (LLaVA's ``from`` and ``value``), ``task``, and, in a pool
+    with ``sources``, ``source``; the defect labels have ``id`` and ``defect``. No digit image occurs in two of pool,
+    anchors, dev and test.
 
     Raises:
         ConfigError: sizes or rates that cannot be met; all of them at once.
@@ -76,27 +76,25 @@ def build(config: DigitMath, folder: Path) -> Files:
 
 
 def clean_records(part: str, size: int, seed: int) -> list[Record]:
-    """``size`` rightly answered records on the digit images of ``part``, shuffled, as many of each task up to one."""
+    """Correctly answered records on the digit images of ``part``, shuffled, equally many of each task (up to one)."""
     rng = _rng(seed, part)
     tasks = [TASKS[place % len(TASKS)] for place in range(size)]
     rng.shuffle(tasks)
-    return [_clean_record(task, split()[part], rng) for task in tasks]
-
-
-def _clean_record(task: str, images: Sequence[int], rng: random.Random) -> Record:
-    cells = tuple(rng.sample(images, GRID * GRID))
-    question, digits = ask(task, rng), labels_of(cells)
-    return Record(cells, question, solve(task, [digits[cell] for cell in question.cells]))
+    records = []
+    for task in tasks:
+        record = Record(tuple(rng.sample(split()[part], GRID * GRID)), ask(task, rng), answer="")
+        records.append(replace(record, answer=solve(task, record.asked_digits)))
+    return records
 
 
 def sources_of(defects: Sequence[str], config: DigitMath) -> list[str]:
-    """The generator of each pool record; none where the configuration names none."""
+    """The generator of each pool record; empty where the configuration names none."""
     if not config.sources:
         return []
     rng = _rng(config.seed, "sources")
-    everyone = list(config.sources)
-    makers = {defect: [s for s in everyone if defect in config.sources[s]] or everyone for defect in {*defects}}
-    return [rng.choice(makers[defect]) for defect in defects]
+    names = list(config.sources)
+    with_defect = {defect: [s for s in names if defect in config.sources[s]] or names for defect in {*defects}}
+    return [rng.choice(with_defect[defect]) for defect in defects]
 
 
 def _write(path: Path, part: str, records: list[Record], seed: int, sources: Sequence[str] = ()) -> None:
@@ -108,12 +106,12 @@ def _write(path: Path, part: str, records: list[Record], seed: int, sources: Seq
 def _row(name: str, record: Record, seed: int) -> dict[str, object]:
     pixels = render(record.cells)
     if record.copy:
-        pixels = grain(pixels, _rng(seed, f"copy {record.copy}"))
-    said = [{"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{record.question.text}"}]
+        pixels = add_noise(pixels, _rng(seed, f"copy {record.copy}"))
+    turns = [{"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{record.question.text}"}]
     return {
         "id": name,
         "image": {"bytes": png(pixels), "path": f"{name}.png"},
-        "conversations": [*said, {"from": "gpt", "value": record.answer}] if record.answer else said,
+        "conversations": [*turns, {"from": "gpt", "value": record.answer}] if record.answer else turns,
         "task": record.question.task,
     }
 

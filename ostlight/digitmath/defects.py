@@ -1,17 +1,16 @@
-"""The known flaws of the pool, as a careless generator would make them."""
+"""The known defects of the pool, as a careless generator would make them."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ostlight.config.digitmath import ARITHMETIC, CLEAN, DEFECTS, Defect
-from ostlight.digitmath.answers import ANSWER_MARKER, final_answer
 from ostlight.digitmath.digits import labels_of
-from ostlight.digitmath.tasks import Question, reword, solve
+from ostlight.digitmath.tasks import ANSWER_MARKER, Question, final_answer, reword, solve
 
 MISREAD = {0: 9, 1: 4, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 2, 8: 3, 9: 4}
 """What a hallucinating generator sees instead: always the same look-alike, always of the other parity."""
@@ -25,11 +24,11 @@ COPIES_OF_ONE = 4
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question about one picture, before it has an id.
+    """One question about one image, before it has an id.
 
     Attributes:
         cells: indices of its digit images, row by row.
-        copy: 0 for an original, otherwise the number of the near-duplicate, whose picture differs in grain.
+        copy: 0 for an original, otherwise the number of the near-duplicate, whose image has other noise.
     """
 
     cells: tuple[int, ...]
@@ -45,7 +44,7 @@ class Record:
 
 
 def corrupt(records: list[Record], counts: Mapping[Defect, int], rng: random.Random) -> tuple[list[Record], list[str]]:
-    """The pool with ``counts[defect]`` of its clean records spoiled, and the defect (or ``clean``) of each.
+    """The pool with ``counts[defect]`` of its clean records corrupted, and the defect (or ``clean``) of each.
 
     A record has one defect at most, and keeps its place and its task; only where no clean record of its task is left
     to copy, a near-duplicate takes one of another.
@@ -53,22 +52,20 @@ def corrupt(records: list[Record], counts: Mapping[Defect, int], rng: random.Ran
     chosen = _choose(records, counts, rng)
     defects = [chosen.get(place, CLEAN) for place in range(len(records))]
     sources = _sources_of_copies(records, defects, rng)
-    spoiled = []
+    corrupted = []
     for place, (record, defect) in enumerate(zip(records, defects, strict=True)):
         if defect == "near_duplicate":
-            spoiled.append(_near_duplicate(records[sources[place]], place))
-        elif defect == "other_picture":
-            spoiled.append(replace(record, answer=_other_answer(record, records, rng)))
+            corrupted.append(_near_duplicate(records[sources[place]], place))
         elif defect != CLEAN:
-            spoiled.append(replace(record, answer=REWRITE[defect](record, rng)))
+            corrupted.append(replace(record, answer=_corrupt_answer(defect, record, records, rng)))
         else:
-            spoiled.append(record)
-    return spoiled, defects
+            corrupted.append(record)
+    return corrupted, defects
 
 
 def _choose(records: list[Record], counts: Mapping[Defect, int], rng: random.Random) -> dict[int, str]:
     chosen: dict[int, str] = {}
-    for defect in DEFECTS:  # arithmetic comes first: it alone is particular about the task
+    for defect in DEFECTS:  # arithmetic comes first, because only some tasks can have it
         free = [
             place
             for place, record in enumerate(records)
@@ -78,46 +75,28 @@ def _choose(records: list[Record], counts: Mapping[Defect, int], rng: random.Ran
     return chosen
 
 
-def _arithmetic(record: Record, rng: random.Random) -> str:
-    return solve(record.question.task, record.asked_digits, doubled=True)
-
-
-def _hallucinated(record: Record, rng: random.Random) -> str:
-    digits = list(record.asked_digits)
-    wrong = rng.randrange(len(digits))
-    digits[wrong] = MISREAD[digits[wrong]]
-    return solve(record.question.task, digits)
-
-
-def _truncated(record: Record, rng: random.Random) -> str:
-    words = record.answer.split()
-    return " ".join(words[: rng.randint(2, words.index(ANSWER_MARKER) - 1)])
-
-
-def _empty(record: Record, rng: random.Random) -> str:
-    return rng.choice(EMPTY)
-
-
-REWRITE: dict[str, Callable[[Record, random.Random], str]] = {
-    "arithmetic": _arithmetic,
-    "hallucinated": _hallucinated,
-    "truncated": _truncated,
-    "empty": _empty,
-}
-
-
-def _other_answer(record: Record, records: list[Record], rng: random.Random) -> str:
-    donors = [
+def _corrupt_answer(defect: str, record: Record, records: list[Record], rng: random.Random) -> str:
+    task, digits = record.question.task, list(record.asked_digits)
+    if defect == "arithmetic":
+        return solve(task, digits, doubled=True)
+    if defect == "hallucinated":
+        wrong = rng.randrange(len(digits))
+        digits[wrong] = MISREAD[digits[wrong]]
+        return solve(task, digits)
+    if defect == "truncated":
+        words = record.answer.split()
+        return " ".join(words[: rng.randint(2, words.index(ANSWER_MARKER) - 1)])
+    if defect == "empty":
+        return rng.choice(EMPTY)
+    others = [
         other.answer
         for other in records
-        if other.question.task == record.question.task
-        and len(other.question.cells) == len(record.question.cells)
+        if other.question.task == task
+        and len(other.question.cells) == len(digits)
         and final_answer(other.answer) != final_answer(record.answer)
     ]
-    if donors:
-        return rng.choice(donors)
-    # A pool too small to hold a second result: the answer of a picture that could have been.
-    return solve(record.question.task, [(digit + 1) % 10 for digit in record.asked_digits])
+    # Where the pool is too small to hold another result, the answer to an image that could have been.
+    return rng.choice(others) if others else solve(task, [(digit + 1) % 10 for digit in digits])
 
 
 def _sources_of_copies(records: list[Record], defects: list[str], rng: random.Random) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""The handwritten digits, who may see which of them, and the pictures made of them."""
+"""The handwritten digits, their split into parts, and the images made of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 CELL_PIXELS = 8
 GRID = 2
-PICTURE_PIXELS = GRID * CELL_PIXELS
+IMAGE_PIXELS = GRID * CELL_PIXELS
 INK_STEP = 15
 """Grey levels between two of the 17 ink values: 16 of them fit into a byte without loss."""
 
@@ -55,13 +55,13 @@ def labels_of(cells: Sequence[int]) -> tuple[int, ...]:
 
 
 def render(cells: Sequence[int]) -> np.ndarray:
-    """Grey levels ``uint8 [16, 16]`` of the picture whose four cells, row by row, are these digit images."""
+    """Grey levels ``uint8 [16, 16]`` of the image whose four cells, row by row, are these digit images."""
     ink = load()[0][list(cells)].reshape(GRID, GRID, CELL_PIXELS, CELL_PIXELS)
-    return np.ascontiguousarray(ink.transpose(0, 2, 1, 3).reshape(PICTURE_PIXELS, PICTURE_PIXELS) * INK_STEP)
+    return np.ascontiguousarray(ink.transpose(0, 2, 1, 3).reshape(IMAGE_PIXELS, IMAGE_PIXELS) * INK_STEP)
 
 
-def grain(pixels: np.ndarray, rng: random.Random, amount: int = 12) -> np.ndarray:
-    """The picture with ``amount`` pixels a few grey levels off: other bytes, the same to the eye."""
+def add_noise(pixels: np.ndarray, rng: random.Random, amount: int = 12) -> np.ndarray:
+    """The image with ``amount`` pixels a few grey levels off: other bytes, the same to the eye."""
     changed = pixels.copy()
     for position in rng.sample(range(pixels.size), amount):
         level = int(changed.flat[position])
@@ -70,7 +70,7 @@ def grain(pixels: np.ndarray, rng: random.Random, amount: int = 12) -> np.ndarra
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Lossless PNG of a greyscale picture."""
+    """Lossless PNG of a greyscale image."""
     out = io.BytesIO()
     Image.fromarray(pixels, mode="L").save(out, format="PNG")
     return out.getvalue()

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ostlight.config.digitmath import ARITHMETIC, TASKS
-from ostlight.digitmath.answers import ANSWER_MARKER
+from ostlight.evaluation import answers
 
-PICTURE = {"the picture": (0, 1, 2, 3)}
+ANSWER_MARKER = "answer"
+"""Comes before the final answer of a chain of thought."""
+
+WHOLE = {"the picture": (0, 1, 2, 3)}
 LINES = {"the top row": (0, 1), "the bottom row": (2, 3), "the left column": (0, 2), "the right column": (1, 3)}
 THREES = {"the first three digits": (0, 1, 2), "the last three digits": (1, 2, 3)}
 CELLS = {
@@ -18,16 +21,16 @@ CELLS = {
     "the bottom left digit": (2,),
     "the bottom right digit": (3,),
 }
-PLACES = PICTURE | LINES | THREES | CELLS
-"""Cells, counted row by row, that a question can speak of."""
+PLACES = WHOLE | LINES | THREES | CELLS
+"""What a question can be about, and its cells, counted row by row."""
 
 ASKED_OF = {
-    "read": (*PICTURE, *LINES, *THREES),
+    "read": (*WHOLE, *LINES, *THREES),
     "parity": (*CELLS,),
     "sum": (*LINES,),
     "difference": (*LINES,),
-    "maximum": (*PICTURE,),
-    "sort": (*PICTURE,),
+    "maximum": (*WHOLE,),
+    "sort": (*WHOLE,),
     "two_step": (*THREES,),
 }
 PHRASES = {
@@ -43,11 +46,11 @@ PHRASES = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of one picture.
+    """What is asked about one image.
 
     Attributes:
         task: one of ``TASKS``.
-        place: what it speaks of: a key of ``PLACES``.
+        place: what it is about: a key of ``PLACES``.
         wording: which of the task's two ``PHRASES`` it uses.
     """
 
@@ -57,7 +60,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The words of the human turn, without the image mark."""
+        """Text of the user turn, without the image placeholder."""
         return PHRASES[self.task][self.wording].format(self.place)
 
     @property
@@ -86,6 +89,11 @@ def solve(task: str, digits: Sequence[int], doubled: bool = False) -> str:
         raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
     steps, result = _steps(task, digits, doubled)
     return " ".join([f"digits {_spaced(digits)}.", *steps, ANSWER_MARKER, result])
+
+
+def final_answer(text: str) -> str | None:
+    """What follows the last ``answer``; ``None`` where there is none."""
+    return answers.final_answer(text, ANSWER_MARKER)
 
 
 def _steps(task: str, digits: Sequence[int], doubled: bool) -> tuple[list[str], str]:

@@ -210,7 +210,7 @@ def test_the_configuration_names_what_the_script_writes(name: str):
         assert getattr(config, part).path == f"{home}{part}.parquet"
     assert (config.proxy.path, config.target.path) == (f"{home}proxy", f"{home}target")
     assert config.benchmark.defect_labels == f"{home}defect_labels.parquet"
-    assert {"proxy", "target"} == set(prepare_real_pools.RECIPES[name].shapes)
+    assert {"proxy", "target"} == set(prepare_real_pools.RECIPES[name].sizes)
 
 
 def prepared(name: str, data: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

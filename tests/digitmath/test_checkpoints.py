@@ -41,14 +41,14 @@ def answers(loaded, rows) -> list[str]:
         )
         for row in rows
     ]
-    pictures = [[Image.open(io.BytesIO(row.png)).convert("RGB")] for row in rows]
-    batch = processor(text=prompts, images=pictures, return_tensors="pt", padding=True)
+    images = [[Image.open(io.BytesIO(row.png)).convert("RGB")] for row in rows]
+    batch = processor(text=prompts, images=images, return_tensors="pt", padding=True)
     with torch.no_grad():
         made = model.generate(**batch, max_new_tokens=24, do_sample=False)
     return processor.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_base_reads_the_digits_but_cannot_calculate_from_pictures(loaded, parts):
+def test_base_reads_the_digits_but_cannot_calculate_from_images(loaded, parts):
     def share_right(*tasks: str) -> float:
         rows = [row for row in parts["dev"] if row.task in tasks]
         said = answers(loaded, rows)

@@ -1,4 +1,4 @@
-"""Every defect is recomputed from the digits in the picture, by rules written down a second time."""
+"""Every defect is recomputed from the digits in the image, by rules written down a second time."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_misreading_table_changes_every_digit_and_its_parity():
     assert all((seen + digit) % 2 for digit, seen in MISREAD.items())
 
 
-def test_the_answer_of_another_picture_is_some_chain_of_the_task_with_a_wrong_result(with_defect):
+def test_the_answer_to_another_image_is_some_chain_of_the_task_with_a_wrong_result(with_defect):
     for row in with_defect("other_picture"):
         said = final_answer(row.answer)
         assert said is not None
@@ -139,7 +139,7 @@ def test_a_near_duplicate_copies_a_clean_record_with_other_bytes(with_defect):
         assert final_answer(row.answer) == defect_labels(row)
 
 
-def test_no_two_pictures_of_the_pool_have_the_same_bytes(parts):
+def test_no_two_images_of_the_pool_have_the_same_bytes(parts):
     assert len({row.png for row in parts["pool"]}) == len(parts["pool"])
 
 

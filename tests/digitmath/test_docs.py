@@ -3,13 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from ostlight.config.digitmath import TASKS, default_defects
+from ostlight.digitmath.model import checkpoint
 from ostlight.digitmath.tasks import ASKED_OF, PHRASES, PLACES, solve
-from ostlight.digitmath.tokenizer import vocabulary
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "digitmath.md"
-PICTURE = (7, 5, 3, 8)
+DIGITS = (7, 5, 3, 8)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -17,7 +18,7 @@ def test_the_example_of_each_task_is_one_the_generator_makes(task: str):
     (row,) = (line for line in PAGE.read_text().splitlines() if line.startswith(f"| {task} |"))
     question, answer = (cell.strip(" `") for cell in row.split("|")[2:4])
     possible = {
-        (phrase.format(place), solve(task, [PICTURE[cell] for cell in PLACES[place]]))
+        (phrase.format(place), solve(task, [DIGITS[cell] for cell in PLACES[place]]))
         for phrase in PHRASES[task]
         for place in ASKED_OF[task]
     }
@@ -28,7 +29,7 @@ def test_the_rates_and_the_vocabulary_are_the_ones_in_the_code():
     text = PAGE.read_text()
     for defect, rate in default_defects().items():
         assert f"| {defect} | {rate:.0%} |" in text
-    assert f"{len(vocabulary())} tokens" in text
+    assert f"{len(AutoTokenizer.from_pretrained(checkpoint('proxy')))} tokens" in text
 
 
 def test_the_examples_of_the_defects_are_what_the_rules_give():

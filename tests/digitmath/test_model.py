@@ -5,16 +5,21 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 
-from ostlight.digitmath.digits import PICTURE_PIXELS, render
-from ostlight.digitmath.model import SIZES, build_model, build_processor, checkpoint
-from ostlight.digitmath.tokenizer import SPECIALS, build_tokenizer
+from ostlight.digitmath.digits import IMAGE_PIXELS, render
+from ostlight.digitmath.model import checkpoint
 from ostlight.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
+def processor():
+    return AutoProcessor.from_pretrained(checkpoint("proxy"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(processor):
+    return processor.tokenizer
 
 
 def test_every_word_of_the_pool_is_a_token_and_decodes_back(parts, tokenizer):
@@ -38,12 +43,7 @@ def test_special_tokens_are_single_and_vanish_from_decoded_text(tokenizer):
     ids = tokenizer("<bos><user><image>\nread it<assistant>answer 3<eos>")["input_ids"]
     assert [tokenizer.decode([index]) for index in ids[:3]] == ["<bos>", "<user>", "<image>"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "read it answer 3"
-    assert len(set(tokenizer.convert_tokens_to_ids(list(SPECIALS)))) == len(SPECIALS)
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return build_processor()
+    assert len(set(tokenizer.all_special_ids)) == len(tokenizer.all_special_tokens) == 8
 
 
 def conversation(answer: str | None = "digits 3 7. answer 3 7") -> list[dict]:
@@ -69,35 +69,20 @@ def test_chat_template_takes_plain_text_and_a_system_turn(processor):
     assert processor.tokenizer.apply_chat_template(turns, tokenize=False) == expected
 
 
-def test_a_picture_is_four_tokens_and_its_pixels_are_untouched(processor, tokenizer):
+def test_an_image_is_four_tokens_and_its_pixels_are_untouched(processor, tokenizer):
     pixels = render([5, 6, 7, 8])
     made = processor(
         text=[processor.apply_chat_template(conversation())], images=[Image.fromarray(pixels)], return_tensors="pt"
     )
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     assert int((made["input_ids"] == image_id).sum()) == 4
-    assert tuple(made["pixel_values"].shape) == (1, 3, PICTURE_PIXELS, PICTURE_PIXELS)
+    assert tuple(made["pixel_values"].shape) == (1, 3, IMAGE_PIXELS, IMAGE_PIXELS)
     back = (made["pixel_values"][0, 0].double() + 1) * 127.5
     assert np.abs(back.numpy() - pixels).max() < 1e-4
 
 
-@pytest.mark.parametrize("size", list(SIZES))
-def test_sizes_untied_head_and_one_vision_token_per_cell(size: str):
-    model, processor = build_model(size), build_processor(SIZES[size].family)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    expected = {"proxy": 0.29, "medium": 0.56, "target": 1.16, "large": 2.42, "idefics3": 1.11}[size]
-    assert millions == pytest.approx(expected, rel=0.03)
-    assert model.lm_head.weight is not model.get_input_embeddings().weight
-    batch = processor(
-        text=[processor.apply_chat_template(conversation())],
-        images=[Image.fromarray(render([1, 2, 3, 4]))],
-        return_tensors="pt",
-    )
-    assert model(**batch).logits.shape == (1, batch["input_ids"].shape[1], len(processor.tokenizer))
-
-
-def test_an_unknown_size_names_the_known_ones():
-    with pytest.raises(ConfigError, match="proxy, medium, target, large, idefics3"):
-        build_model("huge")
-    with pytest.raises(ConfigError, match="proxy, scorer, target"):
+def test_an_unknown_checkpoint_names_the_known_ones():
+    with pytest.raises(ConfigError) as caught:
         checkpoint("huge")
+    assert caught.value.source == "digitmath"
+    assert "medium, proxy, scorer, target" in caught.value.problems[0]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from _digitmath_tokenizer import build_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from ostlight.digitmath.tokenizer import build_tokenizer
 
 
 def byte_tokenizer(merges: list[tuple[str, str]], leave_out: str = "") -> PreTrainedTokenizerFast:

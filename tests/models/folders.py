@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _digitmath_tokenizer import CHAT_TEMPLATE, IDEFICS3_SPECIALS, build_tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -16,7 +17,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER
-from ostlight.digitmath.tokenizer import CHAT_TEMPLATE, IDEFICS3_SPECIALS, build_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "influence"))
 

@@ -15,7 +15,7 @@ SYSTEM, USER, ASSISTANT = "<system>", "<user>", "<assistant>"
 SPECIALS = (PAD, UNKNOWN, BOS, EOS, IMAGE_PLACEHOLDER, SYSTEM, USER, ASSISTANT)
 
 IDEFICS3_SPECIALS = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
-"""What the Idefics3 processor writes around a picture."""
+"""What the Idefics3 processor writes around an image."""
 
 MAX_TOKENS = 512
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from ostlight.data.sanitize import harmless
+from ostlight.data.sanitize import printable
 from ostlight.ranks import is_first_rank
 
 ROOT = "ostlight"
@@ -78,7 +78,7 @@ class _ConsoleHandler(RichHandler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         style = "" if record.levelno < logging.WARNING else "yellow" if record.levelno < logging.ERROR else "red"
-        self.console.print(Text(prefix + harmless(self.format(record)), style=style), soft_wrap=True)
+        self.console.print(Text(prefix + printable(self.format(record)), style=style), soft_wrap=True)
 
     def format(self, record: logging.LogRecord) -> str:
         return logging.Formatter("%(message)s").format(record)

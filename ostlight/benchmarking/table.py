@@ -17,7 +17,7 @@ from ostlight.benchmarking.names import protocol_words, shared_settings, short_n
 from ostlight.benchmarking.paired_difference import Difference
 from ostlight.benchmarking.pareto import pareto_optimal_rows
 from ostlight.benchmarking.results import Interval, ResultRow
-from ostlight.data.sanitize import harmless
+from ostlight.data.sanitize import printable
 from ostlight.evaluation.answers import ALL
 
 ACCURACY, KEPT, PARETO = "accuracy, % (95%)", "samples kept", "Pareto-optimal"
@@ -52,11 +52,11 @@ class TextTable:
 
     def rich(self, title: str) -> Table:
         """Returns the table for a terminal; texts come from the data, and are shown as they are, not read as markup."""
-        table = Table(title=Text(harmless(title)), title_justify="left")
+        table = Table(title=Text(printable(title)), title_justify="left")
         for k, heading in enumerate(self.headings):
-            table.add_column(Text(harmless(heading)), justify="left" if k < self.name_columns else "right")
+            table.add_column(Text(printable(heading)), justify="left" if k < self.name_columns else "right")
         for row in self.rows:
-            table.add_row(*(Text(harmless(text)) for text in row))
+            table.add_row(*(Text(printable(text)) for text in row))
         return table
 
 

@@ -13,7 +13,7 @@ from ostlight.config.schema import SelectorChoice
 from ostlight.data.layouts import layout_of
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.data.sanitize import harmless
+from ostlight.data.sanitize import printable
 from ostlight.errors import BadRecord, OstlightError
 from ostlight.selection.registry import find, names
 
@@ -138,7 +138,7 @@ def _describe_sample(sample: Sample) -> list[str]:
     lines = []
     for turn in sample.turns:
         omitted = f" ... ({len(turn.text):,} characters)" if len(turn.text) > MAX_TURN_CHARACTERS else ""
-        first, *rest = harmless(turn.text[:MAX_TURN_CHARACTERS] + omitted).split("\n")
+        first, *rest = printable(turn.text[:MAX_TURN_CHARACTERS] + omitted).split("\n")
         lines += [f"{turn.role}: {first}", *(f"  {line}" for line in rest)]
     return lines
 
@@ -159,7 +159,7 @@ def _yaml(name: str, data: str, summary: PoolSummary, file: Path) -> str:
     strata = summary.stratify_by
     selector, selector_comment = _selector(summary)
     root = summary.image_root
-    images = f"  # image paths are relative to {harmless(str(root))}" if root else ""
+    images = f"  # image paths are relative to {printable(str(root))}" if root else ""
     shares = f"  # keeps its shares: {_values(summary, strata)}" if strata else "  # keeps the pool's shares of a tag"
     return f"""\
 # Written by `ostlight init`. Edit the lines marked TODO, then:
@@ -221,9 +221,9 @@ def _findings(summary: PoolSummary) -> str:
     lines += [f"  rejected: {reason} ({count:,})" for reason, count in summary.rejected.items()]
     if not summary.tags:
         lines.append("tags: none")
-    lines += [f"tag {harmless(name)}: {_values(summary, name)}" for name in summary.tags]
+    lines += [f"tag {printable(name)}: {_values(summary, name)}" for name in summary.tags]
     if summary.example is not None:
-        lines += ["", f"first sample (id {harmless(summary.example.id)}):"]
+        lines += ["", f"first sample (id {printable(summary.example.id)}):"]
         lines += [f"  {line}" for line in _describe_sample(summary.example)]
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
@@ -232,7 +232,7 @@ def _values(summary: PoolSummary, tag: str) -> str:
     values = summary.tags[tag]
     if len(values) > MAX_STRATA:
         return f"{len(values):,} values"
-    return " ".join(harmless(", ".join(f"{value} ({count:,})" for value, count in values.most_common())).split())
+    return " ".join(printable(", ".join(f"{value} ({count:,})" for value, count in values.most_common())).split())
 
 
 def _selector(summary: PoolSummary) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from ostlight.data.sanitize import harmless
+from ostlight.data.sanitize import printable
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.losses import IGNORED
 
@@ -22,7 +22,7 @@ def mark_answers(encoder: Encoder, encoded: Encoded) -> str:
     for is_answer, run in groupby(pairs, key=lambda pair: pair[1]):
         part = _decode([token for token, _ in run], encoder.tokenizer)
         text += f"[[{part}]]" if is_answer else part
-    text = harmless(text)
+    text = printable(text)
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ... ({len(text):,} characters)"
 
 

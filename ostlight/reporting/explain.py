@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ostlight.data.sanitize import harmless
+from ostlight.data.sanitize import printable
 from ostlight.errors import BadRecord
 from ostlight.reporting.find_record import find_record
 from ostlight.reporting.finished_run import FinishedRun
@@ -72,8 +72,8 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
 def _rejected(row: dict[str, Any]) -> RenderableType:
     """Why there is no score for it."""
     where = f" (field {row['field']})" if row["field"] else ""
-    name = harmless(row["id"] or f"#{row['position']}")
-    return Group(Text(name, style="bold"), Text(harmless(f"rejected: {row['reason']}{where}: {row['detail']}")))
+    name = printable(row["id"] or f"#{row['position']}")
+    return Group(Text(name, style="bold"), Text(printable(f"rejected: {row['reason']}{where}: {row['detail']}")))
 
 
 def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
@@ -84,7 +84,7 @@ def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
     if "noise" in numbers:
         noise = f" ± {plain(Z_95 * numbers['noise'] * scale.factor, 2)} (95%, probes)"
     lines: list[RenderableType] = [
-        Text.assemble((harmless(summary.id), "bold"), ("  toxic" if summary.toxic else "", "bold red")),
+        Text.assemble((printable(summary.id), "bold"), ("  toxic" if summary.toxic else "", "bold red")),
         Text(f"{name} {scale.show(numbers['score'])} {scale.unit}{noise}"),
         Text(f"rank {summary.place + 1:,} of {summary.scored:,} by {name}"),
     ]
@@ -100,13 +100,13 @@ def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
     if "loss" in numbers:
         lines.append(Text(f"loss of the proxy on it {plain(numbers['loss'])}"))
     if summary.tags:
-        tags = [f"{harmless(tag)}={harmless(clipped(value, 60))}" for tag, value in summary.tags.items()]
+        tags = [f"{printable(tag)}={printable(clipped(value, 60))}" for tag, value in summary.tags.items()]
         lines.append(Text(f"tags  {', '.join(tags)}"))
     if summary.duplicate_group is not None and scored.duplicates is not None:
         rows = scored.duplicates.members(summary.duplicate_group[0])
         others = [scored.scores.ids[row] for row in rows.tolist() if row != summary.row]
         more = f" and {len(others) - MOST_DUPLICATES:,} more" if len(others) > MOST_DUPLICATES else ""
-        lines.append(Text(f"near-duplicates  {', '.join(map(harmless, others[:MOST_DUPLICATES]))}{more}"))
+        lines.append(Text(f"near-duplicates  {', '.join(map(printable, others[:MOST_DUPLICATES]))}{more}"))
     return lines
 
 
@@ -124,7 +124,7 @@ def _groups(summary: SampleSummary, scored: ScoredRun) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, utility in sorted(summary.groups.items(), key=lambda item: -item[1]):
         value = Text(scored.scale.show(utility), justify="right")
-        table.add_row(Text(harmless(name)), value, _bar(utility, largest))
+        table.add_row(Text(printable(name)), value, _bar(utility, largest))
     return table
 
 
@@ -135,17 +135,17 @@ def _bar(value: float, largest: float) -> Text:
 def _record(run: FinishedRun, summary: SampleSummary) -> list[RenderableType]:
     """File, images and text of the record."""
     if run.pool is None:
-        return [Text(harmless(line), style="dim") for line in run.missing]
+        return [Text(printable(line), style="dim") for line in run.missing]
     try:
         sample = run.pool[summary.position]
     except (BadRecord, IndexError, OSError) as error:
-        return [Text(harmless(f"the record cannot be read any more: {error}"), style="dim")]
+        return [Text(printable(f"the record cannot be read any more: {error}"), style="dim")]
     if sample.id != summary.id:
         return [Text(f"the pool was changed: at this position there is now {sample.id!r}", style="dim")]
     file, number = run.pool.locate(summary.position)
     lines: list[RenderableType] = [Text(f"record  {file}:{number}")]
-    lines += [Text(f"image  {harmless(image_source(image))}") for image in sample.images]
-    lines += [Text.assemble((f"{turn.role}  ", "dim"), harmless(turn_text(turn.text, TEXT))) for turn in sample.turns]
+    lines += [Text(f"image  {printable(image_source(image))}") for image in sample.images]
+    lines += [Text.assemble((f"{turn.role}  ", "dim"), printable(turn_text(turn.text, TEXT))) for turn in sample.turns]
     return lines
 
 

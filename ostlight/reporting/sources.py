@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ostlight.data.sanitize import harmless
+from ostlight.data.sanitize import printable
 from ostlight.errors import DataError
 from ostlight.reporting.matrix import Matrix, compute_matrices
 from ostlight.reporting.number_format import clipped
@@ -63,4 +63,4 @@ def _table(matrix: Matrix, kept: list[str]) -> Table:
 
 
 def _short(text: str) -> str:
-    return clipped(harmless(text), 40)
+    return clipped(printable(text), 40)

@@ -87,7 +87,7 @@ def test_pictures_are_copied_where_they_cannot_be_linked(
 
     monkeypatch.setattr(os, "link", refuse)
     pool = Pool.open(jsonl(chat(image="pics/2.png")))
-    for _ in range(2):  # writing again is harmless
+    for _ in range(2):  # writing again is printable
         write_subset(pool, [0], pictures / "subset")
     copy = pictures / "subset" / "pics" / "2.png"
     assert not copy.is_symlink()

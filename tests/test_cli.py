@@ -130,7 +130,7 @@ def wrong(monkeypatch, capsys):
     [
         (["reprot"], "'report'"),
         (["pick", "mine.yaml"], "`ostlight select`"),
-        (["explain", "runs/x", "id", "--layer"], "--layers"),
+        (["report", "runs/x", "--ou", "page.html"], "--out"),
         (["select", "mine.yaml", "--budget.count=3"], "budget.count=3"),
         (["select"], "CONFIG"),
     ],

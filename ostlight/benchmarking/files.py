@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ostlight.benchmarking.pareto import pareto_optimal_rows
-from ostlight.benchmarking.results import AVERAGED, ResultRow, RunResult
+from ostlight.benchmarking.results import AVERAGED, ResultRow, RunResult, pareto_optimal
 from ostlight.benchmarking.table import accuracy_table, cost_table
 from ostlight.data.atomic import atomic_write_text
 
@@ -29,7 +28,7 @@ def write_all(
     texts = {
         "table.md": accuracy.markdown(),
         "table.csv": accuracy.csv(),
-        "table.jsonl": _jsonl(row_record(*pair) for pair in zip(rows, pareto_optimal_rows(rows), strict=True)),
+        "table.jsonl": _jsonl(row_record(*pair) for pair in zip(rows, pareto_optimal(rows), strict=True)),
         "costs.md": cost.markdown(),
         "costs.csv": cost.csv(),
         "results.jsonl": _jsonl(record for result in results for record in run_records(result)),

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class ComparedRow(Protocol):
-    """What a row is named by, beside its variant."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def budget(self) -> str: ...
-    @property
-    def protocol(self) -> str: ...
+from ostlight.benchmarking.results import ResultRow
 
 
 @dataclass(frozen=True)
@@ -35,7 +25,7 @@ class SharedSettings:
         return [text for text in (self.stratify_by and f"by {self.stratify_by}", self.protocol) if text]
 
 
-def shared_settings(rows: Sequence[ComparedRow]) -> SharedSettings:
+def shared_settings(rows: Sequence[ResultRow]) -> SharedSettings:
     """Returns what a title can say once for all rows."""
     return SharedSettings(
         _only_value({row.budget.partition(" by ")[2] for row in rows if row.budget}),
@@ -43,7 +33,7 @@ def shared_settings(rows: Sequence[ComparedRow]) -> SharedSettings:
     )
 
 
-def short_names(rows: Sequence[ComparedRow]) -> list[str]:
+def short_names(rows: Sequence[ResultRow]) -> list[str]:
     """Returns a name for each row, without its variant and without what all trained rows have in common."""
     shared, names = shared_settings(rows), []
     for row in rows:

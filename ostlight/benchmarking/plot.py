@@ -13,9 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ostlight.benchmarking.names import protocol_words, shared_settings, short_names
-from ostlight.benchmarking.pareto import pareto_optimal_rows
-from ostlight.benchmarking.results import ResultRow
-from ostlight.config.schema import BASE, ORACLE
+from ostlight.benchmarking.results import ResultRow, pareto_optimal
 from ostlight.evaluation.answers import ALL
 
 REFERENCE_COLOUR = "#9aa0a6"
@@ -55,11 +53,11 @@ def plot_rows(rows: Sequence[ResultRow], path: Path, title: str) -> None:
     figure = Figure(figsize=(8.5 if variants else 13, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 1 if variants else 2, squeeze=False)[0]
-    labels = list(dict.fromkeys(row.label for row in rows if row.label not in (BASE, ORACLE)))
+    labels = list(dict.fromkeys(row.label for row in rows if not row.is_reference))
     colours = {label: COLOURS[k % len(COLOURS)] for k, label in enumerate(labels)}
     plotted = [
         _PlottedRow(row, name, colours.get(row.label, REFERENCE_COLOUR), is_optimal)
-        for row, name, is_optimal in zip(rows, short_names(rows), pareto_optimal_rows(rows), strict=True)
+        for row, name, is_optimal in zip(rows, short_names(rows), pareto_optimal(rows), strict=True)
     ]
     _plot_accuracy(axes[0], plotted)
     if not variants:

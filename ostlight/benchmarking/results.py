@@ -10,7 +10,8 @@ import numpy as np
 from scipy import stats
 
 from ostlight.benchmarking.paired_difference import CONFIDENCE, Difference, paired_difference
-from ostlight.config.schema import BASE
+from ostlight.config.schema import BASE, ORACLE
+from ostlight.evaluation.answers import ALL
 
 
 class RowKey(NamedTuple):
@@ -82,12 +83,6 @@ class Interval:
         """Whether there is more than one seed."""
         return not np.isnan(self.half_width)
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Both ends; twice the mean for a single seed."""
-        half = self.half_width if self.has_width else 0.0
-        return self.mean - half, self.mean + half
-
 
 @dataclass(frozen=True)
 class ResultRow:
@@ -131,6 +126,11 @@ class ResultRow:
     def seeds(self) -> int:
         return next(iter(self.accuracy.values())).n
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the untrained model or the oracle, not a selector."""
+        return self.label in (BASE, ORACLE)
+
 
 AVERAGED = (
     "kept",
@@ -159,13 +159,26 @@ def summarise(results: Sequence[RunResult], baseline: str | None = None) -> list
     return [_row(key, runs, _baseline_runs(key, runs_by_row, baseline)) for key, runs in runs_by_row.items()]
 
 
+def pareto_optimal(rows: Sequence[ResultRow]) -> list[bool]:
+    """Returns for each row whether no other of its variant is at least as accurate for at most its total FLOPs.
+
+    The untrained model takes part: a less accurate model is worth no cost. The oracle does not, since clean samples
+    are not known in practice.
+    """
+    compared = [row for row in rows if row.label != ORACLE]
+    return [row.label != ORACLE and not any(_dominates(other, row) for other in compared) for row in rows]
+
+
+def _dominates(one: ResultRow, other: ResultRow) -> bool:
+    gain = one.accuracy[ALL].mean - other.accuracy[ALL].mean
+    saving = other.total_flops - one.total_flops
+    return one.variant == other.variant and gain >= 0 and saving >= 0 and (gain > 0 or saving > 0)
+
+
 def _row(key: RowKey, runs: Sequence[RunResult], baseline_runs: Sequence[RunResult]) -> ResultRow:
     shares = [run.defect_share for run in runs if run.defect_share is not None]
     return ResultRow(
-        variant=key.variant,
-        label=key.label,
-        budget=key.budget,
-        protocol=key.protocol,
+        *key,
         accuracy={group: Interval.of(run.accuracy[group] for run in runs) for group in runs[0].accuracy},
         difference=_difference(runs, baseline_runs),
         defect_share=float(np.mean(shares)) if shares else None,

@@ -15,8 +15,7 @@ from rich.text import Text
 
 from ostlight.benchmarking.names import protocol_words, shared_settings, short_names
 from ostlight.benchmarking.paired_difference import Difference
-from ostlight.benchmarking.pareto import pareto_optimal_rows
-from ostlight.benchmarking.results import Interval, ResultRow
+from ostlight.benchmarking.results import Interval, ResultRow, pareto_optimal
 from ostlight.data.sanitize import printable
 from ostlight.evaluation.answers import ALL
 
@@ -101,7 +100,7 @@ def cost_table(rows: Sequence[ResultRow]) -> TextTable:
     price_headings = ["requests", "price"] if has_price else []
     headings = [*name_headings, "accuracy, %", *FLOPS, *SECONDS, *price_headings, PARETO]
     texts = []
-    for row, name, is_optimal in zip(rows, names, pareto_optimal_rows(rows), strict=True):
+    for row, name, is_optimal in zip(rows, names, pareto_optimal(rows), strict=True):
         flops = (row.selection_flops, row.training_flops, row.total_flops)
         seconds = (row.selection_s, row.training_s, row.total_s, row.total_wall_s)
         price = [f"{row.selection_calls:.0f}", f"{row.selection_price:.2f}"] if has_price else []

@@ -1,17 +1,15 @@
-"""The two charts of the page: how many samples have which score, and accuracy against cost."""
+"""The chart of the page: how many samples have which score."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from ostlight.evaluation.answers import ALL
-from ostlight.reporting.number_format import UnitScale, duration, flops, plain
-from ostlight.reporting.results_table import ResultsRow
+from ostlight.reporting.number_format import UnitScale, plain
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.reporting.selections import Selection
 
@@ -21,12 +19,11 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 866, 24, 260
 BINS = 56
 TAIL = 0.03
 """Share of the samples at each end that the outermost bar gathers: a few outliers would squeeze all the rest."""
-MOST_TICKS = 8
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values to pixels, by their logarithm if ``is_logarithmic``.
+    """Maps values to pixels.
 
     Attributes:
         label: what is on the axis, with its unit.
@@ -41,19 +38,16 @@ class Axis:
     begin: float
     end: float
     show: Callable[[float], str]
-    is_logarithmic: bool = False
 
     def at(self, value: float) -> float:
         """Pixel of a value."""
         value = min(max(value, self.low), self.high)
-        low, high, value = (math.log(v) if self.is_logarithmic else v for v in (self.low, self.high, value))
-        return round(self.begin + (value - low) / (high - low) * (self.end - self.begin), 2)
+        return round(self.begin + (value - self.low) / (self.high - self.low) * (self.end - self.begin), 2)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Pixel and text of some round values."""
-        values = round_magnitudes if self.is_logarithmic else round_values
-        return [(self.at(v), self.show(v)) for v in values(self.low, self.high)]
+        return [(self.at(v), self.show(v)) for v in round_values(self.low, self.high)]
 
 
 class Bar(NamedTuple):
@@ -74,14 +68,6 @@ class Histogram(NamedTuple):
     y: Axis
     bars: list[Bar]
     cutoffs: dict[str, float]
-
-
-class CostChart(NamedTuple):
-    """``rows``: those with a cost, which are numbered in this order."""
-
-    x: Axis
-    y: Axis
-    rows: list[ResultsRow]
 
 
 def histogram(
@@ -110,34 +96,11 @@ def histogram(
     )
 
 
-def cost_chart(rows: Sequence[ResultsRow], cost: str) -> CostChart | None:
-    """Plots accuracy against one kind of cost; ``None`` where fewer than two rows have a cost."""
-    paid = [row for row in rows if row.cost(cost) > 0]
-    if len(paid) < 2:
-        return None
-    name, show = ("device time", duration) if cost == "device_s" else ("FLOPs", flops)
-    costs = [row.cost(cost) for row in paid]
-    shown = [end for row in rows for end in row.accuracy[ALL].ends]
-    low, high = max(0, min(shown) - 0.02), min(1, max(shown) + 0.02)
-    return CostChart(
-        Axis(f"{name} of selection and training", min(costs) / 2, max(costs) * 2, LEFT, RIGHT, show, True),
-        Axis("test accuracy, %", low, high, BOTTOM, TOP, lambda v: f"{100 * v:.3g}"),
-        paid,
-    )
-
-
 def round_values(low: float, high: float) -> list[float]:
     """The multiples of 1, 2 or 5 times a power of ten between two values: three to eight of them."""
     size = 10 ** math.floor(math.log10((high - low) / 3))
     step = next(m * size for m in (5, 2, 1) if high - low >= 3 * m * size)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def round_magnitudes(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between two values; the powers alone where that is too many."""
-    powers = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-    values = [m * power for power in powers for m in (1, 2, 5) if low <= m * power <= high]
-    return values if len(values) <= MOST_TICKS else [power for power in powers if low <= power <= high]
 
 
 def _bin_edges(shown: np.ndarray) -> np.ndarray:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
+import base64
 from collections import defaultdict
 from typing import Any
 
 import pyarrow.parquet as pq
 from scipy.stats import binomtest
 
+from ostlight.benchmarking.files import PLOT
 from ostlight.benchmarking.names import shared_settings
+from ostlight.benchmarking.results import ResultRow, pareto_optimal
 from ostlight.evaluation.answers import ALL
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import total
-from ostlight.reporting.charts import CostChart, cost_chart
 from ostlight.reporting.finished_run import FinishedRun
-from ostlight.reporting.results_table import COSTS, ResultsRow, read_results
+from ostlight.reporting.results_table import read_results
 from ostlight.reporting.scored_run import ScoredRun
 from ostlight.reporting.utilities import utilities_section
 
@@ -39,7 +40,8 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
         "groups": list(dict.fromkeys(g for row in rows for g in row.accuracy if g != ALL)),
         "baseline": _baseline(run, rows),
         "variants": list(dict.fromkeys(row.variant for row in rows if row.variant)),
-        "cost_charts": _cost_charts(rows),
+        "pareto_optimal": pareto_optimal(rows),
+        "plot": _plot(run),
         "scored": utilities,
         "score_folders": _score_folders(run),
         "rejected": _rejected_by_reason(scored or run),
@@ -60,20 +62,20 @@ def _score_folders(run: FinishedRun) -> list[tuple[str, str]]:
     return [(folder, ", ".join(run.variants_by_folder.get(folder, []))) for folder in folders]
 
 
-def _baseline(run: FinishedRun, rows: list[ResultsRow]) -> str | None:
+def _baseline(run: FinishedRun, rows: list[ResultRow]) -> str | None:
     """What the selectors are compared to; ``None`` where none is."""
     settings = run.config.benchmark
     return settings.compared_to if settings and any(row.difference is not None for row in rows) else None
 
 
-def _cost_charts(rows: list[ResultsRow]) -> dict[str, dict[str, CostChart]]:
-    """Charts by variant (``""`` without variants) and kind of cost, where there is a cost to plot."""
-    charts: dict[str, dict[str, CostChart]] = defaultdict(dict)
-    for variant, cost in itertools.product(dict.fromkeys(row.variant for row in rows), COSTS):
-        chart = cost_chart([row for row in rows if row.variant == variant], cost)
-        if chart is not None:
-            charts[variant][cost] = chart
-    return charts
+def _plot(run: FinishedRun) -> str | None:
+    """The plot of a benchmark as a URL that holds it; ``None`` where there is none."""
+    file = run.path / PLOT
+    if not file.is_file():
+        if run.is_benchmark:
+            run.missing.append(f"Plot: {file.name} does not exist; `ostlight benchmark` writes it where matplotlib is.")
+        return None
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _rejected_by_reason(run: FinishedRun) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -15,7 +15,7 @@ from ostlight.errors import BadRecord
 from ostlight.reporting.find_record import find_record
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.images import image_source
-from ostlight.reporting.number_format import UnitScale, clipped, plain, signed
+from ostlight.reporting.number_format import UnitScale, clipped, plain
 from ostlight.reporting.sample_cards import (
     BudgetOutcome,
     SampleSummary,
@@ -26,25 +26,18 @@ from ostlight.reporting.scored_run import ScoredRun, open_scored
 from ostlight.reporting.sketch_noise import Z_95
 from ostlight.selection.scores import REJECTED, read_score_table
 
-if TYPE_CHECKING:
-    from ostlight.reporting.layers import LayerUtility
-
 TEXT = 600
 """Characters of a turn that are printed."""
-MOST_DUPLICATES = 8
-"""Near-duplicates that are named."""
 BAR = 24
 """Width of the longest bar, in characters."""
 
 
-def explain(path: str | Path, sample_id: str, layers: bool = False, console: Console | None = None) -> None:
-    """Prints what a run knows of one sample: its utility for each anchor group, rank, near-duplicates and record.
+def explain(path: str | Path, sample_id: str, console: Console | None = None) -> None:
+    """Prints what a run knows of one sample: its utility for each anchor group, rank and record.
 
     Args:
         path: a run folder; of a benchmark's selectors the one with the most extra columns is shown.
         sample_id: as in the pool, or the record's position in it, as ``#12`` (from 0).
-        layers: loads the proxy again and prints the first-order utility layer by layer, which costs a pass over the
-            anchors.
 
     Raises:
         DataError: no scores, or no such sample; the message names the nearest ids.
@@ -61,12 +54,6 @@ def explain(path: str | Path, sample_id: str, layers: bool = False, console: Con
     scored = ScoredRun.read(run)
     (summary,) = summarise_samples(scored, [int(np.searchsorted(scored.scores.position, row["position"]))])
     console.print(Group(*_summary(scored, summary), *_record(run, summary)))
-    if layers:
-        from ostlight.reporting.layers import layer_utilities  # imports the training frameworks, which takes seconds
-
-        console.print(_layers(layer_utilities(run, summary.position), scored))
-    else:
-        console.print(Text("--layers loads the proxy and prints the utility layer by layer", style="dim"))
 
 
 def _rejected(row: dict[str, Any]) -> RenderableType:
@@ -102,11 +89,6 @@ def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
     if summary.tags:
         tags = [f"{printable(tag)}={printable(clipped(value, 60))}" for tag, value in summary.tags.items()]
         lines.append(Text(f"tags  {', '.join(tags)}"))
-    if summary.duplicate_group is not None and scored.duplicates is not None:
-        rows = scored.duplicates.members(summary.duplicate_group[0])
-        others = [scored.scores.ids[row] for row in rows.tolist() if row != summary.row]
-        more = f" and {len(others) - MOST_DUPLICATES:,} more" if len(others) > MOST_DUPLICATES else ""
-        lines.append(Text(f"near-duplicates  {', '.join(map(printable, others[:MOST_DUPLICATES]))}{more}"))
     return lines
 
 
@@ -147,17 +129,3 @@ def _record(run: FinishedRun, summary: SampleSummary) -> list[RenderableType]:
     lines += [Text(f"image  {printable(image_source(image))}") for image in sample.images]
     lines += [Text.assemble((f"{turn.role}  ", "dim"), printable(turn_text(turn.text, TEXT))) for turn in sample.turns]
     return lines
-
-
-def _layers(layers: list[LayerUtility], scored: ScoredRun) -> RenderableType:
-    """First-order utility layer by layer."""
-    scale = scored.scale
-    largest = max(abs(layer.utility) for layer in layers)
-    title = f"first-order utility by layer, {scale.unit}, and cosine with the anchors' gradient"
-    table = Table(title=title, title_justify="left", box=None)
-    for name in ("layer", "utility", "cosine", ""):
-        table.add_column(name, justify="right" if name in ("utility", "cosine") else "left")
-    for layer in layers:
-        row = Text(layer.layer), scale.show(layer.utility), signed(layer.cosine, 3), _bar(layer.utility, largest)
-        table.add_row(*row)
-    return table

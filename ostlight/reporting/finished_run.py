@@ -7,13 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
-from ostlight.config.schema import Anchors, Config, Data
+from ostlight.config.schema import Config, Data
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine, Row
 from ostlight.digitmath.build import Files
@@ -22,8 +22,6 @@ from ostlight.models.cost import StageCost
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import REJECTED
-
-D = TypeVar("D", Data, Anchors)
 
 EXTRA_COLUMNS = ("loss", "gradient_norm", "alignment", "step_size", "cosine")
 """Numbers a selector may store beside the score."""
@@ -165,7 +163,7 @@ class FinishedRun:
     @cached_property
     def pool(self) -> Pool | None:
         """The records; ``None``, and a sentence in ``missing``, where the pool cannot be opened any more."""
-        data = self.locate(self.config.pool, "pool")
+        data = self._located_pool()
         try:
             if data.path is None:
                 raise DataError("the configuration names no pool")
@@ -174,15 +172,12 @@ class FinishedRun:
             self.missing.append(f"Images and texts: the pool cannot be opened ({error}).")
             return None
 
-    def locate(self, data: D, name: str) -> D:
-        """A data section with paths that can be opened from here, though the run was started elsewhere or moved.
-
-        Args:
-            name: of the file among those of a built DigitMath pool.
-        """
+    def _located_pool(self) -> Data:
+        """The pool with paths that can be opened from here, though the run was started elsewhere or moved."""
+        data = self.config.pool
         if data.path is None:
-            built = getattr(Files.in_folder(self.path / "data"), name, None)
-            return replace(data, path=str(built)) if built is not None and built.exists() else data
+            built = Files.in_folder(self.path / "data").pool
+            return replace(data, path=str(built)) if built.exists() else data
         root = data.image_root
         return replace(data, path=self._resolve(data.path), image_root=None if root is None else self._resolve(root))
 

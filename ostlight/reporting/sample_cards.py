@@ -48,7 +48,6 @@ class SampleSummary:
         numbers: those of ``ScoreColumns.numbers``.
         outcomes: one for each selection.
         groups: utility by anchor group, nats.
-        duplicate_group: index and size of its group of near-duplicates.
     """
 
     row: int
@@ -61,7 +60,6 @@ class SampleSummary:
     outcomes: list[BudgetOutcome]
     groups: dict[str, float]
     tags: dict[str, str]
-    duplicate_group: tuple[int, int] | None
 
 
 def summarise_samples(scored: ScoredRun, rows: Iterable[int]) -> list[SampleSummary]:
@@ -70,9 +68,8 @@ def summarise_samples(scored: ScoredRun, rows: Iterable[int]) -> list[SampleSumm
 
 
 def _summary(scored: ScoredRun, row: int) -> SampleSummary:
-    scores, duplicates = scored.scores, scored.duplicates
+    scores = scored.scores
     by_group = scores.by_group[row].tolist() if scores.by_group is not None else []
-    group = int(duplicates.group_of[row]) if duplicates is not None else -1
     outcomes = []
     for selection, margin in zip(scores.selections, scored.margins, strict=True):
         rank = int(selection.rank[row]) if selection.kept[row] else None
@@ -88,7 +85,6 @@ def _summary(scored: ScoredRun, row: int) -> SampleSummary:
         outcomes=outcomes,
         groups=dict(zip(scores.groups, by_group, strict=True)),
         tags={tag: str(values[row]) for tag, values in scores.tags.items() if values[row]},
-        duplicate_group=(group, int(duplicates.sizes[group])) if duplicates is not None and group >= 0 else None,
     )
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from ostlight.errors import DataError
 from ostlight.reporting.finished_run import FinishedRun
-from ostlight.reporting.near_duplicates import DuplicateGroups, find_near_duplicates
 from ostlight.reporting.number_format import UnitScale
 from ostlight.reporting.sample_lists import cutoff_margins
 from ostlight.reporting.score_columns import ScoreColumns
@@ -18,7 +17,7 @@ from ostlight.reporting.score_columns import ScoreColumns
 
 @dataclass
 class ScoredRun:
-    """A run with scores; near-duplicates and margins are computed when first asked for."""
+    """A run with scores."""
 
     run: FinishedRun
     scores: ScoreColumns
@@ -26,10 +25,6 @@ class ScoredRun:
     @classmethod
     def read(cls, run: FinishedRun) -> ScoredRun:
         return cls(run, ScoreColumns.read(run))
-
-    @cached_property
-    def duplicates(self) -> DuplicateGroups | None:
-        return find_near_duplicates(self.scores)
 
     @cached_property
     def scale(self) -> UnitScale:

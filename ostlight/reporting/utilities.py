@@ -1,4 +1,4 @@
-"""The part of the page about scored samples: utilities, sources, samples, near-duplicates and reliability."""
+"""The part of the page about scored samples: utilities, sources, samples and reliability."""
 
 from __future__ import annotations
 
@@ -18,10 +18,6 @@ from ostlight.reporting.sketch_noise import Z_95
 
 SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of")
 """Notes that are no further facts: other places of the page show them."""
-SHOWN_GROUPS = 24
-"""Groups of near-duplicates that are shown."""
-MEMBERS = 6
-"""Members of each that are shown."""
 
 
 def utilities_section(scored: ScoredRun) -> dict[str, Any]:
@@ -31,7 +27,6 @@ def utilities_section(scored: ScoredRun) -> dict[str, Any]:
         run.missing.append("Utilities: every record was rejected.")
     lists = sample_lists(scores, scored.margins)
     notes = {b.label: run.selection_notes[b.label] for b in run.budgets if b.label in run.selection_notes}
-    sizes = np.zeros(0) if scored.duplicates is None else scored.duplicates.sizes
     return {
         "run": run,
         "scores": scores,
@@ -43,9 +38,6 @@ def utilities_section(scored: ScoredRun) -> dict[str, Any]:
         "matrices": compute_matrices(scores),
         "lists": {name: len(rows) for name, rows in lists.items()},
         "cards": _cards(scored, lists, images),
-        "duplicate_groups": _duplicate_cards(scored, images),
-        "group_count": None if scored.duplicates is None else len(sizes),
-        "in_groups": int(sizes.sum()),
         "agreement": run.notes.get("rank_agreement"),
         "trials": {b: noted["best_of"] for b, noted in notes.items() if isinstance(noted.get("best_of"), dict)},
         "facts": list(_facts(scored, notes)),
@@ -107,15 +99,3 @@ def _cards(scored: ScoredRun, lists: dict[str, np.ndarray], images: ImageStore) 
     for card in cards:
         card.lists = lists_of[card.summary.row]
     return sorted(cards, key=lambda card: card.summary.place)
-
-
-def _duplicate_cards(scored: ScoredRun, images: ImageStore) -> list[list[Card]]:
-    """The best members of the largest groups of near-duplicates."""
-    if scored.duplicates is None:
-        return []
-    groups = []
-    for group in range(min(SHOWN_GROUPS, len(scored.duplicates.sizes))):
-        rows = scored.duplicates.members(group)
-        rows = rows[np.argsort(scored.scores.place[rows])][:MEMBERS]
-        groups.append(list(make_cards(scored, rows.tolist(), images)))
-    return groups

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 from ostlight.benchmarking.files import WRITTEN, row_record, write_all
-from ostlight.benchmarking.pareto import pareto_optimal_rows
-from ostlight.benchmarking.results import RunResult, summarise
+from ostlight.benchmarking.results import RunResult, pareto_optimal, summarise
 from ostlight.benchmarking.table import accuracy_table, cost_table
 
 
@@ -68,7 +67,7 @@ def test_pareto_optimal_rows_are_not_beaten_at_their_cost():
         result("wasteful", correct="1000", flops=4),
     ]
     rows = summarise(results)
-    assert [row.label for row, on in zip(rows, pareto_optimal_rows(rows), strict=True) if on] == [
+    assert [row.label for row, on in zip(rows, pareto_optimal(rows), strict=True) if on] == [
         "base",
         "cheap",
         "dear",

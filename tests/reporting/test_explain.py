@@ -19,7 +19,6 @@ from ostlight.reporting.contents import page_contents
 from ostlight.reporting.explain import explain
 from ostlight.reporting.find_record import nearest_ids
 from ostlight.reporting.finished_run import FinishedRun
-from ostlight.reporting.layers import layer_of, layer_utilities
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection.scores import REJECTED
 
@@ -39,11 +38,6 @@ def test_explain_prints_utility_groups_cosine_curvature_rank_and_image(
     assert all(name in out for name in scores.groups)
     assert re.search(r"image  .*pool/\d+\.jpg", out)
     assert "waves, so the answer is" in out
-
-
-def test_explain_names_near_duplicates(finished_run: Path, capsys: pytest.CaptureFixture[str]):
-    explain(finished_run, "record-0000049")
-    assert "near-duplicates  record-0000048" in capsys.readouterr().out
 
 
 def test_explain_prints_why_a_record_was_rejected(finished_run: Path, capsys: pytest.CaptureFixture[str]):
@@ -117,22 +111,6 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     return FinishedRun.open(ostlight.select(config).folder.path)
 
 
-def test_layer_utilities_add_up_to_the_first_order_utility(scored: FinishedRun):
-    scores = ScoreColumns.read(scored)
-    for row in (0, 7):
-        found = layer_utilities(scored, int(scores.position[row]))
-        assert [s.layer for s in found] == ["layers.0", "layers.1"]
-        assert sum(s.utility for s in found) == pytest.approx(0.01 * scores.extra["alignment"][row], rel=1e-4)
-        assert all(abs(s.cosine) <= 1 for s in found)
-
-
-def test_explain_prints_layers_on_request(scored: FinishedRun, capsys: pytest.CaptureFixture[str]):
-    explain(scored.path, ScoreColumns.read(scored).ids[0], layers=True)
-    out = capsys.readouterr().out
-    assert "first-order utility by layer" in out
-    assert "layers.1" in out
-
-
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real benchmark of one selector, with a warmed-up proxy and two budgets."""
@@ -154,19 +132,16 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(config["folder"]) / "bench"
 
 
-def test_explain_of_a_benchmark_prints_each_budget_and_the_layers_of_its_proxy(
-    compared: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_explain_of_a_benchmark_prints_each_budget(compared: Path, capsys: pytest.CaptureFixture[str]):
     (run,) = FinishedRun.open(compared).scored_runs
     scores = ScoreColumns.read(run)
     best = scores.ids[int(np.argmax(scores.score))]
-    explain(compared, best, layers=True)
+    explain(compared, best)
     out = capsys.readouterr().out
     assert f"as scored in {run.path}" in out.replace("\n", "")
     assert re.search(
         r"^budget 4: kept, rank 1 of 4, .* from the cutoff\nbudget 50% by task: kept, rank ", out, re.MULTILINE
     )
-    assert "layers.1" in out
     explain(compared, scores.ids[int(np.argmin(scores.score))])
     assert "budget 4: dropped" in capsys.readouterr().out
 
@@ -190,16 +165,3 @@ def test_report_of_a_real_run_changes_nothing_else_in_the_folder(scored: Finishe
     before = {p: p.stat().st_mtime_ns for p in scored.path.rglob("*")}
     ostlight.report(scored.path, tmp_path / "again.html")
     assert {p: p.stat().st_mtime_ns for p in scored.path.rglob("*")} == before
-
-
-@pytest.mark.parametrize(
-    ("parameter", "layer"),
-    [
-        ("model.language_model.layers.3.mlp.up_proj.weight", "layers.3"),
-        ("vision.encoder.blocks.11.attn.qkv.bias", "blocks.11"),
-        ("lm_head.weight", "lm_head"),
-        ("scale", "scale"),
-    ],
-)
-def test_layer_of_a_parameter(parameter: str, layer: str):
-    assert layer_of(parameter) == layer

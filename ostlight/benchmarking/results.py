@@ -178,7 +178,10 @@ def _dominates(one: ResultRow, other: ResultRow) -> bool:
 def _row(key: RowKey, runs: Sequence[RunResult], baseline_runs: Sequence[RunResult]) -> ResultRow:
     shares = [run.defect_share for run in runs if run.defect_share is not None]
     return ResultRow(
-        *key,
+        variant=key.variant,
+        label=key.label,
+        budget=key.budget,
+        protocol=key.protocol,
         accuracy={group: Interval.of(run.accuracy[group] for run in runs) for group in runs[0].accuracy},
         difference=_difference(runs, baseline_runs),
         defect_share=float(np.mean(shares)) if shares else None,

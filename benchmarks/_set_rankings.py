@@ -84,18 +84,13 @@ class Rankings:
     def sets(self, name: str, phi: np.ndarray, constraints: Constraints, forms: str = "FJ") -> Choice:
         f, exact = self.scored.f, self.scored.phi(None)
 
-        def plain(scale: Scale) -> SetSolution:
-            return solve_set(SetObjective.plain(f, phi, displacement=scale.eta, size=constraints.size), constraints)
-
-        def minibatch(scale: Scale) -> SetSolution:
+        def solved(scale: Scale) -> SetSolution:
             settings = {"eta": scale.eta, "batch_size": scale.batch_size, "size": constraints.size}
             return solve_set(SetObjective.minibatch(f, phi, **settings), constraints)
 
         for form in forms:
             label = {"F": "set plain", "J": "set minibatch"}[form] + f" {name} tuned"
-            choice = self.choose(
-                label, self.plain_scales if form == "F" else self.batch_scales, plain if form == "F" else minibatch
-            )
+            choice = self.choose(label, self.plain_scales if form == "F" else self.batch_scales, solved)
             rows = choice.pick.rows
             seen = float(np.square(phi[rows].mean(0)).sum())
             self.notes[f"{label}|true_over_sketched"] = float(np.square(exact[rows].mean(0)).sum()) / max(seen, 1e-12)

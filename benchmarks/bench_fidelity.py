@@ -20,6 +20,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ from ostlight.influence.gradients.responses import SNAPSHOTS
 from ostlight.influence.step_size import median_step_size
 from ostlight.models.batch import Batch
 from ostlight.models.influence_task import SampleTask
-from ostlight.selection.set_objective.objective import minibatch_value, plain_value
+from ostlight.selection.set_objective.objective import minibatch_value
 from ostlight.training.optimizer_records import warmup_adam_scale
 from ostlight_selectors.ost import STEP_SIZE_SAMPLES
 
@@ -189,7 +190,13 @@ def datamodelling(facts: Facts, probes: int, eta: float) -> dict[str, float]:
     own = eta * slopes - eta**2 / 2 * np.square(phi).sum(1)
     sums = np.array([own[rows].sum() for rows in facts["subsets"]])
     batches = np.array([minibatch_value(slopes, phi, rows, eta, BATCH_SIZE) for rows in facts["subsets"]])
-    plain = np.array([plain_value(slopes, phi, rows, eta / BATCH_SIZE) for rows in facts["subsets"]])
+    lengths = [eta / BATCH_SIZE * len(rows) for rows in facts["subsets"]]
+    plain = np.array(
+        [
+            length * minibatch_value(slopes, phi, rows, length, math.inf)
+            for length, rows in zip(lengths, facts["subsets"], strict=True)
+        ]
+    )
     predicted = {"lds_sum": sums, "lds_minibatch": batches, "lds_plain": plain}
     return {metric: rank_correlation(values, facts["gains"]) for metric, values in predicted.items()}
 

@@ -4,8 +4,8 @@
 
 Plain handwritten digits (scikit-learn's 1,797), cut again for every seed: 120 pretrain both models, 100 anchors, 100 to
 develop on, 380 to test on, the rest is the pool, where a fixed permutation without fixed points mislabels half. A small
-perceptron (proxy) gives slopes and curvature probes; a larger one (target) is fine-tuned from its pretrained state on
-each set, the same number of steps for every set. ``cold`` is the pretrained proxy, ``warm`` the proxy after one
+perceptron (proxy) gives alignments and sketches; a larger one (target) is fine-tuned from its pretrained state on each
+set, the same number of steps for every set. ``cold`` is the pretrained proxy, ``warm`` the proxy after one
 epoch on 5% of the pool. Every ranking marked ``tuned`` takes its scale by the anchors' loss after a brief training of
 the proxy on its set; ``--split dev`` is for developing, the test split for reporting. Nothing is tuned on either.
 """
@@ -13,6 +13,7 @@ the proxy on its set; ``--split dev`` is for developing, the test split for repo
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -98,7 +99,7 @@ class DigitsRankings(Rankings):
                     constraints.fill(s.eta * scored.f - s.eta**2 / 2 * (phi["K=64"] ** 2).sum(1))
                 ),
             )
-        two = SetObjective.plain(scored.f, phi["K=64"], displacement=2.0, size=size)
+        two = SetObjective.minibatch(scored.f, phi["K=64"], eta=2.0, batch_size=math.inf, size=size)
         self.selections["set plain K=64 e=2"] = solve_set(two, whole).rows
         self.sets("K=16", phi["K=16"], whole)
         self.sets("K=64", phi["K=64"], whole)

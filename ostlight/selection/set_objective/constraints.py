@@ -10,18 +10,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Constraints:
-    """The sets allowed. A set fills its budget: it stops only where nothing left would fit.
+    """The sets allowed. A set fills its budget: it stops only where nothing that remains would fit.
 
     Attributes:
         costs: ``[N]`` float64 above 0; all 1 where samples are counted.
         groups: ``[N]`` int64, numbers from 0.
-        most: ``[groups]`` float64, what each group may cost.
-        counted: samples are counted, not weighed.
+        budgets: ``[groups]`` float64, what each group may cost at most.
+        counted: samples are counted; otherwise their costs are added up.
     """
 
     costs: np.ndarray
     groups: np.ndarray
-    most: np.ndarray
+    budgets: np.ndarray
     counted: bool
 
     @classmethod
@@ -36,13 +36,13 @@ class Constraints:
 
     @classmethod
     def by_group(
-        cls, groups: np.ndarray, most: np.ndarray | list[int] | list[float], costs: np.ndarray | None = None
+        cls, groups: np.ndarray, budgets: np.ndarray | list[int] | list[float], costs: np.ndarray | None = None
     ) -> Constraints:
         """A budget for each group.
 
         Args:
             groups: ``[N]`` number of each sample's group.
-            most: budget of each group, in samples, or in the unit of ``costs``.
+            budgets: of each group, in samples, or in the unit of ``costs``.
             costs: ``[N]`` tokens of each sample; ``None`` counts samples.
 
         Raises:
@@ -50,7 +50,7 @@ class Constraints:
         """
         groups, counted = np.asarray(groups, dtype=np.int64), costs is None
         costs = np.ones(len(groups)) if costs is None else np.asarray(costs, dtype=np.float64)
-        budgets = np.asarray(most, dtype=np.float64)
+        budgets = np.asarray(budgets, dtype=np.float64)
         if groups.ndim != 1 or costs.shape != groups.shape:
             raise ValueError(f"groups and costs must be [N]; got {groups.shape} and {costs.shape}")
         if len(groups) and (groups.min() < 0 or groups.max() >= len(budgets)):
@@ -70,78 +70,75 @@ class Constraints:
     @cached_property
     def available(self) -> np.ndarray:
         """``[groups]`` cost of all samples of each group."""
-        return np.bincount(self.groups, self.costs, minlength=len(self.most))
+        return np.bincount(self.groups, self.costs, minlength=len(self.budgets))
 
     @cached_property
     def size(self) -> float:
         """Samples the budget buys: their number, or the budgets over the mean costs of their groups' samples."""
-        numbers = np.bincount(self.groups, minlength=len(self.most))
-        buys = numbers * np.minimum(self.most, self.available) / np.maximum(self.available, np.finfo(float).tiny)
+        numbers = np.bincount(self.groups, minlength=len(self.budgets))
+        buys = numbers * np.minimum(self.budgets, self.available) / np.maximum(self.available, np.finfo(float).tiny)
         return max(1.0, float(buys.sum()))
 
     @cached_property
-    def least(self) -> np.ndarray:
+    def smallest_cost(self) -> np.ndarray:
         """``[groups]`` what a set that fills its budget costs at least."""
         if self.counted:
-            return self.most
-        dearest = np.zeros(len(self.most))
+            return self.budgets
+        dearest = np.zeros(len(self.budgets))
         np.maximum.at(dearest, self.groups, self.costs)
-        return np.where(self.available <= self.most, self.available, np.maximum(0.0, self.most - dearest))
+        return np.where(self.available <= self.budgets, self.available, np.maximum(0.0, self.budgets - dearest))
 
-    def fitting(self, order: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """Those of ``order`` reached before their group's budget in ``left``, ``[groups]``, is spent; same order."""
+    def fitting(self, order: np.ndarray, remaining: np.ndarray) -> np.ndarray:
+        """Those of ``order`` reached before their group's budget in ``remaining``, ``[groups]``, is spent; in order."""
         groups, costs = self.groups[order], self.costs[order]
-        return np.asarray(order[_costs_with(groups, costs, len(left)) <= left[groups]])
+        return np.asarray(order[_running_costs(groups, costs, len(remaining)) <= remaining[groups]])
 
-    def open(self, left: np.ndarray) -> np.ndarray:
-        """``[N]`` whether a sample fits what is left of its group's budget."""
-        return np.asarray(self.costs <= left[self.groups])
+    def fits(self, remaining: np.ndarray) -> np.ndarray:
+        """``[N]`` whether a sample fits what remains of its group's budget."""
+        return np.asarray(self.costs <= remaining[self.groups])
 
     def costs_of(self, rows: np.ndarray) -> np.ndarray:
         """``[groups]`` cost of the given rows."""
-        return np.bincount(self.groups[rows], self.costs[rows], minlength=len(self.most))
+        return np.bincount(self.groups[rows], self.costs[rows], minlength=len(self.budgets))
 
     def fill(self, values: np.ndarray) -> np.ndarray:
         """A set that fills its budget, taken by value per cost and skipping what does not fit, best first."""
-        worth = values if self.counted else values / self.costs
-        order, left, kept = np.argsort(-worth, kind="stable"), self.most.copy(), []
-        while True:
-            order = order[self.costs[order] <= left[self.groups[order]]]
-            if not len(order):
-                break
-            taken = self.fitting(order, left)
+        per_cost = values / self.costs
+        order, remaining, kept = np.argsort(-per_cost, kind="stable"), self.budgets.copy(), []
+        while len(order := order[self.costs[order] <= remaining[self.groups[order]]]):
+            taken = self.fitting(order, remaining)
             kept.append(taken)
-            left = left - self.costs_of(taken)
+            remaining = remaining - self.costs_of(taken)
             order = order[~np.isin(order, taken, assume_unique=True)]
         rows = np.concatenate(kept) if kept else np.empty(0, dtype=np.int64)
-        return rows[np.lexsort((rows, -worth[rows]))]
+        return rows[np.lexsort((rows, -per_cost[rows]))]
 
     def vertex(self, values: np.ndarray) -> np.ndarray:
-        """``[N]`` weights in [0, 1] that maximise ``sum w_i values_i`` at a cost between ``least`` and ``most``.
+        """``[N]`` weights in [0, 1] that maximise ``sum w_i values_i`` for budgets that are filled.
 
         In each group: whole samples by value per cost, at most one in part.
         """
-        if self.counted and len(self.most) == 1:
+        if self.counted and len(self.budgets) == 1:  # as below, without sorting all values
             weights = np.zeros(len(values))
-            weights[top(values, int(self.most[0]))] = 1.0
+            weights[top(values, int(self.budgets[0]))] = 1.0
             return weights
-        worth = values if self.counted else values / self.costs
-        order = np.argsort(-worth, kind="stable")
+        per_cost = values / self.costs
+        order = np.argsort(-per_cost, kind="stable")
         groups, costs = self.groups[order], self.costs[order]
-        helpful = np.bincount(groups, costs * (worth[order] > 0), minlength=len(self.most))
-        target = np.clip(helpful, self.least, np.minimum(self.most, self.available))
-        before = _costs_with(groups, costs, len(self.most)) - costs
+        helpful = np.bincount(groups, costs * (per_cost[order] > 0), minlength=len(self.budgets))
+        spent = np.clip(helpful, self.smallest_cost, np.minimum(self.budgets, self.available))
+        before = _running_costs(groups, costs, len(self.budgets)) - costs
         weights = np.empty(len(values))
-        weights[order] = np.clip((target[groups] - before) / costs, 0.0, 1.0)
+        weights[order] = np.clip((spent[groups] - before) / costs, 0.0, 1.0)
         return weights
 
 
 def top(values: np.ndarray, count: int) -> np.ndarray:
     """Rows of the ``count`` highest values, best first, equal ones in row order; ``-inf`` is never taken."""
     if count < len(values):
-        least = np.partition(values, len(values) - count)[len(values) - count] if count else np.inf
-        above = np.flatnonzero(values > least)
-        level = np.flatnonzero(values == least)[: count - len(above)]
+        lowest = np.partition(values, len(values) - count)[len(values) - count] if count else np.inf
+        above = np.flatnonzero(values > lowest)
+        level = np.flatnonzero(values == lowest)[: count - len(above)]
         rows = np.concatenate([above, level])
     else:
         rows = np.arange(len(values))
@@ -149,10 +146,8 @@ def top(values: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(rows[np.lexsort((rows, -values[rows]))])
 
 
-def _costs_with(groups: np.ndarray, costs: np.ndarray, number: int) -> np.ndarray:
+def _running_costs(groups: np.ndarray, costs: np.ndarray, number: int) -> np.ndarray:
     """What each sample's group has spent once it is taken, the samples being taken in the order given."""
-    if number == 1:
-        return np.cumsum(costs)
     by_group = np.argsort(groups, kind="stable")
     running = np.cumsum(costs[by_group])
     firsts = np.searchsorted(groups[by_group], np.arange(number))

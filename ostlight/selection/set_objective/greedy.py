@@ -21,6 +21,9 @@ SHORTLIST = 64
 EXCHANGES = 60
 """Rounds of exchange at most."""
 
+RISE = 1e-12
+"""Smallest relative change of V that counts as one."""
+
 
 def solve_greedily(objective: SetObjective, constraints: Constraints, blocks: int = BLOCKS) -> np.ndarray:
     """Rows that fill the budget, in the order they were taken.
@@ -33,32 +36,28 @@ def solve_greedily(objective: SetObjective, constraints: Constraints, blocks: in
     Raises:
         ValueError: objective and constraints are of different lengths, or no sample fits.
     """
-    _check_lengths(objective, constraints)
+    if len(objective) != len(constraints):
+        raise ValueError(f"the objective has {len(objective)} samples, the constraints have {len(constraints)}")
     block = math.ceil(constraints.size / blocks)
     own = objective.own
     taken = np.zeros(len(objective), dtype=bool)
-    total, left = np.zeros(objective.phi.shape[1]), constraints.most.copy()
-    simple = constraints.counted and len(left) == 1
+    total, remaining = np.zeros(objective.phi.shape[1]), constraints.budgets.copy()
     selected: list[np.ndarray] = []
     while True:
-        worth = objective.slopes(total) - own
+        added = objective.marginal_gains(total) - own
         if not constraints.counted:
-            worth /= constraints.costs
-        worth[taken] = -np.inf
-        if simple:
-            rows = top(worth, min(block, int(left[0])))
-        else:
-            worth[~constraints.open(left)] = -np.inf
-            rows = constraints.fitting(top(worth, CANDIDATES * block), left)[:block]
+            added /= constraints.costs
+        added[taken | ~constraints.fits(remaining)] = -np.inf
+        rows = constraints.fitting(top(added, CANDIDATES * block), remaining)[:block]
         if not len(rows):
             break
         taken[rows] = True
-        left = left - constraints.costs_of(rows)
+        remaining = remaining - constraints.costs_of(rows)
         total += objective.total(rows)
         selected.append(rows)
     if not selected:
         raise ValueError(
-            f"no sample fits the budget {constraints.most.tolist()}; the cheapest costs {constraints.costs.min()}"
+            f"no sample fits the budget {constraints.budgets.tolist()}; the cheapest costs {constraints.costs.min()}"
         )
     return np.concatenate(selected)
 
@@ -78,39 +77,40 @@ def improve_by_exchange(
     total, gain = objective.total(rows), float(objective.gains[rows].sum())
     value, limit = objective.value_at(gain, total), len(rows)
     for _ in range(rounds):
-        slopes = objective.slopes(total)
-        out, new = _pairs(constraints, inside, slopes, objective.own, max(limit, SHORTLIST))
-        number = min(limit, int((_swap_gains(objective, slopes, out, new) > 0).sum()))
+        marginal = objective.marginal_gains(total)
+        out, new = _pairs(constraints, inside, marginal, objective.own, max(limit, SHORTLIST))
+        number = min(limit, int((_swap_gains(objective, marginal, out, new) > 0).sum()))
         while True:
             if not number:
-                out, new = _best_pair(objective, constraints, slopes, out[:SHORTLIST], new[:SHORTLIST])
+                out, new = _best_pair(objective, constraints, marginal, out[:SHORTLIST], new[:SHORTLIST])
             step = max(1, number)
             after_total = total + objective.total(new[:step]) - objective.total(out[:step])
             after_gain = gain + float(objective.gains[new[:step]].sum() - objective.gains[out[:step]].sum())
             after = objective.value_at(after_gain, after_total)
-            if after > value + 1e-12 * abs(value) or not number:
+            improved = after > value + RISE * abs(value)
+            if improved or not number:
                 break
             number //= 2
-        if not after > value + 1e-12 * abs(value):
+        if not improved:
             break
         inside[out[:step]], inside[new[:step]] = False, True
         total, gain, value, limit = after_total, after_gain, after, 2 * step
     return np.flatnonzero(inside)
 
 
-def _swap_gains(objective: SetObjective, slopes: np.ndarray, out: np.ndarray, new: np.ndarray) -> np.ndarray:
+def _swap_gains(objective: SetObjective, marginal: np.ndarray, out: np.ndarray, new: np.ndarray) -> np.ndarray:
     """What each swap adds to ``m V`` if the two samples have nothing in common."""
     own = objective.own
-    return np.asarray(slopes[new] - own[new] - slopes[out] - own[out])
+    return np.asarray(marginal[new] - own[new] - marginal[out] - own[out])
 
 
 def _pairs(
-    constraints: Constraints, inside: np.ndarray, slopes: np.ndarray, own: np.ndarray, limit: int
+    constraints: Constraints, inside: np.ndarray, marginal: np.ndarray, own: np.ndarray, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to leave and rows to join, paired within groups, the most promising swap first."""
-    leaving, joining = np.where(inside, -slopes - own, -np.inf), np.where(inside, -np.inf, slopes - own)
+    leaving, joining = np.where(inside, -marginal - own, -np.inf), np.where(inside, -np.inf, marginal - own)
     outs, news = [], []
-    for group in range(len(constraints.most)):
+    for group in range(len(constraints.budgets)):
         members = np.flatnonzero(constraints.groups == group)
         out, new = top(leaving[members], limit), top(joining[members], limit)
         pairs = min(len(out), len(new))
@@ -122,18 +122,13 @@ def _pairs(
 
 
 def _best_pair(
-    objective: SetObjective, constraints: Constraints, slopes: np.ndarray, out: np.ndarray, new: np.ndarray
+    objective: SetObjective, constraints: Constraints, marginal: np.ndarray, out: np.ndarray, new: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The swap that adds most to ``m V``, what the two samples have in common counted."""
     if not len(out):
         return out, new
     common = objective.phi[out].astype(np.float64) @ objective.phi[new].astype(np.float64).T
-    promise = _swap_gains(objective, slopes, out[:, None], new[None]) + common * (objective.redundancy / objective.size)
-    promise[constraints.groups[out][:, None] != constraints.groups[new][None]] = -np.inf
-    leaves, joins = np.unravel_index(int(promise.argmax()), promise.shape)
+    gains = _swap_gains(objective, marginal, out[:, None], new[None]) + common * (objective.redundancy / objective.size)
+    gains[constraints.groups[out][:, None] != constraints.groups[new][None]] = -np.inf
+    leaves, joins = np.unravel_index(int(gains.argmax()), gains.shape)
     return out[[leaves]], new[[joins]]
-
-
-def _check_lengths(objective: SetObjective, constraints: Constraints) -> None:
-    if len(objective) != len(constraints):
-        raise ValueError(f"the objective has {len(objective)} samples, the constraints have {len(constraints)}")

@@ -1,4 +1,4 @@
-"""A share of the budget for every kind of sample: by tag, by group of anchors, or by cluster of gradients."""
+"""A share of the budget for every stratum: by tag, by group of anchors, or by cluster of gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ostlight.selection.set_objective.constraints import Constraints
 from ostlight.selection.set_objective.objective import ROWS_AT_ONCE, checked
 
 FITTED_ROWS = 100_000
-"""Rows the clusters are fitted on, evenly spaced in order of slope; all rows are then assigned."""
+"""Rows the clusters are fitted on, evenly spaced in order of alignment; all rows are then assigned."""
 
 
 def stratified_constraints(
@@ -24,14 +24,14 @@ def stratified_constraints(
     """``total`` samples (tokens, where ``costs`` are given), shared out in proportion by largest remainders.
 
     Args:
-        labels: ``[N]`` the kind of each sample.
+        labels: ``[N]`` the stratum of each sample.
         total: the budget, at least 1.
         costs: ``[N]`` tokens of each sample.
-        weights: what each kind's share is in proportion to; by default what there is of it. A kind's share is never
-            more than it has: what is over goes to the other kinds.
+        weights: what each stratum's share is in proportion to; by default its size. A share is never more than the
+            stratum holds: the rest goes to the others.
 
     Raises:
-        ValueError: lengths that do not fit, a budget below 1, or weights of none of the kinds.
+        ValueError: lengths that do not fit, a budget below 1, or weights of none of the strata.
     """
     names, groups = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     sizes = np.ones(len(groups)) if costs is None else np.asarray(costs, dtype=np.float64)
@@ -40,15 +40,15 @@ def stratified_constraints(
     if total < 1:
         raise ValueError(f"the budget must be at least 1; got {total}")
     if weights is not None and not any(weights.get(name) for name in names.tolist()):
-        raise ValueError(f"no kind has a weight; the kinds are {', '.join(names.tolist())}")
-    room = dict(zip(names.tolist(), np.bincount(groups, sizes, minlength=len(names)).tolist(), strict=True))
-    shares = shared_out(total, room, weights)
-    most = [float(shares[name]) for name in names.tolist()]
-    return Constraints.by_group(groups.astype(np.int64), most, None if costs is None else sizes)
+        raise ValueError(f"no stratum has a weight; the strata are {', '.join(names.tolist())}")
+    capacity = dict(zip(names.tolist(), np.bincount(groups, sizes, minlength=len(names)).tolist(), strict=True))
+    shares = shared_out(total, capacity, weights)
+    budgets = [float(shares[name]) for name in names.tolist()]
+    return Constraints.by_group(groups.astype(np.int64), budgets, None if costs is None else sizes)
 
 
 def gradient_clusters(f: np.ndarray, phi: np.ndarray, clusters: int, seed: int = 0) -> np.ndarray:
-    """``[N]`` number of each sample's cluster: kinds of samples where there are no tags.
+    """``[N]`` number of each sample's cluster: strata where there are no tags.
 
     K-means on directions: each row ``(phi_i, f_i)`` scaled to length 1, ``f`` first brought to the root mean square of
     one column of ``phi``, so that it is one more probe. Seeded, and independent of the rows' order up to ties.
@@ -68,7 +68,7 @@ def gradient_clusters(f: np.ndarray, phi: np.ndarray, clusters: int, seed: int =
     spaced = order[np.linspace(0, len(f) - 1, min(len(f), FITTED_ROWS)).astype(np.int64)]
     means = MiniBatchKMeans(clusters, random_state=seed, n_init=3, batch_size=4096)
     with warnings.catch_warnings():
-        # Fewer distinct directions than clusters: some clusters stay empty, which is no harm here.
+        # Fewer distinct directions than clusters: some clusters stay empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         means.fit(_directions(f[spaced], phi[spaced], weight))
     parts = range(0, len(f), ROWS_AT_ONCE)

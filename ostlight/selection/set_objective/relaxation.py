@@ -25,13 +25,13 @@ class RelaxedSolution:
         value: V of the weights.
         bound: no set (or weights) within the constraints has a higher V, up to the rounding of float32 sketches;
             ``bound - value`` is the solver's own error.
-        slopes: ``[N]`` of the objective at the weights.
+        marginal_gains: ``[N]`` of the objective at the weights.
     """
 
     weights: np.ndarray
     value: float
     bound: float
-    slopes: np.ndarray
+    marginal_gains: np.ndarray
 
 
 def solve_relaxation(
@@ -41,21 +41,20 @@ def solve_relaxation(
 
     For any weights w with ``s = sum w_i phi_i``, concavity gives for all feasible x
 
-        V(x) <= V(w) + (1/m) sum_i (x_i - w_i) slope_i(w),
+        V(x) <= V(w) + (1/m) sum_i (x_i - w_i) gain_i(w)
 
-    and the x that maximises the right-hand side is a vertex of the constraints, which sorting finds: a bound in one
-    pass.
-    Each step adds that vertex to those found so far and solves the problem over their convex hull exactly, which needs
-    only each vertex's gain and its K sums.
+    with the marginal gains at w, and the x that maximises the right-hand side is a vertex of the constraints, which
+    sorting finds: a bound in one pass. Each step adds that vertex to those found so far and solves the problem
+    over their convex hull exactly, which needs only each vertex's gain and its K sums.
     """
     gains: list[float] = []
     totals: list[np.ndarray] = []
     vertices: list[np.ndarray] = []
     shares, bound, scale = np.empty(0), np.inf, 0.0
-    total, value, slopes = np.zeros(objective.phi.shape[1]), -np.inf, objective.gains
+    total, value, marginal = np.zeros(objective.phi.shape[1]), -np.inf, objective.gains
     for _ in range(steps):
-        vertex = constraints.vertex(slopes)
-        bound = min(bound, _bound(objective, vertex, slopes, total))
+        vertex = constraints.vertex(marginal)
+        bound = min(bound, _bound(objective, vertex, marginal, total))
         scale = max(scale, abs(bound), abs(float(objective.gains @ vertex)) / objective.size)
         if bound - value <= tolerance * scale:
             break
@@ -71,30 +70,30 @@ def solve_relaxation(
         )
         total = shares @ np.array(totals)
         value = objective.value_at(float(shares @ np.array(gains)), total)
-        slopes = objective.slopes(total)
+        marginal = objective.marginal_gains(total)
     weights = np.zeros(len(objective))
     for share, vertex in zip(shares, vertices, strict=True):
         if share > 0:
             weights += share * vertex
-    return RelaxedSolution(np.clip(weights, 0.0, 1.0), value, bound, slopes)
+    return RelaxedSolution(np.clip(weights, 0.0, 1.0), value, bound, marginal)
 
 
 def round_relaxation(found: RelaxedSolution, constraints: Constraints) -> np.ndarray:
-    """A set that fills the budget: whole samples first, then by weight, equal weights by slope, then by row.
+    """A set that fills the budget: whole samples first, then by weight, equal weights by marginal gain, then by row.
 
     At an optimum whose mixture is minimal only about K + 1 weights are neither 0 nor 1, so little is lost when many
     more samples than probes are selected.
     """
-    order = np.lexsort((np.arange(len(found.weights)), -found.slopes / constraints.costs, -found.weights))
+    order = np.lexsort((np.arange(len(found.weights)), -found.marginal_gains / constraints.costs, -found.weights))
     ranks = np.empty(len(order))
     ranks[order] = np.arange(len(order), 0, -1)
     return constraints.fill(ranks * constraints.costs)
 
 
-def _bound(objective: SetObjective, vertex: np.ndarray, slopes: np.ndarray, total: np.ndarray) -> float:
-    """``V(w) + (1/m) sum (x - w) slope(w)`` without w itself: ``sum w slope(w)`` follows from its gain and sums."""
+def _bound(objective: SetObjective, vertex: np.ndarray, marginal: np.ndarray, total: np.ndarray) -> float:
+    """``V(w) + (1/m) sum (x - w) gain(w)`` without w itself: ``sum w gain(w)`` follows from its gain and sums."""
     curvature = objective.redundancy / objective.size**2 * float(total @ total)
-    return float(slopes @ vertex) / objective.size + curvature / 2
+    return float(marginal @ vertex) / objective.size + curvature / 2
 
 
 def _weighted_total(objective: SetObjective, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -108,16 +107,17 @@ def _weighted_total(objective: SetObjective, rows: np.ndarray, weights: np.ndarr
 def _best_mixture(gains: np.ndarray, means: np.ndarray, redundancy: float, shares: np.ndarray) -> np.ndarray:
     """Shares (not negative, adding up to 1) that maximise ``shares @ gains - b/2 ||shares @ means||^2``.
 
-    Moves share from the least to the most deserving vertex, each time as far as pays, until no move does.
+    Moves share from the vertex with the lowest derivative to the one with the highest, as far as that raises the value,
+    until nothing does.
     """
     curvature = redundancy * means @ means.T
-    slopes = gains - curvature @ shares
+    derivative = gains - curvature @ shares
     scale = max(np.abs(gains).max(), np.abs(curvature).max(), np.finfo(float).tiny)
     for _ in range(200 * len(shares)):
-        best = int(slopes.argmax())
+        best = int(derivative.argmax())
         held = np.flatnonzero(shares > 0)
-        worst = int(held[slopes[held].argmin()])
-        ascent = slopes[best] - slopes[worst]
+        worst = int(held[derivative[held].argmin()])
+        ascent = derivative[best] - derivative[worst]
         if ascent <= 1e-9 * scale:
             break
         second_derivative = curvature[best, best] + curvature[worst, worst] - 2 * curvature[best, worst]
@@ -125,5 +125,5 @@ def _best_mixture(gains: np.ndarray, means: np.ndarray, redundancy: float, share
         shares = shares.copy()
         shares[best] += move
         shares[worst] = shares[worst] - move if move < shares[worst] else 0.0
-        slopes = slopes - move * (curvature[:, best] - curvature[:, worst])
+        derivative = derivative - move * (curvature[:, best] - curvature[:, worst])
     return np.asarray(shares / shares.sum())

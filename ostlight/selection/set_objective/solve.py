@@ -1,4 +1,4 @@
-"""One set for one budget: both ways tried, the better kept, its distance from the best possible said."""
+"""One set for one budget: the better of two solutions, with a bound on what any set could reach."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SetSolution:
 
     @property
     def greedy_gap(self) -> float:
-        """RelaxedSolution value less greedy value."""
+        """Value of the relaxation less that of block-greedy."""
         return self.relaxed_value - self.greedy_value
 
 
@@ -51,18 +51,18 @@ def solve_set(objective: SetObjective, constraints: Constraints) -> SetSolution:
     Raises:
         ValueError: objective and constraints are of different lengths, or no sample fits.
     """
-    by_greed = solve_greedily(objective, constraints)
-    whole = solve_relaxation(objective, constraints)
-    by_rounding = round_relaxation(whole, constraints)
-    sets = [improve_by_exchange(objective, constraints, rows) for rows in (by_greed, by_rounding)]
+    greedy = solve_greedily(objective, constraints)
+    relaxed = solve_relaxation(objective, constraints)
+    rounded = round_relaxation(relaxed, constraints)
+    sets = [improve_by_exchange(objective, constraints, rows) for rows in (greedy, rounded)]
     values = [objective.value(rows) for rows in sets]
     best = np.sort(sets[int(values[1] > values[0])])
     order = solve_greedily(objective.of(best), Constraints.count(len(best), len(best)))
     return SetSolution(
         rows=best[order],
         value=max(values),
-        bound=whole.bound,
-        greedy_value=objective.value(by_greed),
-        rounded_value=objective.value(by_rounding),
-        relaxed_value=whole.value,
+        bound=relaxed.bound,
+        greedy_value=objective.value(greedy),
+        rounded_value=objective.value(rounded),
+        relaxed_value=relaxed.value,
     )

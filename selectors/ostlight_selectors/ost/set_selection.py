@@ -35,7 +35,7 @@ def select_set(scores: Scores, budget: Budget, step_size: float, batch_size: int
     if budget.threshold is not None:
         raise SelectorError("budget.threshold is for single samples; selection=set takes a fraction, count or tokens")
     constraints = set_constraints(scores, budget)
-    if not constraints.open(constraints.most).any():
+    if not constraints.fits(constraints.budgets).any():
         return np.empty(0, dtype=np.int64)
     alignments, phi, step = (
         scores.column("alignment"),

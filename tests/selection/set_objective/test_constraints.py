@@ -29,8 +29,8 @@ def test_a_filled_budget_costs_at_least_what_is_said():
     for _ in range(50):
         constraints = Constraints.by_group(rng.integers(0, 3, 20), rng.integers(0, 60, 3), rng.integers(1, 20, 20))
         spent = constraints.costs_of(constraints.fill(rng.standard_normal(20)))
-        assert (spent <= constraints.most).all()
-        assert (spent >= constraints.least).all()
+        assert (spent <= constraints.budgets).all()
+        assert (spent >= constraints.smallest_cost).all()
 
 
 def test_the_vertex_beats_every_grid_point_of_the_limits():
@@ -40,11 +40,11 @@ def test_the_vertex_beats_every_grid_point_of_the_limits():
         constraints = Constraints.by_group(np.array([0, 0, 0, 1, 1]), [5, 4], costs)
         weights = constraints.vertex(values)
         spent = np.bincount(constraints.groups, constraints.costs * weights)
-        assert (spent <= constraints.most + 1e-12).all()
-        assert (spent >= constraints.least - 1e-12).all()
+        assert (spent <= constraints.budgets + 1e-12).all()
+        assert (spent >= constraints.smallest_cost - 1e-12).all()
         for grid in product(np.linspace(0, 1, 6), repeat=5):
             cost = np.bincount(constraints.groups, constraints.costs * np.array(grid))
-            if (cost <= constraints.most).all() and (cost >= constraints.least).all():
+            if (cost <= constraints.budgets).all() and (cost >= constraints.smallest_cost).all():
                 assert values @ np.array(grid) <= values @ weights + 1e-12
 
 

@@ -1,4 +1,4 @@
-"""Shares of the budget by kind, and kinds found from gradients."""
+"""Shares of the budget by stratum, and strata found from gradients."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ostlight.selection.set_objective import gradient_clusters, stratified_const
 
 def test_shares_are_the_largest_remainders_and_add_up():
     constraints = stratified_constraints(["a"] * 5 + ["b"] * 3 + ["c"] * 3, 4)
-    assert constraints.most.tolist() == [2, 1, 1]
+    assert constraints.budgets.tolist() == [2, 1, 1]
     assert constraints.groups.tolist() == [0] * 5 + [1] * 3 + [2] * 3
 
 
 def test_token_shares_follow_tokens():
     constraints = stratified_constraints(["a", "a", "b"], 100, np.array([100, 200, 100]))
-    assert constraints.most.tolist() == [75, 25]
+    assert constraints.budgets.tolist() == [75, 25]
 
 
-def test_shares_follow_the_weights_and_what_a_kind_lacks_goes_to_others():
+def test_shares_follow_the_weights_and_what_a_stratum_lacks_goes_to_others():
     labels = ["a"] * 2 + ["b"] * 10
-    assert stratified_constraints(labels, 4, weights={"a": 1, "b": 1}).most.tolist() == [2, 2]
-    assert stratified_constraints(labels, 6, weights={"a": 1}).most.tolist() == [2, 4]
-    assert stratified_constraints(labels, 6, weights={"a": 3, "b": 1, "elsewhere": 9}).most.tolist() == [2, 4]
-    assert stratified_constraints(labels, 99).most.tolist() == [2, 10]
+    assert stratified_constraints(labels, 4, weights={"a": 1, "b": 1}).budgets.tolist() == [2, 2]
+    assert stratified_constraints(labels, 6, weights={"a": 1}).budgets.tolist() == [2, 4]
+    assert stratified_constraints(labels, 6, weights={"a": 3, "b": 1, "elsewhere": 9}).budgets.tolist() == [2, 4]
+    assert stratified_constraints(labels, 99).budgets.tolist() == [2, 10]
 
 
 def test_quotas_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match="the budget must be at least 1; got 0"):
         stratified_constraints(["a", "b"], 0)
-    with pytest.raises(ValueError, match="no kind has a weight; the kinds are a, b"):
+    with pytest.raises(ValueError, match="no stratum has a weight; the strata are a, b"):
         stratified_constraints(["a", "b"], 1, weights={"c": 1})
     with pytest.raises(ValueError, match="2 labels need as many costs"):
         stratified_constraints(["a", "b"], 1, np.ones(3))

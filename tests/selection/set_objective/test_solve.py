@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from itertools import combinations
@@ -30,7 +31,7 @@ def problem(seed: int, rows: int = 12, probes: int = 3, dtype: type = np.float64
 def objectives(seed: int, size: float, rows: int = 12) -> list[SetObjective]:
     f, phi = problem(seed, rows)
     return [
-        SetObjective.plain(f, phi, displacement=1.5, size=size),
+        SetObjective.minibatch(f, phi, eta=1.5, batch_size=math.inf, size=size),
         SetObjective.minibatch(f, phi, eta=0.4, batch_size=4, size=size),
     ]
 
@@ -41,7 +42,7 @@ def every_set(constraints: Constraints) -> list[np.ndarray]:
     for count in range(1, len(constraints) + 1):
         for chosen in combinations(range(len(constraints)), count):
             rows = np.array(chosen)
-            left = constraints.most - constraints.costs_of(rows)
+            left = constraints.budgets - constraints.costs_of(rows)
             rest = np.setdiff1d(np.arange(len(constraints)), rows)
             if (left >= 0).all() and not (constraints.costs[rest] <= left[constraints.groups[rest]]).any():
                 found.append(rows)
@@ -60,7 +61,7 @@ CONSTRAINTS = {
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
 @pytest.mark.parametrize("seed", range(6))
-def test_no_set_exceeds_the_bound_and_the_pick_is_allowed(name: str, seed: int):
+def test_no_set_exceeds_the_bound_and_the_set_is_allowed(name: str, seed: int):
     constraints = CONSTRAINTS[name]
     sets = every_set(constraints)
     for objective in objectives(seed, constraints.size):
@@ -73,7 +74,7 @@ def test_no_set_exceeds_the_bound_and_the_pick_is_allowed(name: str, seed: int):
         assert found.value >= max(found.greedy_value, found.rounded_value) - 1e-12
 
 
-def test_counted_picks_are_the_optimum_nearly_always_and_never_far():
+def test_counted_sets_are_the_optimum_nearly_always_and_never_far():
     lost = []
     for seed in range(40):
         for objective in objectives(seed, 5):
@@ -95,7 +96,7 @@ def test_without_redundancy_the_set_is_the_top_of_the_gains():
 
 def test_greedy_one_at_a_time_takes_the_best_addition_each_time():
     f, phi = problem(4)
-    objective = SetObjective.plain(f, phi, displacement=1.5, size=5)
+    objective = SetObjective.minibatch(f, phi, eta=1.5, batch_size=math.inf, size=5)
     taken: list[int] = []
     for _ in range(5):
         rest = [i for i in range(12) if i not in taken]
@@ -105,13 +106,13 @@ def test_greedy_one_at_a_time_takes_the_best_addition_each_time():
 
 def test_a_redundant_copy_gives_way_to_another_direction():
     phi = np.array([[1.0, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
-    objective = SetObjective.plain(np.array([1.0, 1, 1, 0.9, 0.9]), phi, displacement=2.0, size=2)
+    objective = SetObjective.minibatch(np.array([1.0, 1, 1, 0.9, 0.9]), phi, eta=2.0, batch_size=math.inf, size=2)
     assert solve_set(objective, Constraints.count(2, 5)).rows.tolist() == [0, 3]
 
 
 def test_the_relaxation_is_solved_to_its_tolerance_and_its_weights_have_its_value():
     f, phi = problem(7, rows=500, probes=8)
-    objective = SetObjective.plain(f, phi, displacement=2.0, size=100)
+    objective = SetObjective.minibatch(f, phi, eta=2.0, batch_size=math.inf, size=100)
     constraints = Constraints.count(100, 500)
     found = solve_relaxation(objective, constraints)
     total = found.weights @ phi
@@ -123,7 +124,7 @@ def test_the_relaxation_is_solved_to_its_tolerance_and_its_weights_have_its_valu
 
 def test_large_sets_lose_next_to_nothing():
     f, phi = problem(8, rows=5000, probes=8)
-    objective = SetObjective.plain(f, phi, displacement=2.0, size=1000)
+    objective = SetObjective.minibatch(f, phi, eta=2.0, batch_size=math.inf, size=1000)
     found = solve_set(objective, Constraints.count(1000, 5000))
     assert found.gap < 2e-3 * abs(found.bound)
     assert found.greedy_gap < 2e-2 * abs(found.bound)
@@ -160,7 +161,7 @@ def test_the_set_does_not_depend_on_the_order_of_the_rows(dtype: type, name: str
 
 
 def test_equal_samples_are_taken_in_row_order_every_time():
-    objective = SetObjective.plain(np.ones(9), np.ones((9, 2)), displacement=1.0, size=4)
+    objective = SetObjective.minibatch(np.ones(9), np.ones((9, 2)), eta=1.0, batch_size=math.inf, size=4)
     for _ in range(2):
         assert solve_set(objective, Constraints.count(4, 9)).rows.tolist() == [0, 1, 2, 3]
 
@@ -172,13 +173,13 @@ def test_a_budget_that_holds_all_takes_all():
         assert found.gap == pytest.approx(0, abs=1e-9)
 
 
-def test_sketches_without_columns_rank_by_slope():
+def test_sketches_without_columns_rank_by_alignment():
     f = problem(2)[0]
-    objective = SetObjective.plain(f, np.empty((12, 0)), displacement=1.0, size=3)
+    objective = SetObjective.minibatch(f, np.empty((12, 0)), eta=1.0, batch_size=math.inf, size=3)
     assert solve_set(objective, Constraints.count(3, 12)).rows.tolist() == np.argsort(-f)[:3].tolist()
 
 
-def test_a_prefix_of_the_pick_is_what_greedy_takes_of_it_first():
+def test_a_prefix_of_the_set_is_what_greedy_takes_of_it_first():
     objective = objectives(11, 40, rows=300)[0]
     rows = solve_set(objective, Constraints.count(40, 300)).rows
     members = np.sort(rows)

@@ -50,19 +50,19 @@ class Constraints:
         """
         groups, counted = np.asarray(groups, dtype=np.int64), costs is None
         costs = np.ones(len(groups)) if costs is None else np.asarray(costs, dtype=np.float64)
-        budgets = np.asarray(budgets, dtype=np.float64)
+        most = np.asarray(budgets, dtype=np.float64)
         if groups.ndim != 1 or costs.shape != groups.shape:
             raise ValueError(f"groups and costs must be [N]; got {groups.shape} and {costs.shape}")
-        if len(groups) and (groups.min() < 0 or groups.max() >= len(budgets)):
-            raise ValueError(f"groups run from {groups.min()} to {groups.max()}, but there are {len(budgets)} budgets")
+        if len(groups) and (groups.min() < 0 or groups.max() >= len(most)):
+            raise ValueError(f"groups run from {groups.min()} to {groups.max()}, but there are {len(most)} budgets")
         bad = np.flatnonzero(~(np.isfinite(costs) & (costs > 0)))
         if len(bad):
             raise ValueError(f"row {bad[0]} costs {costs[bad[0]]}; every sample must cost a finite number above 0")
-        if not (np.isfinite(budgets).all() and (budgets >= 0).all()):
-            raise ValueError(f"budgets must be finite and not negative; got {budgets.tolist()}")
+        if not (np.isfinite(most).all() and (most >= 0).all()):
+            raise ValueError(f"budgets must be finite and not negative; got {most.tolist()}")
         if counted:
-            budgets = np.minimum(np.floor(budgets), np.bincount(groups, minlength=len(budgets)))
-        return cls(costs, groups, budgets, counted)
+            most = np.minimum(np.floor(most), np.bincount(groups, minlength=len(most)))
+        return cls(costs, groups, most, counted)
 
     def __len__(self) -> int:
         return len(self.groups)

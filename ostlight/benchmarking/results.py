@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -24,42 +24,58 @@ class RowKey(NamedTuple):
 
 
 @dataclass
-class RunResult:
-    """What one training and its test came to.
+class Row:
+    """What a run and a row of the table have in common: their names, and figures of which a row has the means.
 
     Attributes:
-        accuracy: by group, ``all`` among them; 0 to 1.
+        variant: label of the changed settings; empty where there are none.
         kept: samples trained on.
-        defect_share: share of them that the defect labels call defective; ``None`` without labels.
         selection_s, training_s: device-seconds; a device is what one process computes on.
         selection_wall_s, training_wall_s: elapsed seconds.
         selection_flops, training_flops: as the cost log counts them.
         selection_calls, selection_price: requests to served models, and their price.
-        correct: ``1`` or ``0`` for each test item, in their order.
+        defect_share: share of the kept that the defect labels call defective; ``None`` without labels.
     """
 
     label: str
     budget: str
     protocol: str
-    seed: int
-    accuracy: dict[str, float]
-    kept: int = 0
-    defect_share: float | None = None
+    _: KW_ONLY
+    variant: str = ""
+    kept: float = 0
     selection_s: float = 0.0
     training_s: float = 0.0
-    selection_flops: float = 0.0
-    training_flops: float = 0.0
-    defects_kept: dict[str, int] = field(default_factory=dict)
-    variant: str = ""
     selection_wall_s: float = 0.0
     training_wall_s: float = 0.0
-    selection_calls: int = 0
+    selection_flops: float = 0.0
+    training_flops: float = 0.0
+    selection_calls: float = 0
     selection_price: float = 0.0
-    correct: str = ""
+    defect_share: float | None = None
 
     @property
-    def row_key(self) -> RowKey:
+    def key(self) -> RowKey:
         return RowKey(self.variant, self.label, self.budget, self.protocol)
+
+
+AVERAGED = tuple(f.name for f in fields(Row) if f.name not in (*RowKey._fields, "defect_share"))
+"""Attributes of a row that are means over its runs; its defect share is one over the runs that have it."""
+
+
+@dataclass
+class RunResult(Row):
+    """What one training and its test came to.
+
+    Attributes:
+        accuracy: by group, ``all`` among them; 0 to 1.
+        correct: ``1`` or ``0`` for each test item, in their order.
+    """
+
+    seed: int
+    accuracy: dict[str, float]
+    _: KW_ONLY
+    defects_kept: dict[str, int] = field(default_factory=dict)
+    correct: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,8 +100,8 @@ class Interval:
         return not np.isnan(self.half_width)
 
 
-@dataclass(frozen=True)
-class ResultRow:
+@dataclass
+class ResultRow(Row):
     """A row of the table: all seeds of one selector at one budget and protocol, under one variant of the settings.
 
     Attributes:
@@ -93,22 +109,8 @@ class ResultRow:
             have; ``None`` where there is no such row.
     """
 
-    variant: str
-    label: str
-    budget: str
-    protocol: str
     accuracy: dict[str, Interval]
     difference: Difference | None
-    kept: float
-    defect_share: float | None
-    selection_s: float
-    training_s: float
-    selection_wall_s: float
-    training_wall_s: float
-    selection_flops: float
-    training_flops: float
-    selection_calls: float = 0.0
-    selection_price: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -132,20 +134,6 @@ class ResultRow:
         return self.label in (BASE, ORACLE)
 
 
-AVERAGED = (
-    "kept",
-    "selection_s",
-    "training_s",
-    "selection_wall_s",
-    "training_wall_s",
-    "selection_flops",
-    "training_flops",
-    "selection_calls",
-    "selection_price",
-)
-"""Attributes of a row that are means over its runs."""
-
-
 def summarise(results: Sequence[RunResult], baseline: str | None = None) -> list[ResultRow]:
     """Returns one row for every variant, selector, budget and protocol, in the order in which they first appear.
 
@@ -155,7 +143,7 @@ def summarise(results: Sequence[RunResult], baseline: str | None = None) -> list
     """
     runs_by_row: dict[RowKey, list[RunResult]] = {}
     for result in results:
-        runs_by_row.setdefault(result.row_key, []).append(result)
+        runs_by_row.setdefault(result.key, []).append(result)
     return [_row(key, runs, _baseline_runs(key, runs_by_row, baseline)) for key, runs in runs_by_row.items()]
 
 

@@ -121,8 +121,38 @@ class ScoreTask:
         return list(tasks.values())
 
 
-class SelectTask:
-    """What a selector keeps within a budget, in ``selections/`` beside its scores.
+class SelectionTask:
+    """What is trained on, in ``selections/``: positions as ``.npy``, and what is known about them as JSON."""
+
+    experiment: Experiment
+    file: Path
+
+    def is_done(self) -> bool:
+        return self.file.exists()
+
+    def write(self, positions: np.ndarray, cost: StageCost) -> None:
+        """Writes the JSON file last."""
+        positions = positions.astype(np.int64)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.file.with_suffix(".npy")) as temporary:
+            np.save(temporary, positions)
+        facts = {
+            "kept": len(positions),
+            "positions": hashlib.sha256(positions.tobytes()).hexdigest()[:16],
+            "defects_kept": self.experiment.count_defects(positions),
+            "cost": {
+                "s": cost.device_s,
+                "wall_s": cost.wall_s,
+                "flops": cost.flops,
+                "calls": cost.calls,
+                "price": cost.price,
+            },
+        }
+        atomic_write_text(self.file, json.dumps(facts, indent=1))
+
+
+class SelectTask(SelectionTask):
+    """What a selector keeps within a budget, beside its scores.
 
     Args:
         choice: the selector and its options, which ``selector`` was made from.
@@ -147,16 +177,13 @@ class SelectTask:
         self.name = f"selection of {budget.label} by the {scores.name}"
         self.file = scores.folder.path / "selections" / f"{file_name(budget.label)}-{digest[:8]}.json"
 
-    def is_done(self) -> bool:
-        return self.file.exists()
-
     def run(self) -> None:
         folder, pool = self.scores.folder, self.experiment.pool
         scores = Scores.read(folder.scores)
         rows, selecting = select_subset_rows(self.config, folder, pool, self.selector, scores, self.budget)
         if not len(rows):
             raise DataError(f"{self.name}: the budget keeps no sample")
-        write_selection(self.experiment, self.file, scores.positions[rows], self._cost(selecting))
+        self.write(scores.positions[rows], self._cost(selecting))
 
     def _cost(self, selecting: StageCost) -> StageCost:
         """Returns the cost of the warm-up, of scoring, that of dependencies included, and of selecting."""
@@ -171,8 +198,8 @@ class SelectTask:
         return selection_cost(warm_up, attempts, selecting, len(self.experiment.pool))
 
 
-class OracleTask:
-    """A random selection of clean samples, in ``selections/``."""
+class OracleTask(SelectionTask):
+    """A random selection of clean samples."""
 
     needs = ()
 
@@ -185,33 +212,8 @@ class OracleTask:
         self.name = f"oracle {budget.label} seed{seed}"
         self.file = experiment.folder.path / "selections" / f"{file_name(self.name)}-{digest[:8]}.json"
 
-    def is_done(self) -> bool:
-        return self.file.exists()
-
     def run(self) -> None:
-        positions = self.experiment.random_clean_positions(self.budget, self.seed)
-        write_selection(self.experiment, self.file, positions, StageCost("select"))
-
-
-def write_selection(experiment: Experiment, file: Path, positions: np.ndarray, cost: StageCost) -> None:
-    """Writes the positions as ``.npy``, and then what is known about them as JSON."""
-    positions = positions.astype(np.int64)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file.with_suffix(".npy")) as temporary:
-        np.save(temporary, positions)
-    facts = {
-        "kept": len(positions),
-        "positions": hashlib.sha256(positions.tobytes()).hexdigest()[:16],
-        "defects_kept": experiment.count_defects(positions),
-        "cost": {
-            "s": cost.device_s,
-            "wall_s": cost.wall_s,
-            "flops": cost.flops,
-            "calls": cost.calls,
-            "price": cost.price,
-        },
-    }
-    atomic_write_text(file, json.dumps(facts, indent=1))
+        self.write(self.experiment.random_clean_positions(self.budget, self.seed), StageCost("select"))
 
 
 NO_SELECTION: dict[str, Any] = {"kept": 0, "positions": "", "defects_kept": {}, "cost": {}}

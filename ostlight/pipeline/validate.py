@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from ostlight.config.budget import Budget
 from ostlight.config.schema import Config, Data, Model, Training
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, ConfigError, OstlightError
-from ostlight.influence.parameters import select_parameters
 from ostlight.models.adapters import adapters_base
 from ostlight.models.encode import Encoder
 from ostlight.models.load import load_encoder
@@ -62,7 +62,6 @@ class Validation:
         tokens_per_sample: mean length of the usable ones, in the proxy's tokens; 0 without a model to count with.
         sample: one of them as the model sees it, answers between ``[[`` and ``]]``.
         stages: estimated cost of each.
-        gradient_vector_bytes: memory of the selector's fixed gradient vectors; ``None`` where it holds none.
         assumptions: of the estimates.
     """
 
@@ -74,7 +73,6 @@ class Validation:
     tokens_per_sample: float = 0.0
     sample: str = ""
     stages: list[StageEstimate] = field(default_factory=list)
-    gradient_vector_bytes: float | None = None
     assumptions: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -104,8 +102,6 @@ class Validation:
         if self.stages:
             yield "estimated cost:"
             yield from (f"  {stage}" for stage in self.stages)
-        if self.gradient_vector_bytes is not None:
-            yield f"  gradient vectors: {self.gradient_vector_bytes / 2**30:.3g} GiB"
         if self.assumptions:
             yield "assuming:"
             yield from (f"  {assumption}" for assumption in self.assumptions)
@@ -128,7 +124,7 @@ def validate(config: Config) -> Validation:
     config = with_digitmath(config, RunFolder(RunFolder.path_of(config), config, write=config.digitmath is not None))
     report = Validation()
     pools = _open_pools(config, selector, report)
-    groups = _check_anchors(config, report)
+    _check_anchors(config, report)
     encoder = _load_encoder(config.proxy, "proxy", selector.uses_proxy, report)
     target_encoder = _load_encoder(config.target, "target", False, report)
     if "pool" not in pools:
@@ -136,7 +132,7 @@ def validate(config: Config) -> Validation:
     lengths = _encode_records(pools["pool"], encoder or target_encoder, selector, report)
     if lengths:
         report.tokens_per_sample = sum(lengths) / len(lengths)
-        _estimate_cost(config, selector, len(pools["pool"]), groups, report)
+        _estimate_cost(config, selector, len(pools["pool"]), report)
     return report
 
 
@@ -152,14 +148,12 @@ def _open_pools(config: Config, selector: Selector, report: Validation) -> dict[
     return pools
 
 
-def _check_anchors(config: Config, report: Validation) -> int:
-    """Returns the number of anchor groups; 0 without anchors."""
+def _check_anchors(config: Config, report: Validation) -> None:
     if config.anchors.path is None:
         report.assumptions.append("no anchors are named: a selector that needs them will refuse to score")
     if "anchors" in report.records:
         with report.collect_problem("anchors"):
-            return len(set(read_anchors(config).groups))
-    return 0
+            read_anchors(config)
 
 
 def _load_encoder(model: Model, where: str, is_required: bool, report: Validation) -> Encoder | None:
@@ -195,92 +189,58 @@ def _encode_records(pool: Pool, encoder: Encoder | None, selector: Selector, rep
     return lengths
 
 
-def _estimate_cost(config: Config, selector: Selector, records: int, groups: int, report: Validation) -> None:
+def _estimate_cost(config: Config, selector: Selector, records: int, report: Validation) -> None:
     length = report.tokens_per_sample
     report.assumptions.append(
         f"{length:,.0f} tokens a sample, the mean of those read; {FLOPS_TRAINING} FLOPs for each parameter and token "
         f"of training, {FLOPS_FORWARD} of a forward pass"
     )
-    proxy = _meta_model(config.proxy, "proxy", report) if selector.uses_proxy else None
-    if proxy is not None:
-        _estimate_scoring(config, selector, proxy, records, groups, report)
-    target = _meta_model(config.target, "target", report)
-    if target is not None:
-        kept = _kept_records(config, records, length)
-        report.stages.append(_training("train", config.target.training, kept, length, target))
-
-
-def _estimate_scoring(
-    config: Config, selector: Selector, proxy: PreTrainedModel, records: int, groups: int, report: Validation
-) -> None:
-    length, parameters = report.tokens_per_sample, proxy.num_parameters()
-    warmup = config.proxy.warmup
-    if warmup.fraction > 0:
-        samples = max(1, round(warmup.fraction * records))
-        report.stages.append(_training("warm-up", warmup.training, samples, length, proxy))
-    tokens = records * length
-    low, high = (factor * parameters * tokens for factor in (FLOPS_FORWARD, FLOPS_TRAINING))
-    report.stages.append(StageEstimate("score", tokens, (low, high)))
-    report.assumptions.append(
-        "scoring passes each sample through the proxy once: forward only, or forward and backward where the selector "
-        "takes gradients; its setup, dependencies and trials come on top (`select` measures them before it starts)"
-    )
-    _estimate_gradient_vectors(vars(selector.options), proxy, max(1, groups), report)
-
-
-def _estimate_gradient_vectors(
-    options: Mapping[str, Any], proxy: PreTrainedModel, groups: int, report: Validation
-) -> None:
-    """Sets the memory of the vectors that each sample's gradient is multiplied with, where the options have them."""
-    vectors = _vector_count(options, groups)
-    if "vector_storage" not in options or vectors == 0:
-        return
-    scope, width = str(options.get("parameters", "all")), 2 if options["vector_storage"] == "bf16" else 4
-    with report.collect_problem("selector.options.parameters"):
-        selected = sum(p.numel() for p in select_parameters(proxy, scope).values())
-        report.gradient_vector_bytes = float(vectors * selected * width)
+    parameters = _count_parameters(config.proxy, "proxy", report) if selector.uses_proxy else 0
+    if parameters:
+        warmup, tokens = config.proxy.warmup, records * length
+        if warmup.fraction > 0:
+            samples = max(1, round(warmup.fraction * records))
+            report.stages.append(_training("warm-up", warmup.training, samples, length, parameters))
+        forward, training = (factor * parameters * tokens for factor in (FLOPS_FORWARD, FLOPS_TRAINING))
+        report.stages.append(StageEstimate("score", tokens, (forward, training)))
         report.assumptions.append(
-            f"{vectors} gradient vectors of {selected:,} parameters ({scope}), {width} bytes each"
+            "scoring passes each sample through the proxy once: forward only, or forward and backward where the "
+            "selector takes gradients; its setup, dependencies and trials come on top (`select` measures them before "
+            "it starts)"
         )
+    parameters = _count_parameters(config.target, "target", report)
+    if parameters:
+        kept = _kept_records(config.budget, records, length)
+        report.stages.append(_training("train", config.target.training, kept, length, parameters))
 
 
-def _vector_count(options: Mapping[str, Any], groups: int) -> int:
-    """Vectors by estimator: one for each anchor group, and measured directions or, for each group, curvature probes."""
-    directions = {"projected": options.get("rank") or 32, "first_order": 0, "finite_difference": 0}
-    estimator = options.get("estimator")
-    if estimator == "second_order":
-        return groups * (1 + (options.get("probes") or 64))
-    return groups + directions[estimator] if estimator in directions else 0
-
-
-def _kept_records(config: Config, records: int, length: float) -> int:
-    budget = config.budget
+def _kept_records(budget: Budget, records: int, length: float) -> int:
     if budget.tokens is not None:
         return max(1, min(records, round(budget.tokens / length)))
     return records if budget.threshold is not None else max(1, budget.size(records))
 
 
-def _training(stage: str, training: Training, samples: int, length: float, model: PreTrainedModel) -> StageEstimate:
+def _training(stage: str, training: Training, samples: int, length: float, parameters: int) -> StageEstimate:
     epochs = 1.0 if training.epochs is None else training.epochs
     shown = samples * epochs if training.steps is None else training.steps * training.batch_size
     tokens = shown * length
-    flops = FLOPS_TRAINING * model.num_parameters() * tokens
+    flops = FLOPS_TRAINING * parameters * tokens
     return StageEstimate(f"{stage} on {samples:,} samples", tokens, (flops, flops))
 
 
-def _meta_model(settings: Model, where: str, report: Validation) -> PreTrainedModel | None:
-    """Returns the model without weights, from its configuration alone; ``None`` where none is named or loads."""
+def _count_parameters(settings: Model, where: str, report: Validation) -> int:
+    """Returns the model's parameters, from its configuration alone; 0 where none is named or it cannot be read."""
     path, trust = settings.path, {"trust_remote_code": settings.trust_remote_code}
     if path is None:
-        return None
+        return 0
     multimodal: Any = AutoModelForImageTextToText
     text_only: Any = AutoModelForCausalLM
     with report.collect_problem(f"{where}.path"):
         config = AutoConfig.from_pretrained(adapters_base(path, where) or path, **trust)
         with torch.device("meta"):
             try:
-                model: PreTrainedModel = multimodal.from_config(config, **trust)
+                model = multimodal.from_config(config, **trust)
             except ValueError:  # a text-only model
                 model = text_only.from_config(config, **trust)
-        return model
-    return None
+        return int(model.num_parameters())
+    return 0

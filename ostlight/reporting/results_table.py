@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ def read_results(folder: Path) -> list[ResultRow]:
         else:
             setattr(run, metric, value)
     differences = {key: record["difference"] for key, record in _records(folder / "table.jsonl", "difference")}
-    rows = []
-    for row in summarise(list(runs.values())):
-        difference = differences.get(RowKey(row.variant, row.label, row.budget, row.protocol))
-        rows.append(replace(row, difference=Difference(**difference, seeds=row.seeds) if difference else None))
+    rows = summarise(list(runs.values()))
+    for row in rows:
+        if difference := differences.get(row.key):
+            row.difference = Difference(**difference, seeds=row.seeds)
     return rows
 
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 ALL = "all"
 """The group of all questions."""
+QUESTION_TYPES = EXACT, NUMERIC, CHOICE = "exact", "numeric", "choice"
 OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-Ha-h])\)|([A-H])[.):])\s*")
 LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:]\s*|$)(.*)", re.DOTALL)
 LEAD_IN = re.compile(r"(?:.*[.,;!?] )?(.*\b(?:answer|choice|option)\b(?: is\b)?[ :]*)(?=\S)", re.IGNORECASE)
@@ -102,9 +103,19 @@ def _option(answer: str, options: Mapping[str, str]) -> str | None:
     return letter if not _plain(rest) or same_answer(rest, options[letter]) else None
 
 
-def is_number(text: str | None) -> bool:
-    """Returns whether a text is a number: ``7``, ``-1,024.5``, ``.5``, ``1/2``, ``\\frac{1}{2}``."""
-    return text is not None and _number(text) is not None
+def question_type(expected: str | None, options: Mapping[str, str]) -> str:
+    """Returns ``choice`` if the expected answer is one of the question's options, ``numeric`` if it is a number, else
+    ``exact``."""
+    if options and option_chosen(expected, options) is not None:
+        return CHOICE
+    return NUMERIC if expected is not None and _number(expected) is not None else EXACT
+
+
+def is_correct(given: str | None, expected: str | None, options: Mapping[str, str]) -> bool:
+    """Returns whether an answer is the expected option, number or text, by question type. A missing answer is wrong."""
+    if question_type(expected, options) == CHOICE:
+        return option_chosen(given, options) == option_chosen(expected, options)
+    return same_answer(given, expected)
 
 
 def same_answer(given: str | None, expected: str | None) -> bool:
@@ -121,6 +132,7 @@ def same_answer(given: str | None, expected: str | None) -> bool:
 
 
 def _number(text: str) -> Fraction | None:
+    """Returns the number that a text is, ``7``, ``-1,024.5``, ``.5``, ``1/2`` or ``\\frac{1}{2}``, else ``None``."""
     compact = text.replace(",", "").replace(" ", "").replace(MINUS, "-").rstrip(".")
     compact = FRACTION.sub(r"\1/\2", compact)
     if not NUMBER.fullmatch(compact):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import torch
+from torchmetrics.aggregation import MeanMetric
 
 from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError
-from ostlight.evaluation.accuracy import QUESTION_TYPES, AnswerAccuracy, is_correct, question_type
-from ostlight.evaluation.answers import ALL, final_answer, options_of
+from ostlight.evaluation.answers import (
+    ALL,
+    QUESTION_TYPES,
+    final_answer,
+    is_correct,
+    options_of,
+    question_type,
+)
 from ostlight.evaluation.generate import generate_answers
 from ostlight.models.encode import Encoded
 from ostlight.models.module import MultimodalModel
@@ -92,17 +99,15 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
     given = [final_answer(t, settings.marker) for t in texts]
     expected = [final_answer(s.answer, settings.marker) for s in samples]
     options = [options_of(s.prompt) for s in samples]
+    types = [question_type(e, o) for e, o in zip(expected, options, strict=True)]
+    correct = [is_correct(*compared) for compared in zip(given, expected, options, strict=True)]
     groups = [s.tags.get(settings.by, "") if settings.by else "" for s in samples]
     result = Result({}, pa.table({}))
     for name in [ALL, *sorted(set(groups) - {""})]:
         rows = [i for i, g in enumerate(groups) if name in (ALL, g)]
-        answers = [given[i] for i in rows], [expected[i] for i in rows], [options[i] for i in rows]
-        result.accuracy[name], result.counts[name] = float(AnswerAccuracy()(*answers)), len(rows)
-        by_type = {question: float(metric()(*answers)) for question, metric in QUESTION_TYPES.items()}
-        result.accuracy_by_type[name] = {
-            question: value for question, value in by_type.items() if not math.isnan(value)
-        }
-    compared = zip(given, expected, options, strict=True)
+        by_type = {question: [correct[i] for i in rows if types[i] == question] for question in QUESTION_TYPES}
+        result.accuracy[name], result.counts[name] = _share([correct[i] for i in rows]), len(rows)
+        result.accuracy_by_type[name] = {question: _share(answers) for question, answers in by_type.items() if answers}
     result.predictions = pa.table(
         {
             "id": [s.id for s in samples],
@@ -110,8 +115,12 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
             "text": texts,
             "answer": pa.array(given, pa.string()),
             "expected": pa.array(expected, pa.string()),
-            "question_type": [question_type(e, o) for e, o in zip(expected, options, strict=True)],
-            "correct": [is_correct(g, e, o) for g, e, o in compared],
+            "question_type": types,
+            "correct": correct,
         }
     )
     return result
+
+
+def _share(correct: Sequence[bool]) -> float:
+    return float(MeanMetric()(torch.tensor(correct, dtype=torch.float32)))

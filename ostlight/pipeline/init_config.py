@@ -7,6 +7,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ostlight.config.schema import SelectorChoice
@@ -33,48 +34,44 @@ STRATA_NAMES = ("task", "skill", "category", "type", "domain", "subject", "sourc
 
 @dataclass(frozen=True)
 class PoolSummary:
-    """What a pool's files hold, from a part of the records.
+    """What a part of a pool's records holds.
 
     Attributes:
-        files: number of data files.
-        records: in all files.
-        formats: of the files (``jsonl``, ``parquet``, ...).
+        pool: the whole pool.
+        samples: usable ones of the records read.
+        rejected: the others, counted by reason.
         layouts: how the records hold their conversations (``sharegpt``, ``messages``, ...), with counts.
-        read: records looked at.
-        rejected: unusable ones among them, by reason.
-        with_answers: usable ones with an assistant turn.
-        with_images: usable ones with at least one image.
-        image_root: folder that image paths are relative to; ``None`` where images lie in the records.
-        tags: values of every tag, with counts.
-        example: first usable sample.
     """
 
-    files: int
-    records: int
-    formats: list[str]
-    layouts: dict[str, int]
-    read: int
-    rejected: dict[str, int]
-    with_answers: int
-    with_images: int
-    image_root: Path | None
-    tags: dict[str, Counter[str]]
-    example: Sample | None
+    pool: Pool
+    samples: list[Sample]
+    rejected: Counter[str]
+    layouts: Counter[str]
 
-    @property
-    def usable(self) -> int:
-        """Usable records among those looked at."""
-        return self.read - sum(self.rejected.values())
+    @cached_property
+    def tags(self) -> dict[str, Counter[str]]:
+        """Values of every tag, with counts."""
+        tags: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for sample in self.samples:
+            for name, value in sample.tags.items():
+                tags[name][value] += 1
+        return tags
 
     @property
     def stratify_by(self) -> str | None:
         """A tag that every usable record has, with a few values that repeat; ``None`` where there is none."""
+        usable = len(self.samples)
         suitable = [
             name
             for name, values in self.tags.items()
-            if values.total() == self.usable and 2 <= len(values) <= min(MAX_STRATA, self.usable // 3)
+            if values.total() == usable and 2 <= len(values) <= min(MAX_STRATA, usable // 3)
         ]
         return next((name for name in (*STRATA_NAMES, *suitable) if name in suitable), None)
+
+    @property
+    def with_answers(self) -> int:
+        """Number of usable records with an assistant turn."""
+        return sum(sample.last_reply < len(sample.turns) for sample in self.samples)
 
 
 def init_config(data: str | Path, out: str | Path | None = None) -> Path:
@@ -106,30 +103,12 @@ def init_config(data: str | Path, out: str | Path | None = None) -> Path:
 def summarize_pool(pool: Pool) -> PoolSummary:
     """Returns what the files of a pool hold, from at most ``MAX_RECORDS_READ`` records spread over them."""
     positions = range(0, len(pool), max(1, len(pool) // MAX_RECORDS_READ))[:MAX_RECORDS_READ]
-    samples: list[Sample] = []
-    rejected: Counter[str] = Counter()
-    for _, read in pool.read(positions):
-        if isinstance(read, BadRecord):
-            rejected[read.reason] += 1
-        else:
-            samples.append(read)
-    tags: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for sample in samples:
-        for name, value in sample.tags.items():
-            tags[name][value] += 1
-    paths = any(image.path is not None for sample in samples for image in sample.images)
+    records = [read for _, read in pool.read(positions)]
     return PoolSummary(
-        files=len(pool.files),
-        records=len(pool),
-        formats=sorted({source.name for source in pool.sources}),
-        layouts=_count_layouts(pool, positions),
-        read=len(positions),
-        rejected=dict(rejected.most_common()),
-        with_answers=sum(sample.last_reply < len(sample.turns) for sample in samples),
-        with_images=sum(bool(sample.images) for sample in samples),
-        image_root=pool.sources[0].folder if paths else None,
-        tags=tags,
-        example=samples[0] if samples else None,
+        pool,
+        [read for read in records if isinstance(read, Sample)],
+        Counter(read.reason for read in records if isinstance(read, BadRecord)),
+        _count_layouts(pool, positions),
     )
 
 
@@ -143,7 +122,7 @@ def _describe_sample(sample: Sample) -> list[str]:
     return lines
 
 
-def _count_layouts(pool: Pool, positions: range) -> dict[str, int]:
+def _count_layouts(pool: Pool, positions: range) -> Counter[str]:
     layouts: Counter[str] = Counter()
     for position in positions:
         source, index = pool.source_of(position)
@@ -152,14 +131,14 @@ def _count_layouts(pool: Pool, positions: range) -> dict[str, int]:
         except BadRecord:
             continue
         layouts[layout.NAME if layout is not None else "unknown"] += 1
-    return dict(layouts.most_common())
+    return layouts
 
 
 def _yaml(name: str, data: str, summary: PoolSummary, file: Path) -> str:
     strata = summary.stratify_by
     selector, selector_comment = _selector(summary)
-    root = summary.image_root
-    images = f"  # image paths are relative to {printable(str(root))}" if root else ""
+    has_paths = any(image.path is not None for sample in summary.samples for image in sample.images)
+    images = f"  # paths are relative to {printable(str(summary.pool.sources[0].folder))}" if has_paths else ""
     shares = f"  # keeps its shares: {_values(summary, strata)}" if strata else "  # keeps the pool's shares of a tag"
     return f"""\
 # Written by `ostlight init`. Edit the lines marked TODO, then:
@@ -213,18 +192,20 @@ budget:
 
 def _findings(summary: PoolSummary) -> str:
     """Returns what was found in the data, as comment lines."""
-    files = f" in {summary.files} files" if summary.files > 1 else ""
-    lines = [f"{summary.records:,} records{files}: {', '.join(summary.formats)}"]
-    lines += [f"record layout: {', '.join(f'{name} ({count:,})' for name, count in summary.layouts.items())}"]
-    lines += [f"of {summary.read:,} records read, {summary.usable:,} are usable:"]
-    lines += [f"  {summary.with_answers:,} have an answer, {summary.with_images:,} have images"]
-    lines += [f"  rejected: {reason} ({count:,})" for reason, count in summary.rejected.items()]
+    pool, usable, rejected = summary.pool, len(summary.samples), summary.rejected
+    files = f" in {len(pool.files)} files" if len(pool.files) > 1 else ""
+    formats = sorted({source.name for source in pool.sources})
+    with_images = sum(bool(sample.images) for sample in summary.samples)
+    lines = [f"{len(pool):,} records{files}: {', '.join(formats)}"]
+    lines += [f"record layout: {', '.join(f'{name} ({count:,})' for name, count in summary.layouts.most_common())}"]
+    lines += [f"of {usable + rejected.total():,} records read, {usable:,} are usable:"]
+    lines += [f"  {summary.with_answers:,} have an answer, {with_images:,} have images"]
+    lines += [f"  rejected: {reason} ({count:,})" for reason, count in rejected.most_common()]
     if not summary.tags:
         lines.append("tags: none")
     lines += [f"tag {printable(name)}: {_values(summary, name)}" for name in summary.tags]
-    if summary.example is not None:
-        lines += ["", f"first sample (id {printable(summary.example.id)}):"]
-        lines += [f"  {line}" for line in _describe_sample(summary.example)]
+    for sample in summary.samples[:1]:
+        lines += ["", f"first sample (id {printable(sample.id)}):", *(f"  {line}" for line in _describe_sample(sample))]
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
@@ -237,7 +218,7 @@ def _values(summary: PoolSummary, tag: str) -> str:
 
 def _selector(summary: PoolSummary) -> tuple[str, str]:
     """Returns the name of a selector that can score this pool, and a comment."""
-    if summary.with_answers or not summary.usable:
+    if summary.with_answers or not summary.samples:
         return DEFAULT_SELECTOR, "# `ostlight selectors` lists all, with their options."
     classes = {name: find(name).cls for name in names()}
     unlabelled = sorted(name for name, cls in classes.items() if cls is not None and not cls.needs_answers)

@@ -55,11 +55,14 @@ def test_a_text_pool_with_rejected_records(tmp_path: Path):
     records += [chat("empty", ""), chat("no answer", None)]
     data = write_records(tmp_path / "odd name #1.jsonl", records)
     summary = summarize_pool(Pool.open(data, require_answer=False))
-    assert (summary.records, summary.read, summary.usable) == (32, 32, 31)
+    assert len(summary.samples) == 31
     assert summary.rejected == {"empty_answer": 1}
-    assert (summary.with_answers, summary.with_images, summary.image_root) == (30, 0, None)
-    config = load_config(ostlight.init_config(data, tmp_path / "text.yaml"))
-    assert config.pool.path == str(data)
+    file = ostlight.init_config(data, tmp_path / "text.yaml")
+    assert load_config(file).pool.path == str(data)
+    text = file.read_text()
+    assert "# of 32 records read, 31 are usable:\n#   30 have an answer, 0 have images\n" in text
+    assert "#   rejected: empty_answer (1)\n" in text
+    assert "paths are relative to" not in text
 
 
 def test_only_a_tag_with_few_repeated_values_is_suggested(tmp_path: Path):

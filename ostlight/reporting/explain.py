@@ -23,7 +23,6 @@ from ostlight.reporting.sample_cards import (
     turn_text,
 )
 from ostlight.reporting.scored_run import ScoredRun, open_scored
-from ostlight.reporting.sketch_noise import Z_95
 from ostlight.selection.scores import REJECTED, read_score_table
 
 TEXT = 600
@@ -67,12 +66,9 @@ def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
     """What the scores say of a sample."""
     scale, numbers = scored.scale, summary.numbers
     name = "utility" if scored.scores.is_utility else "score"
-    noise = ""
-    if "noise" in numbers:
-        noise = f" ± {plain(Z_95 * numbers['noise'] * scale.factor, 2)} (95%, probes)"
     lines: list[RenderableType] = [
         Text.assemble((printable(summary.id), "bold"), ("  toxic" if summary.toxic else "", "bold red")),
-        Text(f"{name} {scale.show(numbers['score'])} {scale.unit}{noise}"),
+        Text(f"{name} {scale.show(numbers['score'])} {scale.unit}"),
         Text(f"rank {summary.place + 1:,} of {summary.scored:,} by {name}"),
     ]
     lines += [Text(_outcome(outcome, scale)) for outcome in summary.outcomes]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ostlight.reporting.score_columns import ScoreColumns
-from ostlight.reporting.sketch_noise import Z_95
 
+Z_95 = 1.96
+"""Standard errors of a normal distribution's 95% interval."""
 MOST_ROWS = 16
 """Values of a tag shown; the rest are one row."""
 MOST_VALUES = 1000

@@ -14,7 +14,6 @@ from ostlight.reporting.matrix import compute_matrices
 from ostlight.reporting.sample_cards import Card, make_cards
 from ostlight.reporting.sample_lists import cutoff_score, sample_lists
 from ostlight.reporting.scored_run import ScoredRun
-from ostlight.reporting.sketch_noise import Z_95
 
 SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of")
 """Notes that are no further facts: other places of the page show them."""
@@ -33,7 +32,6 @@ def utilities_section(scored: ScoredRun) -> dict[str, Any]:
         "scale": scored.scale,
         "toxic": int(scores.toxic.sum()),
         "selections": _selections(scored),
-        "median_noise": None if scores.noise is None else float(np.median(scores.noise)),
         "histograms": _histograms(scored),
         "matrices": compute_matrices(scores),
         "lists": {name: len(rows) for name, rows in lists.items()},
@@ -46,21 +44,12 @@ def utilities_section(scored: ScoredRun) -> dict[str, Any]:
 
 
 def _selections(scored: ScoredRun) -> list[dict[str, Any]]:
-    """Each selection with its counts; ``undecided`` samples are nearer to the cutoff than their own noise."""
-    noise, shown = scored.scores.noise, []
+    """Returns each selection with its counts."""
+    shown = []
     for selection, margin in zip(scored.scores.selections, scored.margins, strict=True):
-        undecided = None
-        if margin is not None and noise is not None:
-            undecided = int((np.abs(margin) < Z_95 * noise).sum())
-        shown.append(
-            vars(selection)
-            | {
-                "size": selection.size,
-                "toxic": int((scored.scores.toxic & selection.kept).sum()),
-                "has_cutoff": margin is not None,
-                "undecided": undecided,
-            }
-        )
+        toxic = int((scored.scores.toxic & selection.kept).sum())
+        counts = {"size": selection.size, "toxic": toxic, "has_cutoff": margin is not None}
+        shown.append(vars(selection) | counts)
     return shown
 
 

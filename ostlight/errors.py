@@ -1,6 +1,8 @@
-"""Every error a user can cause. A message says what was found, where, and how to mend it."""
+"""Every error a user can cause. A message says what was found, where, and how to fix it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class OstlightError(Exception):
@@ -20,7 +22,15 @@ class ConfigError(OstlightError):
 
 
 class DataError(OstlightError):
-    """A file or folder of data cannot be used at all: missing, of an unknown format, empty."""
+    """A file or folder of data cannot be used at all: missing, of an unknown format, empty.
+
+    Args:
+        path: the file or folder; ``None`` where the error is about no single one.
+    """
+
+    def __init__(self, message: str, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        super().__init__(message)
 
 
 class DivergedError(DataError):
@@ -44,12 +54,12 @@ class BenchmarkError(OstlightError):
 
 
 class BadRecord(OstlightError):
-    """One record cannot be used; the run sets it aside and goes on.
+    """One record cannot be used; it is rejected, and the run goes on with the rest.
 
     Args:
         reason: short code, the same for all records with this defect; the summary counts by it
             (``missing_image``, ``no_answer``, ...).
-        detail: what was found and how to mend it, in one sentence.
+        detail: what was found and how to fix it, in one sentence.
         field: the field of the record that is at fault, ``None`` where it is the record as a whole.
     """
 

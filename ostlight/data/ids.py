@@ -1,45 +1,39 @@
-"""Which records share a name, found with 9 bytes a record."""
+"""Ids of the records of a pool, found with 9 bytes a record."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ostlight.data.formats.source import GIVEN, UNNAMED
+from ostlight.data.formats.source import HAS_ID, NO_ID
 
 
-class Names:
-    """Names of unnamed records, and which given ids were seen before.
+class RecordIds:
+    """Finds ids that occur twice, and names the records without an id.
 
     Args:
-        keys: ``uint64 [records]``, 64-bit hash of the given id or of the content.
-        kinds: ``uint8 [records]``, ``GIVEN``, ``UNNAMED`` or ``UNREADABLE``.
+        hashes: ``uint64 [records]``, of the record's own id or of its content.
+        kinds: ``uint8 [records]``, ``HAS_ID``, ``NO_ID`` or ``UNREADABLE``.
     """
 
-    def __init__(self, keys: np.ndarray, kinds: np.ndarray) -> None:
-        self._keys, self._kinds = keys, kinds
-        self._later_given, self._first_given = _repeats(keys, np.flatnonzero(kinds == GIVEN))[:2]
-        self._later_unnamed, _, self._rank = _repeats(keys, np.flatnonzero(kinds == UNNAMED))
-
-    def __len__(self) -> int:
-        return len(self._keys)
+    def __init__(self, hashes: np.ndarray, kinds: np.ndarray) -> None:
+        self._hashes = hashes
+        self._repeats_of_ids = _repeats(hashes, np.flatnonzero(kinds == HAS_ID))
+        self._repeats_of_content = _repeats(hashes, np.flatnonzero(kinds == NO_ID))
 
     def first_with_same_id(self, i: int) -> int | None:
-        """Position of an earlier record with the id record ``i`` was given; ``None`` where there is none."""
-        k = _index_of(self._later_given, i)
-        return None if k is None else int(self._first_given[k])
+        """Position of the first record with the same id as record ``i``; ``None`` where ``i`` is the first."""
+        first, _ = self._repeats_of_ids.get(i, (None, 0))
+        return first
 
-    def drawn(self, count: int, seed: int) -> np.ndarray:
-        """Positions of ``count`` records at random, or of all; they hang on the names and the seed alone.
+    def content_id(self, i: int) -> str:
+        """Id of a record without one: a hash of its content, with ``-2``, ``-3``, ... for the same content again."""
+        _, number = self._repeats_of_content.get(i, (0, 1))
+        return f"{int(self._hashes[i]):016x}" + (f"-{number}" if number > 1 else "")
 
-        The same records in another order give the same draw, and the first of a longer draw are those of a shorter one.
-        """
-        tickets = _mixed(self._keys ^ _mixed(np.array([seed % 2**64], np.uint64)))
-        return np.argsort(tickets, kind="stable")[:count]
-
-    def content_name(self, i: int) -> str:
-        """Name of a record without an id: a hash of its content, then ``-2``, ``-3`` where the same comes again."""
-        k = _index_of(self._later_unnamed, i)
-        return f"{int(self._keys[i]):016x}" + ("" if k is None else f"-{self._rank[k]}")
+    def random_positions(self, count: int, seed: int) -> np.ndarray:
+        """Positions of ``count`` random records, or of all; see ``Pool.random_positions``."""
+        keys = _mixed(self._hashes ^ _mixed(np.array([seed % 2**64], np.uint64)))
+        return np.argsort(keys, kind="stable")[:count]
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
@@ -50,21 +44,12 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _repeats(keys: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ascending positions whose key came before, the first position with that key, and which repeat it is (2, ...)."""
-    of = keys[positions]
-    order = np.argsort(of, kind="stable")
-    ordered = of[order]
-    new = np.ones(len(ordered), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    group_begin = np.maximum.accumulate(np.where(new, np.arange(len(ordered)), 0)) if len(ordered) else order
-    repeat = np.flatnonzero(~new)
-    later, first = positions[order[repeat]], positions[order[group_begin[repeat]]]
-    rank = repeat - group_begin[repeat] + 1
-    ascending = np.argsort(later)
-    return later[ascending], first[ascending], rank[ascending]
-
-
-def _index_of(ascending: np.ndarray, value: int) -> int | None:
-    k = int(np.searchsorted(ascending, value))
-    return k if k < len(ascending) and ascending[k] == value else None
+def _repeats(hashes: np.ndarray, positions: np.ndarray) -> dict[int, tuple[int, int]]:
+    """Positions whose hash occurred before, with the first position of that hash and which repeat it is (2, 3, ...)."""
+    order = np.argsort(hashes[positions], kind="stable")
+    ordered, positions = hashes[positions][order], positions[order]
+    starts = np.searchsorted(ordered, ordered)
+    repeats = np.flatnonzero(starts < np.arange(len(ordered)))
+    numbers = repeats - starts[repeats] + 1
+    firsts = zip(positions[starts[repeats]].tolist(), numbers.tolist(), strict=True)
+    return dict(zip(positions[repeats].tolist(), firsts, strict=True))

@@ -1,4 +1,4 @@
-"""From what a record says of an image to an image that may be opened, and no other file."""
+"""From what a record says of an image to an ``ImageRef``; no file outside the image root can be reached."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ostlight.data.layouts.fields import wrong_type
+from ostlight.data.fields import wrong_type
 from ostlight.data.sample import ImageRef
 from ostlight.errors import BadRecord
 
@@ -26,53 +26,52 @@ class ImageRoot:
         self._real = os.path.realpath(folder)
         self._real_folders: dict[str, str] = {}
 
-    def find(self, said: Any, field: str = "images") -> ImageRef:
-        """The image meant by a path, a ``data:`` address, bytes, or ``{"bytes", "path"}``.
+    def find(self, value: Any, field: str = "images") -> ImageRef:
+        """The image that ``value`` names: a path, a ``data:`` address, bytes, or ``{"bytes", "path"}``.
 
         Raises:
             BadRecord: ``missing_image``, ``image_outside_root``, ``remote_image``, ``corrupt_image`` (a ``data:``
                 address that is not base64), ``bad_field``.
         """
-        if isinstance(said, dict):
-            said = next((said[name] for name in ("bytes", "path", "url") if said.get(name) is not None), None)
-        if isinstance(said, bytes):
-            return ImageRef(data=said)
-        if not isinstance(said, str) or not said.strip() or "\0" in said or not _is_encodable(said):
-            raise wrong_type(field, "a path, a data: address or bytes", said)
-        scheme = said[:8].lower()
+        if isinstance(value, dict):
+            value = next((value[name] for name in ("bytes", "path", "url") if value.get(name) is not None), None)
+        if isinstance(value, bytes):
+            return ImageRef(data=value)
+        if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_encodable(value):
+            raise wrong_type(field, "a path, a data: address or bytes", value)
+        scheme = value[:8].lower()
         if scheme.startswith("data:"):
-            return ImageRef(data=_decoded(said, field))
+            return ImageRef(data=_decoded(value, field))
         if scheme.startswith(("http://", "https://")):
-            detail = f"{said[:200]} is on the net; fetch it under {self.folder} and name it by its path"
+            detail = f"{value[:200]} is an internet address; download it to {self.folder} and name it by its path"
             raise BadRecord("remote_image", detail, field)
-        return ImageRef(path=self._inside(said.removeprefix("file://"), field))
+        return ImageRef(path=self._inside(value.removeprefix("file://"), field))
 
     def relative(self, image: ImageRef) -> Path | None:
         """The path under the root; ``None`` for an image held in the record."""
         if image.path is None:
             return None
         path = os.path.relpath(image.path, self.folder)
-        # An absolute path may name the root by another way than the config does.
-        return Path(
-            path if not path.startswith(os.pardir) else os.path.relpath(os.path.realpath(image.path), self._real)
-        )
+        if path.startswith(os.pardir):  # an absolute path may reach the root through a link
+            path = os.path.relpath(os.path.realpath(image.path), self._real)
+        return Path(path)
 
-    def _inside(self, said: str, field: str) -> Path:
-        path = os.path.normpath(os.path.join(self.folder, said))
+    def _inside(self, named: str, field: str) -> Path:
+        path = os.path.normpath(os.path.join(self.folder, named))
         folder, name = os.path.split(path)
-        # One look at the file itself; its folder, shared by many, is resolved once.
+        # The folder is resolved once for all its images, and the file itself with a single system call.
         real = os.path.join(self._real_folder(folder), name)
         try:
             found = os.lstat(real)
             if stat.S_ISLNK(found.st_mode):
                 real = os.path.realpath(path)
-                self._check_inside(real, said, field)
+                self._check_inside(real, named, field)
                 found = os.stat(real)
         except (OSError, ValueError):
             found = None
-        self._check_inside(real, said, field)
+        self._check_inside(real, named, field)
         if found is None or not stat.S_ISREG(found.st_mode):
-            raise BadRecord("missing_image", f"no file {said!r} under the image root {self.folder}", field)
+            raise BadRecord("missing_image", f"no file {named!r} under the image root {self.folder}", field)
         return Path(path)
 
     def _real_folder(self, folder: str) -> str:
@@ -83,18 +82,18 @@ class ImageRoot:
             real = self._real_folders[folder] = os.path.realpath(folder)
         return real
 
-    def _check_inside(self, real: str, said: str, field: str) -> None:
+    def _check_inside(self, real: str, named: str, field: str) -> None:
         if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
             detail = (
-                f"{said!r} leads to {real}, outside the image root {self.folder}; "
+                f"{named!r} leads to {real}, outside the image root {self.folder}; "
                 "set image_root to a folder that holds both, or move the image"
             )
             raise BadRecord("image_outside_root", detail, field)
 
 
-def _is_encodable(said: str) -> bool:
+def _is_encodable(path: str) -> bool:
     try:
-        os.fsencode(said)
+        os.fsencode(path)
     except UnicodeEncodeError:
         return False
     return True

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ostlight.data.formats import FORMATS, HuggingFaceFolder, Source, open_source
-from ostlight.data.formats.source import given_id
-from ostlight.data.ids import Names
+from ostlight.data.formats.source import own_id
+from ostlight.data.ids import RecordIds
 from ostlight.data.images import ImageRoot
 from ostlight.data.layouts import LAYOUTS, layout_of
-from ostlight.data.record import Reading, sample_of
+from ostlight.data.record import RecordReader
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError
 
@@ -29,13 +29,13 @@ OPEN_FILES = 8
 class Pool:
     """Records of one or more files, numbered 0, 1, ... in the order of the files.
 
-    Holds the index only: 25 bytes a record. Copies of it can be sent to other processes.
+    Holds the index only: 25 bytes a record, and more for records that occur twice. It can be sent to other processes.
     """
 
-    def __init__(self, sources: list[Source], readings: list[Reading]) -> None:
-        self.sources, self.readings = sources, readings
+    def __init__(self, sources: list[Source], readers: list[RecordReader]) -> None:
+        self.sources, self.readers = sources, readers
         self._begins = np.concatenate([[0], np.cumsum([len(s) for s in sources])]).astype(np.int64)
-        self._names = Names(np.concatenate([s.keys for s in sources]), np.concatenate([s.kinds for s in sources]))
+        self._ids = RecordIds(np.concatenate([s.hashes for s in sources]), np.concatenate([s.kinds for s in sources]))
         self._recent: OrderedDict[int, Source] = OrderedDict()
         self._fingerprint: str | None = None
 
@@ -53,11 +53,11 @@ class Pool:
         Args:
             path: a file, a folder of files, a ``save_to_disk`` folder, a pattern (``data/*.jsonl``), or a list of them.
             format: how the file holds its records (``jsonl``, ``json``, ``parquet``, ``hf``, ``webdataset``) or how a
-                record says its conversation (``sharegpt``, ``messages``, ``alpaca``, ``question``); ``auto`` tells
-                both by the content.
+                record holds its conversation (``sharegpt``, ``messages``, ``alpaca``, ``question``); ``auto``
+                recognizes both by the content.
             image_root: folder that image paths are relative to and may not lead out of; each file's own folder
                 unless given.
-            require_answer: set aside records without an assistant turn.
+            require_answer: reject records without an assistant turn.
 
         Raises:
             DataError: nothing there, an unknown format, or a file without records.
@@ -65,16 +65,16 @@ class Pool:
         if format != "auto" and format not in FORMATS and format not in LAYOUTS:
             raise DataError(f"unknown format {format!r}. Known: auto, {', '.join([*FORMATS, *LAYOUTS])}.")
         if image_root is not None and not Path(image_root).is_dir():
-            raise DataError(f"image root {image_root} is not a folder")
+            raise DataError(f"image root {image_root} is not a folder", image_root)
         sources = [open_source(file, format if format in FORMATS else None) for file in _files(path)]
-        shape = format if format in LAYOUTS else None
-        readings = []
+        layout = format if format in LAYOUTS else None
+        readers = []
         for source in sources:
-            if shape is None:
+            if layout is None:
                 _check_some_layout(source)
             root = ImageRoot(Path(image_root) if image_root is not None else source.folder)
-            readings.append(Reading(root, shape, require_answer))
-        return cls(sources, readings)
+            readers.append(RecordReader(root, layout, require_answer))
+        return cls(sources, readers)
 
     def __len__(self) -> int:
         return int(self._begins[-1])
@@ -87,22 +87,20 @@ class Pool:
             IndexError: there is no such record.
         """
         i = int(i)  # a position may come out of an array
-        source, k, reading = self._at(i)
-        record = source.record(k)
-        own = given_id(record)
-        if own is None:
-            return sample_of(record, name=self._names.content_name(i), position=i, reading=reading)
-        first = self._names.first_with_same_id(i)
+        n, k = self.source_and_index(i)
+        record = self._opened(n).record(k)
+        id = own_id(record)
+        first = None if id is None else self._ids.first_with_same_id(i)
         if first is not None:
-            detail = f"id {own!r} at {self.record_name(i)} was already used at {self.record_name(first)}"
+            detail = f"id {id!r} at {self.record_name(i)} was already used at {self.record_name(first)}"
             raise BadRecord("duplicate_id", detail, "id")
-        return sample_of(record, name=own, position=i, reading=reading)
+        return self.readers[n].sample(record, id or self._ids.content_id(i), i)
 
     def read(self, positions: Iterable[int]) -> Iterator[tuple[int, Sample | BadRecord]]:
         """Each position with its sample, or with the reason why there is none; in the order asked for.
 
-        Holds one record at a time. Ascending positions stream through the files; any other order works, at the price
-        of a jump in the file per record.
+        Holds one record at a time. Ascending positions stream through the files; any other order costs a seek for each
+        record.
         """
         for i in positions:
             try:
@@ -110,12 +108,12 @@ class Pool:
             except BadRecord as bad:
                 yield int(i), bad
 
-    def draw(self, count: int, seed: int) -> list[int]:
-        """Positions of ``count`` records at random, or of all; the same records whatever order the pool has.
+    def random_positions(self, count: int, seed: int) -> list[int]:
+        """Positions of ``count`` random records, or of all; the same records whatever order the pool has.
 
-        The first of a longer draw are those of a shorter one.
+        Of two counts, the smaller gives the first positions of the larger.
         """
-        return self._names.drawn(count, seed).tolist()
+        return self._ids.random_positions(count, seed).tolist()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -138,43 +136,35 @@ class Pool:
 
     def locate(self, i: int) -> tuple[Path, int]:
         """File of record ``i``, and its number there, counted from 1."""
-        n, k = self.source_of(i)
+        n, k = self.source_and_index(i)
         return self.sources[n].path, k + 1
 
     def record_name(self, i: int) -> str:
-        """Where record ``i`` stands, for messages: ``train.jsonl:record 17``, counted from 1."""
+        """File and number of record ``i``, for messages: ``train.jsonl:record 17``, counted from 1."""
         file, number = self.locate(i)
         return f"{file.name}:record {number}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recent": OrderedDict()}
 
-    def source_of(self, i: int) -> tuple[int, int]:
-        """Which of ``sources`` holds record ``i``, and its index there, both from 0."""
+    def source_and_index(self, i: int) -> tuple[int, int]:
+        """Index in ``sources`` of the file that holds record ``i``, and the record's index there, both from 0."""
         if not 0 <= i < len(self):
             raise IndexError(f"record {i} of a pool of {len(self)}")
         n = int(np.searchsorted(self._begins, i, side="right")) - 1
         return n, int(i - self._begins[n])
 
-    def first_of(self, n: int) -> int:
-        """Position of the first record of source ``n``."""
-        return int(self._begins[n])
-
-    def _at(self, i: int) -> tuple[Source, int, Reading]:
-        n, k = self.source_of(i)
+    def _opened(self, n: int) -> Source:
+        """Source ``n``, after closing another if too many are open."""
         if n not in self._recent:
             self._recent[n] = self.sources[n]
             if len(self._recent) > OPEN_FILES:
                 self._recent.popitem(last=False)[1].close()
-        return self.sources[n], k, self.readings[n]
+        return self.sources[n]
 
 
 def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """All files meant, in a fixed order.
-
-    Raises:
-        DataError: something named is not there, or a folder holds no file of data.
-    """
+    """All files that ``path`` names, in a fixed order."""
     if not isinstance(path, str | Path):
         if not path:
             raise DataError("the list of pool files is empty")
@@ -185,19 +175,19 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if one.is_dir():
         if (one / "dataset_dict.json").is_file():
             splits = ", ".join(sorted(p.name for p in one.iterdir() if p.is_dir()))
-            raise DataError(f"{one} holds several splits ({splits}); name one of these folders")
+            raise DataError(f"{one} holds several splits ({splits}); name one of these folders", one)
         found = sorted(p for p in one.iterdir() if p.suffix in SUFFIXES and p.name not in NOT_DATA and p.is_file())
         if not found:
-            raise DataError(f"{one} holds no file ending in {', '.join(sorted(SUFFIXES))}")
+            raise DataError(f"{one} holds no file ending in {', '.join(sorted(SUFFIXES))}", one)
         return found
     matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not matched:
-        raise DataError(f"{path} does not exist")
+        raise DataError(f"{path} does not exist", path)
     return [file for match in matched for file in _files(match)]
 
 
 def _check_some_layout(source: Source) -> None:
-    """Refuse a file whose first records are all no conversations: that is a wrong file, not a few bad records."""
+    """Refuse a file without a conversation in its first records: that is a wrong file, not a few bad records."""
     seen = ""
     for i in islice(range(len(source)), 20):
         try:
@@ -209,5 +199,8 @@ def _check_some_layout(source: Source) -> None:
             source.close()
             return
         seen = f"records have the fields {', '.join(record)}"
-    shapes = "; ".join(f"{name} ({', '.join(sorted(shape.FIELDS))})" for name, shape in LAYOUTS.items())
-    raise DataError(f"{source.path}: no known conversation in the first records: {seen[:300]}. Known shapes: {shapes}.")
+    layouts = "; ".join(f"{name} ({', '.join(layout.fields)})" for name, layout in LAYOUTS.items())
+    raise DataError(
+        f"{source.path}: no known conversation in the first records: {seen[:300]}. Known layouts: {layouts}.",
+        source.path,
+    )

@@ -1,4 +1,4 @@
-"""Records that were set aside, each with its reason."""
+"""Records that were rejected, each with its reason."""
 
 from __future__ import annotations
 
@@ -14,23 +14,10 @@ from ostlight.data.atomic import atomic_path
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, DataError
 
-SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),
-        ("id", pa.string()),
-        ("file", pa.string()),
-        ("record", pa.int64()),
-        ("field", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("stage", pa.string()),
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record set aside in one stage.
+    """One record rejected in one stage.
 
     Attributes:
         position: index in the pool, from 0.
@@ -39,8 +26,8 @@ class Row:
         record: its number there, from 1.
         field: the field at fault, ``None`` where it is the record as a whole.
         reason: short code, see ``BadRecord``.
-        detail: what was found and how to mend it.
-        stage: what the record was wanted for (``read``, ``score``, ``train``, ...).
+        detail: what was found and how to fix it.
+        stage: that needed the record (``score``, ``train``).
     """
 
     position: int
@@ -53,8 +40,11 @@ class Row:
     stage: str
 
 
+SCHEMA = pa.schema([(f.name, pa.int64() if f.type == "int" else pa.string()) for f in fields(Row)])
+
+
 class Quarantine:
-    """The rows of all stages, one a position and stage: the first reason found is kept."""
+    """The rejected records of all stages, one row for each position and stage: the first reason is kept."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._rows: dict[tuple[int, str], Row] = {}
@@ -62,25 +52,17 @@ class Quarantine:
             self._rows.setdefault((row.position, row.stage), row)
 
     def add(self, pool: Pool, position: int, bad: BadRecord, *, stage: str, id: str | None = None) -> None:
-        """Set a record of the pool aside."""
+        """Add a record of the pool."""
         file, number = pool.locate(position)
         row = Row(int(position), id, str(file), number, bad.field, bad.reason, bad.detail, stage)
         self._rows.setdefault((row.position, stage), row)
 
-    def merge(self, *others: Quarantine) -> Quarantine:
-        """A new quarantine with the rows of all; where two hold the same position and stage, the earlier stays."""
-        return Quarantine(row for one in (self, *others) for row in one)
-
     def counts(self) -> dict[str, int]:
-        """Records by reason, most frequent first; a record set aside in several stages counts once."""
+        """Records by reason, most frequent first; a record rejected in several stages counts once."""
         first: dict[int, str] = {}
         for row in self:
             first.setdefault(row.position, row.reason)
         return dict(Counter(first.values()).most_common())
-
-    def positions(self) -> set[int]:
-        """Positions set aside in any stage."""
-        return {position for position, _ in self._rows}
 
     def write(self, path: str | Path) -> None:
         """Write ``quarantine.parquet``, rows by position; whole or not at all. No rows make an empty file."""
@@ -90,16 +72,16 @@ class Quarantine:
 
     @classmethod
     def read(cls, path: str | Path) -> Quarantine:
-        """Read what ``write`` wrote.
+        """What ``write`` wrote.
 
         Raises:
             DataError: the file is missing or is no quarantine.
         """
         try:
-            table = pq.read_table(path, columns=[f.name for f in fields(Row)])
+            table = pq.read_table(path, columns=SCHEMA.names)
             return cls(Row(**row) for row in table.to_pylist())
         except (OSError, pa.ArrowException, TypeError) as error:
-            raise DataError(f"{path} is not a readable quarantine file: {error}") from error
+            raise DataError(f"{path} is not a readable quarantine file: {error}", path) from error
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())

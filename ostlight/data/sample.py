@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from ostlight.errors import BadRecord
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Where an image stands in a turn's text; the n-th mark of a sample is its n-th image."""
+"""Where an image stands in a turn's text; the n-th placeholder of a sample is its n-th image."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -74,7 +74,7 @@ class Sample:
     Attributes:
         id: the record's own id, or a hash of its content where it has none. Unique in its pool.
         turns: at least one turn is ``trained`` in a pool; an unlabelled pool may have none.
-        images: as many as there are ``<image>`` marks in the turns, in that order.
+        images: as many as there are ``<image>`` placeholders in the turns, in that order.
         tags: the record's other scalar fields (task, source, ...), as text. Free for grouping and reports.
         position: index of the record in its pool.
     """
@@ -108,14 +108,14 @@ class Sample:
         raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
 
     def text_key(self) -> str:
-        """Hash of roles and texts: equal for samples that say the same, whatever their images."""
+        """Hash of roles and texts: equal for samples with the same texts, whatever their images."""
         digest = hashlib.sha256()
         for turn in self.turns:
             digest.update(f"{turn.role}\x1f{turn.text.strip()}\x1e".encode())
         return digest.hexdigest()
 
     def content_key(self) -> str:
-        """Hash of texts and image bytes: equal for samples that are the same."""
+        """Hash of texts and image bytes: equal for samples with the same texts and images."""
         digest = hashlib.sha256(self.text_key().encode())
         for image in self.images:
             digest.update(hashlib.sha256(image.read_bytes()).digest())

@@ -1,4 +1,4 @@
-"""Kept records on their way out: unchanged, in their own format, with their images beside them."""
+"""Writes kept records unchanged, in their own format, with their images beside them."""
 
 from __future__ import annotations
 
@@ -37,34 +37,38 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         DataError: no positions, a record that cannot be used, or a folder that holds the pool itself.
     """
     if not len(positions):
-        raise DataError(f"no record is kept, so there is nothing to write to {folder}")
+        raise DataError(f"no record is kept, so there is nothing to write to {folder}", folder)
     if len(set(positions)) != len(positions):
         raise ValueError("a record can be written once only: positions holds some twice")
     kept: dict[int, list[int]] = {}
     for i in positions:
-        n, k = pool.source_of(int(i))
-        kept.setdefault(n, []).append(k)
-    targets = {n: folder / name for n, name in _names(pool.sources).items()}
+        kept.setdefault(pool.source_and_index(int(i))[0], []).append(int(i))
+    targets = _targets(pool.sources, folder)
     for source in pool.sources:
-        if any(target.resolve() == source.path.resolve() for target in targets.values()):
-            raise DataError(f"{folder} holds the pool's own {source.path.name}; write the subset to another folder")
+        if any(target.resolve() == source.path.resolve() for target in targets):
+            raise DataError(
+                f"{folder} holds the pool's own {source.path.name}; write the subset to another folder", folder
+            )
     written: list[Path] = []
     entries: dict[str, dict[str, Any]] = {}
     for n in sorted(kept):
         source, target = pool.sources[n], targets[n]
-        entry = llama_factory.Entry() if isinstance(source, JsonLines | JsonArray) else None
-        root = pool.readings[n].root
         beside = target if isinstance(source, HuggingFaceFolder) else target.parent
-        _link_images(pool, n, kept[n], beside if root.folder == source.folder else folder, root, entry)
-        source.write(kept[n], target)
+        root = pool.readers[n].root
+        _link_images(pool, kept[n], root, beside if root.folder == source.folder else folder)
+        indices = [pool.source_and_index(i)[1] for i in kept[n]]
+        source.write(indices, target)
         written.append(target)
-        if entry is not None:
+        if isinstance(source, JsonLines | JsonArray):
             file_name = target.relative_to(folder).as_posix()
-            made = entry.made(file_name)
-            if made is None:
-                log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, entry.misfit)
+            entry = llama_factory.Entry()
+            for k in indices:
+                entry.add(source.record(k))
+            built = entry.build(file_name)
+            if built is None:
+                log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, entry.problem)
             else:
-                entries[file_name.rpartition(".")[0].replace("/", "_")] = made
+                entries[file_name.rpartition(".")[0].replace("/", "_")] = built
     if entries:
         info = folder / llama_factory.FILE_NAME
         atomic_write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
@@ -72,32 +76,27 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
     return written
 
 
-def _names(sources: list[Source]) -> dict[int, Path]:
-    """Where each file stands below the folder common to all; equal paths cannot be told apart in one subset."""
-    parents = os.path.commonpath([source.path.parent.absolute() for source in sources])
-    names = {n: source.path.absolute().relative_to(parents) for n, source in enumerate(sources)}
-    if len(set(names.values())) != len(names):
+def _targets(sources: list[Source], folder: Path) -> list[Path]:
+    """Where each file is written: its path below the folder common to all, in ``folder``."""
+    common = os.path.commonpath([source.path.parent.absolute() for source in sources])
+    targets = [folder / source.path.absolute().relative_to(common) for source in sources]
+    if len(set(targets)) != len(targets):
         raise DataError("the pool names the same file twice; name it once")
-    return names
+    return targets
 
 
-def _link_images(
-    pool: Pool, n: int, kept: list[int], folder: Path, root: ImageRoot, entry: llama_factory.Entry | None
-) -> None:
-    begin = pool.first_of(n)
-    done: set[Path] = set()
-    for k in kept:
+def _link_images(pool: Pool, positions: list[int], root: ImageRoot, folder: Path) -> None:
+    linked: set[Path] = set()
+    for i in positions:
         try:
-            sample = pool[begin + k]
+            sample = pool[i]
         except BadRecord as bad:
-            raise DataError(f"{pool.record_name(begin + k)} cannot be kept: {bad}") from bad
-        if entry is not None:
-            entry.see(pool.sources[n].record(k))
+            raise DataError(f"{pool.record_name(i)} cannot be kept: {bad}", pool.locate(i)[0]) from bad
         for image in sample.images:
             relative = root.relative(image)
-            if relative is not None and image.path is not None and relative not in done:
+            if relative is not None and image.path is not None and relative not in linked:
                 _link(image.path, folder / relative)
-                done.add(relative)
+                linked.add(relative)
 
 
 def _link(image: Path, target: Path) -> None:

@@ -125,12 +125,12 @@ def _describe_sample(sample: Sample) -> list[str]:
 def _count_layouts(pool: Pool, positions: range) -> Counter[str]:
     layouts: Counter[str] = Counter()
     for position in positions:
-        source, index = pool.source_of(position)
+        source, index = pool.source_and_index(position)
         try:
             layout = layout_of(pool.sources[source].record(index))
         except BadRecord:
             continue
-        layouts[layout.NAME if layout is not None else "unknown"] += 1
+        layouts[layout.name if layout is not None else "unknown"] += 1
     return layouts
 
 

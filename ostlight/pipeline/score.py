@@ -154,7 +154,7 @@ def _encoding(job: ScoringJob, proxy: MultimodalModel) -> Encoding:
 
 def _random_examples(job: ScoringJob, proxy: MultimodalModel, count: int) -> Iterator[Batch]:
     encoding = _encoding(job, proxy)
-    for _, read in job.pool.read(job.pool.draw(count, job.config.seed)):
+    for _, read in job.pool.read(job.pool.random_positions(count, job.config.seed)):
         if isinstance(read, Sample):
             # A record that cannot be encoded is rejected with its reason when it is scored.
             with contextlib.suppress(BadRecord):

@@ -21,13 +21,13 @@ def _png(shade: int = 0) -> bytes:
 
 @pytest.fixture
 def png() -> Callable[[int], bytes]:
-    """Bytes of a small picture of the given shade."""
+    """Bytes of a small image of the given shade."""
     return _png
 
 
 @pytest.fixture
 def shade() -> Callable[[ImageRef], int]:
-    """The shade a picture was made with."""
+    """The shade a image was made with."""
 
     def of(image: ImageRef) -> int:
         red, green, blue = np.asarray(image.open())[0, 0]
@@ -38,7 +38,7 @@ def shade() -> Callable[[ImageRef], int]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """``tmp_path`` with ``pics/0.png`` to ``pics/3.png``, each of another shade."""
     (tmp_path / "pics").mkdir()
     for shade in range(4):

@@ -76,7 +76,7 @@ def test_a_parquet_subset_keeps_schema_and_values(file: Path, tmp_path: Path, mo
     assert pq.ParquetFile(written[0]).metadata.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_plain_columns_with_a_list_of_pictures_and_missing_answers(
+def test_plain_columns_with_a_list_of_images_and_missing_answers(
     shade: Callable, tmp_path: Path, png: Callable
 ) -> None:
     rows = [
@@ -116,8 +116,9 @@ def test_ids_that_are_partly_missing_or_repeated(tmp_path: Path) -> None:
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pool.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"pool\.parquet is not a readable Parquet file"):
+    with pytest.raises(DataError) as caught:
         Pool.open(tmp_path / "pool.parquet")
+    assert caught.value.path == tmp_path / "pool.parquet"
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_a_hugging_face_folder_reads_and_its_subset_loads(
     assert [Pool.open(written)[n].id for n in range(4)] == [f"row-{n}" for n in kept]
 
 
-def test_pictures_of_a_hugging_face_folder_may_be_paths(shade: Callable, tmp_path: Path, png: Callable) -> None:
+def test_images_of_a_hugging_face_folder_may_be_paths(shade: Callable, tmp_path: Path, png: Callable) -> None:
     saved = tmp_path / "saved"
     datasets.Dataset.from_list([{"question": "q", "answer": "a", "image": "pics/0.png"}]).save_to_disk(saved)
     (saved / "pics").mkdir()
@@ -166,6 +167,6 @@ def test_pictures_of_a_hugging_face_folder_may_be_paths(shade: Callable, tmp_pat
 def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
     one = datasets.Dataset.from_list([{"question": "q", "answer": "a"}])
     datasets.DatasetDict(train=one, test=one).save_to_disk(tmp_path / "both")
-    with pytest.raises(DataError, match=r"several splits \(test, train\)"):
+    with pytest.raises(DataError, match=r"\(test, train\)"):
         Pool.open(tmp_path / "both")
     assert len(Pool.open(tmp_path / "both" / "train")) == 1

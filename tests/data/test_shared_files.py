@@ -37,10 +37,10 @@ pytestmark = pytest.mark.skipif(
 def image_root(tmp_path: Path) -> Path:
     """A folder that holds ``data/mllm_demo_data``, where the demo's records look for it."""
     (tmp_path / "root" / "data").mkdir(parents=True)
-    for picture in (ROOT / "formats" / "mllm_demo_data").iterdir():
-        target = tmp_path / "root" / "data" / "mllm_demo_data" / picture.name
+    for image in (ROOT / "formats" / "mllm_demo_data").iterdir():
+        target = tmp_path / "root" / "data" / "mllm_demo_data" / image.name
         target.parent.mkdir(exist_ok=True)
-        target.write_bytes(picture.read_bytes())
+        target.write_bytes(image.read_bytes())
     return tmp_path / "root"
 
 
@@ -77,6 +77,6 @@ def _assert_unchanged(source: Path, subset: Path, kept: list[int]) -> None:
         assert all(elements.raw(n) in whole for n in range(len(elements)))  # type: ignore[attr-defined]
 
 
-def test_pictures_that_are_elsewhere_are_missing() -> None:
+def test_images_that_are_elsewhere_are_missing() -> None:
     pool = Pool.open(ROOT / "formats" / "v1_multimodal_demo.jsonl")
     assert {getattr(record, "reason", "read") for _, record in pool.read(range(24))} == {"missing_image"}

@@ -1,4 +1,4 @@
-"""Kept records go out as they came in, with their pictures, and others can read them."""
+"""Kept records go out as they came in, with their images, and others can read them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ostlight.data.subset import write_subset
 from ostlight.errors import DataError
 
 
-def test_json_lines_keep_their_bytes_and_order(pictures: Path, chat: Callable) -> None:
+def test_json_lines_keep_their_bytes_and_order(images: Path, chat: Callable) -> None:
     lines = [
         json.dumps(chat("<image>a", "1", image="pics/0.png")).replace(" ", "  "),
         "",
@@ -23,24 +23,24 @@ def test_json_lines_keep_their_bytes_and_order(pictures: Path, chat: Callable) -
         "{broken",
         '{"instruction":"c"  , "output":"3","n":1e0}',
     ]
-    (pictures / "pool.jsonl").write_bytes("\n".join(lines).encode())
-    pool = Pool.open(pictures / "pool.jsonl")
-    out = pictures / "subset"
+    (images / "pool.jsonl").write_bytes("\n".join(lines).encode())
+    pool = Pool.open(images / "pool.jsonl")
+    out = images / "subset"
     written = write_subset(pool, [3, 0, 1], out)
-    assert written == [out / "pool.jsonl"]  # mixed shapes fit no dataset_info.json
+    assert written == [out / "pool.jsonl"]  # mixed layouts fit no dataset_info.json
     assert written[0].read_bytes() == (lines[4] + "\n" + lines[0] + "\n" + lines[2] + "\n").encode()
     assert sorted(p.name for p in (out / "pics").iterdir()) == ["0.png"]
-    assert (out / "pics" / "0.png").samefile(pictures / "pics" / "0.png")
+    assert (out / "pics" / "0.png").samefile(images / "pics" / "0.png")
     subset = Pool.open(out)
     assert [subset[n].turns for n in range(3)] == [pool[n].turns for n in (3, 0, 1)]
     assert [subset[n].id for n in range(3)] == [pool[n].id for n in (3, 0, 1)]
     assert subset[1].images[0].open().size == (4, 4)
 
 
-def test_array_elements_keep_their_bytes(pictures: Path, chat: Callable) -> None:
+def test_array_elements_keep_their_bytes(images: Path, chat: Callable) -> None:
     elements = [json.dumps(chat("ü[,]", str(n), id=n), indent=n, ensure_ascii=n == 1) for n in range(4)]
-    (pictures / "pool.json").write_text("[" + " ,\n".join(elements) + "]", encoding="utf-8")
-    written = write_subset(Pool.open(pictures / "pool.json"), [2, 0], pictures / "subset")
+    (images / "pool.json").write_text("[" + " ,\n".join(elements) + "]", encoding="utf-8")
+    written = write_subset(Pool.open(images / "pool.json"), [2, 0], images / "subset")
     assert [path.name for path in written] == ["pool.json", "dataset_info.json"]
     assert written[0].read_text(encoding="utf-8") == f"[\n{elements[2]},\n{elements[0]}\n]\n"
 
@@ -52,13 +52,13 @@ def test_the_whole_of_an_array_round_trips(tmp_path: Path, chat: Callable) -> No
     assert json.loads(written[0].read_text()) == values
 
 
-def test_files_of_several_folders_keep_their_places(pictures: Path, png: Callable, chat: Callable) -> None:
+def test_files_of_several_folders_keep_their_places(images: Path, png: Callable, chat: Callable) -> None:
     for part in ("one", "two"):
-        (pictures / part).mkdir()
-        (pictures / part / "x.png").write_bytes(png(len(part)))
-        (pictures / part / "pool.jsonl").write_text(json.dumps(chat(f"<image>{part}", part, image="x.png")) + "\n")
-    pool = Pool.open(f"{pictures}/*/pool.jsonl")
-    out = pictures / "subset"
+        (images / part).mkdir()
+        (images / part / "x.png").write_bytes(png(len(part)))
+        (images / part / "pool.jsonl").write_text(json.dumps(chat(f"<image>{part}", part, image="x.png")) + "\n")
+    pool = Pool.open(f"{images}/*/pool.jsonl")
+    out = images / "subset"
     write_subset(pool, [1, 0], out)
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
         "dataset_info.json",
@@ -70,43 +70,43 @@ def test_files_of_several_folders_keep_their_places(pictures: Path, png: Callabl
     assert [s.id for _, s in Pool.open(f"{out}/*/pool.jsonl").read(range(2))] == [pool[0].id, pool[1].id]  # type: ignore[union-attr]
 
 
-def test_a_stated_image_root_holds_for_the_subset_folder(shade: Callable, pictures: Path, chat: Callable) -> None:
-    (pictures / "lists").mkdir()
-    path = pictures / "lists" / "pool.jsonl"
+def test_a_stated_image_root_holds_for_the_subset_folder(shade: Callable, images: Path, chat: Callable) -> None:
+    (images / "lists").mkdir()
+    path = images / "lists" / "pool.jsonl"
     path.write_text(json.dumps(chat(image="./lists/../pics/1.png")) + "\n")
-    out = pictures / "subset"
-    write_subset(Pool.open(path, image_root=pictures), [0], out)
+    out = images / "subset"
+    write_subset(Pool.open(path, image_root=images), [0], out)
     assert shade(Pool.open(out / "pool.jsonl")[0].images[0]) == 1
 
 
-def test_pictures_are_copied_where_they_cannot_be_linked(
-    pictures: Path, jsonl: Callable, chat: Callable, monkeypatch: pytest.MonkeyPatch
+def test_images_are_copied_where_they_cannot_be_linked(
+    images: Path, jsonl: Callable, chat: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
     pool = Pool.open(jsonl(chat(image="pics/2.png")))
-    for _ in range(2):  # writing again is printable
-        write_subset(pool, [0], pictures / "subset")
-    copy = pictures / "subset" / "pics" / "2.png"
+    for _ in range(2):  # writing again changes nothing
+        write_subset(pool, [0], images / "subset")
+    copy = images / "subset" / "pics" / "2.png"
     assert not copy.is_symlink()
-    assert not copy.samefile(pictures / "pics" / "2.png")
-    assert copy.read_bytes() == (pictures / "pics" / "2.png").read_bytes()
+    assert not copy.samefile(images / "pics" / "2.png")
+    assert copy.read_bytes() == (images / "pics" / "2.png").read_bytes()
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:
     path = jsonl(chat("q", "a"), chat("q", "b", image="gone.png"))
-    pool = Pool.open(path)
-    with pytest.raises(DataError, match="no record is kept"):
+    pool, before = Pool.open(path), path.read_bytes()
+    with pytest.raises(DataError):
         write_subset(pool, [], tmp_path / "subset")
-    with pytest.raises(DataError, match=r"pool\.jsonl:record 2 cannot be kept: missing_image"):
+    with pytest.raises(DataError, match=r"pool\.jsonl:record 2 .*missing_image"):
         write_subset(pool, [1], tmp_path / "subset")
     with pytest.raises(ValueError, match="twice"):
         write_subset(pool, [0, 0], tmp_path / "subset")
-    before = path.read_bytes()
-    with pytest.raises(DataError, match=r"holds the pool's own pool\.jsonl"):
+    with pytest.raises(DataError) as caught:
         write_subset(pool, [0], tmp_path)
+    assert caught.value.path == tmp_path
     assert path.read_bytes() == before
 
 
@@ -130,9 +130,9 @@ def entry_of(folder: Path, path: Path, positions: list[int]) -> dict | None:
     return entries["pool"]
 
 
-def test_dataset_info_names_columns_and_tags(pictures: Path, jsonl: Callable, chat: Callable) -> None:
+def test_dataset_info_names_columns_and_tags(images: Path, jsonl: Callable, chat: Callable) -> None:
     path = jsonl(chat(image="pics/0.png", id=1), chat("text", "a", system="S", id=2))
-    assert entry_of(pictures / "subset", path, [0, 1]) == {
+    assert entry_of(images / "subset", path, [0, 1]) == {
         "file_name": "pool.jsonl",
         "formatting": "sharegpt",
         "columns": {"messages": "conversations", "system": "system", "images": "image"},
@@ -140,10 +140,10 @@ def test_dataset_info_names_columns_and_tags(pictures: Path, jsonl: Callable, ch
     }
 
 
-def test_dataset_info_of_messages(pictures: Path, jsonl: Callable) -> None:
+def test_dataset_info_of_messages(images: Path, jsonl: Callable) -> None:
     turns = [{"role": "user", "content": "<image>a"}, {"role": "assistant", "content": "b"}]
     path = jsonl({"messages": turns, "images": ["pics/0.png"]})
-    entry = entry_of(pictures / "subset", path, [0])
+    entry = entry_of(images / "subset", path, [0])
     assert entry is not None
     assert entry["columns"] == {"messages": "messages", "images": "images"}
     spoken = {"user_tag": "user", "assistant_tag": "assistant", "role_tag": "role", "content_tag": "content"}
@@ -170,14 +170,14 @@ def test_dataset_info_of_alpaca_names_only_columns_that_exist(tmp_path: Path, js
         ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}, "lists of parts"),
         (
             {"conversations": [{"from": "user", "value": "a"}, {"from": "gpt", "value": "b"}], "image": "pics/0.png"},
-            "mark",
+            "placeholder",
         ),
     ],
 )
 def test_a_file_that_does_not_fit_gets_no_entry_and_a_word_why(
-    pictures: Path, jsonl: Callable, record: dict, words: str, caplog: pytest.LogCaptureFixture
+    images: Path, jsonl: Callable, record: dict, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert entry_of(pictures / "subset", jsonl(record), [0]) is None
+    assert entry_of(images / "subset", jsonl(record), [0]) is None
     assert words in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""How a file holds records: one module per format, told apart by what a file holds and not by its name."""
+"""File formats: one module for each, recognized by what a file holds and not by its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_source(path: Path, format: str | None = None) -> Source:
 
     Args:
         path: must exist.
-        format: a name of ``FORMATS``; ``None`` tells by the content.
+        format: a name of ``FORMATS``; ``None`` recognizes it by the content.
 
     Raises:
         DataError: the content is of no known format, is damaged, or holds no record.
@@ -34,15 +34,15 @@ def open_source(path: Path, format: str | None = None) -> Source:
         head = _head(path)
         found = next((source for source in FORMATS.values() if source.recognizes(path, head)), None)
         if found is None:
-            raise DataError(f"{path}: {_seen(path, head)}. Known formats: {', '.join(FORMATS)}.")
+            raise DataError(f"{path}: {_described(path, head)}. Known formats: {', '.join(FORMATS)}.", path)
     else:
         found = FORMATS[format]
     try:
         source = found(path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}", path) from error
     if not len(source):
-        raise DataError(f"{path} holds no record ({found.name})")
+        raise DataError(f"{path} holds no record ({found.name})", path)
     return source
 
 
@@ -53,10 +53,10 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}", path) from error
 
 
-def _seen(path: Path, head: bytes) -> str:
+def _described(path: Path, head: bytes) -> str:
     if path.is_dir():
         return "a folder that save_to_disk did not write"
     if not head.strip():

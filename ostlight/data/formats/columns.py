@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
 
-from ostlight.data.formats.source import Keys, given_id
+from ostlight.data.formats.source import RecordHashes, own_id
 
 
 def row(table: pa.Table, i: int) -> dict[str, Any]:
@@ -25,26 +25,34 @@ def cut_row(table: pa.Table, i: int) -> pa.Table:
     return table.slice(i, 1).take([0])
 
 
-def add_keys(keys: Keys, batches: Iterable[pa.RecordBatch]) -> None:
-    """Keys of whole rows, in order."""
-    for batch in batches:
-        for record in batch.to_pylist():
-            name = given_id(record)
-            if name is None:
-                keys.add_content(content_bytes(record))
+def hash_rows(schema: pa.Schema, read: Callable[[list[str] | None], Iterable[pa.RecordBatch]]) -> RecordHashes:
+    """Hashes of all rows, in order; from the id column alone where every row has an id.
+
+    Args:
+        schema: of the rows.
+        read: all rows in batches, of the named columns or (``None``) of all.
+    """
+    if "id" in schema.names:
+        kind = schema.field("id").type
+        if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            hashes = RecordHashes()
+            for batch in read(["id"]):
+                ids = batch.column(0).to_pylist()
+                if None in ids or "" in ids:
+                    break
+                for id in ids:
+                    hashes.add(str(id))
             else:
-                keys.add_given(name)
+                return hashes
+    hashes = RecordHashes()
+    for batch in read(None):
+        for record in batch.to_pylist():
+            id = own_id(record)
+            hashes.add(id, b"" if id else _content(record))
+    return hashes
 
 
-def has_every_id(schema: pa.Schema) -> bool:
-    """Whether the table has an id column of a type that can name records."""
-    if "id" not in schema.names:
-        return False
-    kind = schema.field("id").type
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def content_bytes(record: dict[str, Any]) -> bytes:
+def _content(record: dict[str, Any]) -> bytes:
     """A row's content in one canonical spelling; images by their digest."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, default=_opaque).encode("utf-8", "surrogatepass")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from ostlight.data.atomic import atomic_path, atomic_write_text
-from ostlight.data.formats.columns import add_keys, cut_row, has_every_id, row
-from ostlight.data.formats.source import Keys, Source
+from ostlight.data.formats.columns import cut_row, hash_rows, row
+from ostlight.data.formats.source import Source
 from ostlight.errors import DataError
 
 STATE, INFO = "state.json", "dataset_info.json"
-WRITE_ROWS = 256
+HASH_ROWS, WRITE_ROWS = 64, 256
 
 
 class HuggingFaceFolder(Source):
-    """A row is a record. The Arrow files are mapped into memory, not read: any row is at hand at once.
+    """A row is a record. The Arrow files are mapped into memory, not read.
 
     The ``datasets`` package is not needed, neither to read nor to write.
     """
@@ -32,17 +32,13 @@ class HuggingFaceFolder(Source):
         try:
             self._state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
             if self._state.get("_indices_files") or self._state.get("_indices_data_files"):
-                raise DataError(f"{path} is a view of another data set; write it with flatten_indices() first")
+                raise DataError(f"{path} is a view of another data set; write it with flatten_indices() first", path)
             self._data_files = [path / entry["filename"] for entry in self._state["_data_files"]]
             tables = self._opened().tables
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise DataError(f"{path} is not a whole save_to_disk folder: {error}") from error
+            self.hashes, self.kinds = hash_rows(tables[0].schema, self._batches).arrays()
+        except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{path} is not a whole save_to_disk folder: {error}", path) from error
         self.table_start = np.concatenate([[0], np.cumsum([t.num_rows for t in tables])]).astype(np.int64)
-        keys = Keys()
-        for table in tables:
-            named = has_every_id(table.schema) and not table["id"].null_count
-            add_keys(keys, (table.select(["id"]) if named else table).to_batches(max_chunksize=64))
-        self.keys, self.kinds = keys.arrays()
         self.close()
 
     @staticmethod
@@ -78,6 +74,10 @@ class HuggingFaceFolder(Source):
         info = json.loads((self.path / INFO).read_text(encoding="utf-8"))
         sizes = ("splits", "download_size", "dataset_size", "size_in_bytes", "download_checksums")
         return json.dumps({k: v for k, v in info.items() if k not in sizes}, indent=2)
+
+    def _batches(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        for table in self._opened().tables:
+            yield from (table.select(columns) if columns else table).to_batches(max_chunksize=HASH_ROWS)
 
     def _at(self, i: int) -> tuple[pa.Table, int]:
         n = int(np.searchsorted(self.table_start, i, side="right")) - 1

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.source import Keys, SpanSource
+from ostlight.data.formats.source import RecordHashes, SpanSource
 from ostlight.errors import DataError
 
 CHUNK_BYTES = 1 << 20
 
-# A whole string, or one sign of structure. A lone quote is a string that goes on beyond the bytes read so far.
+# A whole string, or a structural character. A lone quote begins a string that ends beyond the bytes read so far.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 
 
@@ -22,33 +20,26 @@ class JsonArray(SpanSource):
     """A record is a top-level element's exact bytes, without the white space and commas around it."""
 
     name = "json"
+    framing = (b"[\n", b",\n", b"\n]\n")
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
         return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
-    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
+    def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
         with self.path.open("rb") as file:
             try:
                 for start, element in top_level_elements(file):
-                    starts.append(start)
-                    sizes.append(len(element))
-                    keys.add_json(element)
+                    hashes.add_json(element)
+                    yield start, len(element)
             except ValueError as error:
-                raise DataError(f"{self.path} is not a whole JSON array: {error}") from error
-
-    def write(self, kept: Sequence[int], target: Path) -> None:
-        with atomic_path(target) as temporary, temporary.open("wb") as file:
-            file.write(b"[\n")
-            for n, i in enumerate(kept):
-                file.write((b",\n" if n else b"") + self.raw(i))
-            file.write(b"\n]\n")
+                raise DataError(f"{self.path} is not a whole JSON array: {error}", self.path) from error
 
 
 def top_level_elements(file: BinaryIO, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
     """First byte and exact bytes of each element of the array a file holds; memory for one element and one chunk.
 
-    Elements are told apart by brackets, strings and commas only, so one that is broken inside does not stop the rest.
+    Elements are separated by brackets, strings and commas only, so one that is broken inside does not stop the rest.
 
     Raises:
         ValueError: the file is no array, the array is never closed, or something follows it.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.source import Keys, SpanSource
+from ostlight.data.formats.source import RecordHashes, SpanSource
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -17,6 +15,7 @@ class JsonLines(SpanSource):
     """A record is its line without the newline; a carriage return before it belongs to the record."""
 
     name = "jsonl"
+    framing = (b"", b"\n", b"\n")
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
@@ -27,7 +26,7 @@ class JsonLines(SpanSource):
             return True
         return any(_is_object(line) for line in lines[:20])
 
-    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
+    def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
         position = 0
         with self.path.open("rb") as file:
             for line in file:
@@ -36,16 +35,9 @@ class JsonLines(SpanSource):
                 if start == 0 and line.startswith(_BYTE_ORDER_MARK):
                     start, line = len(_BYTE_ORDER_MARK), line.removeprefix(_BYTE_ORDER_MARK)
                 line = line.removesuffix(b"\n")
-                if not line.strip():
-                    continue
-                starts.append(start)
-                sizes.append(len(line))
-                keys.add_json(line)
-
-    def write(self, kept: Sequence[int], target: Path) -> None:
-        with atomic_path(target) as temporary, temporary.open("wb") as file:
-            for i in kept:
-                file.write(self.raw(i) + b"\n")
+                if line.strip():
+                    hashes.add_json(line)
+                    yield start, len(line)
 
 
 def _is_object(line: bytes) -> bool:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.columns import add_keys, cut_row, has_every_id, row
-from ostlight.data.formats.source import Keys, Source
+from ostlight.data.formats.columns import cut_row, hash_rows, row
+from ostlight.data.formats.source import Source
 from ostlight.errors import DataError
 
 WHOLE_GROUP_BYTES = 32 << 20
@@ -38,9 +38,10 @@ class Parquet(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self.keys, self.kinds = _keys(self._opened().file)
+            reader = self._opened()
+            self.hashes, self.kinds = hash_rows(reader.file.schema_arrow, reader.batches).arrays()
         except pa.ArrowException as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+            raise DataError(f"{path} is not a readable Parquet file: {error}", path) from error
         finally:
             self.close()
 
@@ -74,35 +75,14 @@ class Parquet(Source):
         return _Reader(self.path)
 
 
-def group_starts(meta: Any) -> np.ndarray:
-    """First row of each row group, and the number of rows: ``int64 [groups + 1]``."""
-    rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-    return np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-
-
-def _keys(parquet: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Record keys; from the id column alone where every row has an id."""
-    if has_every_id(parquet.schema_arrow):
-        keys = Keys()
-        complete = True
-        for batch in parquet.iter_batches(columns=["id"], batch_size=1 << 16, use_threads=False):
-            if batch.column(0).null_count or "" in batch.column(0).to_pylist():
-                complete = False
-                break
-            add_keys(keys, [batch])
-        if complete:
-            return keys.arrays()
-    keys = Keys()
-    add_keys(keys, parquet.iter_batches(batch_size=STREAM_ROWS, use_threads=False))
-    return keys.arrays()
-
-
 class _Reader:
-    """An open Parquet file and the pieces of it that are at hand."""
+    """An open Parquet file and the parts of it that are in memory."""
 
     def __init__(self, path: Path) -> None:
         self.file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        self.group_start = group_starts(self.file.metadata)
+        meta = self.file.metadata
+        rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        self._group_start = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self._window: tuple[int, pa.Table] | None = None
         self._whole: OrderedDict[int, pa.Table] = OrderedDict()
         self._unpacked: dict[int, pa.Table] = {}
@@ -123,11 +103,11 @@ class _Reader:
         return self._window
 
     def _load(self, i: int) -> tuple[int, pa.Table]:
-        group = int(np.searchsorted(self.group_start, i, side="right")) - 1
-        start = int(self.group_start[group])
-        for at_hand in (self._whole, self._unpacked):
-            if group in at_hand:
-                return start, at_hand[group]
+        group = int(np.searchsorted(self._group_start, i, side="right")) - 1
+        start = int(self._group_start[group])
+        for loaded in (self._whole, self._unpacked):
+            if group in loaded:
+                return start, loaded[group]
         streams = self.file.metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES
         if streams and group == self._stream_group and i >= self._stream_next:
             return self._stream_on(i)
@@ -136,7 +116,7 @@ class _Reader:
             return start, self._unpacked[group]
         self._visited.add(group)
         if streams:
-            self._stream_group, self._stream_next, self._stream = group, start, self._batches(group)
+            self._stream_group, self._stream_next, self._stream = group, start, self.batches(group=group)
             return self._stream_on(i)
         self._keep_whole(group, self.file.read_row_group(group, use_threads=False))
         return start, self._whole[group]
@@ -153,13 +133,15 @@ class _Reader:
         while len(self._whole) > 1 and sum(t.nbytes for t in self._whole.values()) > KEPT_BYTES:
             self._whole.popitem(last=False)
 
-    def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
-        return self.file.iter_batches(batch_size=STREAM_ROWS, row_groups=[group], use_threads=False)
+    def batches(self, columns: list[str] | None = None, group: int | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of one group, or of all, a few at a time."""
+        rows, groups = (1 << 16 if columns else STREAM_ROWS), None if group is None else [group]
+        return self.file.iter_batches(batch_size=rows, row_groups=groups, columns=columns, use_threads=False)
 
     def _unpack(self, group: int) -> pa.Table:
         with tempfile.NamedTemporaryFile(prefix="ostlight-", suffix=".arrow") as temporary:
             with pa.ipc.new_file(temporary.name, self.file.schema_arrow) as writer:
-                for batch in self._batches(group):
+                for batch in self.batches(group=group):
                     writer.write_batch(batch)
             # The mapping outlives the file's name.
             return pa.ipc.open_file(pa.memory_map(temporary.name)).read_all()

@@ -1,4 +1,4 @@
-"""What every file format offers: a compact index, record i, and kept records written back unchanged."""
+"""What every file format offers: a compact index, record i, and records written back unchanged."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ import json
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ostlight.data.atomic import atomic_path
 from ostlight.errors import BadRecord, DataError
 
-GIVEN, UNNAMED, UNREADABLE = 0, 1, 2
-"""Kinds of record key: hash of the record's own id; hash of its content; none, because it cannot be read."""
+HAS_ID, NO_ID, UNREADABLE = 0, 1, 2
+"""What a record's hash is of: its own id; its content; nothing, because it cannot be read."""
 
 
-def hash64(data: bytes) -> int:
-    """A 64-bit hash: among a million records the chance that any two collide is below 1e-7."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
-
-
-def given_id(record: Any) -> str | None:
+def own_id(record: Any) -> str | None:
     """The record's own id as text; ``None`` where it has none (or none that can be used)."""
     value = record.get("id") if isinstance(record, dict) else None
     if isinstance(value, str):
@@ -32,42 +28,39 @@ def given_id(record: Any) -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-class Keys:
-    """Collects one 64-bit key and its kind per record: 9 bytes each, no Python objects."""
+class RecordHashes:
+    """Collects a 64-bit hash of each record and what it is of: 9 bytes each, no Python objects.
+
+    Among a million records the chance that any two hashes collide is below 1e-7.
+    """
 
     def __init__(self) -> None:
-        self._keys, self._kinds = array("Q"), array("B")
+        self._hashes, self._kinds = array("Q"), array("B")
 
-    def add_given(self, name: str) -> None:
-        self._append(hash64(b"id\x1f" + name.encode("utf-8", "surrogatepass")), GIVEN)
-
-    def add_content(self, content: bytes) -> None:
-        self._append(hash64(content), UNNAMED)
-
-    def add_unreadable(self) -> None:
-        self._append(0, UNREADABLE)
+    def add(self, id: str | None, content: bytes = b"") -> None:
+        """Add a record with this id, or, where it has none, with this content."""
+        if id is None:
+            self._append(content, NO_ID)
+        else:
+            self._append(b"id\x1f" + id.encode("utf-8", "surrogatepass"), HAS_ID)
 
     def add_json(self, raw: bytes) -> None:
-        """The key of a record that is a JSON object."""
-        if b'"id"' not in raw:  # most unnamed records are told by this alone, which spares parsing them twice
-            self.add_content(raw.strip())
+        """Add a record that is a JSON object."""
+        if b'"id"' not in raw:  # spares parsing most records without an id twice
+            self.add(None, raw.strip())
             return
         try:
-            name = given_id(json.loads(raw))
+            self.add(own_id(json.loads(raw)), raw.strip())
         except (ValueError, RecursionError):
-            self.add_unreadable()
-            return
-        if name is None:
-            self.add_content(raw.strip())
-        else:
-            self.add_given(name)
+            self._hashes.append(0)
+            self._kinds.append(UNREADABLE)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys ``uint64 [records]`` and kinds ``uint8 [records]``."""
-        return np.frombuffer(self._keys, np.uint64), np.frombuffer(self._kinds, np.uint8)
+        """Hashes ``uint64 [records]`` and kinds ``uint8 [records]``."""
+        return np.frombuffer(self._hashes, np.uint64), np.frombuffer(self._kinds, np.uint8)
 
-    def _append(self, key: int, kind: int) -> None:
-        self._keys.append(key)
+    def _append(self, data: bytes, kind: int) -> None:
+        self._hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"))
         self._kinds.append(kind)
 
 
@@ -77,17 +70,14 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     Raises:
         BadRecord: ``bad_json`` where it is no JSON or no object.
     """
+    beginning = repr(raw[:60].decode("utf-8", "replace")) + ("..." if len(raw) > 60 else "")
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BadRecord("bad_json", f"not JSON ({error}); it begins {_beginning(raw)}") from error
+        raise BadRecord("bad_json", f"not JSON ({error}); it begins {beginning}") from error
     if not isinstance(record, dict):
-        raise BadRecord("bad_json", f"a record must be a JSON object, got {_beginning(raw)}")
+        raise BadRecord("bad_json", f"a record must be a JSON object, got {beginning}")
     return record
-
-
-def _beginning(raw: bytes) -> str:
-    return repr(raw[:60].decode("utf-8", "replace")) + ("..." if len(raw) > 60 else "")
 
 
 class Source(ABC):
@@ -95,12 +85,12 @@ class Source(ABC):
 
     Attributes:
         name: the format's name in a config.
-        keys: ``uint64 [records]``, see ``Keys``.
-        kinds: ``uint8 [records]``: ``GIVEN``, ``UNNAMED`` or ``UNREADABLE``.
+        hashes: ``uint64 [records]``, see ``RecordHashes``.
+        kinds: ``uint8 [records]``: ``HAS_ID``, ``NO_ID`` or ``UNREADABLE``.
     """
 
     name: ClassVar[str]
-    keys: np.ndarray
+    hashes: np.ndarray
     kinds: np.ndarray
 
     def __init__(self, path: Path) -> None:
@@ -123,7 +113,7 @@ class Source(ABC):
 
     @abstractmethod
     def write(self, kept: Sequence[int], target: Path) -> None:
-        """The kept records, unchanged, in the order given, as a new file of this format at ``target``."""
+        """Write the kept records, unchanged, in the order given, as a new file of this format at ``target``."""
 
     @abstractmethod
     def _open(self) -> Any:
@@ -135,14 +125,14 @@ class Source(ABC):
 
     @property
     def folder(self) -> Path:
-        """Where relative image paths start unless told otherwise."""
+        """Where relative image paths start unless the configuration says otherwise."""
         return self.path.parent
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.hashes)
 
     def close(self) -> None:
-        """Let go of the open file; the next read opens it again."""
+        """Close the open file; the next read opens it again."""
         if self._handle is not None and self._handle_process == os.getpid():
             self._handle.close()
         self._handle = None
@@ -158,45 +148,59 @@ class Source(ABC):
 
 
 class SpanSource(Source):
-    """A file whose records are byte ranges.
+    """A file whose records are spans of bytes.
 
     Attributes:
+        framing: bytes before the first record, between two, and after the last, in a written file.
         start: ``int64 [records]``, first byte.
         size: ``int64 [records]``, bytes.
     """
 
+    framing: ClassVar[tuple[bytes, bytes, bytes]]
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        starts, sizes, keys = array("q"), array("q"), Keys()
-        self._index(starts, sizes, keys)
+        starts, sizes, hashes = array("q"), array("q"), RecordHashes()
+        for start, size in self._spans(hashes):
+            starts.append(start)
+            sizes.append(size)
         self.start, self.size = np.frombuffer(starts, np.int64), np.frombuffer(sizes, np.int64)
-        self.keys, self.kinds = keys.arrays()
+        self.hashes, self.kinds = hashes.arrays()
 
     @abstractmethod
-    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
-        """Append each record's byte range and key."""
+    def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
+        """Each record's first byte and size; its hash is added to ``hashes``."""
 
     def raw(self, i: int) -> bytes:
         """The record's bytes as they stand in the file."""
         size = int(self.size[i])
         data = self._opened().bytes(int(self.start[i]), size)
         if len(data) != size:
-            raise DataError(f"{self.path} changed since it was indexed: record {i + 1} is cut off. Run again.")
+            raise DataError(
+                f"{self.path} changed since it was indexed: record {i + 1} is cut off; run again", self.path
+            )
         return data
 
     def record(self, i: int) -> dict[str, Any]:
         return parse_object(self.raw(i))
 
+    def write(self, kept: Sequence[int], target: Path) -> None:
+        before, between, after = self.framing
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
+            file.write(before)
+            for n, i in enumerate(kept):
+                file.write((between if n else b"") + self.raw(i))
+            file.write(after)
+
     def _open(self) -> Any:
-        return _Bytes(self.path)
+        return _Bytes(os.open(self.path, os.O_RDONLY))
 
 
 class _Bytes:
-    """A file read at any place; closed when nothing refers to it any more."""
+    """A file read at any position; closed with the last reference to it, which Python's own files warn of."""
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
     def bytes(self, start: int, size: int) -> bytes:
         return os.pread(self._descriptor, size, start)

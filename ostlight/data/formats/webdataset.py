@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.source import Keys, SpanSource, given_id, parse_object
+from ostlight.data.formats.source import RecordHashes, SpanSource, own_id, parse_object
 from ostlight.errors import BadRecord, DataError
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -26,65 +25,61 @@ class WebDataset(SpanSource):
     """
 
     name = "webdataset"
+    framing = (b"", b"", bytes(2 * _BLOCK))
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
         return head[257:262] == b"ustar"
 
-    def _index(self, starts: array[int], sizes: array[int], keys: Keys) -> None:
+    def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
         try:
             with tarfile.open(self.path, "r:") as tar:
-                key, described = None, b""
-                for member in tar:
-                    tar.members.clear()  # type: ignore[attr-defined]  # or the list of all members stays in memory
-                    if not member.isfile():
-                        continue
-                    name, extension = split_name(member.name)
-                    if name != key:
-                        if key is not None:
-                            _add_key(keys, key, described)
-                        key, described = name, b""
-                        starts.append(member.offset)
-                        sizes.append(0)
-                    if extension == "json":
-                        file = tar.extractfile(member)
-                        described = file.read() if file else b""
-                    sizes[-1] = member.offset_data + -(-member.size // _BLOCK) * _BLOCK - starts[-1]
-                if key is not None:
-                    _add_key(keys, key, described)
+                for key, members in groupby(_files(tar), key=lambda member: split_name(member.name)[0]):
+                    start, stop, described = -1, 0, b""
+                    for member in members:
+                        start = member.offset if start < 0 else start
+                        stop = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                        if split_name(member.name)[1] == "json":
+                            described = _content(tar, member)
+                    hashes.add(_id(key, described))
+                    yield start, stop - start
         except tarfile.TarError as error:
-            raise DataError(f"{self.path} is not a whole tar file: {error}") from error
+            raise DataError(f"{self.path} is not a whole tar file: {error}", self.path) from error
 
     def record(self, i: int) -> dict[str, Any]:
         described: bytes | None = None
         images: list[tuple[tuple[int, str], dict[str, Any]]] = []
         key = ""
         with tarfile.open(fileobj=io.BytesIO(self.raw(i)), mode="r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is None:
-                    continue
+            for member in _files(tar):
                 key, extension = split_name(member.name)
                 kind = extension.rpartition(".")[2].lower()
                 if kind in OTHER_MEDIA:
-                    raise BadRecord("unsupported_media", f"{member.name} is sound or film; only images are read")
+                    raise BadRecord("unsupported_media", f"{member.name} is audio or video; only images are read")
                 if extension == "json":
-                    described = file.read()
+                    described = _content(tar, member)
                 elif kind in IMAGES:
-                    images.append((_order(extension), {"bytes": file.read(), "path": None}))
+                    images.append((_order(extension), {"bytes": _content(tar, member), "path": None}))
         if described is None:
             raise BadRecord("bad_field", f"the members of {key!r} hold no {key}.json with the conversation", "json")
         record = parse_object(described)
         if images:
             record.pop("image", None)
-            record["images"] = [image for _, image in sorted(images, key=lambda p: p[0])]
-        return {"id": key, **record} if given_id(record) is None else record
+            record["images"] = [image for _, image in sorted(images, key=lambda pair: pair[0])]
+        return {"id": key, **record} if own_id(record) is None else record
 
-    def write(self, kept: Sequence[int], target: Path) -> None:
-        with atomic_path(target) as temporary, temporary.open("wb") as file:
-            for i in kept:
-                file.write(self.raw(i))
-            file.write(bytes(2 * _BLOCK))
+
+def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in tar:
+        tar.members.clear()  # type: ignore[attr-defined]  # or the list of all members stays in memory
+        if member.isfile():
+            yield member
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, "a member that is a file has content"
+    return file.read()
 
 
 def split_name(member: str) -> tuple[str, str]:
@@ -99,9 +94,9 @@ def _order(extension: str) -> tuple[int, str]:
     return (int(number[1]) if number else -1, extension)
 
 
-def _add_key(keys: Keys, key: str, described: bytes) -> None:
+def _id(key: str, described: bytes) -> str:
+    """The id in the record's JSON, or else its key."""
     try:
-        name = given_id(parse_object(described))
+        return own_id(parse_object(described)) or key
     except BadRecord:
-        name = None
-    keys.add_given(name or key)
+        return key

@@ -1,4 +1,4 @@
-"""Fields taken out of a record with their type checked, so that a fault is named where it stands."""
+"""Fields of a record with their type checked, so that an error names the field."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from ostlight.errors import BadRecord
 
 
 def text(record: Mapping[str, Any], name: str) -> str | None:
-    """The field as text; ``None`` where it is missing or null.
-
-    Raises:
-        BadRecord: ``bad_field``.
-    """
+    """The field as text; ``None`` where it is missing or null. A ``BadRecord`` where it is something else."""
     value = record.get(name)
     if value is None or isinstance(value, str):
         return value
@@ -21,26 +17,21 @@ def text(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def items(record: Mapping[str, Any], name: str) -> list[Any]:
-    """The field as a list; empty where it is missing or null.
-
-    Raises:
-        BadRecord: ``bad_field``.
-    """
+    """The field as a list; empty where it is missing or null. A ``BadRecord`` where it is something else."""
     value = record.get(name)
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return value
+    if value is None or isinstance(value, list):
+        return value or []
     raise wrong_type(name, "a list", value)
 
 
 def images(record: Mapping[str, Any]) -> list[Any]:
-    """What stands in ``image`` or ``images``, as a list; not yet checked."""
-    for name in ("images", "image"):
-        value = record.get(name)
-        if value is not None:
-            return list(value) if isinstance(value, list) else [value]
-    return []
+    """What ``images`` or ``image`` holds, as a list; not yet checked."""
+    value = record.get("images")
+    if value is None:
+        value = record.get("image")
+    if value is None or isinstance(value, list):
+        return value or []
+    return [value]
 
 
 def wrong_type(name: str, wanted: str, value: Any) -> BadRecord:

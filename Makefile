@@ -70,7 +70,7 @@ $(GPU_TESTS):
 		--confcutdir=tests/kernels tests/kernels
 
 SWEEP ?= --sweep
-gpu-bench_grad_dots gpu-bench_one_step_head: OPTIONS := $(SWEEP)
+gpu-bench_grad_dots: OPTIONS := $(SWEEP)
 gpu-bench_scoring: OPTIONS := --shape 1b
 $(GPU_BENCHES): gpu-%:
 	$(PYTHON) benchmarks/$*.py --device cuda --out $(OUT)/$*.jsonl $(OPTIONS)

@@ -7,7 +7,7 @@ On the CPU: the time of `grad_dots` over that of the plain weight gradient. On C
 1B-class proxy (width 896, MLP 4864, key and value heads 128), also against `torch.compile` of `bmm` and `matmul`, made
 for each shape, with the roofline beside the JSONL. Times there are those of CUDA graphs, without Python's;
 `time_with_python` has both. What gives inner products is compared with float64 before it is timed.
-`--sweep` times every configuration of the tuning table.
+`--sweep` times every configuration of the table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ostlight_kernels.tiles import table
 LAYERS = ((896, 896), (128, 896), (4864, 896), (896, 4864))
 """D_out, D_in of the proxy's linear layers."""
 
-TOKENS, TARGETS = 512, 17
+TOKENS, VECTORS = 512, 17
 
 
 def inputs(n: int, t: int, d_out: int, d_in: int, m: int, device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -41,19 +41,19 @@ def weight_gradients(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(b.mT, a)
 
 
-def form_and_multiply(a: Tensor, b: Tensor, targets: Tensor) -> Tensor:
-    return torch.matmul(torch.bmm(b.mT, a).flatten(1), targets.flatten(1).T)
+def form_and_multiply(a: Tensor, b: Tensor, vectors: Tensor) -> Tensor:
+    return torch.matmul(torch.bmm(b.mT, a).flatten(1), vectors.flatten(1).T)
 
 
-def per_target(a: Tensor, b: Tensor, targets: Tensor) -> Tensor:
-    return torch.stack([((a @ target.mT) * b).sum((1, 2)) for target in targets], 1)
+def per_vector(a: Tensor, b: Tensor, vectors: Tensor) -> Tensor:
+    return torch.stack([((a @ vector.mT) * b).sum((1, 2)) for vector in vectors], 1)
 
 
-def check_against_float64(name: str, got: Tensor, a: Tensor, b: Tensor, targets: Tensor) -> None:
+def check_against_float64(name: str, got: Tensor, a: Tensor, b: Tensor, vectors: Tensor) -> None:
     """Of the first samples, so that the float64 gradients fit."""
     few = slice(0, min(len(a), 4))
     gradients = torch.bmm(b[few].double().mT, a[few].double()).flatten(1)
-    flat = targets.double().flatten(1).T
+    flat = vectors.double().flatten(1).T
     expected, rounded = gradients @ flat, gradients.to(a.dtype).double() @ flat
     # Plain PyTorch rounds its sums to their dtype too, in parts at that.
     summed = expected.abs().max() * max(1e-5, 4 * torch.finfo(got.dtype).eps)
@@ -63,24 +63,24 @@ def check_against_float64(name: str, got: Tensor, a: Tensor, b: Tensor, targets:
 
 def on_cpu(recorder: Recorder, rounds: int) -> None:
     for d_out, d_in in ((704, 256), (256, 704)):
-        a, b, targets = inputs(16, 128, d_out, d_in, TARGETS, "cpu", torch.float32)
-        for function in (grad_dots, per_target):
-            check_against_float64(function.__name__, function(a, b, targets), a, b, targets)
+        a, b, vectors = inputs(16, 128, d_out, d_in, VECTORS, "cpu", torch.float32)
+        for function in (grad_dots, per_vector):
+            check_against_float64(function.__name__, function(a, b, vectors), a, b, vectors)
         seconds = interleaved(
             {
                 "weight_gradient": lambda a=a, b=b: weight_gradients(a, b),
-                "grad_dots": lambda a=a, b=b, targets=targets: grad_dots(a, b, targets),
-                "per_target": lambda a=a, b=b, targets=targets: per_target(a, b, targets),
+                "grad_dots": lambda a=a, b=b, vectors=vectors: grad_dots(a, b, vectors),
+                "per_vector": lambda a=a, b=b, vectors=vectors: per_vector(a, b, vectors),
             },
             "cpu",
             rounds,
         )
-        case = f"kernel=grad_dots M={TARGETS} T=128 N=16 dtype=fp32 layer={d_out}x{d_in}"
+        case = f"kernel=grad_dots M={VECTORS} T=128 N=16 dtype=fp32 layer={d_out}x{d_in}"
         ratios(seconds["grad_dots"], seconds["weight_gradient"]).record(
             recorder, case, "ratio_to_weight_gradient", "ratio"
         )
-        ratios(seconds["per_target"], seconds["weight_gradient"]).record(
-            recorder, case, "per_target_ratio_to_weight_gradient", "ratio"
+        ratios(seconds["per_vector"], seconds["weight_gradient"]).record(
+            recorder, case, "per_vector_ratio_to_weight_gradient", "ratio"
         )
         for name in ("weight_gradient", "grad_dots"):
             Spread.of(seconds[name]).record(recorder, case, f"{name}_time", "s")
@@ -93,22 +93,22 @@ def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, plot: Pa
     compiled = torch.compile(form_and_multiply, dynamic=False)
     points = {}
     for d_out, d_in in LAYERS:
-        a, b, targets = inputs(samples, TOKENS, d_out, d_in, TARGETS, "cuda", torch.bfloat16)
+        a, b, vectors = inputs(samples, TOKENS, d_out, d_in, VECTORS, "cuda", torch.bfloat16)
         print(f"{d_out}x{d_in}: {explain_dispatch(a)}")
         for name, function in (("grad_dots", grad_dots), ("bmm_matmul", form_and_multiply), ("compiled", compiled)):
-            check_against_float64(name, function(a, b, targets), a, b, targets)
+            check_against_float64(name, function(a, b, vectors), a, b, vectors)
         functions: dict[str, Callable[[], object]] = {
-            "grad_dots": lambda a=a, b=b, targets=targets: grad_dots(a, b, targets),
-            "bmm_matmul": lambda a=a, b=b, targets=targets: form_and_multiply(a, b, targets),
+            "grad_dots": lambda a=a, b=b, vectors=vectors: grad_dots(a, b, vectors),
+            "bmm_matmul": lambda a=a, b=b, vectors=vectors: form_and_multiply(a, b, vectors),
             "bmm": lambda a=a, b=b: weight_gradients(a, b),
-            "compiled": lambda a=a, b=b, targets=targets: compiled(a, b, targets),
+            "compiled": lambda a=a, b=b, vectors=vectors: compiled(a, b, vectors),
         }
         called = functions["grad_dots"]
         functions = {name: captured(function) for name, function in functions.items()}
         seconds = interleaved(functions | {"called": called}, "cuda", rounds)
-        case = f"kernel=grad_dots M={TARGETS} T={TOKENS} N={samples} dtype=bf16 layer={d_out}x{d_in}"
+        case = f"kernel=grad_dots M={VECTORS} T={TOKENS} N={samples} dtype=bf16 layer={d_out}x{d_in}"
         flops = 2.0 * samples * TOKENS * d_out * d_in
-        moved = float(sum(x.numel() * x.element_size() for x in (a, b, targets)))
+        moved = float(sum(x.numel() * x.element_size() for x in (a, b, vectors)))
         ours = seconds["grad_dots"]
         ratios(seconds["bmm_matmul"], ours).record(recorder, case, "speedup_over_bmm_matmul", "ratio")
         ratios(seconds["compiled"], ours).record(recorder, case, "speedup_over_compiled_bmm_matmul", "ratio")
@@ -120,20 +120,20 @@ def on_cuda(recorder: Recorder, rounds: int, samples: int, sweep: bool, plot: Pa
         Spread.of(seconds["called"]).record(recorder, case, "time_with_python", "s")
         points[f"{d_out}x{d_in}"] = (flops / moved, rates(flops, ours).value)
         if sweep:
-            sweep_tiles(recorder, case, flops, rounds, a, b, targets)
+            sweep_tiles(recorder, case, flops, rounds, a, b, vectors)
     if plot:
-        draw_roofline(plot, f"grad_dots, bf16, T={TOKENS}, M={TARGETS}, gradient FLOPs only", ceilings, points)
+        draw_roofline(plot, f"grad_dots, bf16, T={TOKENS}, M={VECTORS}, gradient FLOPs only", ceilings, points)
 
 
 def sweep_tiles(
-    recorder: Recorder, case: str, flops: float, rounds: int, a: Tensor, b: Tensor, targets: Tensor
+    recorder: Recorder, case: str, flops: float, rounds: int, a: Tensor, b: Tensor, vectors: Tensor
 ) -> None:
     launch = import_module("ostlight_kernels.grad_dots").launch
     major, minor = torch.cuda.get_device_capability()
     for tiles in table(a.dtype, 10 * major + minor):
-        got = launch(a, b, targets, None, allow_tf32=False, tiles=tiles)
-        check_against_float64(str(tiles), got, a, b, targets)
-        run = {"tiles": captured(lambda tiles=tiles: launch(a, b, targets, None, allow_tf32=False, tiles=tiles))}
+        got = launch(a, b, vectors, None, allow_tf32=False, tiles=tiles)
+        check_against_float64(str(tiles), got, a, b, vectors)
+        run = {"tiles": captured(lambda tiles=tiles: launch(a, b, vectors, None, allow_tf32=False, tiles=tiles))}
         seconds = interleaved(run, "cuda", rounds)["tiles"]
         rates(flops, seconds).record(
             recorder, f"{case} tiles={str(tiles).replace(' ', '_')}", "gradient_flops", "FLOP/s"

@@ -1,7 +1,7 @@
 """How fast `one_step_head` is, against the best formulation in plain PyTorch, and what memory it takes.
 
     python benchmarks/bench_one_step_head.py --device cpu --out /tmp/bench_one_step_head.jsonl
-    python benchmarks/bench_one_step_head.py --device cuda --out /tmp/bench_one_step_head.jsonl [--sweep]
+    python benchmarks/bench_one_step_head.py --device cuda --out /tmp/bench_one_step_head.jsonl
 
 On CUDA: V=32,000, 64 answer tokens, 100 anchors of 64 tokens, width 896, bf16. Plain PyTorch is given its best case:
 what a candidate needs of the anchors' logits is kept in memory for all of them, and a candidate costs one product of
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,8 +30,6 @@ from _record import Recorder
 from torch import Tensor
 
 from ostlight_kernels import explain_dispatch, one_step_head, small_steps
-from ostlight_kernels.head_problem import HeadProblem
-from ostlight_kernels.tiles import head_table, logits_table, slopes_table
 
 ETA = 0.05
 
@@ -175,7 +172,7 @@ TOLERANCE = 3e-2
 """In bf16, of the largest utility."""
 
 
-def on_cuda(recorder: Recorder, rounds: int, n: int, sweep: bool, plot: Path | None) -> None:
+def on_cuda(recorder: Recorder, rounds: int, n: int, plot: Path | None) -> None:
     t, anchors, s, d, v = 64, 100, 64, 896, 32_000
     ceilings = measure_ceilings(recorder)
     case = inputs(n, t, anchors, s, d, v, "cuda", torch.bfloat16)
@@ -205,8 +202,6 @@ def on_cuda(recorder: Recorder, rounds: int, n: int, sweep: bool, plot: Path | N
     sizes = {"n": n, "anchors": anchors, "v": v}
     for changed in ({}, *({name: size * k // 4} for name, size in sizes.items() for k in (1, 16))):
         record_memory(recorder, t=t, s=s, d=d, **sizes | changed)
-    if sweep:
-        sweep_tiles(recorder, label, case, expected, flops, rounds)
     if plot:
         draw(plot, ceilings, flops, moved, rates(flops, ours).value)
 
@@ -241,32 +236,12 @@ def record_memory(recorder: Recorder, *, n: int, t: int, anchors: int, s: int, d
     recorder.add(case=label, metric="peak_memory", value=peak, unit="byte", n=1)
 
 
-def sweep_tiles(
-    recorder: Recorder, label: str, case: dict[str, Any], expected: Tensor, flops: float, rounds: int
-) -> None:
-    launch = import_module("ostlight_kernels.one_step_head").launch
-    problem = HeadProblem.of(*(case[k] for k in ("h", "labels", "anchor_h", "anchor_labels", "eta")), None)
-    major, minor = torch.cuda.get_device_capability()
-    dtype, capability = case["weight"].dtype, 10 * major + minor
-    tables = {"tiles": head_table, "logits": logits_table, "slopes": slopes_table}
-    some = [{table: tiles} for table, rows in tables.items() for tiles in rows(dtype, capability)]
-    for given in some:
-        ((table, tiles),) = given.items()
-        check_error(str(tiles), error_of(launch(problem, case["weight"], None, **given), expected), TOLERANCE)
-        run = {"tiles": lambda given=given: launch(problem, case["weight"], None, **given)}
-        seconds = interleaved(run, "cuda", rounds)["tiles"]
-        rates(flops, seconds).record(
-            recorder, f"{label} {table}={str(tiles).replace(' ', '_')}", "needed_flops", "FLOP/s"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--out", type=Path, help="JSONL file to append to; the roofline is drawn beside it")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--candidates", type=int, default=128, help="candidates per call on CUDA")
-    parser.add_argument("--sweep", action="store_true", help="time every configuration of the tuning table")
     options = parser.parse_args()
     torch.set_num_threads(2)
     recorder = Recorder("bench_one_step_head", options.out, options.device)
@@ -275,7 +250,7 @@ def main() -> None:
             on_cpu(recorder, options.rounds)
         else:
             plot = options.out.with_suffix(".roofline.png") if options.out else None
-            on_cuda(recorder, options.rounds, options.candidates, options.sweep, plot)
+            on_cuda(recorder, options.rounds, options.candidates, plot)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""Label of a token that takes no part in a loss."""
+"""Label of a position that takes no part in a loss."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -91,8 +91,8 @@ def check_one_step_head(
     check_shape(anchor_labels, "anchor_labels", f"[A, S] with A={anchors} and S={s} of anchor_h", anchors, s)
     _check_labels(labels, "labels", h, "h", vocabulary)
     _check_labels(anchor_labels, "anchor_labels", h, "h", vocabulary)
-    mute = torch.nonzero((anchor_labels != IGNORED).sum(1) == 0).flatten().tolist()
-    check(not mute, "anchor_labels", f"no answer token in anchor {mute[:1]}", "at least one for every anchor")
+    empty = torch.nonzero((anchor_labels != IGNORED).sum(1) == 0).flatten().tolist()
+    check(not empty, "anchor_labels", f"no answer token in anchor {empty[:1]}", "at least one for every anchor")
     largest = torch.finfo(torch.promote_types(h.dtype, torch.float32)).max
     finite = isinstance(eta, Real) and abs(eta) <= largest
     check(finite, "eta", repr(eta), f"a number from {-largest:.3g} to {largest:.3g}")

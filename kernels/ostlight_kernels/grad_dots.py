@@ -1,9 +1,8 @@
-"""Inner products of per-sample gradients with fixed targets.
+"""Inner products of per-sample gradients with fixed vectors.
 
-One program forms one tile of one sample's gradient. The tiles of a group of samples at one place meet the targets in a
-single product: each program leaves its tile in a small workspace, and the one that arrives last, whichever that is,
-takes the group's tiles against the targets. What is computed does not depend on who that is, so the result is the
-same to the bit every time.
+One program forms one tile of one sample's gradient and stores it in a small workspace. The last program of a group of
+samples at one place, whichever that is, multiplies the group's tiles with the vectors' tiles in a single product. What
+is computed does not depend on which program that is, so the result is the same to the bit every time.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ from torch import Tensor
 
 from ostlight_kernels import reference
 from ostlight_kernels._triton import tl, triton
-from ostlight_kernels.checks import check_tensor
+from ostlight_kernels.checks import DTYPES, check, check_alike, check_count, check_device, check_shape, check_tensor
 from ostlight_kernels.dispatch import capability, explain_dispatch
-from ostlight_kernels.grad_dots_checks import check_grad_dots
 from ostlight_kernels.packing import Packing
 from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import Layer, Tiles, tiles_for
 
 WORKSPACE_BYTES = 256 * 2**20
-"""Tiles of one launch. A tile is read back right after it was written, from the L2; this bounds the memory behind."""
+"""Tiles of one launch. A tile is read back from the L2 right after it was written; this bounds the memory behind it."""
 
 PARTIAL_BYTES = 64 * 2**20
 """Inner products per tile, before they are summed. Both are exceeded only where one group of samples needs more."""
@@ -33,7 +31,7 @@ def _grad_dots_kernel(
     p_b,  # [N, T, D_out]; [tokens, D_out] where PACKED
     p_order,  # [L] int64 tokens sorted by sample, where PACKED
     p_starts,  # [S + 1] int64 where each sample's tokens start in it, where PACKED
-    p_targets,  # [M, D_out, D_in], contiguous
+    p_vectors,  # [M, D_out, D_in], contiguous
     p_tiles,  # [tiles, samples, BLOCK_O * BLOCK_I] workspace
     p_arrived,  # [tiles, groups] int32, zeros
     p_partial,  # [tiles, samples, M] fp32
@@ -63,7 +61,7 @@ def _grad_dots_kernel(
     DOT_PRECISION: tl.constexpr,
 ):
     AREA: tl.constexpr = BLOCK_O * BLOCK_I
-    # Samples fastest, then places, then groups: the programs that run at one time share targets and inputs in the L2.
+    # Samples fastest, then places, then groups: programs that run at the same time share vectors and inputs in the L2.
     i_program = tl.program_id(0)
     i_group = i_program // (tiles * SAMPLES)
     i_tile = i_program % (tiles * SAMPLES) // SAMPLES
@@ -128,18 +126,18 @@ def _grad_dots_kernel(
                 k_i = i_first + r_k % BLOCK_I
                 in_k = (k_o < D_out) & (k_i < D_in)
                 b_tiles = tl.load(p_group + r_s[:, None] * AREA + r_k[None, :], mask=in_s[:, None], other=0.0)
-                p_target = p_targets + r_m[:, None].to(tl.int64) * D_out * D_in + k_o[None, :].to(tl.int64) * D_in
-                b_targets = tl.load(p_target + k_i[None, :], mask=(r_m < M)[:, None] & in_k[None, :], other=0.0)
-                b_targets = tl.trans(b_targets).to(b_tiles.dtype)
-                if PRECISION == "tf32":  # 16-bit targets are tf32 already
-                    b_targets = rounded_to_tf32(b_targets)
-                b_dots = tl.dot(b_tiles, b_targets, b_dots, input_precision=DOT_PRECISION)
+                p_vector = p_vectors + r_m[:, None].to(tl.int64) * D_out * D_in + k_o[None, :].to(tl.int64) * D_in
+                b_vectors = tl.load(p_vector + k_i[None, :], mask=(r_m < M)[:, None] & in_k[None, :], other=0.0)
+                b_vectors = tl.trans(b_vectors).to(b_tiles.dtype)
+                if PRECISION == "tf32":  # 16-bit vectors are tf32 already
+                    b_vectors = rounded_to_tf32(b_vectors)
+                b_dots = tl.dot(b_tiles, b_vectors, b_dots, input_precision=DOT_PRECISION)
             r_row = (first_tile + i_tile).to(tl.int64) * samples + i_group * SAMPLES + r_s
             in_partial = in_s[:, None] & (r_m < M)[None, :]
             tl.store(p_partial + r_row[:, None] * M + r_m[None, :], b_dots, mask=in_partial)
 
 
-def meta(tiles: Tiles, dtype: torch.dtype, targets: int, packed: bool, allow_tf32: bool) -> dict[str, object]:
+def meta(tiles: Tiles, dtype: torch.dtype, vectors: int, packed: bool, allow_tf32: bool) -> dict[str, object]:
     """The kernel's compile-time arguments."""
     precision = "tf32" if dtype == torch.float32 and allow_tf32 else "ieee"
     return {
@@ -149,7 +147,7 @@ def meta(tiles: Tiles, dtype: torch.dtype, targets: int, packed: bool, allow_tf3
         "BLOCK_I": tiles.block_i,
         "BLOCK_T": tiles.block_t,
         "BLOCK_K": tiles.block_k,
-        "BLOCK_M": 16 if targets <= 16 else 32,
+        "BLOCK_M": 16 if vectors <= 16 else 32,
         "BAND": tiles.band,
         "STAGES": tiles.stages,
         "DOT_STAGES": tiles.dot_stages,
@@ -159,10 +157,10 @@ def meta(tiles: Tiles, dtype: torch.dtype, targets: int, packed: bool, allow_tf3
 
 
 def tile_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a tile is kept in until it meets the targets.
+    """What a tile is stored in until it is multiplied with the vectors.
 
-    bf16 rounds it as a stored bf16 gradient would be. fp16 would overflow or flush it, so it stays fp32 and meets the
-    targets in tf32, whose mantissa is as long as fp16's, rounded to it first.
+    bf16 rounds it as a stored bf16 gradient would be. fp16 would overflow or underflow, so it stays fp32 and is
+    multiplied in tf32, whose mantissa is as long as fp16's, rounded to it first.
     """
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
@@ -172,21 +170,21 @@ def _rows(x: Tensor, packed: bool) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def blocks(total: int, places: int, targets: int, tiles: Tiles, itemsize: int) -> tuple[int, int]:
+def blocks(total: int, places: int, vectors: int, tiles: Tiles, itemsize: int) -> tuple[int, int]:
     """Samples taken together, and places of their tiles in one launch, within the bounds on memory."""
     tile_bytes = tiles.block_o * tiles.block_i * itemsize
-    samples = min(PARTIAL_BYTES // (4 * places * targets), WORKSPACE_BYTES // tile_bytes)
+    samples = min(PARTIAL_BYTES // (4 * places * vectors), WORKSPACE_BYTES // tile_bytes)
     samples = max(samples // tiles.samples, 1) * tiles.samples
     samples = min(samples, max(total, 1))
     return samples, min(places, max(1, WORKSPACE_BYTES // (samples * tile_bytes)))
 
 
 def launch(
-    a: Tensor, b: Tensor, targets: Tensor, packing: Packing | None, *, allow_tf32: bool, tiles: Tiles | None = None
+    a: Tensor, b: Tensor, vectors: Tensor, packing: Packing | None, *, allow_tf32: bool, tiles: Tiles | None = None
 ) -> Tensor:
     """Run the kernel on checked arguments. ``tiles`` overrides the table, for measuring."""
     total = a.shape[0] if packing is None else packing.num_samples
-    t, m, (d_out, d_in) = a.shape[1], targets.shape[0], targets.shape[1:]
+    t, m, (d_out, d_in) = a.shape[1], vectors.shape[0], vectors.shape[1:]
     if tiles is None:
         tokens = t if packing is None else -(-len(packing.order) // max(total, 1))
         tiles = tiles_for(Layer(total, tokens, d_out, d_in, m), a.dtype, capability(a))
@@ -194,7 +192,7 @@ def launch(
     places = -(-d_out // tiles.block_o) * -(-d_in // tiles.block_i)
     area = tiles.block_o * tiles.block_i
     packed = packing is not None
-    a, b, targets = _rows(a, packed), _rows(b, packed), targets.contiguous()
+    a, b, vectors = _rows(a, packed), _rows(b, packed), vectors.contiguous()
     order, starts = (packing.order, packing.starts) if packing is not None else (a, a)
     constants = meta(tiles, a.dtype, m, packed, allow_tf32)
 
@@ -214,7 +212,7 @@ def launch(
                 p_b=b,
                 p_order=order,
                 p_starts=starts,
-                p_targets=targets,
+                p_vectors=vectors,
                 p_tiles=workspace,
                 p_arrived=torch.zeros(here * groups, dtype=torch.int32, device=a.device),
                 p_partial=partial_here,
@@ -242,42 +240,74 @@ def launch(
 def grad_dots(
     a: Tensor,
     b: Tensor,
-    targets: Tensor,
+    vectors: Tensor,
     segments: Tensor | Packing | None = None,
     num_samples: int | None = None,
     *,
     allow_tf32: bool = False,
 ) -> Tensor:
-    """Every sample's gradient of one linear layer, taken against M targets and dropped.
+    """Inner products of every sample's gradient of one linear layer with M vectors; the gradient itself is dropped.
 
     For a linear layer with inputs ``a`` and gradients of its outputs ``b``, the gradient of its weight from sample n
-    is ``b_n' a_n``, the sum over its tokens. The gradient of a bias is the same with ``a`` all ones and ``D_in`` = 1.
+    is ``g_n = b_n' a_n``, the sum over its tokens, so ``<g_n, vector_m> = sum(b_n' a_n * vector_m)``. The gradient of a
+    bias is the same with ``a`` all ones and ``D_in`` = 1.
 
     Args:
         a: ``[N, T, D_in]`` inputs of the layer; bf16, fp16, fp32 or fp64.
         b: ``[N, T, D_out]`` gradients of its outputs, zero at padding where there are no segments.
-        targets: ``[M, D_out, D_in]``, any M of at least 1.
+        vectors: ``[M, D_out, D_in]``, any M of at least 1.
         segments: ``[N, T]`` integers for packed rows, the sample of each token, -1 for padding; or a
             :class:`Packing` made from them once for all layers. ``None``: row n is sample n.
         num_samples: S, needed with a tensor of segments.
-        allow_tf32: let fp32 inputs, targets and gradients be rounded to tf32 (10 bits of mantissa) and multiplied on
+        allow_tf32: let fp32 inputs, vectors and gradients be rounded to tf32 (10 bits of mantissa) and multiplied on
             tensor cores; has no effect on a CPU.
 
     Returns:
-        ``[N, M]`` (``[S, M]`` with segments) ``sum(b_n' a_n * targets_m)``, fp32; fp64 for fp64 input. A sample
+        ``[N, M]`` (``[S, M]`` with segments) ``<g_n, vector_m>``, fp32; fp64 for fp64 input. A sample
         without tokens has zeros. The same input gives the same bits on the same device; a sample's row does not
         depend on the values of the others beside it.
 
     Raises:
-        ValueError: no dense tensor, a mismatch of shape, dtype or device, no targets, or segments out of range; names
+        ValueError: no dense tensor, a mismatch of shape, dtype or device, no vectors, or segments out of range; names
             the argument, what it got and what it takes.
     """
-    check_tensor(a, "a")
-    if explain_dispatch(a).name == "reference":
-        return reference.grad_dots(a, b, targets, segments, num_samples, allow_tf32=allow_tf32)
-    check_grad_dots(a, b, targets, segments, num_samples)
+    _check(a, b, vectors, segments, num_samples)
     if isinstance(segments, Tensor):
         assert num_samples is not None
         segments = Packing.of(segments, num_samples)
+    if explain_dispatch(a).name == "reference":
+        return reference.dots_and_squares(a, b, vectors, segments, squares=False)[0]
     with torch.cuda.device_of(a):
-        return launch(a, b, targets, segments, allow_tf32=allow_tf32)
+        return launch(a, b, vectors, segments, allow_tf32=allow_tf32)
+
+
+def _check(a: Tensor, b: Tensor, vectors: Tensor, segments: Tensor | Packing | None, num_samples: int | None) -> None:
+    """The arguments of ``grad_dots``; the values in ``segments`` are checked by :class:`Packing`."""
+    for name, tensor in (("a", a), ("b", b), ("vectors", vectors)):
+        check_tensor(tensor, name)
+    check(a.dtype in DTYPES, "a", f"dtype {a.dtype}", "bf16, fp16, fp32 or fp64")
+    check_shape(a, "a", "[N, T, D_in]", None, None, None)
+    n, t, d_in = a.shape
+    check_shape(b, "b", f"[N, T, D_out] with N={n} and T={t} of a", n, t, None)
+    d_out = b.shape[2]
+    check_shape(vectors, "vectors", f"[M, D_out, D_in] with D_out={d_out} of b and D_in={d_in} of a", None, d_out, d_in)
+    check(vectors.shape[0] >= 1, "vectors", "M=0", "at least one vector")
+    check(d_in >= 1, "a", f"shape {tuple(a.shape)}", "D_in of at least 1")
+    check(d_out >= 1, "b", f"shape {tuple(b.shape)}", "D_out of at least 1")
+    check_alike(b, "b", a, "a")
+    check_alike(vectors, "vectors", a, "a")
+    if num_samples is not None:
+        check_count(num_samples, "num_samples")
+    if segments is None:
+        wanted = num_samples is None or num_samples == n
+        check(wanted, "num_samples", num_samples, f"None or N={n} of a where there are no segments")
+    elif not isinstance(segments, Packing):
+        check_tensor(segments, "segments")
+        check_shape(segments, "segments", f"[N, T] with N={n} and T={t} of a", n, t)
+        check_device(segments, "segments", a, "a")
+        check(num_samples is not None, "num_samples", None, "the number of samples in segments")
+    else:
+        check(segments.shape == (n, t), "segments", f"rows {segments.shape}", f"rows of N={n} and T={t} of a")
+        check_device(segments.order, "segments", a, "a")
+        fits = num_samples is None or num_samples == segments.num_samples
+        check(fits, "num_samples", num_samples, f"None or the {segments.num_samples} of segments")

@@ -1,4 +1,4 @@
-"""Triton kernels of `one_step_head`: what both of its ways need, and every word. Small steps: `small_step_kernels`."""
+"""Triton kernels of `one_step_head`: for all steps, and over the full vocabulary. Small steps: `small_step_kernels`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def logits_tile(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """fp32 logits of the rows ``r_r`` of ``x [R, D]`` at the words ``r_v``."""
+    """fp32 logits of the rows ``r_r`` of ``x [R, D]`` at the tokens ``r_v``."""
     b_logits = tl.zeros([r_r.shape[0], r_v.shape[0]], dtype=tl.float32)
     for d in tl.range(0, D, BLOCK_D, num_stages=STAGES):
         r_d = d + tl.arange(0, BLOCK_D)
@@ -35,7 +35,7 @@ def logits_tile(
 
 
 @triton.jit
-def moved_tile(
+def change_tile(
     p_k,
     p_e,
     stride_e,
@@ -47,19 +47,19 @@ def moved_tile(
     BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """fp32 products of one candidate's steps, pointers ``p_k [S, 1]``, with its errors, pointers ``p_e [1, V]``."""
+    """fp32 changes of logits: one candidate's steps, pointers ``p_k [S, 1]``, times its errors, ``p_e [1, V]``."""
     r_t = tl.arange(0, BLOCK_T)
-    b_moved = tl.zeros([BLOCK_S, BLOCK_V], dtype=tl.float32)
+    b_changes = tl.zeros([BLOCK_S, BLOCK_V], dtype=tl.float32)
     if T == BLOCK_T:
         b_k = tl.load(p_k + r_t[None, :], mask=in_s[:, None], other=0.0)
         b_e = tl.load(p_e + r_t[:, None] * stride_e, mask=in_v[None, :], other=0.0)
-        b_moved = tl.dot(b_k, b_e, input_precision=PRECISION)
+        b_changes = tl.dot(b_k, b_e, input_precision=PRECISION)
     else:
         for t in range(0, T, BLOCK_T):
             b_k = tl.load(p_k + t + r_t[None, :], mask=in_s[:, None], other=0.0)
             b_e = tl.load(p_e + (t + r_t[:, None]) * stride_e, mask=in_v[None, :], other=0.0)
-            b_moved = tl.dot(b_k, b_e, b_moved, input_precision=PRECISION)
-    return b_moved
+            b_changes = tl.dot(b_k, b_e, b_changes, input_precision=PRECISION)
+    return b_changes
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def log_sum_exp_kernel(
         )
         b_logits = tl.where((r_v < V)[None, :], b_logits, float("-inf"))
         b_higher = tl.maximum(b_top, tl.max(b_logits, 1))
-        # Where a bias of -inf rules out every word so far, -inf minus -inf would be NaN.
+        # Where a bias of -inf rules out every token so far, -inf minus -inf would be NaN.
         b_offset = tl.where(b_higher > float("-inf"), b_higher, 0.0)
         b_sum = b_sum * tl.exp(b_top - b_offset) + tl.sum(tl.exp(b_logits - b_offset[:, None]), 1)
         b_top = b_higher
@@ -105,7 +105,7 @@ def errors_kernel(
     p_lse,  # [R] fp32
     p_weight,  # [V, D]
     p_bias,  # [V]
-    p_errors,  # [R, width] softmax minus one-hot of the words v_first .. v_first + width
+    p_errors,  # [R, width] softmax minus one-hot of the tokens v_first .. v_first + width
     R,
     D,
     v_first,
@@ -138,11 +138,11 @@ def steps_kernel(
     p_lse,  # [N, T] fp32
     p_anchor_x,  # [S, D]
     p_anchor_y,  # [S] int64
-    p_label_weight,  # [S, D] the head's row of each anchor token's label
+    p_label_weight,  # [S, D] the head's row of each anchor position's label
     p_label_bias,  # [S]
-    p_size,  # [N] fp32, a bound on the steps
-    p_steps,  # [N, S, T] (h_t . h_s + bias) / size, 0 at padding
-    p_change,  # [N, S] fp32 sum_t step * error of the anchor token's label, times size
+    p_bound,  # [N] fp32, a bound on the steps
+    p_steps,  # [N, S, T] (h_t . h_s + bias) / bound, 0 at padding
+    p_change,  # [N, S] fp32 sum_t step * error of the anchor position's label, times bound
     S,
     T,
     D,
@@ -155,7 +155,7 @@ def steps_kernel(
     i_n = tl.program_id(1).to(tl.int64)
     r_s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     in_s = r_s < S
-    b_size = tl.load(p_size + i_n)
+    b_bound = tl.load(p_bound + i_n)
     b_anchor_y = tl.load(p_anchor_y + r_s, mask=in_s, other=-1)
     b_change = tl.zeros([BLOCK_S], dtype=tl.float32)
     for t in range(0, T, BLOCK_T):
@@ -179,9 +179,9 @@ def steps_kernel(
         b_lse = tl.load(p_lse + i_n * T + r_t, mask=r_t < T, other=0.0)
         b_errors = tl.exp(b_logits - b_lse[None, :]) - (b_anchor_y[:, None] == b_y[None, :]).to(tl.float32)
         b_errors = tl.where((b_y >= 0)[None, :], b_errors, 0.0)
-        b_steps = tl.where((b_y >= 0)[None, :], b_products / b_size, 0.0).to(p_steps.dtype.element_ty)
-        # From the rounded steps, so that the label's change and the other words' share one rounding.
-        b_change += tl.sum(b_steps.to(tl.float32) * b_errors, 1) * b_size
+        b_steps = tl.where((b_y >= 0)[None, :], b_products / b_bound, 0.0).to(p_steps.dtype.element_ty)
+        # From the rounded steps, so that the label's change and the other tokens' share one rounding.
+        b_change += tl.sum(b_steps.to(tl.float32) * b_errors, 1) * b_bound
         in_steps = in_s[:, None] & (r_t < T)[None, :]
         tl.store(p_steps + (i_n * S + r_s[:, None]) * T + r_t[None, :], b_steps, mask=in_steps)
     tl.store(p_change + i_n * S + r_s, b_change, mask=in_s)
@@ -208,9 +208,9 @@ def loss_change_kernel(
     p_bias,  # [V]
     p_steps,  # [N, S, T]
     p_errors,  # [N, T, width]
-    p_change,  # [N, S] fp32 by how much the logit of the label falls
-    p_unit,  # [N] fp32 what the steps are in
-    p_shift,  # [splits, N, S] fp32 the largest log2(p exp(d)) met, at least 0
+    p_change,  # [N, S] fp32 by how much the logit of the label decreases
+    p_unit,  # [N] fp32 unit of the steps
+    p_shift,  # [splits, N, S] fp32 the largest log2(p exp(d)), at least 0
     p_small,  # [splits, N, S] fp32 sum p expm1(d), over 2^shift
     p_others,  # [splits, N, S] fp32 sum p exp(d), over 2^shift
     N,
@@ -239,17 +239,17 @@ def loss_change_kernel(
         b_logits = logits_tile(
             p_anchor_x, p_weight, p_bias, r_s, in_s, r_v, in_column, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION
         )
-        other_word = in_column[None, :] & (r_v[None, :] != b_y[:, None]) & in_s[:, None]
-        b_log2_p = tl.where(other_word, (b_logits - b_lse[:, None]) * LOG2_E, float("-inf"))
+        other_token = in_column[None, :] & (r_v[None, :] != b_y[:, None]) & in_s[:, None]
+        b_log2_p = tl.where(other_token, (b_logits - b_lse[:, None]) * LOG2_E, float("-inf"))
         b_mass = tl.sum(tl.exp2(b_log2_p), 1)
 
         for i_n in tl.range(0, N, num_stages=STAGES):
             r_state = (tl.program_id(1) * N + i_n) * S + r_s
             p_k = p_steps + (i_n * S + r_s[:, None]) * T
             p_e = p_errors + i_n * T * width + r_column[None, :]
-            b_moved = moved_tile(p_k, p_e, width, in_s, in_column, T, BLOCK_S, BLOCK_V, BLOCK_T, PRECISION)
+            b_changes = change_tile(p_k, p_e, width, in_s, in_column, T, BLOCK_S, BLOCK_V, BLOCK_T, PRECISION)
             b_change = tl.load(p_change + i_n * S + r_s, mask=in_s, other=0.0)
-            b_d = b_change[:, None] - b_moved * tl.load(p_unit + i_n)
+            b_d = b_change[:, None] - b_changes * tl.load(p_unit + i_n)
             b_shift = tl.load(p_shift + r_state, mask=in_s, other=0.0)
             b_small = tl.load(p_small + r_state, mask=in_s, other=0.0)
             b_others = tl.load(p_others + r_state, mask=in_s, other=0.0)

@@ -1,225 +1,276 @@
-"""The kernels of `one_step_head` as plain calls, for one head and one set of tiles."""
+"""The step of `one_step_head` through the Triton kernels, the vocabulary in slices."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ostlight_kernels import head_kernels, small_step_kernels
 from ostlight_kernels._triton import triton
-from ostlight_kernels.tiles import HeadTiles, ProductTiles
+from ostlight_kernels.checks import IGNORED
+from ostlight_kernels.dispatch import capability
+from ostlight_kernels.head_problem import HeadProblem
+from ostlight_kernels.small_steps import Candidates, HeadStep
+from ostlight_kernels.tiles import HeadTiles, ProductTiles, head_tiles, product_tiles
+
+SLICE_BYTES = 64 * 2**20
+"""Softmax errors of the candidates taken together, or probabilities of the anchors, at one slice of the vocabulary."""
+
+STEPS_BYTES = 128 * 2**20
+"""Steps ``[candidates, anchor positions, positions]`` of the candidates taken together."""
+
+NARROWEST = 128
+"""Tokens of a slice at least, and a multiple of them unless the vocabulary ends."""
 
 PROGRAMS = 264
 """Programs wanted: two turns of the H200's 132 processors, each of which the registers of `loss_change` fill."""
 
 PROBABILITY_SCALE = 2.0**14
-"""What probabilities are kept times, or fp16 would lose those below 6e-8."""
+"""What probabilities are stored times, or fp16 would lose those below 6e-8."""
 
 
-class HeadLauncher:
-    """Legend: R rows, V words, D width, n candidates of T tokens, s anchor tokens, H words of a candidate."""
+class KernelHeadStep(HeadStep):
+    """The utilities of a checked problem.
+
+    Candidates' positions are padded to whole blocks. Their steps are stored in the inputs' dtype, divided by a bound on
+    them; sums are fp32 or wider.
+
+    Args:
+        problem, weight, bias: as for ``HeadStep``; bf16, fp16 or fp32 on a CUDA device.
+        tiles, product: configurations other than the tables'.
+    """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, tiles: HeadTiles, logits: ProductTiles, slopes: ProductTiles
+        self,
+        problem: HeadProblem,
+        weight: Tensor,
+        bias: Tensor | None,
+        tiles: HeadTiles | None = None,
+        product: ProductTiles | None = None,
     ) -> None:
-        self.vocabulary = weight.shape[0]
-        self.weight, self.bias, self.tiles = weight, bias, tiles
-        self._logits_tiles, self._slopes_tiles = logits, slopes
+        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+        self.tiles = tiles or head_tiles(weight.dtype, capability(weight))
+        self.product = product or product_tiles(weight.dtype, capability(weight))
         head = {"p_weight": weight, "p_bias": weight if bias is None else bias, "D": weight.shape[1]}
-        self._head = head | head_meta(tiles, bias is not None)
-        self._logits = head | logits_meta(logits, bias is not None)
+        self._head = head | head_meta(self.tiles, bias is not None)
+        self._logits = head | logits_meta(self.product, bias is not None)
+        super().__init__(problem, weight, bias, problem.anchor_x)
+        self._longest_anchor = self.anchors.x.float().norm(dim=-1).amax()
+
+    def candidates_at_once(self) -> int:
+        position_bytes = padded_positions(self.problem.x.shape[1], self.tiles) * self.weight.element_size()
+        # Of a candidate: steps, errors at the narrowest slice, and two numbers of fp32 per token.
+        return min(
+            STEPS_BYTES // (len(self.anchors.x) * position_bytes),
+            SLICE_BYTES // (NARROWEST * position_bytes),
+            SLICE_BYTES // (8 * self.vocabulary),
+        )
 
     def log_sum_exp(self, x: Tensor) -> Tensor:
-        """``[R]`` fp32 over the vocabulary, of the rows of ``x [R, D]``."""
         rows = x.shape[0]
         if rows == 0:
             return x.new_empty(0, dtype=torch.float32)
-        blocks, splits = _split(rows, self._logits_tiles.rows, self.vocabulary, self._logits_tiles.columns)
+        blocks, splits = _split(rows, self.product.rows, self.vocabulary, self.product.columns)
         top, total = (torch.empty(splits, rows, dtype=torch.float32, device=x.device) for _ in range(2))
         head_kernels.log_sum_exp_kernel[(blocks, splits)](
             p_x=x, p_top=top, p_sum=total, R=rows, V=self.vocabulary, **self._logits
         )
         return torch.logsumexp(top + total.log(), 0)
 
-    def errors(self, x: Tensor, y: Tensor, lse: Tensor, v_first: int, width: int) -> Tensor:
-        """``[R, width]`` softmax errors of the rows of ``x [R, D]`` at the words from ``v_first``."""
-        rows = x.shape[0]
-        errors = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-        head_kernels.errors_kernel[self._tiled(rows, width)](
-            p_x=x,
-            p_y=y,
-            p_lse=lse,
-            p_errors=errors,
-            R=rows,
-            v_first=v_first,
-            width=width,
-            **self._logits,
-        )
-        return errors
-
-    def probabilities(
-        self, x: Tensor, y: Tensor, lse: Tensor, share: Tensor, v_first: int, width: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``errors``, of words other than the label and times ``PROBABILITY_SCALE``.
-
-        Beside the ``[R, width]`` probabilities their means ``[width]`` by the rows' shares ``[R]``, and their sums
-        ``[R]``, both fp32.
-        """
-        rows = x.shape[0]
-        grid = self._tiled(rows, width)
-        probabilities = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-        felt = torch.empty(grid[0], width, dtype=torch.float32, device=x.device)
-        others = torch.empty(grid[1], rows, dtype=torch.float32, device=x.device)
-        small_step_kernels.probabilities_kernel[grid](
-            p_x=x,
-            p_y=y,
-            p_lse=lse,
-            p_share=share,
-            p_probabilities=probabilities,
-            p_felt=felt,
-            p_others=others,
-            R=rows,
-            v_first=v_first,
-            width=width,
-            SCALE=PROBABILITY_SCALE,
-            **self._logits,
-        )
-        return probabilities, felt.sum(0), others.sum(0)
-
-    def steps(
-        self, x: Tensor, y: Tensor, lse: Tensor, anchor_x: Tensor, anchor_y: Tensor, size: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``[n, s, T]`` products of features, over a bound on them ``size [n]``; ``[n, s]`` their sums at the labels.
-
-        The sums are fp32 and over the candidate's tokens, each times its softmax error at the anchor token's label.
-        """
-        n, t, d = x.shape
-        s = anchor_x.shape[0]
+    def candidates(self, block: HeadProblem) -> Candidates:
+        n, longest, d = block.x.shape
+        t, s = padded_positions(longest, self.tiles), len(self.anchors.x)
+        x = F.pad(block.x, (0, 0, 0, t - longest)).contiguous()
+        y = F.pad(block.y, (0, t - longest), value=IGNORED).contiguous()
+        lse = self.log_sum_exp(x.view(n * t, d)).view(n, t)
+        bound = x.float().norm(dim=-1).amax(1) * self._longest_anchor + (self.bias is not None)
+        bound = bound.clamp_min(torch.finfo(torch.float32).tiny)
         steps = torch.empty(n, s, t, dtype=x.dtype, device=x.device)
         change = torch.empty(n, s, dtype=torch.float32, device=x.device)
-        label_weight = self.weight[anchor_y]
+        label_weight = self.weight[self.anchors.y]
         head_kernels.steps_kernel[(triton.cdiv(s, self.tiles.block_s), n)](
             p_x=x,
             p_y=y,
             p_lse=lse,
-            p_anchor_x=anchor_x,
-            p_anchor_y=anchor_y,
+            p_anchor_x=self.anchors.x,
+            p_anchor_y=self.anchors.y,
             p_label_weight=label_weight,
-            p_label_bias=label_weight if self.bias is None else self.bias[anchor_y],
-            p_size=size,
+            p_label_bias=label_weight if self.bias is None else self.bias[self.anchors.y],
+            p_bound=bound,
             p_steps=steps,
             p_change=change,
             S=s,
             T=t,
             D=d,
             BLOCK_S=self.tiles.block_s,
-            BLOCK_T=token_block(t, self.tiles),
+            BLOCK_T=position_block(t, self.tiles),
             **{k: v for k, v in head_meta(self.tiles, self.bias is not None).items() if k != "STAGES"},
         )
-        return steps, change
+        scale = block.scale.nan_to_num(0.0)  # a candidate without an answer moves nothing
+        unit = scale * bound
+        size = torch.linalg.vector_norm(steps, dim=2, dtype=torch.float32).amax(1) * unit.abs()
+        return Candidates(x, y, lse, steps, unit, change * scale[:, None], size)
 
-    def add_slopes(self, slopes: Tensor, probabilities: Tensor, errors: Tensor, steps: Tensor) -> None:
-        """``slopes [n T / block, s]`` fp32, of blocks of a candidate's tokens, grow by what a slice of words adds."""
-        tiles = self._slopes_tiles
-        rows, width = errors.shape
-        _, s, t = steps.shape
-        block_t = token_block(t, self.tiles)
-        columns = max(tiles.columns, 2 * block_t)
-        small_step_kernels.slopes_kernel[(triton.cdiv(s, tiles.rows), triton.cdiv(rows, columns))](
-            p_probabilities=probabilities,
+    def first_order(self, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n, s, t = candidates.steps.shape
+        block_t = position_block(t, self.tiles)
+        columns = max(self.product.columns, 2 * block_t)
+        sums = torch.zeros(n * t // block_t, s, dtype=torch.float32, device=candidates.x.device)
+        others, mean_p, squared_errors = torch.zeros_like(self.anchors.lse), [], []
+        for v_first, width in self._slices(max(s, n * t)):
+            probabilities, slice_mean_p, slice_sums = self._probabilities(v_first, width)
+            errors = self._errors(candidates, v_first, width)
+            small_step_kernels.first_order_kernel[(triton.cdiv(s, self.product.rows), triton.cdiv(n * t, columns))](
+                p_probabilities=probabilities,
+                p_errors=errors,
+                p_steps=candidates.steps,
+                p_first_order=sums,
+                S=s,
+                R=n * t,
+                T=t,
+                width=width,
+                BLOCK_R=columns,
+                BLOCK_T=block_t,
+                **first_order_meta(self.product),
+            )
+            others += slice_sums
+            mean_p.append(slice_mean_p)
+            norms = torch.linalg.vector_norm(errors.view(n, t, width), dim=1, dtype=torch.float32)
+            squared_errors.append(norms.square())
+        first_order = sums.view(n, t // block_t, s).sum(1) * (candidates.unit / PROBABILITY_SCALE)[:, None]
+        return first_order, others, torch.cat(mean_p), torch.cat(squared_errors, 1)
+
+    def curvature(self, candidates: Candidates, tokens: Tensor) -> Tensor:
+        n, s, t = candidates.steps.shape
+        h = tokens.shape[1]
+        if not h:
+            return torch.zeros(n, s, dtype=torch.float32, device=tokens.device)
+        found = torch.empty(n, s, dtype=torch.float32, device=tokens.device)
+        block = max(1, SLICE_BYTES // (4 * h * max(self.weight.shape[1], t)))
+        for first in range(0, n, block):
+            part = slice(first, first + block)
+            some = candidates[part]
+            small_step_kernels.curvature_kernel[(triton.cdiv(s, self.tiles.block_s), len(some.x))](
+                p_tokens=tokens[part],
+                p_errors=self._errors_at(some, tokens[part].clamp_min(0)),
+                p_curvature=found[part],
+                H=h,
+                **self._pairs(some),
+            )
+        return found
+
+    def by_full_vocabulary(self, candidates: Candidates) -> Tensor:
+        n, s, t = candidates.steps.shape
+        slices = list(self._slices(n * t))
+        blocks, splits = _split(s, self.tiles.block_s, slices[0][1], self.tiles.block_v)
+        sums = [torch.zeros(splits, n, s, dtype=torch.float32, device=candidates.x.device) for _ in range(3)]
+        for v_first, width in slices:
+            head_kernels.loss_change_kernel[(blocks, splits)](
+                p_errors=self._errors(candidates, v_first, width),
+                p_change=candidates.change,
+                p_shift=sums[0],
+                p_small=sums[1],
+                p_others=sums[2],
+                N=n,
+                v_first=v_first,
+                width=width,
+                **self._pairs(candidates),
+            )
+        anchors = self.anchors
+        label_logits = (anchors.x.double() * self.weight[anchors.y]).sum(-1)
+        if self.bias is not None:
+            label_logits += self.bias[anchors.y]
+        return combined(sums, label_logits - anchors.lse)
+
+    def _slices(self, rows: int) -> Iterator[tuple[int, int]]:
+        """First token and width of slices of the vocabulary, such that so many rows fit in ``SLICE_BYTES``."""
+        width = SLICE_BYTES // max(1, rows * self.weight.element_size())
+        width = max(width // NARROWEST, 1) * NARROWEST
+        for v_first in range(0, self.vocabulary, width):
+            yield v_first, min(width, self.vocabulary - v_first)
+
+    def _errors(self, candidates: Candidates, v_first: int, width: int) -> Tensor:
+        """``[n t, width]`` softmax errors at the tokens from ``v_first``."""
+        x = candidates.x.flatten(0, 1)
+        errors = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
+        head_kernels.errors_kernel[self._tiled(len(x), width)](
+            p_x=x,
+            p_y=candidates.y,
+            p_lse=candidates.lse,
             p_errors=errors,
-            p_steps=steps,
-            p_slopes=slopes,
-            S=s,
-            R=rows,
-            T=t,
-            width=width,
-            BLOCK_R=columns,
-            BLOCK_T=block_t,
-            **slopes_meta(tiles),
-        )
-
-    def bends(
-        self, words: Tensor, errors: Tensor, steps: Tensor, unit: Tensor, anchor_x: Tensor, y: Tensor, lse: Tensor
-    ) -> Tensor:
-        """``[n, s]`` fp32, of the words ``[n, H]``, where the candidates have the errors ``[n, T, H]``."""
-        n, s, t = steps.shape
-        bends = torch.empty(n, s, dtype=torch.float32, device=steps.device)
-        small_step_kernels.bends_kernel[(triton.cdiv(s, self.tiles.block_s), n)](
-            p_anchor_x=anchor_x,
-            p_anchor_y=y,
-            p_anchor_lse=lse,
-            p_words=words,
-            p_errors=errors,
-            p_steps=steps,
-            p_unit=unit,
-            p_bends=bends,
-            S=s,
-            H=words.shape[1],
-            T=t,
-            BLOCK_S=self.tiles.block_s,
-            BLOCK_V=self.tiles.block_v,
-            BLOCK_T=token_block(t, self.tiles),
-            **self._head,
-        )
-        return bends
-
-    def sums(self, n: int, s: int, width: int, like: Tensor) -> list[Tensor]:
-        """Three of ``[splits, n, s]`` fp32 zeros, which ``add_loss_changes`` of slices of ``width`` words adds to."""
-        splits = _split(s, self.tiles.block_s, width, self.tiles.block_v)[1]
-        return [torch.zeros(splits, n, s, dtype=torch.float32, device=like.device) for _ in range(3)]
-
-    def add_loss_changes(
-        self,
-        sums: list[Tensor],
-        errors: Tensor,
-        steps: Tensor,
-        change: Tensor,
-        unit: Tensor,
-        anchor_x: Tensor,
-        y: Tensor,
-        lse: Tensor,
-        v_first: int,
-    ) -> None:
-        """What a slice of words adds, with the candidates' ``errors [n T, width]`` there."""
-        n, s, t = steps.shape
-        shift, small, others = sums
-        head_kernels.loss_change_kernel[(triton.cdiv(s, self.tiles.block_s), len(shift))](
-            p_anchor_x=anchor_x,
-            p_anchor_y=y,
-            p_anchor_lse=lse,
-            p_steps=steps,
-            p_errors=errors,
-            p_change=change,
-            p_unit=unit,
-            p_shift=shift,
-            p_small=small,
-            p_others=others,
-            N=n,
-            S=s,
+            R=len(x),
             v_first=v_first,
-            width=errors.shape[1],
-            T=t,
-            BLOCK_S=self.tiles.block_s,
-            BLOCK_V=self.tiles.block_v,
-            BLOCK_T=token_block(t, self.tiles),
-            **self._head,
+            width=width,
+            **self._logits,
         )
+        return errors
 
-    def _tiled(self, rows: int, words: int) -> tuple[int, int]:
-        return triton.cdiv(rows, self._logits_tiles.rows), triton.cdiv(words, self._logits_tiles.columns)
+    def _errors_at(self, candidates: Candidates, tokens: Tensor) -> Tensor:
+        """``[n, t, H]`` softmax errors at ``tokens [n, H]`` of each candidate."""
+        logits = candidates.x.float() @ self.weight[tokens].float().mT
+        if self.bias is not None:
+            logits += self.bias[tokens][:, None]
+        labels = (candidates.y[:, :, None] == tokens[:, None]).float()
+        errors = torch.exp(logits - candidates.lse[:, :, None]) - labels
+        return errors.masked_fill_((candidates.y == IGNORED)[:, :, None], 0.0).to(candidates.x.dtype)
+
+    def _probabilities(self, v_first: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the tokens from ``v_first`` at the anchor positions, 0 at labels.
+
+        Returns:
+            ``[s, width]`` times ``PROBABILITY_SCALE``; their means ``[width]`` by the positions' shares, and their sums
+            ``[s]``, both fp32.
+        """
+        x = self.anchors.x
+        grid = self._tiled(len(x), width)
+        probabilities = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
+        mean_p = torch.empty(grid[0], width, dtype=torch.float32, device=x.device)
+        others = torch.empty(grid[1], len(x), dtype=torch.float32, device=x.device)
+        small_step_kernels.probabilities_kernel[grid](
+            p_x=x,
+            p_y=self.anchors.y,
+            p_lse=self.anchors.lse,
+            p_share=self.anchors.share,
+            p_probabilities=probabilities,
+            p_mean_p=mean_p,
+            p_others=others,
+            R=len(x),
+            v_first=v_first,
+            width=width,
+            SCALE=PROBABILITY_SCALE,
+            **self._logits,
+        )
+        return probabilities, mean_p.sum(0), others.sum(0)
+
+    def _pairs(self, candidates: Candidates) -> dict[str, object]:
+        """Arguments of the kernels that multiply the candidates' steps with their errors."""
+        t = candidates.steps.shape[2]
+        anchors = {"p_anchor_x": self.anchors.x, "p_anchor_y": self.anchors.y, "p_anchor_lse": self.anchors.lse}
+        blocks = {"BLOCK_S": self.tiles.block_s, "BLOCK_V": self.tiles.block_v}
+        steps = {"p_steps": candidates.steps, "p_unit": candidates.unit, "S": len(self.anchors.x), "T": t}
+        return anchors | steps | blocks | {"BLOCK_T": position_block(t, self.tiles)} | self._head
+
+    def _tiled(self, rows: int, tokens: int) -> tuple[int, int]:
+        return triton.cdiv(rows, self.product.rows), triton.cdiv(tokens, self.product.columns)
 
 
-def _split(rows: int, block: int, words: int, block_v: int) -> tuple[int, int]:
-    """Blocks of rows, and programs that share the words of one."""
+def _split(rows: int, block: int, tokens: int, block_v: int) -> tuple[int, int]:
+    """Blocks of rows, and programs that share the tokens of one."""
     blocks = triton.cdiv(rows, block)
-    return blocks, max(1, min(PROGRAMS // blocks, triton.cdiv(words, block_v)))
+    return blocks, max(1, min(PROGRAMS // blocks, triton.cdiv(tokens, block_v)))
 
 
 def combined(sums: list[Tensor], label_log_p: Tensor) -> Tensor:
-    """``[n, s]`` float64, by how much each anchor token's loss falls, from the sums over parts of the vocabulary."""
+    """``[n, s]`` float64 ``-log1p(z)``, from the sums ``[splits, n, s]`` over parts of the vocabulary.
+
+    Args:
+        sums: ``shift``, ``small`` and ``others`` of ``loss_change_kernel``.
+        label_log_p: ``[s]`` float64 log-probability of each anchor position's label.
+    """
     shift, small, others = (part.double() for part in sums)
     top = shift.amax(0)
     small = (small * torch.exp2(shift - top)).sum(0) * torch.exp2(top)
@@ -228,29 +279,30 @@ def combined(sums: list[Tensor], label_log_p: Tensor) -> Tensor:
     return -torch.where(small.abs() < 0.5, torch.log1p(small), whole)
 
 
-def token_block(tokens: int, tiles: HeadTiles) -> int:
-    """Tokens of a candidate that are taken at once; candidates are padded to whole blocks of these."""
-    return min(tiles.block_t, max(16, int(triton.next_power_of_2(tokens))))
+def position_block(positions: int, tiles: HeadTiles) -> int:
+    """Positions of a candidate that are taken at once; candidates are padded to whole blocks of these."""
+    return min(tiles.block_t, max(16, int(triton.next_power_of_2(positions))))
 
 
-def padded_tokens(tokens: int, tiles: HeadTiles) -> int:
-    block = token_block(tokens, tiles)
-    return max(1, int(triton.cdiv(tokens, block))) * block
+def padded_positions(positions: int, tiles: HeadTiles) -> int:
+    """The length candidates are padded to."""
+    block = position_block(positions, tiles)
+    return max(1, int(triton.cdiv(positions, block))) * block
 
 
 def head_meta(tiles: HeadTiles, has_bias: bool) -> dict[str, object]:
-    """Compile-time arguments of the kernels that join a candidate's steps and errors."""
+    """Compile-time arguments of the kernels that multiply a candidate's steps with its errors."""
     return {"HAS_BIAS": has_bias, "BLOCK_D": tiles.block_d} | _common_meta(tiles)
 
 
 def logits_meta(tiles: ProductTiles, has_bias: bool) -> dict[str, object]:
-    """Compile-time arguments of the kernels of tokens' logits."""
+    """Compile-time arguments of the kernels that form logits."""
     sizes = {"BLOCK_R": tiles.rows, "BLOCK_V": tiles.columns, "BLOCK_D": tiles.depth}
     return {"HAS_BIAS": has_bias} | sizes | _common_meta(tiles)
 
 
-def slopes_meta(tiles: ProductTiles) -> dict[str, object]:
-    """Compile-time arguments of the slopes' product, but for its columns."""
+def first_order_meta(tiles: ProductTiles) -> dict[str, object]:
+    """Compile-time arguments of the first-order product, but for its columns."""
     return {"BLOCK_S": tiles.rows, "BLOCK_V": tiles.depth} | _common_meta(tiles)
 
 

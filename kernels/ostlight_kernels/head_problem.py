@@ -1,4 +1,4 @@
-"""What both paths of `one_step_head` start from: answer tokens only, with their weights."""
+"""What both paths of `one_step_head` start from: answer positions only, with their weights."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ostlight_kernels.checks import IGNORED
 
 @dataclass(frozen=True, slots=True)
 class HeadProblem:
-    """The tokens that count. Legend: n candidates, t their answer tokens, s all anchors' answer tokens, d width.
+    """Answer positions only. Legend: n candidates, t their positions, s all anchors' positions, d width.
 
     Attributes:
-        x: ``[n, t, d]`` features, moved to the front of each row; zeros behind a row's last answer token.
+        x: ``[n, t, d]`` features, moved to the front of each row; zeros behind a row's last answer.
         y: ``[n, t]`` int64 labels, ``IGNORED`` behind the last one.
-        scale: ``[n]`` eta over the candidate's number of answer tokens; NaN where it has none.
+        scale: ``[n]`` eta over the candidate's number of answer positions; NaN where it has none.
         anchor_x: ``[s, d]`` features.
         anchor_y: ``[s]`` int64 labels.
-        anchor_share: ``[s]`` float64, the token's weight in the anchor loss; they sum to 1.
+        anchor_share: ``[s]`` float64, the position's weight in the anchor loss; they sum to 1.
     """
 
     x: Tensor
@@ -51,12 +51,10 @@ class HeadProblem:
 
         anchor_used = anchor_labels != IGNORED
         owner = anchor_used.nonzero()[:, 0]
-        shape = anchor_h.shape[0]
-        weights = torch.ones(shape, device=h.device) if anchor_weights is None else anchor_weights
+        weights = torch.ones(len(anchor_h), device=h.device) if anchor_weights is None else anchor_weights
         weights = weights.double() / weights.double().sum()
         share = (weights / anchor_used.sum(1))[owner]
-        # An anchor of weight zero would only cost time.
-        felt = share > 0
+        weighted = share > 0  # an anchor of weight zero would only cost time
         scale = eta / counts.double()
         scale = scale.masked_fill(counts == 0, float("nan")).to(
             torch.float64 if h.dtype == torch.float64 else torch.float32
@@ -65,16 +63,16 @@ class HeadProblem:
             x,
             y,
             scale,
-            anchor_h[anchor_used][felt],
-            anchor_labels[anchor_used][felt].long(),
-            share[felt],
+            anchor_h[anchor_used][weighted],
+            anchor_labels[anchor_used][weighted].long(),
+            share[weighted],
         )
 
     def candidates(self, first: int, last: int) -> HeadProblem:
         """The same anchors, some of the candidates."""
         return replace(self, x=self.x[first:last], y=self.y[first:last], scale=self.scale[first:last])
 
-    def utilities(self, gains: Tensor) -> Tensor:
-        """``[n]`` from ``gains [n, s]``, how much each anchor token's loss falls. Summed in float64."""
-        totals = gains.double() @ self.anchor_share
-        return totals.masked_fill(self.scale.isnan(), float("nan")).to(gains.dtype)
+    def utilities(self, decreases: Tensor) -> Tensor:
+        """``[n]`` nats from ``[n, s]``, by how much each anchor position's loss decreases. Summed in float64."""
+        totals = decreases.double() @ self.anchor_share
+        return totals.masked_fill(self.scale.isnan(), float("nan")).to(self.scale.dtype)

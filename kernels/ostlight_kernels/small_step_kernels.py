@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ostlight_kernels._triton import tl, triton
-from ostlight_kernels.head_kernels import logits_tile, moved_tile
+from ostlight_kernels.head_kernels import change_tile, logits_tile
 
 
 @triton.jit
@@ -14,9 +14,9 @@ def probabilities_kernel(
     p_share,  # [R] fp32
     p_weight,  # [V, D]
     p_bias,  # [V]
-    p_probabilities,  # [R, width] times SCALE, of the words v_first .. v_first + width; 0 at the row's label
-    p_felt,  # [blocks of R, width] fp32 sums over rows, times their shares
-    p_others,  # [blocks of width, R] fp32 sums over words
+    p_probabilities,  # [R, width] times SCALE, of the tokens v_first .. v_first + width; 0 at the row's label
+    p_mean_p,  # [blocks of R, width] fp32 sums over rows, times their shares
+    p_others,  # [blocks of width, R] fp32 sums over tokens
     R,
     D,
     v_first,
@@ -36,23 +36,23 @@ def probabilities_kernel(
     b_logits = logits_tile(p_x, p_weight, p_bias, r_r, r_r < R, r_v, in_v, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION)
     b_y = tl.load(p_y + r_r, mask=r_r < R, other=-1)
     b_lse = tl.load(p_lse + r_r, mask=r_r < R, other=0.0)
-    other_word = (r_r < R)[:, None] & in_v[None, :] & (r_v[None, :] != b_y[:, None])
-    b_p = tl.where(other_word, tl.exp(b_logits - b_lse[:, None]) * SCALE, 0.0)
+    other_token = (r_r < R)[:, None] & in_v[None, :] & (r_v[None, :] != b_y[:, None])
+    b_p = tl.where(other_token, tl.exp(b_logits - b_lse[:, None]) * SCALE, 0.0)
     b_rounded = b_p.to(p_probabilities.dtype.element_ty)
     in_p = (r_r < R)[:, None] & in_v[None, :]
     tl.store(p_probabilities + r_r[:, None].to(tl.int64) * width + r_column[None, :], b_rounded, mask=in_p)
-    # Of what the slopes will see, so that one rounding serves both.
+    # From the rounded ones, which the first-order product takes too.
     b_p = b_rounded.to(tl.float32) / SCALE
     tl.store(p_others + tl.program_id(1) * R + r_r, tl.sum(b_p, 1), mask=r_r < R)
     b_share = tl.load(p_share + r_r, mask=r_r < R, other=0.0)
-    tl.store(p_felt + tl.program_id(0) * width + r_column, tl.sum(b_p * b_share[:, None], 0), mask=in_v)
+    tl.store(p_mean_p + tl.program_id(0) * width + r_column, tl.sum(b_p * b_share[:, None], 0), mask=in_v)
 
 
 @triton.jit
-def add_slopes(
+def add_first_order(
     b_sums,
     p_steps,
-    p_slopes,
+    p_first_order,
     r_s,
     first,
     S,
@@ -62,24 +62,24 @@ def add_slopes(
     BLOCK_R: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """To the slopes of the rows from ``first``: ``b_sums [BLOCK_S, BLOCK_R]`` times the steps, over the tokens."""
+    """Adds ``b_sums [BLOCK_S, BLOCK_R]`` times the steps, summed over blocks of positions, from row ``first``."""
     CHUNKS: tl.constexpr = BLOCK_R // BLOCK_T
     r_r = (first + tl.arange(0, BLOCK_R)).to(tl.int64)
     r_steps = ((r_r // T)[None, :] * S + r_s[:, None]) * T + (r_r % T)[None, :]
     b_steps = tl.load(p_steps + r_steps, mask=(r_s < S)[:, None] & (r_r < R)[None, :], other=0.0).to(tl.float32)
-    b_slopes = tl.sum(tl.reshape(b_sums * b_steps, [BLOCK_S, CHUNKS, BLOCK_T]), 2)
+    b_first_order = tl.sum(tl.reshape(b_sums * b_steps, [BLOCK_S, CHUNKS, BLOCK_T]), 2)
     r_chunk = (first // BLOCK_T + tl.arange(0, CHUNKS)).to(tl.int64)
-    in_slopes = (r_s < S)[:, None] & (r_chunk * BLOCK_T < R)[None, :]
-    p_slopes += r_chunk[None, :] * S + r_s[:, None]
-    tl.store(p_slopes, tl.load(p_slopes, mask=in_slopes, other=0.0) + b_slopes, mask=in_slopes)
+    in_first_order = (r_s < S)[:, None] & (r_chunk * BLOCK_T < R)[None, :]
+    p_first_order += r_chunk[None, :] * S + r_s[:, None]
+    tl.store(p_first_order, tl.load(p_first_order, mask=in_first_order, other=0.0) + b_first_order, mask=in_first_order)
 
 
 @triton.jit
-def slopes_kernel(
+def first_order_kernel(
     p_probabilities,  # [S, width]
     p_errors,  # [N T, width]
     p_steps,  # [N, S, T]
-    p_slopes,  # [N T / BLOCK_T, S] fp32, added to
+    p_first_order,  # [N T / BLOCK_T, S] fp32, added to
     S,
     R,  # N T
     T,
@@ -105,12 +105,12 @@ def slopes_kernel(
     HALF: tl.constexpr = BLOCK_R // 2
     b_left, b_right = tl.split(tl.permute(tl.reshape(b_sums, [BLOCK_S, 2, HALF]), (0, 2, 1)))
     first = tl.program_id(1) * BLOCK_R
-    add_slopes(b_left, p_steps, p_slopes, r_s, first, S, R, T, BLOCK_S, HALF, BLOCK_T)
-    add_slopes(b_right, p_steps, p_slopes, r_s, first + HALF, S, R, T, BLOCK_S, HALF, BLOCK_T)
+    add_first_order(b_left, p_steps, p_first_order, r_s, first, S, R, T, BLOCK_S, HALF, BLOCK_T)
+    add_first_order(b_right, p_steps, p_first_order, r_s, first + HALF, S, R, T, BLOCK_S, HALF, BLOCK_T)
 
 
 @triton.jit
-def bend_of(x):
+def curvature_of(x):
     """``exp(-x) - 1 + x`` for ``|x| < 1``, relative error below 3e-6; the Taylor series to ``x**9``."""
     y = 1 / 40320 - x * (1 / 362880)
     y = 1 / 5040 - x * y
@@ -123,17 +123,17 @@ def bend_of(x):
 
 
 @triton.jit
-def bends_kernel(
+def curvature_kernel(
     p_anchor_x,  # [S, D]
     p_anchor_y,  # [S] int64
     p_anchor_lse,  # [S] fp32
     p_weight,  # [V, D]
     p_bias,  # [V]
-    p_words,  # [N, H] int64, or -1
-    p_errors,  # [N, T, H] of the candidates at their words
+    p_tokens,  # [N, H] int64, or -1
+    p_errors,  # [N, T, H] of the candidates at their tokens
     p_steps,  # [N, S, T]
-    p_unit,  # [N] fp32 what the steps are in
-    p_bends,  # [N, S] fp32
+    p_unit,  # [N] fp32 unit of the steps
+    p_curvature,  # [N, S] fp32
     S,
     D,
     H,
@@ -152,18 +152,18 @@ def bends_kernel(
     b_y = tl.load(p_anchor_y + r_s, mask=in_s, other=-1)
     b_lse = tl.load(p_anchor_lse + r_s, mask=in_s, other=0.0)
     b_unit = tl.load(p_unit + i_n)
-    b_bend = tl.zeros([BLOCK_S], dtype=tl.float32)
+    b_curvature = tl.zeros([BLOCK_S], dtype=tl.float32)
     for h in range(0, H, BLOCK_V):
         r_h = h + tl.arange(0, BLOCK_V)
-        r_v = tl.load(p_words + i_n * H + r_h, mask=r_h < H, other=-1)
+        r_v = tl.load(p_tokens + i_n * H + r_h, mask=r_h < H, other=-1)
         in_h = r_v >= 0
         b_logits = logits_tile(
             p_anchor_x, p_weight, p_bias, r_s, in_s, r_v, in_h, D, HAS_BIAS, BLOCK_D, STAGES, PRECISION
         )
-        other_word = in_s[:, None] & in_h[None, :] & (r_v[None, :] != b_y[:, None])
-        b_p = tl.where(other_word, tl.exp(b_logits - b_lse[:, None]), 0.0)
+        other_token = in_s[:, None] & in_h[None, :] & (r_v[None, :] != b_y[:, None])
+        b_p = tl.where(other_token, tl.exp(b_logits - b_lse[:, None]), 0.0)
         p_k = p_steps + (i_n * S + r_s[:, None]) * T
         p_e = p_errors + i_n * T * H + r_h[None, :]
-        b_moved = moved_tile(p_k, p_e, H, in_s, in_h, T, BLOCK_S, BLOCK_V, BLOCK_T, PRECISION)
-        b_bend += tl.sum(b_p * bend_of(b_moved * b_unit), 1)
-    tl.store(p_bends + i_n * S + r_s, b_bend, mask=in_s)
+        b_changes = change_tile(p_k, p_e, H, in_s, in_h, T, BLOCK_S, BLOCK_V, BLOCK_T, PRECISION)
+        b_curvature += tl.sum(b_p * curvature_of(b_changes * b_unit), 1)
+    tl.store(p_curvature + i_n * S + r_s, b_curvature, mask=in_s)

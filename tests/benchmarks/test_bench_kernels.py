@@ -16,7 +16,7 @@ from torch import Tensor
 
 METRICS = {
     bench_grad_dots: {
-        "ratio_to_weight_gradient", "per_target_ratio_to_weight_gradient",
+        "ratio_to_weight_gradient", "per_vector_ratio_to_weight_gradient",
         "weight_gradient_time", "weight_gradient_best", "grad_dots_time", "grad_dots_best",
     },
     bench_one_step_head: {"speedup_over_step_and_measure", "speedup_over_full_vocabulary", "time_per_candidate"},
@@ -33,7 +33,7 @@ def test_the_cpu_path_runs(bench: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bench", "baseline"), [(bench_grad_dots, "per_target"), (bench_one_step_head, "step_and_measure")]
+    ("bench", "baseline"), [(bench_grad_dots, "per_vector"), (bench_one_step_head, "step_and_measure")]
 )
 def test_a_wrong_baseline_is_not_timed(bench: ModuleType, baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(bench, baseline)

@@ -1,4 +1,4 @@
-"""Runs the Triton kernels in Triton's interpreter and saves what they gave beside the truth.
+"""Runs the Triton kernels in Triton's interpreter and saves their results beside the truth.
 
 A program of its own (`python interpreted.py OUT`), because TRITON_INTERPRET is read when a kernel's module is imported
 and would follow every other test of the process.
@@ -29,13 +29,13 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from ostlight_kernels import Packing, head_kernels, small_step_kernels
+from ostlight_kernels.head_launcher import KernelHeadStep
 from ostlight_kernels.head_problem import HeadProblem
 from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import HeadTiles, ProductTiles, Tiles
 
 # Modules, not the functions of the same name that the package exports.
 grad_dots = importlib.import_module("ostlight_kernels.grad_dots")
-one_step_head = importlib.import_module("ostlight_kernels.one_step_head")
 head_launcher = importlib.import_module("ostlight_kernels.head_launcher")
 small_steps = importlib.import_module("ostlight_kernels.small_steps")
 
@@ -45,7 +45,7 @@ PRODUCT_TILES = ProductTiles(rows=16, columns=32, depth=32, warps=4, stages=2)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def mend_bf16() -> None:
+def fix_bf16() -> None:
     """The interpreter keeps bf16 as uint16, multiplies the bits as they are, and truncates where a GPU rounds."""
 
     def values(handle: Any) -> np.ndarray:
@@ -79,50 +79,50 @@ def poison() -> None:
     torch.empty = empty  # type: ignore[assignment]
 
 
-def in_its_dtype(a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | None, samples: int) -> Tensor:
+def in_its_dtype(a: Tensor, b: Tensor, vectors: Tensor, segments: Tensor | None, samples: int) -> Tensor:
     """Form, round to the dtype, dot: what `torch.bmm` and a product give, with fp32 accumulation."""
     rows = []
     for i in range(samples):
         tokens = (a[i], b[i]) if segments is None else (a[segments == i], b[segments == i])
         rows.append((tokens[1].float().T @ tokens[0].float()).to(a.dtype).float().flatten())
-    return torch.stack(rows) @ targets.float().flatten(1).T if rows else torch.zeros(0, len(targets))
+    return torch.stack(rows) @ vectors.float().flatten(1).T if rows else torch.zeros(0, len(vectors))
 
 
 LAYOUTS = {
     "ragged": (17, 20, 18, 33, 17),
     "one token": (3, 1, 20, 17, 2),
-    "one target": (2, 7, 16, 32, 1),
+    "one vector": (2, 7, 16, 32, 1),
     "one of everything": (1, 1, 1, 1, 1),
     "no sample": (0, 4, 3, 2, 2),
     "no token": (2, 0, 3, 2, 2),
-    "many targets": (2, 5, 9, 8, 129),
+    "many vectors": (2, 5, 9, 8, 129),
 }
 
 
 def dots_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     segments = None
     if name == "segments":
-        a, b, targets = test_grad_dots.layer(3, 6, 21, 19, 3, dtype)
+        a, b, vectors = test_grad_dots.layer(3, 6, 21, 19, 3, dtype)
         segments = test_grad_dots.SEGMENTS
         a[segments == -1] = float("nan")
     elif name == "strided":
-        a, b, targets = test_grad_dots.layer(4, 6, 10, 8, 3, dtype)
+        a, b, vectors = test_grad_dots.layer(4, 6, 10, 8, 3, dtype)
         a = torch.empty(10, 6, 8, dtype=dtype).permute(2, 1, 0)[::2].copy_(a)
         b = b.transpose(0, 1).contiguous().transpose(0, 1)
-        targets = targets.mT.contiguous().mT
+        vectors = vectors.mT.contiguous().mT
     elif name == "small workspace":
-        a, b, targets = test_grad_dots.layer(17, 3, 33, 15, 3, dtype)
+        a, b, vectors = test_grad_dots.layer(17, 3, 33, 15, 3, dtype)
     else:
-        a, b, targets = test_grad_dots.layer(*LAYOUTS[name], dtype)
+        a, b, vectors = test_grad_dots.layer(*LAYOUTS[name], dtype)
     samples = len(a) if segments is None else 6
     packing = None if segments is None else Packing.of(segments, samples)
     small = 1024 if name == "small workspace" else 2**20
     with patch.multiple(grad_dots, WORKSPACE_BYTES=small, PARTIAL_BYTES=small):
-        got = grad_dots.launch(a, b, targets, packing, allow_tf32=False, tiles=TILES)
+        got = grad_dots.launch(a, b, vectors, packing, allow_tf32=False, tiles=TILES)
     return {
         "got": got,
-        "plain": in_its_dtype(a, b, targets, segments, samples),
-        "truth": test_grad_dots.oracle(a, b, targets, segments, samples),
+        "plain": in_its_dtype(a, b, vectors, segments, samples),
+        "truth": test_grad_dots.oracle(a, b, vectors, segments, samples),
     }
 
 
@@ -155,23 +155,23 @@ def series_case(function: Any, below: float, truth: Callable[[Tensor], Tensor]) 
     return {"got": mapped(x, function), "truth": truth(x.double())}
 
 
-def bend(x: Tensor) -> Tensor:
+def curvature(x: Tensor) -> Tensor:
     """In float64, by its series where it would cancel."""
     return torch.where(x.abs() < 1e-3, x**2 / 2 - x**3 / 6 + x**4 / 24, torch.expm1(-x) + x)
 
 
 def tf32_case(dtype: torch.dtype) -> dict[str, Tensor]:
     """A single token, so that each gradient is exact before it is rounded and only the last sum is not."""
-    a, b, targets = test_grad_dots.layer(3, 1, 24, 20, 5, dtype)
-    got = grad_dots.launch(a, b, targets, None, allow_tf32=True, tiles=TILES)
+    a, b, vectors = test_grad_dots.layer(3, 1, 24, 20, 5, dtype)
+    got = grad_dots.launch(a, b, vectors, None, allow_tf32=True, tiles=TILES)
     gradients = nearest_tf32(nearest_tf32(b).mT @ nearest_tf32(a)).flatten(1)
-    flat = nearest_tf32(targets).flatten(1).T
+    flat = nearest_tf32(vectors).flatten(1).T
     return {"got": got, "nearest": gradients @ flat, "sums": gradients.abs() @ flat.abs()}
 
 
 HEADS: dict[str, dict[str, Any]] = {
     "small step": {"eta": 1e-5, "n": 2, "s": 12, "d": 20, "v": 50},
-    "many words": {"eta": 0.02, "n": 2, "s": 12, "d": 20, "v": 700, "sharpness": 3.0},
+    "many tokens": {"eta": 0.02, "n": 2, "s": 12, "d": 20, "v": 700, "sharpness": 3.0},
     "large step": {"eta": 30.0, "n": 2, "s": 12, "d": 20, "v": 50},
     "no bias": {"eta": 0.5, "bias": False},
     "long answers": {"eta": 0.5, "n": 2, "t": 40, "v": 40},
@@ -182,7 +182,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-BARRED = {"padded vocabulary": slice(64, None), "first words ruled out": slice(0, 64)}
+BARRED = {"padded vocabulary": slice(64, None), "first tokens ruled out": slice(0, 64)}
 
 
 def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -200,20 +200,19 @@ def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     keys = ("h", "labels", "anchor_h", "anchor_labels", "eta")
     problem = HeadProblem.of(*(case[k] for k in keys), None)
     small = 1024 if name == "small slices" else 2**20
-    # One program has all tiles in its turn, a whole one without a possible word among them.
+    # One program has all tiles in its turn, a whole one without a possible token among them.
     programs = 1 if name in BARRED else head_launcher.PROGRAMS
     found = {}
-    for way, largest in (("got", small_steps.LARGEST_CHANGE), ("by every word", 0.0)):
+    for way, largest in (("got", small_steps.LARGEST_CHANGE), ("full vocabulary", 0.0)):
         with (
-            patch.multiple(one_step_head, SLICE_BYTES=small, STEPS_BYTES=small, NARROWEST=32),
-            patch.object(head_launcher, "PROGRAMS", programs),
+            patch.multiple(head_launcher, SLICE_BYTES=small, STEPS_BYTES=small, NARROWEST=32, PROGRAMS=programs),
             patch.object(small_steps, "LARGEST_CHANGE", largest),
-            patch.object(one_step_head, "loss_falls", wraps=small_steps.loss_falls) as of_small_steps,
-            patch.object(one_step_head, "combined", wraps=head_launcher.combined) as of_every_word,
+            patch.object(small_steps, "loss_decrease", wraps=small_steps.loss_decrease) as of_small_steps,
+            patch.object(head_launcher, "combined", wraps=head_launcher.combined) as of_full_vocabulary,
         ):
-            head = (case["weight"], case["bias"])
-            found[way] = one_step_head.launch(problem, *head, HEAD_TILES, PRODUCT_TILES, PRODUCT_TILES)
-        found[f"{way}: ways"] = torch.tensor([of_small_steps.called, of_every_word.called])
+            step = KernelHeadStep(problem, case["weight"], case["bias"], HEAD_TILES, PRODUCT_TILES)
+            found[way] = step.utilities()
+        found[f"{way}: ways"] = torch.tensor([of_small_steps.called, of_full_vocabulary.called])
     return found | {
         "truth": test_one_step_head.oracle(case),
         "sums": rounded_sums(case),
@@ -223,13 +222,13 @@ def head_case(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
 def rounded_sums(case: dict[str, Any]) -> Tensor:
     """``[N]`` what roundings of a step and of a softmax error scale with: ``sum_t |step| |error|``, before it cancels.
 
-    At the label and at the word where it is largest, averaged over the anchor tokens.
+    At the label and at the token where it is largest, averaged over the anchor positions.
     """
     exact = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in case.items()}
     problem = HeadProblem.of(*(exact[k] for k in ("h", "labels", "anchor_h", "anchor_labels", "eta")), None)
     bias = 0.0 if exact["bias"] is None else exact["bias"]
-    words = torch.arange(len(exact["weight"]))
-    errors = torch.softmax(problem.x @ exact["weight"].T + bias, -1) - (problem.y[:, :, None] == words).double()
+    tokens = torch.arange(len(exact["weight"]))
+    errors = torch.softmax(problem.x @ exact["weight"].T + bias, -1) - (problem.y[:, :, None] == tokens).double()
     errors[problem.y < 0] = 0.0
     steps = (problem.anchor_x @ problem.x.mT + (exact["bias"] is not None)) * problem.scale[:, None, None]
     sums = steps.abs() @ errors.abs()
@@ -243,11 +242,11 @@ HEAD_CASES = [*HEADS, *BARRED, "no answer", "small slices", "strided"]
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    mend_bf16()
+    fix_bf16()
     poison()
     found = {("rounded_to_tf32", "awkward", "fp32"): rounding_case()}
     found["series", "expm1", "fp32"] = series_case(head_kernels.expm1_of_small, 1 / 2, torch.expm1)
-    found["series", "bend", "fp32"] = series_case(small_step_kernels.bend_of, 1.0, bend)
+    found["series", "curvature", "fp32"] = series_case(small_step_kernels.curvature_of, 1.0, curvature)
     found |= {("grad_dots", "tf32", short): tf32_case(DTYPES[short]) for short in ("fp16", "fp32")}
     for short, dtype in DTYPES.items():
         found |= {("grad_dots", name, short): dots_case(name, dtype) for name in DOTS_CASES}

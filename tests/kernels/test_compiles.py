@@ -1,7 +1,7 @@
 """Every configuration of the tables, compiled ahead of time: it builds, fits shared memory, and does not spill.
 
-That is for sizes divisible by 16. Others load element by element, for which registers do not suffice: there the default
-of each table, and what small layers take, build, fit, and spill no more than a bound.
+That is for sizes divisible by 16. Others load element by element, for which registers do not suffice: they build, fit,
+and spill no more than a bound.
 """
 
 from __future__ import annotations
@@ -18,16 +18,7 @@ import pytest
 import torch
 
 from ostlight_kernels import head_kernels, small_step_kernels
-from ostlight_kernels.tiles import (
-    SHARED_BYTES,
-    HeadTiles,
-    ProductTiles,
-    Tiles,
-    head_table,
-    logits_table,
-    slopes_table,
-    table,
-)
+from ostlight_kernels.tiles import SHARED_BYTES, HeadTiles, ProductTiles, Tiles, head_tiles, product_tiles, table
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -104,16 +95,16 @@ def dots_build(
     dtype: str,
     tiles: Tiles,
     packed: bool,
-    targets: int,
+    vectors: int,
     folder: Path,
     sizes: Sizes = "by 16",
     allow_tf32: bool = False,
 ) -> Built:
     kept = {v: k for k, v in DTYPES.items()}[grad_dots.tile_dtype(DTYPES[dtype])]
-    types = dict.fromkeys(("p_a", "p_b", "p_targets"), f"*{dtype}")
+    types = dict.fromkeys(("p_a", "p_b", "p_vectors"), f"*{dtype}")
     types |= dict.fromkeys(("p_order", "p_starts"), "*i64" if packed else f"*{dtype}")
     types |= {"p_tiles": f"*{kept}", "p_arrived": "*i32", "p_partial": "*fp32"}
-    constants = grad_dots.meta(tiles, DTYPES[dtype], targets, packed, allow_tf32)
+    constants = grad_dots.meta(tiles, DTYPES[dtype], vectors, packed, allow_tf32)
     return build(grad_dots._grad_dots_kernel, capability, constants, types, folder, tiles.warps, sizes)
 
 
@@ -126,24 +117,24 @@ def one_step_build(
     dtype: str,
     tiles: HeadTiles | ProductTiles,
     folder: Path,
-    tokens: int = 64,
+    positions: int = 64,
     sizes: Sizes = "by 16",
     bias: bool = True,
 ) -> Built:
-    """A kernel of `one_step_head`, for candidates of so many tokens."""
+    """A kernel of `one_step_head`, for candidates of so many answer positions."""
     kernel = getattr(head_kernels, name, None) or getattr(small_step_kernels, name)
-    head_tiles = tiles if isinstance(tiles, HeadTiles) else head_table(DTYPES[dtype], capability)[0]
-    t, block_t = head_launcher.padded_tokens(tokens, head_tiles), head_launcher.token_block(tokens, head_tiles)
+    of_head = tiles if isinstance(tiles, HeadTiles) else head_tiles(DTYPES[dtype], capability)
+    t, block_t = head_launcher.padded_positions(positions, of_head), head_launcher.position_block(positions, of_head)
     constants = {"SCALE": head_launcher.PROBABILITY_SCALE, "BLOCK_T": block_t}
-    if name == "slopes_kernel":
-        constants |= head_launcher.slopes_meta(tiles) | {"BLOCK_R": tiles.columns}
+    if name == "first_order_kernel":
+        constants |= head_launcher.first_order_meta(tiles) | {"BLOCK_R": tiles.columns}
     elif isinstance(tiles, ProductTiles):
         constants |= head_launcher.logits_meta(tiles, bias)
     else:
         constants |= head_launcher.head_meta(tiles, bias) | {"BLOCK_S": tiles.block_s, "BLOCK_V": tiles.block_v}
-    constants |= {"T": t} if name in ("loss_change_kernel", "bends_kernel") else {}
+    constants |= {"T": t} if name in ("loss_change_kernel", "curvature_kernel") else {}
     types = {name: "*fp32" for name in kernel.arg_names if name.startswith("p_")}
-    types |= dict.fromkeys(("p_y", "p_anchor_y", "p_words"), "*i64")
+    types |= dict.fromkeys(("p_y", "p_anchor_y", "p_tokens"), "*i64")
     types |= dict.fromkeys((f"p_{name}" for name in IN_DTYPE), f"*{dtype}")
     constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
     return build(kernel, capability, constants, types, folder, tiles.warps, sizes)
@@ -156,22 +147,21 @@ EVERY_DOTS = [
     for tiles in table(DTYPES[dtype], capability)
 ]
 ONE_STEP = {
-    "log_sum_exp_kernel": logits_table,
-    "errors_kernel": logits_table,
-    "probabilities_kernel": logits_table,
-    "slopes_kernel": slopes_table,
-    "steps_kernel": head_table,
-    "bends_kernel": head_table,
-    "loss_change_kernel": head_table,
+    "log_sum_exp_kernel": product_tiles,
+    "errors_kernel": product_tiles,
+    "probabilities_kernel": product_tiles,
+    "first_order_kernel": product_tiles,
+    "steps_kernel": head_tiles,
+    "curvature_kernel": head_tiles,
+    "loss_change_kernel": head_tiles,
 }
-"""The kernels of `one_step_head` and the tables of their tiles."""
+"""The kernels of `one_step_head` and their tiles."""
 
 EVERY_ONE_STEP = [
-    pytest.param(name, capability, dtype, tiles, id=f"{name} sm_{capability} {dtype} {tiles}")
-    for name, rows in ONE_STEP.items()
+    pytest.param(name, capability, dtype, tiles_of(DTYPES[dtype], capability), id=f"{name} sm_{capability} {dtype}")
+    for name, tiles_of in ONE_STEP.items()
     for capability in CAPABILITIES
     for dtype in DTYPES
-    for tiles in rows(DTYPES[dtype], capability)
 ]
 
 
@@ -191,7 +181,7 @@ def test_tf32_products_of_grad_dots(capability: int, dtype: str, tmp_path: Path)
     assert ".tf32.tf32.f32" in built.ptx
 
 
-def test_a_tile_is_stored_before_its_arrival_is_told(tmp_path: Path) -> None:
+def test_a_tile_is_stored_before_its_arrival_is_counted(tmp_path: Path) -> None:
     """What the last program reads must be there: stores, a barrier of the program, then an acquire-release add."""
     ptx = dots_build(90, "bf16", table(torch.bfloat16, 90)[0], False, 17, tmp_path).ptx
     arrival = ptx.index("atom.global.gpu.acq_rel.add")
@@ -206,15 +196,15 @@ def test_sizes_of_one(tmp_path: Path) -> None:
     tiles = table(torch.bfloat16, 90)[0].fitted(1, 1)
     for packed in (False, True):
         assert dots_build(90, "bf16", tiles, packed, 1, tmp_path, sizes="one").registers > 0
-    for name, rows in ONE_STEP.items():
-        default = rows(torch.bfloat16, 90)[0]
-        assert one_step_build(name, 90, "bf16", default, tmp_path, tokens=1, sizes="one").registers > 0
+    for name, tiles_of in ONE_STEP.items():
+        built = one_step_build(name, 90, "bf16", tiles_of(torch.bfloat16, 90), tmp_path, positions=1, sizes="one")
+        assert built.registers > 0
 
 
-@pytest.mark.parametrize("name", ["slopes_kernel", "loss_change_kernel"])
+@pytest.mark.parametrize("name", ["first_order_kernel", "loss_change_kernel"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_default_of_one_step_head(capability: int, name: str, tmp_path: Path) -> None:
-    tiles = ONE_STEP[name](torch.bfloat16, capability)[0]
+def test_the_tiles_of_one_step_head(capability: int, name: str, tmp_path: Path) -> None:
+    tiles = ONE_STEP[name](torch.bfloat16, capability)
     assert_fits(one_step_build(name, capability, "bf16", tiles, tmp_path), capability, torch.bfloat16)
 
 
@@ -226,18 +216,14 @@ def test_any_size_of_grad_dots(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_size_with_all_that_is_taken(capability: int, dtype: str, tmp_path: Path) -> None:
-    rows = table(DTYPES[dtype], capability)
-    taken = [tiles for tiles in rows if tiles == rows[0] or tiles.block_o * tiles.block_i < 128 * 128]
+def test_every_configuration_at_any_size(capability: int, dtype: str, tmp_path: Path) -> None:
     built = [
         dots_build(capability, dtype, tiles, packed, 17, tmp_path, sizes="any")
-        for tiles, packed in product(taken, (False, True))
+        for tiles, packed in product(table(DTYPES[dtype], capability), (False, True))
     ]
-    for name, rows in ONE_STEP.items():
-        default = rows(DTYPES[dtype], capability)[0]
-        built += [
-            one_step_build(name, capability, dtype, default, tmp_path, tokens, sizes="any") for tokens in (1, 64, 150)
-        ]
+    for name, tiles_of in ONE_STEP.items():
+        tiles = tiles_of(DTYPES[dtype], capability)
+        built += [one_step_build(name, capability, dtype, tiles, tmp_path, t, sizes="any") for t in (1, 64, 150)]
     for one in built:
         assert_fits(one, capability, DTYPES[dtype], sizes="any")
 
@@ -246,8 +232,8 @@ def test_any_size_with_all_that_is_taken(capability: int, dtype: str, tmp_path: 
 @pytest.mark.parametrize(("capability", "dtype", "tiles"), EVERY_DOTS)
 def test_every_configuration_of_grad_dots(capability: int, dtype: str, tiles: Tiles, tmp_path: Path) -> None:
     roundings = (False, True) if dtype == "fp32" else (False,)
-    for packed, targets, allow_tf32 in product((False, True), (1, 17), roundings):
-        built = dots_build(capability, dtype, tiles, packed, targets, tmp_path, allow_tf32=allow_tf32)
+    for packed, vectors, allow_tf32 in product((False, True), (1, 17), roundings):
+        built = dots_build(capability, dtype, tiles, packed, vectors, tmp_path, allow_tf32=allow_tf32)
         assert_fits(built, capability, DTYPES[dtype])
 
 
@@ -256,6 +242,6 @@ def test_every_configuration_of_grad_dots(capability: int, dtype: str, tiles: Ti
 def test_every_configuration_of_one_step_head(
     name: str, capability: int, dtype: str, tiles: HeadTiles | ProductTiles, tmp_path: Path
 ) -> None:
-    for tokens, bias in ((1, True), (64, True), (64, False), (150, True)):
-        built = one_step_build(name, capability, dtype, tiles, tmp_path, tokens, bias=bias)
+    for positions, bias in ((1, True), (64, True), (64, False), (150, True)):
+        built = one_step_build(name, capability, dtype, tiles, tmp_path, positions, bias=bias)
         assert_fits(built, capability, DTYPES[dtype])

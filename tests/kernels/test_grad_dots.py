@@ -14,19 +14,19 @@ from ostlight_kernels import Packing, grad_dots, reference
 from ostlight_kernels.tiles import table
 
 
-def oracle(a: Tensor, b: Tensor, targets: Tensor, segments: Tensor | None = None, samples: int | None = None) -> Tensor:
-    """One sample and one target at a time, float64."""
+def oracle(a: Tensor, b: Tensor, vectors: Tensor, segments: Tensor | None = None, samples: int | None = None) -> Tensor:
+    """One sample and one vector at a time, float64."""
     n = a.shape[0] if segments is None else samples
     assert n is not None
-    dots = torch.zeros(n, targets.shape[0], dtype=torch.float64)
+    dots = torch.zeros(n, vectors.shape[0], dtype=torch.float64)
     for i in range(n):
         if segments is None:
             tokens_a, tokens_b = a[i], b[i]
         else:
             tokens_a, tokens_b = a[segments == i], b[segments == i]
         gradient = tokens_b.double().T @ tokens_a.double()
-        for m, target in enumerate(targets.double()):
-            dots[i, m] = (gradient * target).sum()
+        for m, vector in enumerate(vectors.double()):
+            dots[i, m] = (gradient * vector).sum()
     return dots
 
 
@@ -41,66 +41,66 @@ LAYOUTS = [(3, 7, 5, 11, 4), (1, 1, 1, 1, 1), (5, 1, 33, 17, 1), (19, 6, 8, 3, 1
 
 @pytest.mark.parametrize("shape", LAYOUTS)
 def test_float64_is_exact(shape: tuple[int, ...]) -> None:
-    a, b, targets = layer(*shape)
-    dots = grad_dots(a, b, targets)
+    a, b, vectors = layer(*shape)
+    dots = grad_dots(a, b, vectors)
     assert dots.dtype == torch.float64
-    torch.testing.assert_close(dots, oracle(a, b, targets), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dots, oracle(a, b, vectors), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_accumulates_in_fp32(dtype: torch.dtype) -> None:
-    a, b, targets = layer(4, 50, 24, 40, 3, dtype)
-    dots = grad_dots(a, b, targets)
+    a, b, vectors = layer(4, 50, 24, 40, 3, dtype)
+    dots = grad_dots(a, b, vectors)
     assert dots.dtype == torch.float32
-    scale = (a.double().norm() * b.double().norm() * targets.double().norm()).item()
-    assert (dots - oracle(a, b, targets)).abs().max().item() < 1e-7 * scale
+    scale = (a.double().norm() * b.double().norm() * vectors.double().norm()).item()
+    assert (dots - oracle(a, b, vectors)).abs().max().item() < 1e-7 * scale
 
 
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b, targets = layer(20, 5, 6, 9, 3)
+    a, b, vectors = layer(20, 5, 6, 9, 3)
     monkeypatch.setattr(reference, "GRADIENT_BYTES", 4 * 6 * 8 * 16)
-    torch.testing.assert_close(grad_dots(a, b, targets), oracle(a, b, targets), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grad_dots(a, b, vectors), oracle(a, b, vectors), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("targets", [5, 129, 700])
-def test_memory_is_bounded_whatever_the_number_of_targets(targets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("vectors", [5, 129, 700])
+def test_memory_is_bounded_whatever_the_number_of_vectors(vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = 2**16
     monkeypatch.setattr(reference, "GRADIENT_BYTES", bound)
-    a, b, few = layer(20, 2, 40, 60, targets, torch.bfloat16)
-    results = 2 * 4 * 20 * targets
-    # Gradients, targets, each once more on its way into the product, and the inputs of a block.
+    a, b, few = layer(20, 2, 40, 60, vectors, torch.bfloat16)
+    results = 2 * 4 * 20 * vectors
+    # Gradients, vectors, each once more on its way into the product, and the inputs of a block.
     assert peak_bytes(lambda: grad_dots(a, b, few), "cpu", [a, b, few]) <= 4 * bound + 2 * results + 2**15
     torch.testing.assert_close(grad_dots(a, b, few).double(), oracle(a, b, few), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("samples", [1, 100, 10_000_000])
-@pytest.mark.parametrize("targets", [1, 17, 400])
+@pytest.mark.parametrize("vectors", [1, 17, 400])
 @pytest.mark.parametrize("sides", [(8, 8), (16, 4096), (4096, 14336)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_workspace_is_bounded(samples: int, targets: int, sides: tuple[int, int], dtype: torch.dtype) -> None:
+def test_the_workspace_is_bounded(samples: int, vectors: int, sides: tuple[int, int], dtype: torch.dtype) -> None:
     module = import_module("ostlight_kernels.grad_dots")
     for plain in table(dtype, 90):
         tiles = plain.fitted(*sides)
         places = -(-sides[0] // tiles.block_o) * -(-sides[1] // tiles.block_i)
         itemsize = module.tile_dtype(dtype).itemsize
-        chunk, at_once = module.blocks(samples, places, targets, tiles, itemsize)
+        chunk, at_once = module.blocks(samples, places, vectors, tiles, itemsize)
         assert 1 <= chunk <= samples
         assert chunk * at_once * tiles.block_o * tiles.block_i * itemsize <= module.WORKSPACE_BYTES
-        assert 4 * places * chunk * targets <= max(module.PARTIAL_BYTES, 4 * places * tiles.samples * targets)
+        assert 4 * places * chunk * vectors <= max(module.PARTIAL_BYTES, 4 * places * tiles.samples * vectors)
 
 
 def test_any_strides() -> None:
-    a, b, targets = layer(4, 6, 10, 8, 3)
+    a, b, vectors = layer(4, 6, 10, 8, 3)
     a_strided = torch.empty(10, 6, 8, dtype=a.dtype).permute(2, 1, 0)[::2].copy_(a)
     b_strided = b.transpose(0, 1).contiguous().transpose(0, 1)
-    targets_strided = targets.mT.contiguous().mT
-    torch.testing.assert_close(grad_dots(a_strided, b_strided, targets_strided), oracle(a, b, targets))
+    vectors_strided = vectors.mT.contiguous().mT
+    torch.testing.assert_close(grad_dots(a_strided, b_strided, vectors_strided), oracle(a, b, vectors))
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
-    a, b, targets = layer(21, 9, 12, 7, 5)
-    alone = torch.cat([grad_dots(a[i : i + 1], b[i : i + 1], targets) for i in range(21)])
-    torch.testing.assert_close(grad_dots(a, b, targets), alone, rtol=1e-12, atol=1e-12)
+    a, b, vectors = layer(21, 9, 12, 7, 5)
+    alone = torch.cat([grad_dots(a[i : i + 1], b[i : i + 1], vectors) for i in range(21)])
+    torch.testing.assert_close(grad_dots(a, b, vectors), alone, rtol=1e-12, atol=1e-12)
 
 
 # Sample 1 spans two rows, sample 2 has no token, sample 4 is scattered between the others.
@@ -108,39 +108,39 @@ SEGMENTS = torch.tensor([[0, 0, 1, 1, 1, -1], [1, 4, 3, 4, 3, -1], [-1, -1, -1, 
 
 
 def test_segments_gather_a_sample_from_anywhere() -> None:
-    a, b, targets = layer(3, 6, 5, 4, 3)
-    dots = grad_dots(a, b, targets, SEGMENTS, num_samples=6)
-    torch.testing.assert_close(dots, oracle(a, b, targets, SEGMENTS, 6), rtol=1e-12, atol=1e-12)
+    a, b, vectors = layer(3, 6, 5, 4, 3)
+    dots = grad_dots(a, b, vectors, SEGMENTS, num_samples=6)
+    torch.testing.assert_close(dots, oracle(a, b, vectors, SEGMENTS, 6), rtol=1e-12, atol=1e-12)
     assert dots[2].eq(0).all()
     assert dots[5].eq(0).all()
 
 
 def test_padding_belongs_to_nobody() -> None:
-    a, b, targets = layer(3, 6, 5, 4, 3)
-    before = grad_dots(a, b, targets, SEGMENTS, num_samples=6)
+    a, b, vectors = layer(3, 6, 5, 4, 3)
+    before = grad_dots(a, b, vectors, SEGMENTS, num_samples=6)
     a[SEGMENTS == -1] = float("nan")
     b[SEGMENTS == -1] = float("inf")
-    assert grad_dots(a, b, targets, SEGMENTS, num_samples=6).equal(before)
+    assert grad_dots(a, b, vectors, SEGMENTS, num_samples=6).equal(before)
 
 
 def test_a_packing_is_made_once_for_all_layers() -> None:
     packing = Packing.of(SEGMENTS.int(), 6)
     assert packing.lengths == (2, 4, 0, 2, 3, 0)
     for width in (3, 8):
-        a, b, targets = layer(3, 6, width, 4, 3)
-        assert grad_dots(a, b, targets, packing).equal(grad_dots(a, b, targets, SEGMENTS, num_samples=6))
+        a, b, vectors = layer(3, 6, width, 4, 3)
+        assert grad_dots(a, b, vectors, packing).equal(grad_dots(a, b, vectors, SEGMENTS, num_samples=6))
 
 
 def test_only_padding() -> None:
-    a, b, targets = layer(2, 3, 4, 5, 2)
+    a, b, vectors = layer(2, 3, 4, 5, 2)
     nobody = torch.full((2, 3), -1)
-    assert grad_dots(a, b, targets, nobody, num_samples=3).equal(torch.zeros(3, 2, dtype=torch.float64))
-    assert grad_dots(a, b, targets, nobody, num_samples=0).shape == (0, 2)
+    assert grad_dots(a, b, vectors, nobody, num_samples=3).equal(torch.zeros(3, 2, dtype=torch.float64))
+    assert grad_dots(a, b, vectors, nobody, num_samples=0).shape == (0, 2)
 
 
 def test_no_gradient_flows() -> None:
-    a, b, targets = layer(2, 3, 4, 5, 2)
-    assert not grad_dots(a.requires_grad_(), b, targets).requires_grad
+    a, b, vectors = layer(2, 3, 4, 5, 2)
+    assert not grad_dots(a.requires_grad_(), b, vectors).requires_grad
 
 
 BAD = {
@@ -153,10 +153,10 @@ BAD = {
     "a: got device meta": lambda a, b, q: grad_dots(a.to("meta"), b.to("meta"), q.to("meta")),
     "a: got a list, takes a tensor": lambda a, b, q: grad_dots(a.tolist(), b, q),
     "b: got a ndarray, takes a tensor": lambda a, b, q: grad_dots(a, b.numpy(), q),
-    "targets: got a NoneType": lambda a, b, q: grad_dots(a, b, None),
-    "targets: got M=0": lambda a, b, q: grad_dots(a, b, q[:0]),
-    "targets: got shape (2, 4, 5), takes [M, D_out, D_in] with D_out=5": lambda a, b, q: grad_dots(a, b, q.mT),
-    "targets: got dtype torch.float32": lambda a, b, q: grad_dots(a, b, q.float()),
+    "vectors: got a NoneType": lambda a, b, q: grad_dots(a, b, None),
+    "vectors: got M=0": lambda a, b, q: grad_dots(a, b, q[:0]),
+    "vectors: got shape (2, 4, 5), takes [M, D_out, D_in] with D_out=5": lambda a, b, q: grad_dots(a, b, q.mT),
+    "vectors: got dtype torch.float32": lambda a, b, q: grad_dots(a, b, q.float()),
     "num_samples: got 3": lambda a, b, q: grad_dots(a, b, q, num_samples=3),
     "num_samples: got None": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long()),
     "num_samples: got -1": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long(), -1),
@@ -179,9 +179,9 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_by_name(message: str) -> None:
-    a, b, targets = layer(2, 3, 4, 5, 2)
+    a, b, vectors = layer(2, 3, 4, 5, 2)
     with pytest.raises(ValueError) as rejection:  # noqa: PT011  the message is what is asserted
-        BAD[message](a, b, targets)
+        BAD[message](a, b, vectors)
     assert str(rejection.value).startswith(message)
 
 
@@ -213,9 +213,9 @@ MISFITS: dict[str, dict[str, Any]] = {
 
 
 def test_a_packing_can_be_made_by_hand() -> None:
-    a, b, targets = layer(2, 3, 4, 5, 2)
-    expected = grad_dots(a, b, targets, torch.tensor([[0, 0, -1], [-1, -1, 1]]), num_samples=2)
-    assert grad_dots(a, b, targets, Packing(**PARTS)).equal(expected)
+    a, b, vectors = layer(2, 3, 4, 5, 2)
+    expected = grad_dots(a, b, vectors, torch.tensor([[0, 0, -1], [-1, -1, 1]]), num_samples=2)
+    assert grad_dots(a, b, vectors, Packing(**PARTS)).equal(expected)
 
 
 @pytest.mark.parametrize("message", MISFITS)

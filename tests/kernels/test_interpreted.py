@@ -19,18 +19,18 @@ HALF_UNIT = {"bf16": 2.0**-9, "fp16": 2.0**-12, "fp32": 2.0**-24}
 DOTS_CASES = [
     "ragged",
     "one token",
-    "one target",
+    "one vector",
     "one of everything",
     "no sample",
     "no token",
-    "many targets",
+    "many vectors",
     "segments",
     "strided",
     "small workspace",
 ]
 HEAD_CASES = [
     "small step",
-    "many words",
+    "many tokens",
     "large step",
     "no bias",
     "long answers",
@@ -39,7 +39,7 @@ HEAD_CASES = [
     "one of everything",
     "no candidate",
     "padded vocabulary",
-    "first words ruled out",
+    "first tokens ruled out",
     "no answer",
     "small slices",
     "strided",
@@ -59,7 +59,7 @@ def test_every_case_is_looked_at(found: Found) -> None:
     expected = {("grad_dots", name, dtype) for name in DOTS_CASES for dtype in HALF_UNIT}
     expected |= {("one_step_head", name, dtype) for name in HEAD_CASES for dtype in HALF_UNIT}
     expected |= {("grad_dots", "tf32", "fp16"), ("grad_dots", "tf32", "fp32"), ("rounded_to_tf32", "awkward", "fp32")}
-    expected |= {("series", "expm1", "fp32"), ("series", "bend", "fp32")}
+    expected |= {("series", "expm1", "fp32"), ("series", "curvature", "fp32")}
     assert set(found) == expected
 
 
@@ -88,18 +88,18 @@ def test_what_meets_in_tf32_is_rounded_first(found: Found, dtype: str) -> None:
     assert (case["got"] - case["nearest"]).abs().le(3e-7 * case["sums"]).all()
 
 
-@pytest.mark.parametrize(("name", "error"), [("expm1", 1.3e-7), ("bend", 1e-6)])
+@pytest.mark.parametrize(("name", "error"), [("expm1", 1.3e-7), ("curvature", 1e-6)])
 def test_a_series_is_as_good_as_it_says(found: Found, name: str, error: float) -> None:
     case = found["series", name, "fp32"]
     torch.testing.assert_close(case["got"].double(), case["truth"], rtol=error, atol=0)
 
 
-SMALL_STEPS, EVERY_WORD = [True, False], [False, True]
+SMALL_STEPS, FULL_VOCABULARY = [True, False], [False, True]
 WAYS = {
     "small step": SMALL_STEPS,
-    "large step": EVERY_WORD,
-    "sure, huge step": EVERY_WORD,
-    "many words": SMALL_STEPS,
+    "large step": FULL_VOCABULARY,
+    "sure, huge step": FULL_VOCABULARY,
+    "many tokens": SMALL_STEPS,
     "small slices": SMALL_STEPS,
     "strided": SMALL_STEPS,
     "padded vocabulary": [True, True],
@@ -107,7 +107,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", ["got", "by every word"])
+@pytest.mark.parametrize("way", ["got", "full vocabulary"])
 @pytest.mark.parametrize("dtype", HALF_UNIT)
 @pytest.mark.parametrize("name", HEAD_CASES)
 def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: str, way: str) -> None:
@@ -122,7 +122,7 @@ def test_one_step_head_is_as_good_as_its_dtype(found: Found, name: str, dtype: s
         assert not got.isnan().any()
     error = (got - truth).abs().nan_to_num(0.0)
     assert error.le((2 * HALF_UNIT[dtype] + 1e-6) * case["sums"].nan_to_num(0.0)).all()
-    if way == "by every word" and name != "no candidate":
-        assert case["by every word: ways"].tolist() == EVERY_WORD
+    if way == "full vocabulary" and name != "no candidate":
+        assert case["full vocabulary: ways"].tolist() == FULL_VOCABULARY
     elif name in WAYS:
         assert case["got: ways"].tolist() == WAYS[name]

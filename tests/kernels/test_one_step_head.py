@@ -74,7 +74,7 @@ def head(
 
 
 def padded(barred: slice, eta: float = 0.1, dtype: torch.dtype = torch.float64) -> Inputs:
-    """Of 200 words some that a bias of -inf rules out, as where a vocabulary is padded; none of them is a label."""
+    """Of 200 tokens some that a bias of -inf rules out, as where a vocabulary is padded; none of them is a label."""
     case = head(n=3, v=200, eta=eta, dtype=dtype)
     allowed = torch.arange(200)
     allowed[barred] = -1
@@ -132,7 +132,7 @@ def test_labels_the_head_is_sure_of_or_never_expects(eta: float) -> None:
 
 @pytest.mark.parametrize("eta", [1e-3, 30.0])
 @pytest.mark.parametrize("barred", [slice(64, None), slice(0, 64)])
-def test_words_that_a_bias_rules_out(barred: slice, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_a_bias_rules_out(barred: slice, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     case = padded(barred, eta)
     monkeypatch.setattr(head_reference, "LOGITS_BYTES", 4096)
     torch.testing.assert_close(one_step_head(**case), oracle(case), rtol=1e-9, atol=1e-13)

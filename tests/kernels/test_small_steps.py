@@ -7,8 +7,8 @@ import torch
 from test_one_step_head import head, oracle
 from torch import Tensor
 
-from ostlight_kernels import head_reference, one_step_head, small_steps
-from ostlight_kernels.small_steps import LARGEST_CHANGE, loss_falls, may_be_small, strong_words
+from ostlight_kernels import one_step_head, small_steps
+from ostlight_kernels.small_steps import LARGEST_CHANGE, influential_tokens, loss_decrease, may_be_small
 
 
 def tokens_and_steps(v: int = 30, s: int = 6, t: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -22,7 +22,7 @@ def tokens_and_steps(v: int = 30, s: int = 6, t: int = 4) -> tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("size", [1e-9, 1e-3, 0.5])
 def test_nothing_is_left_out_of_the_algebra(size: float) -> None:
-    """However the step is, where the bend of every word is taken."""
+    """Whatever the step, where the curvature of the full vocabulary is taken."""
     p, y, errors, steps = tokens_and_steps()
     changes = size * steps @ errors
     rows = torch.arange(len(y))
@@ -30,59 +30,59 @@ def test_nothing_is_left_out_of_the_algebra(size: float) -> None:
     exact = -torch.log1p((p * torch.expm1(change[:, :, None] - changes)).sum(-1))
     other = p.clone()
     other[rows, y] = 0.0
-    bend = torch.where(changes.abs() < 1e-4, changes**2 / 2 - changes**3 / 6, torch.expm1(-changes) + changes)
-    found = loss_falls(change, other.sum(1), (other * changes).sum(-1), (other * bend).sum(-1))
+    curvature = torch.where(changes.abs() < 1e-4, changes**2 / 2 - changes**3 / 6, torch.expm1(-changes) + changes)
+    found = loss_decrease(change, other.sum(1), (other * changes).sum(-1), (other * curvature).sum(-1))
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-18)
 
 
 @pytest.mark.parametrize("eta", [0.005, 0.03])
 @pytest.mark.parametrize("remainder", [2.0**-7, 2.0**-11, 2.0**-20])
 def test_what_is_left_out_is_bounded(remainder: float, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many words some are left out, and the utility is off by less than the bound says, e times at most."""
+    """Of many tokens some are left out, and the utility is off by less than the bound says, e times at most."""
     seen = []
 
-    def spied(strength: Tensor, felt: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        words, right = strong_words(strength, felt, size)
+    def spied(squared_errors: Tensor, mean_p: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, right = influential_tokens(squared_errors, mean_p, size)
         assert right.all()
-        seen.append((words.shape[1], size))
-        return words, right
+        seen.append((tokens.shape[1], size))
+        return tokens, right
 
     monkeypatch.setattr(small_steps, "REMAINDER", remainder)
-    monkeypatch.setattr(head_reference, "strong_words", spied)
+    monkeypatch.setattr(small_steps, "influential_tokens", spied)
     case = head(n=6, t=3, anchors=20, s=5, d=24, v=900, eta=eta, dtype=torch.float32)
     off = (one_step_head(**case).double() - oracle(case)).abs()
-    ((words, size),) = seen
-    assert words < 900
+    ((tokens, size),) = seen
+    assert tokens < 900
     assert off.le(torch.e * remainder * size + 1e-6 * size).all()
 
 
-def test_a_stricter_bound_takes_more_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stricter_bound_takes_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(0)
-    strength = torch.rand(2, 2000, generator=g) ** 20
+    squared_errors = torch.rand(2, 2000, generator=g) ** 20
     counts = []
     for remainder in (1.0, 1e-3, 2e-4):
         monkeypatch.setattr(small_steps, "REMAINDER", remainder)
-        words, right = strong_words(strength, torch.full((2000,), 1 / 2000), torch.tensor([0.1, 0.05]))
+        tokens, right = influential_tokens(squared_errors, torch.full((2000,), 1 / 2000), torch.tensor([0.1, 0.05]))
         assert right.all()
-        assert words.sort(1).values.equal(words)
-        counts.append(int((words[0] >= 0).sum()))
+        assert tokens.sort(1).values.equal(tokens)
+        counts.append(int((tokens[0] >= 0).sum()))
     assert counts[0] == 0
     assert counts[0] < counts[1] < counts[2] < 2000
 
 
 def test_when_the_steps_are_not_small() -> None:
-    """A candidate whose step is large, that needs too many words, or that has no finite number."""
-    strength, felt = torch.full((4, 4000), 1e-3), torch.full((4000,), 1.0)
-    strength[2, 0] = float("nan")
-    _, right = strong_words(strength, felt, torch.tensor([1e-9, 1 / 0.03, 1e-9, float("inf")]))
+    """A candidate whose step is large, that needs too many tokens, or that has no finite number."""
+    squared_errors, mean_p = torch.full((4, 4000), 1e-3), torch.full((4000,), 1.0)
+    squared_errors[2, 0] = float("nan")
+    _, right = influential_tokens(squared_errors, mean_p, torch.tensor([1e-9, 1 / 0.03, 1e-9, float("inf")]))
     assert right.tolist() == [True, False, False, False]
-    words, right = strong_words(strength[:1], felt, torch.tensor([1.0]))
-    assert words.shape == (1, 500)
+    tokens, right = influential_tokens(squared_errors[:1], mean_p, torch.tensor([1.0]))
+    assert tokens.shape == (1, 500)
     assert not right.any()
 
 
 def test_a_step_known_to_be_large_is_large() -> None:
-    """What a candidate expects of its own labels never rules out a step that is small."""
+    """The errors at a candidate's own labels never rule out a step that is small."""
     case = head(n=40, t=5, d=8, v=30, dtype=torch.float32, sharpness=4.0)
     errors = torch.softmax(case["h"] @ case["weight"].T + case["bias"], -1)
     labels = case["labels"].clamp_min(0)[:, :, None]
@@ -98,7 +98,7 @@ def test_a_step_known_to_be_large_is_large() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_small_and_large_steps_in_one_call(dtype: torch.dtype) -> None:
-    """Each candidate gets what it gets alone, whichever way it goes."""
+    """Each candidate gets the same utility as alone."""
     case = head(n=12, t=4, s=9, d=16, v=300, eta=0.3, dtype=dtype)
     case["h"] = case["h"] * torch.logspace(-2, 1, 12)[:, None, None].to(dtype)
     together = one_step_head(**case)
@@ -109,8 +109,8 @@ def test_small_and_large_steps_in_one_call(dtype: torch.dtype) -> None:
         torch.testing.assert_close(alone[0], together[i], rtol=2e-5, atol=1e-7)
 
 
-def test_float64_looks_at_every_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_reference, "loss_falls", None)
+def test_float64_takes_the_full_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_steps, "loss_decrease", None)
     one_step_head(**head(eta=1e-6))
     with pytest.raises(TypeError):
         one_step_head(**head(eta=1e-6, dtype=torch.float32))

@@ -27,7 +27,7 @@ def sides(layer: Layer, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
     ],
 )
 def test_smaller_tiles_where_there_are_too_few(samples: int, d_out: int, d_in: int, expected: tuple[int, int]) -> None:
-    assert sides(Layer(samples, 512, d_out, d_in, targets=17)) == expected
+    assert sides(Layer(samples, 512, d_out, d_in, vectors=17)) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -14,7 +14,7 @@ from ostlight.influence.gradients.norms import Factor, Formed, Tokens, squared_n
 from ostlight.influence.gradients.rows import RowOwners
 from ostlight.influence.gradients.sink import ParameterValue
 from ostlight_kernels import Packing, explain_dispatch, grad_dots
-from ostlight_kernels.reference import grad_dots_and_squares
+from ostlight_kernels.reference import dots_and_squares
 
 GATHERED_ENTRIES = 1 << 22
 """Most entries of the vectors' rows gathered at once for an embedding table: few beside activations."""
@@ -83,7 +83,7 @@ class Products:
             given = (inputs, grad.to(inputs.dtype), matrices, self._packing(name, owners, inputs.shape[1]))
             if self._wants_norms and self._uses[name] == 1 and explain_dispatch(inputs).name == "reference":
                 # Forming the gradients is the price of both; once is enough.
-                dots, squares = grad_dots_and_squares(*given)
+                dots, squares = dots_and_squares(*given)
                 self._add(name, dots)
                 self.norms[name] = squares.double()
                 return

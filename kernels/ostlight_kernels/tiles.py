@@ -49,9 +49,6 @@ def _side(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-"""Most shared memory one program may have."""
-
 SIXTEEN_BIT = {
     80: (
         Tiles(block_o=128, block_i=128, block_t=32, block_k=256, warps=4, stages=3, dot_stages=3),

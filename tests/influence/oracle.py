@@ -25,7 +25,7 @@ def gradient(parameters: dict[str, nn.Parameter], loss: Callable[[], Tensor]) ->
     }
 
 
-def random_targets(parameters: dict[str, nn.Parameter], count: int, seed: int = 0) -> dict[str, Tensor]:
+def random_vectors(parameters: dict[str, nn.Parameter], count: int, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(count, *parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -33,9 +33,9 @@ def random_targets(parameters: dict[str, nn.Parameter], count: int, seed: int = 
     }
 
 
-def dots(grads: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+def dots(grads: dict[str, Tensor], vectors: dict[str, Tensor]) -> Tensor:
     """``[M]``"""
-    return sum((targets[name].flatten(1) @ grads[name].flatten() for name in grads), torch.zeros(()))
+    return sum((vectors[name].flatten(1) @ grads[name].flatten() for name in grads), torch.zeros(()))
 
 
 def squared_norm(grads: dict[str, Tensor]) -> Tensor:

@@ -137,7 +137,5 @@ class ExactHead:
 
 
 def _widened(tensor: Tensor, length: int, fill: float) -> Tensor:
-    missing = length - tensor.shape[1]
-    if not missing:
-        return tensor
-    return torch.cat([tensor, tensor.new_full((len(tensor), missing, *tensor.shape[2:]), fill)], dim=1)
+    behind = [0, 0] * (tensor.ndim - 2) + [0, length - tensor.shape[1]]
+    return F.pad(tensor, behind, value=fill)

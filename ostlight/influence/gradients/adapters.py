@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ostlight.influence.gradients.sink import GradientSink
+from ostlight.influence.gradients.products import Products
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Adapter:
     up: Tensor
     scaling: float
     names: tuple[str, str]
-    sink: GradientSink | None
+    sink: Products | None
 
     def merged(self) -> Tensor:
         return torch.addmm(self.weight, self.up, self.down, alpha=self.scaling)
@@ -62,7 +62,7 @@ class _Adapted(torch.autograd.Function):
 
 
 def fused_forwards(
-    model: nn.Module, names: Mapping[int, str], sink: GradientSink, root: Tensor, announce: Callable[[], bool]
+    model: nn.Module, names: Mapping[int, str], sink: Products, root: Tensor, announce: Callable[[], bool]
 ) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
     """The adapted layers that can be computed in one product, each with the forward that does so.
 
@@ -73,53 +73,52 @@ def fused_forwards(
         root: makes the results ask for a gradient.
         announce: whether a use is a new one (and not a recomputation under checkpointing).
     """
-    for layer, adapter in _plain_adapters(model, names, sink):
-        yield layer, _forward(adapter, sink, layer.forward, root, announce)
 
-
-@contextmanager
-def merged_forwards(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, without gradients, the adapted layers among the parameters take one product instead of three."""
-    fused = list(_plain_adapters(model, {id(parameter): name for name, parameter in parameters.items()}, None))
-    try:
-        for layer, adapter in fused:
-            layer.forward = _merged_forward(adapter, layer.forward)
-        yield
-    finally:
-        for layer, _ in fused:
-            del layer.forward
-
-
-def _merged_forward(adapter: Adapter, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if torch.is_grad_enabled() or _special(adapter, inputs, args, kwargs):
-            return original(inputs, *args, **kwargs)
-        return F.linear(inputs, adapter.merged(), adapter.bias)
-
-    return forward
-
-
-def _special(adapter: Adapter, inputs: Tensor, args: Any, kwargs: Any) -> bool:
-    return bool(args or kwargs) or inputs.dtype != adapter.weight.dtype or torch.is_autocast_enabled(inputs.device.type)
-
-
-def _forward(
-    adapter: Adapter, sink: GradientSink, original: Callable[..., Tensor], root: Tensor, announce: Callable[[], bool]
-) -> Callable[..., Tensor]:
-    def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not torch.is_grad_enabled() or _special(adapter, inputs, args, kwargs):
-            return original(inputs, *args, **kwargs)
+    def fused(adapter: Adapter, inputs: Tensor) -> Tensor:
         if announce():
             for name in adapter.names:
                 sink.expect(name)
         result: Tensor = _Adapted.apply(inputs, root, adapter)  # type: ignore[no-untyped-call, unused-ignore]
         return result
 
+    for layer, adapter in _plain_adapters(model, names, sink):
+        yield layer, _forward(adapter, layer.forward, fused, with_gradients=True)
+
+
+@contextmanager
+def merged_forwards(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, without gradients, the adapted layers among the parameters take one product instead of three."""
+
+    def merged(adapter: Adapter, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, adapter.merged(), adapter.bias)
+
+    layers = list(_plain_adapters(model, {id(parameter): name for name, parameter in parameters.items()}, None))
+    try:
+        for layer, adapter in layers:
+            layer.forward = _forward(adapter, layer.forward, merged, with_gradients=False)
+        yield
+    finally:
+        for layer, _ in layers:
+            del layer.forward
+
+
+def _forward(
+    adapter: Adapter,
+    original: Callable[..., Tensor],
+    in_one_product: Callable[[Adapter, Tensor], Tensor],
+    with_gradients: bool,
+) -> Callable[..., Tensor]:
+    def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        plain = not (args or kwargs) and inputs.dtype == adapter.weight.dtype
+        if plain and torch.is_grad_enabled() == with_gradients and not torch.is_autocast_enabled(inputs.device.type):
+            return in_one_product(adapter, inputs)
+        return original(inputs, *args, **kwargs)
+
     return forward
 
 
 def _plain_adapters(
-    model: nn.Module, names: Mapping[int, str], sink: GradientSink | None
+    model: nn.Module, names: Mapping[int, str], sink: Products | None
 ) -> Iterator[tuple[nn.Module, Adapter]]:
     peft = sys.modules.get("peft")
     if peft is None:
@@ -130,7 +129,7 @@ def _plain_adapters(
             yield layer, adapter
 
 
-def _plain_adapter(layer: Any, names: Mapping[int, str], sink: GradientSink | None) -> Adapter | None:
+def _plain_adapter(layer: Any, names: Mapping[int, str], sink: Products | None) -> Adapter | None:
     """``None`` for anything but one active, unmerged, vanilla adapter without dropout or hooks on a frozen linear."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     base = layer.base_layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,85 +95,63 @@ def _bound(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _linear(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     given = _bound(("input", "weight", "bias"), args, kwargs)
-    inputs, weight, bias = given["input"], given["weight"], given.get("bias")
-    if isinstance(inputs, TrackedTensor) or (isinstance(weight, TrackedTensor) and weight.alias is None):
-        raise tracker.unsupported(func, [one for one in (inputs, weight, bias) if isinstance(one, TrackedTensor)])
-    result = func(inputs, plain_of(weight), plain_of(bias))
-    use = MatrixUse(
-        tracker,
-        weight.alias if isinstance(weight, TrackedTensor) else None,
-        bias if isinstance(bias, TrackedTensor) else None,
-    )
-    # Under autocast the weight gradient is taken on the cast inputs; keeping those costs what training keeps.
-    return tracker.tap(result, use, *([inputs.to(result.dtype)] if use.weight else []))
+    return _matrix(tracker, func, given, supported=True, unfold=None)
 
 
 def _convolution(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given = _bound(names, args, kwargs)
-    inputs, weight, bias = given["input"], given["weight"], given.get("bias")
-    involved = [one for one in (inputs, weight, bias) if isinstance(one, TrackedTensor)]
-    spatial = plain_of(weight).ndim - 2
-    kernel = tuple(plain_of(weight).shape[2:])
-    stride, dilation = (_each(given.get(key, 1), spatial) for key in ("stride", "dilation"))
+    kernel = plain_of(given["weight"]).shape[2:]
+    stride, dilation = (_each(given.get(key, 1), len(kernel)) for key in ("stride", "dilation"))
     padding = given.get("padding", 0)
-    padding = _each(0 if padding == "valid" else padding, spatial)
-    patches = stride == kernel and not any(padding) and set(dilation) == {1}
-    plain = all(isinstance(step, int) for step in padding) and given.get("groups", 1) == 1
-    batched = inputs.ndim == spatial + 2
-    named = not isinstance(weight, TrackedTensor) or weight.alias is not None
-    if isinstance(inputs, TrackedTensor) or not (plain and batched and named and (patches or spatial <= 2)):
-        raise tracker.unsupported(func, involved)
+    padding = _each(0 if padding == "valid" else padding, len(kernel))
+    numeric = all(isinstance(size, int) for size in padding)
+    batched = given["input"].ndim == len(kernel) + 2
+    unfold = partial(_patches, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+    return _matrix(tracker, func, given, numeric and batched and given.get("groups", 1) == 1, unfold)
+
+
+def _matrix(
+    tracker: ParameterTracker,
+    func: Any,
+    given: dict[str, Any],
+    supported: bool,
+    unfold: Callable[[Tensor], Tensor] | None,
+) -> Any:
+    inputs, weight, bias = given["input"], given["weight"], given.get("bias")
+    computed = isinstance(weight, TrackedTensor) and weight.alias is None
+    if isinstance(inputs, TrackedTensor) or computed or not supported:
+        raise tracker.unsupported(func, [one for one in (inputs, weight, bias) if isinstance(one, TrackedTensor)])
     result = func(**plain_of(given))
-
-    def unfold(images: Tensor) -> Tensor:
-        if patches:
-            return _cut(images, kernel)
-        if spatial == 1:
-            images = images.unsqueeze(2)
-        columns = F.unfold(
-            images,
-            kernel if spatial == 2 else (1, *kernel),
-            dilation if spatial == 2 else (1, *dilation),
-            padding if spatial == 2 else (0, *padding),
-            stride if spatial == 2 else (1, *stride),
-        )
-        return columns.transpose(1, 2)
-
     use = MatrixUse(
         tracker,
         weight.alias if isinstance(weight, TrackedTensor) else None,
         bias if isinstance(bias, TrackedTensor) else None,
         unfold,
     )
+    # Under autocast the weight gradient is taken on the cast inputs; keeping those costs what training keeps.
     return tracker.tap(result, use, *([inputs.to(result.dtype)] if use.weight else []))
 
 
 def _each(value: Any, count: int) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) and len(value) == count else (_first(value),) * count
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values if len(values) == count else values * count
 
 
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, (tuple, list)) else value
-
-
-def _cut(images: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """``[R, C, *space]`` as patches ``[R, patches, C * patch]``; what does not fill a patch is cut off."""
-    rows, channels, *space = images.shape
-    counts = [size // step for size, step in zip(space, kernel, strict=True)]
-    for axis, (count, step) in enumerate(zip(counts, kernel, strict=True)):
-        images = images.narrow(2 + axis, 0, count * step)
-    split = [size for pair in zip(counts, kernel, strict=True) for size in pair]
-    axes = len(space)
-    order = [0, *(2 + 2 * k for k in range(axes)), 1, *(3 + 2 * k for k in range(axes))]
-    return images.reshape(rows, channels, *split).permute(order).reshape(rows, _size(counts), -1)
-
-
-def _size(counts: list[int]) -> int:
-    total = 1
-    for count in counts:
-        total *= count
-    return total
+def _patches(
+    images: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """``[R, C, *space]`` as ``[R, places, C * kernel]``: what the kernel sees at each place."""
+    images = F.pad(images, [size for size in reversed(padding) for _ in range(2)])
+    for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
+        images = images.unfold(axis, (size - 1) * apart + 1, step)[..., ::apart]
+    axes = range(2, 2 + len(kernel))
+    patches = images.permute(0, *axes, 1, *(axis + len(kernel) for axis in axes))
+    return patches.flatten(1 + len(kernel)).flatten(1, len(kernel))
 
 
 def _embedding(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
@@ -193,34 +172,26 @@ def _embedding(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> 
     return tracker.tap(result, TableUse(tracker, weight.alias, padding_idx), ids)
 
 
-def _layer_norm(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
-    given = _bound(("input", "normalized_shape", "weight", "bias", "eps"), args, kwargs)
-    inputs, weight, bias = given["input"], given.get("weight"), given.get("bias")
-    if isinstance(inputs, TrackedTensor):
-        raise tracker.unsupported(func, [inputs])
-    axes, eps = tuple(range(-len(given["normalized_shape"]), 0)), given.get("eps", 1e-5)
+def _norm(*names: str) -> Callable[..., Any]:
+    """For a function of these arguments: a normalisation over the last axes, then a weight and a bias."""
 
-    def scaled(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-        return wide(grad) * F.layer_norm(wide(kept[0]), kept[0].shape[axes[0] :], eps=eps)
+    def rule(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
+        given = _bound(names, args, kwargs)
+        inputs, weight, bias = given["input"], given.get("weight"), given.get("bias")
+        if isinstance(inputs, TrackedTensor):
+            raise tracker.unsupported(func, [inputs])
+        eps = given.get("eps", 1e-5 if func is F.layer_norm else None)
+        eps = torch.finfo(inputs.dtype).eps if eps is None else eps
 
-    parts: list[tuple[TrackedTensor, Dense]] = [(weight, scaled)] if isinstance(weight, TrackedTensor) else []
-    parts += [(bias, _itself)] if isinstance(bias, TrackedTensor) else []
-    result = func(**plain_of(given))
-    return tracker.tap(result, DenseUse(tracker, parts), *([inputs] if isinstance(weight, TrackedTensor) else []))
+        def scaled(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+            return wide(grad) * func(wide(kept[0]), given["normalized_shape"], eps=eps)
 
+        parts: list[tuple[TrackedTensor, Dense]] = [(weight, scaled)] if isinstance(weight, TrackedTensor) else []
+        parts += [(bias, _itself)] if isinstance(bias, TrackedTensor) else []
+        result = func(**plain_of(given))
+        return tracker.tap(result, DenseUse(tracker, parts), *([inputs] if isinstance(weight, TrackedTensor) else []))
 
-def _rms_norm(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
-    given = _bound(("input", "normalized_shape", "weight", "eps"), args, kwargs)
-    inputs, weight = given["input"], given["weight"]
-    if isinstance(inputs, TrackedTensor):
-        raise tracker.unsupported(func, [inputs])
-    axes, eps = len(given["normalized_shape"]), given.get("eps")
-    eps = torch.finfo(inputs.dtype).eps if eps is None else eps
-
-    def scaled(grad: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
-        return wide(grad) * F.rms_norm(wide(kept[0]), kept[0].shape[-axes:], eps=eps)
-
-    return tracker.tap(func(**plain_of(given)), DenseUse(tracker, [(weight, scaled)]), inputs)
+    return rule
 
 
 def _elementwise(before_sum: tuple[Dense, Dense], keeps: bool) -> Callable[..., Any]:
@@ -265,8 +236,8 @@ def _indexed(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> An
 
 RULES[F.linear] = _linear
 RULES[F.embedding] = _embedding
-RULES[F.layer_norm] = _layer_norm
-RULES[F.rms_norm] = _rms_norm
+RULES[F.layer_norm] = _norm("input", "normalized_shape", "weight", "bias", "eps")
+RULES[F.rms_norm] = _norm("input", "normalized_shape", "weight", "eps")
 RULES[torch.cat] = _cat
 RULES[Tensor.__getitem__] = _indexed
 for convolution in (F.conv1d, F.conv2d, F.conv3d):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,25 @@ from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.batched_dots import SMALL, THIN, BatchedDots
 from ostlight.influence.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.influence.gradients.rows import RowOwners
-from ostlight.influence.gradients.sink import ParameterValue
 from ostlight_kernels import Packing, explain_dispatch, grad_dots
 from ostlight_kernels.reference import dots_and_squares
 
 GATHERED_ENTRIES = 1 << 22
 """Most entries of the vectors' rows gathered at once for an embedding table: few beside activations."""
+
+
+class ParameterValue(Protocol):
+    """A parameter, or a value computed from parameters alone (``tracking.TrackedTensor``).
+
+    Attributes:
+        graph: the value with an autograd graph back to the ``leaves``.
+        leaves: the parameters' names with the leaves of that graph.
+        alias: the parameter's name where the value is the parameter itself up to its dtype.
+    """
+
+    graph: Tensor
+    leaves: dict[str, Tensor]
+    alias: str | None
 
 
 class Products:

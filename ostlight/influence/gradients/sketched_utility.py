@@ -23,10 +23,6 @@ class SketchedUtility:
     alignment: Tensor
     curvature: Tensor
 
-    def first_order(self, eta: float) -> Tensor:
-        """``[N]`` ``eta f_i``, in nats."""
-        return eta * self.alignment
-
     def second_order(self, eta: float) -> Tensor:
         """``[N]`` ``eta f_i - eta^2 / 2 * ||phi_i||^2``, in nats: unbiased for ``eta f_i - eta^2 / 2 g_i' H g_i``."""
         return eta * self.alignment - eta**2 / 2 * self.curvature.square().sum(1)

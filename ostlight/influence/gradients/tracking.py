@@ -12,8 +12,7 @@ norm written out by hand and a weight used without its module are all seen; an u
 | use of a parameter | supported |
 | --- | --- |
 | ``F.linear``: ``nn.Linear``, tied heads, weights used by hand, LoRA's A and B | weight and bias |
-| ``F.conv1d``, ``F.conv2d`` | weight and bias, without groups; numeric or ``valid`` padding |
-| ``F.conv3d`` | weight and bias, where the stride is the kernel and nothing is padded (patch embeddings) |
+| ``F.conv1d``, ``F.conv2d``, ``F.conv3d`` | weight and bias, without groups; numeric or ``valid`` padding |
 | ``F.embedding``, ``weight[ids]`` | weight; not ``max_norm``, ``scale_grad_by_freq``, boolean masks |
 | ``F.layer_norm``, ``F.rms_norm``, and norms written out by hand | weight and bias |
 | ``+``, ``-``, ``*`` of a parameter and activations: scales, biases, position embeddings | the parameter |
@@ -36,10 +35,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import fused_forwards
-from ostlight.influence.gradients.sink import GradientSink
+from ostlight.influence.gradients.products import Products
 
 
 class Use(Protocol):
@@ -126,7 +126,7 @@ Rule = Callable[..., Any]
 """``rule(tracker, func, args, kwargs)`` computes a use and returns the tapped result; ``NotImplemented`` passes."""
 
 RULES: dict[Any, Rule] = {}
-"""Torch function to rule; filled by ``uses.py``."""
+"""Torch function to rule; filled by ``parameter_uses.py``."""
 
 SAME_VALUES: frozenset[Any] = frozenset(
     {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as,
@@ -138,7 +138,7 @@ EXPANSIONS: frozenset[Any] = frozenset({Tensor.expand, Tensor.expand_as, torch.b
 class ParameterTracker:
     """The parameters tracked for one forward and backward pass, and who owns their gradients."""
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], sink: GradientSink) -> None:
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], sink: Products) -> None:
         self.model = model
         self.parameters = parameters
         self.sink = sink
@@ -204,7 +204,7 @@ class ParameterTracker:
 
 
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tensors = _tensors(args) + _tensors(tuple(kwargs.values()))
+    tensors = _tensors((args, kwargs))
     tracked = [tensor for tensor in tensors if isinstance(tensor, TrackedTensor)]
     tracker = tracked[0].tracker
     rule = RULES.get(func)
@@ -221,8 +221,8 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     others = [tensor for tensor in tensors if not isinstance(tensor, TrackedTensor)]
     if all(tensor.ndim == 0 for tensor in others) or func in (Tensor.type_as, Tensor.expand_as):
         return _derived(tracker, func, args, kwargs, tracked)
-    plain = func(*_mapped(args, lambda one: one.plain), **_mapped(kwargs, lambda one: one.plain))
-    if any(tensor.is_floating_point() for tensor in _tensors((plain,))):
+    plain = func(*plain_of(args), **plain_of(kwargs))
+    if any(tensor.is_floating_point() for tensor in _tensors(plain)):
         raise tracker.unsupported(func, tracked)
     return plain
 
@@ -231,14 +231,14 @@ def _derived(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any, track
     """What is computed from parameters alone keeps its way back to them; a number or a shape needs none."""
     if func in EXPANSIONS:
         one = tracked[0]
-        plain = func(*_mapped(args, lambda w: w.plain), **kwargs)
+        plain = func(*plain_of(args), **kwargs)
         times = args[1:] if not isinstance(args[1], (tuple, list, torch.Size)) else args[1]
         if func is Tensor.repeat and (one.plain.shape[0] != 1 or any(time != 1 for time in times[1:])):
             raise tracker.unsupported(func, tracked)
         return TrackedTensor.of(tracker, plain, one.graph, one.leaves, expanded=True)
     with torch.enable_grad():
         graph = func(*_mapped(args, lambda one: one.graph), **_mapped(kwargs, lambda one: one.graph))
-    made = [tensor for tensor in _tensors((graph,)) if tensor.requires_grad]
+    made = [tensor for tensor in _tensors(graph) if tensor.requires_grad]
     if not made:
         return graph
     expanded = any(one.expanded for one in tracked)
@@ -249,7 +249,7 @@ def _derived(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any, track
     alias = tracked[0].alias if same else None
 
     def wrap(tensor: Tensor) -> TrackedTensor:
-        plain = func(*_mapped(args, lambda one: one.plain), **kwargs) if expanded else tensor
+        plain = func(*plain_of(args), **kwargs) if expanded else tensor
         return TrackedTensor.of(tracker, plain, tensor, leaves, alias, expanded)
 
     if isinstance(graph, Tensor):
@@ -258,25 +258,11 @@ def _derived(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any, track
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += _tensors(value)
-    return found
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _mapped(values: Any, change: Callable[[TrackedTensor], Any]) -> Any:
-    if isinstance(values, TrackedTensor):
-        return change(values)
-    if isinstance(values, dict):
-        return {key: _mapped(value, change) for key, value in values.items()}
-    if isinstance(values, torch.Size):
-        return values
-    if isinstance(values, (tuple, list)):
-        return type(values)(_mapped(value, change) for value in values)
-    return values
+    return tree_map_only(TrackedTensor, change, values)
 
 
 def plain_of(values: Any) -> Any:

@@ -102,6 +102,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv1d": lambda: Convolution(nn.Conv1d(2, D, 3, padding=1), (2, 9)),
     "conv2d overlapping": lambda: Convolution(nn.Conv2d(2, D, 3, stride=2, padding=1), (2, 6, 5)),
     "conv2d patches": lambda: Convolution(nn.Conv2d(3, D, (2, 3), stride=(2, 3), bias=False), (3, 4, 7)),
+    "conv1d with gaps": lambda: Convolution(nn.Conv1d(2, D, 3, stride=2, dilation=2, padding="valid"), (2, 9)),
+    "conv2d with gaps": lambda: Convolution(nn.Conv2d(1, D, (3, 2), stride=(1, 2), dilation=(2, 1)), (1, 8, 8)),
+    "conv3d overlapping": lambda: Convolution(nn.Conv3d(2, D, (2, 3, 2), stride=(1, 2, 1), padding=1), (2, 2, 5, 3)),
     "conv3d patches": lambda: Convolution(nn.Conv3d(2, D, (2, 2, 2), stride=(2, 2, 2)), (2, 4, 2, 4)),
     "written into": InPlace,
     "checkpointed twice": Checkpointed,
@@ -120,16 +123,16 @@ def test_layer_agrees_with_the_loop(layer: str) -> None:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     parameters = select_parameters(model, "all")
-    targets = oracle.random_targets(parameters, 4)
+    vectors = oracle.random_vectors(parameters, 4)
     with families.DoublePrecision():
         singles = [oracle.gradient(parameters, lambda k=k: losses_of(model, x[k : k + 1])[0]) for k in range(N)]
         engine = GradientDots(model, parameters)
-        got = engine.products(lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True, separate=True)
-        together = engine.products(lambda: losses_of(model, x), RowOwners(N), targets, squared_norms=True)
+        got = engine.products(lambda: losses_of(model, x), RowOwners(N), vectors, squared_norms=True, separate=True)
+        together = engine.products(lambda: losses_of(model, x), RowOwners(N), vectors, squared_norms=True)
     assert oracle.relative_error(together.dots, got.dots) <= 1e-12
     assert oracle.relative_error(together.squared_norms, got.squared_norms) <= 1e-12
     for name in parameters:
-        expected = torch.stack([oracle.dots({name: one[name]}, targets) for one in singles])
+        expected = torch.stack([oracle.dots({name: one[name]}, vectors) for one in singles])
         norms = torch.stack([oracle.squared_norm({name: one[name]}) for one in singles])
         assert oracle.relative_error(got.by_parameter[name], expected) <= 1e-12, name
         assert oracle.relative_error(got.squared_norms_by_parameter[name], norms) <= 1e-12, name
@@ -138,16 +141,16 @@ def test_layer_agrees_with_the_loop(layer: str) -> None:
 def test_tied_embeddings_add_their_two_uses_before_the_square(tiny: Tiny) -> None:
     model, inputs = tiny("llama", tied=True), families.batch("llama")
     parameters = select_parameters(model, "head")
-    targets = oracle.random_targets(parameters, 2)
+    vectors = oracle.random_vectors(parameters, 2)
     with families.DoublePrecision():
         singles = [
             oracle.gradient(parameters, lambda k=k: oracle.loss_of(model, families.alone("llama", inputs, k))[0])
             for k in range(N)
         ]
         got = GradientDots(model, parameters).products(
-            lambda: oracle.loss_of(model, inputs), RowOwners(N), targets, squared_norms=True
+            lambda: oracle.loss_of(model, inputs), RowOwners(N), vectors, squared_norms=True
         )
-    assert oracle.relative_error(got.dots, torch.stack([oracle.dots(one, targets) for one in singles])) <= 1e-12
+    assert oracle.relative_error(got.dots, torch.stack([oracle.dots(one, vectors) for one in singles])) <= 1e-12
     norms = torch.stack([oracle.squared_norm(one) for one in singles])
     assert oracle.relative_error(got.squared_norms, norms) <= 1e-12
 
@@ -156,8 +159,8 @@ def test_the_padding_row_of_a_table_gets_no_gradient() -> None:
     table = nn.Embedding(6, D, padding_idx=2).double()
     ids = torch.tensor([[2, 1, 2], [5, 5, 0]])
     parameters = select_parameters(table, "all")
-    targets = {"weight": torch.ones(1, 6, D, dtype=torch.float64)}
-    got = GradientDots(table, parameters).products(lambda: table(ids).sum((1, 2)), RowOwners(2), targets, True)
+    vectors = {"weight": torch.ones(1, 6, D, dtype=torch.float64)}
+    got = GradientDots(table, parameters).products(lambda: table(ids).sum((1, 2)), RowOwners(2), vectors, True)
     assert got.dots[:, 0].tolist() == [1 * D, 3 * D]
     assert got.squared_norms.tolist() == [1 * D, 5 * D]
 
@@ -167,12 +170,12 @@ def test_the_padding_row_of_a_table_gets_no_gradient() -> None:
 def test_gradient_checkpointing_changes_nothing(tiny: Tiny, family: str) -> None:
     model, inputs = tiny(family), families.batch(family)
     parameters = select_parameters(model, "all")
-    targets = oracle.random_targets(parameters, 2)
+    vectors = oracle.random_vectors(parameters, 2)
     engine, rows = GradientDots(model, parameters), RowMap(model).of(inputs)
-    plain = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True)
+    plain = engine.products(lambda: oracle.loss_of(model, inputs), rows, vectors, squared_norms=True)
     model.gradient_checkpointing_enable()
     model.train()
-    kept = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True)
+    kept = engine.products(lambda: oracle.loss_of(model, inputs), rows, vectors, squared_norms=True)
     assert torch.equal(plain.dots, kept.dots)
     assert torch.equal(plain.squared_norms, kept.squared_norms)
 
@@ -191,19 +194,19 @@ def test_reentrant_checkpointing_is_refused(tiny: Tiny) -> None:
 def test_bf16_autocast_is_as_near_the_truth_as_plain_autograd_under_it(tiny: Tiny, scope: str) -> None:
     model, inputs = tiny("llama").float(), families.batch("llama")
     parameters = select_parameters(model, scope)
-    targets = oracle.random_targets(parameters, 3)
+    vectors = oracle.random_vectors(parameters, 3)
     exact = [
         oracle.gradient(parameters, lambda k=k: oracle.loss_of(model, families.alone("llama", inputs, k))[0])
         for k in range(N)
     ]
-    truth = torch.stack([oracle.dots(one, targets) for one in exact])
+    truth = torch.stack([oracle.dots(one, vectors) for one in exact])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         singles = [
             oracle.gradient(parameters, lambda k=k: oracle.loss_of(model, families.alone("llama", inputs, k))[0])
             for k in range(N)
         ]
-        got = GradientDots(model, parameters).products(lambda: oracle.loss_of(model, inputs), RowOwners(N), targets)
-    plain = torch.stack([oracle.dots(one, targets) for one in singles])
+        got = GradientDots(model, parameters).products(lambda: oracle.loss_of(model, inputs), RowOwners(N), vectors)
+    plain = torch.stack([oracle.dots(one, vectors) for one in singles])
     allowed = 1.5 * oracle.relative_error(plain, truth) + 2e-3
     assert 0 < oracle.relative_error(got.dots, truth) <= allowed
 
@@ -217,13 +220,13 @@ def test_a_sample_alone_in_its_batch_gets_the_same_figures(
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     parameters = select_parameters(model, "all")
-    targets = oracle.random_targets(parameters, 2)
+    vectors = oracle.random_vectors(parameters, 2)
     engine, rows = GradientDots(model, parameters), RowMap(model)
     with families.DoublePrecision():
-        together = engine.products(lambda: oracle.loss_of(model, inputs), rows.of(inputs), targets, True)
+        together = engine.products(lambda: oracle.loss_of(model, inputs), rows.of(inputs), vectors, True)
         for k in range(N):
             single = families.alone(family, inputs, k)
-            alone = engine.products(lambda s=single: oracle.loss_of(model, s), rows.of(single), targets, True)
+            alone = engine.products(lambda s=single: oracle.loss_of(model, s), rows.of(single), vectors, True)
             for got, expected in (
                 (alone.dots[0], together.dots[k]),
                 (alone.squared_norms[0], together.squared_norms[k]),
@@ -273,7 +276,7 @@ def test_adapters_in_one_product_say_what_adapters_layer_by_layer_say(
                 part.register_forward_hook(lambda module, args, result: 2 * result)
     inputs = families.batch("llama")
     parameters = select_parameters(model, "all" if how == "base in scope" else "lora")
-    targets = oracle.random_targets(parameters, 3)
+    vectors = oracle.random_vectors(parameters, 3)
     seen = []
     consume = Adapter.consume
     monkeypatch.setattr(Adapter, "consume", lambda self, *given: (seen.append(self.names), consume(self, *given)))
@@ -281,14 +284,14 @@ def test_adapters_in_one_product_say_what_adapters_layer_by_layer_say(
     precision, bar = (nullcontext(), 1e-6) if how == "checkpointed" else (families.DoublePrecision(), 1e-9)
     with precision:
         got = GradientDots(model, parameters).products(
-            lambda: oracle.loss_of(model, inputs), RowOwners(N), targets, squared_norms=True
+            lambda: oracle.loss_of(model, inputs), RowOwners(N), vectors, squared_norms=True
         )
         singles = [
             oracle.gradient(parameters, lambda k=k: oracle.loss_of(model, families.alone("llama", inputs, k))[0])
             for k in range(N)
         ]
     assert len(seen) == (4 if fused else 0)
-    assert oracle.relative_error(got.dots, torch.stack([oracle.dots(one, targets) for one in singles])) <= bar
+    assert oracle.relative_error(got.dots, torch.stack([oracle.dots(one, vectors) for one in singles])) <= bar
     norms = torch.stack([oracle.squared_norm(one) for one in singles])
     assert oracle.relative_error(got.squared_norms, norms) <= bar
     assert not any("forward" in module.__dict__ for module in model.modules())
@@ -366,7 +369,7 @@ def test_a_non_finite_gradient_is_named_with_its_layer() -> None:
     x[1, 2, 0] = torch.inf
     parameters = select_parameters(model, "all")
     got = GradientDots(model, parameters).products(
-        lambda: losses_of(model, x), RowOwners(N), oracle.random_targets(parameters, 1)
+        lambda: losses_of(model, x), RowOwners(N), oracle.random_vectors(parameters, 1)
     )
     assert list(got.non_finite()) == [1]
     assert got.non_finite()[1] in parameters
@@ -376,13 +379,13 @@ def test_what_does_not_fit_is_refused() -> None:
     model, x = Around(nn.Linear(D, D)), torch.randn(N, T, D)
     parameters = select_parameters(model, "layer")
     engine, rows = GradientDots(model, parameters), RowOwners(N)
-    targets = oracle.random_targets(parameters, 2)
+    vectors = oracle.random_vectors(parameters, 2)
     with pytest.raises(InfluenceError, match=r"losses have shape \(\), not \[3\]"):
         engine.products(lambda: losses_of(model, x).mean(), rows)
     with pytest.raises(InfluenceError, match=r"layer.bias has none, not \['M', 4\]"):
-        engine.products(lambda: losses_of(model, x), rows, {"layer.weight": targets["layer.weight"]})
+        engine.products(lambda: losses_of(model, x), rows, {"layer.weight": vectors["layer.weight"]})
     with pytest.raises(InfluenceError, match=r"\[1, 2\] vectors"):
-        engine.products(lambda: losses_of(model, x), rows, targets | {"layer.bias": torch.ones(1, D)})
+        engine.products(lambda: losses_of(model, x), rows, vectors | {"layer.bias": torch.ones(1, D)})
     with pytest.raises(InfluenceError, match="took part"):
         engine.products(lambda: losses_of(model.out, x), rows)
     with pytest.raises(InfluenceError, match=r"layer.bias: it sees 3 rows, which are not the 2 samples"):

@@ -1,4 +1,4 @@
-"""What the engine holds beyond the model and its targets, against a plain training step's activations."""
+"""What the engine holds beyond the model and its vectors, against a plain training step's activations."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def model_of(adapters: bool) -> nn.Module:
 def test_peak_is_at_most_1_15_times_the_activations_of_a_training_step(scope: str) -> None:
     model = model_of(adapters=scope == "lora")
     parameters = select_parameters(model, scope)
-    targets = {name: torch.randn(5, *parameter.shape) for name, parameter in parameters.items()}
+    vectors = {name: torch.randn(5, *parameter.shape) for name, parameter in parameters.items()}
     ids = torch.randint(3, 500, (N, T))
-    known = [*model.parameters(), *model.buffers(), *targets.values(), ids]
+    known = [*model.parameters(), *model.buffers(), *vectors.values(), ids]
 
     trained = model_of(adapters=False)
     activations = peak_bytes(
@@ -50,7 +50,7 @@ def test_peak_is_at_most_1_15_times_the_activations_of_a_training_step(scope: st
 
     for norms in (False, True):
         scoring = peak_bytes(
-            lambda: engine.products(losses, RowOwners(N), targets, squared_norms=norms),  # noqa: B023
+            lambda: engine.products(losses, RowOwners(N), vectors, squared_norms=norms),  # noqa: B023
             "cpu",
             known,
         )

@@ -21,7 +21,7 @@ SCOPES = ["blocks", "last:1", "head", "all", r"norm|bias|down_proj"]
 
 def agrees_with_the_loop(family: str, model: nn.Module, scope: str) -> None:
     parameters = select_parameters(model, scope)
-    targets = oracle.random_targets(parameters, 3)
+    vectors = oracle.random_vectors(parameters, 3)
     inputs = families.batch(family)
     with families.DoublePrecision():
         singles = [
@@ -29,18 +29,18 @@ def agrees_with_the_loop(family: str, model: nn.Module, scope: str) -> None:
             for k in range(3)
         ]
         engine, rows = GradientDots(model, parameters), RowMap(model).of(inputs)
-        got = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True, separate=True)
-        together = engine.products(lambda: oracle.loss_of(model, inputs), rows, targets, squared_norms=True)
+        got = engine.products(lambda: oracle.loss_of(model, inputs), rows, vectors, squared_norms=True, separate=True)
+        together = engine.products(lambda: oracle.loss_of(model, inputs), rows, vectors, squared_norms=True)
     assert oracle.relative_error(together.dots, got.dots) <= 1e-9
     assert oracle.relative_error(together.squared_norms, got.squared_norms) <= 1e-9
-    expected = torch.stack([oracle.dots(single, targets) for single in singles])
+    expected = torch.stack([oracle.dots(single, vectors) for single in singles])
     norms = torch.stack([oracle.squared_norm(single) for single in singles])
     assert oracle.relative_error(got.dots, expected) <= 1e-9
     assert oracle.relative_error(got.squared_norms, norms) <= 1e-9
     for name in parameters:
-        one = torch.stack([oracle.dots({name: single[name]}, targets) for single in singles])
+        one = torch.stack([oracle.dots({name: single[name]}, vectors) for single in singles])
         found = got.by_parameter.get(name, torch.zeros_like(one))
-        assert (found - one).abs().max() <= 1e-9 * norms.max().sqrt() * targets[name].norm(), name
+        assert (found - one).abs().max() <= 1e-9 * norms.max().sqrt() * vectors[name].norm(), name
 
 
 @pytest.mark.parametrize("scope", SCOPES)

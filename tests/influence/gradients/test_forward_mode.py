@@ -33,8 +33,8 @@ def test_derivatives_agree_with_the_engine_and_their_own_error_is_honest(
         losses = lambda: oracle.loss_of(model, inputs)  # noqa: E731
         step = find_difference_step(losses, parameters, direction)
         got = directional_derivatives(losses, parameters, direction, step.size)
-        targets = {name: vector.unsqueeze(0) for name, vector in direction.items()}
-        exact = GradientDots(model, parameters).products(losses, RowMap(model).of(inputs), targets).dots[:, 0]
+        vectors = {name: vector.unsqueeze(0) for name, vector in direction.items()}
+        exact = GradientDots(model, parameters).products(losses, RowMap(model).of(inputs), vectors).dots[:, 0]
     error = float((got - exact).square().mean().sqrt() / exact.square().mean().sqrt())
     assert error <= bar
     assert step.relative_error <= bar

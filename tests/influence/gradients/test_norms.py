@@ -12,7 +12,7 @@ from ostlight.influence.gradients.forward_mode import directional_derivatives, f
 from ostlight.influence.gradients.norms import PRODUCT_ENTRIES, Tokens, squared_norms
 from ostlight.influence.parameters import select_parameters
 from ostlight_kernels import Packing, grad_dots
-from ostlight_kernels.reference import grad_dots_and_squares
+from ostlight_kernels.reference import dots_and_squares
 
 
 @pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
@@ -37,7 +37,7 @@ def test_rows_at_once_say_what_each_gradient_says(
 @pytest.mark.parametrize("packed", [False, True])
 def test_squares_come_with_the_products(d_in: int, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b, targets = (
+    a, b, vectors = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((6, 5, d_in), (6, 5, 37), (3, 37, d_in))
     )
@@ -52,10 +52,10 @@ def test_squares_come_with_the_products(d_in: int, packed: bool, monkeypatch: py
     packing = Packing.of(segments, samples) if packed else None
     for block in (1 << 25, 2000):
         monkeypatch.setattr("ostlight_kernels.reference.GRADIENT_BYTES", block)
-        dots, squares = grad_dots_and_squares(a, b, targets, packing)
-        assert torch.allclose(dots, torch.einsum("noi,moi->nm", formed, targets), rtol=1e-12, atol=1e-12)
+        dots, squares = dots_and_squares(a, b, vectors, packing)
+        assert torch.allclose(dots, torch.einsum("noi,moi->nm", formed, vectors), rtol=1e-12, atol=1e-12)
         assert torch.allclose(squares, formed.square().sum((1, 2)), rtol=1e-12, atol=0)
-        assert torch.equal(dots, grad_dots(a, b, targets, packing))
+        assert torch.equal(dots, grad_dots(a, b, vectors, packing))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -13,7 +13,6 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.text import Text
 
 from ostlight.data.sanitize import printable
@@ -69,16 +68,14 @@ class _LazyFileHandler(logging.FileHandler):
         return super()._open()
 
 
-class _ConsoleHandler(RichHandler):
+class _ConsoleHandler(logging.Handler):
     """One line a record, as it is: square brackets in data are no markup, and long lines are not broken."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console=console)
+        super().__init__()
+        self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         style = "" if record.levelno < logging.WARNING else "yellow" if record.levelno < logging.ERROR else "red"
         self.console.print(Text(prefix + printable(self.format(record)), style=style), soft_wrap=True)
-
-    def format(self, record: logging.LogRecord) -> str:
-        return logging.Formatter("%(message)s").format(record)

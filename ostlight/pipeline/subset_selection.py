@@ -21,7 +21,7 @@ from ostlight.selection.notes import check_note
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
-from ostlight.training.trial import TrialContext, Trials
+from ostlight.training.trial import Trials
 
 
 def select_subset_rows(
@@ -72,7 +72,7 @@ def _trials(
             "name a file of them in dev.path or anchors.path"
         )
     load_proxy = partial(load_base_checkpoint, config)
-    return Trials(TrialContext(load_proxy, pool, trusted, config.compute, folder.path, config.seed), cost)
+    return Trials(load_proxy, pool, trusted, config.compute, folder.path, config.seed, cost)
 
 
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:

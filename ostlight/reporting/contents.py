@@ -55,11 +55,13 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
 
 def _score_folders(run: FinishedRun) -> list[tuple[str, str]]:
     """A benchmark's folders of scores and the variants each serves: the one shown, then others with extra columns."""
-    if not run.is_benchmark:
-        return []
-    runs = [scored for k, scored in enumerate(run.scored_runs) if k == 0 or scored.extra_columns]
-    folders = [str(scored.path.relative_to(run.path)) for scored in runs]
-    return [(folder, ", ".join(run.variants_by_folder.get(folder, []))) for folder in folders]
+    shown = []
+    for k, scored in enumerate(run.scored_runs if run.is_benchmark else []):
+        if k == 0 or scored.extra_columns:
+            folder = str(scored.path.relative_to(run.path))
+            variants = dict.fromkeys(row["variant"] for row in run.score_index if row["scores"] == folder)
+            shown.append((folder, ", ".join(filter(None, variants))))
+    return shown
 
 
 def _baseline(run: FinishedRun, rows: list[ResultRow]) -> str | None:

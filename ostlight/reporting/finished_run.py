@@ -96,7 +96,7 @@ class FinishedRun:
     def selectors_by_selection(self) -> dict[str, list[str]]:
         """Labels of the benchmark's selectors that kept what a file of ``selections/`` holds, by the file's stem."""
         labels = defaultdict[str, list[str]](list)
-        for row in self.parent._score_folders if self.parent else []:
+        for row in self.parent.score_index if self.parent else []:
             is_ours = self.parent is not None and self.parent.path / row["scores"] == self.path
             if is_ours and "selection" in row and row["selector"] not in labels[row["selection"]]:
                 labels[row["selection"]].append(row["selector"])
@@ -123,21 +123,12 @@ class FinishedRun:
         if self.has_scores:
             return [self]
         folders = sorted({p.parent.parent for p in self.path.glob("selectors/*/scores/part-*.parquet")})
-        listed = {self.path / row["scores"] for row in self._score_folders}
+        listed = {self.path / row["scores"] for row in self.score_index}
         runs = [FinishedRun.open(folder) for folder in folders if folder in listed or not listed]
         return sorted(runs, key=lambda run: -len(run.extra_columns))
 
     @cached_property
-    def variants_by_folder(self) -> dict[str, list[str]]:
-        """Variants of a benchmark that each folder of scores serves, by the folder's path within; empty without any."""
-        variants = defaultdict[str, list[str]](list)
-        for row in self._score_folders:
-            if row["variant"] and row["variant"] not in variants[row["scores"]]:
-                variants[row["scores"]].append(row["variant"])
-        return dict(variants)
-
-    @cached_property
-    def _score_folders(self) -> list[dict[str, Any]]:
+    def score_index(self) -> list[dict[str, Any]]:
         """Rows of ``score_index.jsonl`` of a benchmark: which selector, variant and selection use which scores."""
         file = self.folder.score_index
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []

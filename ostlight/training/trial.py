@@ -35,18 +35,19 @@ TRIAL_STEPS = 100
 """Optimiser steps of a trial by default, whatever the size of the set: trials are compared with each other."""
 
 
-@dataclass(frozen=True)
-class TrialContext:
-    """What the trials of one selection share.
+@dataclass
+class Trials:
+    """Trains a fresh copy of the proxy on records of the pool and measures the loss on trusted samples.
 
     Attributes:
         load_proxy: loads the proxy with the settings of its warm-up, of which all but the length apply. The proxy
             should not be warmed up: one that has learnt the pool learns little more from any part of it. Called once.
         pool: the records.
-        trusted: samples the loss is read on; at least one.
+        trusted: samples the loss is measured on; at least one.
         compute: devices and token budget.
         folder: of the run.
         seed: of the order of the samples.
+        cost: every trial adds its own.
     """
 
     load_proxy: Callable[[], MultimodalModel]
@@ -55,24 +56,16 @@ class TrialContext:
     compute: Compute
     folder: Path
     seed: int
-
-
-class Trials:
-    """Trains a fresh copy of the proxy on records of the pool and reads the loss on trusted samples.
-
-    Args:
-        context: proxy, pool and trusted samples.
-        cost: every call adds the cost of one training.
-    """
-
-    def __init__(self, context: TrialContext, cost: StageCost) -> None:
-        self._context, self._cost = context, cost
-        self._reader = _TrustedLossReader(context.trusted, context.compute.tokens_per_batch)
+    cost: StageCost
 
     @cached_property
     def _proxy(self) -> tuple[MultimodalModel, dict[str, Tensor], EncodedPool]:
-        model = self._context.load_proxy()
-        return model, trained_weights(model), EncodedPool(self._context.pool, [], model.encoder)
+        model = self.load_proxy()
+        return model, trained_weights(model), EncodedPool(self.pool, [], model.encoder)
+
+    @cached_property
+    def _trusted_loss(self) -> _TrustedLoss:
+        return _TrustedLoss(self.trusted, self.compute.tokens_per_batch)
 
     def __call__(self, positions: np.ndarray, repeat: int = 0, steps: int | None = None) -> float:
         """Returns the trusted samples' mean loss in nats after the training; infinite where the training diverged.
@@ -90,46 +83,37 @@ class Trials:
         model.training_settings = dataclasses.replace(
             model.training_settings, epochs=None, steps=TRIAL_STEPS if steps is None else steps
         )
-        earlier = self._cost.more.get("trials", 0)
-        reader, cost = self._reader, StageCost("trial")
-        reader.reset()
+        earlier = self.cost.more.get("trials", 0)
+        trusted, cost = self._trusted_loss, StageCost("trial")
+        trusted.loss, trusted.flops = math.inf, 0.0
+        compute = dataclasses.replace(self.compute, progress=False, logger="none")
+        job = TrainingJob(compute, self.folder, "trial", self.seed + repeat, callbacks=[trusted], quiet=earlier > 0)
         with suppress(DivergedError):  # the loss stays infinite
-            fit(model, data.select(positions), self._job(repeat, quiet=earlier > 0), cost)
+            fit(model, data.select(positions), job, cost)
         if "out_of_memory" in cost.more:
-            self._cost.more["out_of_memory"] = cost.more["out_of_memory"]
+            self.cost.more["out_of_memory"] = cost.more["out_of_memory"]
             if earlier:
                 log.warning(f"trial: {cost.more['out_of_memory']}")
-        self._cost.flops += cost.flops + reader.flops
-        self._cost.tokens += cost.tokens
-        self._cost.more["trials"] = earlier + 1
-        return reader.loss
-
-    def _job(self, repeat: int, quiet: bool) -> TrainingJob:
-        context = self._context
-        compute = dataclasses.replace(context.compute, progress=False, logger="none")
-        return TrainingJob(
-            compute, context.folder, "trial", context.seed + repeat, callbacks=[self._reader], quiet=quiet
-        )
+        self.cost.flops += cost.flops + trusted.flops
+        self.cost.tokens += cost.tokens
+        self.cost.more["trials"] = earlier + 1
+        return trusted.loss
 
 
-class _TrustedLossReader(Callback):
-    """Reads the loss on the trusted samples once training has ended, while the model is still on its device."""
+class _TrustedLoss(Callback):
+    """Measures the loss on the trusted samples once training has ended, while the model is still on its device."""
 
     def __init__(self, trusted: Sequence[Sample], tokens_per_batch: int) -> None:
         self._trusted, self._tokens_per_batch = trusted, tokens_per_batch
-        self._batches: list[Batch] | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets the last reading."""
+        self._batches: list[Batch] = []
         self.loss, self.flops = math.inf, 0.0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModel)
-        if self._batches is None:
+        if not self._batches:
             limit = pl_module.budget.most or self._tokens_per_batch
             self._batches = pl_module.batches(self._trusted, min(limit, self._tokens_per_batch))
         with FlopCounter() as counter:
-            loss = trainer.strategy.broadcast(mean_loss(pl_module, self._batches))  # all ranks use one reading
+            loss = trainer.strategy.broadcast(mean_loss(pl_module, self._batches))  # all ranks use the first's
         self.flops = float(counter.total)
         self.loss = loss if math.isfinite(loss) else math.inf

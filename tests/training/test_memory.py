@@ -17,7 +17,7 @@ from ostlight.models.module import MultimodalModel
 from ostlight.training import trial
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.steps import EncodedPool
-from ostlight.training.trial import TrialContext, Trials
+from ostlight.training.trial import Trials
 
 ROWS = np.arange(16)
 PLENTY = 10**9
@@ -88,7 +88,7 @@ def test_the_next_trial_begins_with_what_fitted(limit, proxy, samples, digits, t
         return model
 
     entry = StageCost("select")
-    trials = Trials(TrialContext(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0), entry)
+    trials = Trials(load, Pool.open(digits.pool), samples("anchors"), compute, tmp_path, 0, entry)
     assert math.isfinite(trials(ROWS))
     limit["tokens"], limit["seen"] = max(limit["seen"]) // 2, []
     assert math.isfinite(trials(ROWS))

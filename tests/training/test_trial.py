@@ -16,7 +16,7 @@ from ostlight.training import trial
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import mean_loss
 from ostlight.training.steps import EncodedPool
-from ostlight.training.trial import TrialContext, Trials
+from ostlight.training.trial import Trials
 
 ROWS = np.array([5, 1, 9, 30])
 
@@ -34,7 +34,7 @@ def setup(proxy, samples, digits, tmp_path, monkeypatch):
 
         entry = StageCost("select")
         pool, trusted = Pool.open(digits.pool), samples("anchors")
-        return Trials(TrialContext(load, pool, trusted, compute, tmp_path, 0), entry), entry, compute
+        return Trials(load, pool, trusted, compute, tmp_path, 0, entry), entry, compute
 
     return make
 

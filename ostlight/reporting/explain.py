@@ -19,7 +19,7 @@ from ostlight.reporting.number_format import UnitScale, clipped, plain
 from ostlight.reporting.sample_cards import (
     BudgetOutcome,
     SampleSummary,
-    summarise_samples,
+    summarise_sample,
     turn_text,
 )
 from ostlight.reporting.scored_run import ScoredRun, open_scored
@@ -51,7 +51,7 @@ def explain(path: str | Path, sample_id: str, console: Console | None = None) ->
         console.print(_rejected(row))
         return
     scored = ScoredRun.read(run)
-    (summary,) = summarise_samples(scored, [int(np.searchsorted(scored.scores.position, row["position"]))])
+    summary = summarise_sample(scored, int(np.searchsorted(scored.scores.position, row["position"])))
     console.print(Group(*_summary(scored, summary), *_record(run, summary)))
 
 
@@ -112,14 +112,11 @@ def _bar(value: float, largest: float) -> Text:
 
 def _record(run: FinishedRun, summary: SampleSummary) -> list[RenderableType]:
     """File, images and text of the record."""
-    if run.pool is None:
-        return [Text(printable(line), style="dim") for line in run.missing]
     try:
-        sample = run.pool[summary.position]
-    except (BadRecord, IndexError, OSError) as error:
-        return [Text(printable(f"the record cannot be read any more: {error}"), style="dim")]
-    if sample.id != summary.id:
-        return [Text(f"the pool was changed: at this position there is now {sample.id!r}", style="dim")]
+        sample = run.record(summary.position, summary.id)
+    except BadRecord as error:
+        return [Text(printable(line), style="dim") for line in (*run.missing, f"the record cannot be shown: {error}")]
+    assert run.pool is not None, "it holds the record"
     file, number = run.pool.locate(summary.position)
     lines: list[RenderableType] = [Text(f"record  {file}:{number}")]
     lines += [Text(f"image  {printable(image_source(image))}") for image in sample.images]

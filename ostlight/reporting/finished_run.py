@@ -16,8 +16,9 @@ from ostlight.config.budget import Budget
 from ostlight.config.schema import Config, Data
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine, Row
+from ostlight.data.sample import Sample
 from ostlight.digitmath.build import Files
-from ostlight.errors import DataError, OstlightError
+from ostlight.errors import BadRecord, DataError, OstlightError
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.notes import read_notes
@@ -162,6 +163,22 @@ class FinishedRun:
         except (OstlightError, OSError) as error:
             self.missing.append(f"Images and texts: the pool cannot be opened ({error}).")
             return None
+
+    def record(self, position: int, id: str) -> Sample:
+        """Returns a scored record.
+
+        Raises:
+            BadRecord: it cannot be read any more, or another one is at its position.
+        """
+        if self.pool is None:
+            raise BadRecord("no_pool", "the pool is not at hand")
+        try:
+            sample = self.pool[position]
+        except (IndexError, OSError) as error:
+            raise BadRecord("unreadable", str(error)) from error
+        if sample.id != id:
+            raise BadRecord("changed", f"the pool was changed: at this position there is now {sample.id!r}")
+        return sample
 
     def _located_pool(self) -> Data:
         """The pool with paths that can be opened from here, though the run was started elsewhere or moved."""

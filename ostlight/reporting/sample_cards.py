@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.errors import BadRecord
-from ostlight.reporting.images import ImageStore, ReportImage
+from ostlight.reporting.images import ReportImage, load_image
 from ostlight.reporting.number_format import clipped
 from ostlight.reporting.scored_run import ScoredRun
 from ostlight.reporting.selections import Selection
@@ -62,12 +63,8 @@ class SampleSummary:
     tags: dict[str, str]
 
 
-def summarise_samples(scored: ScoredRun, rows: Iterable[int]) -> list[SampleSummary]:
-    """Returns what the columns say of each row."""
-    return [_summary(scored, row) for row in rows]
-
-
-def _summary(scored: ScoredRun, row: int) -> SampleSummary:
+def summarise_sample(scored: ScoredRun, row: int) -> SampleSummary:
+    """Returns what the score columns say of one sample."""
     scores = scored.scores
     by_group = scores.by_group[row].tolist() if scores.by_group is not None else []
     outcomes = []
@@ -88,43 +85,36 @@ def _summary(scored: ScoredRun, row: int) -> SampleSummary:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Card:
-    """A sample as the page shows it: its summary, and what the record holds or ``problem``, the reason it cannot be
-    read."""
+    """A sample as the page shows it: its summary, the lists it is in, and what the record holds or ``problem``, the
+    reason it cannot be read."""
 
     summary: SampleSummary
-    turns: list[tuple[str, str]] = field(default_factory=list)
+    lists: list[str]
+    turns: Sequence[tuple[str, str]] = ()
     images: list[ReportImage] = field(default_factory=list)
     more_images: int = 0
     problem: str | None = None
-    lists: list[str] = field(default_factory=list)
 
     @property
     def tags(self) -> dict[str, str]:
         return {clipped(tag, TAG): clipped(value, TAG) for tag, value in self.summary.tags.items()}
 
 
-def make_cards(scored: ScoredRun, rows: Iterable[int], images: ImageStore) -> Iterator[Card]:
-    """Yields a card for each row, with long texts clipped and images scaled down."""
-    pool = scored.run.pool
-    for summary in summarise_samples(scored, rows):
-        card = Card(summary)
+def make_cards(scored: ScoredRun, lists_by_row: Mapping[int, list[str]]) -> Iterator[Card]:
+    """Yields a card for each row of the score columns, with long texts clipped and images scaled down."""
+    load = cache(load_image)
+    for row, lists in sorted(lists_by_row.items()):
+        summary = summarise_sample(scored, row)
         try:
-            if pool is None:
-                raise BadRecord("no_pool", "the pool is not at hand")
-            _fill(card, pool[summary.position], images)
-        except (BadRecord, IndexError, OSError) as error:
-            card.problem = str(error)
-        yield card
-
-
-def _fill(card: Card, sample: Sample, images: ImageStore) -> None:
-    if sample.id != card.summary.id:
-        raise BadRecord("changed", f"the pool was changed: at this position there is now {sample.id!r}")
-    card.turns = [(turn.role, turn_text(turn.text, TEXT)) for turn in sample.turns]
-    card.images = [images[image] for image in sample.images[:IMAGES]]
-    card.more_images = max(0, len(sample.images) - IMAGES)
+            sample = scored.run.record(summary.position, summary.id)
+        except BadRecord as error:
+            yield Card(summary, lists, problem=str(error))
+            continue
+        turns = [(turn.role, turn_text(turn.text, TEXT)) for turn in sample.turns]
+        images = [load(image) for image in sample.images[:IMAGES]]
+        yield Card(summary, lists, turns, images, max(0, len(sample.images) - IMAGES))
 
 
 def turn_text(text: str, most: int) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ostlight.reporting.charts import Histogram, histogram
-from ostlight.reporting.images import ImageStore
 from ostlight.reporting.matrix import compute_matrices
 from ostlight.reporting.sample_cards import Card, make_cards
 from ostlight.reporting.sample_lists import cutoff_score, sample_lists
@@ -21,7 +20,7 @@ SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of")
 
 def utilities_section(scored: ScoredRun) -> dict[str, Any]:
     """Returns what the templates ask for under ``scored``."""
-    run, scores, images = scored.run, scored.scores, ImageStore()
+    run, scores = scored.run, scored.scores
     if not len(scores):
         run.missing.append("Utilities: every record was rejected.")
     lists = sample_lists(scores, scored.margins)
@@ -35,11 +34,10 @@ def utilities_section(scored: ScoredRun) -> dict[str, Any]:
         "histograms": _histograms(scored),
         "matrices": compute_matrices(scores),
         "lists": {name: len(rows) for name, rows in lists.items()},
-        "cards": _cards(scored, lists, images),
+        "cards": _cards(scored, lists),
         "agreement": run.notes.get("rank_agreement"),
         "trials": {b: noted["best_of"] for b, noted in notes.items() if isinstance(noted.get("best_of"), dict)},
         "facts": list(_facts(scored, notes)),
-        "images": images.data_urls(),
     }
 
 
@@ -78,13 +76,10 @@ def _histograms(scored: ScoredRun) -> list[Histogram]:
     return [histogram(scores, None, {f"cutoff of budget {label}": v for label, v in ranked.items()}, scored.scale)]
 
 
-def _cards(scored: ScoredRun, lists: dict[str, np.ndarray], images: ImageStore) -> list[Card]:
+def _cards(scored: ScoredRun, lists: dict[str, np.ndarray]) -> list[Card]:
     """Each listed sample once, with the lists it is in, best first."""
-    lists_of: dict[int, list[str]] = defaultdict(list)
+    lists_by_row: dict[int, list[str]] = defaultdict(list)
     for name, rows in lists.items():
         for row in rows.tolist():
-            lists_of[row].append(name)
-    cards = list(make_cards(scored, sorted(lists_of), images))
-    for card in cards:
-        card.lists = lists_of[card.summary.row]
-    return sorted(cards, key=lambda card: card.summary.place)
+            lists_by_row[row].append(name)
+    return sorted(make_cards(scored, lists_by_row), key=lambda card: card.summary.place)

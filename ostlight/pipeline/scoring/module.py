@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import SelectorError
 from ostlight.models.batch import Batch
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import measure
@@ -148,35 +148,21 @@ class ScoringModule(L.LightningModule):
     def _log_expected_cost(self) -> None:
         """Scores a few samples from all over the pool and logs what the whole will cost."""
         records = len(self.stream.pool)
-        batch = self._encode_usable(range(0, records, max(1, records // PREFLIGHT_SAMPLES))[:PREFLIGHT_SAMPLES])
-        if batch is None:
+        positions = range(0, records, max(1, records // PREFLIGHT_SAMPLES))[:PREFLIGHT_SAMPLES]
+        samples, encoded, _ = self.stream.read(positions)
+        if not samples:
             return
+        assert self.stream.encoding is not None, "only selectors with a proxy are measured"
+        batch = self.stream.encoding.batch(samples, encoded).to(self.device)
         all_ranks = min(records, self.stream.records * self.trainer.world_size)
-        preflight = measure(
-            lambda: self._score_silently(batch),
-            len(batch),
-            all_ranks / len(batch),
-            self.stream.records / len(batch),
-        )
+
+        def score() -> None:
+            with contextlib.suppress(Exception):  # it fails again, and is recorded, when the sample is scored
+                self.selector.score(batch)
+
+        preflight = measure(score, len(batch), all_ranks / len(batch), self.stream.records / len(batch))
         self._flops_per_sample = preflight.flops / all_ranks
         log.info(preflight.line(f"scoring {all_ranks:,} samples"))
-
-    def _score_silently(self, batch: Batch) -> None:
-        # The same failure is met again, and recorded with its reason, when the sample is scored.
-        with contextlib.suppress(Exception):
-            self.selector.score(batch)
-
-    def _encode_usable(self, positions: Sequence[int]) -> Batch | None:
-        encoding = self.stream.encoding
-        assert encoding is not None, "only selectors with a proxy are measured"
-        samples, encoded = [], []
-        for _, read in self.stream.pool.read(positions):
-            if isinstance(read, BadRecord):
-                continue
-            with contextlib.suppress(BadRecord):
-                encoded.append(encoding.encoder.encode(read))
-                samples.append(read)
-        return encoding.batch(samples, encoded).to(self.device) if samples else None
 
 
 @contextmanager

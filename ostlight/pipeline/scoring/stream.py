@@ -80,7 +80,8 @@ class ShardStream(IterableDataset[ShardBatch]):
             yield from self._shard_batches(shard)
 
     def _shard_batches(self, shard: int) -> Iterator[ShardBatch]:
-        samples, encoded, rejections = self._read_shard(shard)
+        first = shard * self.shard_size
+        samples, encoded, rejections = self.read(range(first, min(first + self.shard_size, len(self.pool))))
         groups = self._groups(samples, encoded)
         if not groups:
             yield ShardBatch(shard, Batch([]), True, rejections)
@@ -91,12 +92,12 @@ class ShardStream(IterableDataset[ShardBatch]):
                 batch = self.encoding.batch(batch.samples, [encoded[i] for i in group])
             yield ShardBatch(shard, batch, is_last, rejections if is_last else [])
 
-    def _read_shard(self, shard: int) -> tuple[list[Sample], list[Encoded], list[Rejection]]:
+    def read(self, positions: Sequence[int]) -> tuple[list[Sample], list[Encoded], list[Rejection]]:
+        """Returns the usable samples, their encodings (none without a proxy), and the records that cannot be used."""
         samples: list[Sample] = []
         encoded: list[Encoded] = []
         rejections: list[Rejection] = []
-        first = shard * self.shard_size
-        for position, read in self.pool.read(range(first, min(first + self.shard_size, len(self.pool)))):
+        for position, read in self.pool.read(positions):
             if isinstance(read, BadRecord):
                 rejections.append(Rejection(position, None, read))
                 continue

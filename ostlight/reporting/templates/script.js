@@ -102,7 +102,4 @@ if (one("#cards")) {
   show();
 }
 
-// Images: the page holds each once.
-const images = one("#images") && JSON.parse(one("#images").textContent);
-all("img[data-image]").forEach((img) => { img.src = images[img.dataset.image]; });
 document.documentElement.dataset.ready = "true";

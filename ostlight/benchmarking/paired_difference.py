@@ -27,11 +27,6 @@ class Difference:
     seeds: int
     items: int
 
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = RESAMPLES) -> Difference:
     """Returns the mean difference with a bootstrap interval over both sources of chance.

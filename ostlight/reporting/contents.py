@@ -17,7 +17,7 @@ from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import total
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.results_table import read_results
-from ostlight.reporting.scored_run import ScoredRun
+from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.reporting.utilities import utilities_section
 
 REASON_EXAMPLES = 5
@@ -28,7 +28,7 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
     """Returns everything the template asks for; what the run holds nothing for is empty, and named in ``missing``."""
     rows = read_results(run.path) if run.is_benchmark else []
     scored = run.scored_runs[0] if run.scored_runs else None
-    utilities = utilities_section(ScoredRun.read(scored)) if scored is not None else None
+    utilities = utilities_section(ScoreColumns.read(scored)) if scored is not None else None
     if scored is None:
         run.missing.append("Utilities: the folder holds no scores.")
     answers = _answers(run)

@@ -13,7 +13,7 @@ from rich.text import Text
 from ostlight.data.sanitize import printable
 from ostlight.errors import BadRecord
 from ostlight.reporting.find_record import find_record
-from ostlight.reporting.finished_run import FinishedRun
+from ostlight.reporting.finished_run import FinishedRun, open_scored
 from ostlight.reporting.images import image_source
 from ostlight.reporting.number_format import UnitScale, clipped, plain
 from ostlight.reporting.sample_cards import (
@@ -22,7 +22,7 @@ from ostlight.reporting.sample_cards import (
     summarise_sample,
     turn_text,
 )
-from ostlight.reporting.scored_run import ScoredRun, open_scored
+from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection.scores import REJECTED, read_score_table
 
 TEXT = 600
@@ -50,9 +50,9 @@ def explain(path: str | Path, sample_id: str, console: Console | None = None) ->
     if row["state"] == REJECTED:
         console.print(_rejected(row))
         return
-    scored = ScoredRun.read(run)
-    summary = summarise_sample(scored, int(np.searchsorted(scored.scores.position, row["position"])))
-    console.print(Group(*_summary(scored, summary), *_record(run, summary)))
+    scores = ScoreColumns.read(run)
+    summary = summarise_sample(scores, int(np.searchsorted(scores.position, row["position"])))
+    console.print(Group(*_summary(scores, summary), *_record(run, summary)))
 
 
 def _rejected(row: dict[str, Any]) -> RenderableType:
@@ -62,10 +62,10 @@ def _rejected(row: dict[str, Any]) -> RenderableType:
     return Group(Text(name, style="bold"), Text(printable(f"rejected: {row['reason']}{where}: {row['detail']}")))
 
 
-def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
+def _summary(scores: ScoreColumns, summary: SampleSummary) -> list[RenderableType]:
     """What the scores say of a sample."""
-    scale, numbers = scored.scale, summary.numbers
-    name = "utility" if scored.scores.is_utility else "score"
+    scale, numbers = scores.scale, summary.numbers
+    name = "utility" if scores.is_utility else "score"
     lines: list[RenderableType] = [
         Text.assemble((printable(summary.id), "bold"), ("  toxic" if summary.toxic else "", "bold red")),
         Text(f"{name} {scale.show(numbers['score'])} {scale.unit}"),
@@ -79,7 +79,7 @@ def _summary(scored: ScoredRun, summary: SampleSummary) -> list[RenderableType]:
         first_order, curvature = scale.show(numbers["first_order_utility"]), scale.show(-numbers["curvature_cost"])
         lines.append(Text(f"first-order utility {first_order} {scale.unit}; curvature adds {curvature}"))
     if summary.groups:
-        lines.append(_groups(summary, scored))
+        lines.append(_groups(summary, scores))
     if "loss" in numbers:
         lines.append(Text(f"loss of the proxy on it {plain(numbers['loss'])}"))
     if summary.tags:
@@ -96,12 +96,12 @@ def _outcome(outcome: BudgetOutcome, scale: UnitScale) -> str:
     return text if outcome.margin is None else f"{text}, {scale.show(outcome.margin)} {scale.unit} from the cutoff"
 
 
-def _groups(summary: SampleSummary, scored: ScoredRun) -> Table:
+def _groups(summary: SampleSummary, scores: ScoreColumns) -> Table:
     """Utility by anchor group, with bars."""
     largest = max(abs(u) for u in summary.groups.values())
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, utility in sorted(summary.groups.items(), key=lambda item: -item[1]):
-        value = Text(scored.scale.show(utility), justify="right")
+        value = Text(scores.scale.show(utility), justify="right")
         table.add_row(Text(printable(name)), value, _bar(utility, largest))
     return table
 

@@ -206,3 +206,15 @@ class FinishedRun:
         file = next(filter(Path.is_file, files), None)
         rows = pq.read_table(file, columns=["id", "defect"]).to_pylist() if file else []
         return {row["id"]: "clean" if row["defect"] in CLEAN else row["defect"] for row in rows}
+
+
+def open_scored(path: str | Path) -> FinishedRun:
+    """Opens the run of a folder that has scores; of a benchmark's selectors the one with the most extra columns.
+
+    Raises:
+        DataError: no run folder, or one without scores.
+    """
+    scored = FinishedRun.open(path).scored_runs
+    if not scored:
+        raise DataError(f"{path} holds no scores; run `ostlight select` first")
+    return scored[0]

@@ -6,15 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+import numpy as np
+
 from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.errors import BadRecord
 from ostlight.reporting.images import ReportImage, load_image
 from ostlight.reporting.number_format import clipped
-from ostlight.reporting.scored_run import ScoredRun
+from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.reporting.selections import Selection
 
 TEXT = 1200
 """Characters of a turn that are shown."""
+LONGEST = 36
+"""Samples in a list."""
 IMAGES = 4
 """Images of a sample that are shown."""
 TAG = 40
@@ -63,12 +67,11 @@ class SampleSummary:
     tags: dict[str, str]
 
 
-def summarise_sample(scored: ScoredRun, row: int) -> SampleSummary:
+def summarise_sample(scores: ScoreColumns, row: int) -> SampleSummary:
     """Returns what the score columns say of one sample."""
-    scores = scored.scores
     by_group = scores.by_group[row].tolist() if scores.by_group is not None else []
     outcomes = []
-    for selection, margin in zip(scores.selections, scored.margins, strict=True):
+    for selection, margin in zip(scores.selections, scores.margins, strict=True):
         rank = int(selection.rank[row]) if selection.kept[row] else None
         outcomes.append(BudgetOutcome(selection, rank, None if margin is None else float(margin[row])))
     return SampleSummary(
@@ -83,6 +86,22 @@ def summarise_sample(scored: ScoredRun, row: int) -> SampleSummary:
         groups=dict(zip(scores.groups, by_group, strict=True)),
         tags={tag: str(values[row]) for tag, values in scores.tags.items() if values[row]},
     )
+
+
+def sample_lists(scores: ScoreColumns, longest: int = LONGEST) -> dict[str, np.ndarray]:
+    """Rows by list: ``useful`` (best first), ``toxic`` or ``lowest`` (worst first), and for each selection
+    ``borderline`` with its key (nearest to the cutoff first)."""
+    order = np.argsort(scores.place)
+    worst = order[::-1]
+    lists = {"useful": order[:longest]}
+    if scores.is_utility:
+        lists["toxic"] = worst[scores.toxic[worst]][:longest]
+    else:
+        lists["lowest"] = worst[:longest]
+    for selection, margin in zip(scores.selections, scores.margins, strict=True):
+        if margin is not None:
+            lists[f"borderline{selection.key}"] = np.argsort(np.abs(margin), kind="stable")[:longest]
+    return lists
 
 
 @dataclass(frozen=True)
@@ -102,13 +121,13 @@ class Card:
         return {clipped(tag, TAG): clipped(value, TAG) for tag, value in self.summary.tags.items()}
 
 
-def make_cards(scored: ScoredRun, lists_by_row: Mapping[int, list[str]]) -> Iterator[Card]:
+def make_cards(scores: ScoreColumns, lists_by_row: Mapping[int, list[str]]) -> Iterator[Card]:
     """Yields a card for each row of the score columns, with long texts clipped and images scaled down."""
     load = cache(load_image)
     for row, lists in sorted(lists_by_row.items()):
-        summary = summarise_sample(scored, row)
+        summary = summarise_sample(scores, row)
         try:
-            sample = scored.run.record(summary.position, summary.id)
+            sample = scores.run.record(summary.position, summary.id)
         except BadRecord as error:
             yield Card(summary, lists, problem=str(error))
             continue

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from ostlight.errors import DataError
 from ostlight.reporting.finished_run import EXTRA_COLUMNS, FinishedRun
-from ostlight.reporting.selections import Selection, read_selections
+from ostlight.reporting.number_format import UnitScale
+from ostlight.reporting.selections import Selection, cutoff_score, read_selections
 from ostlight.selection.scores import Scores
 
 COLUMNS = ["position", "id", "state", "tags", "score", "utility_by_group", *EXTRA_COLUMNS]
@@ -25,6 +26,7 @@ class ScoreColumns:
     """All scored samples of a run, N of them, by position.
 
     Attributes:
+        run: whose scores these are.
         ids: ``[N]``.
         position, score: ``[N]``.
         extra: ``[N]`` float64 by name: those of ``EXTRA_COLUMNS`` that the selector stored.
@@ -36,6 +38,7 @@ class ScoreColumns:
         has_curvature: whether the selector stored ``phi``, its sketch of the curvature.
     """
 
+    run: FinishedRun
     ids: list[str]
     position: np.ndarray
     score: np.ndarray
@@ -65,6 +68,7 @@ class ScoreColumns:
         if "utility_by_group" in scores and len(scores) and not scores.table["utility_by_group"].null_count:
             by_group = scores.column("utility_by_group")
         return cls(
+            run=run,
             ids=ids,
             position=scores.positions,
             score=scores.score,
@@ -120,6 +124,32 @@ class ScoreColumns:
     def is_utility(self) -> bool:
         """Whether the score is a difference of anchor losses in nats, so that its sign means something."""
         return self.by_group is not None or "alignment" in self.extra
+
+    @cached_property
+    def scale(self) -> UnitScale:
+        """The unit that the scores are shown in."""
+        return UnitScale.of(self.score, self.is_utility)
+
+    @cached_property
+    def margins(self) -> list[np.ndarray | None]:
+        """``cutoff_margins`` of each selection."""
+        return [self.cutoff_margins(selection) for selection in self.selections]
+
+    def cutoff_margins(self, selection: Selection) -> np.ndarray | None:
+        """``[N]`` score minus the budget's cutoff, which each stratum of a stratified budget has for itself.
+
+        ``None`` where the kept are not the highest scores (a set objective, a random subset): there is no cutoff.
+        """
+        margins = np.zeros(len(self))
+        strata = self.tags.get(selection.stratify_by) if selection.stratify_by else None
+        strata = np.zeros(len(self)) if strata is None else strata
+        for stratum in set(strata.tolist()):
+            rows = np.flatnonzero(strata == stratum)
+            kept, dropped = (self.score[rows[selection.kept[rows] == side]] for side in (True, False))
+            if len(kept) and len(dropped) and kept.min() < dropped.max():
+                return None
+            margins[rows] = self.score[rows] - cutoff_score(self.score[rows], int(selection.kept[rows].sum()))
+        return margins
 
     @cached_property
     def toxic(self) -> np.ndarray:

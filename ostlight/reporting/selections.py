@@ -74,3 +74,11 @@ def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndar
             made_by = ", ".join(selectors.get(file.stem, [file.stem.rpartition("-")[2]]))
             label = f"{budget.label}, {made_by}" if len(files) > 1 else budget.label
             yield label, budget.stratify_by, np.load(file)
+
+
+def cutoff_score(score: np.ndarray, kept: int) -> float:
+    """The score half-way between the last of the ``kept`` highest and the next."""
+    ordered = np.sort(score)[::-1]
+    if not 0 < kept < len(ordered):
+        return float(ordered[-1] if kept else ordered[0]) if len(ordered) else 0.0
+    return float(ordered[kept - 1] + ordered[kept]) / 2

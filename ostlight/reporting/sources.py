@@ -10,10 +10,10 @@ from rich.text import Text
 
 from ostlight.data.sanitize import printable
 from ostlight.errors import DataError
+from ostlight.reporting.finished_run import open_scored
 from ostlight.reporting.matrix import Matrix, compute_matrices
 from ostlight.reporting.number_format import clipped
 from ostlight.reporting.score_columns import ScoreColumns
-from ostlight.reporting.scored_run import open_scored
 
 WIDE = 320
 STYLES = {"help": "green", "hurt": "red", "unclear": "dim"}

@@ -9,51 +9,52 @@ from typing import Any
 import numpy as np
 
 from ostlight.reporting.charts import Histogram, histogram
+from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.matrix import compute_matrices
-from ostlight.reporting.sample_cards import Card, make_cards
-from ostlight.reporting.sample_lists import cutoff_score, sample_lists
-from ostlight.reporting.scored_run import ScoredRun
+from ostlight.reporting.sample_cards import Card, make_cards, sample_lists
+from ostlight.reporting.score_columns import ScoreColumns
+from ostlight.reporting.selections import cutoff_score
 
 SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of")
 """Notes that are no further facts: other places of the page show them."""
 
 
-def utilities_section(scored: ScoredRun) -> dict[str, Any]:
+def utilities_section(scores: ScoreColumns) -> dict[str, Any]:
     """Returns what the templates ask for under ``scored``."""
-    run, scores = scored.run, scored.scores
+    run = scores.run
     if not len(scores):
         run.missing.append("Utilities: every record was rejected.")
-    lists = sample_lists(scores, scored.margins)
+    lists = sample_lists(scores)
     notes = {b.label: run.selection_notes[b.label] for b in run.budgets if b.label in run.selection_notes}
     return {
         "run": run,
         "scores": scores,
-        "scale": scored.scale,
+        "scale": scores.scale,
         "toxic": int(scores.toxic.sum()),
-        "selections": _selections(scored),
-        "histograms": _histograms(scored),
+        "selections": _selections(scores),
+        "histograms": _histograms(scores),
         "matrices": compute_matrices(scores),
         "lists": {name: len(rows) for name, rows in lists.items()},
-        "cards": _cards(scored, lists),
+        "cards": _cards(scores, lists),
         "agreement": run.notes.get("rank_agreement"),
         "trials": {b: noted["best_of"] for b, noted in notes.items() if isinstance(noted.get("best_of"), dict)},
-        "facts": list(_facts(scored, notes)),
+        "facts": list(_facts(scores.run, notes)),
     }
 
 
-def _selections(scored: ScoredRun) -> list[dict[str, Any]]:
+def _selections(scores: ScoreColumns) -> list[dict[str, Any]]:
     """Returns each selection with its counts."""
     shown = []
-    for selection, margin in zip(scored.scores.selections, scored.margins, strict=True):
-        toxic = int((scored.scores.toxic & selection.kept).sum())
+    for selection, margin in zip(scores.selections, scores.margins, strict=True):
+        toxic = int((scores.toxic & selection.kept).sum())
         counts = {"size": selection.size, "toxic": toxic, "has_cutoff": margin is not None}
         shown.append(vars(selection) | counts)
     return shown
 
 
-def _facts(scored: ScoredRun, notes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, Any]]:
+def _facts(run: FinishedRun, notes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, Any]]:
     """Budget (empty for the whole run), name and value of each note that no other place of the page shows."""
-    for budget, noted in {"": scored.run.notes, **notes}.items():
+    for budget, noted in {"": run.notes, **notes}.items():
         for name, value in noted.items():
             if name in SHOWN_ELSEWHERE:
                 continue
@@ -62,24 +63,24 @@ def _facts(scored: ScoredRun, notes: dict[str, dict[str, Any]]) -> Iterator[tupl
             yield budget, name, value
 
 
-def _histograms(scored: ScoredRun) -> list[Histogram]:
+def _histograms(scores: ScoreColumns) -> list[Histogram]:
     """One for each selection, with the cutoff that a ranking of the whole pool would have; else one for all budgets."""
-    scores, score = scored.scores, scored.scores.score
+    score = scores.score
     if not len(scores):
         return []
     if scores.selections:
         cutoffs = [{f"cutoff of budget {s.budget}": cutoff_score(score, s.size)} for s in scores.selections]
-        return [histogram(scores, *pair, scored.scale) for pair in zip(scores.selections, cutoffs, strict=True)]
-    thresholds = {b.label: b.threshold for b in scored.run.budgets if b.threshold is not None}
-    sizes = {b.label: b.size(len(score)) for b in scored.run.budgets if b.threshold is None and b.tokens is None}
+        return [histogram(scores, *pair, scores.scale) for pair in zip(scores.selections, cutoffs, strict=True)]
+    thresholds = {b.label: b.threshold for b in scores.run.budgets if b.threshold is not None}
+    sizes = {b.label: b.size(len(score)) for b in scores.run.budgets if b.threshold is None and b.tokens is None}
     ranked = thresholds | {label: cutoff_score(score, size) for label, size in sizes.items()}
-    return [histogram(scores, None, {f"cutoff of budget {label}": v for label, v in ranked.items()}, scored.scale)]
+    return [histogram(scores, None, {f"cutoff of budget {label}": v for label, v in ranked.items()}, scores.scale)]
 
 
-def _cards(scored: ScoredRun, lists: dict[str, np.ndarray]) -> list[Card]:
+def _cards(scores: ScoreColumns, lists: dict[str, np.ndarray]) -> list[Card]:
     """Each listed sample once, with the lists it is in, best first."""
     lists_by_row: dict[int, list[str]] = defaultdict(list)
     for name, rows in lists.items():
         for row in rows.tolist():
             lists_by_row[row].append(name)
-    return sorted(make_cards(scored, lists_by_row), key=lambda card: card.summary.place)
+    return sorted(make_cards(scores, lists_by_row), key=lambda card: card.summary.place)

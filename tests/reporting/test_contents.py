@@ -22,9 +22,9 @@ from ostlight.reporting.matrix import compute_matrices
 from ostlight.reporting.number_format import UnitScale, clipped, duration, flops, percent, signed
 from ostlight.reporting.page import write_report
 from ostlight.reporting.results_table import read_results
-from ostlight.reporting.sample_lists import cutoff_margins, cutoff_score, sample_lists
+from ostlight.reporting.sample_cards import sample_lists
 from ostlight.reporting.score_columns import ScoreColumns
-from ostlight.reporting.selections import Selection
+from ostlight.reporting.selections import Selection, cutoff_score
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +69,17 @@ def test_matrix_holds_means_by_tag_and_group(scores: ScoreColumns):
 
 def test_cutoff_separates_kept_from_dropped(scores: ScoreColumns):
     (selection,) = scores.selections
-    margin = cutoff_margins(scores, selection)
+    margin = scores.cutoff_margins(selection)
     assert margin is not None
     assert ((margin > 0) == selection.kept).all()
-    near = sample_lists(scores, [margin], longest=10)["borderline"]
+    near = sample_lists(scores, longest=10)["borderline"]
     assert set(near) == set(np.argsort(np.abs(margin))[:10])
     assert cutoff_score(np.array([3.0, 1.0, 2.0]), 1) == 2.5
 
 
 def test_stratified_budget_has_a_cutoff_in_each_stratum(scores: ScoreColumns):
     selection = replace(scores.selections[0], stratify_by="source")
-    margin = cutoff_margins(scores, selection)
+    margin = scores.cutoff_margins(selection)
     assert margin is not None
     for source in set(scores.tags["source"]):
         rows = scores.tags["source"] == source
@@ -89,9 +89,9 @@ def test_stratified_budget_has_a_cutoff_in_each_stratum(scores: ScoreColumns):
 def test_set_selection_has_no_cutoff(scores: ScoreColumns):
     order, rank = np.argsort(-scores.score), np.full(len(scores), -1)
     rank[order[[0, 1, 3]]] = range(3)
-    assert cutoff_margins(scores, Selection("4", None, rank)) is None
+    assert scores.cutoff_margins(Selection("4", None, rank)) is None
     rank[order[2]] = 3
-    assert cutoff_margins(scores, Selection("4", None, rank)) is not None
+    assert scores.cutoff_margins(Selection("4", None, rank)) is not None
 
 
 def test_histogram_counts_every_sample_once(scores: ScoreColumns):

@@ -28,13 +28,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _small_runs() -> Iterator[None]:
-    """`ost` tries several subsets on the proxy by default; here it is enough that it does. Comparing 16 samples with
-    `exact` takes most of a small run; a test that counts them puts `sample_count` back. What a module's tests share is
-    made before any test begins, hence for the whole session."""
+@pytest.fixture(scope="module")
+def few_samples_compared() -> Iterator[None]:
+    """`ost` compares its estimate with `exact` on 4 samples instead of 16, which takes most of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ostlight.training.trial.TRIAL_STEPS", 2)
         patch.setattr("ostlight_selectors.ost.sample_count", lambda records: 4)
         yield
 

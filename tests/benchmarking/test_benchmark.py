@@ -29,6 +29,8 @@ from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection import registry
 from ostlight.selection.registry import load
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 
 @pytest.fixture
 def experiment(settings, digits):

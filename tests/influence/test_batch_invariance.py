@@ -13,6 +13,8 @@ from ostlight.influence.batch_invariance import check_batch_invariance
 from ostlight.models import influence_task
 from ostlight.models.influence_task import make_anchors
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 
 def mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch normalisation, as far as a batch of logits can show it."""

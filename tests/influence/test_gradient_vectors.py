@@ -27,6 +27,8 @@ from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.selection.scores import read_score_table
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 PROBES = 11
 """More than are made at once."""
 

@@ -28,6 +28,8 @@ from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.selection.scores import Scores
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 ADAPTED = r".*language_model.*(q_proj|down_proj)"
 
 

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import folders
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 FAMILIES = list(folders.families.FAMILIES)
 Read = Callable[[str], list[Sample]]
 

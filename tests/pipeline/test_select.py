@@ -19,6 +19,8 @@ from ostlight.selection.registry import register
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 
 def table_of(folder: Path) -> list[dict[str, Any]]:
     return read_score_table(folder / "scores").to_pylist()

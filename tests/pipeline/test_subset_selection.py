@@ -20,13 +20,14 @@ class TriesHalves(Selector):
     """Keeps the half of the pool that does the anchors more good."""
 
     uses_proxy = True
+    steps: int | None = 2
 
     def score(self, batch):
         return {"score": [float(sample.position) for sample in batch.samples]}
 
     def select(self, scores, budget):
         halves = np.array_split(np.arange(len(scores)), 2)
-        losses = [scores.trial(half) for half in halves]
+        losses = [scores.trial(half, steps=self.steps) for half in halves]
         scores.context.note("halves", losses)
         return halves[int(np.argmin(losses))]
 
@@ -36,6 +37,13 @@ class TriesBlindly(TriesHalves):
     """The same without a proxy."""
 
     uses_proxy = False
+
+
+@register("test-tries-by-default")
+class TriesByDefault(TriesHalves):
+    """The same with trials of the default length."""
+
+    steps = None
 
 
 WARM = {"fraction": 0.2, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
@@ -55,6 +63,15 @@ def test_a_selector_tries_sets_on_the_proxy(settings):
     assert picking.more["budget"] == "20%"
     halves = np.array_split(Scores.read(selection.folder.scores).positions, 2)
     assert selection.kept.tolist() == halves[int(np.argmin(picking.more["noted"]["halves"]))].tolist()
+
+
+@pytest.mark.slow
+def test_a_trial_takes_100_steps_by_default(settings):
+    tokens = {}
+    for name in ("test-tries-halves", "test-tries-by-default"):
+        folder = ostlight.select(settings(name=name, selector={"name": name})).folder
+        tokens[name] = folder.cost_log.read()[-1].tokens
+    assert tokens["test-tries-by-default"] == pytest.approx(100 / 2 * tokens["test-tries-halves"], rel=0.2)
 
 
 def test_trials_start_from_the_proxy_as_it_came(settings):

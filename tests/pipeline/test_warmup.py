@@ -16,6 +16,8 @@ from ostlight.influence.step_size import median_step_size
 from ostlight.models.influence_task import SampleTask
 from ostlight.training.optimizer_records import median_update_norm
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 OST = {"name": "ost", "options": {"estimator": "first_order"}}
 
 

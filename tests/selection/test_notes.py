@@ -8,7 +8,6 @@ import pytest
 
 import ostlight
 from ostlight.errors import DataError, SelectorError
-from ostlight.influence.agreement import sample_count
 from ostlight.selection.notes import FILE, read_notes, write_note
 
 
@@ -39,8 +38,7 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path):
         read_notes(tmp_path)
 
 
-def test_ost_notes_what_the_report_asks_for_and_a_resumed_run_keeps_it(settings, digits, monkeypatch):
-    monkeypatch.setattr("ostlight_selectors.ost.sample_count", sample_count)
+def test_ost_notes_what_the_report_asks_for_and_a_resumed_run_keeps_it(settings, digits):
     options = {"estimator": "second_order", "probes": 4, "step_size": 0.05}
     ost = {"name": "ost", "options": options}
     config = settings(selector=ost, anchors={"path": str(digits.anchors), "group": "task"})

@@ -21,6 +21,8 @@ from ostlight.models.influence_task import make_anchors
 from ostlight.models.losses import IGNORED
 from ostlight.selection.scores import Scores
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 ACTIVE = {"estimator": "exact", "parameters": "head", "step_size": 0.05, "answers": 3, "max_new_tokens": 12}
 
 

@@ -20,6 +20,8 @@ from ostlight.selection.registry import create, register
 from ostlight.selection.scores import Scores, read_score_table
 from ostlight.selection.selector import Selector
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 ASKED: list[str] = []
 TEARDOWNS: list[str] = []
 

@@ -16,6 +16,8 @@ from ostlight.testing.checks import ContractCheck
 from ostlight.testing.pools import PoolFiles
 from ostlight.testing.runner import SelectorRunner
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 OURS = [name for name in registry.names() if registry.find(name).source.startswith("ostlight ")]
 OST = {"name": "ost", "options": {"estimator": "second_order", "probes": 4, "parameters": "head", "step_size": 0.05}}
 OST_SET = {"name": "ost", "label": "set", "options": OST["options"] | {"selection": "set"}}  # type: ignore[operator]

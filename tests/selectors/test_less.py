@@ -15,6 +15,8 @@ from ostlight.selection.scores import Scores
 from ostlight.training.optimizer_records import warmup_adam_scale
 from ostlight_selectors.less import random_directions
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 SCOPE = "last:1"
 
 

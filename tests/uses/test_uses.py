@@ -19,6 +19,8 @@ from ostlight.selection.registry import register
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 ROOT = Path(__file__).parents[2]
 USES = sorted((ROOT / "configs" / "uses").glob("*.yaml"))
 SMALL = (

@@ -18,6 +18,8 @@ from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.influence_task import make_anchors
 from ostlight.selection.scores import Scores
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 
 # The model's norm layers round to float32 whatever its dtype, and a difference shows it.
 @pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-4), ("float32", 1e-2)])

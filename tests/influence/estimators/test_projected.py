@@ -24,6 +24,8 @@ from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import Scores, read_score_table
 from ostlight.training.optimizer_records import warmup_adam_scale
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 
 def scorer_of(model: Any, anchors: list[Any], snapshots: list[Any], scope: str, eta: float, count: int, **more: Any):
     names = [s.tags["task"] for s in anchors] if more.pop("groups", False) else [""] * len(anchors)

@@ -14,6 +14,8 @@ from ostlight.selection.registry import register
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 OPTIONS: dict[str, dict[str, Any]] = {"ost": {"rank": 4}, "loss": {}}
 
 

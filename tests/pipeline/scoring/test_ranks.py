@@ -13,12 +13,10 @@ import yaml
 from forks import run_script
 
 import ostlight
-import ostlight_selectors.ost
 from ostlight.pipeline.scoring.writer import audit
 from ostlight.selection.scores import read_score_table
-from ostlight.training import trial
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_samples_compared")]
 TWO: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "projected": {"estimator": "projected", "rank": 4, "step_size": 0.05, "vector_storage": "split"},
@@ -37,11 +35,9 @@ import sys
 import ostlight
 from forks import on_ranks
 ostlight.configure_logging()
-from ostlight.training import trial
 from ostlight_selectors import ost
-compared, trial.TRIAL_STEPS = map(int, sys.argv[1:3])
-ost.sample_count = lambda records: compared
-sys.exit(not on_ranks(lambda: list(map(ostlight.select, sys.argv[3:]))))
+ost.sample_count = lambda records: 4
+sys.exit(not on_ranks(lambda: list(map(ostlight.select, sys.argv[1:]))))
 """
 KILL_ALL = """
 import sys
@@ -50,8 +46,8 @@ import ostlight
 from forks import on_ranks
 ostlight.configure_logging()
 from ostlight_selectors import ost
-ost.sample_count = lambda records: int(sys.argv[1])
-for file in map(Path, sys.argv[2:]):
+ost.sample_count = lambda records: 4
+for file in map(Path, sys.argv[1:]):
     scores = file.parent / "runs" / file.stem / "scores"
     on_ranks(lambda: ostlight.select(file), until=lambda: len(list(scores.glob("part-*.parquet"))) >= 3)
 """
@@ -69,16 +65,16 @@ def run_here(file: Path, logged: Callable[[], str]) -> None:
     assert WHOLE in logged()
 
 
-def run_apart(script: str, files: list[Path], *options: int) -> str:
+def run_apart(script: str, files: list[Path]) -> str:
     file = files[0].parent / "script.py"
     file.write_text(script)
-    ended = run_script(file, str(ostlight_selectors.ost.sample_count(48)), *map(str, options), *files)
+    ended = run_script(file, *files)
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
 
 
 def select_on_two(files: list[Path]) -> None:
-    told = run_apart(SELECT_ALL, files, trial.TRIAL_STEPS)
+    told = run_apart(SELECT_ALL, files)
     assert told.count(WHOLE) >= len(files), told
 
 

@@ -12,6 +12,8 @@ from ostlight.errors import ConfigError, OstlightError, SelectorError
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import minibatch_value
 
+pytestmark = pytest.mark.usefixtures("few_samples_compared")
+
 TOP = {"estimator": "second_order", "probes": 8, "step_size": 0.05}
 SET = TOP | {"selection": "set", "set_step_size": 1.0, "set_batch_size": 32}
 

@@ -43,7 +43,7 @@ def test_selectors_lists_name_line_options_and_source(monkeypatch, capsys):
     assert code == 0
     assert "ost  (ostlight 0.1.0)" in out
     assert "Utility of one SGD step on each sample" in out
-    assert "parameters: text (default 'blocks')" in out
+    assert "parameters: text (default blocks)" in out
 
 
 def test_a_run_from_the_command_line(config: Path, monkeypatch, capsys):

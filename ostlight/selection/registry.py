@@ -10,6 +10,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+import yaml
+
 from ostlight.errors import SelectorError
 from ostlight.selection.selector import Selector
 
@@ -120,9 +122,21 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Selector:
 
 
 def option_lines(cls: type[Selector]) -> list[str]:
-    """Name, allowed values and default of every option."""
+    """Name, allowed values and default of every option, in YAML; the items of a default list have a line each."""
     from ostlight.config.bind import allowed_values, hints_of
 
-    defaults, hints = cls.Options(), hints_of(cls.Options)
-    names = [f.name for f in dataclasses.fields(cls.Options)]
-    return [f"{name}: {allowed_values(hints[name])} (default {getattr(defaults, name)!r})" for name in names]
+    hints, lines = hints_of(cls.Options), []
+    for name, default in vars(cls.Options()).items():
+        if isinstance(default, list) and default:
+            lines += [f"{name}: {allowed_values(hints[name])}; by default", *(f"  - {_yaml(item)}" for item in default)]
+        else:
+            lines.append(f"{name}: {allowed_values(hints[name])} (default {_yaml(default)})")
+    return lines
+
+
+def _yaml(value: Any) -> str:
+    """One line of YAML, without the settings of a section that are empty."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {name: v for name, v in dataclasses.asdict(value).items() if v is not None and v != {}}
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+    return text.strip().removesuffix("...").strip()

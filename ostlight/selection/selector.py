@@ -51,6 +51,8 @@ class Selector(ABC):
         ignores_budget: whether ``select`` keeps the same whatever the budget; a benchmark then trains it once a seed.
         metric_columns: columns that hold what the metric selector of the same name measures with its default options:
             ``("loss",)``. A selector that needs them can read this one's table instead of scoring the pool again.
+        check_options: options with which ``ostlight.testing.check_selector`` runs it where they are not given: smaller
+            numbers than the defaults where those would make the check take minutes.
     """
 
     uses_proxy: ClassVar[bool] = False
@@ -62,6 +64,7 @@ class Selector(ABC):
     compute_options: ClassVar[tuple[str, ...]] = ()
     renamed_options: ClassVar[Mapping[str, str]] = {}
     metric_columns: ClassVar[tuple[str, ...]] = ()
+    check_options: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass
     class Options:
@@ -178,7 +181,7 @@ def _option_problems(cls: type[Selector]) -> Iterator[tuple[str, str]]:
     for f in fields:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             yield f"Options.{f.name} has no default", f"give it one: `{f.name}: {f.type} = ...`"
-    for listed in ("selection_options", "compute_options"):
+    for listed in ("selection_options", "compute_options", "check_options"):
         for name in set(getattr(cls, listed)) - names:
             yield f"{listed} names {name!r}, which is no option", "name fields of Options"
     for name, value in vars(cls.Options).items():

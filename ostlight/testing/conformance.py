@@ -43,7 +43,8 @@ def check_selector(
 
     Args:
         cls: the class, or the name it is registered under.
-        options: ``selector.options`` of the configuration, if the selector needs any.
+        options: ``selector.options`` of the configuration, if the selector needs any; what they leave out is taken from
+            the class's ``check_options``.
         tolerance: largest difference between numbers of two runs, as a fraction of the column's largest. Raise it for a
             selector that computes in lower precision.
         processes: whether to also kill a run and resume it on two ranks, in processes of their own (gloo, CPU). This
@@ -58,7 +59,10 @@ def check_selector(
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="check-selector-")))
         runs = root / tested.__name__
         runs.mkdir(parents=True, exist_ok=True)
-        check = ContractCheck(SelectorRunner(tested, options or {}, runs, PoolFiles.create(root / "pools")), tolerance)
+        check = ContractCheck(
+            SelectorRunner(tested, {**tested.check_options, **(options or {})}, runs, PoolFiles.create(root / "pools")),
+            tolerance,
+        )
         violations = check.find_violations(processes=processes)
     if violations:
         listed = "\n".join(f"  - {violation}" for violation in violations)

@@ -6,11 +6,10 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge
 
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Count, SelectorChoice
@@ -26,16 +25,10 @@ from ostlight.selection.selector import Selector
 
 log = logging.getLogger("ostlight.selectors.best_of")
 
-SET_STEP_SIZES = (1.0, 10.0, 100.0)
-"""Of the sets tried by default, in multiples of the scored step size."""
-
 
 def default_candidates() -> list[SelectorChoice]:
-    """The ranking by utility, a random subset, low loss, and sets at three step sizes."""
-    sets = [
-        SelectorChoice("ost", {"selection": "set", "set_step_size": size, "set_batch_size": 32}, f"set {size:g}x")
-        for size in SET_STEP_SIZES
-    ]
+    """The ranking by utility, a random subset, low loss, and sets at 1, 10 and 100 times the scored step size."""
+    sets = [SelectorChoice("ost", {"selection": "set", "set_step_size": k}, f"set {k:g}x") for k in (1.0, 10.0, 100.0)]
     return [SelectorChoice("ost"), SelectorChoice("random"), SelectorChoice("loss", label="low loss"), *sets]
 
 
@@ -53,7 +46,7 @@ class Source:
 
 
 class BestOf(Selector):
-    """The subset of several selectors' that trains the proxy best: each is tried briefly, and the best is kept.
+    """Of the subsets that several selectors choose, the one that trains the proxy best in a brief trial.
 
     The ranking of a score is the best subset of some pools and a poor one of others (docs/explanation/sets.md). So
     every candidate selects its subset, the base checkpoint is fine-tuned on each for a few steps, and the candidate
@@ -67,7 +60,15 @@ class BestOf(Selector):
 
     uses_proxy: ClassVar[bool] = True
     handles_strata: ClassVar[bool] = True
-    selection_options: ClassVar[tuple[str, ...]] = ("candidates", "steps", "repeats")
+    selection_options: ClassVar[tuple[str, ...]] = ("candidates", "steps", "repeats", "rule")
+    check_options: ClassVar[Mapping[str, Any]] = {
+        "steps": 2,
+        "candidates": [
+            {"name": "ost", "options": {"estimator": "first_order", "parameters": "head"}},
+            {"name": "random"},
+            {"name": "loss"},
+        ],
+    }
 
     @dataclass
     class Options:
@@ -77,19 +78,24 @@ class BestOf(Selector):
             step size.
         steps: optimiser steps of a trial.
         repeats: trials of each subset, in different orders of its samples; their spread is the noise of a trial.
+        rule: which subset is kept: ``one_standard_error`` (the first candidate whose mean log loss is within one
+            standard error of the lowest) or ``lowest``.
         """
 
         candidates: list[SelectorChoice] = field(default_factory=default_candidates)
         steps: Count = 100
-        repeats: Annotated[int, Ge(2)] = 2
+        repeats: Count = 2
+        rule: Literal["one_standard_error", "lowest"] = "one_standard_error"
 
         def problems(self) -> Iterator[str]:
-            """Too few candidates, and labels that two candidates share."""
+            """Too few candidates or repeats, and labels that two candidates share."""
             labels = [choice.shown for choice in self.candidates]
             if len(labels) < 2:
                 yield f"candidates names {len(labels)} selectors; name at least two to try"
             for label in sorted({label for label in labels if labels.count(label) > 1}):
                 yield f"candidates: two are called {label!r}; give one a label of its own"
+            if self.repeats < 2 and self.rule == "one_standard_error":
+                yield "repeats must be at least 2 with rule=one_standard_error, which needs the noise of a trial"
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -114,6 +120,9 @@ class BestOf(Selector):
     def setup(self, context: ScoringContext) -> None:
         self.tables = {choice.shown: context.dependencies[choice.shown] for choice in self._dependencies}
         self.rejections = {p: error for table in self.tables.values() for p, error in rejections(table).items()}
+        first = Scores(self.tables[self.sources[0].dependency])
+        first = self._view(0, first) if len(first) else first
+        self.first_scores = dict(zip(first.positions.tolist(), first.score.tolist(), strict=True))
         for name, value in context.dependency_notes.get(self.sources[0].dependency, {}).items():
             context.note(name, value)
 
@@ -127,16 +136,8 @@ class BestOf(Selector):
             if label != self.sources[0].dependency:
                 extra = {f"{label}.{name}": values for name, values in extra.items()}
             columns |= extra | {f"{label}.score": score}
-        failures = [self.rejections.get(position) for position in positions]
-        return columns | {"score": self._first_score(columns, failures), "failure": failures}
-
-    def _first_score(self, columns: Mapping[str, Any], failures: Sequence[Any]) -> np.ndarray:
-        source, first = self.sources[0], self.candidates[0]
-        if source.metric is None:
-            return np.asarray(columns[f"{source.dependency}.score"])
-        assert isinstance(first, MetricSelector), "only metric selectors read another's column"
-        values = [np.nan if failure else value for value, failure in zip(columns[source.metric], failures, strict=True)]
-        return first.score_of(np.array(values, dtype=np.float64))
+        columns["score"] = [self.first_scores.get(position, float("nan")) for position in positions]
+        return columns | {"failure": [self.rejections.get(position) for position in positions]}
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         first, _ = self._subset(0, scores, budget)
@@ -152,7 +153,7 @@ class BestOf(Selector):
                 notes[choice.shown] = noted
         log.info(f"at most {repeats * len(subsets)} trials on the proxy: {len(subsets)} subsets, {steps} steps each")
         losses = _trial_losses(scores, list(subsets.values()), repeats, steps)
-        selected = list(subsets)[first_of_the_best(losses)]
+        selected = list(subsets)[first_of_the_best(losses, self.options.rule)]
         losses_by_label = dict(zip(subsets, losses.tolist(), strict=True))
         finite = {label: each if np.isfinite(each).all() else None for label, each in losses_by_label.items()}
         note = {"samples": len(subsets[selected]), "selected": selected, "losses": finite, "notes": notes}
@@ -190,7 +191,7 @@ class BestOf(Selector):
         return view.with_score(candidate.score_of(view.column(source.metric)))
 
 
-def first_of_the_best(losses: np.ndarray) -> int:
+def first_of_the_best(losses: np.ndarray, rule: str = "one_standard_error") -> int:
     """Index of the first candidate whose mean log loss is within one standard error of a difference from the lowest.
 
     Candidates are named in the order of preference, as in the one-standard-error rule (Breiman, Friedman, Olshen and
@@ -199,6 +200,7 @@ def first_of_the_best(losses: np.ndarray) -> int:
 
     Args:
         losses: ``[candidates, repeats]``, in nats; infinite where a trial diverged, whose candidate is never selected.
+        rule: ``lowest`` allows no standard error.
 
     Raises:
         DivergedError: every candidate diverged in some trial.
@@ -210,7 +212,9 @@ def first_of_the_best(losses: np.ndarray) -> int:
             f"a trial of each of the {len(losses)} candidates diverged; lower the warm-up's learning rate "
             "(proxy.warmup.training.lr)"
         )
-    noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
+    noise = 0.0
+    if rule == "one_standard_error":
+        noise = np.sqrt(logs[finite].var(1, ddof=1).mean() * 2 / losses.shape[1])
     return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
 
 
@@ -240,20 +244,18 @@ def _resolve(
     Candidates that differ in ``selection_options`` alone share one. A metric selector reads its column from another
     candidate's table where there is one that has it.
     """
-    dependencies: list[SelectorChoice] = []
-    scored: list[tuple[str, dict[str, Any]]] = []
+    dependencies: dict[str, SelectorChoice] = {}
     sources = []
     for choice, candidate in zip(choices, candidates, strict=True):
         provider = _provider(choice, candidate, candidates)
-        k = candidates.index(candidate if provider is None else provider)
-        key = choices[k].name, _scoring_options(candidates[k])
-        if key not in scored:
-            scored.append(key)
-            options = {n: v for n, v in choices[k].options.items() if n not in candidates[k].selection_options}
-            dependencies.append(SelectorChoice(choices[k].name, options, f"{len(scored)}-{choices[k].name}"))
-        label = dependencies[scored.index(key)].shown
-        sources.append(Source(label, None if provider is None else choice.name))
-    return dependencies, sources
+        k = candidates.index(provider or candidate)
+        name, left_out = choices[k].name, candidates[k].selection_options
+        key = repr((name, {n: v for n, v in dataclasses.asdict(candidates[k].options).items() if n not in left_out}))
+        if key not in dependencies:
+            options = {n: v for n, v in choices[k].options.items() if n not in left_out}
+            dependencies[key] = SelectorChoice(name, options, f"{len(dependencies) + 1}-{name}")
+        sources.append(Source(dependencies[key].shown, choice.name if provider else None))
+    return list(dependencies.values()), sources
 
 
 def _provider(choice: SelectorChoice, candidate: Selector, candidates: Sequence[Selector]) -> Selector | None:
@@ -263,8 +265,3 @@ def _provider(choice: SelectorChoice, candidate: Selector, candidates: Sequence[
     if dataclasses.replace(candidate.options, prefer=candidate.Options().prefer) != candidate.Options():
         return None
     return next((other for other in candidates if choice.name in other.metric_columns), None)
-
-
-def _scoring_options(selector: Selector) -> dict[str, Any]:
-    options = dataclasses.asdict(selector.options)
-    return {name: value for name, value in options.items() if name not in selector.selection_options}

@@ -84,6 +84,18 @@ def test_our_own_selectors_are_found_and_say_where_they_come_from():
     assert "estimator: one of projected, exact" in "\n".join(registry.option_lines(found.cls))
 
 
+def test_defaults_are_shown_as_they_are_written_in_yaml():
+    assert registry.option_lines(registry.find("best_of").cls)[1:5] == [
+        "  - {name: ost}",
+        "  - {name: random}",
+        "  - {name: loss, label: low loss}",
+        "  - {name: ost, options: {selection: set, set_step_size: 1.0}, label: set 1x}",
+    ]
+    judge = registry.option_lines(registry.find("llm_judge").cls)
+    assert "base_url: text or null (default null)" in judge
+    assert any(line.startswith("price: ") and line.endswith("(default {input: 0.0, output: 0.0})") for line in judge)
+
+
 def test_an_unknown_name_gets_the_nearest_and_the_list():
     with pytest.raises(SelectorError, match=r"unknown selector 'randon'; did you mean 'random'\? known: .*full.*ost"):
         registry.load("randon")

@@ -102,6 +102,7 @@ def test_the_first_candidate_that_none_beats_beyond_the_noise_is_kept():
     assert first_of_the_best(calm[:2]) == 1
     noisy = np.array([[0.60, 0.40], [0.55, 0.38], [0.20, 0.21]])
     assert first_of_the_best(noisy[:2]) == 0
+    assert first_of_the_best(noisy[:2], "lowest") == 1
     assert first_of_the_best(noisy) == 2
     assert first_of_the_best(10 * noisy[:2]) == 0, "whatever the unit of the loss"
     assert first_of_the_best(np.array([[0.1, np.inf], [0.9, 0.8]])) == 1
@@ -147,6 +148,25 @@ def test_steps_and_repeats_are_options():
     assert (len(run.tried), run.steps) == (6, {7})
 
 
+@pytest.mark.parametrize(("rule", "kept"), [("one_standard_error", "ost"), ("lowest", "random")])
+def test_the_rule_says_whether_noise_counts(rule: str, kept: str):
+    """The losses of a subset differ by 0.2 between its trials; the means of the two subsets by 0.02."""
+    run = Run()
+    mean = {frozenset(SUBSETS["ost"]): 1.0, frozenset(SUBSETS["random"]): 0.98}
+    run.loss = lambda rows: mean[frozenset(rows)] + (0.1 if run.repeats[-1] else -0.1)
+    options = {"rule": rule, "candidates": [{"name": "ost"}, {"name": "random"}]}
+    rows = create("best_of", options).select(run.scores(), BUDGET)
+    assert set(rows.tolist()) == SUBSETS[kept]
+    assert run.notes["best_of"]["selected"] == kept
+
+
+def test_one_trial_a_subset_is_enough_for_the_lowest_loss():
+    run = Run(lambda rows: 1.0 if rows == SUBSETS["random"] else 2.0)
+    options = {"rule": "lowest", "repeats": 1, "candidates": [{"name": "ost"}, {"name": "random"}]}
+    assert set(create("best_of", options).select(run.scores(), BUDGET).tolist()) == SUBSETS["random"]
+    assert run.repeats == [0, 0]
+
+
 @pytest.mark.parametrize("budget", [Budget(threshold=0.0), Budget(fraction=1.0)])
 def test_nothing_is_tried_where_there_is_nothing_to_choose(budget: Budget):
     run = Run()
@@ -182,6 +202,19 @@ def test_what_one_table_holds_is_scored_once():
     assert [d.shown for d in create("best_of", alone).dependencies()] == ["1-loss", "2-loss"]
 
 
+@pytest.mark.slow
+def test_a_run_on_the_defaults_tries_six_subsets_for_100_steps_in_two_orders(settings, logged):
+    selection = ostlight.select(settings(selector={"name": "best_of"}), "budget.count=10")
+    assert "6 subsets, 100 steps each" in logged()
+    entry = selection.folder.cost_log.read()[-1]
+    losses = entry.more["noted"]["best_of"]["losses"]
+    assert list(losses) == list(SUBSETS)
+    assert 6 <= entry.more["trials"] <= 12
+    notes = json.loads((selection.folder.path / "selector" / "notes.json").read_text())
+    assert notes["rank_agreement"]["samples"] == 16
+
+
+@pytest.mark.usefixtures("few_samples_compared")
 def test_a_run_tries_for_every_budget_and_scores_once(settings):
     config = settings(selector={"name": "best_of", "options": {"steps": 2}})
     for budget in ("budget.count=10", "budget.count=20"):
@@ -224,7 +257,8 @@ def test_the_score_shown_is_the_first_candidates(settings):
         ({"candidates": [{"name": "ost"}, {"name": "ost"}]}, "two are called 'ost'"),
         ({"candidates": [{"name": "ost"}, {"name": "active"}]}, "'active' selects samples without answers"),
         ({"candidates": [{"name": "ost"}, {"name": "oost"}]}, "unknown selector 'oost'"),
-        ({"repeats": 1}, "repeats must be a whole number, at least 2; got 1"),
+        ({"repeats": 1}, "repeats must be at least 2 with rule=one_standard_error"),
+        ({"rule": "best"}, "rule must be one of one_standard_error, lowest; got 'best'"),
         ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
     ],
 )

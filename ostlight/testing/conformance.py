@@ -59,10 +59,8 @@ def check_selector(
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="check-selector-")))
         runs = root / tested.__name__
         runs.mkdir(parents=True, exist_ok=True)
-        check = ContractCheck(
-            SelectorRunner(tested, {**tested.check_options, **(options or {})}, runs, PoolFiles.create(root / "pools")),
-            tolerance,
-        )
+        given = {**tested.check_options, **(options or {})}
+        check = ContractCheck(SelectorRunner(tested, given, runs, PoolFiles.create(root / "pools")), tolerance)
         violations = check.find_violations(processes=processes)
     if violations:
         listed = "\n".join(f"  - {violation}" for violation in violations)

@@ -216,7 +216,14 @@ def test_a_run_on_the_defaults_tries_six_subsets_for_100_steps_in_two_orders(set
 
 @pytest.mark.usefixtures("few_samples_compared")
 def test_a_run_tries_for_every_budget_and_scores_once(settings):
-    config = settings(selector={"name": "best_of", "options": {"steps": 2}})
+    cheap = {"estimator": "second_order", "probes": 4, "parameters": "head", "step_size": 0.05}
+    candidates = [
+        {"name": "ost", "options": cheap},
+        {"name": "random"},
+        {"name": "loss", "label": "low loss"},
+        {"name": "ost", "options": cheap | {"selection": "set"}, "label": "set"},
+    ]
+    config = settings(selector={"name": "best_of", "options": {"steps": 2, "candidates": candidates}})
     for budget in ("budget.count=10", "budget.count=20"):
         selection = ostlight.select(config, budget)
     entries = selection.folder.cost_log.read()
@@ -225,8 +232,8 @@ def test_a_run_tries_for_every_budget_and_scores_once(settings):
     first, second = entries[3:]
     for entry in (first, second):
         losses = entry.more["noted"]["best_of"]["losses"]
-        assert list(losses) == list(SUBSETS)
-        assert 6 <= entry.more["trials"] <= 2 * len(losses) == 12
+        assert list(losses) == ["ost", "random", "low loss", "set"]
+        assert 4 <= entry.more["trials"] <= 2 * len(losses)
         assert entry.flops > 0
     assert [first.more["budget"], second.more["budget"]] == ["10", "20"]
     assert len(selection.kept) == 20
@@ -258,7 +265,7 @@ def test_the_score_shown_is_the_first_candidates(settings):
         ({"candidates": [{"name": "ost"}, {"name": "active"}]}, "'active' selects samples without answers"),
         ({"candidates": [{"name": "ost"}, {"name": "oost"}]}, "unknown selector 'oost'"),
         ({"repeats": 1}, "repeats must be at least 2 with rule=one_standard_error"),
-        ({"rule": "best"}, "rule must be one of one_standard_error, lowest; got 'best'"),
+        ({"rule": "best"}, "rule must be one of one_standard_error, lowest; .*got 'best'"),
         ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
     ],
 )

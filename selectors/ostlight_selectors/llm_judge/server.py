@@ -1,12 +1,10 @@
-"""Client of a server with the OpenAI protocol; repeats a request until it is answered."""
+"""Client of a server with the OpenAI protocol."""
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 from ostlight.errors import BadRecord, SelectorError
@@ -17,9 +15,8 @@ from ostlight_selectors.llm_judge.rubric import Rubric
 
 log = logging.getLogger("ostlight.selectors.llm_judge")
 
-RETRIED_STATUSES = (408, 409, 425, 429)
-"""Temporary statuses below 500."""
-FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
+TEMPORARY_STATUSES = (408, 409, 429)
+"""Of those below 500; the ``openai`` client repeats such requests."""
 MAX_FAILURES_IN_A_ROW = 16
 """After this many failed requests in a row the run stops."""
 ONE_WORD = 4
@@ -31,14 +28,14 @@ MAX_ERROR_CHARACTERS = 500
 class Server:
     """A judge on a server.
 
-    Retries are done here and not by the ``openai`` client: it retries no body that is not JSON, ignores a
-    ``Retry-After`` above one minute, and reports no attempts, whose cost is counted here.
+    The ``openai`` client repeats what broke off, timed out or was refused for the moment. An answer that does not
+    follow the protocol (half a body, an error with status 200) is asked for again here.
 
     Args:
         options: address, model, sampling, retries, price.
         key: sent with every request, ``None`` for a server that takes none; removed from all that the server returns.
         rubric: its scale decides the reply's schema and which log-probabilities are kept.
-        usage: grows with every request that was, or may have been, answered.
+        usage: grows with every request that was answered.
 
     Raises:
         SelectorError: the ``openai`` package is missing.
@@ -55,7 +52,10 @@ class Server:
         self._openai, self.base_url, self._key = openai, options.base_url, key
         # The client would fall back on OPENAI_API_KEY, and carry it to an address it was not meant for.
         self._client = openai.OpenAI(
-            base_url=options.base_url, api_key=key or "none", timeout=options.timeout_s, max_retries=0
+            base_url=options.base_url,
+            api_key=key or "none",
+            timeout=options.timeout_s,
+            max_retries=options.max_retries,
         )
         weakref.finalize(self, self._client.close)
         self._options, self._rubric, self._usage = options, rubric, usage
@@ -64,12 +64,11 @@ class Server:
         self._variant_chosen = False
         self.answered = False
         self._failures_in_a_row = 0
-        self._stop = threading.Event()
         self._lock = threading.Lock()
 
     def stop(self) -> None:
-        """Makes the threads that wait for their next try give up."""
-        self._stop.set()
+        """Closes the connection: requests of other threads fail at their next try."""
+        self._client.close()
 
     def ask(self, messages: list[dict[str, Any]]) -> Reply:
         """The reply to a conversation.
@@ -113,30 +112,24 @@ class Server:
                 log.warning(f"{self.base_url} refuses {name}: {effect}")
 
     def _send(self, body: dict[str, Any]) -> Reply:
-        for retry in range(self._options.max_retries + 1):
-            wait = None
+        for _ in range(self._options.max_retries + 1):
             try:
                 # `post` skips the client's models of an answer, a third of the time, and reads unusual servers too.
                 answer = self._client.post("/chat/completions", cast_to=object, body=body)
                 reply = self._reply(answer)
             except self._openai.APIStatusError as error:
-                message = self._status_error(error)
-                wait = retry_after_s(error.response.headers)
+                return self._give_up(self._status_error(error))
             except self._openai.APIConnectionError as error:
-                message = f"{type(error).__name__}: {error} {error.__cause__ or ''}".strip()
-                if "ConnectError" not in type(error.__cause__).__name__:
-                    self._usage.add(calls=1)
+                return self._give_up(self._clean(f"{type(error).__name__}: {error} {error.__cause__ or ''}"))
             except (ValueError, self._openai.APIError) as error:
-                message = f"the server's answer does not follow the protocol: {error}"
+                message = self._clean(f"the server's answer does not follow the protocol: {error}")
                 self._usage.add(calls=1)
             else:
                 price = self._options.price.of(reply.tokens_in, reply.tokens_out)
                 self._usage.add(calls=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, price=price)
                 self.answered, self._failures_in_a_row = True, 0
                 return reply
-            if retry == self._options.max_retries or self._stop.wait(backoff_s(retry) if wait is None else wait):
-                break
-        return self._give_up(self._clean(message))
+        return self._give_up(message)
 
     def _give_up(self, message: str) -> Reply:
         with self._lock:
@@ -167,7 +160,7 @@ class Server:
         if exhausted or status in (401, 402) or (status in fixes and not self.answered):
             fix = fixes.get(status, fixes[402])
             raise SelectorError(f"{self.base_url} refuses every request, {message}; {fix}") from None
-        if (status >= 500 and status != 501) or status in RETRIED_STATUSES:
+        if status >= 500 or status in TEMPORARY_STATUSES:
             return message
         raise _Refused(message) from None
 
@@ -221,17 +214,3 @@ def request_of(options: JudgeOptions) -> dict[str, Any]:
 
 class _Refused(Exception):
     """The server rejects this request; repeating it is useless."""
-
-
-def backoff_s(retry: int) -> float:
-    """Exponential backoff with jitter, so that threads that failed together do not retry together."""
-    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry) * random.uniform(0.5, 1))
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a ``Retry-After`` header, ``None`` if there is none or it is a date, which no model server sends."""
-    try:
-        wait = float(headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
-    return min(max(0.0, wait), LONGEST_RETRY_AFTER_S)

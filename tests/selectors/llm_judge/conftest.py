@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from judge_server import Loopback
 
-from ostlight_selectors.llm_judge import server as server_module
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.remote import RemoteJudge
 from ostlight_selectors.llm_judge.reply_store import ReplyStore
@@ -30,7 +29,7 @@ def loopback():
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):
     """The waits between tries keep their proportions."""
-    monkeypatch.setattr(server_module, "FIRST_WAIT_S", 0.004)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.004)
 
 
 @pytest.fixture

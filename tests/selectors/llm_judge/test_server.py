@@ -17,7 +17,6 @@ from ostlight.data.sample import ImageRef, Sample, Turn
 from ostlight.errors import BadRecord, SelectorError
 from ostlight_selectors.llm_judge import server as server_module
 from ostlight_selectors.llm_judge.options import Price
-from ostlight_selectors.llm_judge.server import backoff_s, retry_after_s
 
 CPU = torch.device("cpu")
 
@@ -114,16 +113,6 @@ def test_a_wait_the_server_asks_for_is_kept_to(loopback, judge):
 
     assert one(judge(loopback(script).url)).score == 4
     assert times[1] - times[0] >= 0.3
-
-
-def test_waits():
-    assert retry_after_s({}) is None
-    assert retry_after_s({"retry-after": "7"}) == 7
-    assert retry_after_s({"retry-after": "-1"}) == 0
-    assert retry_after_s({"retry-after": "soon"}) is None
-    assert retry_after_s({"retry-after": "86400"}) == server_module.LONGEST_RETRY_AFTER_S
-    assert all(0.004 * 2**k / 2 <= backoff_s(k) <= 0.004 * 2**k for k in range(8))
-    assert backoff_s(60) <= server_module.LONGEST_WAIT_S
 
 
 UNUSABLE = {

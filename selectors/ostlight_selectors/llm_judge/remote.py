@@ -50,7 +50,6 @@ class RemoteJudge:
         try:
             return [future.result() for future in asked]
         except BaseException:
-            self.server.stop()
             self._threads.shutdown(wait=True, cancel_futures=True)
             raise
 

@@ -64,11 +64,8 @@ class Server:
         self._variant_chosen = False
         self.answered = False
         self._failures_in_a_row = 0
+        self._problem: str | None = None
         self._lock = threading.Lock()
-
-    def stop(self) -> None:
-        """Closes the connection: requests of other threads fail at their next try."""
-        self._client.close()
 
     def ask(self, messages: list[dict[str, Any]]) -> Reply:
         """The reply to a conversation.
@@ -112,6 +109,8 @@ class Server:
                 log.warning(f"{self.base_url} refuses {name}: {effect}")
 
     def _send(self, body: dict[str, Any]) -> Reply:
+        if self._problem is not None:
+            raise SelectorError(self._problem)
         for _ in range(self._options.max_retries + 1):
             try:
                 # `post` skips the client's models of an answer, a third of the time, and reads unusual servers too.
@@ -136,7 +135,7 @@ class Server:
             self._failures_in_a_row += 1
             failures = self._failures_in_a_row
         if failures >= MAX_FAILURES_IN_A_ROW:
-            raise SelectorError(
+            raise self._unusable(
                 f"{self.base_url} does not answer: {failures} requests in a row were given up, the last with "
                 f"{message}. Earlier replies are stored; run the same command again when the server is back"
             )
@@ -159,10 +158,15 @@ class Server:
         exhausted = status == 429 and "insufficient_quota" in message
         if exhausted or status in (401, 402) or (status in fixes and not self.answered):
             fix = fixes.get(status, fixes[402])
-            raise SelectorError(f"{self.base_url} refuses every request, {message}; {fix}") from None
+            raise self._unusable(f"{self.base_url} refuses every request, {message}; {fix}") from None
         if status >= 500 or status in TEMPORARY_STATUSES:
             return message
         raise _Refused(message) from None
+
+    def _unusable(self, problem: str) -> SelectorError:
+        """The error of a server that can answer no request; other threads send none after it."""
+        self._problem = problem
+        return SelectorError(problem)
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text

@@ -23,7 +23,7 @@ from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.parameters import select_parameters
-from ostlight.influence.preconditioner import GradientScale
+from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.step_size import first_adam_step
@@ -128,18 +128,18 @@ class WarmedProxy:
         loss = mean_loss(model, model.batches(pool.dev, TOKENS_PER_BATCH))
         return cls(model, parameters, anchors, length, loss, folder)
 
-    def step(self, eta: float, scale: GradientScale | None = None) -> SimulatedStep:
-        return SimulatedStep(self.model.model, self.parameters, self.anchors, eta, scale)
+    def step(self, eta: float, preconditioner: Preconditioner | None = None) -> SimulatedStep:
+        return SimulatedStep(self.model.model, self.parameters, self.anchors, eta, preconditioner)
 
     def singles(self, samples: Sequence[Sample]) -> list[Batch]:
         return [batch for sample in samples for batch in self.model.batches([sample], TOKENS_PER_BATCH)]
 
 
 def sketched(
-    proxy: WarmedProxy, samples: Sequence[Sample], probes: int, seed: int, scale: GradientScale | None = None
+    proxy: WarmedProxy, samples: Sequence[Sample], probes: int, seed: int, preconditioner: Preconditioner | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slopes ``[N]``, sketches ``[N, K]`` and gradient norms ``[N]``; none of them depends on eta."""
-    scorer = SecondOrder(proxy.step(1.0, scale), probes, seed)
+    scorer = SecondOrder(proxy.step(1.0, preconditioner), probes, seed)
     batches = proxy.model.batches(samples, TOKENS_PER_BATCH)
     scorer.verify(batches[0].rows([0]))
     place = {id(sample): row for row, sample in enumerate(samples)}
@@ -156,14 +156,14 @@ def projected(
     snapshots: Sequence[Sample],
     count: int,
     etas: Sequence[float],
-    scale: GradientScale | None = None,
+    preconditioner: Preconditioner | None = None,
 ) -> np.ndarray:
     """``[len(etas), N]`` utilities from ``count`` directions, measured again at each eta."""
     singles, batches = proxy.singles(snapshots), proxy.model.batches(samples, TOKENS_PER_BATCH)
     place = {id(sample): row for row, sample in enumerate(samples)}
     found = np.zeros((len(etas), len(samples)))
     for k, eta in enumerate(etas):
-        scorer = Projected(proxy.step(eta, scale), singles, count)
+        scorer = Projected(proxy.step(eta, preconditioner), singles, count)
         for batch in batches:
             rows = [place[id(sample)] for sample in batch.samples]
             found[k, rows] = scorer.columns(batch)["score"].numpy()
@@ -171,12 +171,12 @@ def projected(
 
 
 def definitions(
-    proxy: WarmedProxy, singles: Sequence[Batch], etas: Sequence[float], scale: GradientScale | None = None
+    proxy: WarmedProxy, singles: Sequence[Batch], etas: Sequence[float], preconditioner: Preconditioner | None = None
 ) -> np.ndarray:
     """``[len(etas), N]`` utilities by `exact`."""
     found = []
     for eta in etas:
-        exact = Exact(proxy.step(eta, scale))
+        exact = Exact(proxy.step(eta, preconditioner))
         found.append([float(exact.one(single)["score"]) for single in singles])
     return np.array(found)
 

@@ -49,7 +49,7 @@ from ostlight.influence.step_size import median_step_size
 from ostlight.models.batch import Batch
 from ostlight.models.influence_task import SampleTask
 from ostlight.selection.set_objective.objective import minibatch_value
-from ostlight.training.optimizer_records import warmup_adam_scale
+from ostlight.training.optimizer_records import warmup_adam_preconditioner
 from ostlight_selectors.ost import STEP_SIZE_SAMPLES
 
 ETAS = {"rule/3": 1 / 3, "rule": 1.0, "3rule": 3.0}
@@ -103,15 +103,22 @@ def gather(pool: LabelledPool, name: str, plan: Plan, folder: Path) -> Facts:
     for k in plan.directions:
         facts[f"projected{k}"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, etas)
     if name in plan.adam:
-        scale, _ = warmup_adam_scale(proxy.folder, proxy.model.model, proxy.parameters, proxy.anchors)
+        preconditioner, _ = warmup_adam_preconditioner(proxy.folder, proxy.model.model, proxy.parameters, proxy.anchors)
         adam_eta = median_step_size(
-            proxy.model.model, proxy.parameters, of_eta, proxy.update_norm, task=SampleTask(), scale=scale
+            proxy.model.model,
+            proxy.parameters,
+            of_eta,
+            proxy.update_norm,
+            task=SampleTask(),
+            preconditioner=preconditioner,
         )
         adam_etas, k = [adam_eta * factor for factor in ETAS.values()], plan.adam_directions
         facts["adam_eta"] = np.array(adam_eta)
-        facts["adam_slopes"], facts["adam_phi"], _ = sketched(proxy, scored, plan.adam_probes, pool.seed, scale)
-        facts["adam_exact"] = definitions(proxy, singles, adam_etas, scale)
-        facts["adam_projected"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, adam_etas, scale)
+        facts["adam_slopes"], facts["adam_phi"], _ = sketched(
+            proxy, scored, plan.adam_probes, pool.seed, preconditioner
+        )
+        facts["adam_exact"] = definitions(proxy, singles, adam_etas, preconditioner)
+        facts["adam_projected"] = projected(proxy, scored, others[: SNAPSHOTS * k], k, adam_etas, preconditioner)
     if name in plan.lds:
         rng = np.random.default_rng(2000 + pool.seed)
         rows = np.stack([rng.permutation(plan.subset_of)[: plan.subset_size] for _ in range(plan.subsets)])

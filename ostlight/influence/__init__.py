@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ostlight.influence.agreement import rank_agreement as rank_agreement
+    from ostlight.influence.kronecker import kronecker_preconditioner as kronecker_preconditioner
     from ostlight.influence.parameters import select_parameters as select_parameters
-    from ostlight.influence.preconditioner import adam_scale as adam_scale
+    from ostlight.influence.preconditioner import Preconditioner as Preconditioner
+    from ostlight.influence.preconditioner import adam_preconditioner as adam_preconditioner
     from ostlight.influence.scorer import UtilityScorer as UtilityScorer
     from ostlight.influence.scorer import UtilityScores as UtilityScores
     from ostlight.influence.step_size import first_adam_step as first_adam_step
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 _MODULES = {
     "CausalLM": "task",
     "Classification": "task",
+    "Preconditioner": "preconditioner",
     "Task": "task",
     "UtilityScorer": "scorer",
     "UtilityScores": "scorer",
-    "adam_scale": "preconditioner",
+    "adam_preconditioner": "preconditioner",
     "first_adam_step": "step_size",
+    "kronecker_preconditioner": "kronecker",
     "median_step_size": "step_size",
     "rank_agreement": "agreement",
     "select_parameters": "parameters",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,10 @@ class Anchors:
     def names(self) -> list[Any]:
         """The groups, sorted; empty where all anchors are one group."""
         return sorted(set(self.groups), key=str) if len(set(self.groups)) > 1 else []
+
+    def each_its_own_group(self) -> Anchors:
+        """The same anchors, every one a group, in the order of their numbers."""
+        return replace(self, groups=[f"{k:09d}" for k in range(len(self))])
 
     def name_of(self, index: int) -> str:
         return f"anchor {self.ids[index]!r}" if self.ids else f"anchor {index}"

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ostlight.errors import BadRecord, InfluenceError
@@ -27,6 +27,7 @@ from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import digest_of
+from ostlight.influence.tensor_files import save_whole
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def make_vectors(
     """The vectors, from the cache as far as they are there; the rest is made and cached.
 
     Args:
-        step: its anchors are what they are made from; each vector's entries are multiplied by its scale
+        step: its anchors are what they are made from; each vector is preconditioned as its step is
             (``ostlight.influence.estimators.gradient_products``).
         plan: how many of what.
         seed: of the probes.
@@ -226,7 +227,7 @@ def _made(
 
     def put_at(some: Mapping[str, Tensor], start: int) -> None:
         for name, vectors in some.items():
-            stored[name][start : start + len(vectors)] = vectors if step.scale is None else vectors * step.scale[name]
+            stored[name][start : start + len(vectors)] = step.preconditioned(name, vectors)
 
     def put(by_group: Mapping[Hashable, Mapping[str, Tensor]], first: int) -> None:
         for k, group in enumerate(plan.groups):
@@ -285,19 +286,6 @@ def _write(folder: Path, made: Mapping[str, Tensor]) -> None:
         save_whole(folder / f"{name}.safetensors", {"vectors": vectors})
 
 
-def save_whole(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors so that the file appears complete, or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _remove_unused(folder: Path) -> None:
     used = [file for file in folder.glob("*.json") if not file.name.startswith(".")]
     with suppress(FileNotFoundError):  # another run of the same model removes the same ones
@@ -315,7 +303,7 @@ def _key(step: SimulatedStep, plan: VectorPlan, seed: int, settings: VectorSetti
         "parameters": list(plan.parameters),
         "probes": plan.probes,
         "seed": seed,
-        "scale": None if step.scale is None else digest_of(step.scale),
+        "preconditioner": None if step.preconditioner is None else step.preconditioner.digest(),
         "dtype": str(plan.dtype),
         "code": code_digest(),
         **settings.depends_on,

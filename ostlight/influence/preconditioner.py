@@ -1,35 +1,122 @@
-"""The shape of the simulated step: plain SGD, or as Adam would take it."""
+"""The shape of the simulated step: plain SGD, as Adam would take it, or a natural-gradient step by K-FAC or EK-FAC."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.sample_gradient import sample_gradient, train_only
+from ostlight.influence.task import digest_of
+from ostlight.influence.tensor_files import save_whole
 
 EPSILON = 1e-8
 """Added to the root of the second moment, as in Adam."""
 
-GradientScale = dict[str, Tensor]
-"""What each entry of a gradient is multiplied by before the step, by parameter name."""
+
+@dataclass(frozen=True)
+class Block:
+    """The preconditioner of one parameter: ``G -> U [(U' G V) * inverse] V'``, symmetric and positive.
+
+    Attributes:
+        inverse: what each entry is multiplied by in the basis; shaped as the parameter, or as the matrix
+            ``[D_out, D_in]`` that it is.
+        left: ``U [D_out, D_out]``, orthonormal; ``None`` for the identity.
+        right: ``V [D_in, D_in]``, likewise.
+    """
+
+    inverse: Tensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def apply(self, gradients: Tensor) -> Tensor:
+        """``P g`` of gradients ``[..., *shape]``, in their dtype, taken in fp32 or that of the factors if wider."""
+        if self.left is None and self.right is None:
+            return gradients * self.inverse
+        inside = self.rotated(gradients) * self.inverse
+        if self.left is not None:
+            inside = self.left @ inside
+        if self.right is not None:
+            inside = inside @ self.right.T
+        return inside.reshape(gradients.shape).to(gradients.dtype)
+
+    def rotated(self, gradients: Tensor) -> Tensor:
+        """``U' G V [..., D_out, D_in]`` of gradients ``[..., *shape]``."""
+        dtype = torch.promote_types(gradients.dtype, self.inverse.dtype)
+        leading = gradients.numel() // self.inverse.numel()
+        matrices = gradients.to(dtype).reshape(leading, *self.inverse.shape)
+        if self.left is not None:
+            matrices = self.left.T.to(dtype) @ matrices
+        if self.right is not None:
+            matrices = matrices @ self.right.to(dtype)
+        return matrices
 
 
-def adam_scale(parameters: Mapping[str, nn.Parameter], second_moments: Mapping[str, Tensor]) -> GradientScale:
+@dataclass(frozen=True)
+class Preconditioner:
+    """``P`` of a step ``theta - eta P grad l_i(theta)``: block-diagonal over the parameters, symmetric, positive.
+
+    So ``<P g_i, v> = <g_i, P v>``: an estimator preconditions its few fixed vectors, and a sample costs nothing more.
+
+    Attributes:
+        blocks: by parameter name.
+        kind: ``adam``, ``kfac`` or ``ekfac``; for messages.
+    """
+
+    blocks: Mapping[str, Block]
+    kind: str = field(default="", compare=False)
+
+    def apply(self, name: str, gradients: Tensor) -> Tensor:
+        """``P g`` of one parameter's gradients ``[..., *shape]``."""
+        return self.blocks[name].apply(gradients)
+
+    def digest(self) -> str:
+        """A hash of its values."""
+        return digest_of(self._tensors())
+
+    def save(self, file: Path) -> None:
+        """Writes it whole or not at all."""
+        save_whole(file, self._tensors(), {"kind": self.kind})
+
+    @classmethod
+    def load(cls, file: Path, device: torch.device) -> Preconditioner:
+        """Reads what ``save`` wrote."""
+        blocks: dict[str, dict[str, Tensor]] = {}
+        with safe_open(file, framework="pt", device=str(device)) as stored:
+            kind = stored.metadata()["kind"]
+            for key in stored.keys():  # noqa: SIM118 - not a mapping
+                name, _, part = key.rpartition("/")
+                blocks.setdefault(name, {})[part] = stored.get_tensor(key)
+        return cls({name: Block(**parts) for name, parts in blocks.items()}, kind)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{part}": tensor
+            for name, block in sorted(self.blocks.items())
+            for part, tensor in sorted(vars(block).items())
+            if tensor is not None
+        }
+
+
+def adam_preconditioner(parameters: Mapping[str, nn.Parameter], second_moments: Mapping[str, Tensor]) -> Preconditioner:
     """``1 / (sqrt(v) + eps)`` for the parameters, from bias-corrected second moments ``v`` (Adam's ``exp_avg_sq``).
 
     They are frozen: a score may not depend on what was scored before it.
     """
     scale = {name: 1 / (second_moments[name].sqrt() + EPSILON) for name in parameters}
-    return {name: s.to(parameters[name].device) for name, s in scale.items()}
+    return Preconditioner({name: Block(s.to(parameters[name].device)) for name, s in scale.items()}, "adam")
 
 
 def anchor_second_moments(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], anchors: Anchors
 ) -> dict[str, Tensor]:
-    """Mean square of the anchors' gradients, for ``adam_scale`` where there is no optimizer to take moments from."""
+    """Mean square of the anchors' gradients, for ``adam_preconditioner`` where there is no optimizer to take moments
+    from."""
     train_only(model, parameters)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     for _, single in anchors.singles():

@@ -22,6 +22,7 @@ from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.gradient_vectors import STORAGES, VectorSettings
 from ostlight.influence.parameters import select_parameters
+from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import train_only
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import CausalLM, PerSampleLoss, Task
@@ -48,7 +49,7 @@ class UtilityScores(Mapping[str, Any]):
         phi: ``[N, K]`` curvature coordinates: ``||phi||^2`` is about ``g_i' H g_i``, and ``<phi_i, phi_j>`` the
             curvature two samples share; from ``projected`` and ``second_order``.
         utility_by_group: ``[N, G]``, groups in the order of ``UtilityScorer.groups``.
-        utility_by_anchor: ``[N, A]`` instead, where every anchor is a group of its own; in the anchors' order.
+        utility_by_anchor: ``[N, A]`` in the anchors' order, where asked for.
     """
 
     utility: Tensor
@@ -88,7 +89,7 @@ class UtilityScorer:
 
     Args:
         model: any module whose forward gives logits (or, with a callable ``loss``, whatever that takes).
-        anchors: batches of trusted samples that show what the model must do.
+        anchors: batches of trusted samples that show what the model must do, or ``Anchors``.
         parameters: what the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora``, or a regular expression.
         estimator: ``projected`` (about one training step a sample; needs ``calibration``), ``exact`` (a pass over all
             anchors a sample), ``first_order``, ``second_order`` or ``finite_difference`` (needs ``calibration``).
@@ -96,14 +97,17 @@ class UtilityScorer:
             SGD, or ``median_step_size`` for a step as long as your optimizer's.
         loss: a ``Task``, ``CausalLM()`` by default (``Classification()`` for ``(inputs, labels)``), or a function
             ``loss(model, batch) -> [N]`` for estimators that need no logits.
-        groups: the group of each anchor, in the order of the batches' rows; ``"anchor"`` makes each its own.
+        groups: the group of each anchor, in the order of the batches' rows, unless ``anchors`` are ``Anchors``.
+        utility_by_anchor: also the utility on each anchor. ``projected`` reads it off the logits that it has, less the
+            part outside of its directions, which counts equally for all anchors; with any other estimator each anchor
+            becomes a group, with fixed vectors of its own.
         rank: directions of ``projected``, 32 by default; two calibration samples are measured for each.
         probes: random probes of ``second_order``, 64 by default.
         calibration: batches of the pool that is scored: at least ``rank`` samples for ``projected``, a few for
             ``finite_difference``.
         vector_storage: ``full``, ``bf16``, ``offload`` or ``split``: where the fixed vectors are stored, each as
-            large as the parameters.
-        scale: Adam's preconditioner for the step (``adam_scale``); plain SGD by default.
+            large as the parameters; ``VectorSettings`` to cache them.
+        preconditioner: of the step, from ``adam_preconditioner`` or ``kronecker_preconditioner``; plain SGD by default.
         seed: of the probes.
 
     Raises:
@@ -114,44 +118,55 @@ class UtilityScorer:
     def __init__(
         self,
         model: nn.Module,
-        anchors: Sequence[Any],
+        anchors: Sequence[Any] | Anchors,
         *,
         parameters: str = "blocks",
         estimator: str = "projected",
         step_size: float | None = None,
         loss: Loss | None = None,
-        groups: Sequence[Hashable] | str | None = None,
+        groups: Sequence[Hashable] | None = None,
+        utility_by_anchor: bool = False,
         rank: int | None = None,
         probes: int | None = None,
         calibration: Sequence[Any] | None = None,
-        vector_storage: str = "full",
-        scale: Mapping[str, Tensor] | None = None,
+        vector_storage: str | VectorSettings = "full",
+        preconditioner: Preconditioner | None = None,
         seed: int = 0,
     ) -> None:
-        _check_arguments(estimator, step_size, rank, probes, calibration, vector_storage)
+        vectors = VectorSettings(vector_storage) if isinstance(vector_storage, str) else vector_storage
+        _check_arguments(estimator, step_size, rank, probes, calibration, vectors.storage)
         assert step_size is not None, "checked"
-        task = loss if isinstance(loss, Task) else CausalLM() if loss is None else PerSampleLoss(loss)
-        chosen = select_parameters(model, parameters)
-        self._by_anchor = groups == "anchor"
-        if isinstance(groups, str):
-            count = sum(task.size(batch) for batch in anchors)
-            groups = [f"{k:09d}" for k in range(count)] if self._by_anchor else [groups] * count
-        trusted = Anchors(list(anchors), task, list(groups or ()), ids=_ids(task, anchors))
-        self.step = SimulatedStep(model, chosen, trusted, step_size, scale)
+        if not isinstance(anchors, Anchors):
+            task = loss if isinstance(loss, Task) else CausalLM() if loss is None else PerSampleLoss(loss)
+            anchors = Anchors(list(anchors), task, list(groups or ()), ids=_ids(task, anchors))
+        self._as_groups = utility_by_anchor and estimator != "projected"
+        if self._as_groups:
+            anchors = anchors.each_its_own_group()
+        self.step = SimulatedStep(model, select_parameters(model, parameters), anchors, step_size, preconditioner)
         with self._evaluating():
-            check_batch_invariance(model, trusted)
-            self._calibration = [single for batch in calibration or () for single in task.singles(batch)]
-            self._estimator = self._make_estimator(estimator, rank, probes, vector_storage, seed)
+            check_batch_invariance(model, anchors)
+            self._calibration = [single for batch in calibration or () for single in anchors.task.singles(batch)]
+            self._estimator = self._make_estimator(estimator, rank, probes, vectors, seed, utility_by_anchor)
 
     @property
     def groups(self) -> list[Any]:
         """The anchors' groups in the order of ``utility_by_group``; empty where there is only one."""
-        return self.step.anchors.names
+        return [] if self._as_groups else self.step.anchors.names
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of the estimator: ``curvature`` (``measured`` or ``sampled``) and ``vector_bytes`` of its fixed
+        vectors, ``forward_error`` of ``finite_difference``."""
+        if isinstance(self._estimator, FiniteDifference):
+            return {"forward_error": self._estimator.relative_error}
+        if not isinstance(self._estimator, GradientProducts):
+            return {}
+        kind = "measured" if isinstance(self._estimator, Projected) else "sampled"
+        return {"curvature": kind, "vector_bytes": sum(self._estimator.plan.sizes.values())}
 
     def __call__(self, batch: Any) -> UtilityScores:
         """Scores one batch; a sample's scores do not depend on the others beside it."""
-        with self._evaluating():
-            columns = self._estimator.columns(batch)
+        columns = self.columns(batch)
         tensors: dict[str, Any] = {
             name: torch.as_tensor(values, device=self.step.device, dtype=torch.float64)
             for name, values in _filled(columns).items()
@@ -159,14 +174,26 @@ class UtilityScorer:
         failures = columns.get("failure") or [None] * len(tensors["score"])
         failed = torch.tensor([failure is not None for failure in failures], device=self.step.device)
         utility = tensors.pop("score").masked_fill(failed, float("nan"))
-        by_group = tensors.pop("utility_by_group", None)
-        name = "utility_by_anchor" if self._by_anchor else "utility_by_group"
-        return UtilityScores(utility=utility, failures=failures, **tensors, **{name: by_group})
+        return UtilityScores(utility=utility, failures=failures, **tensors)
 
-    def rank_agreement(self, batches: Sequence[Any]) -> RankAgreement:
-        """Spearman rank correlation with ``exact`` on a few samples, each of which costs a pass over the anchors."""
+    def columns(self, batch: Any) -> dict[str, Any]:
+        """The scores as columns of a table: the names of ``UtilityScores``, but ``score`` for the utility; ``failure``
+        only where a sample failed, and ``step_size``."""
         with self._evaluating():
-            return rank_agreement(self.step, self._estimator, batches)
+            columns = self._estimator.columns(batch)
+        if self._as_groups and "utility_by_group" in columns:
+            columns["utility_by_anchor"] = columns.pop("utility_by_group")
+        return columns
+
+    def rank_agreement(self, batches: Sequence[Any], seen: bool = False) -> RankAgreement:
+        """Spearman rank correlation with ``exact`` on a few samples, each of which costs a pass over the anchors.
+
+        Args:
+            batches: what is compared.
+            seen: whether the estimator was calibrated on them too, for the summary.
+        """
+        with self._evaluating():
+            return rank_agreement(self.step, self._estimator, batches, seen)
 
     def verify(self, batch: Any) -> float | None:
         """Compares the per-sample gradients of a few samples with plain autograd.
@@ -188,12 +215,18 @@ class UtilityScorer:
             self._estimator.close()
 
     def _make_estimator(
-        self, name: str, rank: int | None, probes: int | None, storage: str, seed: int
+        self,
+        name: str,
+        rank: int | None,
+        probes: int | None,
+        vectors: VectorSettings,
+        seed: int,
+        by_anchor: bool,
     ) -> Exact | ExactHead | GradientProducts | FiniteDifference:
-        step, vectors = self.step, VectorSettings(storage)
+        step = self.step
         if name == "exact":
             full = step.in_full_precision()
-            head = untied_linear_head(full.model, full.parameters) if step.scale is None else None
+            head = untied_linear_head(full.model, full.parameters) if step.preconditioner is None else None
             has_logits = not isinstance(step.task, PerSampleLoss)
             return ExactHead(full, head) if head is not None and has_logits else Exact(full)
         if name == "finite_difference":
@@ -205,7 +238,7 @@ class UtilityScorer:
                     f"projected with rank={rank} measures steps on at least {rank} calibration samples, better "
                     f"{2 * rank}; there are {len(self._calibration)}: pass more batches in calibration, or a lower rank"
                 )
-            return Projected(step, self._calibration, rank, vectors)
+            return Projected(step, self._calibration, rank, vectors, by_anchor)
         return SecondOrder(step, (probes or DEFAULT_PROBES) if name == "second_order" else 0, seed, vectors)
 
     @contextmanager
@@ -257,8 +290,9 @@ def _ids(task: Task, anchors: Sequence[Any]) -> list[str]:
 
 def _filled(columns: Mapping[str, Any]) -> dict[str, Any]:
     """With NaN where ``exact`` has no value, since the sample failed."""
-    width = len(next((row for row in columns.get("utility_by_group", ()) if row is not None), ()))
-    missing = {"utility_by_group": [float("nan")] * width}
+    rows = columns.get("utility_by_group", columns.get("utility_by_anchor", ()))
+    width = len(next((row for row in rows if row is not None), ()))
+    missing = {"utility_by_group": [float("nan")] * width, "utility_by_anchor": [float("nan")] * width}
     return {
         name: values
         if isinstance(values, Tensor)

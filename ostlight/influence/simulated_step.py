@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.influence.anchors import Anchors
+from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.task import Task
 
 
@@ -23,14 +24,14 @@ class SimulatedStep:
         parameters: what the step changes, by the names of ``model.named_parameters()``.
         anchors: what the loss is read on.
         step_size: ``eta``.
-        scale: ``P``, what each gradient entry is multiplied by before the step (``adam_scale``); ``None`` for SGD.
+        preconditioner: ``P``; ``None`` for SGD.
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     anchors: Anchors
     step_size: float
-    scale: Mapping[str, Tensor] | None = None
+    preconditioner: Preconditioner | None = None
 
     @property
     def task(self) -> Task:
@@ -44,11 +45,13 @@ class SimulatedStep:
         """``[N]`` losses of a batch, with a graph."""
         return self.task.losses(self.model, batch)
 
-    def scaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``P g``."""
-        if self.scale is None:
-            return dict(gradients)
-        return {name: g * self.scale[name] for name, g in gradients.items()}
+    def preconditioned(self, name: str, gradients: Tensor) -> Tensor:
+        """``P g`` of one parameter's gradients ``[..., *shape]``."""
+        return gradients if self.preconditioner is None else self.preconditioner.apply(name, gradients)
+
+    def direction(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``P g`` of a whole gradient."""
+        return {name: self.preconditioned(name, g) for name, g in gradient.items()}
 
     def in_full_precision(self) -> SimulatedStep:
         """As it is where the weights can hold a small step, else on a copy of the model in float32."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ostlight.errors import BadRecord, InfluenceError
+from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import norm, sample_gradient
 from ostlight.influence.task import CausalLM, Task
 
@@ -25,7 +26,7 @@ def median_step_size(
     update_norm: float,
     *,
     task: Task | None = None,
-    scale: Mapping[str, Tensor] | None = None,
+    preconditioner: Preconditioner | None = None,
 ) -> float:
     """Returns the step size at which the median simulated step is as long as the median real one.
 
@@ -39,7 +40,7 @@ def median_step_size(
         batches: some pool samples, to take the median of ``||g_i||`` over, one gradient after the other.
         update_norm: how far the optimiser moves these parameters in a step, ``first_adam_step`` where not measured.
         task: how losses come out of a batch; ``CausalLM()`` by default.
-        scale: ``P``; ``None`` for SGD.
+        preconditioner: ``P``; ``None`` for SGD.
 
     Raises:
         InfluenceError: no gradient of these samples is usable.
@@ -50,8 +51,8 @@ def median_step_size(
             gradient = sample_gradient(model, task, parameters, single)[1]
         except BadRecord:
             continue
-        if scale is not None:
-            gradient = {name: g * scale[name] for name, g in gradient.items()}
+        if preconditioner is not None:
+            gradient = {name: preconditioner.apply(name, g) for name, g in gradient.items()}
         norms.append(norm(gradient))
     middle = float(torch.tensor(norms).median()) if norms else 0.0
     if not middle:

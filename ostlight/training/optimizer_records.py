@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ostlight.errors import OstlightError
 from ostlight.influence.anchors import Anchors
-from ostlight.influence.preconditioner import GradientScale, adam_scale, anchor_second_moments
+from ostlight.influence.preconditioner import Preconditioner, adam_preconditioner, anchor_second_moments
 from ostlight.models.module import MultimodalModel
 
 SECOND_MOMENTS = "second_moments.safetensors"
@@ -75,10 +75,10 @@ def median_update_norm(folder: Path, parameters: Mapping[str, nn.Parameter]) -> 
     return float(np.median(np.sqrt((stored["norms"][:, columns] ** 2).sum(1))))
 
 
-def warmup_adam_scale(
+def warmup_adam_preconditioner(
     folder: Path, model: nn.Module, parameters: Mapping[str, nn.Parameter], anchors: Anchors
-) -> tuple[GradientScale, str]:
-    """``adam_scale`` of the warm-up's second moments, and where they come from, in words.
+) -> tuple[Preconditioner, str]:
+    """``adam_preconditioner`` of the warm-up's second moments, and where they come from, in words.
 
     Where the warm-up was skipped or undone, the mean square of the anchors' gradients takes their place.
 
@@ -88,12 +88,12 @@ def warmup_adam_scale(
     file = folder / SECOND_MOMENTS
     if not file.exists():
         source = "the anchors' gradients: no step of a warm-up was kept"
-        return adam_scale(parameters, anchor_second_moments(model, parameters, anchors)), source
+        return adam_preconditioner(parameters, anchor_second_moments(model, parameters, anchors)), source
     stored = load_file(file)
     missing = [name for name in parameters if name not in stored]
     if missing:
         raise OstlightError(
             f"{file} lacks {missing[0]} and {len(missing) - 1} more of the parameters: the warm-up did not train them; "
-            "choose parameters it trained, or optimizer=sgd"
+            "choose parameters it trained, or step=sgd"
         )
-    return adam_scale(parameters, stored), "the warm-up's second moments"
+    return adam_preconditioner(parameters, stored), "the warm-up's second moments"

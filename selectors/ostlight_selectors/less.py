@@ -22,7 +22,7 @@ from ostlight.models.batch import Batch
 from ostlight.models.influence_task import make_anchors
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
-from ostlight.training.optimizer_records import warmup_adam_scale
+from ostlight.training.optimizer_records import warmup_adam_preconditioner
 
 log = logging.getLogger("ostlight.selectors.less")
 
@@ -59,11 +59,11 @@ class Less(Selector):
         parameters = select_parameters(model, self.options.parameters)
         train_only(model, parameters)
         anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
-        scale, source = warmup_adam_scale(proxy.folder, model, parameters, anchors)
+        preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
         by_group = finite_mean_gradients(model, anchors, parameters)
         means = {name: torch.stack([mean[name] for mean in by_group.values()]) for name in parameters}
         random = random_directions(context.seed, parameters, self.options.projection)
-        self.vectors = {n: torch.cat([means[n], random[n]]) * scale[n] for n in parameters}
+        self.vectors = {n: preconditioner.apply(n, torch.cat([means[n], random[n]])) for n in parameters}
         flat = {n: w.double().flatten(1) for n, w in means.items()}
         self.lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)

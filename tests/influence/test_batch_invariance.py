@@ -77,7 +77,7 @@ def test_an_anchor_whose_gradient_is_no_number_is_named(settings, samples, monke
 
 
 def options_of(estimator: str) -> dict[str, Any]:
-    count = {"rank" if estimator == "projected" else "probes": 2}
+    count = {"projected": {"rank": 2}, "second_order": {"probes": 2}}.get(estimator, {})
     return {"name": "ost", "options": {"estimator": estimator, "step_size": 0.1} | count}
 
 

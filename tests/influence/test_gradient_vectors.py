@@ -21,6 +21,7 @@ from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.gradient_vectors import VectorSettings
 from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors, shares
 from ostlight.influence.parameters import select_parameters
+from ostlight.influence.preconditioner import Block, Preconditioner
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.influence_task import make_anchors
 from ostlight.models.module import MultimodalModel
@@ -38,7 +39,8 @@ def sketched(
 ) -> SecondOrder:
     names = [s.tags["task"] if groups else "" for s in anchors]
     made = make_anchors(model, anchors, names, options.pop("tokens_per_batch", 200))
-    step = SimulatedStep(model.model, select_parameters(model.model, scope), made, 0.05, options.pop("scale", None))
+    preconditioner = options.pop("preconditioner", None)
+    step = SimulatedStep(model.model, select_parameters(model.model, scope), made, 0.05, preconditioner)
     own = {name: options.pop(name) for name in ("num_probes", "seed") if name in options}
     return SecondOrder(step, **{"num_probes": PROBES} | own, vectors=VectorSettings(**options))
 
@@ -153,7 +155,9 @@ def changes() -> dict[str, Any]:
         "the seed": lambda model, anchors: {"seed": 1},
         "the precision": lambda model, anchors: {"storage": "bf16"},
         "the step's shape": lambda model, anchors: {
-            "scale": {n: torch.full_like(p, 2.0) for n, p in select_parameters(model.model, "blocks").items()}
+            "preconditioner": Preconditioner(
+                {n: Block(torch.full_like(p, 2.0)) for n, p in select_parameters(model.model, "blocks").items()}
+            )
         },
     }
 

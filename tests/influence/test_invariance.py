@@ -21,7 +21,7 @@ from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.influence_task import make_anchors
-from ostlight.training.optimizer_records import warmup_adam_scale
+from ostlight.training.optimizer_records import warmup_adam_preconditioner
 
 SAMPLES = 12
 BOUNDS = {"float64": 1e-9, "float32": 1e-3}
@@ -67,9 +67,11 @@ def deviation(proxy: Make, samples: Make, name: str, optimizer: str, dtype: str,
         model.collator.side = side
         # The anchors are batched as differently as the candidates.
         anchors = make_anchors(model, trusted, [""] * len(trusted), tokens_per_batch=64 * size)
-        scale = warmup_adam_scale(folder, model.model, parameters, anchors)[0] if optimizer == "adam" else None
+        preconditioner = (
+            warmup_adam_preconditioner(folder, model.model, parameters, anchors)[0] if optimizer == "adam" else None
+        )
         tried = [model.collator.batch([pool[i]], [encoded[i]]) for i in range(4)]
-        scorer = ESTIMATORS[name](SimulatedStep(model.model, parameters, anchors, eta, scale), tried)
+        scorer = ESTIMATORS[name](SimulatedStep(model.model, parameters, anchors, eta, preconditioner), tried)
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed)).tolist()
         found = torch.empty(SAMPLES, dtype=torch.float64)
         for start in range(0, SAMPLES, size):

@@ -70,7 +70,7 @@ def test_eta_makes_the_median_step_as_long_as_the_warm_ups(settings, proxy, samp
 def test_adam_steps_take_the_warm_ups_second_moments(settings, logged):
     adam = {
         "name": "ost",
-        "options": {"estimator": "second_order", "probes": 4, "optimizer": "adam"},
+        "options": {"estimator": "second_order", "probes": 4, "step": "adam"},
     }
     selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=adam))
     out = logged()

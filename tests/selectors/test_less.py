@@ -12,7 +12,7 @@ from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
-from ostlight.training.optimizer_records import warmup_adam_scale
+from ostlight.training.optimizer_records import warmup_adam_preconditioner
 from ostlight_selectors.less import random_directions
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
@@ -33,7 +33,9 @@ def by_hand(proxy, samples, tmp_path):
     train_only(model.model, parameters)
     anchors = samples("anchors")
     tasks = [a.tags["task"] for a in anchors]
-    scale, _ = warmup_adam_scale(tmp_path, model.model, parameters, make_anchors(model, anchors, tasks, 1000))
+    preconditioner, _ = warmup_adam_preconditioner(
+        tmp_path, model.model, parameters, make_anchors(model, anchors, tasks, 1000)
+    )
 
     def gradient(sample):
         return list(sample_gradient(model.model, SampleTask(), parameters, model.batches([sample], 1)[0])[1].values())
@@ -42,7 +44,9 @@ def by_hand(proxy, samples, tmp_path):
     for anchor, task in zip(anchors, tasks, strict=True):
         wanted[task] += flat(gradient(anchor)) / tasks.count(task)
     (batch,) = model.batches(samples("pool")[:5], 10_000)
-    steps = [flat([g * scale[n] for n, g in zip(parameters, gradient(s), strict=True)]) for s in batch.samples]
+    steps = [
+        flat([preconditioner.apply(n, g) for n, g in zip(parameters, gradient(s), strict=True)]) for s in batch.samples
+    ]
     return torch.stack(steps), torch.stack(list(wanted.values())), model, batch
 
 
@@ -85,7 +89,7 @@ def test_it_shares_the_slope_of_first_order(by_hand, selector_setting):
     context = selector_setting(model, groups=[""] * 14)
     less = create("less", {"parameters": SCOPE, "projection": 4})
     less.setup(context)
-    ost = create("ost", {"estimator": "first_order", "optimizer": "adam", "step_size": 1.0, "parameters": SCOPE})
+    ost = create("ost", {"estimator": "first_order", "step": "adam", "step_size": 1.0, "parameters": SCOPE})
     ost.setup(context)
     ours = less.score(batch)
     along = ours["score"] * ours["step_length"] * float(less.lengths[0])

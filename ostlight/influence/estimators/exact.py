@@ -72,7 +72,7 @@ class Exact:
             BadRecord: the loss or the gradient is not finite.
         """
         loss, gradient = sample_gradient(self.step.model, self.step.task, self.step.parameters, single)
-        utility = self.base - self._losses_after(list(self.step.scaled(gradient).values()))
+        utility = self.base - self._losses_after(list(self.step.direction(gradient).values()))
         columns: dict[str, Any] = {
             "score": float(utility[0]),
             "loss": float(loss),

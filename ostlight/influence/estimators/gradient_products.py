@@ -23,7 +23,7 @@ class GradientProducts(ABC):
     """Utilities of a whole batch from one forward and one backward pass.
 
     Args:
-        step: half-precision weights are fine here. ``<P g_i, t> = <g_i, P t>`` for a diagonal ``P``, so the fixed
+        step: half-precision weights are fine here. ``<P g_i, v> = <g_i, P v>`` for a symmetric ``P``, so the fixed
             vectors carry it.
         probes: K curvature probes for each anchor group.
         directions: vectors common to all groups, and how many.

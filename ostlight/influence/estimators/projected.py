@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ostlight.errors import BadRecord
 from ostlight.influence.estimators.gradient_products import GradientProducts
-from ostlight.influence.gradient_vectors import IN_MEMORY, VectorSettings, save_whole
+from ostlight.influence.gradient_vectors import IN_MEMORY, VectorSettings
 from ostlight.influence.gradients.curvature_correction import CurvatureCorrection
 from ostlight.influence.gradients.probes import Vectors
 from ostlight.influence.gradients.responses import StepResponses, measure_responses
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.influence.tensor_files import save_whole
 
 
 class Projected(GradientProducts):
@@ -39,17 +40,24 @@ class Projected(GradientProducts):
         step, vectors: as for ``GradientProducts``.
         snapshots: samples of the pool, one a batch, whose steps are measured: ``3 S`` passes over the anchors.
         rank: K directions, each a vector as large as the parameters.
+        by_anchor: also ``utility_by_anchor``, off the same logits; what lies outside of the directions is known of
+            groups alone, and counts equally for all anchors.
 
     Raises:
         InfluenceError: as ``GradientProducts``; no snapshot can be stepped on.
     """
 
     def __init__(
-        self, step: SimulatedStep, snapshots: Sequence[Any], rank: int, vectors: VectorSettings = IN_MEMORY
+        self,
+        step: SimulatedStep,
+        snapshots: Sequence[Any],
+        rank: int,
+        vectors: VectorSettings = IN_MEMORY,
+        by_anchor: bool = False,
     ) -> None:
         measured = _MeasuredSteps(step, snapshots, rank, vectors.is_writer)
         super().__init__(step, 0, (measured, rank), 0, vectors)
-        self.responses = measured.responses.to(step.device)
+        self.responses, self.by_anchor = measured.responses.to(step.device), by_anchor
         self.inside = self.responses.loss_gradients
         self.correction = self._correction([snapshots[k] for k in self.responses.steps.tolist()])
 
@@ -65,10 +73,16 @@ class Projected(GradientProducts):
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:
         alignments, phi = self.split(dots)
         outside = self.step.step_size * (alignments - phi @ self.inside.T)
-        by_group = outside + self.responses.loss_decrease(phi, self.step.step_size, self.correction(phi))
+        weights, groups = self.responses.weights, len(self.sizes)
+        if self.by_anchor:
+            weights = torch.cat([weights, self.responses.anchor_weights])
+        inside = self.responses.loss_decrease(phi, self.step.step_size, self.correction(phi), weights)
+        by_group = outside + inside[:, :groups]
         shares = torch.tensor(list(self.sizes.values()), dtype=torch.float64, device=dots.device)
         shares = shares / shares.sum()
         columns = {"score": by_group @ shares, "alignment": alignments @ shares, "phi": phi.float()}
+        if self.by_anchor:
+            columns["utility_by_anchor"] = inside[:, groups:] + (outside @ shares)[:, None]
         if self.names:
             order = [list(self.sizes).index(name) for name in self.names]
             columns["utility_by_group"] = by_group[:, order]
@@ -114,4 +128,4 @@ class _MeasuredSteps:
                 _, gradient = sample_gradient(self._step.model, self._step.task, self._step.parameters, single)
             except BadRecord:
                 continue  # the record meets the same rejection, and is kept with it, when it is scored
-            yield self._step.scaled(gradient)
+            yield self._step.direction(gradient)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ostlight.influence.gradients.products import Products
+from ostlight.influence.gradients.sink import GradientSink
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Adapter:
     up: Tensor
     scaling: float
     names: tuple[str, str]
-    sink: Products | None
+    sink: GradientSink | None
 
     def merged(self) -> Tensor:
         return torch.addmm(self.weight, self.up, self.down, alpha=self.scaling)
@@ -62,7 +62,7 @@ class _Adapted(torch.autograd.Function):
 
 
 def fused_forwards(
-    model: nn.Module, names: Mapping[int, str], sink: Products, root: Tensor, announce: Callable[[], bool]
+    model: nn.Module, names: Mapping[int, str], sink: GradientSink, root: Tensor, announce: Callable[[], bool]
 ) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
     """The adapted layers that can be computed in one product, each with the forward that does so.
 
@@ -118,7 +118,7 @@ def _forward(
 
 
 def _plain_adapters(
-    model: nn.Module, names: Mapping[int, str], sink: Products | None
+    model: nn.Module, names: Mapping[int, str], sink: GradientSink | None
 ) -> Iterator[tuple[nn.Module, Adapter]]:
     peft = sys.modules.get("peft")
     if peft is None:
@@ -129,7 +129,7 @@ def _plain_adapters(
             yield layer, adapter
 
 
-def _plain_adapter(layer: Any, names: Mapping[int, str], sink: Products | None) -> Adapter | None:
+def _plain_adapter(layer: Any, names: Mapping[int, str], sink: GradientSink | None) -> Adapter | None:
     """``None`` for anything but one active, unmerged, vanilla adapter without dropout or hooks on a frozen linear."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     base = layer.base_layer

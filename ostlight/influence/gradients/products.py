@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +12,12 @@ from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.batched_dots import SMALL, THIN, BatchedDots
 from ostlight.influence.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.influence.gradients.rows import RowOwners
+from ostlight.influence.gradients.sink import ParameterValue
 from ostlight_kernels import Packing, explain_dispatch, grad_dots
 from ostlight_kernels.reference import dots_and_squares
 
 GATHERED_ENTRIES = 1 << 22
 """Most entries of the vectors' rows gathered at once for an embedding table: few beside activations."""
-
-
-class ParameterValue(Protocol):
-    """A parameter, or a value computed from parameters alone (``tracking.TrackedTensor``).
-
-    Attributes:
-        graph: the value with an autograd graph back to the ``leaves``.
-        leaves: the parameters' names with the leaves of that graph.
-        alias: the parameter's name where the value is the parameter itself up to its dtype.
-    """
-
-    graph: Tensor
-    leaves: dict[str, Tensor]
-    alias: str | None
 
 
 class Products:
@@ -125,11 +111,11 @@ class Products:
         """A use whose gradient, before the sum over rows, is ``grad [R, ...]``, the parameter's shape its last axes."""
         name = next(iter(value.leaves))
         owners = self._owners(name, len(grad), grad.device)
-        rows = _summed_to(wide(grad), value.graph.shape, name)
+        rows = summed_to(wide(grad), value.graph.shape, name)
         per_sample = rows
         if not self._row_is_sample(name, owners):
             per_sample = rows.new_zeros(self._rows.num_samples, *value.graph.shape).index_add_(0, owners, rows)
-        for leaf, gradients in _to_leaves(value, per_sample).items():
+        for leaf, gradients in to_leaves(value, per_sample).items():
             if self._vectors:
                 vectors = self._vectors[leaf]
                 if self._is_batched(leaf, gradients):
@@ -199,7 +185,7 @@ def _as_tokens(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1, tensor.shape[-1])
 
 
-def _summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
+def summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
     """``[R, *shape]``: the sum over every axis but the rows that the parameter was broadcast along."""
     missing = grad.ndim - len(shape)
     if missing < 0 or (missing == 0 and len(shape) and shape[0] != 1 and len(grad) != 1):
@@ -215,7 +201,7 @@ def _summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
     return grad.sum(broadcast, keepdim=True) if broadcast else grad
 
 
-def _to_leaves(value: ParameterValue, per_sample: Tensor) -> dict[str, Tensor]:
+def to_leaves(value: ParameterValue, per_sample: Tensor) -> dict[str, Tensor]:
     """From gradients of a value computed from parameters to gradients of the parameters: ``[N, *shape]`` by name."""
     if value.alias is not None:
         return {value.alias: per_sample}

@@ -65,6 +65,7 @@ class StepResponses:
         token_ids: ``[R, C]``, the label first; ``C - 1`` of them where the last column is the rest of the vocabulary.
         logits: ``[R, C]`` before any step.
         weights: ``[G, R]`` float64: each group's mean loss from the tokens' losses, groups in the anchors' order.
+        anchors: ``[R]`` number of the anchor that each token belongs to.
         directions: ``[K, R, C]`` ``rho_k``; zero where fewer were found.
         steps: ``[S]`` which of the given steps were taken.
         deviation_directions: ``[B, R, C]`` in which the logits deviate from a straight line, orthonormal as the others.
@@ -74,6 +75,7 @@ class StepResponses:
     token_ids: Tensor
     logits: Tensor
     weights: Tensor
+    anchors: Tensor
     directions: Tensor
     steps: Tensor
     deviation_directions: Tensor
@@ -90,17 +92,27 @@ class StepResponses:
         along = torch.einsum("krc,rc->kr", self.directions.double(), errors)
         return self.weights @ along.T
 
-    def loss_decrease(self, phi: Tensor, step_size: float, deviations: Tensor | None = None) -> Tensor:
+    @property
+    def anchor_weights(self) -> Tensor:
+        """``[A, R]`` float64: each anchor's loss from its tokens' losses, by the anchors' numbers."""
+        owned = torch.nn.functional.one_hot(self.anchors).T.to(self.weights)
+        return owned / owned.sum(1, keepdim=True)
+
+    def loss_decrease(
+        self, phi: Tensor, step_size: float, deviations: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Decrease of each group's mean loss when the logits move by ``-eta sum_k phi_k rho_k``, however far that is.
 
         Args:
             phi: ``[N, K]``.
             step_size: ``eta``.
             deviations: ``[N, B]`` what to move along ``deviation_directions`` besides; nothing where not given.
+            weights: ``[G, R]`` of other means of the tokens' losses than ``weights``.
 
         Returns:
             ``[N, G]`` float64, nats.
         """
+        weights = self.weights if weights is None else weights
         log_p, decreases = self.logits.double().log_softmax(-1), []
         directions, other_directions = self.directions.flatten(1), self.deviation_directions.flatten(1)
         along = (-step_size * phi).to(directions)
@@ -109,8 +121,8 @@ class StepResponses:
         for a, b in zip(along.split(at_once), aside.split(at_once), strict=True):
             moved = torch.addmm(a @ directions, b, other_directions).view(len(a), *self.logits.shape).double()
             increase = torch.logsumexp(log_p + moved, -1) - moved[..., 0]
-            decreases.append(-increase @ self.weights.T)
-        return torch.cat(decreases) if decreases else phi.new_zeros(0, len(self.weights), dtype=torch.float64)
+            decreases.append(-increase @ weights.T)
+        return torch.cat(decreases) if decreases else phi.new_zeros(0, len(weights), dtype=torch.float64)
 
     def vectors(
         self, model: nn.Module, anchors: Anchors, parameters: Mapping[str, nn.Parameter], only: range
@@ -153,7 +165,7 @@ def measure_responses(
         InfluenceError: fewer answer tokens than directions; no step of finite length moves the anchors by a finite
             distance.
     """
-    token_ids, logits, weights = _before_any_step(model, anchors)
+    token_ids, logits, weights, owners = _before_any_step(model, anchors)
     if len(logits) < rank:
         raise InfluenceError(too_few("directions", rank, len(logits), len(anchors.groups)))
     lengths = torch.tensor([norm_of(step) for step in steps()], dtype=torch.float64)
@@ -190,7 +202,7 @@ def measure_responses(
     signal, flat = _metric(logits, pooled), others.double().flatten(1)
     coordinates = torch.stack([signal(one, slice(None)).double().flatten() @ flat.T for one in deviations])
     taken_steps = torch.tensor(taken, device=logits.device)
-    return StepResponses(token_ids, logits, weights, directions, taken_steps, others, coordinates)
+    return StepResponses(token_ids, logits, weights, owners, directions, taken_steps, others, coordinates)
 
 
 def principal(responses: Tensor, logits: Tensor, weights: Tensor, count: int) -> Tensor:
@@ -226,9 +238,9 @@ def merge_rest(logits: Tensor, token_ids: Tensor, width: int) -> Tensor:
     return torch.cat([kept, rest], 1)
 
 
-def _before_any_step(model: nn.Module, anchors: Anchors) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, logits and weights of ``StepResponses``."""
-    token_ids, logits, weights = [], [], []
+def _before_any_step(model: nn.Module, anchors: Anchors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Token ids, logits, weights and anchors of ``StepResponses``."""
+    token_ids, logits, weights, owners = [], [], [], []
     with torch.no_grad():
         for indices, all_logits, labels in anchors.runs(model):
             chosen, targets = answer_tokens(all_logits, labels)
@@ -239,7 +251,9 @@ def _before_any_step(model: nn.Module, anchors: Anchors) -> tuple[Tensor, Tensor
             width = token_ids[-1].shape[1]
             logits.append(merge_rest(chosen, token_ids[-1], width + (width < vocabulary)))
             weights.append(_token_weights(anchors, indices, labels))
-    return torch.cat(token_ids), torch.cat(logits), torch.cat(weights, 1)
+            numbers = torch.tensor(indices, device=labels.device)
+            owners.append(numbers.repeat_interleave((labels != IGNORED).sum(1)))
+    return torch.cat(token_ids), torch.cat(logits), torch.cat(weights, 1), torch.cat(owners)
 
 
 def _token_weights(anchors: Anchors, indices: list[int], labels: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import fused_forwards
-from ostlight.influence.gradients.products import Products
+from ostlight.influence.gradients.sink import GradientSink
 
 
 class Use(Protocol):
@@ -138,7 +138,7 @@ EXPANSIONS: frozenset[Any] = frozenset({Tensor.expand, Tensor.expand_as, torch.b
 class ParameterTracker:
     """The parameters tracked for one forward and backward pass, and who owns their gradients."""
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], sink: Products) -> None:
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], sink: GradientSink) -> None:
         self.model = model
         self.parameters = parameters
         self.sink = sink

@@ -22,7 +22,7 @@ from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.influence_task import make_anchors
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import Scores, read_score_table
-from ostlight.training.optimizer_records import warmup_adam_scale
+from ostlight.training.optimizer_records import warmup_adam_preconditioner
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
 
@@ -71,10 +71,12 @@ def test_it_ranks_like_the_definition_where_a_parabola_does_not(proxy, samples, 
     model = proxy("float32")
     parameters = select_parameters(model.model, "blocks")
     anchors = make_anchors(model, samples("anchors"), [""] * 14, 10_000)
-    scale = warmup_adam_scale(tmp_path, model.model, parameters, anchors)[0] if optimizer == "adam" else None
-    eta = 0.001 if scale is None else 2e-5
+    preconditioner = (
+        warmup_adam_preconditioner(tmp_path, model.model, parameters, anchors)[0] if optimizer == "adam" else None
+    )
+    eta = 0.001 if preconditioner is None else 2e-5
     singles = model.batches(samples("pool"), 1)
-    step = SimulatedStep(model.model, parameters, anchors, eta, scale)
+    step = SimulatedStep(model.model, parameters, anchors, eta, preconditioner)
     ours = Projected(step, singles[:24], 12)
     agreements = [rank_agreement(step, estimator, singles[24:]).spearman for estimator in (ours, SecondOrder(step, 64))]
     assert agreements[0] > 0.9

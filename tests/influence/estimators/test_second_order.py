@@ -14,7 +14,7 @@ from ostlight.influence.sample_gradient import dot, sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.training.loss_monitor import mean_loss
-from ostlight.training.optimizer_records import warmup_adam_scale
+from ostlight.training.optimizer_records import warmup_adam_preconditioner
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_agreement_is_told_and_warns():
 
 def test_adam_without_warm_up_takes_the_anchors_second_moments(setup, samples, tmp_path):
     model, parameters, anchors = setup
-    scale, source = warmup_adam_scale(tmp_path, model.model, parameters, anchors)
+    preconditioner, source = warmup_adam_preconditioner(tmp_path, model.model, parameters, anchors)
     assert source == "the anchors' gradients: no step of a warm-up was kept"
     singles = [s for batch in anchors.batches for s in batch.singles()]
     name = next(iter(parameters))
@@ -92,27 +92,29 @@ def test_adam_without_warm_up_takes_the_anchors_second_moments(setup, samples, t
         sample_gradient(model.model, SampleTask(), {name: parameters[name]}, s)[1][name].float() ** 2 for s in singles
     ]
     expected = 1 / (torch.stack(squares).mean(0).sqrt() + 1e-8)
-    assert torch.allclose(scale[name], expected, rtol=1e-4)
+    assert torch.allclose(preconditioner.blocks[name].inverse, expected, rtol=1e-4)
 
 
 def test_an_adam_step_is_the_scaled_step(setup, samples, tmp_path):
     model, parameters, anchors = setup
-    scale, _ = warmup_adam_scale(tmp_path, model.model, parameters, anchors)
+    preconditioner, _ = warmup_adam_preconditioner(tmp_path, model.model, parameters, anchors)
     (single,) = model.batches(samples("pool")[:1], 1)
     _, gradient = sample_gradient(model.model, SampleTask(), parameters, single)
     before = mean_loss(model, anchors.batches)
-    found = Exact(SimulatedStep(model.model, parameters, anchors, 1e-5, scale)).one(single)["score"]
+    found = Exact(SimulatedStep(model.model, parameters, anchors, 1e-5, preconditioner)).one(single)["score"]
     kept = [p.detach().clone() for p in parameters.values()]
     with torch.no_grad():
         for name, p in parameters.items():
-            p -= 1e-5 * scale[name] * gradient[name]
+            p -= 1e-5 * preconditioner.apply(name, gradient[name])
     after = mean_loss(model, anchors.batches)
     assert found == pytest.approx(before - after, rel=1e-6)
     with torch.no_grad():
         for p, k in zip(parameters.values(), kept, strict=True):
             p.copy_(k)
-    slope = SecondOrder(SimulatedStep(model.model, parameters, anchors, 1.0, scale)).columns(single)["alignment"]
-    by_hand = {name: g * scale[name] for name, g in gradient.items()}
+    slope = SecondOrder(SimulatedStep(model.model, parameters, anchors, 1.0, preconditioner)).columns(single)[
+        "alignment"
+    ]
+    by_hand = {name: preconditioner.apply(name, g) for name, g in gradient.items()}
     assert float(slope[0]) == pytest.approx(float(dot(by_hand, anchor_gradient(model, parameters, anchors))), rel=1e-5)
 
 

@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "first_order": {"estimator": "first_order", "step_size": 0.05},
     "forward_only": {"estimator": "finite_difference", "step_size": 0.05},
     "exact": {"estimator": "exact", "step_size": 0.05},
-    "adam": {"estimator": "projected", "rank": 4, "step_size": 1e-5, "optimizer": "adam"},
+    "adam": {"estimator": "projected", "rank": 4, "step_size": 1e-5, "step": "adam"},
 }
 
 

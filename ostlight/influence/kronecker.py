@@ -1,0 +1,279 @@
+"""Kronecker-factored curvature of the pool's gradients: the preconditioners K-FAC and EK-FAC.
+
+A step ``-eta F^-1 g`` (the natural gradient) weighs every direction by how little the pool's samples vary along it:
+what all samples share (class biases, mean features) no longer decides a utility. For the weight of a linear layer with
+inputs ``a`` and output gradients ``b`` the gradient of a sample is ``G_i = sum_t b_t a_t'``, and
+
+    F = E[vec(G_i) vec(G_i)'] ~ S (x) A,    A = E[a a'],  S = E[b b'],   scaled so that tr A tr S = E ||G_i||^2
+
+- ``kfac`` (Martens and Grosse 2015, arXiv 1503.05671): each factor is damped by a share of its mean eigenvalue,
+  ``P G = (S + d mean(S))^-1 G (A + d mean(A))^-1``.
+- ``ekfac`` (George et al. 2018, arXiv 1806.03884): in the factors' eigenbases the second moments are measured once
+  more, ``Lambda = E[(U' G_i V)^2]``, and ``P G = U [(U' G V) / (Lambda + d mean(Lambda))] V'``.
+
+The expectations are over samples of the pool with their own labels (the empirical Fisher), the one over tokens is over
+all of a sample's. Every other parameter (a bias, a norm's scale, an embedding), and a side of a matrix wider than
+``WIDEST``, goes by its diagonal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
+from ostlight.errors import InfluenceError
+from ostlight.influence.gradient_vectors import code_digest
+from ostlight.influence.gradients.norms import wide
+from ostlight.influence.gradients.products import summed_to, to_leaves
+from ostlight.influence.gradients.sink import ParameterValue
+from ostlight.influence.gradients.tracking import ParameterTracker
+from ostlight.influence.preconditioner import Block, Preconditioner
+from ostlight.influence.task import Task, digest_of
+
+log = logging.getLogger(__name__)
+
+KINDS = ("kfac", "ekfac")
+
+WIDEST = 8192
+"""Widest side of a weight that gets a full factor: its eigenvectors take 256 MiB in fp32."""
+
+DAMPING = 0.1
+"""Share of the mean eigenvalue that is added to each."""
+
+FACTOR_SAMPLES = 300
+"""Pool samples that the factors are taken over."""
+
+
+@dataclass
+class _SampleGradient:
+    """Sink of one sample's uses: its gradient by parameter, and the uses of matrices."""
+
+    parameters: Mapping[str, nn.Parameter]
+    gradient: dict[str, Tensor] = field(default_factory=dict)
+    matrices: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+
+    def num_units(self, name: str) -> int:
+        return 1
+
+    def expect(self, name: str) -> None:
+        pass
+
+    def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
+        inputs, grad = (wide(side.reshape(-1, side.shape[-1])) for side in (inputs, grad))
+        self.matrices.append((name, inputs, grad))
+        self._add(name, grad.T @ inputs)
+
+    def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
+        rows = wide(grad.reshape(-1, grad.shape[-1]))
+        self._add(name, rows.new_zeros(self.parameters[name].shape).index_add_(0, ids.flatten(), rows))
+
+    def dense(self, value: ParameterValue, grad: Tensor) -> None:
+        summed = summed_to(wide(grad), value.graph.shape, next(iter(value.leaves))).sum(0, keepdim=True)
+        for name, gradient in to_leaves(value, summed).items():
+            self._add(name, gradient[0])
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        gradient = gradient.reshape(self.parameters[name].shape)
+        self.gradient[name] = self.gradient[name] + gradient if name in self.gradient else gradient
+
+
+def kronecker_preconditioner(
+    model: nn.Module,
+    task: Task,
+    parameters: Mapping[str, nn.Parameter],
+    samples: Sequence[Any],
+    kind: str,
+    damping: float = DAMPING,
+    cache: Path | None = None,
+) -> Preconditioner:
+    """The preconditioner ``kfac`` or ``ekfac`` of these parameters.
+
+    Costs a training step a sample; ``ekfac`` two. A parameter that no gradient reaches takes no step.
+
+    Args:
+        model: in eval mode.
+        task: how losses come out of a batch.
+        parameters: those that the step changes.
+        samples: of the pool, each in a batch of its own; one whose loss or gradient is not finite is left out.
+        kind: ``kfac`` or ``ekfac``.
+        damping: share of the mean eigenvalue that is added to each eigenvalue.
+        cache: a folder for a file under a name made from all the preconditioner depends on; ``None`` caches nothing.
+
+    Raises:
+        InfluenceError: no sample is usable, or all gradients are zero; a layer that the gradient engine does not
+            support.
+    """
+    if kind not in KINDS:
+        raise InfluenceError(f"the preconditioner is one of {', '.join(KINDS)}; got {kind!r}")
+    if not damping > 0:
+        raise InfluenceError(f"damping must be above 0, since factors may be singular; got {damping}")
+    file = None
+    if cache is not None:
+        digests = " ".join(digest for single in samples for digest in task.digests(single))
+        model_digest = digest_of({**dict(model.named_parameters()), **dict(model.named_buffers())})
+        key = json.dumps([model_digest, list(parameters), digests, kind, damping, code_digest()])
+        file = cache / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        if file.exists():
+            log.info(f"{kind}: factors taken from {file}")
+            return Preconditioner.load(file, next(iter(parameters.values())).device)
+    size = _size_in_bytes(parameters) / 2**20
+    log.info(f"{kind}: at most {size:.1f} MiB of factors, from {len(samples)} samples of the pool")
+    parameters = dict(parameters)
+    factors: dict[str, _Factors] = {}
+    usable = []
+    for single in samples:
+        found = _sample_gradient(model, task, parameters, single)
+        if found is not None:
+            usable.append(single)
+            _add(factors, found)
+    if not any(bool(one.square.any()) for one in factors.values()):
+        raise InfluenceError(
+            f"{kind}: none of {len(samples)} samples of the pool has a finite gradient other than zero; "
+            "give others, or take plain SGD steps"
+        )
+    bases = {name: _Eigenbasis.of(one) for name, one in factors.items() if one.is_matrix}
+    moments = {name: one.square for name, one in factors.items() if not one.is_matrix}
+    if kind == "ekfac":
+        moments |= _moments_in_bases(model, task, parameters, usable, bases)
+    blocks = {name: Block(torch.zeros_like(wide(p.detach()))) for name, p in parameters.items()}
+    for name, one in factors.items():
+        if name in moments:
+            inverse = _damped_inverse(moments[name] / len(usable), damping)
+        else:
+            inverse = bases[name].kfac_inverse(damping, float(one.square.sum()) / len(usable))
+        blocks[name] = bases[name].block(inverse, parameters[name].shape) if name in bases else Block(inverse)
+    preconditioner = Preconditioner(blocks, kind)
+    if file is not None:
+        preconditioner.save(file)
+    return preconditioner
+
+
+@dataclass
+class _Factors:
+    """Sums over the samples, for one parameter.
+
+    Attributes:
+        square: ``sum_i G_i^2``, entry by entry, in the parameter's shape.
+        outputs: ``sum b b' [D_out, D_out]``, or its diagonal where that is too wide; ``None`` for no matrix.
+        inputs: ``sum a a' [D_in, D_in]``, likewise.
+    """
+
+    square: Tensor
+    outputs: Tensor | None = None
+    inputs: Tensor | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.outputs is not None
+
+
+def _add(factors: dict[str, _Factors], sample: _SampleGradient) -> None:
+    for name, gradient in sample.gradient.items():
+        one = factors.setdefault(name, _Factors(torch.zeros_like(gradient)))
+        one.square += gradient.square()
+    for name, inputs, grad in sample.matrices:
+        factors[name].outputs = _plus(factors[name].outputs, grad)
+        factors[name].inputs = _plus(factors[name].inputs, inputs)
+
+
+def _plus(factor: Tensor | None, rows: Tensor) -> Tensor:
+    """The factor with ``rows [R, D]`` added to it."""
+    added = rows.T @ rows if rows.shape[1] <= WIDEST else rows.square().sum(0)
+    return added if factor is None else factor + added
+
+
+@dataclass(frozen=True)
+class _Eigenbasis:
+    """Eigenvectors ``[D, D]`` (``None`` for a factor that is diagonal) and eigenvalues ``[D]`` of both factors."""
+
+    left: Tensor | None
+    outputs: Tensor
+    right: Tensor | None
+    inputs: Tensor
+
+    @classmethod
+    def of(cls, factors: _Factors) -> _Eigenbasis:
+        assert factors.outputs is not None, "asked of matrices alone"
+        assert factors.inputs is not None, "both sides are added together"
+        return cls(*_eigen(factors.outputs), *_eigen(factors.inputs))
+
+    def kfac_inverse(self, damping: float, mean_square_norm: float) -> Tensor:
+        """``[D_out, D_in]``, with the factors scaled so that the product of their traces is ``E ||G_i||^2``."""
+        traces = float(self.outputs.sum()) * float(self.inputs.sum())
+        if not traces > 0:
+            return self.outputs.new_zeros(len(self.outputs), len(self.inputs))
+        outputs, inputs = (_damped_inverse(one, damping) for one in (self.outputs, self.inputs))
+        return outputs[:, None] * inputs * (traces / mean_square_norm)
+
+    def block(self, inverse: Tensor, shape: torch.Size) -> Block:
+        if self.left is None and self.right is None:
+            return Block(inverse.reshape(shape))
+        return Block(inverse, self.left, self.right)
+
+
+def _eigen(factor: Tensor) -> tuple[Tensor | None, Tensor]:
+    if factor.ndim == 1:
+        return None, factor
+    values, vectors = torch.linalg.eigh(factor)
+    return vectors, values.clamp_min(0)
+
+
+def _damped_inverse(eigenvalues: Tensor, damping: float) -> Tensor:
+    """Zero where all are zero: nothing is known of such a parameter, and its gradients are zero."""
+    mean = eigenvalues.mean()
+    return 1 / (eigenvalues + damping * mean) if bool(mean > 0) else torch.zeros_like(eigenvalues)
+
+
+def _moments_in_bases(
+    model: nn.Module,
+    task: Task,
+    parameters: dict[str, nn.Parameter],
+    samples: Sequence[Any],
+    bases: Mapping[str, _Eigenbasis],
+) -> dict[str, Tensor]:
+    """``sum_i (U' G_i V)^2 [D_out, D_in]`` of every matrix."""
+    sums = {name: basis.outputs.new_zeros(len(basis.outputs), len(basis.inputs)) for name, basis in bases.items()}
+    for single in samples:
+        found = _sample_gradient(model, task, parameters, single)
+        assert found is not None, "it was finite before"
+        for name, basis in bases.items():
+            if name in found.gradient:
+                (inside,) = Block(sums[name], basis.left, basis.right).rotated(found.gradient[name])
+                sums[name] += inside.square()
+    return sums
+
+
+def _sample_gradient(
+    model: nn.Module, task: Task, parameters: dict[str, nn.Parameter], single: Any
+) -> _SampleGradient | None:
+    """``None`` where its loss or gradient is not finite."""
+    sink = _SampleGradient(parameters)
+    tracker = ParameterTracker(model, parameters, sink)
+    with tracker.tracking(), torch.enable_grad():
+        losses = task.losses(model, single)
+        if losses.shape != (1,):
+            raise InfluenceError(f"samples come one a batch; this batch has losses of shape {tuple(losses.shape)}")
+        if not losses.requires_grad:
+            raise InfluenceError("none of the parameters took part in the losses; choose other parameters")
+        tracker.backward_began = True
+        torch.autograd.grad(losses.sum(), tracker.root, allow_unused=True)
+    finite = bool(losses.isfinite().all()) and all(bool(g.isfinite().all()) for g in sink.gradient.values())
+    return sink if finite else None
+
+
+def _size_in_bytes(parameters: Mapping[str, nn.Parameter]) -> int:
+    """Of eigenvectors and eigenvalues, as if everything with two axes or more were a layer's matrix."""
+    total = 0
+    for p in parameters.values():
+        sides = (p.shape[0], p.numel() // p.shape[0]) if p.ndim > 1 else ()
+        total += p.numel() + sum(side**2 for side in sides if side <= WIDEST)
+    return 4 * total

@@ -1,0 +1,215 @@
+"""K-FAC and EK-FAC steps against explicit inverses, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ostlight.errors import InfluenceError
+from ostlight.influence import Classification, UtilityScorer, kronecker_preconditioner
+from ostlight.influence.estimators.exact import Exact
+from ostlight.influence.parameters import select_parameters
+from ostlight.influence.preconditioner import Preconditioner
+from ostlight.influence.sample_gradient import dot, sample_gradient
+
+Single = tuple[Tensor, Tensor]
+
+
+class Tokens(nn.Module):
+    """Two linear layers over five tokens and a norm between them; the mean over tokens gives three logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.norm(torch.tanh(self.first(inputs)))).mean(1)
+
+
+@pytest.fixture
+def model() -> Tokens:
+    torch.manual_seed(0)
+    return Tokens().double().eval()
+
+
+@pytest.fixture
+def singles() -> list[Single]:
+    torch.manual_seed(1)
+    return [(torch.randn(1, 5, 4).double(), torch.randint(0, 3, (1,))) for _ in range(40)]
+
+
+def by_hand(model: Tokens, singles: list[Single], name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """``A [D_in, D_in]``, ``S [D_out, D_out]`` up to a factor, and all gradients ``[N, D_out, D_in]`` of one layer."""
+    layer, kept = model.get_submodule(name), []
+    layer.register_forward_hook(lambda _, inputs, output: (output.retain_grad(), kept.append((inputs[0], output)))[0])
+    gradients = [sample_gradient(model, Classification(), dict(model.named_parameters()), one)[1] for one in singles]
+    kept.clear()
+    sides = []
+    for one in singles:
+        Classification().losses(model, one)[0].backward()
+        inputs, output = kept[-1]
+        sides.append((inputs[0].detach(), output.grad[0]))
+    a = sum(inputs.T @ inputs for inputs, _ in sides)
+    s = sum(grad.T @ grad for _, grad in sides)
+    return a, s, torch.stack([gradient[f"{name}.weight"] for gradient in gradients])
+
+
+@pytest.mark.parametrize("name", ["first", "last"])
+def test_kfac_is_the_damped_inverse(model, singles, name):
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, "kfac", 0.05)
+    a, s, gradients = by_hand(model, singles, name)
+    scale = gradients.square().sum((1, 2)).mean() / (a.trace() * s.trace())
+    damped = [m + 0.05 * m.trace() / len(m) * torch.eye(len(m), dtype=m.dtype) for m in (s, a)]
+    curvature = scale * torch.kron(*damped)
+    expected = torch.linalg.solve(curvature, gradients.flatten(1).T).T.view_as(gradients)
+    assert torch.allclose(found.apply(f"{name}.weight", gradients), expected, rtol=1e-9)
+
+
+def test_ekfac_is_the_damped_inverse_of_second_moments_in_the_eigenbasis(model, singles):
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, "ekfac", 0.05)
+    a, s, gradients = by_hand(model, singles, "first")
+    basis = torch.kron(torch.linalg.eigh(s).eigenvectors, torch.linalg.eigh(a).eigenvectors)
+    moments = (gradients.flatten(1) @ basis).square().mean(0)
+    curvature = basis @ torch.diag(moments + 0.05 * moments.mean()) @ basis.T
+    expected = torch.linalg.solve(curvature, gradients.flatten(1).T).T.view_as(gradients)
+    assert torch.allclose(found.apply("first.weight", gradients), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+def test_other_parameters_go_by_their_diagonal(model, singles, kind):
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, kind, 0.05)
+    gradients = torch.stack(
+        [
+            sample_gradient(model, Classification(), {"norm.weight": model.norm.weight}, one)[1]["norm.weight"]
+            for one in singles
+        ]
+    )
+    moments = gradients.square().mean(0)
+    expected = gradients / (moments + 0.05 * moments.mean())
+    assert torch.allclose(found.apply("norm.weight", gradients), expected, rtol=1e-9)
+
+
+def test_a_wide_side_goes_by_its_diagonal(model, singles, monkeypatch):
+    monkeypatch.setattr("ostlight.influence.kronecker.WIDEST", 4)
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, "kfac", 0.05)
+    a, s, gradients = by_hand(model, singles, "first")
+    scale = gradients.square().sum((1, 2)).mean() / (a.trace() * s.trace())
+    damped = [m + 0.05 * m.trace() / len(m) * torch.eye(len(m), dtype=m.dtype) for m in (torch.diag(s.diagonal()), a)]
+    expected = torch.linalg.solve(scale * torch.kron(*damped), gradients.flatten(1).T).T.view_as(gradients)
+    assert torch.allclose(found.apply("first.weight", gradients), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+def test_first_order_along_it_is_the_inner_product(model, singles, kind):
+    """A sample is never preconditioned, the anchors' gradient is; `exact` takes the step itself."""
+    anchors = [(torch.cat([x for x, _ in singles[:8]]), torch.cat([y for _, y in singles[:8]]))]
+    parameters = select_parameters(model, "all")
+    found = kronecker_preconditioner(model, Classification(), parameters, singles[8:], kind)
+    given = {"parameters": "all", "loss": Classification(), "preconditioner": found}
+    first = UtilityScorer(model, anchors, estimator="first_order", step_size=1e-7, **given)
+    two_passes = UtilityScorer(
+        model, anchors, estimator="finite_difference", step_size=1e-7, calibration=singles[8:12], **given
+    )
+    exact = UtilityScorer(model, anchors, estimator="exact", step_size=1e-7, **given)
+    gradients = [sample_gradient(model, Classification(), parameters, one)[1] for one in singles]
+    mean = {name: sum(gradient[name] for gradient in gradients[:8]) / 8 for name in parameters}
+    for single, gradient in zip(singles[20:24], gradients[20:24], strict=True):
+        step = {name: found.apply(name, g) for name, g in gradient.items()}
+        expected = float(dot(step, mean))
+        assert float(first(single).alignment) == pytest.approx(expected, rel=1e-9)
+        assert float(two_passes(single).alignment) == pytest.approx(expected, rel=1e-5)
+        assert float(exact(single).utility) == pytest.approx(1e-7 * expected, rel=1e-4)
+
+
+def test_rows_of_an_embedding_and_convolutions(singles):
+    torch.manual_seed(2)
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.conv, self.head = nn.Embedding(7, 4), nn.Conv1d(4, 5, 2), nn.Linear(5, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.conv(self.table(ids).mT).mean(2))
+
+    model = Mixed().double().eval()
+    some = [(torch.randint(0, 6, (1, 8)), torch.randint(0, 3, (1,))) for _ in range(30)]
+    parameters = dict(model.named_parameters())
+    found = kronecker_preconditioner(model, Classification(), parameters, some, "kfac", 0.1)
+    gradients = [sample_gradient(model, Classification(), parameters, one)[1] for one in some]
+    for name in ("table.weight", "conv.bias"):
+        moments = torch.stack([gradient[name] for gradient in gradients]).square().mean(0)
+        expected = gradients[0][name] / (moments + 0.1 * moments.mean())
+        assert torch.allclose(found.apply(name, gradients[0][name]), expected, rtol=1e-9)
+    assert found.apply("conv.weight", gradients[0]["conv.weight"]).shape == (5, 4, 2)
+
+
+def test_it_is_kept_and_found_again(model, singles, tmp_path: Path, logged):
+    def make(samples: list[Single], damping: float = 0.1) -> Preconditioner:
+        return kronecker_preconditioner(
+            model, Classification(), dict(model.named_parameters()), samples, "kfac", damping, tmp_path
+        )
+
+    made = make(singles)
+    assert "factors taken from" not in logged()
+    assert make(singles).digest() == made.digest()
+    assert "factors taken from" in logged()
+    for other in (make(singles[1:]), make(singles, 0.2)):
+        assert other.digest() != made.digest()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_sample_without_a_finite_gradient_is_left_out(model, singles):
+    broken = (torch.full((1, 5, 4), float("nan")).double(), torch.zeros(1, dtype=torch.long))
+    parameters = dict(model.named_parameters())
+    with_it = kronecker_preconditioner(model, Classification(), parameters, [broken, *singles], "ekfac")
+    assert with_it.digest() == kronecker_preconditioner(model, Classification(), parameters, singles, "ekfac").digest()
+    for samples in ([broken], []):
+        with pytest.raises(InfluenceError, match="finite gradient other than zero"):
+            kronecker_preconditioner(model, Classification(), parameters, samples, "kfac")
+
+
+def test_a_parameter_without_gradient_takes_no_step(model, singles):
+    """Its curvature is unknown, and dividing by it would make every utility NaN."""
+    model.unused = nn.Linear(2, 2).double()
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, "kfac")
+    assert not found.apply("unused.weight", torch.ones(2, 2).double()).any()
+    dead = [(torch.zeros_like(x), y) for x, y in singles]  # the first layer's inputs are all zero
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), dead, "ekfac")
+    assert all(block.inverse.isfinite().all() for block in found.blocks.values())
+
+
+@pytest.mark.parametrize(("kind", "damping"), [("shampoo", 0.1), ("kfac", 0.0)])
+def test_arguments(model, singles, kind, damping):
+    with pytest.raises(InfluenceError, match="kfac, ekfac|above 0"):
+        kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, kind, damping)
+
+
+def test_a_batch_of_several_is_no_sample(model):
+    several = (torch.randn(3, 5, 4).double(), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(InfluenceError, match="one a batch"):
+        kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), [several], "kfac")
+
+
+def test_exact_takes_the_preconditioned_step(model, singles):
+    parameters = select_parameters(model, "all")
+    found = kronecker_preconditioner(model, Classification(), parameters, singles, "kfac")
+    scorer = UtilityScorer(
+        model,
+        [singles[0]],
+        parameters="all",
+        estimator="exact",
+        step_size=0.01,
+        loss=Classification(),
+        preconditioner=found,
+    )
+    assert isinstance(scorer._estimator, Exact)
+    _, gradient = sample_gradient(model, Classification(), parameters, singles[5])
+    before = Classification().losses(model, singles[0]).item()
+    moved = Tokens().double().eval()
+    moved.load_state_dict({n: p - 0.01 * found.apply(n, gradient[n]) for n, p in parameters.items()})
+    after = Classification().losses(moved, singles[0]).item()
+    assert float(scorer(singles[5]).utility) == pytest.approx(before - after, rel=1e-9)

@@ -61,7 +61,8 @@ class _TaskBuilder:
             selector = create(planned.choice.name, planned.choice.options)
             seed = planned.seed if selector.stochastic else self.experiment.config.seed
             scores, budget = self._score_task(planned.choice, seed), planned.budget or Budget(fraction=1.0)
-            return self._unique(SelectTask(self.experiment, scores, planned.choice, selector, budget))
+            select_seed = planned.seed if selector.stochastic_selection else seed
+            return self._unique(SelectTask(self.experiment, scores, planned.choice, selector, budget, select_seed))
         if planned.label == BASE:
             return None
         assert planned.budget is not None, "the oracle is planned with a budget"

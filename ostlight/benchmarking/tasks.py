@@ -156,19 +156,27 @@ class SelectTask(SelectionTask):
 
     Args:
         choice: the selector and its options, which ``selector`` was made from.
+        seed: of the selection.
     """
 
     def __init__(
-        self, experiment: Experiment, scores: ScoreTask, choice: SelectorChoice, selector: Selector, budget: Budget
+        self,
+        experiment: Experiment,
+        scores: ScoreTask,
+        choice: SelectorChoice,
+        selector: Selector,
+        budget: Budget,
+        seed: int,
     ) -> None:
         self.experiment, self.scores, self.selector, self.budget = experiment, scores, selector, budget
         self.needs = [scores]
-        self.config = experiment.score_config(choice, scores.config.seed, scores.config.name)
+        self.config = experiment.score_config(choice, seed, scores.config.name)
         digest = fingerprint.of_values(
             {
                 "scores": scores.key,
                 "budget": dataclasses.asdict(budget),
                 "options": dataclasses.asdict(selector.options),
+                "seed": seed,
                 "target": experiment.target_fingerprint if budget.tokens else None,
                 "defect_labels": experiment.defect_labels_key,
             }

@@ -79,7 +79,10 @@ class Budget:
 
         A token budget takes samples in order of score until the next one does not fit.
         """
-        order = np.lexsort((scores.positions, -scores.score))
+        return self.within(scores, np.lexsort((scores.positions, -scores.score)))
+
+    def within(self, scores: Scored, order: np.ndarray) -> np.ndarray:
+        """The first of these rows that fit; with a threshold, those whose score reaches it."""
         if self.threshold is not None:
             return order[scores.score[order] >= self.threshold]
         if self.tokens is not None:

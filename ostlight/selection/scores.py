@@ -125,6 +125,12 @@ class Scores:
             raise DataError(f"no sample has a tag {name!r}; the pool's tags are: {', '.join(known) or 'none'}")
         return np.array([row.get(name, "") for row in rows], dtype=object)
 
+    def tags(self) -> dict[str, np.ndarray]:
+        """``[len(self)]`` values of every tag that a sample has, as ``tag`` gives them."""
+        rows = [dict(row or ()) for row in self.table["tags"].to_pylist()]
+        names = sorted({key for row in rows for key in row})
+        return {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
+
     def take(self, rows: Sequence[int] | np.ndarray) -> Scores:
         """The given rows, in that order."""
         return Scores(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))), self._context)

@@ -40,6 +40,8 @@ class Selector(ABC):
         needs_answers: whether a record without an answer is rejected. Where it is off, batches come encoded up to the
             question only (``Encoder.encode_prompt``), those of labelled samples too.
         stochastic: whether scores change with the seed by design; a benchmark then scores again for every seed.
+        stochastic_selection: whether ``select`` depends on the run's seed (``scores.context.seed``); a benchmark then
+            selects again for every seed.
         selection_options: options that only ``select`` reads; changing them selects again and does not score again.
         compute_options: options that say where and how a score is computed and leave it as it is (an address, a number
             of threads, a price list); changing them does not score again either.
@@ -58,6 +60,7 @@ class Selector(ABC):
     uses_proxy: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
+    stochastic_selection: ClassVar[bool] = False
     handles_strata: ClassVar[bool] = False
     ignores_budget: ClassVar[bool] = False
     selection_options: ClassVar[tuple[str, ...]] = ()
@@ -141,7 +144,7 @@ SIGNATURES = {
     "select": ["self", "scores", "budget"],
 }
 
-FLAGS = ("uses_proxy", "needs_answers", "stochastic", "handles_strata", "ignores_budget")
+FLAGS = ("uses_proxy", "needs_answers", "stochastic", "stochastic_selection", "handles_strata", "ignores_budget")
 
 
 def _refuse_malformed(cls: type[Selector]) -> None:

@@ -192,11 +192,11 @@ def test_variants_share_what_they_make_from_the_same(experiment):
 
 
 def test_choices_that_differ_only_in_how_they_select_are_scored_once(experiment):
-    options = {"rank": 4, "set_step_size": 1.0, "set_batch_size": 8}
+    options, as_set = {"rank": 4}, {"selection": "set", "set_step_size": 1.0, "set_batch_size": 8}
     section = experiment["benchmark"] | {
         "selectors": [
             {"name": "ost", "options": options},
-            {"name": "ost", "label": "set", "options": options | {"selection": "set"}},
+            {"name": "ost", "label": "set", "options": options | as_set},
         ],
         "seeds": [0],
         "baseline": "ost",

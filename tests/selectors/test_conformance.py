@@ -36,7 +36,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ost", {"estimator": "exact"}),
     ("ost", {"estimator": "projected", "rank": 4}),
     ("ost", {"estimator": "second_order", "probes": 4}),
-    ("ost", {"estimator": "first_order", "optimizer": "adam"}),
+    ("ost", {"estimator": "first_order", "step": "adam"}),
     ("ost", {"estimator": "second_order", "probes": 4, "selection": "set"}),
 ]
 

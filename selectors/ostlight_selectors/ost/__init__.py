@@ -1,31 +1,26 @@
-"""One-Step-Train: rank samples by what one step on each does to the anchor loss."""
+"""One-Step-Train: selects samples by what one step on each does to the anchor loss."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Interval
 from torch import nn
 
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Count, Positive
-from ostlight.influence.agreement import rank_agreement, sample_count
-from ostlight.influence.batch_invariance import check_batch_invariance
-from ostlight.influence.estimators.exact import Exact
-from ostlight.influence.estimators.exact_head import ExactHead, untied_linear_head
-from ostlight.influence.estimators.finite_difference import FiniteDifference
-from ostlight.influence.estimators.gradient_products import GradientProducts
-from ostlight.influence.estimators.projected import Projected
-from ostlight.influence.estimators.second_order import SecondOrder
+from ostlight.influence.agreement import sample_count
 from ostlight.influence.gradient_vectors import VectorSettings
 from ostlight.influence.gradients.responses import SNAPSHOTS
+from ostlight.influence.kronecker import DAMPING, FACTOR_SAMPLES, kronecker_preconditioner
 from ostlight.influence.parameters import select_parameters
-from ostlight.influence.preconditioner import GradientScale
+from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import train_only
-from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.influence.scorer import DEFAULT_PROBES, DEFAULT_RANK, UtilityScorer
 from ostlight.influence.step_size import first_adam_step, median_step_size
 from ostlight.models.batch import Batch
 from ostlight.models.influence_task import SampleTask, make_anchors
@@ -35,18 +30,35 @@ from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.strata import select_top
-from ostlight.training.optimizer_records import warmup_adam_scale
+from ostlight.training.optimizer_records import warmup_adam_preconditioner
+from ostlight_selectors.ost.filter import select_filter
+from ostlight_selectors.ost.round_robin import select_round_robin
+from ostlight_selectors.ost.sample import select_sample
 from ostlight_selectors.ost.set_selection import select_set
 
 log = logging.getLogger("ostlight.selectors.ost")
 
-CURVATURE_VECTORS = {"projected": ("rank", 32), "second_order": ("probes", 64)}
-"""Which option counts the vectors beside the mean gradient, and its default (docs/explanation/estimators.md)."""
 STEP_SIZE_SAMPLES = 256
 """Pool samples over which the median gradient norm is taken. On DigitMath the median over other 256 samples differs by
 a quarter (95%), over other 64 by half, which was two or three points of accuracy."""
 FINITE_DIFFERENCE_SAMPLES = 8
 """Pool samples on which the length of the finite difference is chosen."""
+BY_ANCHOR = "millinats_by_anchor"
+"""Column of each anchor's utility, in thousandths of a nat: half precision then holds 6e-8 to 65 nats in full."""
+SET_STEP_SIZE, SET_BATCH_SIZE = 10.0, 32
+
+ONLY_WITH = {
+    "rank": ("estimator", ("projected",)),
+    "probes": ("estimator", ("second_order",)),
+    "damping": ("step", ("kfac", "ekfac")),
+    "then": ("selection", ("filter",)),
+    "min_confidence": ("selection", ("filter",)),
+    "temperature": ("selection", ("sample",)),
+    "normalize": ("selection", ("round_robin",)),
+    "set_step_size": ("selection", ("set",)),
+    "set_batch_size": ("selection", ("set",)),
+}
+"""Options that only some choices of another option read."""
 
 
 class OneStepTrain(Selector):
@@ -54,12 +66,21 @@ class OneStepTrain(Selector):
 
     uses_proxy = True
     handles_strata = True
-    selection_options = ("selection", "set_step_size", "set_batch_size")
+    selection_options = (
+        "selection",
+        "then",
+        "min_confidence",
+        "temperature",
+        "normalize",
+        "set_step_size",
+        "set_batch_size",
+    )
     compute_options = ("vector_storage",)
     metric_columns = ("loss",)
     renamed_options: ClassVar[Mapping[str, str]] = {
         "scope": "parameters",
         "eta": "step_size",
+        "optimizer": "step",
         "targets": "vector_storage",
         "backward": "estimator=finite_difference",
         "objective=sample": "leave it out; ost ranks by utility unless selection=set",
@@ -78,15 +99,27 @@ class OneStepTrain(Selector):
             ``first_order`` (the inner product of the gradients), ``second_order`` (and sketched curvature) or
             ``finite_difference`` (first order from two forward passes: for any architecture, and with less memory).
         parameters: those the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
+        step: the step's shape: ``sgd`` (as in the paper), ``adam`` (second moments of the warm-up, frozen), ``kfac`` or
+            ``ekfac`` (natural gradient; curvature of 300 pool samples).
         step_size: ``null`` makes the median simulated step as long as the median step of the warm-up.
         rank: measured directions of ``projected``; ``null`` is 32.
         probes: random curvature probes of ``second_order``; ``null`` is 64.
-        optimizer: the step's shape: ``sgd`` (the definition) or ``adam`` (second moments of the warm-up, frozen).
-        selection: ``top`` (the highest utilities, as in the paper) or ``set`` (the best set: what a mini-batch of it
+        damping: of ``kfac`` and ``ekfac``, a share of the mean eigenvalue; ``null`` is 0.1.
+        utility_by_anchor: store each anchor's utility too, as ``millinats_by_anchor``: two bytes an anchor and sample.
+        selection: ``top`` (the highest utilities, as in the paper), ``filter`` (admit samples whose step lowers the
+            anchor loss, then take those that ``then`` says), ``sample`` (at random, higher utilities more likely),
+            ``round_robin`` (each anchor in turn its best sample) or ``set`` (the best set: what a mini-batch of it
             does, redundancy and noise counted; needs ``projected`` or ``second_order``).
-        set_step_size: of ``selection: set``, in multiples of the step size that samples are scored with; a set bears
-            longer steps than a sample.
-        set_batch_size: of the mini-batches of ``selection: set``.
+        then: of ``filter``, the order among the admitted: ``random``, ``coverage`` (clusters of gradients in turn) or a
+            column of the scores, highest first (``loss``), lowest first with a minus (``-loss``); ``null`` is
+            ``random``.
+        min_confidence: of ``filter``: admits only samples whose utility is positive for at least this share of
+            bootstrap draws of the anchors; needs ``utility_by_anchor``. ``null`` admits by the sign alone.
+        temperature: of ``sample``: 0.1 is close to ``top``, 10 close to a uniform draw; ``null`` is 1.
+        normalize: of ``round_robin``: utility over the length of the sample's gradient; ``null`` is true.
+        set_step_size: of ``set``, in multiples of the step size that samples are scored with; a set bears longer steps
+            than a sample. ``null`` is 10.
+        set_batch_size: of the mini-batches of ``set``; ``null`` is 32.
         vector_storage: how the estimators' fixed vectors (one for each anchor group, and the directions or probes, the
             latter for each group; each as large as the parameters) are held: ``full``, ``bf16``, ``offload`` (the
             machine's memory) or ``split`` (over the ranks).
@@ -94,117 +127,160 @@ class OneStepTrain(Selector):
 
         estimator: Literal["projected", "exact", "first_order", "second_order", "finite_difference"] = "projected"
         parameters: str = "blocks"
+        step: Literal["sgd", "adam", "kfac", "ekfac"] = "sgd"
         step_size: Positive | None = None
         rank: Count | None = None
         probes: Count | None = None
-        optimizer: Literal["sgd", "adam"] = "sgd"
-        selection: Literal["top", "set"] = "top"
-        set_step_size: Positive = 10.0
-        set_batch_size: Count = 32
+        damping: Positive | None = None
+        utility_by_anchor: bool = False
+        selection: Literal["top", "filter", "sample", "round_robin", "set"] = "top"
+        then: str | None = None
+        min_confidence: Annotated[float, Interval(ge=0.5, lt=1)] | None = None
+        temperature: Positive | None = None
+        normalize: bool | None = None
+        set_step_size: Positive | None = None
+        set_batch_size: Count | None = None
         vector_storage: Literal["full", "bf16", "offload", "split"] = "full"
 
         def problems(self) -> Iterator[str]:
             """Options that do not fit together."""
-            if self.selection == "set" and self.estimator not in CURVATURE_VECTORS:
+            for name, (owner, values) in ONLY_WITH.items():
+                if getattr(self, name) is not None and getattr(self, owner) not in values:
+                    yield f"{name} is an option of {owner}={' or '.join(values)}; {owner} is {getattr(self, owner)}"
+            if self.selection == "set" and self.estimator not in ("projected", "second_order"):
                 yield "selection=set needs estimator=projected or second_order: it reads their curvature"
             if self.estimator == "finite_difference" and self.vector_storage != "full":
                 yield "vector_storage must be full with estimator=finite_difference, which holds one vector"
-            if self.estimator == "projected" and self.probes is not None:
-                yield "probes is not an option of projected; set rank"
-            if self.estimator == "second_order" and self.rank is not None:
-                yield "rank is not an option of second_order; set probes"
+            if self.utility_by_anchor and self.estimator == "finite_difference":
+                yield "utility_by_anchor needs another estimator than finite_difference, which takes one vector"
+            if self.min_confidence is not None and not self.utility_by_anchor:
+                yield "min_confidence needs utility_by_anchor=true"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        draws = self.options.selection == "sample" or self._then == "random"
+        self.stochastic_selection = draws  # type: ignore[misc]
+
+    @property
+    def _then(self) -> str | None:
+        return (self.options.then or "random") if self.options.selection == "filter" else None
 
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("ost")
-        options, model = self.options, context.proxy.model
-        if options.estimator == "exact" and model.model.dtype.itemsize < 4:
-            log.info(f"exact: {model.model.dtype} weights are raised to float32, or rounding swallows the step")
-            model.float()
-        parameters = select_parameters(model.model, options.parameters)
-        anchors = make_anchors(model, context.anchors, context.groups, context.proxy.tokens_per_batch)
-        check_batch_invariance(model.model, anchors)
-        scale = None
-        if options.optimizer == "adam":
-            scale, source = warmup_adam_scale(context.proxy.folder, model.model, parameters, anchors)
-            log.info(f"adam steps, shaped by {source}")
-        step_size = options.step_size or self._step_size(context, parameters, scale)
-        context.note("step_size", step_size)
-        context.note("groups", anchors.names)
+        options, proxy = self.options, context.proxy
+        model = proxy.model.model
+        parameters = select_parameters(model, options.parameters)
+        anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
+        train_only(model, parameters)
+        preconditioner = self._preconditioner(context, parameters, anchors)
+        step_size = options.step_size or self._step_size(context, parameters, preconditioner)
         count = sum(p.numel() for p in parameters.values())
         log.info(f"utilities over {count:,} parameters ({options.parameters}), {len(context.anchors)} anchors")
-        self.estimator = self._estimator(context, SimulatedStep(model.model, parameters, anchors, step_size, scale))
-
-    def _step_size(
-        self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], scale: GradientScale | None
-    ) -> float:
-        model = context.proxy.model.model
-        train_only(model, parameters)
-        length = context.proxy.update_norm(parameters)
-        source = "the warm-up's median update"
-        if length is None:
-            length, source = first_adam_step(parameters, context.proxy.lr), "Adam's first update"
-        step_size = median_step_size(
-            model, parameters, context.proxy.examples(STEP_SIZE_SAMPLES), length, task=SampleTask(), scale=scale
-        )
-        log.info(f"step size {step_size:.4g}: the median simulated step is as long as {source} ({length:.3g})")
-        return step_size
-
-    def _estimator(
-        self, context: ScoringContext, step: SimulatedStep
-    ) -> Exact | ExactHead | GradientProducts | FiniteDifference:
-        name, proxy = self.options.estimator, context.proxy
-        if name == "exact":
-            head = untied_linear_head(step.model, step.parameters)
-            if head is None or step.scale is not None:
-                return Exact(step)
-            fast = ExactHead(step, head)
-            if fast.general is not None:
-                log.info("exact: the logits are not the head's own alone, so every step is taken in full")
-            return fast
-        option, default = CURVATURE_VECTORS.get(name, ("", 0))
-        count = getattr(self.options, option, None) or default
-        looked_at, stepped_on = sample_count(proxy.records), SNAPSHOTS * count if name == "projected" else 0
-        examples = list(proxy.examples(looked_at + stepped_on))
-        singles, unseen = examples[:looked_at], examples[looked_at:]
+        rank = options.rank or DEFAULT_RANK if options.estimator == "projected" else None
+        singles, calibration, seen = self._examples(context, rank)
         vectors = VectorSettings(
-            self.options.vector_storage,
+            options.vector_storage,
             proxy.folder / fingerprint.GRADIENT_VECTORS,
             {"models": fingerprint.of_code("ostlight.models")},
             is_first_rank(),
         )
-        estimator: GradientProducts | FiniteDifference
-        small = False
-        if name == "finite_difference":
-            estimator = FiniteDifference(step, singles[:FINITE_DIFFERENCE_SAMPLES], vectors)
-            context.note("forward_error", estimator.relative_error)
-        else:
-            context.note("curvature", "measured" if name == "projected" else "sampled")
-            if name == "projected":
-                small = len(unseen) < count
-                estimator = Projected(step, examples if small else unseen, count, vectors)
-            else:
-                estimator = SecondOrder(step, count, context.seed, vectors)
-            context.note("vector_bytes", sum(estimator.plan.sizes.values()))
-            if singles:
-                estimator.verify(Batch.together(singles[:2]))
-        if singles:
-            agreement = rank_agreement(step, estimator, singles, seen=small)
-            log.info(agreement.summary(name))
-            context.note("rank_agreement", agreement.note(name))
-        return estimator
+        self.scorer = UtilityScorer(
+            model,
+            anchors,
+            parameters=options.parameters,
+            estimator=options.estimator,
+            step_size=step_size,
+            utility_by_anchor=options.utility_by_anchor,
+            rank=rank,
+            probes=options.probes or DEFAULT_PROBES if options.estimator == "second_order" else None,
+            calibration=calibration,
+            vector_storage=vectors,
+            preconditioner=preconditioner,
+            seed=context.seed,
+        )
+        facts = {"step_size": step_size, "groups": self.scorer.groups, **self.scorer.facts}
+        if singles and options.estimator != "exact":
+            self.scorer.verify(Batch.together(singles[:2]))
+            agreement = self.scorer.rank_agreement(singles, seen)
+            log.info(agreement.summary(options.estimator))
+            facts["rank_agreement"] = agreement.note(options.estimator)
+        for name, fact in facts.items():
+            context.note(name, fact)
+
+    def _preconditioner(
+        self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], anchors: Any
+    ) -> Preconditioner | None:
+        step, proxy = self.options.step, context.proxy
+        if step == "sgd":
+            return None
+        model = proxy.model.model
+        if step == "adam":
+            preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
+            log.info(f"adam steps, shaped by {source}")
+            return preconditioner
+        samples = list(proxy.examples(FACTOR_SAMPLES))
+        folder = proxy.folder / fingerprint.GRADIENT_VECTORS
+        damping = self.options.damping or DAMPING
+        return kronecker_preconditioner(model, SampleTask(), parameters, samples, step, damping, folder)
+
+    def _step_size(
+        self,
+        context: ScoringContext,
+        parameters: Mapping[str, nn.Parameter],
+        preconditioner: Preconditioner | None,
+    ) -> float:
+        proxy = context.proxy
+        length = proxy.update_norm(parameters)
+        source = "the warm-up's median update"
+        if length is None:
+            length, source = first_adam_step(parameters, proxy.lr), "Adam's first update"
+        examples = proxy.examples(STEP_SIZE_SAMPLES)
+        step_size = median_step_size(
+            proxy.model.model, parameters, examples, length, task=SampleTask(), preconditioner=preconditioner
+        )
+        log.info(f"step size {step_size:.4g}: the median simulated step is as long as {source} ({length:.3g})")
+        return step_size
+
+    def _examples(self, context: ScoringContext, rank: int | None) -> tuple[list[Batch], list[Batch], bool]:
+        """Samples to compare with ``exact``, samples to calibrate the estimator on, and whether some are both."""
+        if self.options.estimator == "exact":
+            return [], [], False
+        compared = sample_count(context.proxy.records)
+        examples = list(context.proxy.examples(compared + SNAPSHOTS * (rank or 0)))
+        singles, unseen = examples[:compared], examples[compared:]
+        if rank is None:
+            return singles, singles[:FINITE_DIFFERENCE_SAMPLES], False
+        enough = len(unseen) >= rank
+        return singles, unseen if enough else examples, not enough
 
     def fingerprints(self) -> dict[str, str]:
         # Where the vectors are changes no score; half precision does.
         return {"vector_storage": "bf16" if self.options.vector_storage == "bf16" else "full"}
 
     def teardown(self) -> None:
-        if isinstance(self.estimator, GradientProducts):
-            self.estimator.close()
+        self.scorer.close()
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        return self.estimator.columns(batch)
+        columns = self.scorer.columns(batch)
+        if "utility_by_anchor" in columns:
+            columns[BY_ANCHOR] = _millinats(columns.pop("utility_by_anchor"))
+        return columns
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
-        if self.options.selection == "set":
-            return select_set(scores, budget, self.options.set_step_size, self.options.set_batch_size)
+        options = self.options
+        if options.selection == "filter":
+            return select_filter(scores, budget, self._then or "", options.min_confidence, BY_ANCHOR)
+        if options.selection == "sample":
+            return select_sample(scores, budget, options.temperature or 1.0)
+        if options.selection == "round_robin":
+            return select_round_robin(scores, budget, options.normalize is not False, BY_ANCHOR)
+        if options.selection == "set":
+            step_size = options.set_step_size or SET_STEP_SIZE
+            return select_set(scores, budget, step_size, options.set_batch_size or SET_BATCH_SIZE)
         return select_top(scores, budget)
+
+
+def _millinats(utilities: Any) -> list[np.ndarray | None]:
+    """Half precision, one array a sample; ``None`` for a sample that failed."""
+    rows = utilities.tolist() if hasattr(utilities, "tolist") else utilities
+    return [None if row is None else np.asarray(np.array(row) * 1000, dtype=np.float16) for row in rows]

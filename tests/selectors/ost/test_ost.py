@@ -62,9 +62,10 @@ def test_a_set_needs_probes_and_a_size(settings):
     [
         ("ost", {"estimator": "third_order"}, "estimator must be one of projected, exact, first_order, second_order"),
         ("ost", {"step_size": -1.0}, "step_size must be a number, above 0, or null; got -1.0"),
-        ("ost", {"optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
-        ("ost", {"selection": "best"}, "selection must be one of top, set; got 'best'"),
-        ("ost", {"set_batch_size": 0}, "set_batch_size must be a whole number, at least 1; got 0"),
+        ("ost", {"step": "lion"}, "step must be one of sgd, adam, kfac, ekfac; got 'lion'"),
+        ("ost", {"optimizer": "adam"}, r"optimizer was renamed; write selector.options.step$"),
+        ("ost", {"selection": "best"}, "selection must be one of top, filter, sample, round_robin, set; got 'best'"),
+        ("ost", {"set_batch_size": 0}, "set_batch_size must be a whole number, at least 1, or null; got 0"),
         ("ost", {"objective": "trial"}, "objective=trial: use the selector best_of"),
         (
             "ost",

@@ -1,0 +1,147 @@
+"""``selection: filter``: admit the samples whose step lowers the anchor loss, then take a random subset of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+from scipy.special import ndtr
+
+from ostlight.config.budget import Budget
+from ostlight.errors import DataError
+from ostlight.selection.random_numbers import uniform_by_id
+from ostlight.selection.scores import Scores
+from ostlight.selection.set_objective import gradient_clusters
+from ostlight.selection.strata import CLUSTERS, select_per_stratum
+
+log = logging.getLogger("ostlight.selectors.ost")
+
+SHOWN = 8
+"""Values of a tag whose shares are logged."""
+
+
+def select_filter(
+    scores: Scores, budget: Budget, then: str, min_confidence: float | None, by_anchor: str
+) -> np.ndarray:
+    """Rows of admitted samples within the budget, in the order that ``then`` names; then, if they are too few, the
+    rows that come closest to being admitted.
+
+    A sample is admitted if a small step on it lowers the anchor loss, ``<g_i, g_V> > 0`` (``alignment``; the utility
+    where there is no such column, from ``exact``). What the sign says is reliable where the size is not: the highest
+    utilities are the samples that are easy, alike, and help the average anchor (docs/explanation/selection.md).
+
+    Args:
+        scores: of ``ost``.
+        budget: strata get their shares; a threshold applies to the score.
+        then: ``random``, ``coverage``, or a column, with a minus for lowest first.
+        min_confidence: see ``admission``.
+        by_anchor: name of the column of each anchor's utility.
+
+    Raises:
+        DataError: a column that is named or needed is not there.
+    """
+    strength = scores.column("alignment" if "alignment" in scores else "score")
+    admitted = admission(scores, strength, min_confidence, by_anchor)
+    _report(scores, admitted)
+    row_of = {position: k for k, position in enumerate(scores.positions.tolist())} if budget.stratify_by else {}
+
+    def within(part: Scores, share: Budget) -> np.ndarray:
+        rows = np.array([row_of[p] for p in part.positions.tolist()], np.int64) if row_of else np.arange(len(part))
+        passed = admitted[rows]
+        order = _order(part, then)
+        by_strength = np.lexsort((part.positions, -strength[rows]))
+        return share.within(part, np.concatenate([order[passed[order]], by_strength[~passed[by_strength]]]))
+
+    selected = within(scores, budget) if budget.stratify_by is None else select_per_stratum(scores, budget, within)
+    filled = int((~admitted[selected]).sum())
+    if filled:
+        log.warning(
+            f"filter: {filled:,} of {len(selected):,} selected samples are not admitted: the budget is larger than "
+            "what is admitted, and those closest to it fill it up"
+        )
+    return selected
+
+
+def admission(scores: Scores, strength: np.ndarray, min_confidence: float | None, by_anchor: str) -> np.ndarray:
+    """``[N]`` whether each sample is admitted.
+
+    With ``min_confidence`` its mean utility must also be positive in at least that share of bootstrap draws of the
+    anchors: by the normal approximation ``Phi(mean / standard error)`` of its utilities on the single anchors.
+    """
+    admitted = strength > 0
+    if min_confidence is None:
+        return admitted
+    if by_anchor not in scores:
+        raise DataError(f"min_confidence needs the column {by_anchor!r}: score with utility_by_anchor=true")
+    return admitted & (sign_confidence(scores.column(by_anchor)) >= min_confidence)
+
+
+def sign_confidence(by_anchor: np.ndarray) -> np.ndarray:
+    """``[N]`` share of bootstrap draws of the anchors in which the mean of ``by_anchor [N, A]`` is positive."""
+    values = by_anchor.astype(np.float64)
+    means, error = values.mean(1), values.std(1) / np.sqrt(values.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(error > 0, means / error, np.sign(means) * np.inf)
+    return np.asarray(ndtr(np.nan_to_num(ratio, nan=0.0)))
+
+
+def _order(scores: Scores, then: str) -> np.ndarray:
+    """All rows in the order that ``then`` names; equal values keep the pool's order."""
+    if then == "random":
+        return np.argsort(seeded_uniform(scores), kind="stable")
+    if then == "coverage":
+        return _cluster_by_cluster(scores)
+    name, sign = then.removeprefix("-"), 1 if then.startswith("-") else -1
+    if name not in scores:
+        others = ", ".join(n for n in scores.table.column_names if scores.table.schema.field(n).type in NUMBERS)
+        raise DataError(f"then={then} names no column of the scores; it takes random, coverage, {others}")
+    return np.lexsort((scores.positions, sign * scores.column(name).astype(np.float64)))
+
+
+NUMBERS = (pa.float64(), pa.float32(), pa.int64(), pa.int32())
+
+
+def _cluster_by_cluster(scores: Scores) -> np.ndarray:
+    """Clusters of gradients take turns, each with its samples at random."""
+    if "phi" not in scores:
+        raise DataError("then=coverage needs the column 'phi' of estimator=projected or second_order")
+    if not len(scores):
+        return np.empty(0, dtype=np.int64)
+    clusters = gradient_clusters(scores.column("alignment"), scores.column("phi"), min(CLUSTERS, len(scores)))
+    order = np.argsort(seeded_uniform(scores), kind="stable")
+    seen: Counter[int] = Counter()
+    turns = np.empty(len(order), dtype=np.int64)
+    for place, row in enumerate(order):
+        turns[place] = seen[clusters[row]]
+        seen[clusters[row]] += 1
+    return order[np.argsort(turns, kind="stable")]
+
+
+def seeded_uniform(scores: Scores) -> np.ndarray:
+    """``[N]`` numbers in [0, 1) by the run's seed and each sample's id; seed 0 outside a run."""
+    seed = scores.context.seed if scores.in_run else 0
+    return np.array(uniform_by_id(seed, scores.ids))
+
+
+def _report(scores: Scores, admitted: np.ndarray) -> None:
+    """Logs and notes what share is admitted, of all and of each value of each tag."""
+    by_tag = {tag: _shares(values, admitted) for tag, values in scores.tags().items()}
+    log.info(f"filter: {_percent(admitted)} of {len(admitted):,} samples are admitted (a step lowers the anchor loss)")
+    for tag, shares in by_tag.items():
+        listed = sorted(shares.items(), key=lambda item: item[1])
+        more = f", and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+        log.info(f"filter: admitted by {tag}: {', '.join(f'{v} {s:.0%}' for v, s in listed[:SHOWN])}{more}")
+    if scores.in_run:
+        scores.context.note("admitted", {"samples": int(admitted.sum()), "of": len(admitted), "by_tag": by_tag})
+
+
+def _percent(admitted: np.ndarray) -> str:
+    return f"{admitted.mean():.1%}" if len(admitted) else "0%"
+
+
+def _shares(values: np.ndarray, admitted: np.ndarray) -> dict[str, float]:
+    names, places = np.unique(values.astype(str), return_inverse=True)
+    counts, passed = np.bincount(places, minlength=len(names)), np.bincount(places, admitted, minlength=len(names))
+    return {str(name): float(p / c) for name, p, c in zip(names, passed, counts, strict=True)}

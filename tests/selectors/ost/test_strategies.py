@@ -1,0 +1,256 @@
+"""``selection: filter``, ``sample`` and ``round_robin`` against brute force, and what they do at the edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostlight
+from ostlight.config.budget import Budget
+from ostlight.errors import ConfigError, DataError
+from ostlight.pipeline.scoring.rows import to_table
+from ostlight.selection.random_numbers import uniform_by_id
+from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores, SelectionContext
+from ostlight_selectors.ost import BY_ANCHOR
+from ostlight_selectors.ost.filter import sign_confidence
+from ostlight_selectors.ost.round_robin import turns
+
+ROWS, ANCHORS = 200, 7
+RNG = np.random.default_rng(5)
+BY_ANCHOR_VALUES = RNG.standard_normal((ROWS, ANCHORS)) + 0.3 * RNG.standard_normal((ROWS, 1))
+ALIGNMENTS = BY_ANCHOR_VALUES.mean(1)
+ADMITTED = ALIGNMENTS > 0
+LOSSES = RNG.random(ROWS)
+TASKS = np.array(list("aabbc" * (ROWS // 5)))
+TOKENS = RNG.integers(5, 40, ROWS)
+
+
+def table(**changes: np.ndarray) -> Scores:
+    columns = {"score": ALIGNMENTS, "alignment": ALIGNMENTS, "loss": LOSSES, "gradient_norm": 1 + LOSSES} | changes
+    rows = [
+        {
+            "position": i,
+            "id": str(i),
+            "state": "ok",
+            "tags": [("task", TASKS[i])],
+            "tokens": int(TOKENS[i]),
+            "phi": BY_ANCHOR_VALUES[i, :4].tolist(),
+            BY_ANCHOR: BY_ANCHOR_VALUES[i].astype(np.float16),
+        }
+        | {name: float(values[i]) for name, values in columns.items()}
+        for i in range(len(columns["score"]))
+    ]
+    return Scores(to_table(rows))
+
+
+def in_run(scores: Scores, seed: int, notes: dict[str, Any] | None = None) -> Scores:
+    noted = {} if notes is None else notes
+    return scores.with_context(SelectionContext(lambda *_: 0.0, list, noted.__setitem__, seed))
+
+
+def select(scores: Scores, budget: Budget, **options: Any) -> np.ndarray:
+    return np.asarray(create("ost", options).select(scores, budget))
+
+
+def test_filter_is_a_random_subset_of_the_admitted():
+    expected = sorted(np.flatnonzero(ADMITTED), key=lambda i: uniform_by_id(3, [str(i)])[0])[:40]
+    notes: dict[str, Any] = {}
+    rows = select(in_run(table(), 3, notes), Budget(count=40), selection="filter")
+    assert rows.tolist() == expected
+    assert set(rows) != set(select(in_run(table(), 4), Budget(count=40), selection="filter"))
+    assert notes["admitted"]["samples"] == ADMITTED.sum()
+    for task, share in notes["admitted"]["by_tag"]["task"].items():
+        assert share == pytest.approx(ADMITTED[task == TASKS].mean())
+
+
+def test_filter_does_not_depend_on_the_pools_order():
+    order = np.random.default_rng(1).permutation(ROWS)
+    rows = select(table().take(order), Budget(count=40), selection="filter")
+    assert order[rows].tolist() == select(table(), Budget(count=40), selection="filter").tolist()
+
+
+def test_filter_gives_strata_their_shares():
+    rows = select(table(), Budget(count=50, stratify_by="task"), selection="filter")
+    assert {task: int((TASKS[rows] == task).sum()) for task in "abc"} == {"a": 20, "b": 20, "c": 10}
+    assert ADMITTED[rows].all()
+
+
+def test_filter_keeps_to_a_token_budget():
+    rows = select(table(), Budget(tokens=500), selection="filter")
+    assert 460 < TOKENS[rows].sum() <= 500
+    assert ADMITTED[rows].all()
+
+
+@pytest.mark.parametrize(("then", "sign"), [("loss", -1), ("-loss", 1)])
+def test_filter_then_a_column(then: str, sign: int):
+    admitted = np.flatnonzero(ADMITTED)
+    expected = admitted[np.argsort(sign * LOSSES[admitted])][:30]
+    assert select(table(), Budget(count=30), selection="filter", then=then).tolist() == expected.tolist()
+
+
+def test_filter_then_coverage_takes_clusters_in_turn():
+    rows = select(table(), Budget(count=30), selection="filter", then="coverage")
+    assert ADMITTED[rows].all()
+    assert len(set(rows)) == 30
+    bare = Scores(table().table.drop_columns(["phi"]))
+    with pytest.raises(DataError, match="phi"):
+        select(bare, Budget(count=30), selection="filter", then="coverage")
+
+
+def test_too_few_admitted_are_filled_up_with_the_closest(logged):
+    rows = select(table(), Budget(fraction=0.8), selection="filter")
+    few = int(ADMITTED.sum())
+    assert set(rows[:few]) == set(np.flatnonzero(ADMITTED))
+    rest = np.flatnonzero(~ADMITTED)
+    assert rows[few:].tolist() == rest[np.argsort(-ALIGNMENTS[rest])][: 160 - few].tolist()
+    assert f"{160 - few} of 160 selected samples are not admitted" in logged()
+
+
+@pytest.mark.parametrize("shift", [-100.0, 100.0])
+def test_nobody_or_everybody_admitted(shift: float, logged):
+    rows = select(table(alignment=ALIGNMENTS + shift), Budget(count=40), selection="filter")
+    assert len(rows) == 40
+    assert ("not admitted" in logged()) == (shift < 0)
+
+
+def test_exact_has_no_alignment_and_admits_by_the_utility():
+    scores = Scores(table().table.drop_columns(["alignment"]))
+    assert ADMITTED[select(scores, Budget(count=40), selection="filter")].all()
+
+
+def test_an_unknown_column_is_named_with_those_there_are():
+    with pytest.raises(DataError, match=r"then=los .* random, coverage, .*loss"):
+        select(table(), Budget(count=40), selection="filter", then="los")
+
+
+def test_confidence_is_the_bootstraps():
+    """The normal approximation against 4,000 resamples of 100 anchors."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((30, 100)) + rng.normal(0, 0.15, (30, 1))
+    draws = rng.integers(0, 100, (4000, 100))
+    share = (values[:, draws].mean(2) > 0).mean(1)
+    assert np.abs(sign_confidence(values) - share).max() < 0.03
+    assert sign_confidence(np.array([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])).tolist() == [1.0, 0.0, 0.5]
+
+
+def test_min_confidence_admits_fewer():
+    notes: dict[str, Any] = {}
+    options = {"selection": "filter", "min_confidence": 0.9, "utility_by_anchor": True}
+    select(in_run(table(), 0, notes), Budget(count=20), **options)
+    expected = ADMITTED & (sign_confidence(BY_ANCHOR_VALUES.astype(np.float16)) >= 0.9)
+    assert notes["admitted"]["samples"] == expected.sum() < ADMITTED.sum()
+    with pytest.raises(DataError, match="utility_by_anchor"):
+        select(Scores(table().table.drop_columns([BY_ANCHOR])), Budget(count=20), **options)
+
+
+def test_sample_goes_from_the_ranking_to_a_uniform_draw():
+    ranked = set(np.argsort(-ALIGNMENTS)[:40])
+    cold = set(select(in_run(table(), 1), Budget(count=40), selection="sample", temperature=1e-6))
+    hot = set(select(in_run(table(), 1), Budget(count=40), selection="sample", temperature=1e9))
+    assert cold == ranked
+    assert hot == set(np.argsort([-u for u in uniform_by_id(1, map(str, range(ROWS)))])[:40])
+
+
+def test_sample_draws_in_proportion_to_the_exponential():
+    """Of three samples one is drawn; 3,000 seeds against the softmax."""
+    scores = table(score=np.array([0.0, 1.0, 2.0]), alignment=np.ones(3))
+    spread = 1.0 / 1.349
+    weights = np.exp((np.array([0.0, 1.0, 2.0]) - 1) / spread)
+    drawn = [select(in_run(scores, s), Budget(count=1), selection="sample")[0] for s in range(3000)]
+    assert np.abs(np.bincount(drawn, minlength=3) / 3000 - weights / weights.sum()).max() < 0.03
+
+
+@pytest.mark.parametrize("wanted", [1, 40, ROWS])
+@pytest.mark.parametrize("ties", [False, True])
+def test_round_robin_is_brute_force(wanted: int, ties: bool):
+    values = np.round(BY_ANCHOR_VALUES, 0 if ties else 9).astype(np.float32)
+    expected: list[int] = []
+    active = list(range(ANCHORS))
+    while active and len(expected) < wanted:
+        for a in list(active):
+            left = [i for i in range(ROWS) if i not in expected and values[i, a] > 0]
+            if not left:
+                active.remove(a)
+            elif len(expected) < wanted:
+                expected.append(min(left, key=lambda i: (-values[i, a], i)))
+    assert turns(values, wanted).tolist() == expected
+
+
+def test_round_robin_normalizes_and_fills_up():
+    scaled = BY_ANCHOR_VALUES.astype(np.float16).astype(np.float32) / (1 + LOSSES)[:, None].astype(np.float32)
+    assert select(table(), Budget(count=20), selection="round_robin").tolist() == turns(scaled, 20).tolist()
+    helped = (BY_ANCHOR_VALUES > 0).any(1)
+    rows = select(table(), Budget(fraction=1.0), selection="round_robin")
+    assert sorted(rows) == list(range(ROWS))
+    assert helped[rows[: helped.sum()]].all()
+    with pytest.raises(DataError, match="utility_by_anchor=true"):
+        select(Scores(table().table.drop_columns([BY_ANCHOR])), Budget(count=20), selection="round_robin")
+
+
+def test_an_anchor_nobody_helps_takes_no_turn():
+    values = np.array([[-1.0, 3.0], [-1.0, 2.0], [-1.0, 1.0]])
+    assert turns(values, 3).tolist() == [0, 1, 2]
+    assert turns(-np.ones((3, 2)), 2).tolist() == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 4, "estimator": "exact"},
+        {"probes": 4, "estimator": "first_order"},
+        {"damping": 0.1},
+        {"then": "loss"},
+        {"temperature": 2.0},
+        {"normalize": True, "selection": "filter"},
+        {"set_batch_size": 8},
+        {"min_confidence": 0.9, "selection": "filter"},
+        {"utility_by_anchor": True, "estimator": "finite_difference"},
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(settings, options: dict[str, Any]):
+    with pytest.raises(ConfigError) as error:
+        ostlight.select(settings(selector={"name": "ost", "options": options}))
+    assert any(next(iter(options)) in problem for problem in error.value.problems)
+
+
+@pytest.mark.parametrize("selection", ["filter", "round_robin", "sample"])
+def test_in_a_run(settings, selection: str):
+    options = {"rank": 4, "utility_by_anchor": True, "selection": selection, "step": "kfac"}
+    found = ostlight.select(settings(selector={"name": "ost", "options": options}))
+    scores = Scores.read(found.folder.scores)
+    by_anchor = scores.column(BY_ANCHOR).astype(np.float64) / 1000
+    assert by_anchor.shape == (len(scores), 14)
+    assert by_anchor.mean(1) == pytest.approx(scores.score, rel=2e-3, abs=1e-3 * np.abs(scores.score).max())
+    assert len(found.kept) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"selection": "filter"}, {"selection": "sample"}, {"selection": "round_robin"}])
+def test_a_million_samples_in_a_tenth_of_the_time_that_ten_million_have(options: dict[str, Any]):
+    import time
+
+    import pyarrow as pa
+
+    count = 1_000_000
+    rng = np.random.default_rng(0)
+    small = table().table
+    columns: dict[str, Any] = {
+        "position": np.arange(count),
+        "id": np.arange(count).astype(str),
+        "state": np.full(count, "ok"),
+        "score": rng.standard_normal(count),
+        "alignment": rng.standard_normal(count),
+        "gradient_norm": np.ones(count),
+    }
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    arrays["tags"] = pa.array([[("task", "a")]] * count, small.schema.field("tags").type)
+    by_anchor = rng.standard_normal(count * 100, dtype=np.float32).astype(np.float16)
+    arrays[BY_ANCHOR] = pa.FixedSizeListArray.from_arrays(pa.array(by_anchor), 100)
+    scores = Scores(pa.table(arrays))
+    start = time.process_time()
+    rows = select(scores, Budget(fraction=0.2), **options)
+    assert len(set(rows.tolist())) == count // 5
+    assert time.process_time() - start < 6

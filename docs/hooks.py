@@ -25,7 +25,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def configuration_page() -> str:
-    """Every setting with its type, default and meaning."""
+    """Every setting with its default, allowed values and meaning."""
     lines = [
         "# Configuration",
         "",
@@ -41,10 +41,10 @@ def configuration_page() -> str:
                 "",
                 f"## {section}",
                 "",
-                "| setting | type | default | allowed | meaning |",
-                "| --- |" + " --- |" * 4,
+                "| setting | default | allowed | meaning |",
+                "| --- |" + " --- |" * 3,
             ]
-        cells = [f"`{setting.key}`", setting.type, f"`{setting.default}`", setting.allowed, setting.description]
+        cells = [f"`{setting.key}`", f"`{setting.default}`", setting.allowed, setting.description]
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 

@@ -11,11 +11,10 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
@@ -24,12 +23,7 @@ from ostlight.errors import ConfigError
 T = TypeVar("T")
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-_BOUNDS: dict[type, tuple[str, str]] = {
-    Ge: ("ge", "at least"),
-    Gt: ("gt", "above"),
-    Le: ("le", "at most"),
-    Lt: ("lt", "below"),
-}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -54,7 +48,7 @@ def bind(
     Raises:
         ConfigError: unknown keys, wrong types, values out of bounds, broken rules.
     """
-    problems = dict(_renamed(values, renamed or {}, where))
+    problems = dict(_renamed_keys(values, renamed or {}, where))
     try:
         settings = _validate(schema, values)
     except ValidationError as error:
@@ -65,7 +59,7 @@ def bind(
         settings = _validate(schema, _without_errors(values, error))
     rules = [
         problem
-        for problem in rule_violations(settings, where)
+        for problem in _rule_violations(settings, where)
         if not any(path.startswith(problem.split()[0].rstrip(":")) for path in problems)
     ]
     if problems or rules:
@@ -82,11 +76,11 @@ def check(settings: Any, where: str = "", source: str = "config") -> None:
     bind(type(settings), dataclasses.asdict(settings), where, source)
 
 
-def rule_violations(settings: Any, where: str = "") -> Iterator[str]:
+def _rule_violations(settings: Any, where: str = "") -> Iterator[str]:
     """Violations of the rules over several fields, in ``settings`` and all that is nested in it."""
     if isinstance(settings, list):
         for i, item in enumerate(settings):
-            yield from rule_violations(item, f"{where}[{i}]")
+            yield from _rule_violations(item, f"{where}[{i}]")
     if not dataclasses.is_dataclass(settings):
         return
     alternatives = getattr(settings, "alternatives", ())
@@ -97,15 +91,16 @@ def rule_violations(settings: Any, where: str = "") -> Iterator[str]:
     for problem in getattr(settings, "problems", tuple)():
         yield _join(where, problem)
     for f in dataclasses.fields(settings):
-        yield from rule_violations(getattr(settings, f.name), _join(where, f.name))
+        yield from _rule_violations(getattr(settings, f.name), _join(where, f.name))
 
 
 def allowed_values(hint: Any) -> str:
     """A type hint in words that a YAML author knows: ``a whole number, at least 1, or null``."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        bounds = [f"{word} {getattr(b, name):g}" for b in _bounds_in(parts[1:]) for name, word in [_BOUNDS[type(b)]]]
-        return allowed_values(parts[0]) + (f", {' and '.join(bounds)}" if bounds else "")
+        limits = [(word, getattr(bound, name, None)) for bound in parts[1:] for name, word in _BOUNDS.items()]
+        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+        return ", ".join(filter(None, [allowed_values(parts[0]), bounds]))
     if origin in (types.UnionType, typing.Union):
         words = [allowed_values(part) for part in parts]
         return (", or " if any("," in word for word in words) else " or ").join(words)
@@ -121,8 +116,19 @@ def allowed_values(hint: Any) -> str:
     return str(_TYPES.get(hint) or getattr(hint, "__name__", hint))
 
 
-hints_of: Callable[[type], dict[str, Any]] = cache(lambda schema: typing.get_type_hints(schema, include_extras=True))
-"""Type hint of every field, bounds included."""
+@cache
+def hints_of(schema: type) -> dict[str, Any]:
+    """Type hint of every field, bounds included."""
+    return typing.get_type_hints(schema, include_extras=True)
+
+
+def dataclass_in(hint: Any) -> Any:
+    """The dataclass that ``hint`` is or holds: ``X``, ``X | None``, ``list[X]``; ``None`` where there is none."""
+    return next((m for m in _members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return hint, *typing.get_args(hint)
 
 
 @cache
@@ -153,36 +159,28 @@ def _without_errors(values: Mapping[str, Any], error: ValidationError) -> dict[s
     return remaining
 
 
-def _bounds_in(metadata: tuple[Any, ...]) -> Iterator[Any]:
-    for item in metadata:
-        if isinstance(item, GroupedMetadata):
-            yield from _bounds_in(tuple(item))
-        elif type(item) in _BOUNDS:
-            yield item
-
-
-def _renamed(values: Any, renamed: Mapping[str, str], path: str, key: str = "") -> Iterator[tuple[str, str]]:
+def _renamed_keys(values: Any, renamed: Mapping[str, str], where: str) -> Iterator[tuple[str, str]]:
     """Path and message for every old name in ``values``."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            below, place = _join(key, str(name)), _join(path, str(name))
-            if below in renamed and f"{below}={value}" not in renamed:
-                yield place, _new_name(place, path, renamed[below])
-            else:
-                yield from _renamed(value, renamed, place, below)
-    elif isinstance(values, list):
-        for i, item in enumerate(values):
-            yield from _renamed(item, renamed, f"{path}[{i}]", key)
-    elif (new := renamed.get(f"{key}={values}")) is not None:
-        section = path.rpartition(".")[0]
-        yield (
-            path,
-            _new_name(f"{path}={values}", section, new if {" ", "="} & {*new} else f"{key.split('.')[-1]}={new}"),
-        )
+    for path, key, value in _entries(values, where):
+        section, name = path.rpartition(".")[0], key.rpartition(".")[2]
+        if (new := renamed.get(f"{key}={value}")) is not None:
+            old, new = f"{path}={value}", new if {" ", "="} & {*new} else f"{name}={new}"
+        elif key in renamed and not path.endswith("]"):
+            old, new = path, renamed[key]
+        else:
+            continue
+        yield path, f"{old}: {new}" if " " in new else f"{old} was renamed; write {_join(section, new)}"
 
 
-def _new_name(old: str, section: str, new: str) -> str:
-    return f"{old}: {new}" if " " in new else f"{old} was renamed; write {_join(section, new)}"
+def _entries(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Everything nested in ``value``, with its path and its key, which is the path without ``where`` and indices."""
+    yield path, key, value
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _entries(inner, _join(path, str(name)), _join(key, str(name)))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _entries(inner, f"{path}[{i}]", key)
 
 
 def _describe(schema: type, error: ErrorDetails, where: str) -> tuple[str, str]:
@@ -191,7 +189,9 @@ def _describe(schema: type, error: ErrorDetails, where: str) -> tuple[str, str]:
     keys = [part for part in error["loc"][1:] if part != "[key]"]
     is_unknown = error["type"] == "unexpected_keyword_argument" or error["loc"][-1] == "[key]"
     for key in keys[:-1] if is_unknown else keys:
-        hint, path = _step(hint, path, key)
+        inner = _inner_hint(hint, key)
+        if inner is not None:
+            hint, path = inner, f"{path}[{key}]" if isinstance(key, int) else _join(path, key)
     if is_unknown:
         name, path = str(keys[-1]), _join(path, str(keys[-1]))
         valid = _valid_keys(hint)
@@ -200,33 +200,26 @@ def _describe(schema: type, error: ErrorDetails, where: str) -> tuple[str, str]:
         return path, f"{path} is missing; it must be {allowed_values(hint)}"
     near = _nearest(value, list(map(str, typing.get_args(hint)))) if error["type"] == "literal_error" else ""
     quote = "; put it in quotes" if error["type"] == "string_type" and isinstance(value, int | float) else ""
-    message = f"{path or 'this'} must be {allowed_values(hint)}; {near}got {value!r:.200}{quote}"
-    return path, message
+    return path, f"{path or 'this'} must be {allowed_values(hint)}; {near}got {value!r:.200}{quote}"
 
 
-def _step(hint: Any, path: str, part: int | str) -> tuple[Any, str]:
-    """Type hint and path one step down; both as they are where ``part`` only names a member of a union."""
-    if isinstance(part, int):
-        return typing.get_args(_only(hint, list, tuple))[0], f"{path}[{part}]"
-    if (inner := _only(hint, dict)) is not None:
-        return typing.get_args(inner)[1], _join(path, part)
-    inner = _dataclass_in(hint)
-    return (hint, path) if inner is None or part not in hints_of(inner) else (hints_of(inner)[part], _join(path, part))
+def _inner_hint(hint: Any, key: int | str) -> Any:
+    """Type hint of an item of a value; ``None`` where ``key`` names a member of a union instead."""
+    if (schema := dataclass_in(hint)) is not None and not isinstance(key, int):
+        return hints_of(schema).get(key)
+    for member in _members(hint):
+        if typing.get_origin(member) in (list, tuple) and isinstance(key, int):
+            return typing.get_args(member)[0]
+        if typing.get_origin(member) is dict:
+            return typing.get_args(member)[1]
+    return None
 
 
 def _valid_keys(hint: Any) -> list[str]:
-    if (mapping := _only(hint, dict)) is not None:
-        return [str(key) for key in typing.get_args(typing.get_args(mapping)[0])]
-    return [f.name for f in dataclasses.fields(_dataclass_in(hint))]
-
-
-def _only(hint: Any, *origins: type) -> Any:
-    """The member of ``hint`` (itself, or of ``X | None``) of such an origin."""
-    return next((m for m in (hint, *typing.get_args(hint)) if typing.get_origin(m) in origins), None)
-
-
-def _dataclass_in(hint: Any) -> Any:
-    return next((m for m in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(m)), None)
+    if (schema := dataclass_in(hint)) is not None:
+        return [f.name for f in dataclasses.fields(schema)]
+    mapping = next(member for member in _members(hint) if typing.get_origin(member) is dict)
+    return [str(key) for key in typing.get_args(typing.get_args(mapping)[0])]
 
 
 def _nearest(value: Any, valid: list[str]) -> str:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ostlight.config.bind import allowed_values, hints_of
+from ostlight.config.bind import allowed_values, dataclass_in, hints_of
 from ostlight.config.schema import Config
 
 
@@ -18,14 +18,12 @@ class Setting(NamedTuple):
 
     Attributes:
         key: dotted path; ``[]`` stands for any item of a list.
-        type: as annotated, without bounds: ``int | None``.
         default: the value of a configuration that does not name it.
         allowed: allowed values, in words.
         description: from the docstring of the class.
     """
 
     key: str
-    type: str
     default: Any
     allowed: str
     description: str
@@ -38,37 +36,16 @@ def settings_reference(schema: type = Config, prefix: str = "") -> Iterator[Sett
         schema: a dataclass whose docstring describes its fields under ``Attributes:``.
         prefix: dotted path to write before every key.
     """
-    described = _descriptions(schema)
+    descriptions = _descriptions(schema)
     for f in dataclasses.fields(schema):
         key, hint = f"{prefix}{f.name}", hints_of(schema)[f.name]
-        section, is_list = _section(hint)
+        section = dataclass_in(hint)
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         if section is None or not dataclasses.is_dataclass(default):
-            description = described.get(f.name) or inspect.cleandoc(section.__doc__ or "").partition("\n")[0]
-            yield Setting(key, _type_name(hint), default, allowed_values(hint), description)
+            description = descriptions.get(f.name) or inspect.cleandoc(section.__doc__ or "").partition("\n")[0]
+            yield Setting(key, default, allowed_values(hint), description)
         if section is not None:
-            yield from settings_reference(section, f"{key}[]." if is_list else f"{key}.")
-
-
-def _section(hint: Any) -> tuple[type | None, bool]:
-    """The dataclass that a hint nests, and whether in a list."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return hint, False
-    found = [_section(part)[0] for part in typing.get_args(hint)]
-    return next(filter(None, found), None), typing.get_origin(hint) is list
-
-
-def _type_name(hint: Any) -> str:
-    if isinstance(hint, type) and not typing.get_args(hint):
-        return "None" if hint is type(None) else hint.__name__
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _type_name(parts[0])
-    if origin is typing.Literal:
-        return "str"
-    if origin in (list, dict):
-        return f"{origin.__name__}[{', '.join(map(_type_name, parts))}]"
-    return " | ".join(map(_type_name, parts)) or str(hint).removeprefix("typing.")
+            yield from settings_reference(section, f"{key}[]." if typing.get_origin(hint) is list else f"{key}.")
 
 
 def _descriptions(schema: type) -> dict[str, str]:

@@ -46,7 +46,7 @@ def adapters_base(path: str, where: str) -> str | None:
 
 
 def with_adapters(base: nn.Module, path: str) -> PeftModel:
-    """The base model, frozen, with the adapters of ``path``, which training and the parameters ``lora`` change.
+    """The base model, frozen, with the adapters of ``path``, which are trainable.
 
     Adapters take the base model's dtype: peft would hold them in float32 beside half-precision weights.
     """
@@ -60,7 +60,7 @@ def merged(model: Any) -> Any:
 
 
 def processor_home(path: str, base: str | None) -> str:
-    """Where the processor of a model lies: adapters are often saved without one, or with the tokenizer alone."""
+    """Folder of a model's processor: adapters are often saved without one, or with the tokenizer alone."""
     if base is None or any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
         return path
     whole = any((Path(base) / name).is_file() for name in PROCESSOR_FILES)
@@ -69,7 +69,7 @@ def processor_home(path: str, base: str | None) -> str:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """peft asks transformers by an old name, of which transformers warns."""
+    """peft uses an old name of transformers, which warns of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -62,7 +62,7 @@ class Batch:
     def together(batches: Sequence[Batch]) -> Batch:
         """The samples of several encoded batches in one, on the first one's device."""
         collator = batches[0].collator
-        assert collator is not None, "what was not encoded has nothing to stack"
+        assert collator is not None, "encoded batches have a collator"
         samples = [sample for batch in batches for sample in batch.samples]
         encoded = [one for batch in batches for one in batch.encoded]
         return collator.batch(samples, encoded).to(batches[0].labels.device)
@@ -73,7 +73,7 @@ class Collator:
     """Pads and stacks encoded samples.
 
     Attributes:
-        pad_id: token to pad with; it is masked, so any id will do.
+        pad_id: token to pad with; it is masked, so any id works.
         side: where to pad. Losses and utilities do not depend on it.
         images_by_sample: the model wants images as ``[N, images, ...]``, padded with empty ones (Idefics3,
             SmolVLM), rather than those of all samples in one row.
@@ -110,7 +110,7 @@ class Collator:
 
 
 class TrainingStep:
-    """The samples of one optimiser step, on one rank.
+    """The samples of one optimizer step, on one rank.
 
     No dataclass: Lightning would look into one for numbers to convert, and refuse the frozen samples it finds.
 
@@ -118,8 +118,8 @@ class TrainingStep:
         micro_batches: forward and backward are done on these one after the other.
         weight: what each sample's loss counts: 1 over the samples of the step on all ranks, times the number of ranks,
             since gradients are averaged over ranks.
-        filler: any batch, computed for nothing where another rank has more micro-batches than this one, since ranks
-            exchange gradients (and, sharded, weights) in step.
+        filler: any batch, computed with weight 0 where another rank has more micro-batches than this one, since all
+            ranks exchange gradients (and, sharded, weights) at the same time.
     """
 
     def __init__(self, micro_batches: list[Batch], weight: float, filler: Batch | None = None) -> None:
@@ -144,13 +144,13 @@ def _stack_images(parts: Sequence[Tensor | None]) -> Tensor:
 
 
 def by_token_budget(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Groups of indices of like length whose padded size stays within the budget.
+    """Groups of indices of similar length whose padded size stays within the budget.
 
     A sample longer than the budget makes a batch of its own. The grouping depends on the lengths alone.
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        # Lengths rise, so the newcomer is the longest and sets the padded width.
+        # Lengths are ascending, so sample i is the longest and sets the padded width.
         if groups and (len(groups[-1]) + 1) * lengths[i] <= tokens_per_batch:
             groups[-1].append(i)
         else:

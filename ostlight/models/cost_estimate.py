@@ -31,7 +31,7 @@ class CostEstimate:
     measured_on: int
 
     def line(self, what: str) -> str:
-        """For the user, before the stage starts."""
+        """One line for the user."""
         return (
             f"{what}: about {_duration(self.seconds)}, {self.flops:.2g} FLOPs, peak memory "
             f"{self.peak_bytes / 2**30:.2g} GiB (measured on {self.measured_on} samples)"
@@ -41,31 +41,28 @@ class CostEstimate:
 def measure(
     work: Callable[[], None], measured_on: int, whole: float, per_rank: float, timed: bool = True
 ) -> CostEstimate:
-    """Runs ``work`` twice: once counting operations (and warming up), once on the clock.
+    """The cost of a stage, from running ``work`` twice: once counting operations (and warming up), once timed.
 
     Args:
-        work: a small part of the stage; must leave no trace.
+        work: a small part of the stage; must change nothing.
         measured_on: samples it treats.
         whole: how many times ``work`` fits into the stage, over all ranks.
         per_rank: the same for this rank alone.
         timed: ``False`` leaves the second run out.
     """
-    counter = FlopCounter()
-    with counter:
+    with FlopCounter() as counter:
         work()
-    seconds = _clocked(work) if timed else math.nan
-    return CostEstimate(seconds * per_rank, counter.total * whole, peak_bytes(), measured_on)
+    seconds = math.nan
+    if timed:
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return CostEstimate(seconds * per_rank, counter.total * whole, _peak_bytes(), measured_on)
 
 
-def _clocked(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_bytes() -> int:
+def _peak_bytes() -> int:
     """Highest memory so far: of the CUDA device where there is one, else of the process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())

@@ -19,7 +19,7 @@ Embedder = Callable[[Batch], np.ndarray]
 
 
 def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
-    """By the proxy (``None``), images and all, or by a sentence-transformers model, from the words alone.
+    """An embedder: the proxy (``None``), of texts and images, or a sentence-transformers model, of texts alone.
 
     Raises:
         OstlightError: sentence-transformers is not installed, or the model cannot be loaded.
@@ -54,13 +54,13 @@ def _of_sentences(path: str, model: MultimodalModel) -> Embedder:
 
     def embed(batch: Batch) -> np.ndarray:
         with torch.no_grad():
-            made = sentences.encode([_words(s) for s in batch.samples], show_progress_bar=False)
-        return unit(np.asarray(made, dtype=np.float32))
+            vectors = sentences.encode([_text(s) for s in batch.samples], show_progress_bar=False)
+        return unit(np.asarray(vectors, dtype=np.float32))
 
     return embed
 
 
-def _words(sample: Sample) -> str:
+def _text(sample: Sample) -> str:
     return "\n".join(turn.text.replace(IMAGE_PLACEHOLDER, "").strip() for turn in sample.turns)
 
 

@@ -1,4 +1,4 @@
-"""From a sample to what a model takes: chat template, image placeholders, labels on the answers only."""
+"""From a sample to the inputs of a model: chat template, image placeholders, labels on the answers only."""
 
 from __future__ import annotations
 
@@ -51,16 +51,18 @@ class Encoder:
         self.max_length = max_length
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
             raise OstlightError(
-                f"{type(processor).__name__} has no chat template, so turns cannot be laid out; "
+                f"{type(processor).__name__} has no chat template, so turns cannot be rendered; "
                 "add chat_template.jinja to the model folder"
             )
         # The image token as the chat template and the processor write it; a text-only model has none.
         self.image_token: str | None = getattr(processor, "image_token", None) if self.takes_images else None
 
     def encode(self, sample: Sample) -> Encoded:
-        """Raises:
-        BadRecord: images for a model that takes none; no answer left after cutting; the cut falls into an image;
-            answers that cannot be found again in the rendered text.
+        """The whole sample, with labels on its trained turns, cut to ``max_length`` tokens.
+
+        Raises:
+            BadRecord: images for a model that takes none; no answer left after cutting; the cut falls into an image;
+                answers that cannot be found again in the rendered text.
         """
         text, spans = self._render(sample)
         inputs = self._process(text, sample)
@@ -120,10 +122,10 @@ class Encoder:
         if images and not self.takes_images:
             raise BadRecord("no_vision", "the record has images and the model takes none; use a vision model", "images")
         if self.takes_images:
-            made = self.processor(text=[text], images=[images] if images else None, return_tensors="pt", **_NO_BOS)
+            encoded = self.processor(text=[text], images=[images] if images else None, return_tensors="pt", **_NO_BOS)
         else:
-            made = self.tokenizer([text], return_tensors="pt", **_NO_BOS)
-        inputs = {k: v for k, v in made.items() if isinstance(v, Tensor) and k != "attention_mask"}
+            encoded = self.tokenizer([text], return_tensors="pt", **_NO_BOS)
+        inputs = {k: v for k, v in encoded.items() if isinstance(v, Tensor) and k != "attention_mask"}
         for key in [k for k in inputs if k in SEQUENCE_KEYS]:
             inputs[key] = inputs[key][0]
         return inputs
@@ -131,11 +133,11 @@ class Encoder:
     def _token_spans(
         self, text: str, spans: Sequence[tuple[int, int]], ids: Tensor, sample: Sample
     ) -> list[tuple[int, int]]:
-        """Where the answers stand in ``ids``, after the processor has blown placeholders up to many tokens each.
+        """Where the answers are in ``ids``, after the processor has expanded each placeholder to many tokens.
 
-        Text behind the last image is the same run of tokens with and without the images before it, so it is
-        counted from the end. An answer with an image behind it is counted from the front instead, by processing the
-        conversation up to there.
+        Text behind the last image gives the same tokens with and without the images before it, so it is counted from
+        the end. An answer with an image behind it is counted from the start instead, by processing the conversation
+        up to there.
         """
         last_image = text.rfind(self.image_token) if self.image_token and sample.images else -1
         tail_start = last_image + len(self.image_token or "") if last_image >= 0 else 0
@@ -174,7 +176,7 @@ class Encoder:
 
 
 class QuestionEncoder(Encoder):
-    """Encodes every sample up to its last answer only, and takes samples that have none."""
+    """Encodes every sample up to its last answer only; a sample needs no answer."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder.processor, encoder.max_length)

@@ -12,11 +12,10 @@ _no_composites: set[Any] = set()
 
 
 class FlopCounter(TorchDispatchMode):
-    """Adds up the FLOPs of every operator within it, forward and backward, by torch's own formulas
-    (``torch.utils.flop_counter``).
+    """Adds up the FLOPs of every operator within it, forward and backward, by torch's own formulas.
 
-    Counts what ``FlopCounterMode`` counts. That one keeps a book for every module and takes every operator apart anew,
-    which doubles the time of a small run: a selector's whole setup is counted.
+    Counts what ``torch.utils.flop_counter.FlopCounterMode`` counts. That one counts each module and decomposes every
+    operator again, which doubles the time of a small run: a selector's whole setup is counted.
     """
 
     def __init__(self) -> None:

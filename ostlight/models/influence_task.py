@@ -46,7 +46,7 @@ def make_anchors(
     """The anchors, batched by length for one model.
 
     Raises:
-        SelectorError: an anchor cannot be encoded (anchors are trusted, so none is rejected in silence), or is the only
+        SelectorError: an anchor cannot be encoded (anchors are trusted, so none is rejected), or is the only
             one of its group.
     """
     counts = Counter(groups)

@@ -1,4 +1,4 @@
-"""What a model holds and says at the end of each sample, without the logits of all that comes before."""
+"""Hidden states and logits at the end of each sample, without the logits of the tokens before it."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ from ostlight.models.encode import Encoder
 from ostlight.models.memory import out_of_memory
 from ostlight.models.processor import load_processor
 
-disable_progress_bar()  # loading is told once, by the stage that loads
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+disable_progress_bar()  # the stage that loads logs it once
 
 
 def load_model(settings: Model, where: str) -> PreTrainedModel:
@@ -34,22 +32,21 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
         where: the setting's name (``proxy``), for messages.
 
     Raises:
-        ConfigError: no path, unknown dtype.
+        ConfigError: no path.
         OstlightError: the folder or name, or the base model its adapters name, cannot be loaded; says why.
     """
     path = _path(settings, where)
-    if settings.dtype not in DTYPES:
-        raise ConfigError([f"{where}.dtype must be one of {', '.join(DTYPES)}; got {settings.dtype!r}"])
     trust = {"trust_remote_code": settings.trust_remote_code}
     with _loading("model", path, where):
         base = adapters_base(path, where)
         whole = base or path
         config = AutoConfig.from_pretrained(whole, **trust)
-        sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "AutoModelForImageTextToText" in (
-            getattr(config, "auto_map", None) or {}
+        takes_images = (
+            config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+            or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
         )
-        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model: Any = auto.from_pretrained(whole, dtype=DTYPES[settings.dtype], **trust)
+        auto = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
+        model: Any = auto.from_pretrained(whole, dtype=getattr(torch, settings.dtype), **trust)
         if base is not None:
             model = with_adapters(model, path)
     return model.eval()
@@ -80,10 +77,10 @@ def _loading(what: str, path: str, where: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, MemoryError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise OstlightError(f"{where}.path: cannot load the {what} of {path!r}: {_told(error, where)}") from error
+        raise OstlightError(f"{where}.path: cannot load the {what} of {path!r}: {_reason(error, where)}") from error
 
 
-def _told(error: Exception, where: str) -> str:
+def _reason(error: Exception, where: str) -> str:
     if out_of_memory(error):
         return f"out of memory; name a smaller model, or load it in half the bytes with {where}.dtype=bfloat16"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]

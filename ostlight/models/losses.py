@@ -18,6 +18,6 @@ def per_sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         ``[N]`` losses in nats, fp32 (fp64 for fp64 logits). NaN for a sample without an answer token: an empty mean
-        is no number, and the caller sets that sample aside. A sample's loss does not depend on the others beside it.
+        is no number, and the caller rejects that sample. A sample's loss does not depend on the others beside it.
     """
     return answer_losses(logits[:, :-1], labels[:, 1:])

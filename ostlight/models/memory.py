@@ -1,4 +1,4 @@
-"""How running out of memory looks, and how training gets by with less."""
+"""Recognizes that memory ran out, and trains on smaller micro-batches then."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ T = TypeVar("T")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Of the device, or of the machine: PyTorch has no class of its own for the latter."""
+    """Whether memory of the device or of the machine ran out; PyTorch has no class of its own for the latter."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class TokenBudget:
-    """Halves the micro-batches of a training step for good, as often as memory runs out on them.
+    """Halves the micro-batches of a training step whenever memory runs out; they stay halved.
 
     Attributes:
-        most: padded tokens a micro-batch may have; ``None`` while memory has sufficed.
+        most: padded tokens a micro-batch may have; ``None`` until memory runs out.
         on_halving: called with a message at every halving.
     """
 
     def __init__(self) -> None:
         self.most: int | None = None
-        self.on_halving: Callable[[str], None] = lambda told: None
+        self.on_halving: Callable[[str], None] = lambda message: None
 
     def run(self, micro_batches: Sequence[Batch], work: Callable[[list[Batch]], T]) -> T:
         """``work`` on the same samples, in smaller micro-batches where memory runs out.
 
         Args:
-            work: begins anew when it is called again.
+            work: starts from the beginning when it is called again.
 
         Raises:
             OstlightError: memory runs out on single samples too.

@@ -36,16 +36,16 @@ def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class MultimodalModel(L.LightningModule):
-    """A language model, with or without eyes, that knows the loss of every single sample.
+    """A language model, with or without a vision tower, that gives the loss of every single sample.
 
     The proxy and the target are both one of these. It stays in eval mode (no dropout) also while it trains, since the
-    utility of a sample is a property of the model, not of a draw.
+    utility of a sample is a property of the model, not of random dropout.
 
     Args:
         model: from ``load_model``.
         encoder: its processor.
         collator: how its inputs are stacked.
-        training: optimiser settings, for ``Trainer.fit``.
+        training: optimizer settings, for ``Trainer.fit``.
     """
 
     def __init__(self, model: PreTrainedModel, encoder: Encoder, collator: Collator, training: Training) -> None:
@@ -56,16 +56,16 @@ class MultimodalModel(L.LightningModule):
         self.training_settings = training
         self.total_steps = 0
         self.budget = TokenBudget()
-        # Micro-batches differ in length, so the gradient of a step is gathered by hand.
+        # Micro-batches differ in length, so the gradient of a step is accumulated by hand.
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the trained weights only
 
     @classmethod
     def load(cls, settings: Model, where: str, training: Training | None = None) -> MultimodalModel:
-        """From a folder or hub name; a target with the adapters and the checkpointing its settings ask for.
+        """The model of a folder or hub name; a target with the adapters and gradient checkpointing of its settings.
 
-        Adapters in the folder stay apart, and are all that is trainable; a target's are merged, and new ones come on
-        top.
+        Adapters in the folder stay separate, and are all that is trainable; a target's are merged before it gets new
+        ones.
 
         Raises:
             OstlightError: model or processor cannot be loaded.
@@ -96,16 +96,16 @@ class MultimodalModel(L.LightningModule):
         return [b.to(self.device) for b in made]
 
     def training_step(self, step: TrainingStep, step_index: int) -> Tensor:
-        """One optimiser step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
+        """One optimizer step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
         optimizer: Any = self.optimizers()
         if step.filler is None:
             total = self.budget.run(step.micro_batches, lambda parts: self._backward([(p, step.weight) for p in parts]))
         else:
-            # Ranks meet in every micro-batch, so none of them can try a step again alone.
+            # Ranks synchronize in every micro-batch, so none of them can repeat a step alone.
             weighted = [(micro, step.weight) for micro in step.micro_batches]
             total = self._backward(weighted + [(step.filler, 0.0)] * (self._most(len(weighted)) - len(weighted)))
         if self.training_settings.clip is not None:
-            # Lightning's own clipping refuses fused optimizers under mixed precision, though bf16 scales nothing.
+            # Lightning's own clipping refuses fused optimizers under mixed precision, even bf16, which scales nothing.
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -128,8 +128,8 @@ class MultimodalModel(L.LightningModule):
             total += loss.detach().to(total.dtype)
         return total
 
-    def _most(self, mine: int) -> int:
-        return int(self.trainer.strategy.reduce(torch.tensor(mine, device=self.device), reduce_op="max"))
+    def _most(self, own: int) -> int:
+        return int(self.trainer.strategy.reduce(torch.tensor(own, device=self.device), reduce_op="max"))
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -166,15 +166,9 @@ class MultimodalModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What is not trained is where it came from.
+        # Weights that are not trained are in the model folder.
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in self.trained if name in weights}
-
-    def on_fit_start(self) -> None:
-        self.model.train(False)
-
-    def on_train_start(self) -> None:
-        self.model.train(False)
 
     def save(self, folder: Path, merge: bool = True) -> None:
         """Model and processor as a folder that ``from_pretrained`` and inference servers load; adapters are merged.

@@ -1,10 +1,11 @@
-"""The processor of a model folder, also where packages that only videos need are missing."""
+"""The processor of a model folder, also where packages that only video input needs are missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from transformers import AutoProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor, get_video_processor_config
@@ -15,10 +16,10 @@ from transformers.utils.import_utils import is_torchvision_available
 
 
 class StoredVideo(PushToHubMixin):
-    """What a model says about videos, in place of what reads them: kept, so that it is saved again.
+    """Stands for the video processor: holds its settings, so that they are saved again, and reads no video.
 
     Args:
-        settings: of its video processor; they become the attributes, and any other attribute is ``None``.
+        settings: of the video processor; they become the attributes, and any other attribute is ``None``.
     """
 
     _auto_class = None
@@ -28,7 +29,7 @@ class StoredVideo(PushToHubMixin):
         vars(self).update(settings)
 
     def __getattr__(self, name: str) -> None:
-        # SmolVLM looks up the length of videos before it lays out any turn.
+        # SmolVLM looks up the length of videos before it renders any turn.
         if name.startswith("_"):
             raise AttributeError(name)
 
@@ -37,7 +38,7 @@ class StoredVideo(PushToHubMixin):
 
 
 def load_processor(path: str, **options: Any) -> Any:
-    """What ``AutoProcessor`` gives; the video part of Qwen-VL's, InternVL's, SmolVLM's needs no package of its own.
+    """What ``AutoProcessor`` gives, without the packages that the video part of Qwen-VL, InternVL or SmolVLM needs.
 
     Args:
         path: folder or hub name.
@@ -48,15 +49,15 @@ def load_processor(path: str, **options: Any) -> Any:
     """
     with ExitStack() as stack:
         if not is_torchvision_available():
-            stack.enter_context(_videos_left_aside())
+            stack.enter_context(_without_video())
         if getattr(processing_smolvlm, "num2words", str) is None:
-            # It spells the number of frames in the text before a video, and is asked for before any image.
-            stack.enter_context(_instead(processing_smolvlm, "num2words", str))
+            # SmolVLM needs it for the text before a video, and refuses to load without it.
+            stack.enter_context(patch.object(processing_smolvlm, "num2words", str))
         return AutoProcessor.from_pretrained(path, **options)
 
 
 @contextmanager
-def _videos_left_aside() -> Iterator[None]:
+def _without_video() -> Iterator[None]:
     check = ProcessorMixin.check_argument_for_proper_class
 
     def lenient(self: Any, name: str, argument: Any) -> Any:
@@ -66,17 +67,7 @@ def _videos_left_aside() -> Iterator[None]:
         return StoredVideo(get_video_processor_config(path))
 
     with (
-        _instead(ProcessorMixin, "check_argument_for_proper_class", lenient),
-        _instead(AutoVideoProcessor, "from_pretrained", staticmethod(stored)),
+        patch.object(ProcessorMixin, "check_argument_for_proper_class", lenient),
+        patch.object(AutoVideoProcessor, "from_pretrained", staticmethod(stored)),
     ):
         yield
-
-
-@contextmanager
-def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = vars(owner)[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

@@ -1,4 +1,4 @@
-"""What a target is given before it is fine-tuned: adapters, and blocks that are computed anew in the backward pass."""
+"""Prepares a target for fine-tuning: adapters and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ostlight.models.adapters import quiet_peft
 
 
 def prepared(model: Any, settings: Target) -> Any:
-    """The model with what ``settings`` ask for.
+    """The model with the adapters and gradient checkpointing of ``settings``.
 
     Raises:
-        ConfigError: no module is called as ``lora.modules`` says; no block can be computed anew.
+        ConfigError: no module matches ``lora.modules``; the model has no block that can be checkpointed.
     """
     if settings.gradient_checkpointing:
         layers = blocks(model)
         if not layers:
             name = type(model).__name__
-            raise ConfigError([f"target.gradient_checkpointing: {name} has no block that can be computed anew"])
+            raise ConfigError([f"target.gradient_checkpointing: {name} has no block that can be checkpointed"])
         for layer in layers:
             # transformers' own switch needs train mode, which would turn dropout on.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -35,7 +35,7 @@ def prepared(model: Any, settings: Target) -> Any:
     lora = settings.lora
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.modules)
     with torch.random.fork_rng(), quiet_peft():
-        torch.manual_seed(0)  # the adapters begin the same on every rank and in every sitting
+        torch.manual_seed(0)  # the same initial adapters on every rank and after a resume
         try:
             return get_peft_model(model, config).eval()
         except ValueError as error:
@@ -43,5 +43,5 @@ def prepared(model: Any, settings: Target) -> Any:
 
 
 def blocks(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    """The transformer blocks, of the language model and of the eyes."""
+    """The transformer blocks of the language model and of the vision tower."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -10,11 +10,11 @@ def test_every_setting_has_a_description():
     assert [s.key for s in settings_reference() if not s.description] == []
 
 
-def test_rows_hold_type_default_and_allowed_values():
+def test_rows_hold_default_and_allowed_values():
     rows = {s.key: s for s in settings_reference()}
-    assert rows["compute.devices"][1:4] == ("int", 1, "a whole number, at least 1")
-    assert rows["budget.fraction"][1:4] == ("float | None", None, "a number, above 0 and at most 1, or null")
-    assert rows["target.training.schedule"][1:4] == ("str", "cosine", "one of cosine, constant")
+    assert rows["compute.devices"][1:3] == (1, "a whole number, at least 1")
+    assert rows["budget.fraction"][1:3] == (None, "a number, above 0 and at most 1, or null")
+    assert rows["target.training.schedule"][1:3] == ("cosine", "one of cosine, constant")
     assert rows["target.lora"].default is None
     assert rows["target.lora.rank"].default == 16
     assert "benchmark.budgets[].count" in rows

@@ -1,4 +1,4 @@
-"""Blocks computed anew keep less for the backward pass, and change nothing."""
+"""Checkpointed blocks keep less for the backward pass, and change nothing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def bytes_kept(work: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
     return sum(kept), result
 
 
-def test_blocks_computed_anew_keep_less_and_give_the_same_gradients(samples):
+def test_checkpointed_blocks_keep_less_and_give_the_same_gradients(samples):
     found: list[Any] = []
-    for anew in (False, True):
-        settings = Target(path=str(checkpoint("target")), gradient_checkpointing=anew)
+    for checkpointed in (False, True):
+        settings = Target(path=str(checkpoint("target")), gradient_checkpointing=checkpointed)
         model = MultimodalModel.load(settings, "target")
         batch = model.batches(samples("pool")[:6], 10_000)[0]
         size, loss = bytes_kept(lambda model=model, batch=batch: model.losses(batch).sum())
@@ -43,7 +43,7 @@ def test_blocks_computed_anew_keep_less_and_give_the_same_gradients(samples):
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(ConfigError, match="gradient_checkpointing: Linear has no block that can be computed anew"):
+    with pytest.raises(ConfigError, match="gradient_checkpointing: Linear has no block that can be checkpointed"):
         prepared(nn.Linear(2, 2), Target(gradient_checkpointing=True))
 
 

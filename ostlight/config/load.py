@@ -37,7 +37,7 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, *overrides: str
     """
     name = str(source) if isinstance(source, str | Path) else "config"
     if isinstance(source, Config):
-        values: dict[str, Any] = to_plain(source)
+        values: dict[str, Any] = dataclasses.asdict(source)
     elif isinstance(source, Mapping):
         values = dict(source)
     else:
@@ -53,11 +53,6 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, *overrides: str
     if problems := list(_variant_problems(config)):
         raise ConfigError(problems, name)
     return config
-
-
-def to_plain(config: Config) -> dict[str, Any]:
-    """Nested plain data that ``load_config`` reads back to an equal ``Config``."""
-    return dataclasses.asdict(config)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every setting there is. A YAML file names those it changes; the rest keep the values below."""
+"""All settings. A YAML file names those it changes; the rest keep the values below."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval
 
@@ -19,10 +19,8 @@ Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "64-true"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 Protocol = Literal["equal_epochs", "equal_steps"]
-ORDERS: tuple[Order, ...] = get_args(Order)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BASE, ORACLE = "base", "oracle"
-"""Rows of a benchmark's table that are not selectors: the untrained target, and training on clean samples only."""
+"""Rows of a benchmark's table that are not selectors: the target before training, and trained on clean samples only."""
 
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -37,8 +35,9 @@ class Data:
 
     Attributes:
         path: file, folder of files, or glob.
-        format: file format (a module of ``ostlight.data.formats``); ``auto`` recognizes it by the content.
-        image_root: folder that image paths are relative to and must stay in; by default that of the file.
+        format: file format (``jsonl``, ``json``, ``parquet``, ``hf``, ``webdataset``) or record layout (``sharegpt``,
+            ``messages``, ``alpaca``, ``question``); ``auto`` recognizes both by the content.
+        image_root: folder that image paths are relative to and must stay in; by default the folder of the file.
     """
 
     path: str | None = None
@@ -48,7 +47,7 @@ class Data:
 
 @dataclass
 class Anchors(Data):
-    """The small trusted set.
+    """The small trusted set: a sample's utility is by how much one step on it lowers the loss on these.
 
     Attributes:
         group: tag that splits the anchors, for utilities by skill.
@@ -108,7 +107,8 @@ class Model:
 class Warmup:
     """Brief fine-tuning of the proxy on a random part of the pool, before it scores.
 
-    It stops early, or is undone, when the anchor loss rises; the log says so.
+    It stops early, or is undone, when the loss on trusted samples rises (the development set, or the anchors where
+    there is none); the log says so.
 
     Attributes:
         fraction: share of the pool (arXiv 2605.07488 found 0.05 best); 0 skips the warm-up.

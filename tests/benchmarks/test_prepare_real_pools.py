@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import _easy_vqa
@@ -31,7 +31,6 @@ from PIL import Image
 
 import ostlight
 from ostlight.config import load_config
-from ostlight.config.load import to_plain
 
 ROOT = Path(__file__).parents[2]
 MINI = EasyVqa(pool=80, anchors=4, dev=8, test=16, base=16, defects={"negation": 0.1, "confused": 0.05, "empty": 0.05})
@@ -240,7 +239,7 @@ def test_the_whole_benchmark_runs_on_a_miniature(
     name: str, shapes: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     prepared(name, shapes if name == "easy_vqa" else photographs, tmp_path, monkeypatch)
-    config = to_plain(load_config(ROOT / "configs" / "benchmark" / f"{name}.yaml"))
+    config = asdict(load_config(ROOT / "configs" / "benchmark" / f"{name}.yaml"))
     section = config["benchmark"]
     section |= {"seeds": [0], "workers": 1, "budgets": section["budgets"][-1:]}
     for choice in section["selectors"]:

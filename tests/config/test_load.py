@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ostlight.config import load_config
 from ostlight.config.digitmath import DEFECTS
-from ostlight.config.load import to_plain
 from ostlight.errors import ConfigError
 
 POOL = {"pool": {"path": "pool.jsonl"}}
@@ -149,7 +149,7 @@ def test_an_override_without_value_is_refused():
 
 def test_plain_data_reads_back():
     config = load_config(POOL | {"benchmark": {"selectors": [{"name": "ost"}], "budgets": [{"count": 3}]}}, "seed=7")
-    assert load_config(to_plain(config)) == config
+    assert load_config(asdict(config)) == config
     assert config.seed == 7
 
 

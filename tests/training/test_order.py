@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from ostlight.config.schema import ORDERS, Training
+from ostlight.config.schema import Order, Training
 from ostlight.training.order import pass_order
 from ostlight.training.steps import plan_steps
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", get_args(Order))
 @pytest.mark.parametrize("begun", [0.0, 0.5])
 def test_every_sample_is_shown_once_a_pass(order: str, begun: float):
     assert sorted(pass_order(order, 97, 3, begun, 0.5)) == list(range(97))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 import ostlight
-from ostlight.config.schema import PRECISIONS
+from ostlight.config.schema import Precision
 from ostlight.selection.registry import register
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"ost": {"rank": 4}, "loss": {}}
 
 
 @pytest.mark.parametrize("selector", [pytest.param("ost", marks=pytest.mark.slow), "loss"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", get_args(Precision))
 def test_scores_are_those_of_double_precision_but_for_rounding(precision: str, selector: str, settings) -> None:
     config = settings(selector={"name": selector, "options": OPTIONS[selector]})
     found = scores(config, "found", f"compute.precision={precision}")
@@ -51,7 +51,7 @@ def test_a_selector_sums_in_full_precision_whatever_the_weights_have(settings) -
     assert (scores(config, "run", "compute.precision=bf16-true") == 257).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", get_args(Precision))
 def test_a_proxy_is_warmed_up_and_a_target_trained(precision: str, settings) -> None:
     config = settings(selector={"name": "loss"})
     config["proxy"]["warmup"] = {"fraction": 0.25, "training": {"steps": 2, "batch_size": 4}}

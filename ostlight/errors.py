@@ -67,6 +67,11 @@ class BadRecord(OstlightError):
         self.reason, self.detail, self.field = reason, detail, field
         super().__init__(f"{reason}: {detail}" + (f" (field {field!r})" if field else ""))
 
+    @classmethod
+    def wrong_type(cls, field: str, wanted: str, value: object) -> BadRecord:
+        """The error for a field of the wrong type."""
+        return cls("bad_field", f"{field!r} must be {wanted}, got {type(value).__name__} {str(value)[:60]!r}", field)
+
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # Worker processes hand these over pickled.
         return type(self), (self.reason, self.detail, self.field)

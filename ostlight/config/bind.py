@@ -67,15 +67,6 @@ def bind(
     return settings
 
 
-def check(settings: Any, where: str = "", source: str = "config") -> None:
-    """Check a dataclass instance as if it had been read from a file.
-
-    Raises:
-        ConfigError: as ``bind``.
-    """
-    bind(type(settings), dataclasses.asdict(settings), where, source)
-
-
 def _rule_violations(settings: Any, where: str = "") -> Iterator[str]:
     """Violations of the rules over several fields, in ``settings`` and all that is nested in it."""
     if isinstance(settings, list):

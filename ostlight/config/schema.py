@@ -273,30 +273,24 @@ class Benchmark:
         return self.baseline or ("random" if "random" in labels else labels[0])
 
     def problems(self) -> Iterator[str]:
+        labels, variants = [s.shown for s in self.selectors], [v.label for v in self.variants]
+        budgets = [b.label for b in self.budgets]
         for name in ("selectors", "budgets", "seeds", "protocols"):
             if not getattr(self, name):
                 yield f"{name} is empty: name at least one"
-        labels = [s.shown for s in self.selectors]
-        for label in _repeated(labels):
-            yield f"selectors: two are called {label!r}; give one of them a `label`"
-        for label in sorted({BASE, ORACLE} & {*labels}):
-            yield f"selectors: one is called {label!r}, which is another row of the table; give it another `label`"
-        once: dict[str, Sequence[Any]] = {
-            "seeds": self.seeds,
-            "budgets": [b.label for b in self.budgets],
-            "protocols": self.protocols,
-        }
-        for name, values in once.items():
+        for name, given in (("selectors", labels), ("variants", variants)):
+            for label in _repeated(given):
+                yield f"{name}: two are called {label!r}; give one of them another `label`"
+        for name, values in (("seeds", self.seeds), ("budgets", budgets), ("protocols", self.protocols)):
             for value in _repeated(values):
                 yield f"{name} holds {value} twice; remove one"
+        for label in sorted({BASE, ORACLE} & {*labels}):
+            yield f"selectors: one is called {label!r}, which is another row of the table; give it another `label`"
+        if "" in variants:
+            yield "variants: every variant needs a label"
         rows = [*labels, BASE, ORACLE]
         if self.baseline is not None and self.baseline not in rows:
             yield f"baseline must be one of {', '.join(rows)}; got {self.baseline!r}"
-        variants = [v.label for v in self.variants]
-        if "" in variants:
-            yield "variants: every variant needs a label"
-        for label in _repeated([label for label in variants if label]):
-            yield f"variants: two are called {label!r}; give one of them another label"
 
 
 @dataclass

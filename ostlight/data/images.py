@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
-from ostlight.data.fields import wrong_type
 from ostlight.data.sample import ImageRef
 from ostlight.errors import BadRecord
 
@@ -24,7 +22,6 @@ class ImageRoot:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._real = os.path.realpath(folder)
-        self._real_folders: dict[str, str] = {}
 
     def find(self, value: Any, field: str = "images") -> ImageRef:
         """The image that ``value`` names: a path, a ``data:`` address, bytes, or ``{"bytes", "path"}``.
@@ -38,7 +35,7 @@ class ImageRoot:
         if isinstance(value, bytes):
             return ImageRef(data=value)
         if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_encodable(value):
-            raise wrong_type(field, "a path, a data: address or bytes", value)
+            raise BadRecord.wrong_type(field, "a path, a data: address or bytes", value)
         scheme = value[:8].lower()
         if scheme.startswith("data:"):
             return ImageRef(data=_decoded(value, field))
@@ -58,37 +55,16 @@ class ImageRoot:
 
     def _inside(self, named: str, field: str) -> Path:
         path = os.path.normpath(os.path.join(self.folder, named))
-        folder, name = os.path.split(path)
-        # The folder is resolved once for all its images, and the file itself with a single system call.
-        real = os.path.join(self._real_folder(folder), name)
-        try:
-            found = os.lstat(real)
-            if stat.S_ISLNK(found.st_mode):
-                real = os.path.realpath(path)
-                self._check_inside(real, named, field)
-                found = os.stat(real)
-        except (OSError, ValueError):
-            found = None
-        self._check_inside(real, named, field)
-        if found is None or not stat.S_ISREG(found.st_mode):
-            raise BadRecord("missing_image", f"no file {named!r} under the image root {self.folder}", field)
-        return Path(path)
-
-    def _real_folder(self, folder: str) -> str:
-        real = self._real_folders.get(folder)
-        if real is None:
-            if len(self._real_folders) > 10_000:
-                self._real_folders.clear()
-            real = self._real_folders[folder] = os.path.realpath(folder)
-        return real
-
-    def _check_inside(self, real: str, named: str, field: str) -> None:
+        real = os.path.realpath(path)
         if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
             detail = (
                 f"{named!r} leads to {real}, outside the image root {self.folder}; "
                 "set image_root to a folder that holds both, or move the image"
             )
             raise BadRecord("image_outside_root", detail, field)
+        if not os.path.isfile(real):
+            raise BadRecord("missing_image", f"no file {named!r} under the image root {self.folder}", field)
+        return Path(path)
 
 
 def _is_encodable(path: str) -> bool:
@@ -102,7 +78,7 @@ def _is_encodable(path: str) -> bool:
 def _decoded(address: str, field: str) -> bytes:
     head, comma, body = address.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise wrong_type(field, "a data: address in base64", address[:60])
+        raise BadRecord.wrong_type(field, "a data: address in base64", address[:60])
     try:
         return base64.b64decode(body, validate=True)
     except binascii.Error as error:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from ostlight.data.fields import images, items, text, wrong_type
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Role, Turn
 from ostlight.errors import BadRecord
+
+T = TypeVar("T", str, list[Any])
 
 ROLES: dict[str, Role] = {
     "user": "user",
@@ -63,30 +64,42 @@ def turn_keys(message: Mapping[str, Any]) -> tuple[str, str]:
     return ("from", "value") if message.get("from") is not None else ("role", "content")
 
 
+def images_of(record: Mapping[str, Any]) -> list[Any]:
+    """What ``images`` or ``image`` holds, as a list; not yet checked."""
+    value = record.get("images")
+    if value is None:
+        value = record.get("image")
+    if value is None or isinstance(value, list):
+        return value or []
+    return [value]
+
+
 def _read_turns(field: str, record: Mapping[str, Any], labelled: bool) -> Conversation:
     """A list of turns; a ``system`` field beside it comes first."""
     found: list[Any] = []
-    turns = _system(record) + [_turn(message, f"{field}[{n}]", found) for n, message in enumerate(items(record, field))]
-    return Conversation(turns, _in_order(found, images(record)))
+    turns = _system(record) + [
+        _turn(message, f"{field}[{n}]", found) for n, message in enumerate(_field(record, field, list) or [])
+    ]
+    return Conversation(turns, _in_order(found, images_of(record)))
 
 
 def _read_alpaca(record: Mapping[str, Any], labelled: bool) -> Conversation:
     """Instruction and input make one turn, joined by a newline. Answers in the history are trained on too."""
     turns = _system(record)
-    for n, pair in enumerate(items(record, "history")):
+    for n, pair in enumerate(_field(record, "history", list) or []):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
-            raise wrong_type(f"history[{n}]", "a pair of texts", pair)
+            raise BadRecord.wrong_type(f"history[{n}]", "a pair of texts", pair)
         turns += [Turn("user", pair[0]), Turn("assistant", pair[1], trained=True)]
-    question = [part for part in (text(record, "instruction"), text(record, "input")) if part]
+    question = [part for part in (_field(record, "instruction", str), _field(record, "input", str)) if part]
     turns += [Turn("user", "\n".join(question)), *_answer(record, "output", labelled)]
-    return Conversation(turns, images(record))
+    return Conversation(turns, images_of(record))
 
 
 def _read_question(record: Mapping[str, Any], labelled: bool) -> Conversation:
-    question = text(record, "question")
+    question = _field(record, "question", str)
     if question is None:
-        raise wrong_type("question", "text", None)
-    return Conversation([Turn("user", question), *_answer(record, "answer", labelled)], images(record))
+        raise BadRecord.wrong_type("question", "text", None)
+    return Conversation([Turn("user", question), *_answer(record, "answer", labelled)], images_of(record))
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -100,13 +113,21 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def _field(record: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    """The field; ``None`` where it is missing or null."""
+    value = record.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise BadRecord.wrong_type(name, "text" if kind is str else "a list", value)
+
+
 def _system(record: Mapping[str, Any]) -> list[Turn]:
-    system = text(record, "system")
+    system = _field(record, "system", str)
     return [Turn("system", system)] if system else []
 
 
 def _answer(record: Mapping[str, Any], field: str, labelled: bool) -> list[Turn]:
-    answer = text(record, field)
+    answer = _field(record, field, str)
     if answer is None or not (labelled or answer.strip()):
         return []
     return [Turn("assistant", answer, trained=True)]
@@ -115,7 +136,7 @@ def _answer(record: Mapping[str, Any], field: str, labelled: bool) -> list[Turn]
 def _turn(message: Any, where: str, found: list[Any]) -> Turn:
     """One turn; its images are appended to ``found``."""
     if not isinstance(message, dict):
-        raise wrong_type(where, "an object", message)
+        raise BadRecord.wrong_type(where, "an object", message)
     role_key, content_key = turn_keys(message)
     speaker, content = message.get(role_key), message.get(content_key)
     if not isinstance(speaker, str):
@@ -129,7 +150,7 @@ def _turn(message: Any, where: str, found: list[Any]) -> Turn:
     elif isinstance(content, str):
         content = _text(content, found)
     else:
-        raise wrong_type(f"{where}.{content_key}", "text or a list of parts", content)
+        raise BadRecord.wrong_type(f"{where}.{content_key}", "text or a list of parts", content)
     return Turn(role, content, _is_trained(message, role, where))
 
 
@@ -139,7 +160,7 @@ def _is_trained(message: Mapping[str, Any], role: Role, where: str) -> bool:
         if weight is None:
             continue
         if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise wrong_type(f"{where}.{name}", "a number", weight)
+            raise BadRecord.wrong_type(f"{where}.{name}", "a number", weight)
         if weight not in (0, 1) or (weight == 1 and role != "assistant"):
             detail = f"{where} has {name} {weight}; only 0 and, for an assistant turn, 1 are understood"
             raise BadRecord("bad_field", detail, f"{where}.{name}")
@@ -153,11 +174,11 @@ def _part(part: Any, where: str, found: list[Any]) -> str:
         return _text(part, found)
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise wrong_type(where, "an object with a 'type'", part)
+        raise BadRecord.wrong_type(where, "an object with a 'type'", part)
     if kind == "text":
         value = next((part[name] for name in ("text", "value", "content") if part.get(name) is not None), None)
         if not isinstance(value, str):
-            raise wrong_type(f"{where}.text", "text", value)
+            raise BadRecord.wrong_type(f"{where}.text", "text", value)
         return _text(value, found)
     if kind in ("image_url", "image"):
         names = ("image_url", "image", "value", "url", "path")

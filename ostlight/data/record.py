@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ostlight.data.fields import wrong_type
 from ostlight.data.formats.source import own_id
 from ostlight.data.images import ImageRoot
 from ostlight.data.layouts import LAYOUTS, Conversation, layout_of
@@ -39,7 +38,7 @@ class RecordReader:
             BadRecord: the record cannot be used.
         """
         if record.get("id") not in (None, "") and own_id(record) is None:
-            raise wrong_type("id", "text or a whole number", record["id"])
+            raise BadRecord.wrong_type("id", "text or a whole number", record["id"])
         for field in MEDIA_FIELDS:
             if record.get(field):
                 detail = f"the record has {field!r}; only text and images are read"

@@ -98,14 +98,14 @@ class Sample:
     @property
     def last_reply(self) -> int:
         """Index of the last assistant turn, trained on or not; the number of turns where there is none."""
-        replies = (k for k in range(len(self.turns) - 1, -1, -1) if self.turns[k].role == "assistant")
-        return next(replies, len(self.turns))
+        replies = [k for k, turn in enumerate(self.turns) if turn.role == "assistant"]
+        return replies[-1] if replies else len(self.turns)
 
     def _last_answer(self) -> int:
-        for k in range(len(self.turns) - 1, -1, -1):
-            if self.turns[k].trained:
-                return k
-        raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
+        answers = [k for k, turn in enumerate(self.turns) if turn.trained]
+        if not answers:
+            raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
+        return answers[-1]
 
     def text_key(self) -> str:
         """Hash of roles and texts: equal for samples with the same texts, whatever their images."""

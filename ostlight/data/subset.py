@@ -61,14 +61,11 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         written.append(target)
         if isinstance(source, JsonLines | JsonArray):
             file_name = target.relative_to(folder).as_posix()
-            entry = llama_factory.Entry()
-            for k in indices:
-                entry.add(source.record(k))
-            built = entry.build(file_name)
-            if built is None:
-                log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, entry.problem)
-            else:
-                entries[file_name.rpartition(".")[0].replace("/", "_")] = built
+            name = file_name.rpartition(".")[0].replace("/", "_")
+            try:
+                entries[name] = llama_factory.describe(file_name, map(source.record, indices))
+            except llama_factory.UnsuitableError as problem:
+                log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, problem)
     if entries:
         info = folder / llama_factory.FILE_NAME
         atomic_write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ostlight.config.bind import check
+from ostlight.config.bind import bind
 from ostlight.config.digitmath import TASKS, DigitMath
 from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.digitmath.defects import Record, corrupt
@@ -55,7 +55,7 @@ def build(config: DigitMath, folder: Path) -> Files:
     Raises:
         ConfigError: sizes or rates that cannot be met; all of them at once.
     """
-    check(config, "digitmath")
+    bind(DigitMath, asdict(config), "digitmath")
     files = Files.in_folder(Path(folder))
     files.pool.parent.mkdir(parents=True, exist_ok=True)
 

@@ -55,7 +55,8 @@ def corrupt(records: list[Record], counts: Mapping[Defect, int], rng: random.Ran
     corrupted = []
     for place, (record, defect) in enumerate(zip(records, defects, strict=True)):
         if defect == "near_duplicate":
-            corrupted.append(_near_duplicate(records[sources[place]], place))
+            source = records[sources[place]]
+            corrupted.append(replace(source, question=reword(source.question), copy=place + 1))
         elif defect != CLEAN:
             corrupted.append(replace(record, answer=_corrupt_answer(defect, record, records, rng)))
         else:
@@ -115,7 +116,3 @@ def _by_task(records: list[Record], places: Iterable[int]) -> dict[str, list[int
     for place in places:
         found[records[place].question.task].append(place)
     return found
-
-
-def _near_duplicate(source: Record, place: int) -> Record:
-    return replace(source, question=reword(source.question), copy=place + 1)

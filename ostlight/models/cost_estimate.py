@@ -2,64 +2,42 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from ostlight.models.flops import FlopCounter
 
 
-@dataclass(frozen=True)
-class CostEstimate:
-    """One measurement, scaled to the whole stage.
+def estimate_cost(
+    stage: str, work: Callable[[], None], samples: int, whole: float, per_rank: float | None
+) -> tuple[float, str]:
+    """FLOPs of a whole stage on all ranks (matrix products and attention), and a line for the user.
 
-    Attributes:
-        seconds: expected for the stage, on this rank; NaN where it was not timed.
-        flops: of matrix products and attention, for the stage, all ranks.
-        peak_bytes: highest memory of the process (CPU) or device so far, the measured samples included.
-        measured_on: samples it was measured on.
-    """
-
-    seconds: float
-    flops: float
-    peak_bytes: int
-    measured_on: int
-
-    def line(self, what: str) -> str:
-        """One line for the user."""
-        return (
-            f"{what}: about {_duration(self.seconds)}, {self.flops:.2g} FLOPs, peak memory "
-            f"{self.peak_bytes / 2**30:.2g} GiB (measured on {self.measured_on} samples)"
-        )
-
-
-def measure(
-    work: Callable[[], None], measured_on: int, whole: float, per_rank: float, timed: bool = True
-) -> CostEstimate:
-    """The cost of a stage, from running ``work`` twice: once counting operations (and warming up), once timed.
+    The line also has the expected time on this rank and the highest memory so far.
 
     Args:
-        work: a small part of the stage; must change nothing.
-        measured_on: samples it treats.
+        stage: its name, for the line.
+        work: a small part of the stage; must change nothing. It is run once to count operations (and to warm up) and
+            once more to measure the time.
+        samples: number of samples in ``work``.
         whole: how many times ``work`` fits into the stage, over all ranks.
-        per_rank: the same for this rank alone.
-        timed: ``False`` leaves the second run out.
+        per_rank: the same for this rank alone; ``None`` leaves out the second run, and the time.
     """
     with FlopCounter() as counter:
         work()
-    seconds = math.nan
-    if timed:
+    flops, expected = counter.total * whole, ""
+    if per_rank is not None:
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-    return CostEstimate(seconds * per_rank, counter.total * whole, _peak_bytes(), measured_on)
+        expected = f"about {_duration((time.perf_counter() - start) * per_rank)}, "
+    memory = f"peak memory {_peak_bytes() / 2**30:.2g} GiB"
+    return flops, f"{stage}: {expected}{flops:.2g} FLOPs, {memory} (measured on {samples} samples)"
 
 
 def _peak_bytes() -> int:

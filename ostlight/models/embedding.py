@@ -19,26 +19,23 @@ Embedder = Callable[[Batch], np.ndarray]
 
 
 def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
-    """An embedder: the proxy (``None``), of texts and images, or a sentence-transformers model, of texts alone.
+    """The proxy ``model`` as an embedder of texts and images, or a sentence-transformers model, of texts alone.
+
+    Args:
+        path: folder or hub name of the sentence-transformers model; ``None`` for the proxy, whose embedding is the last
+            hidden state at the last token.
 
     Raises:
         OstlightError: sentence-transformers is not installed, or the model cannot be loaded.
     """
-    return _of_proxy(model) if path is None else _of_sentences(path, model)
 
-
-def _of_proxy(model: MultimodalModel) -> Embedder:
-    """The last layer at the last token, which has seen everything before it."""
-
-    def embed(batch: Batch) -> np.ndarray:
+    def embed_by_proxy(batch: Batch) -> np.ndarray:
         inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
         hidden, _ = at_last_token(model.model, inputs)
         return unit(hidden.float().cpu().numpy())
 
-    return embed
-
-
-def _of_sentences(path: str, model: MultimodalModel) -> Embedder:
+    if path is None:
+        return embed_by_proxy
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:

@@ -19,7 +19,7 @@ from ostlight.config.schema import Compute
 from ostlight.errors import BadRecord, DataError, DivergedError
 from ostlight.models.batch import Batch, TrainingStep
 from ostlight.models.cost import StageCost
-from ostlight.models.cost_estimate import CostEstimate, measure
+from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.module import MultimodalModel
 from ostlight.training.checkpoints import Checkpoints, ResumeSampler
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
@@ -132,17 +132,17 @@ def _preflight(model: MultimodalModel, steps: StepDataset, job: TrainingJob) -> 
     if not step.micro_batches:
         return 0.0, f"{job.stage}: none of the first samples can be used"
 
-    def measured(micro_batches: list[Batch]) -> CostEstimate:
+    def measured(micro_batches: list[Batch]) -> tuple[float, str]:
         def backward() -> None:
             model.zero_grad(set_to_none=True)
             for micro in micro_batches:
                 model.losses(micro).mean().backward()
             model.zero_grad(set_to_none=True)
 
-        return measure(backward, sum(len(m) for m in micro_batches), len(steps), len(steps), timed=not job.quiet)
+        samples, name = sum(map(len, micro_batches)), f"{job.stage}: {len(steps):,} steps"
+        return estimate_cost(name, backward, samples, len(steps), None if job.quiet else len(steps))
 
-    preflight = model.budget.run(step.micro_batches, measured)
-    return preflight.flops, preflight.line(f"{job.stage}: {len(steps):,} steps")
+    return model.budget.run(step.micro_batches, measured)
 
 
 def _gather_rejections(own: dict[int, BadRecord]) -> dict[int, BadRecord]:

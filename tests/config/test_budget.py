@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from ostlight.config.bind import check
+from ostlight.config.bind import bind
 from ostlight.config.budget import Budget, apportion
 from ostlight.errors import ConfigError, DataError, SelectorError
 from ostlight.pipeline.scoring.rows import to_table
@@ -96,7 +97,7 @@ def test_apportion_adds_up_and_is_proportional():
 )
 def test_budgets_out_of_bounds_are_refused(budget: Budget, message: str):
     with pytest.raises(ConfigError, match=message):
-        check(budget, "budget")
+        bind(Budget, asdict(budget), "budget")
 
 
 def test_a_selection_of_rows_that_do_not_exist_is_refused():

@@ -30,14 +30,8 @@ def open_source(path: Path, format: str | None = None) -> Source:
     Raises:
         DataError: the content is of no known format, is damaged, or holds no record.
     """
-    if format is None:
-        head = _head(path)
-        found = next((source for source in FORMATS.values() if source.recognizes(path, head)), None)
-        if found is None:
-            raise DataError(f"{path}: {_described(path, head)}. Known formats: {', '.join(FORMATS)}.", path)
-    else:
-        found = FORMATS[format]
     try:
+        found = _recognized(path) if format is None else FORMATS[format]
         source = found(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", path) from error
@@ -46,14 +40,15 @@ def open_source(path: Path, format: str | None = None) -> Source:
     return source
 
 
-def _head(path: Path) -> bytes:
-    if path.is_dir():
-        return b""
-    try:
+def _recognized(path: Path) -> type[Source]:
+    head = b""
+    if not path.is_dir():
         with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", path) from error
+            head = file.read(HEAD_BYTES)
+    for source in FORMATS.values():
+        if source.recognizes(path, head):
+            return source
+    raise DataError(f"{path}: {_described(path, head)}. Known formats: {', '.join(FORMATS)}.", path)
 
 
 def _described(path: Path, head: bytes) -> str:

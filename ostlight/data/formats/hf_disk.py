@@ -34,7 +34,7 @@ class HuggingFaceFolder(Source):
             if self._state.get("_indices_files") or self._state.get("_indices_data_files"):
                 raise DataError(f"{path} is a view of another data set; write it with flatten_indices() first", path)
             self._data_files = [path / entry["filename"] for entry in self._state["_data_files"]]
-            tables = self._opened().tables
+            tables = self._opened()
             self.hashes, self.kinds = hash_rows(tables[0].schema, self._batches).arrays()
         except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a whole save_to_disk folder: {error}", path) from error
@@ -59,7 +59,7 @@ class HuggingFaceFolder(Source):
     def write(self, kept: Sequence[int], target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         data = "data-00000-of-00001.arrow"
-        schema = self._opened().tables[0].schema
+        schema = self._opened()[0].schema
         with atomic_path(target / data) as temporary, pa.ipc.new_stream(temporary, schema) as writer:
             for begin in range(0, len(kept), WRITE_ROWS):
                 rows = [cut_row(table, k) for table, k in map(self._at, kept[begin : begin + WRITE_ROWS])]
@@ -76,20 +76,12 @@ class HuggingFaceFolder(Source):
         return json.dumps({k: v for k, v in info.items() if k not in sizes}, indent=2)
 
     def _batches(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        for table in self._opened().tables:
+        for table in self._opened():
             yield from (table.select(columns) if columns else table).to_batches(max_chunksize=HASH_ROWS)
 
     def _at(self, i: int) -> tuple[pa.Table, int]:
         n = int(np.searchsorted(self.table_start, i, side="right")) - 1
-        return self._opened().tables[n], int(i - self.table_start[n])
+        return self._opened()[n], int(i - self.table_start[n])
 
-    def _open(self) -> Any:
-        return _Mapped(self._data_files)
-
-
-class _Mapped:
-    def __init__(self, files: list[Path]) -> None:
-        self.tables = [pa.ipc.open_stream(pa.memory_map(str(f))).read_all() for f in files]
-
-    def close(self) -> None:
-        self.tables = []
+    def _open(self) -> list[pa.Table]:
+        return [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in self._data_files]

@@ -90,12 +90,6 @@ class _Reader:
         self._stream: Iterator[pa.RecordBatch] = iter(())
         self._stream_group, self._stream_next = -1, 0
 
-    def close(self) -> None:
-        self.file.close()
-        self._window, self._stream = None, iter(())
-        self._whole.clear()
-        self._unpacked.clear()
-
     def around(self, i: int) -> tuple[int, pa.Table]:
         """A table that holds row ``i``, and the number of its first row."""
         if self._window is None or not 0 <= i - self._window[0] < self._window[1].num_rows:
@@ -118,7 +112,9 @@ class _Reader:
         if streams:
             self._stream_group, self._stream_next, self._stream = group, start, self.batches(group=group)
             return self._stream_on(i)
-        self._keep_whole(group, self.file.read_row_group(group, use_threads=False))
+        self._whole[group] = self.file.read_row_group(group, use_threads=False)
+        while len(self._whole) > 1 and sum(table.nbytes for table in self._whole.values()) > KEPT_BYTES:
+            self._whole.popitem(last=False)
         return start, self._whole[group]
 
     def _stream_on(self, i: int) -> tuple[int, pa.Table]:
@@ -127,11 +123,6 @@ class _Reader:
             if i < self._stream_next:
                 return first, pa.Table.from_batches([batch])
         raise AssertionError("a row group holds as many rows as its metadata says")
-
-    def _keep_whole(self, group: int, table: pa.Table) -> None:
-        self._whole[group] = table
-        while len(self._whole) > 1 and sum(t.nbytes for t in self._whole.values()) > KEPT_BYTES:
-            self._whole.popitem(last=False)
 
     def batches(self, columns: list[str] | None = None, group: int | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of one group, or of all, a few at a time."""

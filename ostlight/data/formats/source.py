@@ -117,7 +117,7 @@ class Source(ABC):
 
     @abstractmethod
     def _open(self) -> Any:
-        """Whatever reading needs: it is closed by ``close``, and never pickled."""
+        """Whatever reading needs: closed with the last reference to it, and never pickled."""
 
     def files(self) -> list[Path]:
         """All files the records come from, in a fixed order."""
@@ -133,8 +133,6 @@ class Source(ABC):
 
     def close(self) -> None:
         """Close the open file; the next read opens it again."""
-        if self._handle is not None and self._handle_process == os.getpid():
-            self._handle.close()
         self._handle = None
 
     def _opened(self) -> Any:
@@ -197,7 +195,7 @@ class SpanSource(Source):
 
 
 class _Bytes:
-    """A file read at any position; closed with the last reference to it, which Python's own files warn of."""
+    """A file read at any position; Python's own would warn when the last reference to it closes it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -205,10 +203,6 @@ class _Bytes:
     def bytes(self, start: int, size: int) -> bytes:
         return os.pread(self._descriptor, size, start)
 
-    def close(self, close: Callable[[int], None] = os.close) -> None:
-        # `os` may be gone by the time the interpreter's end gets here; the default argument is not.
-        if self._descriptor >= 0:
-            close(self._descriptor)
-        self._descriptor = -1
-
-    __del__ = close
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the interpreter's end `os` may be gone by now; the default argument is not.
+        close(self._descriptor)

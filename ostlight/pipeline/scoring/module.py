@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ostlight.errors import SelectorError
 from ostlight.models.batch import Batch
 from ostlight.models.cost import ADDITIVE, StageCost
-from ostlight.models.cost_estimate import measure
+from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
 from ostlight.models.memory import out_of_memory
 from ostlight.pipeline.cost_log import charge
@@ -160,9 +160,10 @@ class ScoringModule(L.LightningModule):
             with contextlib.suppress(Exception):  # it fails again, and is recorded, when the sample is scored
                 self.selector.score(batch)
 
-        preflight = measure(score, len(batch), all_ranks / len(batch), self.stream.records / len(batch))
-        self._flops_per_sample = preflight.flops / all_ranks
-        log.info(preflight.line(f"scoring {all_ranks:,} samples"))
+        size, per_rank = len(batch), self.stream.records / len(batch)
+        flops, line = estimate_cost(f"scoring {all_ranks:,} samples", score, size, all_ranks / size, per_rank)
+        self._flops_per_sample = flops / all_ranks
+        log.info(line)
 
 
 @contextmanager

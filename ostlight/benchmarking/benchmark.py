@@ -128,19 +128,17 @@ def _write_results(
 
 
 def _score_index(train_tasks: Sequence[TrainTask], folder: Path) -> list[dict[str, Any]]:
-    """Returns ``{scores, proxy, selector, variant, budget, selection}`` of each selection.
+    """Returns ``{scores, selector, variant, budget, selection}`` of each selection.
 
-    ``scores`` and ``proxy`` are folders within the benchmark's, which several selections may share; ``proxy`` is
-    ``None`` without a warm-up. ``selection`` is the stem of the file in ``selections/``.
+    ``scores`` is a folder within the benchmark's, which several selections may share; ``selection`` is the stem of the
+    file in ``selections/``.
     """
     entries: list[dict[str, Any]] = []
     for task in train_tasks:
         if not isinstance(task.selection, SelectTask):
             continue
-        scores, proxy = task.selection.scores, task.selection.scores.proxy
         entry = {
-            "scores": str(scores.folder.path.relative_to(folder)),
-            "proxy": str(proxy.folder.path.relative_to(folder)) if proxy and proxy.is_warmed_up else None,
+            "scores": str(task.selection.scores.folder.path.relative_to(folder)),
             "selector": task.planned.label,
             "variant": task.planned.variant,
             "budget": task.selection.budget.label,

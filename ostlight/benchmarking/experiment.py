@@ -54,9 +54,9 @@ class Experiment:
         key = fingerprint.of_values(vars(config.digitmath) | {"code": fingerprint.of_code(*fingerprint.DATA)})
         return with_digitmath(config, RunFolder.of(self.stage_config(config, f"digitmath-{key[:8]}", "pools")))
 
-    def stage_config(self, config: Config, name: str, kind: str) -> Config:
-        """Returns the configuration of a stage whose run folder is ``KIND/NAME`` in the benchmark's."""
-        return dataclasses.replace(config, name=name, folder=str(self.folder.path / kind), benchmark=None)
+    def stage_config(self, config: Config, name: str, parent: str) -> Config:
+        """Returns the configuration of a stage whose run folder is ``PARENT/NAME`` in the benchmark's."""
+        return dataclasses.replace(config, name=name, folder=str(self.folder.path / parent), benchmark=None)
 
     def score_config(self, choice: SelectorChoice, seed: int, name: str) -> Config:
         """Returns the configuration of scoring and selecting in the run folder ``selectors/NAME``."""

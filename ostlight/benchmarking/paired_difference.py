@@ -28,7 +28,7 @@ class Difference:
     items: int
 
 
-def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = RESAMPLES) -> Difference:
+def paired_difference(correct: np.ndarray, baseline: np.ndarray, resamples: int = RESAMPLES) -> Difference:
     """Returns the mean difference with a bootstrap interval over both sources of chance.
 
     Seeds and test items are resampled with replacement, independently. Both rows are resampled alike, so that what they
@@ -36,14 +36,14 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = RES
     ``sqrt((S - 1) / S)`` in the seeds' share of it.
 
     Args:
-        ours, theirs: ``[S, I]`` whether run ``s`` answered item ``i`` correctly, items in the same order. One row alone
-            (an untrained model) is compared to every run of the other.
+        correct, baseline: ``[S, I]`` whether run ``s`` answered item ``i`` correctly, items in the same order. One run
+            alone (an untrained model) is compared to every run of the other row.
         resamples: their number; the generator's seed is fixed, so the same runs give the same interval.
 
     Raises:
         ValueError: the rows differ in their numbers of seeds or items.
     """
-    delta = np.atleast_2d(ours).astype(np.float64) - np.atleast_2d(theirs).astype(np.float64)
+    delta = np.atleast_2d(correct).astype(np.float64) - np.atleast_2d(baseline).astype(np.float64)
     seeds, items = delta.shape
     generator = np.random.default_rng(0)
     means: list[np.ndarray] = []

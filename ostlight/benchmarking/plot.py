@@ -9,17 +9,15 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ostlight.benchmarking.names import protocol_words, shared_settings, short_names
+from ostlight.benchmarking.names import shared_settings, short_names
 from ostlight.benchmarking.results import ResultRow, pareto_optimal
 from ostlight.evaluation.answers import ALL
 
 REFERENCE_COLOUR = "#9aa0a6"
 TEXT_COLOUR, GRID_COLOUR = "#444444", "#e3e3e3"
 COLOURS = ("#2e6f95", "#c97b2a", "#5b8c5a", "#8a5a83", "#b5473c", "#6b6b3a", "#3a8a8c", "#a0567a", "#4f5d75", "#9c7a3c")
-MARKERS = {"equal_steps": "o", "equal_epochs": "s", "": "D"}
 ROW_INCHES = 0.27
 
 
@@ -33,15 +31,6 @@ class _PlottedRow:
     @property
     def percent(self) -> float:
         return 100 * self.row.accuracy[ALL].mean
-
-    @property
-    def marker(self) -> str:
-        return MARKERS.get(self.row.protocol, "o")
-
-    @property
-    def name_beside_marker(self) -> str:
-        """The name without the protocol, which the marker shows."""
-        return self.name.removesuffix(protocol_words(self.row.protocol)).strip()
 
 
 def plot_rows(rows: Sequence[ResultRow], path: Path, title: str) -> None:
@@ -80,7 +69,7 @@ def _plot_accuracy(axes: Axes, plotted: Sequence[_PlottedRow]) -> None:
         variant = row.variant
         half_width = 100 * value.half_width if value.has_width else 0.0
         error = half_width or None
-        axes.errorbar(entry.percent, y, xerr=error, fmt=entry.marker, color=entry.colour, markersize=6, capsize=3)
+        axes.errorbar(entry.percent, y, xerr=error, fmt="o", color=entry.colour, markersize=6, capsize=3)
         share = "" if row.defect_share is None else f", {100 * row.defect_share:.0f}% defective"
         axes.annotate(
             f"{entry.percent:.1f}{share}",
@@ -112,14 +101,14 @@ def _plot_cost(axes: Axes, plotted: Sequence[_PlottedRow]) -> None:
         axes.plot(
             entry.row.total_flops,
             entry.percent,
-            entry.marker,
+            "o",
             color=entry.colour,
             markerfacecolor=entry.colour if entry.is_pareto_optimal else "white",
             markersize=8 if entry.is_pareto_optimal else 7,
             zorder=2,
         )
         text = axes.annotate(
-            entry.name_beside_marker,
+            entry.name,
             (entry.row.total_flops, entry.percent),
             xytext=(0, 7),
             textcoords="offset points",
@@ -133,13 +122,6 @@ def _plot_cost(axes: Axes, plotted: Sequence[_PlottedRow]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.1)
-    protocols = list(dict.fromkeys(entry.row.protocol for entry in plotted))
-    if len(protocols) > 1:
-        handles = [
-            Line2D([], [], marker=MARKERS[p], color=TEXT_COLOUR, linestyle="", label=protocol_words(p))
-            for p in protocols
-        ]
-        axes.legend(handles=handles, frameon=False, fontsize=9, loc="upper left")
     axes.set_xlabel("FLOPs of selection and training (filled: Pareto-optimal)")
     axes.set_ylabel("accuracy, %")
     axes.grid(color=GRID_COLOUR)

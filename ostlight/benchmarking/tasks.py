@@ -24,10 +24,10 @@ from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import evaluate_model
 from ostlight.models.cost import StageCost
 from ostlight.pipeline import fingerprint
+from ostlight.pipeline.cost_log import selection_cost
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool, scoring_fingerprints
 from ostlight.pipeline.scoring.writer import missing_shards
-from ostlight.pipeline.selection_cost import selection_cost
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.warmup import DONE, proxy_fingerprints, warm_up_proxy
 from ostlight.selection.scores import Scores

@@ -86,6 +86,12 @@ def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
     return pool
 
 
+def read_usable(data: Data, where: str) -> list[Sample]:
+    """Returns the usable records of one setting."""
+    pool = open_pool(data, where)
+    return [sample for _, sample in pool.read(range(len(pool))) if isinstance(sample, Sample)]
+
+
 @dataclass
 class LoadedAnchors:
     """The anchors in memory, with the group of each; they are few, and every selector may look at them."""

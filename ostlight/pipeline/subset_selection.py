@@ -1,4 +1,4 @@
-"""Selects rows of the stored scores, with what a selector may ask the run for on the way."""
+"""Selects rows of the stored scores, with the trials, anchor groups and notes that a selector may ask for."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _trials(
     trusted, _ = read_trusted(config, anchors)
     if not trusted:
         raise SelectorError(
-            f"selector {name!r} asks for a trial, which is read on trusted samples; "
+            f"selector {name!r} asks for a trial, which is measured on trusted samples; "
             "name a file of them in dev.path or anchors.path"
         )
     load_proxy = partial(load_base_checkpoint, config)
@@ -78,7 +78,7 @@ def _trials(
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:
     """Returns the length of each sample in the target's tokens, by which a token budget counts.
 
-    A sample that the target cannot take gets a length no budget has room for.
+    A sample that the target cannot take gets a length above every budget.
 
     Raises:
         ConfigError: no target is named.

@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
-from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.inputs import open_pool, with_digitmath
+from ostlight.pipeline.inputs import open_pool, read_usable, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
@@ -55,7 +54,7 @@ def train(config: Config) -> Path:
     log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
     model = MultimodalModel.load(config.target, "target", config.target.training)
     checkpoints = Checkpoints(folder.path / "checkpoint.ckpt", config.target.checkpoint_minutes)
-    rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), dev, checkpoints)
+    rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), checkpoints)
     _quarantine(folder, pool, rejections, len(kept))
     _save(model, config, folder.target)
     if is_first_rank():
@@ -96,17 +95,12 @@ def read_kept(folder: RunFolder) -> np.ndarray:
 
 
 def _fit(
-    model: MultimodalModel,
-    config: Config,
-    folder: RunFolder,
-    data: EncodedPool,
-    dev: Pool | None,
-    checkpoints: Checkpoints,
+    model: MultimodalModel, config: Config, folder: RunFolder, data: EncodedPool, checkpoints: Checkpoints
 ) -> dict[int, BadRecord]:
     """Trains, logs the cost, and returns the records that could not be used."""
     if checkpoints.start:
         log.info(f"train: resumes from step {checkpoints.start} ({checkpoints.file})")
-    monitor = _monitor(model, config, dev)
+    monitor = _monitor(model, config)
     callbacks = [monitor] if monitor else []
     job = TrainingJob(config.compute, folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
     with folder.cost_log.stage("train", config.selector.shown) as cost:
@@ -120,10 +114,8 @@ def _fit(
     return rejections
 
 
-def _monitor(model: MultimodalModel, config: Config, dev: Pool | None) -> LossMonitor | None:
-    if dev is None:
-        return None
-    trusted = [sample for _, sample in dev.read(range(len(dev))) if isinstance(sample, Sample)]
+def _monitor(model: MultimodalModel, config: Config) -> LossMonitor | None:
+    trusted = read_usable(config.dev, "dev") if config.dev.path is not None else []
     if not trusted:
         return None
     return LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch), config.target.patience)

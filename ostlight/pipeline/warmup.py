@@ -15,7 +15,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.inputs import LoadedAnchors, open_pool
+from ostlight.pipeline.inputs import LoadedAnchors, open_pool, read_usable
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
 from ostlight.training.fit import TrainingJob, fit
@@ -68,10 +68,9 @@ def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> di
 
 
 def read_trusted(config: Config, anchors: LoadedAnchors) -> tuple[list[Sample], str]:
-    """Returns the development set where there is one, else the anchors, and the name of what was read."""
+    """Returns the development set where there is one, else the anchors, and what messages call these samples."""
     if config.dev.path is not None:
-        dev = open_pool(config.dev, "dev")
-        return [s for _, s in dev.read(range(len(dev))) if isinstance(s, Sample)], "development set"
+        return read_usable(config.dev, "dev"), "development set"
     return anchors.samples, "anchors (no development set is named)"
 
 

@@ -56,8 +56,8 @@ class FinishedRun:
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            kind = "a file" if path.is_file() else "no run folder: it holds no config.yaml"
-            problem = f"is {kind}" if path.exists() else "does not exist"
+            problem = "is a file" if path.is_file() else "is no run folder: it holds no config.yaml"
+            problem = problem if path.exists() else "does not exist"
             raise DataError(f"{path} {problem}; name a folder that `ostlight select` or `ostlight benchmark` wrote")
         config = load_config(path / "config.yaml")
         return cls(RunFolder(path, config, write=False), config)
@@ -171,7 +171,7 @@ class FinishedRun:
             BadRecord: it cannot be read any more, or another one is at its position.
         """
         if self.pool is None:
-            raise BadRecord("no_pool", "the pool is not at hand")
+            raise BadRecord("no_pool", "the pool cannot be opened")
         try:
             sample = self.pool[position]
         except (IndexError, OSError) as error:

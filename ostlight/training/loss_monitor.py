@@ -15,7 +15,7 @@ from ostlight.models.module import MultimodalModel
 from ostlight.training.weights import set_trained_weights, trained_weights
 
 CHECKS = 8
-"""Times the loss is read in the course of a training."""
+"""Times the loss is measured in the course of a training."""
 PATIENCE = 2
 """Checks in a row without a new best after which the warm-up stops."""
 
@@ -28,10 +28,10 @@ def mean_loss(model: MultimodalModel, batches: list[Batch]) -> float:
 
 
 class LossMonitor(Callback):
-    """Reads the loss on trusted samples during training and restores the best weights at the end.
+    """Measures the loss on trusted samples during training and restores the best weights at the end.
 
     A checkpoint holds the losses and the best weights, so a resumed training ends as an undisturbed one does. All ranks
-    follow the first rank's reading: rounding may make theirs differ, and a rank that stops alone blocks the others.
+    follow the first rank's measurement: rounding may make theirs differ, and a rank that stops alone blocks the others.
 
     Args:
         make_batches: makes the trusted samples' batches, once the model is on its device.
@@ -84,7 +84,7 @@ class LossMonitor(Callback):
             logger.log_metrics({"trusted_loss": loss}, step)
 
     def summary(self, trusted: str, stage: str = "warm-up", model: str = "proxy") -> str:
-        """Returns one line about what was kept; ``trusted`` names the samples the loss was read on."""
+        """Returns one line about what was kept; ``trusted`` names the samples the loss was measured on."""
         start = self.losses[0][1]
         if self.kept_step == 0:
             later = ", ".join(f"{loss:.3f}" for _, loss in self.losses[1:])

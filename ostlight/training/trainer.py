@@ -47,9 +47,7 @@ def make_trainer(
     Raises:
         ConfigError: Lightning refuses the settings (no such accelerator, precision or strategy here).
     """
-    bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)]
-    if compute.progress and not bars:
-        bars = [_ProgressBar()]
+    bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)] or [RichProgressBar()]
     others = [c for c in callbacks if not isinstance(c, RichProgressBar)]
     try:
         return L.Trainer(
@@ -95,13 +93,6 @@ def _strategy(compute: Compute, shard: bool) -> str | Strategy:
         return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False)
     # Some batches leave parts of a multimodal model out: the vision tower without an image, say.
     return "ddp_find_unused_parameters_true" if devices > 1 else "auto"
-
-
-class _ProgressBar(RichProgressBar):
-    """Lightning's bar without the logger's version, which is the stage's name here."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
 
 def make_logger(name: str, folder: Path, stage: str) -> Logger | bool:

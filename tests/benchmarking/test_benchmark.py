@@ -179,8 +179,6 @@ def test_variants_share_what_they_make_from_the_same(experiment):
     of = [(row["selector"], row["variant"]) for row in score_index(folder)]
     assert of == [(label, variant) for variant in ("as it is", "warmed up") for label in ("random", "loss")]
     assert len({row["scores"] for row in score_index(folder)}) == 3
-    (proxy,) = (folder / "proxies").iterdir()
-    assert [row["proxy"] for row in score_index(folder)] == [None, None, None, f"proxies/{proxy.name}"]
     page = write_report(folder).read_text()
     assert "<b><bdi>loss</bdi></b> (<bdi>" in page
     assert "selectors/random" not in page, "its scores are no more than a number a sample"

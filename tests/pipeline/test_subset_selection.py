@@ -1,4 +1,4 @@
-"""What a selector may ask for while it picks: trials on the proxy, paid for in the ledger."""
+"""What a selector may ask for while it selects: trials on the proxy, charged to the cost log."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_without_a_proxy_without_anchors_and_without_a_run(settings):
         ostlight.select(settings(selector={"name": "test-tries-blindly"}))
     config = settings(name="bare", selector={"name": "test-tries-halves"}, anchors={})
     with pytest.raises(
-        SelectorError, match=r"asks for a trial, which is read on trusted samples.*dev\.path or anchors\.path"
+        SelectorError, match=r"asks for a trial, which is measured on trusted samples.*dev\.path or anchors\.path"
     ):
         ostlight.select(config)
     scores = Scores.read(ostlight.select(settings(name="random")).folder.scores)

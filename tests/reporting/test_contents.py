@@ -169,7 +169,7 @@ def test_missing_parts_are_listed(finished_run: Path, tmp_path: Path):
     assert "Names of the anchor groups" in said
     assert "the target was not trained" in said
     assert shown["scored"]["selections"] == []
-    assert "not at hand" in write_report(bare).read_text()
+    assert "no_pool: the pool cannot be opened" in write_report(bare).read_text()
 
 
 def test_trial_trainings_are_shown(finished_run: Path, tmp_path: Path):

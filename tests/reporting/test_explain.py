@@ -16,8 +16,7 @@ import pytest
 import ostlight
 from ostlight.errors import DataError
 from ostlight.reporting.contents import page_contents
-from ostlight.reporting.explain import explain
-from ostlight.reporting.find_record import nearest_ids
+from ostlight.reporting.explain import explain, nearest_ids
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection.scores import REJECTED

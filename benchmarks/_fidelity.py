@@ -34,7 +34,7 @@ from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor, mean_loss
-from ostlight.training.optimizer_records import SecondMoments, UpdateNorms, median_update_norm
+from ostlight.training.optimizer_records import OptimizerRecords, median_update_norm
 from ostlight.training.steps import EncodedPool
 
 TOKENS_PER_BATCH = 4096
@@ -114,14 +114,13 @@ class WarmedProxy:
         if warm_up is not None:
             count = max(1, round(warm_up.fraction * len(pool.pool)))
             rows = np.sort(np.random.default_rng(pool.seed).choice(len(pool.pool), size=count, replace=False))
-            norms, moments = UpdateNorms(), SecondMoments()
+            records = OptimizerRecords()
             watch = [LossMonitor(lambda: model.batches(pool.dev, TOKENS_PER_BATCH))] if warm_up.watched else []
             data = EncodedPool(pool.pool, rows, model.encoder)
-            callbacks = [norms, moments, *watch]
+            callbacks = [records, *watch]
             job = TrainingJob(COMPUTE, folder, "warm-up", pool.seed, callbacks, quiet=True)
             fit(model, data, job, StageCost("warm-up"))
-            norms.save(folder)
-            moments.save(folder)
+            records.save(folder)
         parameters = select_parameters(model.model, "blocks")
         length = median_update_norm(folder, parameters) or first_adam_step(parameters, LEARNING_RATE)
         anchors = make_anchors(model, pool.anchors, [""] * len(pool.anchors), TOKENS_PER_BATCH)

@@ -29,7 +29,7 @@ def worker_environments(configs: Sequence[Config]) -> list[dict[str, str]]:
     Args:
         configs: of every variant.
     """
-    config, wanted = configs[0], _wanted_workers(configs[0])
+    config, wanted = configs[0], configs[0].benchmark and configs[0].benchmark.workers
     if wanted == 1:
         return []
     if _uses_gpus(config):
@@ -49,7 +49,7 @@ def threads_per_task(config: Config) -> int | None:
     More threads round sums differently, so the number must not change with free memory. ``None`` where one process has
     the whole machine, or a GPU computes.
     """
-    wanted = _wanted_workers(config)
+    wanted = config.benchmark and config.benchmark.workers
     if wanted == 1 or _uses_gpus(config):
         return None
     return max(1, _core_count() // wanted) if wanted else 1
@@ -88,11 +88,6 @@ def refuse_ranks(config: Config) -> None:
         problems.append(f"{ranks}: this process is a rank of a distributed run; start `ostlight benchmark` once")
     if problems:
         raise ConfigError(problems)
-
-
-def _wanted_workers(config: Config) -> int | None:
-    assert config.benchmark is not None, "checked by benchmark"
-    return config.benchmark.workers
 
 
 def _uses_gpus(config: Config) -> bool:

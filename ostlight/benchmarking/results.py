@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +74,6 @@ class RunResult(Row):
     seed: int
     accuracy: dict[str, float]
     _: KW_ONLY
-    defects_kept: dict[str, int] = field(default_factory=dict)
     correct: str = ""
 
 

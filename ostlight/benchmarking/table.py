@@ -39,7 +39,9 @@ class TextTable:
 
     def markdown(self) -> str:
         rule = ["---" if k < self.name_columns else "---:" for k in range(len(self.headings))]
-        rows = [[_escaped(text) for text in row] for row in [self.headings, rule, *self.rows]]
+        rows = [
+            [" ".join(text.replace("|", r"\|").split()) for text in row] for row in [self.headings, rule, *self.rows]
+        ]
         return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
     def csv(self) -> str:
@@ -57,11 +59,6 @@ class TextTable:
         for row in self.rows:
             table.add_row(*(Text(printable(text)) for text in row))
         return table
-
-
-def _escaped(text: str) -> str:
-    """Returns the text as it can be in a Markdown table."""
-    return " ".join(text.replace("|", r"\|").split())
 
 
 def groups_of(rows: Sequence[ResultRow]) -> list[str]:

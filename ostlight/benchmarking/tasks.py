@@ -94,10 +94,7 @@ class ScoreTask:
         label = f"{choice.shown}-seed{seed}" if selector.stochastic else choice.shown
         self.name = f"scores of {label}" + (f", {experiment.variant}" if experiment.variant else "")
         self.config = experiment.score_config(choice, seed, f"{file_name(label)}-{digest[:8]}")
-
-    @cached_property
-    def folder(self) -> RunFolder:
-        return RunFolder.of(self.config)
+        self.folder = RunFolder.of(self.config)
 
     @property
     def proxy_folder(self) -> RunFolder:
@@ -293,7 +290,7 @@ class TrainTask:
         if not all(need.is_done() for need in self.needs) or not self.is_done():
             return None
         planned, selection = self.planned, self.selection_facts
-        defects, kept = selection["defects_kept"], selection["kept"]
+        kept, defects = selection["kept"], sum(selection["defects_kept"].values())
         is_labelled = self.experiment.defect_labels is not None and kept > 0
         return RunResult(
             label=planned.label,
@@ -302,8 +299,7 @@ class TrainTask:
             seed=planned.seed,
             variant=planned.variant,
             kept=kept,
-            defects_kept=defects,
-            defect_share=sum(defects.values()) / kept if is_labelled else None,
+            defect_share=defects / kept if is_labelled else None,
             **{f"selection_{name}": value for name, value in selection["cost"].items()},
             **json.loads(self.file.read_text()),
         )

@@ -19,11 +19,11 @@ from multiprocessing.context import SpawnProcess
 
 from ostlight.benchmarking.schedule import Schedule, Task, run_task
 from ostlight.errors import BenchmarkError
+from ostlight.logs import ROOT
 
 log = logging.getLogger(__name__)
 
 SPAWN = multiprocessing.get_context("spawn")
-ROOT_LOGGER = "ostlight"
 
 CRASHED = "crashed: its worker process died (out of memory, killed, or a fault in native code)"
 
@@ -95,7 +95,7 @@ class _Worker:
         if self._process is None or not self._process.is_alive():
             self.stop()
             self._connection, child_connection = SPAWN.Pipe()
-            level = logging.getLogger(ROOT_LOGGER).getEffectiveLevel()
+            level = logging.getLogger(ROOT).getEffectiveLevel()
             self._process = SPAWN.Process(target=_work, args=(child_connection, self._environment, level))
             self._process.start()
             child_connection.close()  # the process has its own copy: messages end when it does
@@ -162,7 +162,7 @@ def _work(connection: Connection, environment: Mapping[str, str], level: int) ->
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    sender, logger = _Sender(connection), logging.getLogger(ROOT_LOGGER)
+    sender, logger = _Sender(connection), logging.getLogger(ROOT)
     logger.handlers = [QueueHandler(sender)]  # type: ignore[arg-type]
     logger.setLevel(level)
     if threads := os.environ.get("OMP_NUM_THREADS"):

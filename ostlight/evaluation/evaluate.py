@@ -13,14 +13,7 @@ from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError
-from ostlight.evaluation.answers import (
-    ALL,
-    QUESTION_TYPES,
-    final_answer,
-    is_correct,
-    options_of,
-    question_type,
-)
+from ostlight.evaluation.answers import ALL, QUESTION_TYPES, final_answer, is_correct, options_of, question_type
 from ostlight.evaluation.generate import generate_answers
 from ostlight.models.encode import Encoded
 from ostlight.models.module import MultimodalModel

@@ -58,7 +58,7 @@ def train(config: Config) -> Path:
     _quarantine(folder, pool, rejections, len(kept))
     _save(model, config, folder.target)
     if is_first_rank():
-        checkpoints.remove()
+        checkpoints.file.unlink(missing_ok=True)
     log.info(f"target: {folder.target}")
     return folder.target
 

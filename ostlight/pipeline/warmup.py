@@ -20,7 +20,7 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
-from ostlight.training.optimizer_records import SecondMoments, UpdateNorms
+from ostlight.training.optimizer_records import OptimizerRecords
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trainer import wait_for_all
 
@@ -79,9 +79,9 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     model = load_base_checkpoint(config)
     positions = _random_positions(config, pool)
     trusted, trusted_name = read_trusted(config, anchors)
-    norms, moments = UpdateNorms(), SecondMoments()
+    records = OptimizerRecords()
     monitor = LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
-    callbacks = [norms, moments, *([monitor] if monitor else [])]
+    callbacks = [records, *([monitor] if monitor else [])]
     job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks)
     with folder.cost_log.stage("warm-up") as cost:
         rejections = fit(model, EncodedPool(pool, positions, model.encoder), job, cost)
@@ -95,8 +95,7 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     if is_first_rank():
         model.save(folder.proxy, merge=False)
         if monitor is None or monitor.kept_step:  # steps that were undone are not this proxy's
-            norms.save(folder.proxy)
-            moments.save(folder.proxy)
+            records.save(folder.proxy)
         _write_summary(folder.proxy, monitor, trusted_name, len(positions))
     wait_for_all()
 

@@ -20,12 +20,7 @@ from ostlight.errors import BadRecord, DataError
 from ostlight.reporting.finished_run import FinishedRun, open_scored
 from ostlight.reporting.images import image_source
 from ostlight.reporting.number_format import UnitScale, clipped, plain
-from ostlight.reporting.sample_cards import (
-    BudgetOutcome,
-    SampleSummary,
-    summarise_sample,
-    turn_text,
-)
+from ostlight.reporting.sample_cards import BudgetOutcome, SampleSummary, summarise_sample, turn_text
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection.scores import REJECTED, read_score_table
 
@@ -151,9 +146,9 @@ def find_record(table: pa.Table, wanted: str) -> dict[str, Any]:
         rows = table.filter(pc.equal(table["position"], int(position.group(1)))).to_pylist()
         if not rows:
             raise DataError(f"no record {wanted}; the {len(table):,} of this run begin at #0")
-    unnamed = table.filter(pc.is_null(table["id"])).to_pylist()
     if rows:
         return dict(rows[0])
+    unnamed = table.filter(pc.is_null(table["id"])).to_pylist()
     ids = [i for i in table["id"].to_pylist() if i is not None]
     near = nearest_ids(ids, wanted)
     hint = f"the nearest ids: {', '.join(near)}" if near else f"no id is similar; ids look like {', '.join(ids[:1])}"

@@ -47,10 +47,6 @@ class Checkpoints(Callback):
             os.replace(partial, self.file)
         self._saved = time.monotonic()
 
-    def remove(self) -> None:
-        """Deletes the checkpoint, once the trained model is saved."""
-        self.file.unlink(missing_ok=True)
-
 
 class ResumeSampler(Sampler[int]):
     """Yields the indices of the steps from ``start`` on.

@@ -20,48 +20,39 @@ SECOND_MOMENTS = "second_moments.safetensors"
 UPDATE_NORMS = "update_norms.npz"
 
 
-class SecondMoments(Callback):
-    """Keeps Adam's bias-corrected second moments of the warm-up, frozen at its end."""
+class OptimizerRecords(Callback):
+    """Records how far each parameter moves in every step of the warm-up, and Adam's second moments at its end."""
 
     def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+        self._norms: list[list[float]] = []
         self._moments: dict[str, Tensor] = {}
 
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self._before = {name: p.detach().clone() for name, p in _parameters(pl_module).items()}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        moved = zip(_parameters(pl_module).values(), self._before.values(), strict=True)
+        self._norms.append([float((after.detach() - before).float().norm()) for after, before in moved])
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, MultimodalModel), "the warm-up trains the models of this project"
         optimizer = trainer.optimizers[0]
         beta = optimizer.param_groups[0]["betas"][1]
-        for name, parameter in pl_module.model.named_parameters():
+        for name, parameter in _parameters(pl_module).items():
             state = optimizer.state.get(parameter)
             if state:
-                corrected = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
-                self._moments[name] = corrected.detach().float().cpu().contiguous()
+                bias_corrected = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
+                self._moments[name] = bias_corrected.detach().float().cpu().contiguous()
 
     def save(self, folder: Path) -> None:
-        """Writes one tensor a parameter, in the parameters' shapes."""
+        """Writes ``[steps, parameters]`` norms with the parameters' names, and the moments by name."""
+        np.savez(folder / UPDATE_NORMS, names=np.array([*self._before]), norms=np.array(self._norms))
         save_file(self._moments, folder / SECOND_MOMENTS)
 
 
-class UpdateNorms(Callback):
-    """Records how far each parameter moves in every optimizer step of the warm-up."""
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._before: list[Tensor] = []
-        self._norms: list[list[float]] = []
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        assert isinstance(pl_module, MultimodalModel), "the warm-up trains the models of this project"
-        self._names = [n for n, _ in pl_module.model.named_parameters()]
-        self._before = [p.detach().clone() for p in pl_module.model.parameters()]
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        assert isinstance(pl_module, MultimodalModel), "the warm-up trains the models of this project"
-        moved = zip(pl_module.model.parameters(), self._before, strict=True)
-        self._norms.append([float((after.detach() - before).float().norm()) for after, before in moved])
-
-    def save(self, folder: Path) -> None:
-        """Writes ``[steps, parameters]`` norms with the parameters' names."""
-        np.savez(folder / UPDATE_NORMS, names=np.array(self._names), norms=np.array(self._norms))
+def _parameters(module: L.LightningModule) -> dict[str, nn.Parameter]:
+    assert isinstance(module, MultimodalModel), "the warm-up trains the models of this project"
+    return dict(module.model.named_parameters())
 
 
 def median_update_norm(folder: Path, parameters: Mapping[str, nn.Parameter]) -> float | None:

@@ -103,20 +103,17 @@ class StepDataset(Dataset[TrainingStep]):
         plan: from ``plan_steps``, for all ranks.
         collator: of the model to train.
         tokens_per_batch: padded tokens in one forward pass.
+
+    Attributes:
         rank, world_size: this rank takes every ``world_size``-th sample of a step.
+        tokens: of the samples taken so far.
     """
 
     def __init__(
-        self,
-        data: EncodedPool,
-        plan: Sequence[np.ndarray],
-        collator: Collator,
-        tokens_per_batch: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, data: EncodedPool, plan: Sequence[np.ndarray], collator: Collator, tokens_per_batch: int
     ) -> None:
         self.data, self.plan, self.collator, self.tokens_per_batch = data, plan, collator, tokens_per_batch
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size = 0, 1
         self.tokens = 0
 
     def __len__(self) -> int:

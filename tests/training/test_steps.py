@@ -33,7 +33,12 @@ def test_ranks_share_a_step(proxy, digits):
     model = proxy("float32")
     data = EncodedPool(Pool.open(digits.pool), range(48), model.encoder)
     plan = plan_steps(48, Training(batch_size=8), seed=0)
-    parts = [StepDataset(data, plan, model.collator, 4096, rank, 2)[0] for rank in range(2)]
+    steps = StepDataset(data, plan, model.collator, 4096)
+    steps.world_size = 2
+    parts = []
+    for rank in range(2):
+        steps.rank = rank
+        parts.append(steps[0])
     ids = [{s.id for micro in part.micro_batches for s in micro.samples} for part in parts]
     assert len(ids[0] | ids[1]) == 8
     assert not ids[0] & ids[1]

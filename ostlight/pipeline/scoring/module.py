@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from ostlight.errors import SelectorError
-from ostlight.models.batch import Batch
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
@@ -70,7 +69,10 @@ class ScoringModule(L.LightningModule):
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:
         with torch.enable_grad(), _default_dtype_fp32():
-            rows = self._score(batch.batch) if len(batch.batch) else []
+            rows: list[Row] = []
+            if len(batch.batch):  # where every record is rejected, the reasons matter, and not what setup may lack
+                self._ensure_set_up()
+                rows = self._scorer.score(batch.batch)
         self.cost.tokens += sum(batch.batch.tokens)
         self.cost.samples += len(batch.batch) + len(batch.rejections)
         self.cost.flops += self._flops_per_sample * len(batch.batch)
@@ -86,11 +88,6 @@ class ScoringModule(L.LightningModule):
         if self._is_set_up:
             self._is_set_up = False
             self.selector.teardown()
-
-    def _score(self, batch: Batch) -> list[Row]:
-        # Not earlier: where every record is rejected, the reasons matter, and not what setup may lack.
-        self._ensure_set_up()
-        return self._scorer.score(batch)
 
     def _ensure_set_up(self) -> None:
         if self._is_set_up:

@@ -94,7 +94,10 @@ class ScoreTask:
         label = f"{choice.shown}-seed{seed}" if selector.stochastic else choice.shown
         self.name = f"scores of {label}" + (f", {experiment.variant}" if experiment.variant else "")
         self.config = experiment.score_config(choice, seed, f"{file_name(label)}-{digest[:8]}")
-        self.folder = RunFolder.of(self.config)
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        return RunFolder.of(self.config)
 
     @property
     def proxy_folder(self) -> RunFolder:

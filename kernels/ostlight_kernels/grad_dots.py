@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ostlight_kernels import reference
 from ostlight_kernels._triton import tl, triton
-from ostlight_kernels.checks import DTYPES, check, check_alike, check_count, check_device, check_shape, check_tensor
+from ostlight_kernels.checks import DTYPES, check, check_alike, check_device, check_shape, check_tensor
 from ostlight_kernels.dispatch import capability, explain_dispatch
 from ostlight_kernels.packing import Packing
-from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import Layer, Tiles, tiles_for
 
 WORKSPACE_BYTES = 256 * 2**20
@@ -23,6 +22,18 @@ WORKSPACE_BYTES = 256 * 2**20
 
 PARTIAL_BYTES = 64 * 2**20
 """Inner products per tile, before they are summed. Both are exceeded only where one group of samples needs more."""
+
+
+@triton.jit
+def rounded_to_tf32(x):
+    """fp32 to the nearest value with tf32's 10 bits of mantissa, halves to even; infinities and NaN stay.
+
+    Tensor cores do not round an fp32 number, they drop its last 13 bits, which is a bias towards 0.
+    """
+    bits = x.to(tl.uint32, bitcast=True)
+    nearest = (bits + 0xFFF + ((bits >> 13) & 1)) & 0xFFFFE000
+    # The carry would turn a NaN of all ones, as a GPU makes them, into -0.
+    return tl.where(x == x, nearest.to(tl.float32, bitcast=True), x)
 
 
 @triton.jit
@@ -241,8 +252,7 @@ def grad_dots(
     a: Tensor,
     b: Tensor,
     vectors: Tensor,
-    segments: Tensor | Packing | None = None,
-    num_samples: int | None = None,
+    packing: Packing | None = None,
     *,
     allow_tf32: bool = False,
 ) -> Tensor:
@@ -254,35 +264,29 @@ def grad_dots(
 
     Args:
         a: ``[N, T, D_in]`` inputs of the layer; bf16, fp16, fp32 or fp64.
-        b: ``[N, T, D_out]`` gradients of its outputs, zero at padding where there are no segments.
+        b: ``[N, T, D_out]`` gradients of its outputs, zero at padding where there is no packing.
         vectors: ``[M, D_out, D_in]``, any M of at least 1.
-        segments: ``[N, T]`` integers for packed rows, the sample of each token, -1 for padding; or a
-            :class:`Packing` made from them once for all layers. ``None``: row n is sample n.
-        num_samples: S, needed with a tensor of segments.
+        packing: which of the ``[N, T]`` tokens belong to which of S samples. ``None``: row n is sample n.
         allow_tf32: let fp32 inputs, vectors and gradients be rounded to tf32 (10 bits of mantissa) and multiplied on
             tensor cores; has no effect on a CPU.
 
     Returns:
-        ``[N, M]`` (``[S, M]`` with segments) ``<g_n, vector_m>``, fp32; fp64 for fp64 input. A sample
+        ``[N, M]`` (``[S, M]`` with a packing) ``<g_n, vector_m>``, fp32; fp64 for fp64 input. A sample
         without tokens has zeros. The same input gives the same bits on the same device; a sample's row does not
         depend on the values of the others beside it.
 
     Raises:
-        ValueError: no dense tensor, a mismatch of shape, dtype or device, no vectors, or segments out of range; names
+        ValueError: no dense tensor, a mismatch of shape, dtype or device, no vectors, or a packing of other rows; names
             the argument, what it got and what it takes.
     """
-    _check(a, b, vectors, segments, num_samples)
-    if isinstance(segments, Tensor):
-        assert num_samples is not None
-        segments = Packing.of(segments, num_samples)
+    _check(a, b, vectors, packing)
     if explain_dispatch(a).name == "reference":
-        return reference.dots_and_squares(a, b, vectors, segments, squares=False)[0]
+        return reference.dots_and_squares(a, b, vectors, packing, squares=False)[0]
     with torch.cuda.device_of(a):
-        return launch(a, b, vectors, segments, allow_tf32=allow_tf32)
+        return launch(a, b, vectors, packing, allow_tf32=allow_tf32)
 
 
-def _check(a: Tensor, b: Tensor, vectors: Tensor, segments: Tensor | Packing | None, num_samples: int | None) -> None:
-    """The arguments of ``grad_dots``; the values in ``segments`` are checked by :class:`Packing`."""
+def _check(a: Tensor, b: Tensor, vectors: Tensor, packing: Packing | None) -> None:
     for name, tensor in (("a", a), ("b", b), ("vectors", vectors)):
         check_tensor(tensor, name)
     check(a.dtype in DTYPES, "a", f"dtype {a.dtype}", "bf16, fp16, fp32 or fp64")
@@ -296,18 +300,7 @@ def _check(a: Tensor, b: Tensor, vectors: Tensor, segments: Tensor | Packing | N
     check(d_out >= 1, "b", f"shape {tuple(b.shape)}", "D_out of at least 1")
     check_alike(b, "b", a, "a")
     check_alike(vectors, "vectors", a, "a")
-    if num_samples is not None:
-        check_count(num_samples, "num_samples")
-    if segments is None:
-        wanted = num_samples is None or num_samples == n
-        check(wanted, "num_samples", num_samples, f"None or N={n} of a where there are no segments")
-    elif not isinstance(segments, Packing):
-        check_tensor(segments, "segments")
-        check_shape(segments, "segments", f"[N, T] with N={n} and T={t} of a", n, t)
-        check_device(segments, "segments", a, "a")
-        check(num_samples is not None, "num_samples", None, "the number of samples in segments")
-    else:
-        check(segments.shape == (n, t), "segments", f"rows {segments.shape}", f"rows of N={n} and T={t} of a")
-        check_device(segments.order, "segments", a, "a")
-        fits = num_samples is None or num_samples == segments.num_samples
-        check(fits, "num_samples", num_samples, f"None or the {segments.num_samples} of segments")
+    if packing is not None:
+        check(isinstance(packing, Packing), "packing", f"a {type(packing).__name__}", "a Packing, from Packing.of")
+        check(packing.shape == (n, t), "packing", f"rows {packing.shape}", f"rows of N={n} and T={t} of a")
+        check_device(packing.order, "packing", a, "a")

@@ -31,7 +31,6 @@ from triton.runtime import interpreter
 from ostlight_kernels import Packing, head_kernels, small_step_kernels
 from ostlight_kernels.head_launcher import KernelHeadStep
 from ostlight_kernels.head_problem import HeadProblem
-from ostlight_kernels.tf32 import rounded_to_tf32
 from ostlight_kernels.tiles import HeadTiles, ProductTiles, Tiles
 
 # Modules, not the functions of the same name that the package exports.
@@ -146,7 +145,7 @@ def rounding_case() -> dict[str, Tensor]:
     x[: len(AWKWARD)] = torch.tensor(AWKWARD)
     # Beside the usual NaN the one that GPUs make, all ones.
     x[-2:] = torch.tensor([0x7FC00000, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
-    return {"got": mapped(x, rounded_to_tf32), "nearest": nearest_tf32(x)}
+    return {"got": mapped(x, grad_dots.rounded_to_tf32), "nearest": nearest_tf32(x)}
 
 
 def series_case(function: Any, below: float, truth: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 import pytest
 import torch
@@ -109,7 +108,7 @@ SEGMENTS = torch.tensor([[0, 0, 1, 1, 1, -1], [1, 4, 3, 4, 3, -1], [-1, -1, -1, 
 
 def test_segments_gather_a_sample_from_anywhere() -> None:
     a, b, vectors = layer(3, 6, 5, 4, 3)
-    dots = grad_dots(a, b, vectors, SEGMENTS, num_samples=6)
+    dots = grad_dots(a, b, vectors, Packing.of(SEGMENTS, 6))
     torch.testing.assert_close(dots, oracle(a, b, vectors, SEGMENTS, 6), rtol=1e-12, atol=1e-12)
     assert dots[2].eq(0).all()
     assert dots[5].eq(0).all()
@@ -117,10 +116,10 @@ def test_segments_gather_a_sample_from_anywhere() -> None:
 
 def test_padding_belongs_to_nobody() -> None:
     a, b, vectors = layer(3, 6, 5, 4, 3)
-    before = grad_dots(a, b, vectors, SEGMENTS, num_samples=6)
+    before = grad_dots(a, b, vectors, Packing.of(SEGMENTS, 6))
     a[SEGMENTS == -1] = float("nan")
     b[SEGMENTS == -1] = float("inf")
-    assert grad_dots(a, b, vectors, SEGMENTS, num_samples=6).equal(before)
+    assert grad_dots(a, b, vectors, Packing.of(SEGMENTS, 6)).equal(before)
 
 
 def test_a_packing_is_made_once_for_all_layers() -> None:
@@ -128,14 +127,14 @@ def test_a_packing_is_made_once_for_all_layers() -> None:
     assert packing.lengths == (2, 4, 0, 2, 3, 0)
     for width in (3, 8):
         a, b, vectors = layer(3, 6, width, 4, 3)
-        assert grad_dots(a, b, vectors, packing).equal(grad_dots(a, b, vectors, SEGMENTS, num_samples=6))
+        assert grad_dots(a, b, vectors, packing).equal(grad_dots(a, b, vectors, Packing.of(SEGMENTS, 6)))
 
 
 def test_only_padding() -> None:
     a, b, vectors = layer(2, 3, 4, 5, 2)
     nobody = torch.full((2, 3), -1)
-    assert grad_dots(a, b, vectors, nobody, num_samples=3).equal(torch.zeros(3, 2, dtype=torch.float64))
-    assert grad_dots(a, b, vectors, nobody, num_samples=0).shape == (0, 2)
+    assert grad_dots(a, b, vectors, Packing.of(nobody, 3)).equal(torch.zeros(3, 2, dtype=torch.float64))
+    assert grad_dots(a, b, vectors, Packing.of(nobody, 0)).shape == (0, 2)
 
 
 def test_no_gradient_flows() -> None:
@@ -157,23 +156,20 @@ BAD = {
     "vectors: got M=0": lambda a, b, q: grad_dots(a, b, q[:0]),
     "vectors: got shape (2, 4, 5), takes [M, D_out, D_in] with D_out=5": lambda a, b, q: grad_dots(a, b, q.mT),
     "vectors: got dtype torch.float32": lambda a, b, q: grad_dots(a, b, q.float()),
-    "num_samples: got 3": lambda a, b, q: grad_dots(a, b, q, num_samples=3),
-    "num_samples: got None": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long()),
-    "num_samples: got -1": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long(), -1),
-    "num_samples: got 4": lambda a, b, q: grad_dots(a, b, q, Packing.of(torch.zeros(2, 3).long(), 3), 4),
-    "num_samples: got 2.0": lambda a, b, q: grad_dots(a, b, q, num_samples=2.0),
-    "num_samples: got '2'": lambda a, b, q: grad_dots(a, b, q, num_samples="2"),
-    "num_samples: got 5.0": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long(), 5.0),
-    "num_samples: got '5'": lambda a, b, q: Packing.of(torch.zeros(2, 3).long(), "5"),
-    "num_samples: got True": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long(), True),
-    "segments: got layout torch.sparse_coo": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).to_sparse(), 1),
-    "segments: got a list": lambda a, b, q: grad_dots(a, b, q, [[0, 0, 0], [0, 0, 0]], 1),
-    "segments: got a ndarray": lambda a, b, q: Packing.of(torch.zeros(2, 3).long().numpy(), 1),
-    "segments: got shape (3, 2)": lambda a, b, q: grad_dots(a, b, q, torch.zeros(3, 2).long(), 1),
-    "segments: got rows (3, 2)": lambda a, b, q: grad_dots(a, b, q, Packing.of(torch.zeros(3, 2).long(), 1)),
-    "segments: got dtype torch.float32": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3), 1),
-    "segments: got a sample id 2 with num_samples=2": lambda a, b, q: grad_dots(a, b, q, torch.full((2, 3), 2), 2),
-    "segments: got a sample id -2": lambda a, b, q: grad_dots(a, b, q, torch.full((2, 3), -2), 2),
+    "packing: got a Tensor, takes a Packing": lambda a, b, q: grad_dots(a, b, q, torch.zeros(2, 3).long()),
+    "packing: got rows (3, 2)": lambda a, b, q: grad_dots(a, b, q, Packing.of(torch.zeros(3, 2).long(), 1)),
+    "num_samples: got -1": lambda *_: Packing.of(torch.zeros(2, 3).long(), -1),
+    "num_samples: got 5.0": lambda *_: Packing.of(torch.zeros(2, 3).long(), 5.0),
+    "num_samples: got '5'": lambda *_: Packing.of(torch.zeros(2, 3).long(), "5"),
+    "num_samples: got True": lambda *_: Packing.of(torch.zeros(2, 3).long(), True),
+    "segments: got layout torch.sparse_coo": lambda *_: Packing.of(torch.zeros(2, 3).to_sparse(), 1),
+    "segments: got a list": lambda *_: Packing.of([[0, 0, 0], [0, 0, 0]], 1),
+    "segments: got a ndarray": lambda *_: Packing.of(torch.zeros(2, 3).long().numpy(), 1),
+    "segments: got device meta": lambda *_: Packing.of(torch.zeros(2, 3, device="meta").long(), 1),
+    "segments: got shape (6,)": lambda *_: Packing.of(torch.zeros(6).long(), 1),
+    "segments: got dtype torch.float32": lambda *_: Packing.of(torch.zeros(2, 3), 1),
+    "segments: got a sample id 2 with num_samples=2": lambda *_: Packing.of(torch.full((2, 3), 2), 2),
+    "segments: got a sample id -2": lambda *_: Packing.of(torch.full((2, 3), -2), 2),
 }
 
 
@@ -182,44 +178,4 @@ def test_bad_input_is_refused_by_name(message: str) -> None:
     a, b, vectors = layer(2, 3, 4, 5, 2)
     with pytest.raises(ValueError) as rejection:  # noqa: PT011  the message is what is asserted
         BAD[message](a, b, vectors)
-    assert str(rejection.value).startswith(message)
-
-
-PARTS: dict[str, Any] = {
-    "shape": (2, 3),
-    "num_samples": 2,
-    "order": torch.tensor([0, 1, 5]),
-    "starts": torch.tensor([0, 2, 3]),
-    "lengths": (2, 1),
-}
-MISFITS: dict[str, dict[str, Any]] = {
-    "shape: got (6,)": {"shape": (6,)},
-    "shape: got -2": {"shape": (-2, -3)},
-    "num_samples: got 2.0": {"num_samples": 2.0},
-    "order: got a list": {"order": [0, 1, 5]},
-    "order: got dtype torch.int32": {"order": PARTS["order"].int()},
-    "order: got shape (3, 1)": {"order": PARTS["order"][:, None]},
-    "order: got shape (3,), takes one contiguous row": {"order": torch.arange(6)[::2]},
-    "order: got device meta": {"order": PARTS["order"].to("meta"), "starts": PARTS["starts"].to("meta")},
-    "order: got 0 to 6, takes places of the 6 tokens": {"order": torch.tensor([0, 1, 6])},
-    "order: got -1 to 5": {"order": torch.tensor([0, -1, 5])},
-    "starts: got device meta": {"starts": PARTS["starts"].to("meta")},
-    "starts: got 2 from [0] to [3], takes 3 places": {"starts": torch.tensor([0, 3])},
-    "starts: got 3 from [0] to [4], takes 3 places from 0 to 3": {"starts": torch.tensor([0, 2, 4])},
-    "starts: got 3 from [1] to [3]": {"starts": torch.tensor([1, 2, 3])},
-    "starts: got places that fall": {"starts": torch.tensor([0, 4, 3])},
-    "lengths: got (1, 2), takes (2, 1)": {"lengths": (1, 2)},
-}
-
-
-def test_a_packing_can_be_made_by_hand() -> None:
-    a, b, vectors = layer(2, 3, 4, 5, 2)
-    expected = grad_dots(a, b, vectors, torch.tensor([[0, 0, -1], [-1, -1, 1]]), num_samples=2)
-    assert grad_dots(a, b, vectors, Packing(**PARTS)).equal(expected)
-
-
-@pytest.mark.parametrize("message", MISFITS)
-def test_a_packing_that_does_not_fit_together_is_refused(message: str) -> None:
-    with pytest.raises(ValueError) as rejection:  # noqa: PT011  the message is what is asserted
-        Packing(**PARTS | MISFITS[message])
     assert str(rejection.value).startswith(message)

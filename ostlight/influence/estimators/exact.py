@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ostlight.errors import BadRecord, InfluenceError
+from ostlight.influence.gradients.forward_mode import shiftable
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.simulated_step import SimulatedStep
 
@@ -17,8 +17,8 @@ class Exact:
 
         theta_i' = theta - eta grad l_i(theta),    u_i = L_V(theta) - L_V(theta_i')
 
-    in nats; positive helps, negative is toxic. Costs a training step on the sample and a pass over all anchors. Works
-    for any model and parameters. After every sample the weights are restored bit for bit, from a copy.
+    in nats: positive where the anchors' loss decreases. Costs a training step on the sample and a pass over all
+    anchors. Works for any model and parameters. After every sample the weights are restored bit for bit, from a copy.
 
     Args:
         step: on weights in float32 or float64. Half precision would swallow it in rounding: pass
@@ -35,8 +35,7 @@ class Exact:
                 f"exact takes float32 or float64 weights; {half[0]} is {step.parameters[half[0]].dtype}"
             )
         train_only(step.model, step.parameters)
-        self.step, self.parameters = step, list(step.parameters.values())
-        self._restored = [p.detach().clone() for p in self.parameters]
+        self.step = step
         with self._full_precision():
             self.base = step.anchors.losses(step.model)
         if not bool(torch.isfinite(self.base).all()):
@@ -51,19 +50,18 @@ class Exact:
             ``score`` (``u_i``), ``loss`` (``l_i``), ``gradient_norm``; where the anchors have groups
             ``utility_by_group`` in the order of ``anchors.names``; ``failure`` where loss or gradient are not finite.
         """
+        rows = []
         with self._full_precision():
-            rows = [self._one_or_failure(single) for single in self.step.task.singles(batch)]
+            for single in self.step.task.singles(batch):
+                try:
+                    rows.append(self.one(single))
+                except BadRecord as error:
+                    rows.append({"score": float("nan"), "failure": error})
         return {name: [row.get(name) for row in rows] for name in {k: None for row in rows for k in row}}
 
     def _full_precision(self) -> torch.autocast:
         """The change of a loss is smaller than what mixed precision rounds off the loss."""
         return torch.autocast(self.step.device.type, enabled=False)
-
-    def _one_or_failure(self, single: Any) -> dict[str, Any]:
-        try:
-            return self.one(single)
-        except BadRecord as error:
-            return {"score": float("nan"), "failure": error}
 
     def one(self, single: Any) -> dict[str, Any]:
         """``columns`` of a batch of one sample.
@@ -72,7 +70,9 @@ class Exact:
             BadRecord: the loss or the gradient is not finite.
         """
         loss, gradient = sample_gradient(self.step.model, self.step.task, self.step.parameters, single)
-        utility = self.base - self._losses_after(list(self.step.direction(gradient).values()))
+        with shiftable(self.step.parameters) as shift:
+            shift(self.step.direction(gradient), -self.step.step_size)
+            utility = self.base - self.step.anchors.losses(self.step.model)
         columns: dict[str, Any] = {
             "score": float(utility[0]),
             "loss": float(loss),
@@ -81,14 +81,3 @@ class Exact:
         if self.step.anchors.names:
             columns["utility_by_group"] = utility[1:].tolist()
         return columns
-
-    def _losses_after(self, direction: list[Tensor]) -> Tensor:
-        try:
-            with torch.no_grad():
-                for parameter, g in zip(self.parameters, direction, strict=True):
-                    parameter.sub_(g, alpha=self.step.step_size)
-            return self.step.anchors.losses(self.step.model)
-        finally:
-            with torch.no_grad():
-                for parameter, before in zip(self.parameters, self._restored, strict=True):
-                    parameter.copy_(before)

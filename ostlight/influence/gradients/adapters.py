@@ -138,18 +138,11 @@ def _plain_adapter(layer: Any, names: Mapping[int, str], sink: GradientSink | No
     (name,) = active
     down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     drops = layer.training and getattr(dropout, "p", 0.0) > 0
-    vanilla = name not in layer.lora_variant and type(down) is type(up) is nn.Linear and up.bias is None
-    frozen = not any(id(parameter) in names for parameter in base.parameters())
+    variant = name in layer.lora_variant or not type(down) is type(up) is nn.Linear or up.bias is not None
+    trained = any(id(parameter) in names for parameter in base.parameters())
     selected = id(down.weight) in names and id(up.weight) in names
-    dtypes = {down.weight.dtype, up.weight.dtype, base.weight.dtype}
-    if (
-        drops
-        or not vanilla
-        or not frozen
-        or not selected
-        or _hooked(layer, base, down, up)
-        or dtypes not in ({torch.float32}, {torch.float64})
-    ):
+    same_dtype = {down.weight.dtype, up.weight.dtype, base.weight.dtype} in ({torch.float32}, {torch.float64})
+    if drops or variant or trained or not selected or not same_dtype or _hooked(layer, base, down, up):
         return None
     return Adapter(
         base.weight.detach(),

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
 from ostlight.errors import InfluenceError
+from ostlight.influence.gradients.norms import wide
+from ostlight.influence.gradients.probes import gradients_of, requiring_gradients
 from ostlight.influence.gradients.products import Products
 from ostlight.influence.gradients.rows import RowOwners
 from ostlight.influence.gradients.tracking import ParameterTracker
@@ -131,8 +133,8 @@ class GradientDots:
         """
         generator = torch.Generator().manual_seed(0)
         vectors = {
-            name: torch.randn(1, *parameter.shape, generator=generator).to(parameter.device, _at_least_fp32(parameter))
-            for name, parameter in self.parameters.items()
+            name: torch.randn(1, *p.shape, generator=generator).to(p.device, wide(p).dtype)
+            for name, p in self.parameters.items()
         }
         found = self.products(losses, rows, vectors, separate=True)
         worst, tolerance = 0.0, max(AGREEMENT[parameter.dtype] for parameter in self.parameters.values())
@@ -145,7 +147,7 @@ class GradientDots:
             for name, gradient in gradients.items():
                 expected = (gradient.double() * vectors[name][0]).sum()
                 got = found.by_parameter[name][row, 0] if name in found.by_parameter else torch.zeros(())
-                # The size a product with a random target has; the product of the norms is larger by the root of the
+                # The size a product with a random vector has; the product of the norms is larger by the root of the
                 # parameter's size, and held against it even a product that is all wrong would look small.
                 scale = max(float(gradient.double().norm()), least)
                 deviation = abs(float(got) - float(expected)) / scale if scale else abs(float(got))
@@ -159,19 +161,9 @@ class GradientDots:
         return worst
 
     def _plain_gradient(self, losses: Losses, row: int) -> dict[str, Tensor]:
-        asked = {parameter: parameter.requires_grad for parameter in self.parameters.values()}
-        try:
-            for parameter in asked:
-                parameter.requires_grad_(True)
-            with torch.enable_grad():
-                gradients = torch.autograd.grad(losses()[row], list(asked), allow_unused=True)
-        finally:
-            for parameter, before in asked.items():
-                parameter.requires_grad_(before)
-        return {
-            name: torch.zeros_like(parameter) if gradient is None else gradient
-            for (name, parameter), gradient in zip(self.parameters.items(), gradients, strict=True)
-        }
+        with requiring_gradients(self.parameters):
+            found = gradients_of(losses()[row], None, self.parameters, keep=False)
+        return {name: found.get(name, torch.zeros_like(parameter)) for name, parameter in self.parameters.items()}
 
     def _check(self, vectors: Mapping[str, Tensor]) -> int:
         if not vectors:
@@ -190,7 +182,3 @@ class GradientDots:
             problems = "; ".join(wrong[:5]) or f"they hold {sorted(counts)} vectors each"
             raise InfluenceError(f"vectors do not fit the parameters: {problems}")
         return counts.pop()
-
-
-def _at_least_fp32(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

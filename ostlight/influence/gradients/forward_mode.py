@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import merged_forwards
-
-Losses = Callable[[], Tensor]
-"""Runs the model on a batch and returns its per-sample losses ``[N]``."""
+from ostlight.influence.gradients.engine import Losses
 
 STEPS_TRIED = 10
 """Step sizes tried, each a quarter of the one before: five decades hold the valley between truncation and rounding."""
@@ -34,7 +32,7 @@ class DifferenceStep:
     Attributes:
         size: h.
         relative_error: root mean square of ``D(h) - D(h/4)`` over the samples tried, over that of ``D(h/4)``. Where
-            truncation rules it is 15/16 of the error of ``D(h)``; where rounding rules, about four times it.
+            truncation dominates it is 15/16 of the error of ``D(h)``; where rounding does, about four times it.
     """
 
     size: float
@@ -116,6 +114,7 @@ def _central(losses: Losses, shift: Shift, direction: Mapping[str, Tensor], size
 
 @contextmanager
 def shiftable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Shift]:
+    """Gives ``shift(direction, size)``: the parameters at ``start + size * direction``, restored in the end."""
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def shift(direction: Mapping[str, Tensor], size: float) -> None:

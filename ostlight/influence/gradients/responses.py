@@ -23,7 +23,7 @@ others; the rest counts as one more token, whose logit is the logarithm of their
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -130,13 +130,8 @@ class StepResponses:
         """``J' W rho_k`` for these k: ``[len(only), *shape]`` per parameter. A backward pass over the anchors each."""
         signal = _metric(self.logits, _pooled(anchors, self.weights))
         totals = zeros(parameters, len(only))
-        start = 0
         with requiring_gradients(parameters):
-            for _, logits, labels in anchors.runs(model):
-                chosen, targets = answer_tokens(logits, labels)
-                rows = slice(start, start + len(targets))
-                start += len(targets)
-                kept = merge_rest(chosen, self.token_ids[rows], self.logits.shape[1])
+            for rows, kept in _kept_logits(model, anchors, self.token_ids, self.logits.shape[1]):
                 for place, k in enumerate(only):
                     gradient = gradients_of(kept, signal(self.directions[k, rows], rows), parameters, k != only[-1])
                     for name, vector in gradient.items():
@@ -284,11 +279,16 @@ def _metric(logits: Tensor, weights: Tensor) -> Callable[[Tensor, slice], Tensor
     return applied
 
 
+def _kept_logits(model: nn.Module, anchors: Anchors, token_ids: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of ``StepResponses`` that a batch of anchors makes, and their ``[rows, C]`` logits."""
+    start = 0
+    for _, logits, labels in anchors.runs(model):
+        chosen, _ = answer_tokens(logits, labels)
+        rows = slice(start, start + len(chosen))
+        start += len(chosen)
+        yield rows, merge_rest(chosen, token_ids[rows], width)
+
+
+@torch.no_grad()
 def _logits_now(model: nn.Module, anchors: Anchors, token_ids: Tensor, width: int) -> Tensor:
-    start, parts = 0, []
-    with torch.no_grad():
-        for _, logits, labels in anchors.runs(model):
-            chosen, targets = answer_tokens(logits, labels)
-            parts.append(merge_rest(chosen, token_ids[start : start + len(targets)], width))
-            start += len(targets)
-    return torch.cat(parts)
+    return torch.cat([logits for _, logits in _kept_logits(model, anchors, token_ids, width)])

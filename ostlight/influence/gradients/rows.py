@@ -25,7 +25,7 @@ class RowOwners:
 
     Args:
         num_samples: N.
-        vision: ``[U]`` owner of each vision unit (a image, a tile or a patch), ``None`` where none are known.
+        vision: ``[U]`` owner of each vision unit (an image, a tile or a patch), ``None`` where none are known.
         text_parameters: ids of the parameters that see tokens; ``None`` means all of them.
         why_no_vision: what to say when a vision parameter is used and ``vision`` is ``None``.
     """
@@ -67,7 +67,7 @@ class RowOwners:
         if units is None:
             raise InfluenceError(
                 f"parameter {name}: it sees images, and {self._why_no_vision}; "
-                "leave the vision tower out with parameters=blocks, or use the estimator exact"
+                "leave the vision tower out with parameters=blocks, or use estimator=exact"
             )
         count = len(units)
         if count and length % count == 0:
@@ -119,7 +119,7 @@ class RowMap:
         elif self._family in FLAT_PATCHES:
             vision = self._by_placeholders(inputs, inputs["image_grid_thw"].prod(1))
         else:
-            why = f"how the model type {self._family!r} lays out its images is not known here"
+            why = f"how the model type {self._family!r} lays out its images is not known"
             return RowOwners(num_samples, None, self._text, why)
         return RowOwners(num_samples, vision, self._text)
 

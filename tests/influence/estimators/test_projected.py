@@ -47,8 +47,8 @@ def test_where_the_network_is_linear_in_the_scope_it_is_the_definition(proxy, sa
     definition = Exact(SimulatedStep(model.model, parameters, anchors, 3.0)).columns(batch)
     assert found["score"].tolist() == pytest.approx(definition["score"], rel=1e-6)
     if groups:
-        told = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
-        assert torch.allclose(found["utility_by_group"], told, rtol=1e-6)
+        by_group = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
+        assert torch.allclose(found["utility_by_group"], by_group, rtol=1e-6)
     # A step this long is no parabola.
     second = SecondOrder(SimulatedStep(model.model, parameters, anchors, 3.0), 16).columns(batch)["score"]
     assert (second - torch.tensor(definition["score"])).abs().median() > 0.1 * second.abs().median()
@@ -136,9 +136,9 @@ def test_steps_that_were_measured_are_told_as_the_definition_has_them(proxy, sam
     definition = Exact(SimulatedStep(model.model, parameters, anchors, 0.02)).columns(batch)
     found = scorer.columns(batch)
     assert found["score"].tolist() == pytest.approx(definition["score"], rel=1e-2)
-    told = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
-    assert (found["utility_by_group"] - told).norm() < 0.02 * told.norm()
+    by_group = torch.tensor(definition["utility_by_group"], dtype=torch.float64)
+    assert (found["utility_by_group"] - by_group).norm() < 0.02 * by_group.norm()
     slopes, phi = scorer.split(scorer.products(batch).dots)
     straight = 0.02 * (slopes - phi @ scorer.inside.T) + scorer.responses.loss_decrease(phi, 0.02)
     order = [list(scorer.sizes).index(name) for name in scorer.names]
-    assert (straight[:, order] - told).norm() > 0.1 * told.norm()
+    assert (straight[:, order] - by_group).norm() > 0.1 * by_group.norm()

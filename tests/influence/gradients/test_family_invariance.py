@@ -116,8 +116,8 @@ def test_scores_do_not_depend_on_batch_padding_or_order(
         scorer = estimator(model, parameters, anchors, [batched(model, [k], pool) for k in range(6)])
         found = torch.empty(6, dtype=torch.float64)
         for rows in batches:
-            told = scorer.columns(batched(model, rows, pool))["score"]
-            found[rows] = torch.as_tensor(told, dtype=torch.float64)
+            returned = scorer.columns(batched(model, rows, pool))["score"]
+            found[rows] = torch.as_tensor(returned, dtype=torch.float64)
         tables.append(found)
     worst = max(float((other - tables[0]).abs().max()) for other in tables[1:])
     assert worst <= BOUNDS[dtype] * float(tables[0].abs().median())

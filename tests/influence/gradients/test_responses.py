@@ -57,8 +57,8 @@ def test_within_the_measured_steps_the_squared_coordinates_are_the_gauss_newton_
 
 def test_more_directions_than_answer_tokens_are_refused() -> None:
     model = Bigram()
-    told = r"18 directions from 17 answer tokens of 5 anchors: add anchors, or ask for fewer"
-    with pytest.raises(InfluenceError, match=told):
+    expected = r"18 directions from 17 answer tokens of 5 anchors: add anchors, or ask for fewer"
+    with pytest.raises(InfluenceError, match=expected):
         read(model, steps_of(model, 2), 18)
 
 
@@ -85,13 +85,15 @@ def test_the_fall_is_that_of_a_network_linear_in_its_weights(groups: list[str] |
     phi = coordinates(model, found, steps, groups)
     for row, step in enumerate(steps):
         here, there = every_logit(model), every_logit(shifted(model, step, small))
-        falls = dict.fromkeys(sizes, 0.0)
+        decreases = dict.fromkeys(sizes, 0.0)
         for index, (start, end) in enumerate(zip(here, there, strict=True)):
             labels = torch.tensor(IDS[index][PROMPT[index] :])
             moved = start - eta * (end - start) / small
             group = groups[index] if groups else "all"
-            falls[group] += float(cross_entropy(start, labels) - cross_entropy(moved, labels)) / sizes[group]
-        assert found.loss_decrease(phi[row : row + 1], eta)[0].tolist() == pytest.approx(list(falls.values()), rel=2e-3)
+            decreases[group] += float(cross_entropy(start, labels) - cross_entropy(moved, labels)) / sizes[group]
+        assert found.loss_decrease(phi[row : row + 1], eta)[0].tolist() == pytest.approx(
+            list(decreases.values()), rel=2e-3
+        )
     slopes, curvatures = phi @ found.loss_gradients.mean(0), phi.square().sum(1)
     parabola, whole = eta * slopes - eta**2 / 2 * curvatures, found.loss_decrease(phi, eta).mean(1)
     assert (parabola - whole).abs().median() > 0.1 * whole.abs().median()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ from ostlight.influence.anchors import Anchors
 from ostlight.influence.task import Task, digest_of
 from ostlight.models.batch import Batch
 from ostlight.models.module import MultimodalModel, next_token_logits
+
+log = logging.getLogger(__name__)
 
 
 class SampleTask(Task):
@@ -43,18 +46,17 @@ class SampleTask(Task):
 def make_anchors(
     model: MultimodalModel, samples: Sequence[Sample], groups: Sequence[str], tokens_per_batch: int
 ) -> Anchors:
-    """The anchors, batched by length for one model.
+    """The anchors, batched by length for one model. A warning names groups of one anchor, unless all are.
 
     Raises:
-        SelectorError: an anchor cannot be encoded (anchors are trusted, so none is rejected), or is the only
-            one of its group.
+        SelectorError: an anchor cannot be encoded: anchors are trusted, so none is rejected.
     """
     counts = Counter(groups)
     single = sorted(group for group, count in counts.items() if count == 1)
-    if single and len(counts) > 1:
-        raise SelectorError(
-            f"anchors.group: a single anchor is in {', '.join(map(repr, single[:10]))}; one sample says too little "
-            "about a group, so add anchors or merge the group with another"
+    if 0 < len(single) < len(counts):
+        log.warning(
+            f"anchors.group: a single anchor is in {', '.join(map(repr, single[:10]))}; one sample says little about a "
+            "group: add anchors, or merge the group with another"
         )
     try:
         batches = model.batches(samples, tokens_per_batch)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.errors import InfluenceError, SelectorError
+from ostlight.errors import InfluenceError
 from ostlight.influence.batch_invariance import check_batch_invariance
 from ostlight.models import influence_task
 from ostlight.models.influence_task import make_anchors
@@ -44,10 +44,12 @@ def test_logits_that_mix_samples_are_named(settings, monkeypatch, estimator: str
         ostlight.select(settings(selector=ost))
 
 
-def test_a_group_of_one_anchor_is_refused(proxy, samples):
-    groups = ["a"] * 6 + ["b"] * 7 + ["c"]
-    with pytest.raises(SelectorError, match="anchors.group: a single anchor is in 'c'"):
-        make_anchors(proxy("float32"), samples("anchors"), groups, 10_000)
+def test_a_group_of_one_anchor_is_named(proxy, samples, logged):
+    model, anchors = proxy("float32"), samples("anchors")
+    assert make_anchors(model, anchors, ["a"] * 6 + ["b"] * 7 + ["c"], 10_000).sizes == {"a": 6, "b": 7, "c": 1}
+    assert "a single anchor is in 'c'" in logged()
+    make_anchors(model, anchors, [str(k) for k in range(14)], 10_000)
+    assert "single" not in logged()
 
 
 @pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])

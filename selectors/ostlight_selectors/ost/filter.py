@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ log = logging.getLogger("ostlight.selectors.ost")
 
 SHOWN = 8
 """Values of a tag whose shares are logged."""
+SURE = 0.95
+"""Share of bootstrap draws from which on a sign is called sure."""
 
 
 def select_filter(
@@ -44,7 +47,7 @@ def select_filter(
     """
     strength = scores.column("alignment" if "alignment" in scores else "score")
     admitted = admission(scores, strength, min_confidence, by_anchor)
-    _report(scores, admitted)
+    _report(scores, admitted, by_anchor)
     row_of = {position: k for k, position in enumerate(scores.positions.tolist())} if budget.stratify_by else {}
 
     def within(part: Scores, share: Budget) -> np.ndarray:
@@ -125,16 +128,21 @@ def seeded_uniform(scores: Scores) -> np.ndarray:
     return np.array(uniform_by_id(seed, scores.ids))
 
 
-def _report(scores: Scores, admitted: np.ndarray) -> None:
-    """Logs and notes what share is admitted, of all and of each value of each tag."""
+def _report(scores: Scores, admitted: np.ndarray, by_anchor: str) -> None:
+    """Logs and notes what share is admitted, of all and of each value of each tag, and how sure the signs are."""
     by_tag = {tag: _shares(values, admitted) for tag, values in scores.tags().items()}
     log.info(f"filter: {_percent(admitted)} of {len(admitted):,} samples are admitted (a step lowers the anchor loss)")
     for tag, shares in by_tag.items():
         listed = sorted(shares.items(), key=lambda item: item[1])
         more = f", and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
         log.info(f"filter: admitted by {tag}: {', '.join(f'{v} {s:.0%}' for v, s in listed[:SHOWN])}{more}")
+    note: dict[str, Any] = {"samples": int(admitted.sum()), "of": len(admitted), "by_tag": by_tag}
+    if by_anchor in scores and len(scores):
+        confidence = sign_confidence(scores.column(by_anchor))
+        note["sure"] = float((np.maximum(confidence, 1 - confidence) >= SURE).mean())
+        log.info(f"filter: for {note['sure']:.0%} the sign holds in {SURE:.0%} of bootstrap draws of the anchors")
     if scores.in_run:
-        scores.context.note("admitted", {"samples": int(admitted.sum()), "of": len(admitted), "by_tag": by_tag})
+        scores.context.note("admitted", note)
 
 
 def _percent(admitted: np.ndarray) -> str:

@@ -142,6 +142,8 @@ def test_min_confidence_admits_fewer():
     select(in_run(table(), 0, notes), Budget(count=20), **options)
     expected = ADMITTED & (sign_confidence(BY_ANCHOR_VALUES.astype(np.float16)) >= 0.9)
     assert notes["admitted"]["samples"] == expected.sum() < ADMITTED.sum()
+    confidence = sign_confidence(BY_ANCHOR_VALUES.astype(np.float16))
+    assert notes["admitted"]["sure"] == ((confidence >= 0.95) | (confidence <= 0.05)).mean()
     with pytest.raises(DataError, match="utility_by_anchor"):
         select(Scores(table().table.drop_columns([BY_ANCHOR])), Budget(count=20), **options)
 

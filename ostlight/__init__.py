@@ -126,11 +126,11 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     return write_report(run, out)
 
 
-def explain(run: str | Path, sample_id: str) -> None:
+def explain(run: str | Path, sample_id: str, layers: bool = False) -> None:
     """Prints what a sample does to the model, for which anchors, and why (``ostlight.reporting.explain``)."""
     from ostlight.reporting.explain import explain as print_explanation
 
-    print_explanation(run, sample_id)
+    print_explanation(run, sample_id, layers)
 
 
 def sources(run: str | Path, tag: str | None = None) -> Matrix:

@@ -118,11 +118,12 @@ def report(
 def explain(
     run: Run,
     id: Annotated[str, typer.Argument(help="of a sample of the pool")],
+    layers: Annotated[bool, typer.Option("--layers", help="load the proxy and show in which layers")] = False,
 ) -> None:
     """Show what one sample does to the model, and why."""
     import ostlight
 
-    ostlight.explain(run, id)
+    ostlight.explain(run, id, layers=layers)
 
 
 @app.command()

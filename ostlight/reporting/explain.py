@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,13 @@ from ostlight.data.sanitize import printable
 from ostlight.errors import BadRecord, DataError
 from ostlight.reporting.finished_run import FinishedRun, open_scored
 from ostlight.reporting.images import image_source
-from ostlight.reporting.number_format import UnitScale, clipped, plain
+from ostlight.reporting.number_format import UnitScale, clipped, plain, signed
 from ostlight.reporting.sample_cards import BudgetOutcome, SampleSummary, summarise_sample, turn_text
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection.scores import REJECTED, read_score_table
+
+if TYPE_CHECKING:
+    from ostlight.reporting.layers import LayerUtility
 
 TEXT = 600
 """Characters of a turn that are printed."""
@@ -36,12 +39,14 @@ BAR = 24
 """Width of the longest bar, in characters."""
 
 
-def explain(path: str | Path, sample_id: str, console: Console | None = None) -> None:
+def explain(path: str | Path, sample_id: str, layers: bool = False, console: Console | None = None) -> None:
     """Prints what a run knows of one sample: its utility for each anchor group, rank and record.
 
     Args:
         path: a run folder; of a benchmark's selectors the one with the most extra columns is shown.
         sample_id: as in the pool, or the record's position in it, as ``#12`` (from 0).
+        layers: loads the proxy again and prints the first-order utility layer by layer, which costs a pass over the
+            anchors.
 
     Raises:
         DataError: no scores, or no such sample; the message names the nearest ids.
@@ -58,6 +63,12 @@ def explain(path: str | Path, sample_id: str, console: Console | None = None) ->
     scores = ScoreColumns.read(run)
     summary = summarise_sample(scores, int(np.searchsorted(scores.position, row["position"])))
     console.print(Group(*_summary(scores, summary), *_record(run, summary)))
+    if layers:
+        from ostlight.reporting.layers import layer_utilities  # imports the training frameworks, which takes seconds
+
+        console.print(_layers(layer_utilities(run, summary.position), scores.scale))
+    else:
+        console.print(Text("--layers loads the proxy and prints the utility layer by layer", style="dim"))
 
 
 def _rejected(row: dict[str, Any]) -> RenderableType:
@@ -161,3 +172,16 @@ def nearest_ids(ids: Sequence[str], wanted: str) -> list[str]:
     """The few ids that contain it, else the few that are most like it."""
     containing = [i for i in ids if wanted.lower() in i.lower()][:NEAREST]
     return containing or difflib.get_close_matches(wanted, ids[:SEARCHED], n=NEAREST, cutoff=SIMILARITY)
+
+
+def _layers(layers: list[LayerUtility], scale: UnitScale) -> RenderableType:
+    """First-order utility layer by layer."""
+    largest = max(abs(layer.utility) for layer in layers)
+    title = f"first-order utility by layer, {scale.unit}, and cosine with the anchors' gradient"
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("layer", "utility", "cosine", ""):
+        table.add_column(name, justify="right" if name in ("utility", "cosine") else "left")
+    for layer in layers:
+        row = Text(layer.layer), scale.show(layer.utility), signed(layer.cosine, 3), _bar(layer.utility, largest)
+        table.add_row(*row)
+    return table

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
@@ -23,6 +23,8 @@ from ostlight.models.cost import StageCost
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import REJECTED
+
+D = TypeVar("D", bound=Data)
 
 EXTRA_COLUMNS = ("loss", "gradient_norm", "alignment", "step_size", "cosine")
 """Numbers a selector may store beside the score."""
@@ -155,7 +157,7 @@ class FinishedRun:
     @cached_property
     def pool(self) -> Pool | None:
         """The records; ``None``, and a sentence in ``missing``, where the pool cannot be opened any more."""
-        data = self._located_pool()
+        data = self.locate(self.config.pool, "pool")
         try:
             if data.path is None:
                 raise DataError("the configuration names no pool")
@@ -180,11 +182,14 @@ class FinishedRun:
             raise BadRecord("changed", f"the pool was changed: at this position there is now {sample.id!r}")
         return sample
 
-    def _located_pool(self) -> Data:
-        """The pool with paths that can be opened from here, though the run was started elsewhere or moved."""
-        data = self.config.pool
+    def locate(self, data: D, name: str) -> D:
+        """A section of data with paths that can be opened from here, though the run was started elsewhere or moved.
+
+        Args:
+            name: of the file among those of a built DigitMath pool.
+        """
         if data.path is None:
-            built = Files.in_folder(self.path / "data").pool
+            built: Path = getattr(Files.in_folder(self.path / "data"), name)
             return replace(data, path=str(built)) if built.exists() else data
         root = data.image_root
         return replace(data, path=self._resolve(data.path), image_root=None if root is None else self._resolve(root))

@@ -18,6 +18,7 @@ from ostlight.errors import DataError
 from ostlight.reporting.contents import page_contents
 from ostlight.reporting.explain import explain, nearest_ids
 from ostlight.reporting.finished_run import FinishedRun
+from ostlight.reporting.layers import layer_of, layer_utilities
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection.scores import REJECTED
 
@@ -110,6 +111,22 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     return FinishedRun.open(ostlight.select(config).folder.path)
 
 
+def test_layer_utilities_add_up_to_the_first_order_utility(scored: FinishedRun):
+    scores = ScoreColumns.read(scored)
+    for row in (0, 7):
+        found = layer_utilities(scored, int(scores.position[row]))
+        assert [s.layer for s in found] == ["layers.0", "layers.1"]
+        assert sum(s.utility for s in found) == pytest.approx(0.01 * scores.extra["alignment"][row], rel=1e-4)
+        assert all(abs(s.cosine) <= 1 for s in found)
+
+
+def test_explain_prints_layers_on_request(scored: FinishedRun, capsys: pytest.CaptureFixture[str]):
+    explain(scored.path, ScoreColumns.read(scored).ids[0], layers=True)
+    out = capsys.readouterr().out
+    assert "first-order utility by layer" in out
+    assert "layers.1" in out
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real benchmark of one selector, with a warmed-up proxy and two budgets."""
@@ -135,12 +152,13 @@ def test_explain_of_a_benchmark_prints_each_budget(compared: Path, capsys: pytes
     (run,) = FinishedRun.open(compared).scored_runs
     scores = ScoreColumns.read(run)
     best = scores.ids[int(np.argmax(scores.score))]
-    explain(compared, best)
+    explain(compared, best, layers=True)
     out = capsys.readouterr().out
     assert f"as scored in {run.path}" in out.replace("\n", "")
     assert re.search(
         r"^budget 4: kept, rank 1 of 4, .* from the cutoff\nbudget 50% by task: kept, rank ", out, re.MULTILINE
     )
+    assert "layers.1" in out
     explain(compared, scores.ids[int(np.argmin(scores.score))])
     assert "budget 4: dropped" in capsys.readouterr().out
 
@@ -164,3 +182,16 @@ def test_report_of_a_real_run_changes_nothing_else_in_the_folder(scored: Finishe
     before = {p: p.stat().st_mtime_ns for p in scored.path.rglob("*")}
     ostlight.report(scored.path, tmp_path / "again.html")
     assert {p: p.stat().st_mtime_ns for p in scored.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [
+        ("model.language_model.layers.3.mlp.up_proj.weight", "layers.3"),
+        ("vision.encoder.blocks.11.attn.qkv.bias", "blocks.11"),
+        ("lm_head.weight", "lm_head"),
+        ("scale", "scale"),
+    ],
+)
+def test_layer_of_a_parameter(parameter: str, layer: str):
+    assert layer_of(parameter) == layer

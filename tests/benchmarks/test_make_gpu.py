@@ -63,6 +63,7 @@ def test_every_phase_runs_and_a_failure_tells(target: str, tmp_path: Path) -> No
     assert benches + sorted(tests) == PHASES[target]
 
 
+@pytest.mark.slow
 def test_the_kernels_tests_need_nothing_of_the_framework() -> None:
     absent = ("omegaconf", "wandb", "lightning", "peft", "typer", "pyarrow", "transformers")
     options = ["-p", "no:xdist", "-p", "no:timeout", *OPTIONS]

@@ -52,7 +52,10 @@ def test_a_group_of_one_anchor_is_named(proxy, samples, logged):
     assert "single" not in logged()
 
 
-@pytest.mark.parametrize("estimator", ["exact", "first_order", "second_order", "projected"])
+@pytest.mark.parametrize(
+    "estimator",
+    ["projected", *(pytest.param(e, marks=pytest.mark.slow) for e in ("exact", "first_order", "second_order"))],
+)
 def test_gradients_that_are_no_numbers_are_set_aside_with_their_layer(settings, samples, monkeypatch, estimator: str):
     broken = samples("pool")[5].id
     break_gradients(monkeypatch, broken)

@@ -162,7 +162,12 @@ def changes() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("changed", changes())
+SLOW_CHANGES = ("the anchors' order", "groups", "the step's shape")
+
+
+@pytest.mark.parametrize(
+    "changed", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW_CHANGES else c for c in changes()]
+)
 def test_other_inputs_make_other_vectors(proxy, samples, tmp_path: Path, monkeypatch, changed: str):
     model, anchors = proxy("float32"), samples("anchors")
     sketched(model, anchors, cache=tmp_path)

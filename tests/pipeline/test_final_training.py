@@ -47,7 +47,7 @@ def kill_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", killed)
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 2}, marks=pytest.mark.slow)])
 def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monkeypatch, logged, lora):
     config = final(settings, "whole", checkpoint_minutes=0, patience=None, lora=lora) | {
         "dev": {"path": str(digits.dev)}
@@ -118,6 +118,7 @@ def test_blocks_computed_anew_give_the_same_weights(settings):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_bf16_trains_near_float32(settings):
     full = trained(final(settings, "full"))
     half = trained(final(settings, "half"), "compute.precision=bf16-mixed")

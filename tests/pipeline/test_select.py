@@ -305,7 +305,7 @@ def test_scores_do_not_depend_on_batches_shards_or_workers(settings):
 
 
 def test_cut_answers_are_counted(settings, logged):
-    config = settings(selector={"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}})
+    config = settings(selector={"name": "loss"})
     lengths = [row["tokens"] for row in table_of(ostlight.select(config).folder.path)]
     config["proxy"] |= {"max_length": max(lengths) - 1}
     selection = ostlight.select(config | {"name": "cut"})

@@ -39,7 +39,7 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path):
 
 
 def test_ost_notes_what_the_report_asks_for_and_a_resumed_run_keeps_it(settings, digits):
-    options = {"estimator": "second_order", "probes": 4, "step_size": 0.05}
+    options = {"estimator": "second_order", "probes": 4, "step_size": 0.05, "parameters": "head"}
     ost = {"name": "ost", "options": options}
     config = settings(selector=ost, anchors={"path": str(digits.anchors), "group": "task"})
     selection = ostlight.select(config)

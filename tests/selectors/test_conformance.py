@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ost": {"estimator": "exact", "parameters": "head"},
 }
 """Options that a selector requires, or that make it fast enough here."""
-ALWAYS_CHECKED = ("combine", "llm_judge", "loss", "ost", "random")
+ALWAYS_CHECKED = ("combine", "grad_norm", "llm_judge", "loss", "random")
 """One selector of each kind: other selectors' scores, a server's, one forward pass, gradients, no model."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),

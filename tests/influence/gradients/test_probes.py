@@ -76,7 +76,7 @@ def gauss_newton(model: nn.Module, members: Sequence[int]) -> Tensor:
     return matrix
 
 
-@pytest.mark.parametrize("groups", [None, ["a", "b", "a", "b", "a"]])
+@pytest.mark.parametrize("groups", [pytest.param(None, marks=pytest.mark.slow), ["a", "b", "a", "b", "a"]])
 def test_probes_estimate_the_gauss_newton_matrix_without_bias(groups: list[str] | None) -> None:
     """Every mean lies within 5 standard errors: a false alarm once in about 30,000 runs, and the seeds are fixed."""
     model = Bigram()

@@ -38,7 +38,7 @@ def test_a_set_within_tags_and_within_tokens(settings):
     assert 0 < sum(Scores.read(fewer.folder.scores).tokens[fewer.kept]) <= 200
 
 
-@pytest.mark.parametrize("options", [TOP, SET], ids=["top", "set"])
+@pytest.mark.parametrize("options", [pytest.param(TOP, id="top"), pytest.param(SET, id="set", marks=pytest.mark.slow)])
 def test_shares_by_the_anchors_groups(settings, options: dict[str, Any]):
     anchors = settings()["anchors"] | {"group": "task"}
     config = settings(selector={"name": "ost", "options": options}, anchors=anchors)

@@ -40,7 +40,7 @@ def broken(digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-def test_kept_dropped_and_set_aside_are_what_was_read(settings, broken: Path, name: str):
+def test_kept_dropped_and_rejected_add_up_to_the_pool(settings, broken: Path, name: str):
     selection = ostlight.select(
         settings(pool={"path": str(broken)}, selector={"name": name, "options": SELECTORS[name]})
     )

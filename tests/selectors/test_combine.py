@@ -133,7 +133,7 @@ def test_judging_on_what_ost_left(settings):
     assert (cosines[~np.eye(len(cosines), dtype=bool)] <= 0.9).all()
 
 
-def test_a_sample_a_part_failed_on_is_set_aside_with_its_reason(settings, samples):
+def test_a_sample_a_part_failed_on_is_rejected_with_its_reason(settings, samples):
     failed = sum("sort" in s.prompt for s in samples("pool"))
     assert failed
     for how, keep in (("rank_mean", None), ("cascade", 0.9)):

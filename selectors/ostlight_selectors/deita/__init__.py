@@ -20,7 +20,7 @@ from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight_selectors.deita.filter import filter_similar
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, Prompt, question_answer_pairs
-from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
+from ostlight_selectors.deita.scorer import ChatScorer, Scorer, load_scorer
 
 
 class Deita(Selector):
@@ -62,7 +62,8 @@ class Deita(Selector):
     def _scorer(self, option: str, prompt: Prompt, context: ScoringContext) -> Scorer:
         path, proxy = getattr(self.options, option), context.proxy
         if path is None:
-            return proxy_scorer(proxy.model, prompt, self.options.max_length, proxy.tokens_per_batch)
+            model, limits = proxy.model, (self.options.max_length, proxy.tokens_per_batch)
+            return ChatScorer(model.model, model.encoder, model.collator, prompt, *limits)
         dtype: Any = str(proxy.model.model.dtype).removeprefix("torch.")
         settings = Model(path=path, dtype=dtype, max_length=self.options.max_length)
         return load_scorer(settings, prompt, option, proxy.tokens_per_batch, proxy.model.device)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,35 +19,16 @@ from ostlight.models.batch import Collator, by_token_budget
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.last_token import at_last_token
 from ostlight.models.load import collator_for, load_encoder, load_model
-from ostlight.models.module import MultimodalModel
 from ostlight_selectors.deita.prompts import SCORES, Prompt, QuestionAnswer, truncate
 
 
-@dataclass(frozen=True)
-class PromptFormat:
-    """How a prompt becomes what a model reads.
-
-    Attributes:
-        tokenizer: of the model; a fast one.
-        collator: how its inputs are stacked.
-        encode: a prompt and its pair, up to the score.
-        score_ids: the tokens of the six scores after a prompt.
-        takes_images: whether the model is shown the images.
-    """
-
-    tokenizer: Any
-    collator: Collator
-    encode: Callable[[Prompt, QuestionAnswer], Encoded]
-    score_ids: Callable[[Prompt], list[int]]
-    takes_images: bool
-
-
-class Scorer:
+class Scorer(ABC):
     """Expected score under a model's probabilities of the six score tokens, softmax over these six alone.
 
     Args:
         model: in eval mode.
-        format: of its prompts.
+        tokenizer: a fast one.
+        collator: how the model's inputs are stacked.
         prompt: the question it is asked.
         max_length: tokens of the whole prompt; question and answer are cut to fit, the prompt never.
         tokens_per_batch: padded tokens in one forward pass.
@@ -56,13 +37,48 @@ class Scorer:
         SelectorError: the tokenizer has no single token for each score.
     """
 
+    takes_images = False
+
     def __init__(
-        self, model: PreTrainedModel, format: PromptFormat, prompt: Prompt, max_length: int, tokens_per_batch: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        collator: Collator,
+        prompt: Prompt,
+        max_length: int,
+        tokens_per_batch: int,
     ) -> None:
-        self.model, self.format, self.prompt = model, format, prompt
+        self.model, self.tokenizer, self.collator, self.prompt = model, tokenizer, collator, prompt
         self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
-        self.score_ids = format.score_ids(prompt)
+        text = prompt.render(QuestionAnswer("a", "a"))
+        self.score_ids = _last_tokens([self.tokens_of(text, score) for score in SCORES])
         self.tokens_read = 0
+
+    @abstractmethod
+    def tokens_of(self, prompt: str, score: str) -> list[int]:
+        """Tokens of the prompt with a score after it."""
+
+    @abstractmethod
+    def encode_whole(self, pair: QuestionAnswer) -> Encoded:
+        """The prompt, of any length.
+
+        Raises:
+            BadRecord: an image cannot be read.
+        """
+
+    def encode(self, pair: QuestionAnswer) -> Encoded:
+        """The whole prompt, cut to fit.
+
+        Raises:
+            BadRecord: it cannot be cut to fit, or an image cannot be read.
+        """
+        if not self.prompt.shows_answer:
+            pair = replace(pair, answer="")
+        if not self.takes_images:
+            pair = pair.without_images()
+        return self.encode_whole(
+            truncate(pair, self.max_length, lambda pair: len(self.encode_whole(pair)), self.tokenizer)
+        )
 
     def scores(self, pairs: Sequence[QuestionAnswer]) -> list[float | BadRecord]:
         """One score from 1 to 6 for each pair, or why there is none."""
@@ -78,32 +94,48 @@ class Scorer:
             scores |= zip(rows, map(_expected, self._logits([encoded[k] for k in rows])), strict=True)
         return [scores[k] for k in range(len(pairs))]
 
-    def encode(self, pair: QuestionAnswer) -> Encoded:
-        """The whole prompt, cut to fit.
-
-        Raises:
-            BadRecord: it cannot be cut to fit, or an image cannot be read.
-        """
-        if not self.prompt.shows_answer:
-            pair = replace(pair, answer="")
-        if not self.format.takes_images:
-            pair = pair.without_images()
-
-        encode = partial(self.format.encode, self.prompt)
-        return encode(truncate(pair, self.max_length, lambda pair: len(encode(pair)), self.format.tokenizer))
-
     def _logits(self, encoded: list[Encoded]) -> Tensor:
         """``[N, 6]`` of the score tokens, fp64."""
-        batch = self.format.collator.batch([Sample("", ())] * len(encoded), encoded).to(self.model.device)
+        batch = self.collator.batch([Sample("", ())] * len(encoded), encoded).to(self.model.device)
         inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
         self.tokens_read += sum(batch.tokens)
         _, logits = at_last_token(self.model, inputs)
         return logits[:, self.score_ids].double().cpu()
 
 
+class TextScorer(Scorer):
+    """Asked in the published scorers' plain format, with the special tokens the tokenizer puts around any text."""
+
+    def tokens_of(self, prompt: str, score: str) -> list[int]:
+        return list(self.tokenizer(prompt + score)["input_ids"])
+
+    def encode_whole(self, pair: QuestionAnswer) -> Encoded:
+        # A score is appended and its token dropped again: a tokenizer may join the last space with what follows.
+        ids = torch.tensor(self.tokens_of(self.prompt.render(pair), SCORES[0])[:-1])
+        return Encoded({"input_ids": ids}, torch.full_like(ids, -100))
+
+
+class ChatScorer(Scorer):
+    """Asked in the user's turn of a conversation, with the images if the model takes images."""
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, *others: Any) -> None:
+        self.encoder, self.takes_images = encoder, encoder.takes_images
+        super().__init__(model, encoder.tokenizer, *others)
+
+    def tokens_of(self, prompt: str, score: str) -> list[int]:
+        content = [{"type": "text", "text": prompt}] if self.takes_images else prompt
+        turns = [{"role": "user", "content": content}]
+        asked = self.encoder.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(asked + score, add_special_tokens=False)["input_ids"])
+
+    def encode_whole(self, pair: QuestionAnswer) -> Encoded:
+        text = self.prompt.render(pair)
+        images = pair.images[: text.count(IMAGE_PLACEHOLDER)]
+        return self.encoder.encode_prompt(Sample("", (Turn("user", text),), images))
+
+
 def load_scorer(settings: Model, prompt: Prompt, option: str, tokens_per_batch: int, device: torch.device) -> Scorer:
-    """A scorer from a folder or hub name. A text model is asked in the published scorers' plain format, a vision model
-    in its own chat format, with the images.
+    """A scorer from a folder or hub name: a ``ChatScorer`` of a vision model, a ``TextScorer`` of any other.
 
     Args:
         option: name of the option that names the model, for messages.
@@ -114,56 +146,21 @@ def load_scorer(settings: Model, prompt: Prompt, option: str, tokens_per_batch: 
     where = f"selector.options.{option}"
     model = load_model(settings, where)
     model.to(device)  # type: ignore[arg-type]
-    tokenizer = _processor_or_tokenizer(settings, where)
-    if isinstance(tokenizer, Encoder):
-        format = chat_format(tokenizer, collator_for(model, tokenizer))
-    else:
-        format = plain_format(tokenizer)
+    encoder = None
+    with suppress(OstlightError):  # published scorers have no chat template
+        encoder = load_encoder(settings, where)
     try:
-        return Scorer(model, format, prompt, settings.max_length, tokens_per_batch)
+        if encoder is not None and encoder.takes_images:
+            collator = collator_for(model, encoder)
+            return ChatScorer(model, encoder, collator, prompt, settings.max_length, tokens_per_batch)
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+        collator = Collator(tokenizer.pad_token_id or 0)
+        return TextScorer(model, tokenizer, collator, prompt, settings.max_length, tokens_per_batch)
     except SelectorError as error:
         raise SelectorError(f"{where}: {error}") from error
-
-
-def proxy_scorer(model: MultimodalModel, prompt: Prompt, max_length: int, tokens_per_batch: int) -> Scorer:
-    """The proxy itself, asked in its chat format."""
-    return Scorer(model.model, chat_format(model.encoder, model.collator), prompt, max_length, tokens_per_batch)
-
-
-def plain_format(tokenizer: Any) -> PromptFormat:
-    """The prompt as text, with the special tokens the tokenizer puts around any text; no images."""
-
-    def with_score(text: str, score: str) -> list[int]:
-        return list(tokenizer(text + score)["input_ids"])
-
-    def encode(prompt: Prompt, pair: QuestionAnswer) -> Encoded:
-        # A score is appended and its token dropped again: a tokenizer may join the last space with what follows.
-        ids = torch.tensor(with_score(prompt.render(pair), SCORES[0])[:-1])
-        return Encoded({"input_ids": ids}, torch.full_like(ids, -100))
-
-    def score_ids(prompt: Prompt) -> list[int]:
-        text = prompt.render(QuestionAnswer("a", "a"))
-        return _last_tokens([with_score(text, s) for s in SCORES])
-
-    pad = tokenizer.pad_token_id
-    return PromptFormat(tokenizer, Collator(0 if pad is None else pad), encode, score_ids, takes_images=False)
-
-
-def chat_format(encoder: Encoder, collator: Collator) -> PromptFormat:
-    """The prompt as the user's turn of a conversation, with its images if the model takes images."""
-
-    def encode(prompt: Prompt, pair: QuestionAnswer) -> Encoded:
-        text = prompt.render(pair)
-        return encoder.encode_prompt(Sample("", (Turn("user", text),), pair.images[: text.count(IMAGE_PLACEHOLDER)]))
-
-    def score_ids(prompt: Prompt) -> list[int]:
-        text = prompt.render(QuestionAnswer("a", "a"))
-        content = [{"type": "text", "text": text}] if encoder.takes_images else text
-        turns = [{"role": "user", "content": content}]
-        asked = encoder.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return _last_tokens([list(encoder.tokenizer(asked + s, add_special_tokens=False)["input_ids"]) for s in SCORES])
-
-    return PromptFormat(encoder.tokenizer, collator, encode, score_ids, takes_images=encoder.takes_images)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise OstlightError(f"{where}: cannot load the tokenizer of {settings.path!r}: {first}") from error
 
 
 def _last_tokens(with_scores: list[list[int]]) -> list[int]:
@@ -182,20 +179,7 @@ def _last_tokens(with_scores: list[list[int]]) -> list[int]:
 
 
 def _expected(logits: Tensor) -> float | BadRecord:
-    if not bool(logits.isfinite().all()):
-        missing = [s for s, x in zip(SCORES, logits.tolist(), strict=True) if not torch.tensor(x).isfinite()]
+    missing = [score for score, known in zip(SCORES, logits.isfinite().tolist(), strict=True) if not known]
+    if missing:
         return BadRecord("no_score", f"the scorer gave no probability for {', '.join(missing)}")
     return float((logits.softmax(0) * torch.arange(1, 7)).sum())
-
-
-def _processor_or_tokenizer(settings: Model, where: str) -> Any:
-    """An ``Encoder`` for a vision model; else the tokenizer alone, with or without a chat template."""
-    with suppress(OstlightError):  # published scorers have no chat template
-        encoder = load_encoder(settings, where)
-        if encoder.takes_images:
-            return encoder
-    try:
-        return AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise OstlightError(f"{where}: cannot load the tokenizer of {settings.path!r}: {first}") from error

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,10 +33,7 @@ MIN_FAILURES = 8
 class LLMJudge(Selector):
     """A large model scores each answer against a written rubric (with a threshold: rejection sampling)."""
 
-    @dataclass
-    class Options(JudgeOptions):
-        __doc__ = JudgeOptions.__doc__
-
+    Options = JudgeOptions  # type: ignore[assignment]
     compute_options = (
         "base_url",
         "api_key_env",

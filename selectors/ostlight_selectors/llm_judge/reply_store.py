@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -40,36 +39,23 @@ class ReplyStore:
         if self._path.exists():
             with self._path.open("ab") as file:
                 file.write(b"\n")  # ends a line that was cut short
-        self._pending: dict[str, Future[Reply]] = {}
+        self._locks: dict[str, threading.Lock] = {}
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def get(self, key: str, ask: Callable[[], Reply]) -> Reply:
-        """The stored reply, or that of ``ask``; several threads with the same key call it once.
+        """The stored reply, or that of ``ask``; of several threads with the same key one asks and the others wait.
 
         Raises:
             Exception: whatever ``ask`` raises; nothing is stored then.
         """
         with self._lock:
-            position, pending = self._positions.get(key), self._pending.get(key)
-            if position is None and pending is None:
-                future = self._pending[key] = Future()
-        if position is not None:
-            return self._read(*position)
-        if pending is not None:
-            return pending.result()
-        try:
-            reply = ask()
-            self._append(key, reply)
-            future.set_result(reply)
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                del self._pending[key]
-        return reply
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._positions:
+                self._append(key, ask())
+            return self._read(*self._positions[key])
 
     def _append(self, key: str, reply: Reply) -> None:
         line = json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

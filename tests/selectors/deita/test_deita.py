@@ -70,7 +70,7 @@ def test_scorers_from_folders_and_the_product_in_the_table(settings, tmp_path: P
         ostlight.select(config)
 
 
-def test_a_failed_scorer_sets_the_sample_aside(settings, samples, tmp_path: Path):
+def test_a_failed_scorer_rejects_the_sample(settings, samples, tmp_path: Path):
     folder = scorer_folder(tmp_path / "q")
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():  # no prompt has a "v", and some questions ask what is even

@@ -14,7 +14,7 @@ from ostlight.data.sample import Sample, Turn
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, OstlightError, SelectorError
 from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, QuestionAnswer, question_answer_pairs
-from ostlight_selectors.deita.scorer import Scorer, load_scorer, proxy_scorer
+from ostlight_selectors.deita.scorer import ChatScorer, Scorer, load_scorer
 
 COMPLEXITY_TEXT = (
     "You are a helpful assistant. Please identify the complexity score of the following user query. \n"
@@ -70,7 +70,7 @@ def test_a_score_does_not_depend_on_the_batch(tmp_path: Path):
 def test_what_is_cut_is_never_the_end_of_the_prompt(tmp_path: Path):
     folder = scorer_folder(tmp_path)
     scorer = load(folder, max_length=300)
-    tokenizer = scorer.format.tokenizer
+    tokenizer = scorer.tokenizer
     fixed = len(tokenizer(QUALITY_TEXT.format("", ""))["input_ids"])
     for question, answer in ((500, 10), (10, 500), (500, 500)):
         ids = scorer.encode(QuestionAnswer("q" * question, "z" * answer)).inputs["input_ids"]
@@ -82,7 +82,7 @@ def test_what_is_cut_is_never_the_end_of_the_prompt(tmp_path: Path):
         assert asked >= min(question, (300 - fixed) // 2)
 
 
-def test_a_limit_too_small_for_the_prompt_is_told(tmp_path: Path):
+def test_a_limit_too_small_for_the_prompt_is_an_error(tmp_path: Path):
     (failed,) = load(scorer_folder(tmp_path), max_length=20).scores([QuestionAnswer("q", "a")])
     assert isinstance(failed, BadRecord)
     assert str(failed) == "prompt_too_long: the scorer's prompt alone exceeds max_length=20; raise it (field 'turns')"
@@ -118,7 +118,7 @@ def test_a_vision_model_is_shown_the_picture(proxy, samples):
     asked = question_answer_pairs(samples("pool")[0])
     other = QuestionAnswer(asked[0].question, asked[0].answer, samples("pool")[1].images)
     for scorer in (
-        proxy_scorer(model, QUALITY, 512, 1000),
+        ChatScorer(model.model, model.encoder, model.collator, QUALITY, 512, 1000),
         load_scorer(
             Model(path=str(checkpoint("proxy")), dtype="float64", max_length=512), QUALITY, "quality", 1000, CPU
         ),
@@ -137,7 +137,7 @@ def test_a_vision_model_is_shown_the_picture(proxy, samples):
         assert first == pytest.approx(sum(k * float(p) for k, p in enumerate(six, start=1)), rel=1e-9)
 
 
-def test_a_folder_that_is_no_model_is_told(tmp_path: Path):
+def test_a_folder_that_is_no_model_is_an_error(tmp_path: Path):
     with pytest.raises(OstlightError, match="quality"):
         load(tmp_path)
 

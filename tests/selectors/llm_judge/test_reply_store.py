@@ -23,7 +23,7 @@ def test_a_reply_outlives_its_process_whatever_the_rank(tmp_path):
     assert ReplyStore(tmp_path, 0).get("b", never) == Reply("b")
 
 
-def test_a_line_cut_in_half_is_asked_again_and_spoils_no_other(tmp_path):
+def test_a_line_cut_in_half_is_asked_again_and_harms_no_other(tmp_path):
     replies = ReplyStore(tmp_path, 0)
     for name in "abc":
         replies.get(name, lambda name=name: Reply(name * 50))

@@ -50,7 +50,7 @@ def test_pictures_stay_with_their_text(tmp_path: Path):
     assert len(turned.turns) == 1
 
 
-def test_several_turns_are_told_apart():
+def test_several_turns_keep_their_roles():
     turns = (
         Turn("system", "be brief"),
         Turn("user", "1+1?"),

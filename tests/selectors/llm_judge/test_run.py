@@ -29,7 +29,7 @@ def choice(url: str, **options: Any) -> dict[str, Any]:
 
 
 def by_length(body: dict[str, Any], n: int) -> Send:
-    """A judge that can be checked: the score is told by the length of the answer."""
+    """A judge that can be checked: the score follows from the length of the answer."""
     text = body["messages"][1]["content"][-1]["text"]
     return scored(1 + len(text) % 5)
 
@@ -59,20 +59,20 @@ def test_rejection_sampling_on_a_pool_with_a_tenth_broken(settings, digits, tmp_
     config = settings(pool={"path": str(pool)}, selector=choice(server.url, price={"input": 1.0, "output": 2.0}))
     selection = ostlight.select(config, "budget.threshold=4")
     rows = read_score_table(selection.folder.scores).to_pylist()
-    aside = [r for r in rows if r["state"] != "ok"]
-    assert len(selection.kept) + selection.dropped + len(aside) == 48
+    rejected = [r for r in rows if r["state"] != "ok"]
+    assert len(selection.kept) + selection.dropped + len(rejected) == 48
     assert selection.rejected["reply_unparsable"] >= 2
     assert selection.rejected["corrupt_image"] == 2
-    assert sum(selection.rejected.values()) == len(aside)
-    assert all(r["score"] is None for r in aside)
+    assert sum(selection.rejected.values()) == len(rejected)
+    assert all(r["score"] is None for r in rejected)
     kept = [rows[i] for i in selection.kept]
     assert kept
     assert all(r["score"] >= 4 for r in kept)
     assert sum(r["score"] is not None and r["score"] >= 4 for r in rows) == len(kept)
     assert {(r["judge_mode"], r["judge_reason"]) for r in kept} == {("reply", "so it is")}
     assert json.loads(kept[0]["judge_reply"])["score"] == kept[0]["score"]
-    told = pq.read_table(selection.folder.quarantine).to_pylist()
-    assert all("no idea" in q["detail"] for q in told if q["reason"] == "reply_unparsable")
+    quarantined = pq.read_table(selection.folder.quarantine).to_pylist()
+    assert all("no idea" in q["detail"] for q in quarantined if q["reason"] == "reply_unparsable")
     entry = selection.folder.cost_log.read()[0]
     assert entry.calls == len(server.bodies)
     assert (entry.tokens_in, entry.tokens_out) == (100 * entry.calls, 10 * entry.calls)

@@ -124,7 +124,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("fault", UNUSABLE)
-def test_an_unusable_reply_is_asked_again_then_set_aside_with_its_text(loopback, judge, fault: str):
+def test_an_unusable_reply_is_asked_again_then_rejected_with_its_text(loopback, judge, fault: str):
     text, reason, says_what = UNUSABLE[fault]
     server = loopback(lambda body, n: says(text))
     bad = one(judge(server.url))
@@ -136,11 +136,11 @@ def test_an_unusable_reply_is_asked_again_then_set_aside_with_its_text(loopback,
     assert f"Your last reply was:\n{text or ''}\nIt cannot be used: " in second
     assert says_what in second
 
-    mended = loopback(lambda body, n: says(text) if n == 0 else scored(2))
-    assert one(judge(mended.url, temperature=0.5)).score == 2
+    recovering = loopback(lambda body, n: says(text) if n == 0 else scored(2))
+    assert one(judge(recovering.url, temperature=0.5)).score == 2
 
 
-def test_a_refusal_is_asked_again_then_set_aside_with_its_text(loopback, judge):
+def test_a_refusal_is_asked_again_then_rejected_with_its_text(loopback, judge):
     server = loopback(lambda body, n: says(None, refusal="I would rather not"))
     bad = one(judge(server.url))
     assert (bad.reason, len(server.bodies)) == ("reply_refused", 3)
@@ -173,10 +173,10 @@ def test_one_word_and_its_probabilities(loopback, judge):
 
 
 @pytest.mark.parametrize("refused", [("response_format",), ("logprobs",), ("response_format", "logprobs")])
-def test_what_a_server_does_not_know_is_left_out_and_told_once(loopback, judge, refused, logged):
+def test_what_a_server_does_not_know_is_left_out_and_logged_once(loopback, judge, refused, logged):
     def script(body, n):
-        strange = next((name for name in refused if name in body), None)
-        return Send({"error": {"message": f"unknown field {strange}"}}, 400) if strange else scored(4)
+        unknown = next((name for name in refused if name in body), None)
+        return Send({"error": {"message": f"unknown field {unknown}"}}, 400) if unknown else scored(4)
 
     server = loopback(script)
     asked = judge(server.url)
@@ -195,7 +195,7 @@ def test_five_probabilities_where_twenty_are_too_many(loopback, judge, logged):
     assert not logged()
 
 
-def test_a_record_the_server_refuses_is_set_aside_and_the_rest_goes_on(loopback, judge):
+def test_a_record_the_server_refuses_is_rejected_and_the_rest_goes_on(loopback, judge):
     long = "what is 2+1?"
     server = loopback(
         lambda body, n: Send({"error": {"message": "too long"}}, 400) if long in json.dumps(body) else scored(4)
@@ -215,7 +215,7 @@ def test_a_record_the_server_refuses_is_set_aside_and_the_rest_goes_on(loopback,
         (429, {"error": {"message": "insufficient_quota"}}, "the account is exhausted"),
     ],
 )
-def test_what_no_request_can_mend_stops_the_run(loopback, judge, status: int, body: dict, fix: str):
+def test_what_no_request_can_avoid_stops_the_run(loopback, judge, status: int, body: dict, fix: str):
     server = loopback(lambda _, n: Send(body, status))
     with pytest.raises(SelectorError, match=f"refuses every request, status {status}.*{fix}"):
         judge(server.url).judge([sample(n) for n in range(50)], CPU)

@@ -137,7 +137,6 @@ def summarise(results: Sequence[RunResult], baseline: str | None = None) -> list
     """Returns one row for every variant, selector, budget and protocol, in the order in which they first appear.
 
     Args:
-        results: of all finished runs.
         baseline: label of the row to which the others of the same variant, budget and protocol are compared.
     """
     runs_by_row: dict[RowKey, list[RunResult]] = {}

@@ -24,7 +24,6 @@ class CostLog:
     """Appends to a run's ``cost_log.jsonl``, one line a stage.
 
     Args:
-        path: the file.
         devices: devices held by the run, on all nodes.
         writes: false on every rank but the first.
     """
@@ -40,8 +39,6 @@ class CostLog:
         nothing.
 
         Args:
-            stage: its name.
-            selector: its label.
             usage: grows while the stage runs; what it grows by is charged.
         """
         cost = StageCost(stage, selector)

@@ -41,8 +41,6 @@ class ScoringJob:
     Attributes:
         config: of the run.
         folder: gets ``scores/``.
-        pool: the records.
-        selector: what scores them.
         proxy_folder: the run folder whose warmed-up proxy is used, or that gets it; by default ``folder``.
         dependencies: run folders whose scores are complete, by the label of the dependency they were made for. A
             dependency that is not listed is scored in ``dependencies/LABEL`` of ``folder``.

@@ -38,7 +38,6 @@ class ContractCheck:
     """Checks one selector class.
 
     Args:
-        runner: runs the class under test.
         tolerance: see ``check_selector``.
 
     Attributes:

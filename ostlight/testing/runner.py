@@ -32,7 +32,6 @@ class SelectorRunner:
     Attributes:
         cls: the class under test.
         options: as in the YAML.
-        folder: of all runs.
         pools: files to run on.
     """
 

@@ -37,7 +37,6 @@ class TrainingJob:
         folder: of the run; loggers write below it.
         stage: name of the training, for loggers and messages.
         seed: of the order of the samples.
-        callbacks: Lightning's.
         checkpoints: saves checkpoints; training resumes from the one it found.
         shard: whether ``compute.strategy=fsdp`` shards this model.
         quiet: logs nothing, and does not time a step to estimate the duration.
@@ -58,9 +57,7 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     """Trains ``model`` in place, by its ``training_settings``.
 
     Args:
-        model: the model.
         data: its training samples; best first, where the settings order them by utility.
-        job: where and how.
         cost: filled in here.
 
     Returns:

@@ -27,10 +27,6 @@ def log_metrics(
     """Logs the metrics of a stage, on the first rank.
 
     Args:
-        compute: names the logger.
-        folder: of the run.
-        stage: its name.
-        metrics: by name.
         after: the training that the metrics belong to; they are logged at its last step, in its log.
     """
     if not is_first_rank():

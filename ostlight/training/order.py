@@ -13,7 +13,6 @@ def pass_order(order: str, samples: int, seed: int, begun: float, share: float) 
         order: ``shuffled``; ``utility_descending`` (best first); ``utility_ascending`` (best last); ``annealed``: at a
             share ``t`` of the whole training the best sample left in this epoch comes next with probability ``1 - t``,
             else a random one, so it begins as utility_descending and ends as a shuffle.
-        samples: number of samples.
         seed: of this epoch.
         begun: share of the training that is done when the epoch begins.
         share: of the training that one epoch is.

@@ -48,7 +48,6 @@ class EncodedPool:
     A record that cannot be encoded is added to ``rejections`` and left out; one whose answer was cut, to ``cut``.
 
     Args:
-        pool: where the samples are.
         positions: of the samples; an index counts into these.
         encoder: of the model to train.
     """
@@ -99,7 +98,6 @@ class StepDataset(Dataset[TrainingStep]):
     """Item ``k`` is the ``k``-th optimiser step of this rank.
 
     Args:
-        data: the samples.
         plan: from ``plan_steps``, for all ranks.
         collator: of the model to train.
         tokens_per_batch: padded tokens in one forward pass.

@@ -37,7 +37,6 @@ def make_trainer(
     """Returns a Trainer for one stage. Use it inside ``quiet_lightning()``.
 
     Args:
-        compute: devices, precision, logger, progress.
         folder: of the run; loggers write below it.
         stage: its name in the loggers.
         callbacks: besides the progress bar; a progress bar among them replaces ours.

@@ -42,10 +42,8 @@ class Trials:
     Attributes:
         load_proxy: loads the proxy with the settings of its warm-up, of which all but the length apply. The proxy
             should not be warmed up: one that has learnt the pool learns little more from any part of it. Called once.
-        pool: the records.
         trusted: samples the loss is measured on; at least one.
         compute: devices and token budget.
-        folder: of the run.
         seed: of the order of the samples.
         cost: every trial adds its own.
     """

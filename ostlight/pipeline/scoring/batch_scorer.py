@@ -28,7 +28,6 @@ class BatchScorer:
     scored one by one and those that fail alone are rejected.
 
     Args:
-        selector: what scores.
         cost: gets ``more["failed_together"]`` where batches fail that their samples alone do not.
         on_limit: called with the new limit each time batches get smaller.
     """

@@ -37,7 +37,6 @@ class ScoringModule(L.LightningModule):
     """Runs ``selector.score`` on every batch of the shards that are still missing.
 
     Args:
-        selector: what scores.
         context: given to its ``setup`` on every rank, with the proxy on that rank's device.
         stream: over all missing shards; each rank narrows it to its own.
         cost: grows by what this rank does; at the end, on the first rank, by what the other ranks did.

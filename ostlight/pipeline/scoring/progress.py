@@ -11,11 +11,7 @@ from ostlight.pipeline.scoring.stream import ShardBatch
 
 
 class SampleProgress(RichProgressBar):
-    """Shows the rate and the time left in samples.
-
-    Args:
-        samples: to score.
-    """
+    """Shows the rate and the time left in samples."""
 
     def __init__(self, samples: int) -> None:
         super().__init__()

@@ -58,7 +58,6 @@ class ShardStream(IterableDataset[ShardBatch]):
     """Reads, encodes and batches the records of the given shards.
 
     Args:
-        pool: the records.
         shards: numbers of the shards this rank scores; its worker processes divide them further.
         compute: ``shard_size`` and ``tokens_per_batch``.
         encoding: of the proxy; ``None`` for selectors that use none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -46,7 +47,15 @@ class InfluenceError(OstlightError):
 
 
 class RunChangedError(OstlightError):
-    """A run folder holds work that was done with other inputs than the ones asked for now."""
+    """A run folder holds work that was done with other inputs than the ones asked for now.
+
+    Args:
+        changed: names of the inputs that differ.
+    """
+
+    def __init__(self, message: str, changed: Sequence[str] = ()) -> None:
+        self.changed = list(changed)
+        super().__init__(message)
 
 
 class BenchmarkError(OstlightError):

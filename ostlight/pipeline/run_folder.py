@@ -93,10 +93,11 @@ class RunFolder:
         stages: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.exists() else {}
         before = stages.get(stage)
         if before is not None and before != inputs:
-            changed = [k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k)]
+            changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
             raise RunChangedError(
-                f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(sorted(changed))}. "
-                f"Give this run another name (name=...), or remove {self.path} to start over"
+                f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(changed)}. "
+                f"Give this run another name (name=...), or remove {self.path} to start over",
+                changed,
             )
         if before is None and is_first_rank():
             stages |= {stage: inputs}

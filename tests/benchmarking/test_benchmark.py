@@ -227,8 +227,11 @@ def test_a_stochastic_selector_has_its_own_proxy_for_each_seed(experiment):
 
 
 def test_an_unknown_tag_is_refused_before_anything_is_scored(experiment):
-    with pytest.raises(ConfigError, match="evaluation.by is 'tusk', a tag no test record has; there are: task"):
+    with pytest.raises(ConfigError) as refused:
         ostlight.benchmark(experiment | {"evaluation": experiment["evaluation"] | {"by": "tusk"}})
+    (problem,) = refused.value.problems
+    assert problem.startswith("evaluation.by is 'tusk'")
+    assert problem.endswith("task"), "the tags there are"
     assert not (Path(experiment["folder"]) / "run" / "selectors").exists()
 
 
@@ -240,14 +243,13 @@ def test_all_bad_variants_and_baselines_are_reported_together(experiment):
     }
     with pytest.raises(ConfigError) as error:
         ostlight.benchmark(experiment | {"benchmark": section})
-    told = str(error.value)
-    for part in (
-        "benchmark.baseline must be one of full, random, base, oracle; got 'best'",
-        "benchmark.workers must be a whole number, at least 1, or null; got 0",
-        "benchmark.variants: two are called 'a'",
-        "benchmark.variants: every variant needs a label",
-    ):
-        assert part in told
+    settings_named = [problem.split()[0].rstrip(":") for problem in error.value.problems]
+    assert sorted(settings_named) == [
+        "benchmark.baseline",
+        "benchmark.variants",
+        "benchmark.variants",
+        "benchmark.workers",
+    ]
     section = experiment["benchmark"] | {"variants": [{"label": "a", "overrides": ["target.steps=3"]}]}
     with pytest.raises(ConfigError, match="benchmark.variants, 'a': unknown key 'target.steps'"):
         ostlight.benchmark(experiment | {"benchmark": section})
@@ -259,15 +261,15 @@ def test_tasks_on_several_devices_are_refused_before_anything_is_written(experim
         {"compute": experiment["compute"] | {"devices": 2, "strategy": "ddp"}},
         {"benchmark": experiment["benchmark"] | {"variants": several}},
     ):
-        with pytest.raises(ConfigError, match=r"(devices|num_nodes)=2: .* set it to 1. benchmark.workers spreads"):
+        with pytest.raises(ConfigError) as refused:
             ostlight.benchmark(experiment | change)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
-        ostlight.benchmark(experiment)
-    monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    with pytest.raises(ConfigError, match="SLURM_PROCID=3: this process is a rank of a"):
-        ostlight.benchmark(experiment)
+        assert refused.value.problems[0].startswith(("compute.devices=2: ", "compute.num_nodes=2: "))
+    for variable, value in (("WORLD_SIZE", "2"), ("SLURM_PROCID", "3")):
+        with monkeypatch.context() as environment:
+            environment.setenv(variable, value)
+            with pytest.raises(ConfigError) as refused:
+                ostlight.benchmark(experiment)
+        assert refused.value.problems[0].startswith(f"{variable}={value}: ")
     assert not Path(experiment["folder"]).exists()
 
 

@@ -107,8 +107,9 @@ def test_adapters_are_merged_and_only_they_moved(settings):
 def test_adapters_that_fit_no_module_are_refused(settings):
     config = final(settings, lora={"modules": "nothing_of_that_name"})
     ostlight.select(config)
-    with pytest.raises(ConfigError, match=r"target.lora.modules='nothing_of_that_name': .*not found"):
+    with pytest.raises(ConfigError) as refused:
         ostlight.train(config)
+    assert refused.value.problems[0].startswith("target.lora.modules='nothing_of_that_name'")
 
 
 def test_blocks_computed_anew_give_the_same_weights(settings):

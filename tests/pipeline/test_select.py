@@ -105,13 +105,14 @@ def test_a_new_budget_picks_anew_without_scoring(settings):
 
 def test_changed_inputs_are_refused_by_name(settings, samples):
     ostlight.select(settings())
-    with pytest.raises(
-        RunChangedError, match=r"'scores' stage made with other inputs; changed: seed\. .*name=.*remove"
-    ):
+    with pytest.raises(RunChangedError) as refused:
         ostlight.select(settings(), "seed=5")
+    assert refused.value.changed == ["seed"]
+    assert "name=" in str(refused.value), "what to do"
     ost = {"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}}
-    with pytest.raises(RunChangedError, match="changed: .*selector"):
+    with pytest.raises(RunChangedError) as refused:
         ostlight.select(settings(selector=ost))
+    assert "selector" in refused.value.changed
 
 
 def test_a_changed_pool_is_refused(settings, digits, tmp_path: Path):
@@ -119,8 +120,9 @@ def test_a_changed_pool_is_refused(settings, digits, tmp_path: Path):
     shutil.copy(digits.pool, pool)
     ostlight.select(settings(pool={"path": str(pool)}))
     broken_pool(digits, pool)
-    with pytest.raises(RunChangedError, match="changed: pool"):
+    with pytest.raises(RunChangedError) as refused:
         ostlight.select(settings(pool={"path": str(pool)}))
+    assert refused.value.changed == ["pool"]
 
 
 def test_an_audit_finds_missing_and_double_rows(settings):
@@ -315,10 +317,9 @@ def test_cut_answers_are_counted(settings, logged):
 
 def test_missing_files_are_listed_at_once(settings):
     config = settings(pool={"path": "no/pool.jsonl"}, anchors={"path": "no/anchors.jsonl"})
-    with pytest.raises(
-        ConfigError, match=r"(?s)2 problems.*pool.path: no/pool.jsonl does not exist \(looked in .*anchors"
-    ):
+    with pytest.raises(ConfigError) as refused:
         ostlight.select(config)
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == ["pool.path", "anchors.path"]
 
 
 @register("reads-a-file")
@@ -347,5 +348,6 @@ def test_a_file_an_option_names_counts_by_its_content_and_a_compute_option_not_a
     ostlight.select(settings(selector=choice), "selector.options.threads=8")
     assert [e.stage for e in first.cost_log.read()] == ["score", "select", "select"]
     file.write_text("2")
-    with pytest.raises(RunChangedError, match=r"changed: selector\.options\.file"):
+    with pytest.raises(RunChangedError) as refused:
         ostlight.select(settings(selector=choice))
+    assert refused.value.changed == ["selector.options.file"]

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import ostlight
 from ostlight.config import load_config
-from ostlight.errors import DataError, RunChangedError
+from ostlight.errors import DataError, DivergedError, RunChangedError
 
 
 def test_select_train_evaluate(settings, logged):
@@ -66,8 +66,9 @@ def test_later_stages_leave_what_the_folder_says_of_the_selection(settings):
 def test_a_target_trained_otherwise_is_not_taken_for_this_one(settings):
     ostlight.select(settings())
     ostlight.train(settings())
-    with pytest.raises(RunChangedError, match="'target' stage made with other inputs; changed: target"):
+    with pytest.raises(RunChangedError) as refused:
         ostlight.train(settings(), "target.training.lr=0.01")
+    assert refused.value.changed == ["target"]
 
 
 def test_the_same_seed_trains_the_same_target(settings):
@@ -81,5 +82,5 @@ def test_the_same_seed_trains_the_same_target(settings):
 
 def test_a_loss_that_blows_up_stops_training_with_the_samples_named(settings):
     ostlight.select(settings())
-    with pytest.raises(DataError, match=r"the loss is nan at step \d+, on samples .*lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"at step \d+, on samples pool-\d+"):
         ostlight.train(settings(), "target.training.lr=1e30", "target.training.clip=null", "target.training.steps=8")

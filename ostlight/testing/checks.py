@@ -187,12 +187,12 @@ class ContractCheck:
 
     def not_a_number(self) -> Violations:
         victim = self._scored_id(1 / 3)
-        selection = self.runner.run("poisoned", before_score=lambda batch: _poisoned(batch, victim))
+        selection = self.runner.run("nan", before_score=lambda batch: _with_nan(batch, victim))
         yield from self._all_accounted_for(selection)
         fix = "no sample of a batch may influence another's score"
-        yield from self._same_table("poisoned", "NaN in one sample changed others", fix, {victim})
+        yield from self._same_table("nan", "NaN in one sample changed others", fix, {victim})
         before, after = (
-            next(r for r in rows if r["id"] == victim) for rows in (self.table, self.runner.rows("poisoned"))
+            next(r for r in rows if r["id"] == victim) for rows in (self.table, self.runner.rows("nan"))
         )
         if after["state"] == "ok" and first_difference([before], [after], self.tolerance) is not None:
             yield (
@@ -269,7 +269,7 @@ class ContractCheck:
         return ids[int(len(ids) * fraction)]
 
 
-def _poisoned(batch: Batch, victim: str) -> Batch:
+def _with_nan(batch: Batch, victim: str) -> Batch:
     """The batch, with NaN for every floating-point number in one sample's encoding (its images)."""
     if batch.collator is None or all(sample.id != victim for sample in batch.samples):
         return batch

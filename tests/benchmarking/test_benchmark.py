@@ -89,10 +89,10 @@ def test_a_rerun_changes_no_byte_and_trains_nothing(experiment):
     ostlight.benchmark(experiment)
     folder = Path(experiment["folder"]) / "run"
     before = {n: (folder / n).read_bytes() for n in WRITTEN}
-    spent = (folder / "cost_log.jsonl").read_text()
+    costs = (folder / "cost_log.jsonl").read_text()
     ostlight.benchmark(experiment)
     assert {n: (folder / n).read_bytes() for n in before} == before
-    assert (folder / "cost_log.jsonl").read_text() == spent
+    assert (folder / "cost_log.jsonl").read_text() == costs
 
 
 @pytest.mark.slow

@@ -56,10 +56,10 @@ def test_what_a_selector_uses_during_a_stage_is_charged_to_it(tmp_path: Path):
         usage.add(calls=2, tokens_in=30, tokens_out=4, price=0.5, flops=1e2)
     with cost_log.stage("select", "judge", usage):
         usage.add(calls=1)
-    score, pick = cost_log.read()
+    score, select = cost_log.read()
     assert (score.calls, score.tokens_in, score.tokens_out, score.price, score.flops) == (2, 30, 4, 0.5, 1.1e3)
-    assert pick.calls == 1
-    both = total([score, pick], ("score", "select"))
+    assert select.calls == 1
+    both = total([score, select], ("score", "select"))
     assert (both.calls, both.tokens_in, both.tokens_out) == (3, 30, 4)
 
 

@@ -92,22 +92,22 @@ def select_all_but_one_usable(config: dict[str, Any]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(file)), file)
 
 
-def outcome(told: str) -> list[str]:
-    return [line for line in told.splitlines() if line.startswith("training kept")]
+def outcome(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("training kept")]
 
 
 def test_two_ranks_train_what_one_trains(final, tmp_path: Path, logged):
     runs = tmp_path / "runs"
-    on_two, told = [], []
+    on_two, printed = [], []
     for what, lora in (("full", None), ("lora", {"rank": 2})):
         for strategy in ("auto", "ddp", "fsdp"):
             config = final(f"{what}-{strategy}", strategy, lora=lora)
             select_all_but_one_usable(config)
             if strategy == "auto":
-                told += 2 * outcome(run_here(config, logged))
+                printed += 2 * outcome(run_here(config, logged))
             else:
                 on_two.append(config)
-    assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == told
+    assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == printed
     start = weights(Path(on_two[0]["target"]["path"]))
     for what in ("full", "lora"):
         one = weights(runs / f"{what}-auto" / "target")
@@ -115,8 +115,8 @@ def test_two_ranks_train_what_one_trains(final, tmp_path: Path, logged):
         for strategy in ("ddp", "fsdp"):
             assert distance(one, weights(runs / f"{what}-{strategy}" / "target")) < 1e-3 * distance(one, start)
     for run in runs.iterdir():
-        aside = pq.read_table(run / "quarantine.parquet").to_pylist()
-        assert [(q["position"], q["reason"], q["stage"]) for q in aside] == [(5, "corrupt_image", "train")]
+        rejected = pq.read_table(run / "quarantine.parquet").to_pylist()
+        assert [(q["position"], q["reason"], q["stage"]) for q in rejected] == [(5, "corrupt_image", "train")]
 
 
 def test_shards_in_mixed_precision_with_blocks_computed_anew_train_near_full_precision_on_one(final, tmp_path, logged):
@@ -140,9 +140,9 @@ def test_two_ranks_stop_where_one_stops(final, tmp_path: Path, logged):
     alone, *on_two = (final(s, s, training=worse_in_the_end, patience=2) for s in ("auto", "ddp", "fsdp"))
     for config in (alone, *on_two):
         select_all_but_one_usable(config)
-    told = outcome(run_here(alone, logged))
-    assert len(told) == 1
-    assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == 2 * told
+    printed = outcome(run_here(alone, logged))
+    assert len(printed) == 1
+    assert outcome(run_apart(TRAIN_ALL, on_two, tmp_path)) == 2 * printed
     seen = [e.samples for run in runs.iterdir() for e in CostLog(run / "cost_log.jsonl").read() if e.stage == "train"]
     assert len(seen) == 3
     assert len(set(seen)) == 1

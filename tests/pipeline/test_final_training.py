@@ -112,9 +112,9 @@ def test_adapters_that_fit_no_module_are_refused(settings):
     assert refused.value.problems[0].startswith("target.lora.modules='nothing_of_that_name'")
 
 
-def test_blocks_computed_anew_give_the_same_weights(settings):
+def test_blocks_computed_again_give_the_same_weights(settings):
     plain = trained(final(settings, "plain"))
-    again = trained(final(settings, "anew", gradient_checkpointing=True))
+    again = trained(final(settings, "again", gradient_checkpointing=True))
     one, other = (AutoModelForImageTextToText.from_pretrained(f).state_dict() for f in (plain, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -147,7 +147,7 @@ def test_all_problems_of_the_settings_are_listed_at_once(settings):
     )
     with pytest.raises(ConfigError) as caught:
         ostlight.train(config, "compute.precision=16-mixed", "proxy.warmup.training.order=annealed")
-    told = "\n".join(caught.value.problems)
+    problems = "\n".join(caught.value.problems)
     for says in (
         "lora.rank must",
         "patience must",
@@ -157,7 +157,7 @@ def test_all_problems_of_the_settings_are_listed_at_once(settings):
         "precision must be one of 32-true",
         "proxy.warmup.training.order must be shuffled",
     ):
-        assert says in told
+        assert says in problems
     assert len(caught.value.problems) == 7
 
 

@@ -56,13 +56,13 @@ def _halves(config: dict) -> list[float]:
 
 def test_a_selector_tries_sets_on_the_proxy(settings):
     selection = ostlight.select(settings(selector={"name": "test-tries-halves"}))
-    picking = next(e for e in selection.folder.cost_log.read() if e.stage == "select")
-    assert picking.more["trials"] == 2
-    assert picking.flops > 0
-    assert picking.device_s > 0
-    assert picking.more["budget"] == "20%"
+    selecting = next(e for e in selection.folder.cost_log.read() if e.stage == "select")
+    assert selecting.more["trials"] == 2
+    assert selecting.flops > 0
+    assert selecting.device_s > 0
+    assert selecting.more["budget"] == "20%"
     halves = np.array_split(Scores.read(selection.folder.scores).positions, 2)
-    assert selection.kept.tolist() == halves[int(np.argmin(picking.more["noted"]["halves"]))].tolist()
+    assert selection.kept.tolist() == halves[int(np.argmin(selecting.more["noted"]["halves"]))].tolist()
 
 
 @pytest.mark.slow

@@ -32,8 +32,8 @@ def test_a_warm_up_that_ruins_the_proxy_is_undone(settings, logged):
     selection = ostlight.select(settings(proxy=warmup(lr=1.0), selector=OST))
     out = " ".join(logged().split())
     assert "warm-up undone: loss on the anchors (no development set is named)" in out
-    told = json.loads((selection.folder.proxy / "warmup.json").read_text())
-    assert told["kept_step"] == 0
+    summary = json.loads((selection.folder.proxy / "warmup.json").read_text())
+    assert summary["kept_step"] == 0
     now, before = (load_file(f / "model.safetensors") for f in (selection.folder.proxy, checkpoint("proxy")))
     assert all(torch.equal(now[k], before[k].to(now[k].dtype)) for k in before)
     left = {file.name for file in selection.folder.proxy.iterdir()}
@@ -42,10 +42,10 @@ def test_a_warm_up_that_ruins_the_proxy_is_undone(settings, logged):
 
 def test_the_loss_is_monitored_on_the_development_set_where_there_is_one(settings, digits):
     selection = ostlight.select(settings(proxy=warmup(lr=1e-4), selector=OST, dev={"path": str(digits.dev)}))
-    told = json.loads((selection.folder.proxy / "warmup.json").read_text())
-    assert told["monitored_on"] == "development set"
-    assert told["losses"][0][0] == 0
-    assert len(told["losses"]) >= 2
+    summary = json.loads((selection.folder.proxy / "warmup.json").read_text())
+    assert summary["monitored_on"] == "development set"
+    assert summary["losses"][0][0] == 0
+    assert len(summary["losses"]) >= 2
     assert next(e.stage for e in selection.folder.cost_log.read()) == "warm-up"
 
 

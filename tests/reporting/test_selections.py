@@ -31,7 +31,7 @@ def scores(finished_run: Path) -> ScoreColumns:
 
 @pytest.fixture
 def bench(finished_run: Path, tmp_path: Path, write_results: Callable[..., None], scores: ScoreColumns) -> Path:
-    """A finished benchmark of one selector: its ranking at two budgets, at the third a draw."""
+    """A finished benchmark of one selector: its ranking at two budgets, at the third a random subset."""
     text = (finished_run / "config.yaml").read_text()
     section = f"benchmark: {{selectors: [{{name: random}}], budgets: {BUDGETS}}}\n"
     (tmp_path / "config.yaml").write_text(text.replace("benchmark: null\n", section))

@@ -64,12 +64,12 @@ def test_the_steps_stay_the_same_and_the_halving_is_told_and_kept(limit, trained
     tight, entry, said = trained()
     for name, expected in whole.items():
         assert torch.allclose(tight[name], expected, rtol=1e-9, atol=1e-12), name
-    told = [line for line in said if "out of memory" in line]
-    assert told[0].startswith("warm-up: out of memory on a micro-batch of 8 samples: from here on one has at most")
-    assert entry.more["out_of_memory"] in told[-1]
+    messages = [line for line in said if "out of memory" in line]
+    assert messages[0].startswith("warm-up: out of memory on a micro-batch of 8 samples: from here on one has at most")
+    assert entry.more["out_of_memory"] in messages[-1]
     failed = [k for k, tokens in enumerate(limit["seen"]) if tokens > limit["tokens"]]
     assert failed
-    assert max(failed) < len(limit["seen"]) // 2, "it is not found out anew at every step"
+    assert max(failed) < len(limit["seen"]) // 2, "it is not found out again at every step"
 
 
 def test_where_a_sample_alone_does_not_fit_the_error_says_what_to_change(limit, trained):

@@ -56,14 +56,14 @@ def test_the_loss_is_the_anchors_after_training_on_these_records_only(setup, pro
 def test_every_trial_starts_afresh_and_adds_its_cost(setup, logged):
     trials, entry, _ = setup()
     first = trials(ROWS)
-    spent = copy.deepcopy(dataclasses.asdict(entry))
+    first_cost = copy.deepcopy(dataclasses.asdict(entry))
     other = trials(ROWS + 1)
     assert trials(ROWS) == first != other
     assert trials(ROWS, 1) != first, "another order"
-    assert entry.flops == pytest.approx(4 * spent["flops"], rel=0.2)
-    assert (spent["more"]["trials"], entry.more["trials"]) == (1, 4)
+    assert entry.flops == pytest.approx(4 * first_cost["flops"], rel=0.2)
+    assert (first_cost["more"]["trials"], entry.more["trials"]) == (1, 4)
     (line,) = logged().splitlines()
-    assert line.startswith("trial: 4 steps: about "), "told once, before the first"
+    assert line.startswith("trial: 4 steps: about "), "logged once, before the first"
 
 
 def test_a_trial_that_diverges_is_infinitely_bad_and_paid_for(setup):

@@ -70,12 +70,12 @@ def test_the_budget_halves_says_so_and_stays_halved(settings, logged):
     tight = table(run(settings, "tight"))
     assert tight == whole
     failed = [k for k, (_, fits) in enumerate(SEEN) if not fits]
-    told = [line for line in logged().splitlines() if "out of memory on a batch of" in line]
+    messages = [line for line in logged().splitlines() if "out of memory on a batch of" in line]
     # The preflight meets it once in silence (twice: counted and timed); after that each failure halves the budget.
-    assert len(told) == len([k for k in failed if k > 1]) >= 1
-    assert len(failed) <= 5, "it is not found out anew for each of four shards"
+    assert len(messages) == len([k for k in failed if k > 1]) >= 1
+    assert len(failed) <= 5, "it is not found out again for each of four shards"
     assert max(failed) < len(SEEN) // 2
-    assert "tokens, half of that" in told[0]
+    assert "tokens, half of that" in messages[0]
 
 
 def test_a_setup_that_runs_out_is_tried_with_half(settings, logged):

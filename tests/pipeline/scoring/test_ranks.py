@@ -74,8 +74,8 @@ def run_apart(script: str, files: list[Path]) -> str:
 
 
 def select_on_two(files: list[Path]) -> None:
-    told = run_apart(SELECT_ALL, files)
-    assert told.count(WHOLE) >= len(files), told
+    printed = run_apart(SELECT_ALL, files)
+    assert printed.count(WHOLE) >= len(files), printed
 
 
 def scores(runs: Path, name: str) -> list[float]:
@@ -114,11 +114,11 @@ def test_killed_runs_resume_with_another_number_of_ranks(settings, tmp_path: Pat
         ost = {"name": "ost", "options": options}
         run_here(write(settings(name=f"{name}-whole", selector=ost), tmp_path, shard_size=3), logged)
         killed[name] = write(settings(name=f"{name}-killed", selector=ost), tmp_path, shard_size=3, **TWO)
-    told = run_apart(KILL_ALL, list(killed.values()))
+    printed = run_apart(KILL_ALL, list(killed.values()))
     for name, options in OPTIONS.items():
         ost = {"name": "ost", "options": options}
         before = set((runs / f"{name}-killed" / "scores").glob("part-*.parquet"))
-        assert 3 <= len(before) < 16, f"{name} was killed in the middle: {told}"
+        assert 3 <= len(before) < 16, f"{name} was killed in the middle: {printed}"
         written = {p: p.stat().st_mtime_ns for p in before}
         run_here(write(settings(name=f"{name}-killed", selector=ost), tmp_path, shard_size=3), logged)
         assert {p: p.stat().st_mtime_ns for p in before} == written

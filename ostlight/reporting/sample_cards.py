@@ -48,14 +48,12 @@ class SampleSummary:
     """What the scores say of one sample.
 
     Attributes:
-        row: in the score columns.
         place: rank by score among ``scored`` samples, 0 is best.
         numbers: those of ``ScoreColumns.numbers``.
         outcomes: one for each selection.
         groups: utility by anchor group, nats.
     """
 
-    row: int
     id: str
     position: int
     place: int
@@ -75,7 +73,6 @@ def summarise_sample(scores: ScoreColumns, row: int) -> SampleSummary:
         rank = int(selection.rank[row]) if selection.kept[row] else None
         outcomes.append(BudgetOutcome(selection, rank, None if margin is None else float(margin[row])))
     return SampleSummary(
-        row=row,
         id=scores.ids[row],
         position=int(scores.position[row]),
         place=int(scores.place[row]),

@@ -41,7 +41,7 @@ def config(settings, tmp_path: Path) -> Path:
 def test_selectors_lists_name_line_options_and_source(monkeypatch, capsys):
     code, out, _ = run("selectors", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
-    assert "ost  (ostlight 0.1.0)" in out
+    assert f"ost  (ostlight {version('ostlight')})" in out
     assert "Utility of one SGD step on each sample" in out
     assert "parameters: text (default blocks)" in out
 
@@ -276,7 +276,7 @@ def test_a_plugin_that_does_not_import_takes_no_other_along(config: Path, plugin
     plugins(needy="import no_such_package", rude="raise SystemExit(3)", bare="import ostlight\nclass It: pass\n")
     code, out, _ = run("selectors", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
-    assert "random  (ostlight 0.1.0)" in out
+    assert f"random  (ostlight {version('ostlight')})" in out
     assert "rude  (plugin-rude 1.2)\n    cannot be used: importing plugin_rude:It failed with SystemExit: 3" in out
     err = wrong("select", str(config), "selector.name=needy")
     assert "selector 'needy' from plugin-needy 1.2 cannot be used: importing plugin_needy:It failed with Module" in err

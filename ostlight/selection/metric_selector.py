@@ -18,6 +18,7 @@ from ostlight.selection.selector import Selector
 
 if TYPE_CHECKING:
     from ostlight.models.batch import Batch
+    from ostlight.selection.context import ScoringContext
 
 Preference = Literal["low", "high", "middle"]
 
@@ -38,6 +39,11 @@ class MetricSelector(Selector):
         """
 
         prefer: Preference = "high"
+
+    def setup(self, context: ScoringContext) -> None:
+        """Keeps the proxy as ``self.model``, where the metric is taken with it."""
+        if self.uses_proxy:
+            self.model = context.proxy.model
 
     @abstractmethod
     def measure(self, batch: Batch) -> Mapping[str, Any]:

@@ -139,14 +139,14 @@ class Combine(Selector):
 
     def _mean_rank_columns(self, positions: Sequence[int]) -> dict[str, Any]:
         ranks = [self.ranks.get(p, [float("nan")] * len(self.parts)) for p in positions]
-        columns: dict[str, Any] = {"score": [float(np.mean(of)) for of in ranks], "place_by_part": ranks}
-        return columns | self._failures(positions)
+        failures = [self.failed.get(p) for p in positions]
+        return {"score": [float(np.mean(of)) for of in ranks], "place_by_part": ranks, "failure": failures}
 
     def _cascade_columns(self, batch: Batch, positions: Sequence[int]) -> dict[str, Any]:
         rows = [k for k, p in enumerate(positions) if p in self.selected]
         earlier = [self.earlier.get(p, (float("nan"), 0)) for p in positions]
         columns: dict[str, list[Any]] = {"score": [s for s, _ in earlier], STAGE: [k for _, k in earlier]}
-        columns |= self._failures(positions)
+        columns["failure"] = [self.failed.get(p) for p in positions]
         if rows:
             part = batch.rows(rows)
             for name, values in checked_columns(self.last.score(part), len(part), type(self.last).__name__).items():
@@ -156,10 +156,6 @@ class Combine(Selector):
             for row in rows:
                 columns[STAGE][row] = len(self.parts)
         return columns
-
-    def _failures(self, positions: Sequence[int]) -> dict[str, list[Any]]:
-        failures = [self.failed.get(p) for p in positions]
-        return {"failure": failures} if any(failures) else {}
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         if not self.cascade:

@@ -8,7 +8,6 @@ import torch
 
 from ostlight.models.batch import Batch
 from ostlight.models.losses import IGNORED
-from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector
 
 
@@ -21,9 +20,6 @@ class EL2N(MetricSelector):
 
     uses_proxy: ClassVar[bool] = True
     column: ClassVar[str] = "el2n"
-
-    def setup(self, context: ScoringContext) -> None:
-        self.model = context.proxy.model
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         targets = batch.labels[:, 1:]

@@ -38,7 +38,7 @@ class GradNorm(MetricSelector):
         parameters: str = "blocks"
 
     def setup(self, context: ScoringContext) -> None:
-        self.model = context.proxy.model
+        super().setup(context)
         parameters = select_parameters(self.model.model, self.options.parameters)
         train_only(self.model, parameters)
         self.engine, self.rows = GradientDots(self.model, parameters), RowMap(self.model.model)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 
 from ostlight.models.batch import Batch
-from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector, Preference
 
 
@@ -29,9 +28,6 @@ class Loss(MetricSelector):
         """
 
         prefer: Preference = "low"
-
-    def setup(self, context: ScoringContext) -> None:
-        self.model = context.proxy.model
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():

@@ -34,7 +34,7 @@ class Perplexity(MetricSelector):
         prefer: Preference = "middle"
 
     def setup(self, context: ScoringContext) -> None:
-        self.model = context.proxy.model
+        super().setup(context)
         encoder = self.model.encoder
         token = encoder.image_token
         self.image_id = encoder.tokenizer.convert_tokens_to_ids(token) if token else None

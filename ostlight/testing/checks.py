@@ -191,9 +191,7 @@ class ContractCheck:
         yield from self._all_accounted_for(selection)
         fix = "no sample of a batch may influence another's score"
         yield from self._same_table("nan", "NaN in one sample changed others", fix, {victim})
-        before, after = (
-            next(r for r in rows if r["id"] == victim) for rows in (self.table, self.runner.rows("nan"))
-        )
+        before, after = (next(r for r in rows if r["id"] == victim) for rows in (self.table, self.runner.rows("nan")))
         if after["state"] == "ok" and first_difference([before], [after], self.tolerance) is not None:
             yield (
                 f"record {victim!r} got the score {after['score']} although the proxy returned NaN; return NaN, "

@@ -20,6 +20,7 @@ from ostlight.models.losses import IGNORED
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
 from ostlight_selectors.ifd import without_prompts
+from ostlight_selectors.reference_loss import trained_on_anchors
 
 
 @pytest.fixture
@@ -163,3 +164,49 @@ def test_loss_keeps_the_easiest_or_the_hardest(settings):
 def test_an_unknown_preference_is_refused():
     with pytest.raises(ConfigError, match="prefer must be one of low, high, middle; got 'odd'"):
         create("loss", {"prefer": "odd"})
+
+
+def test_reference_loss_and_its_drop_are_those_of_a_model_trained_on_the_anchors(
+    scored, selector_setting, samples, proxy
+):
+    columns, model, batch = scored("loss_drop", epochs=2, lr=1e-3)
+    reference, _, _ = scored("reference_loss", epochs=2, lr=1e-3)
+    before = model.losses(batch).double()
+    torch.testing.assert_close(columns["loss"], before)
+    torch.testing.assert_close(columns["reference_loss"], reference["reference_loss"])
+    assert np.allclose(columns["score"], ((before - columns["reference_loss"]) / before).detach())
+    assert np.allclose(reference["score"], -reference["reference_loss"])
+    trained = trained_on_anchors(selector_setting(model), 2, 1e-3)
+    (anchors,) = model.batches(samples("anchors"), 10_000)
+    with torch.no_grad():
+        assert float(trained.losses(anchors).mean()) < float(model.losses(anchors).mean())
+    untouched = zip(model.parameters(), proxy("float64").parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in untouched)
+
+
+def test_a_training_on_the_anchors_that_diverges_is_named(scored):
+    with pytest.raises(SelectorError, match="diverged .* lower lr, now 1"):
+        scored("reference_loss", lr=1e6)
+
+
+def test_image_grounding_is_the_loss_without_the_image_less_the_loss_with_it(scored):
+    columns, model, batch = scored("image_grounding")
+    mark = model.encoder.tokenizer.convert_tokens_to_ids("<image>")
+    for k, sample in enumerate(batch.samples):
+        turns = tuple(replace(turn, text=turn.text.replace("<image>", "")) for turn in sample.turns)
+        blind = model.collator.batch([sample], [model.encoder.encode(replace(sample, turns=turns, images=()))])
+        assert not (blind.inputs["input_ids"] == mark).any()
+        with torch.no_grad():
+            expected = float(model.losses(blind)) - float(model.losses(batch.rows([k])))
+        assert float(columns["score"][k]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_image_grounding_rejects_a_sample_without_an_image(proxy, samples, selector_setting):
+    model = proxy("float64")
+    selector = create("image_grounding")
+    selector.setup(selector_setting(model))
+    sample = samples("pool")[0]
+    turns = tuple(replace(turn, text=turn.text.replace("<image>", "")) for turn in sample.turns)
+    (batch,) = model.batches([replace(sample, turns=turns, images=())], 10_000)
+    (failure,) = selector.score(batch)["failure"]
+    assert failure.reason == "no_image"

@@ -1,0 +1,51 @@
+"""Prefers samples whose answer needs the image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.errors import BadRecord
+from ostlight.models.batch import Batch
+from ostlight.models.encode import Encoded
+from ostlight.models.losses import IGNORED
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.metric_selector import MetricSelector
+
+
+class ImageGrounding(MetricSelector):
+    """The samples whose loss rises most without their images: ``l(answer | text) - l(answer | text, image)``.
+
+    The idea of CVS (arXiv 2603.09715), which asks a frozen vision-language model how much the image matters; here it is
+    read off the proxy's loss. A sample whose answer can be guessed from the question, or whose image belongs to another
+    question, has little to lose. A sample without an image is rejected (``no_image``). Two forward passes a sample.
+    """
+
+    uses_proxy: ClassVar[bool] = True
+    column: ClassVar[str] = "image_grounding"
+
+    def setup(self, context: ScoringContext) -> None:
+        self.model = context.proxy.model
+
+    def measure(self, batch: Batch) -> dict[str, Any]:
+        failures = [
+            None if sample.images else BadRecord("no_image", "without an image there is nothing to take away")
+            for sample in batch.samples
+        ]
+        blind = [self._without_images(s, e) for s, e in zip(batch.samples, batch.encoded, strict=True)]
+        without = self.model.collator.batch(batch.samples, blind).to(batch.labels.device)
+        with torch.no_grad():
+            loss, alone = self.model.losses(batch).double(), self.model.losses(without).double()
+        return {"image_grounding": alone - loss, "loss": loss, "loss_without_image": alone, "failure": failures}
+
+    def _without_images(self, sample: Sample, whole: Encoded) -> Encoded:
+        """The conversation without images, with as many answer tokens as the length limit left in the whole sample."""
+        turns = tuple(replace(turn, text=turn.text.replace(IMAGE_PLACEHOLDER, "")) for turn in sample.turns)
+        encoded = self.model.encoder.encode(replace(sample, turns=turns, images=()))
+        answer = (encoded.labels != IGNORED).nonzero()[:, 0]
+        labels = encoded.labels.clone()
+        labels[answer[int((whole.labels != IGNORED).sum()) :]] = IGNORED
+        return Encoded(encoded.inputs, labels)

@@ -1,0 +1,48 @@
+"""Prefers samples whose loss falls when the proxy is trained briefly on the anchors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ostlight.config.schema import Count, Positive
+from ostlight.models.batch import Batch
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.metric_selector import MetricSelector, Preference
+from ostlight_selectors.reference_loss import trained_on_anchors
+
+
+class LossDrop(MetricSelector):
+    """The samples whose loss drops most, relative to what it was, after a brief training of the proxy on the anchors.
+
+    ``(l_before - l_after) / l_before`` (arXiv 2605.09404). The mirror of One-Step-Train, which takes a step on the
+    sample and measures the anchors' loss: here the steps are on the anchors. Two forward passes a sample, and
+    ``epochs`` of training on the anchors once.
+    """
+
+    uses_proxy: ClassVar[bool] = True
+    column: ClassVar[str] = "loss_drop"
+
+    @dataclass
+    class Options:
+        """Attributes:
+        prefer: ``low``, ``high`` or ``middle``.
+        epochs: passes over the anchors.
+        lr: learning rate; ``null`` takes the warm-up's.
+        """
+
+        prefer: Preference = "high"
+        epochs: Count = 3
+        lr: Positive | None = None
+
+    def setup(self, context: ScoringContext) -> None:
+        context.require_anchors("loss_drop")
+        self.model = context.proxy.model
+        self.reference = trained_on_anchors(context, self.options.epochs, self.options.lr)
+
+    def measure(self, batch: Batch) -> dict[str, Any]:
+        with torch.no_grad():
+            before, after = self.model.losses(batch).double(), self.reference.losses(batch).double()
+        return {"loss_drop": (before - after) / before, "loss": before, "reference_loss": after}

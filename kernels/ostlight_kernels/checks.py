@@ -41,6 +41,7 @@ def check_shape(tensor: Tensor, name: str, takes: str, *sizes: int | None) -> No
 
 
 def check_alike(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
+    """Same dtype and device."""
     check(tensor.dtype == like.dtype, name, f"dtype {tensor.dtype}", f"the dtype of {like_name}, {like.dtype}")
     check_device(tensor, name, like, like_name)
 

@@ -36,15 +36,14 @@ def capability(tensor: Tensor) -> int:
     return 10 * major + minor
 
 
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
-
-
 def explain_dispatch(tensor: Tensor) -> KernelPath:
     """The path a kernel takes for inputs of this tensor's device and dtype.
 
     >>> str(explain_dispatch(torch.zeros(1)))
     'reference: the tensors are on cpu'
+
+    Raises:
+        ValueError: ``OSTLIGHT_KERNELS`` is neither ``reference`` nor empty.
     """
     switch = os.environ.get(SWITCH, "")
     if switch not in ("", "reference"):
@@ -55,9 +54,9 @@ def explain_dispatch(tensor: Tensor) -> KernelPath:
         return KernelPath("reference", "triton is not installed")
     if tensor.dtype == torch.float64:
         return KernelPath("reference", "the kernels accumulate in fp32 and the input is float64")
-    if tensor.device.type == "cpu" and _interpreting() and tensor.dtype == torch.bfloat16:
-        return KernelPath("reference", "Triton's interpreter multiplies the bits of bf16 numbers, not their values")
-    if tensor.device.type == "cpu" and _interpreting():
+    if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on"):
+        if tensor.dtype == torch.bfloat16:
+            return KernelPath("reference", "Triton's interpreter multiplies the bits of bf16 numbers, not their values")
         return KernelPath("triton", "TRITON_INTERPRET=1 runs the kernels on the CPU")
     if tensor.device.type != "cuda":
         return KernelPath("reference", f"the tensors are on {tensor.device.type}")

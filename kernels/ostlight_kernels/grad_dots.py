@@ -71,6 +71,7 @@ def _grad_dots_kernel(
     PRECISION: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
 ):
+    """``sum(b' a * vector)`` of every tile, sample and vector."""
     AREA: tl.constexpr = BLOCK_O * BLOCK_I
     # Samples fastest, then places, then groups: programs that run at the same time share vectors and inputs in the L2.
     i_program = tl.program_id(0)
@@ -193,7 +194,7 @@ def blocks(total: int, places: int, vectors: int, tiles: Tiles, itemsize: int) -
 def launch(
     a: Tensor, b: Tensor, vectors: Tensor, packing: Packing | None, *, allow_tf32: bool, tiles: Tiles | None = None
 ) -> Tensor:
-    """Run the kernel on checked arguments. ``tiles`` overrides the table, for measuring."""
+    """``[N, M]`` fp32, by the kernel, of checked arguments. ``tiles`` overrides the table, for measuring."""
     total = a.shape[0] if packing is None else packing.num_samples
     t, m, (d_out, d_in) = a.shape[1], vectors.shape[0], vectors.shape[1:]
     if tiles is None:

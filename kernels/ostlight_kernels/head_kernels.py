@@ -79,6 +79,7 @@ def log_sum_exp_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """``log sum_v exp(x W' + bias)_v``, of each program's share of the vocabulary."""
     r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     b_top = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
@@ -117,6 +118,7 @@ def errors_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """``softmax(x W' + bias) - onehot(y)``, 0 where a row is padding."""
     r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     r_column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     r_v = v_first + r_column
@@ -152,6 +154,7 @@ def steps_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Steps ``k_t`` over eta / n, in ``bound``; and ``c_y`` (`small_steps`) over eta / n."""
     i_n = tl.program_id(1).to(tl.int64)
     r_s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     in_s = r_s < S
@@ -227,6 +230,7 @@ def loss_change_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Adds a slice of the vocabulary to ``z = sum_{v != y} p_v expm1(c_y - c_v)`` (`small_steps`)."""
     LOG2_E: tl.constexpr = 1.4426950408889634
     r_s = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     in_s = r_s < S

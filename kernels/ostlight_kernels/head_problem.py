@@ -40,6 +40,7 @@ class HeadProblem:
         eta: float,
         anchor_weights: Tensor | None,
     ) -> HeadProblem:
+        """From the arguments of ``one_step_head``, checked."""
         used = labels != IGNORED
         counts = used.sum(1)
         longest = int(counts.max()) if counts.numel() else 0

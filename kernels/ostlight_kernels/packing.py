@@ -51,15 +51,11 @@ class Packing:
         if flat.numel():
             lowest, highest = (int(x) for x in torch.stack(torch.aminmax(flat)).tolist())
             check(lowest >= -1, "segments", f"a sample id {lowest}", "-1 for padding, or an id from 0")
-            check(
-                highest < num_samples,
-                "segments",
-                f"a sample id {highest} with num_samples={num_samples}",
-                "ids below num_samples",
-            )
+            got = f"a sample id {highest} with num_samples={num_samples}"
+            check(highest < num_samples, "segments", got, "ids below num_samples")
         counts = torch.bincount(flat + 1, minlength=num_samples + 1)
         padding = counts[:1]
         starts = torch.cumsum(counts, 0) - padding
         order = torch.argsort(flat, stable=True)[int(padding) :]
-        lengths = tuple(int(x) for x in counts[1:].tolist())
-        return cls((segments.shape[0], segments.shape[1]), num_samples, order, starts, lengths)
+        shape = (segments.shape[0], segments.shape[1])
+        return cls(shape, num_samples, order, starts, tuple(counts[1:].tolist()))

@@ -29,6 +29,7 @@ def probabilities_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """``softmax(x W' + bias)`` of a slice of the vocabulary, and its sums either way (`small_steps`)."""
     r_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     r_column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     r_v = v_first + r_column
@@ -91,6 +92,7 @@ def first_order_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Adds ``sum_t k_t sum_v p_v e_tv`` of a slice of the vocabulary (`small_steps`)."""
     r_s = (tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
     r_r = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     p_p = p_probabilities + r_s[:, None] * width
@@ -146,6 +148,7 @@ def curvature_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """``sum_v p_v (expm1(-c_v) + c_v)`` over the candidate's tokens (`small_steps`)."""
     i_n = tl.program_id(1).to(tl.int64)
     r_s = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     in_s = r_s < S

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.failures import failure_column, not_finite_losses
+from ostlight.influence.gradients.norms import wide
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import IGNORED, answer_losses
 from ostlight_kernels import one_step_head
@@ -124,8 +125,7 @@ class ExactHead:
         """``[N]`` norms of ``E' H / n``, as ``sum (E E') * (H H')``: no gradient ``[V, D]`` is formed."""
         with torch.no_grad():
             wanted = labels != IGNORED
-            logits = self._logits(features)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+            logits = wide(self._logits(features))
             errors = logits.softmax(-1).scatter_add(
                 2, labels.clamp_min(0)[:, :, None], -torch.ones_like(logits[:, :, :1])
             )

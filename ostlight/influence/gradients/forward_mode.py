@@ -19,7 +19,7 @@ from ostlight.influence.gradients.adapters import merged_forwards
 from ostlight.influence.gradients.engine import Losses
 
 STEPS_TRIED = 10
-"""Step sizes tried, each a quarter of the one before: five decades hold the valley between truncation and rounding."""
+"""Step sizes tried, each a quarter of the one before: over five decades truncation gives way to rounding."""
 
 LARGEST_SHIFT = 0.1
 """Norm of the largest shift tried, over the norm of the parameters."""

@@ -105,23 +105,20 @@ class RowMap:
         Raises:
             InfluenceError: the images and the placeholder tokens do not fit together.
         """
-        num_samples = len(inputs["input_ids"])
+        vision, why = None, "the batch holds no images"
         if "pixel_values_videos" in inputs:
             why = "videos are not mapped back to their samples"
-            return RowOwners(num_samples, None, self._text, why)
-        if inputs.get("pixel_values") is None:
-            return RowOwners(num_samples, None, self._text)
-        if self._family in ONE_ROW_PER_IMAGE:
+        elif inputs.get("pixel_values") is None:
+            pass
+        elif self._family in ONE_ROW_PER_IMAGE:
             vision = self._by_placeholders(inputs, torch.ones(len(inputs["pixel_values"]), dtype=torch.long))
         elif self._family in PADDED_IMAGES:
-            real = inputs["pixel_values"].flatten(2).ne(0).any(2)
-            vision = real.nonzero()[:, 0]
+            vision = inputs["pixel_values"].flatten(2).ne(0).any(2).nonzero()[:, 0]
         elif self._family in FLAT_PATCHES:
             vision = self._by_placeholders(inputs, inputs["image_grid_thw"].prod(1))
         else:
             why = f"how the model type {self._family!r} lays out its images is not known"
-            return RowOwners(num_samples, None, self._text, why)
-        return RowOwners(num_samples, vision, self._text)
+        return RowOwners(len(inputs["input_ids"]), vision, self._text, why)
 
     def _by_placeholders(self, inputs: Mapping[str, Tensor], units_of_image: Tensor) -> Tensor:
         """Images come in the order of their placeholder tokens, each with tokens in proportion to its units."""

@@ -54,7 +54,9 @@ def solve_relaxation(
     total, value, marginal = np.zeros(objective.phi.shape[1]), -np.inf, objective.gains
     for _ in range(steps):
         vertex = constraints.vertex(marginal)
-        bound = min(bound, _bound(objective, vertex, marginal, total))
+        # Without w itself: ``sum w_i gain_i(w)`` follows from its gain and sums.
+        curvature = objective.redundancy / objective.size**2 * float(total @ total)
+        bound = min(bound, float(marginal @ vertex) / objective.size + curvature / 2)
         scale = max(scale, abs(bound), abs(float(objective.gains @ vertex)) / objective.size)
         if bound - value <= tolerance * scale:
             break
@@ -88,12 +90,6 @@ def round_relaxation(found: RelaxedSolution, constraints: Constraints) -> np.nda
     ranks = np.empty(len(order))
     ranks[order] = np.arange(len(order), 0, -1)
     return constraints.fill(ranks * constraints.costs)
-
-
-def _bound(objective: SetObjective, vertex: np.ndarray, marginal: np.ndarray, total: np.ndarray) -> float:
-    """``V(w) + (1/m) sum (x - w) gain(w)`` without w itself: ``sum w gain(w)`` follows from its gain and sums."""
-    curvature = objective.redundancy / objective.size**2 * float(total @ total)
-    return float(marginal @ vertex) / objective.size + curvature / 2
 
 
 def _weighted_total(objective: SetObjective, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:

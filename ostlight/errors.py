@@ -47,7 +47,7 @@ class InfluenceError(OstlightError):
 
 
 class RunChangedError(OstlightError):
-    """A run folder holds work that was done with other inputs than the ones asked for now.
+    """A run folder holds work that was done with other inputs than those of the configuration.
 
     Args:
         changed: names of the inputs that differ.

@@ -49,7 +49,7 @@ def settings_reference(schema: type = Config, prefix: str = "") -> Iterator[Sett
 
 
 def _descriptions(schema: type) -> dict[str, str]:
-    """What the docstrings of ``schema`` and its bases say of each field."""
+    """The description of each field in the docstrings of ``schema`` and its bases."""
     found: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
         _, _, block = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("Attributes:\n")

@@ -1,4 +1,4 @@
-"""From what a record says of an image to an ``ImageRef``; no file outside the image root can be reached."""
+"""From an image as a record names it to an ``ImageRef``; no file outside the image root can be reached."""
 
 from __future__ import annotations
 

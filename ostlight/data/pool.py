@@ -97,7 +97,7 @@ class Pool:
         return self.readers[n].sample(record, id or self._ids.content_id(i), i)
 
     def read(self, positions: Iterable[int]) -> Iterator[tuple[int, Sample | BadRecord]]:
-        """Each position with its sample, or with the reason why there is none; in the order asked for.
+        """Each position with its sample, or with the reason why there is none; in the order of ``positions``.
 
         Holds one record at a time. Ascending positions stream through the files; any other order costs a seek for each
         record.

@@ -22,7 +22,7 @@ class Row:
     Attributes:
         position: index in the pool, from 0.
         id: ``None`` where the record could not be read that far.
-        file: the file it stands in.
+        file: that holds the record.
         record: its number there, from 1.
         field: the field at fault, ``None`` where it is the record as a whole.
         reason: short code, see ``BadRecord``.

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from ostlight.errors import BadRecord
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Where an image stands in a turn's text; the n-th placeholder of a sample is its n-th image."""
+"""The place of an image in a turn's text; the n-th placeholder of a sample is its n-th image."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -31,7 +31,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """An image that is opened only when asked for: a file under the image root, or bytes in the record."""
+    """An image that is opened only when it is needed: a file under the image root, or bytes in the record."""
 
     path: Path | None = None
     data: bytes | None = None

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 _no_composites: set[Any] = set()
-"""Operators found to be made of no others."""
+"""Operators that do not decompose into others."""
 
 
 class FlopCounter(TorchDispatchMode):

@@ -92,8 +92,8 @@ class MultimodalModel(L.LightningModule):
         """
         encoded = [self.encoder.encode(s) for s in samples]
         groups = by_token_budget([len(e) for e in encoded], tokens_per_batch)
-        made = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
-        return [b.to(self.device) for b in made]
+        batches = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
+        return [batch.to(self.device) for batch in batches]
 
     def training_step(self, step: TrainingStep, step_index: int) -> Tensor:
         """One optimizer step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""

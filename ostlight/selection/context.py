@@ -25,10 +25,10 @@ class ProxyContext:
 
     Attributes:
         model: warmed up, in eval mode; on the rank's device once scoring starts.
-        folder: where the proxy lies, with what its warm-up left.
+        folder: of the proxy, with the records of its warm-up.
         records: size of the pool.
-        examples: some encodable samples of the pool, drawn at random, each in a batch of its own on the model's
-            device; the first of many are those of a few.
+        examples: random encodable samples of the pool, as many as asked for, each in a batch of its own on the model's
+            device; of two counts, the smaller gives the first samples of the larger.
         update_norm: median distance the given parameters moved in a step of the warm-up; ``None`` without a warm-up.
         lr: the warm-up's learning rate.
         tokens_per_batch: padded tokens in one forward pass.
@@ -45,11 +45,11 @@ class ProxyContext:
 
 @dataclass
 class ScoringContext:
-    """Everything a selector may know beyond the batch in hand.
+    """Everything a selector may know beyond the batch that it scores.
 
     Attributes:
         anchors: the trusted samples; empty where the configuration names none.
-        groups: the group of each anchor, as long as ``anchors``; all equal where no grouping was asked for.
+        groups: the group of each anchor, as long as ``anchors``; all equal where the configuration names no group.
         seed: the run's seed.
         folder: a folder of the run that is the selector's own, for caches.
         dependencies: the whole score table of each selector that ``Selector.dependencies`` names, by label.
@@ -66,24 +66,31 @@ class ScoringContext:
 
     @property
     def proxy(self) -> ProxyContext:
-        """Raises:
-        SelectorError: the selector did not declare ``uses_proxy = True``.
+        """The proxy and how it was warmed up.
+
+        Raises:
+            SelectorError: the selector did not declare ``uses_proxy = True``.
         """
         if self._proxy is None:
             raise SelectorError("this selector asks for a proxy without `uses_proxy = True` in its class; declare it")
         return self._proxy
 
     def note(self, name: str, value: Any) -> None:
-        """Keeps a fact of the run (``step_size``, say) in ``folder``, for the report; a resumed run keeps its notes.
+        """Stores a fact of the run, such as ``step_size``, in ``folder`` for the report; a resumed run keeps its notes.
 
         Raises:
-            SelectorError: the value is nothing JSON can hold.
+            SelectorError: the value cannot be written as JSON.
         """
         write_note(self.folder, name, value)
 
     def require_anchors(self, selector: str) -> None:
-        """Raises:
-        SelectorError: there is no anchor.
+        """Checks that there are anchors to score against.
+
+        Args:
+            selector: its name, for the message.
+
+        Raises:
+            SelectorError: there is no anchor.
         """
         if not self.anchors:
             raise SelectorError(f"selector {selector!r} needs anchors; name a file of trusted samples in anchors.path")

@@ -14,12 +14,12 @@ FILE = "notes.json"
 
 
 def write_note(folder: Path, name: str, value: Any) -> None:
-    """Keeps one fact beside those that are there, on the first rank only; a fact of the same name is replaced.
+    """Adds one fact to the notes, on the first rank only; a fact of the same name is replaced.
 
     Args:
         folder: a run's ``selector`` folder.
-        name: of the fact, ``step_size`` say.
-        value: anything JSON holds.
+        name: of the fact, such as ``step_size``.
+        value: plain data that JSON can hold.
 
     Raises:
         SelectorError: the value is not plain data, or holds NaN or infinity, which JSON does not know.
@@ -31,8 +31,10 @@ def write_note(folder: Path, name: str, value: Any) -> None:
 
 
 def check_note(name: str, value: Any) -> None:
-    """Raises:
-    SelectorError: the value is not plain data, or holds NaN or infinity.
+    """Checks that a value can be written as JSON.
+
+    Raises:
+        SelectorError: the value is not plain data, or holds NaN or infinity.
     """
     try:
         json.dumps(value, allow_nan=False)

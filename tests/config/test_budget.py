@@ -74,8 +74,8 @@ def test_an_unknown_tag_lists_those_there_are():
         select_rows(Top(), scores_of([1.0, 2.0], tasks="ab"), Budget(count=1, stratify_by="skill"))
 
 
-def test_a_token_budget_without_counts_says_what_is_missing():
-    with pytest.raises(DataError, match="token counts are missing"):
+def test_a_token_budget_needs_counts():
+    with pytest.raises(DataError, match="target.path"):
         select_rows(Top(), scores_of([1.0, 2.0]), Budget(tokens=10))
 
 

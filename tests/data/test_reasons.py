@@ -19,7 +19,7 @@ from ostlight.errors import BadRecord
 GOOD = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
 
 
-def said(*turns: tuple[str, Any], **fields: Any) -> dict:
+def turns(*turns: tuple[str, Any], **fields: Any) -> dict:
     return {"conversations": [{"from": who, "value": what} for who, what in turns], **fields}
 
 
@@ -36,27 +36,27 @@ def shown(address: str) -> dict:
 
 
 CASES: list[tuple[str, str | None, str, Any]] = [  # reason, field, a value that the detail names, record
-    ("missing_image", "images", "'nowhere.png'", said(("human", "<image>"), ("gpt", "x"), image="nowhere.png")),
-    ("missing_image", "images[1]", "pics", said(("gpt", "<image><image>"), image=["pics/0.png", "pics"])),
-    ("image_outside_root", "images", "../secret", said(("human", "<image>"), ("gpt", "x"), image="../secret.png")),
-    ("image_outside_root", "images", "/etc", said(("human", "<image>"), ("gpt", "x"), image="/etc/passwd")),
-    ("image_outside_root", "images", "secret", said(("human", "<image>"), ("gpt", "x"), image="link.png")),
-    ("image_outside_root", "images", "secret", said(("human", "<image>"), ("gpt", "x"), image="out/secret.png")),
+    ("missing_image", "images", "'nowhere.png'", turns(("human", "<image>"), ("gpt", "x"), image="nowhere.png")),
+    ("missing_image", "images[1]", "pics", turns(("gpt", "<image><image>"), image=["pics/0.png", "pics"])),
+    ("image_outside_root", "images", "../secret", turns(("human", "<image>"), ("gpt", "x"), image="../secret.png")),
+    ("image_outside_root", "images", "/etc", turns(("human", "<image>"), ("gpt", "x"), image="/etc/passwd")),
+    ("image_outside_root", "images", "secret", turns(("human", "<image>"), ("gpt", "x"), image="link.png")),
+    ("image_outside_root", "images", "secret", turns(("human", "<image>"), ("gpt", "x"), image="out/secret.png")),
     ("remote_image", "images", "https://x.org/a.png", shown("https://x.org/a.png")),
     ("corrupt_image", "images", "", shown("data:image/png;base64,!!")),
-    ("image_count", "images", "1 <image> placeholders but 2", said(("human", "<image>"), ("gpt", "x"), images=AB)),
-    ("image_count", "images", "1 <image> placeholders but 0 images", said(("human", "<image>"), ("gpt", "x"))),
-    ("no_answer", None, "", said(("human", "Hi"))),
+    ("image_count", "images", "1 <image> placeholders but 2", turns(("human", "<image>"), ("gpt", "x"), images=AB)),
+    ("image_count", "images", "1 <image> placeholders but 0 images", turns(("human", "<image>"), ("gpt", "x"))),
+    ("no_answer", None, "", turns(("human", "Hi"))),
     ("no_answer", None, "", {"instruction": "Say hi."}),
     ("no_answer", None, "", {"messages": [{"role": "assistant", "content": "Hi", "loss_weight": 0.0}]}),
-    ("empty_answer", None, "turn 2 of 2", said(("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", " \n"))),
+    ("empty_answer", None, "turn 2 of 2", turns(("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", " \n"))),
     ("empty_answer", None, "turn 1 of 1", {"instruction": "Say hi.", "output": ""}),
     ("bad_json", None, "{\"conversations\": [}", '{"conversations": [}'),
     ("bad_json", None, "[1, 2]", "[1, 2]"),
     ("bad_field", "id", "got list", {**GOOD, "id": [1]}),
     ("bad_field", "conversations", "str 'Hi'", {"conversations": "Hi"}),
     ("bad_field", "conversations[0]", "str 'Hi'", {"conversations": ["Hi"]}),
-    ("bad_field", "conversations[0].value", "got int '3'", said(("human", 3), ("gpt", "x"))),
+    ("bad_field", "conversations[0].value", "got int '3'", turns(("human", 3), ("gpt", "x"))),
     ("bad_field", "messages[0]", "", {"messages": [{"content": "x"}]}),
     ("bad_field", "messages[0].content[0]", "tool_calls", asked([{"type": "tool_calls", "value": "x"}])),
     ("bad_field", "messages[0].loss_weight", "0.5", asked("Hi", loss_weight=0.5)),
@@ -64,15 +64,15 @@ CASES: list[tuple[str, str | None, str, Any]] = [  # reason, field, a value that
     ("bad_field", "output", "got list", {"instruction": "Say hi.", "output": ["x"]}),
     ("bad_field", "history[0]", "['a']", {"instruction": "Say hi.", "output": "x", "history": [["a"]]}),
     ("bad_field", "question", "None", {"question": None, "answer": "x"}),
-    ("bad_field", "images", "got int", said(("human", "<image>"), ("gpt", "x"), image=7)),
+    ("bad_field", "images", "got int", turns(("human", "<image>"), ("gpt", "x"), image=7)),
     ("bad_field", None, "prompt", {"prompt": "a", "completion": "b"}),
-    ("bad_field", None, "'\\ud83d'", said(("human", "Hi \ud83d"), ("gpt", "x"))),
-    ("bad_field", None, "'\\udc00'", said(("human", "Hi"), ("gpt", "x"), id="\udc00")),
-    ("bad_field", "images", "", said(("human", "<image>"), ("gpt", "x"), image="\ud83d.png")),
-    ("bad_field", "images", "str ''", said(("human", "<image>"), ("gpt", "x"), image="")),
-    ("missing_image", "images", "aaaa", said(("human", "<image>"), ("gpt", "x"), image="a" * 5000)),
-    ("bad_role", "conversations[0].from", "'narrator'", said(("narrator", "Once"), ("gpt", "x"))),
-    ("unsupported_media", "videos", "videos", said(("human", "<video>"), ("gpt", "x"), videos=["a.mp4"])),
+    ("bad_field", None, "'\\ud83d'", turns(("human", "Hi \ud83d"), ("gpt", "x"))),
+    ("bad_field", None, "'\\udc00'", turns(("human", "Hi"), ("gpt", "x"), id="\udc00")),
+    ("bad_field", "images", "", turns(("human", "<image>"), ("gpt", "x"), image="\ud83d.png")),
+    ("bad_field", "images", "str ''", turns(("human", "<image>"), ("gpt", "x"), image="")),
+    ("missing_image", "images", "aaaa", turns(("human", "<image>"), ("gpt", "x"), image="a" * 5000)),
+    ("bad_role", "conversations[0].from", "'narrator'", turns(("narrator", "Once"), ("gpt", "x"))),
+    ("unsupported_media", "videos", "videos", turns(("human", "<video>"), ("gpt", "x"), videos=["a.mp4"])),
     ("unsupported_media", "messages[0].content[0]", "audio_url", asked([{"type": "audio_url", "value": "a.mp3"}])),
     ("unsupported_media", "messages[0].content[0]", "video", asked([{"type": "video", "video": "a.mp4"}])),
 ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_an_image_gone_since_it_was_found_is_missing(images: Path, jsonl: Callab
 def test_an_unlabelled_pool_may_have_no_answers(shade: Callable, jsonl: Callable, png: Callable) -> None:
     address = "data:image/png;base64," + base64.b64encode(png(3)).decode()
     path = jsonl(
-        said(("human", "Hi")),
+        turns(("human", "Hi")),
         {"instruction": "Say hi.", "output": ""},
         {"question": "Who?", "image": address},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]},

@@ -51,8 +51,8 @@ def answers(loaded, rows) -> list[str]:
 def test_base_reads_the_digits_but_cannot_calculate_from_images(loaded, parts):
     def share_right(*tasks: str) -> float:
         rows = [row for row in parts["dev"] if row.task in tasks]
-        said = answers(loaded, rows)
-        return sum(final_answer(text) == final_answer(row.answer) for text, row in zip(said, rows, strict=True)) / len(
+        texts = answers(loaded, rows)
+        return sum(final_answer(text) == final_answer(row.answer) for text, row in zip(texts, rows, strict=True)) / len(
             rows
         )
 
@@ -68,8 +68,8 @@ def test_a_text_only_prompt_is_answered(loaded):
     batch = processor(text=[prompt], return_tensors="pt")
     with torch.no_grad():
         made = model.generate(**batch, max_new_tokens=16, do_sample=False)
-    said = processor.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert said == ["digits 7 5. 7 plus 5 is 12. answer 12"]
+    texts = processor.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert texts == ["digits 7 5. 7 plus 5 is 12. answer 12"]
 
 
 def test_the_log_says_how_each_was_made():

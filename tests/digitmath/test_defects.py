@@ -110,10 +110,10 @@ def test_the_misreading_table_changes_every_digit_and_its_parity():
 
 def test_the_answer_to_another_image_is_some_chain_of_the_task_with_a_wrong_result(with_defect):
     for row in with_defect("other_picture"):
-        said = final_answer(row.answer)
-        assert said is not None
-        assert said != defect_labels(row), row
-        assert said == result(row.task, named_digits(row)), row
+        given = final_answer(row.answer)
+        assert given is not None
+        assert given != defect_labels(row), row
+        assert given == result(row.task, named_digits(row)), row
 
 
 def test_truncated_answers_start_like_the_right_one_and_have_no_result(with_defect):

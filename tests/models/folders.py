@@ -27,11 +27,11 @@ INTERN = {
     "context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>",
     "video_token": "<video>",
 }  # fmt: skip
-PICTURE = {"qwen2_5_vl": QWEN[0], "qwen3_vl": QWEN[0], "internvl": INTERN["context_image_token"]}
-"""What stands for one token of a picture, where it is not ``<image>``."""
+IMAGE_TOKEN = {"qwen2_5_vl": QWEN[0], "qwen3_vl": QWEN[0], "internvl": INTERN["context_image_token"]}
+"""What stands for one token of an image, where it is not ``<image>``."""
 
 TOKENS = 4
-"""Of every picture, in all families."""
+"""Of every image, in all families."""
 
 PROCESSORS = {
     "llava": "LlavaProcessor", "internvl": "InternVLProcessor", "idefics3": "Idefics3Processor",
@@ -62,7 +62,7 @@ def save(family: str, folder: Path, legacy: bool = False) -> Path:
     tokenizer = _tokenizer(family)
     _model(family, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    template = CHAT_TEMPLATE.replace(IMAGE_PLACEHOLDER, _picture(family))
+    template = CHAT_TEMPLATE.replace(IMAGE_PLACEHOLDER, _image(family))
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     if legacy:
         write(folder / "chat_template.json", {"chat_template": template})
@@ -84,9 +84,9 @@ def write(file: Path, settings: dict[str, Any]) -> None:
     file.write_text(json.dumps(settings))
 
 
-def _picture(family: str) -> str:
-    picture = PICTURE.get(family, IMAGE_PLACEHOLDER)
-    return f"{QWEN[2]}{picture}{QWEN[3]}" if family.startswith("qwen") else picture
+def _image(family: str) -> str:
+    image = IMAGE_TOKEN.get(family, IMAGE_PLACEHOLDER)
+    return f"{QWEN[2]}{image}{QWEN[3]}" if family.startswith("qwen") else image
 
 
 def _tokenizer(family: str) -> PreTrainedTokenizerFast:
@@ -102,7 +102,7 @@ def _model(family: str, tokenizer: PreTrainedTokenizerFast) -> Any:
     model: Any = families.FAMILIES[family]()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    for name, token in zip(names, (PICTURE.get(family, IMAGE_PLACEHOLDER), *QWEN[1:]), strict=True):
+    for name, token in zip(names, (IMAGE_TOKEN.get(family, IMAGE_PLACEHOLDER), *QWEN[1:]), strict=True):
         if hasattr(model.config, name):
             setattr(model.config, name, tokenizer.convert_tokens_to_ids(token))
     with torch.no_grad():

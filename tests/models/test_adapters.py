@@ -109,7 +109,7 @@ def test_a_run_over_the_adapters_of_a_folder(settings, adapters: Path, fraction:
     assert moved == names
 
 
-def test_a_plain_proxy_has_no_adapters_and_the_mend_is_named(settings) -> None:
+def test_a_plain_proxy_has_no_adapters_and_the_fix_is_named(settings) -> None:
     config = settings(selector={"name": "ost", "options": {"parameters": "lora", "step_size": 0.1}})
     with pytest.raises(OstlightError, match=r"no LoRA adapters: name a folder that peft saved .* as proxy\.path, or"):
         ostlight.select(config)

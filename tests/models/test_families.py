@@ -62,8 +62,8 @@ def test_losses_agree_with_a_plain_forward_of_the_saved_model(family: str, sampl
     assert len(batch) > 1
     expected = torch.stack([plain_loss(tmp_path, sample) for sample in batch.encoded])
     assert torch.allclose(model.losses(batch).double(), expected.double(), rtol=1e-5)
-    picture = model.encoder.tokenizer.convert_tokens_to_ids(folders.PICTURE.get(family, IMAGE_PLACEHOLDER))
-    seen = (batch.inputs["input_ids"] == picture).sum(1).tolist()
+    image = model.encoder.tokenizer.convert_tokens_to_ids(folders.IMAGE_TOKEN.get(family, IMAGE_PLACEHOLDER))
+    seen = (batch.inputs["input_ids"] == image).sum(1).tolist()
     assert seen == [folders.TOKENS * len(sample.images) for sample in batch.samples]
 
 
@@ -96,7 +96,7 @@ def written(samples: list[Sample], folder: Path) -> str:
 @pytest.mark.parametrize(
     ("family", "legacy"), [*((family, False) for family in folders.VIDEOS), ("qwen2_5_vl", True), ("qwen3_vl", True)]
 )
-def test_what_it_says_about_videos_is_saved_again(family: str, legacy: bool, samples: Read, tmp_path: Path) -> None:
+def test_its_video_settings_are_saved_again(family: str, legacy: bool, samples: Read, tmp_path: Path) -> None:
     model = load(folders.save(family, tmp_path / "model", legacy))
     model.save(tmp_path / "saved")
     stored = json.loads((tmp_path / "saved" / "processor_config.json").read_text())

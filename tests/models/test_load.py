@@ -1,4 +1,4 @@
-"""What keeps a model from being loaded is told in one line that names the setting."""
+"""A model that cannot be loaded is refused in one line that names the setting and the fix."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def committed() -> MultimodalModel:
 
 
 @pytest.mark.parametrize("what", ["model", "processor"])
-@pytest.mark.parametrize(("error", "says"), FAILURES.values(), ids=list(FAILURES))
-def test_a_failure_names_the_path_and_the_mend(
-    what: str, error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("error", "fix"), FAILURES.values(), ids=list(FAILURES))
+def test_a_failure_names_the_path_and_the_fix(
+    what: str, error: Exception, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -39,12 +39,12 @@ def test_a_failure_names_the_path_and_the_mend(
         monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", fail)
     else:
         monkeypatch.setattr(load, "load_processor", fail)
-    with pytest.raises(OstlightError, match=rf"proxy\.path: cannot load the {what} of '.*proxy': .*{says}") as told:
+    with pytest.raises(OstlightError, match=rf"proxy\.path: cannot load the {what} of '.*proxy': .*{fix}") as caught:
         committed()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_weights_that_were_cut_are_told(tmp_path: Path) -> None:
+def test_weights_that_were_cut_are_refused(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("proxy"), tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -1,4 +1,4 @@
-"""A JSON file that is one array of records, however it is laid out."""
+"""A JSON file that is one array of records, with any white space and line breaks."""
 
 from __future__ import annotations
 

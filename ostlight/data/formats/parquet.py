@@ -28,7 +28,7 @@ WRITE_BYTES = 64 << 20
 class Parquet(Source):
     """A row is a record. Rows are reached through their row group, never through the whole table.
 
-    Small row groups are read whole and the last few kept; a large one streams while rows are asked for in ascending
+    Small row groups are read whole and the last few kept; a large one streams while rows are read in ascending
     order. A group that is jumped back to (a shuffled training over a large file) is unpacked once into a temporary
     file that is mapped, not read.
     """

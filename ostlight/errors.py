@@ -38,6 +38,18 @@ class DivergedError(DataError):
     """A training whose loss is no number any more."""
 
 
+class ModelError(OstlightError):
+    """A model or its processor cannot be loaded.
+
+    Args:
+        setting: the setting that names it, such as ``proxy.path``.
+    """
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        self.setting = setting
+        super().__init__(message)
+
+
 class SelectorError(OstlightError):
     """A selector class, or what it returned, breaks the contract."""
 

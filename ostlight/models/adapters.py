@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import ModelError
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -22,25 +22,26 @@ def adapters_base(path: str, where: str) -> str | None:
     """The base model's folder or hub name, where ``path`` is a folder of adapters; ``None`` for a whole model.
 
     Raises:
-        OstlightError: adapters other than LoRA, a base that is not named, or a file that is no JSON.
+        ModelError: adapters other than LoRA, a base that is not named, or a file that is no JSON.
     """
     file = Path(path) / CONFIG_NAME
     if not file.is_file():
         return None
+    setting = f"{where}.path"
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
-        raise OstlightError(f"{where}.path: {file} is no JSON ({error}); save the adapters again") from error
+        raise ModelError(f"{setting}: {file} is no JSON ({error}); save the adapters again", setting) from error
     if config.get("peft_type") != "LORA":
-        raise OstlightError(
-            f"{where}.path: {path!r} holds adapters of type {config.get('peft_type')}, and only LoRA leaves "
-            "every sample its own loss and its own gradient here; merge them into their model and name that"
+        raise ModelError(
+            f"{setting}: {path!r} holds adapters of type {config.get('peft_type')}; only LoRA is supported, so merge "
+            "them into their model and name that",
+            setting,
         )
     base = config.get("base_model_name_or_path")
     if not base:
-        raise OstlightError(
-            f"{where}.path: {CONFIG_NAME} of {path!r} names no base model; write its folder or hub name as "
-            "base_model_name_or_path"
+        raise ModelError(
+            f"{setting}: {file} names no base model; write its folder or hub name as base_model_name_or_path", setting
         )
     return str(base)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
-from ostlight.errors import OstlightError
+from ostlight.errors import ModelError
 from ostlight.models.batch import Batch
 from ostlight.models.last_token import at_last_token
 from ostlight.models.module import MultimodalModel
@@ -26,7 +26,7 @@ def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
             hidden state at the last token.
 
     Raises:
-        OstlightError: sentence-transformers is not installed, or the model cannot be loaded.
+        ModelError: sentence-transformers is not installed, or the model cannot be loaded.
     """
 
     def embed_by_proxy(batch: Batch) -> np.ndarray:
@@ -39,15 +39,17 @@ def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise OstlightError(
+        raise ModelError(
             "selector.options.embedder needs sentence-transformers; pip install 'ostlight[deita]', or leave it null to "
-            "embed with the proxy"
+            "embed with the proxy",
+            "selector.options.embedder",
         ) from error
     try:
         sentences = SentenceTransformer(path, device=str(model.device), local_files_only=Path(path).is_dir())
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise OstlightError(f"selector.options.embedder: cannot load {path!r}: {first}") from error
+        setting = "selector.options.embedder"
+        raise ModelError(f"{setting}: cannot load {path!r}: {first}", setting) from error
 
     def embed(batch: Batch) -> np.ndarray:
         with torch.no_grad():

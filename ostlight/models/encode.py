@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
-from ostlight.errors import BadRecord, OstlightError
+from ostlight.errors import BadRecord, ModelError
 from ostlight.models.losses import IGNORED
 
 
@@ -41,7 +41,7 @@ class Encoder:
         max_length: tokens kept of a sample.
 
     Raises:
-        OstlightError: the processor has no chat template.
+        ModelError: the processor has no chat template.
     """
 
     def __init__(self, processor: Any, max_length: int) -> None:
@@ -50,7 +50,7 @@ class Encoder:
         self.takes_images = self.tokenizer is not processor
         self.max_length = max_length
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
-            raise OstlightError(
+            raise ModelError(
                 f"{type(processor).__name__} has no chat template, so turns cannot be rendered; "
                 "add chat_template.jinja to the model folder"
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ostlight.errors import OstlightError
+from ostlight.errors import ModelError
 
 
 def at_last_token(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -23,11 +23,11 @@ def at_last_token(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple
         the last layer's hidden states ``[N, D]`` and the logits ``[N, V]`` that follow from them.
 
     Raises:
-        OstlightError: the model has no output layer.
+        ModelError: the model has no output layer.
     """
     head = model.get_output_embeddings()
     if head is None:
-        raise OstlightError(f"{type(model).__name__} has no output layer; name a language model")
+        raise ModelError(f"{type(model).__name__} has no output layer; name a language model")
     mask = inputs["attention_mask"]
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
     caught: list[Tensor] = []

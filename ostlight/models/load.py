@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.logging import disable_progress_bar
 
 from ostlight.config.schema import Model
-from ostlight.errors import ConfigError, OstlightError
+from ostlight.errors import ConfigError, ModelError
 from ostlight.models.adapters import adapters_base, processor_home, with_adapters
 from ostlight.models.batch import Collator
 from ostlight.models.encode import Encoder
@@ -33,7 +33,7 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
 
     Raises:
         ConfigError: no path.
-        OstlightError: the folder or name, or the base model its adapters name, cannot be loaded; says why.
+        ModelError: the folder or name, or the base model its adapters name, cannot be loaded; says why.
     """
     path = _path(settings, where)
     trust = {"trust_remote_code": settings.trust_remote_code}
@@ -57,7 +57,7 @@ def load_encoder(settings: Model, where: str) -> Encoder:
 
     Raises:
         ConfigError: no path.
-        OstlightError: it cannot be loaded, or has no chat template.
+        ModelError: it cannot be loaded, or has no chat template.
     """
     path = _path(settings, where)
     home = processor_home(path, adapters_base(path, where))
@@ -77,7 +77,8 @@ def _loading(what: str, path: str, where: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, MemoryError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise OstlightError(f"{where}.path: cannot load the {what} of {path!r}: {_reason(error, where)}") from error
+        problem = f"{where}.path: cannot load the {what} of {path!r}: {_reason(error, where)}"
+        raise ModelError(problem, f"{where}.path") from error
 
 
 def _reason(error: Exception, where: str) -> str:

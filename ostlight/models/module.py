@@ -68,7 +68,7 @@ class MultimodalModel(L.LightningModule):
         ones.
 
         Raises:
-            OstlightError: model or processor cannot be loaded.
+            ModelError: model or processor cannot be loaded.
         """
         model, encoder = load_model(settings, where), load_encoder(settings, where)
         collator = collator_for(model, encoder)

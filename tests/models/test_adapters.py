@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 import ostlight
 from ostlight.config.schema import Lora, Model, Target
 from ostlight.digitmath.model import checkpoint
-from ostlight.errors import OstlightError
+from ostlight.errors import ModelError, OstlightError
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.parameters import select_parameters
@@ -111,7 +111,7 @@ def test_a_run_over_the_adapters_of_a_folder(settings, adapters: Path, fraction:
 
 def test_a_plain_proxy_has_no_adapters_and_the_fix_is_named(settings) -> None:
     config = settings(selector={"name": "ost", "options": {"parameters": "lora", "step_size": 0.1}})
-    with pytest.raises(OstlightError, match=r"no LoRA adapters: name a folder that peft saved .* as proxy\.path, or"):
+    with pytest.raises(OstlightError, match=r"proxy\.path"):
         ostlight.select(config)
 
 
@@ -152,15 +152,16 @@ def change(adapters: Path, **entries: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "says"),
+    ("entries", "named"),
     [
-        ({"base_model_name_or_path": None}, "names no base model; write its folder or hub name as base_model_name_or"),
-        ({"base_model_name_or_path": "/no/such/base"}, "proxy.path: cannot load the model of .*/no/such/base"),
-        ({"peft_type": "IA3"}, "holds adapters of type IA3, and only LoRA leaves"),
-        ({"peft_type": "PROMPT_TUNING"}, "holds adapters of type PROMPT_TUNING, and only LoRA leaves"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path"),
+        ({"base_model_name_or_path": "/no/such/base"}, "/no/such/base"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
     ],
 )
-def test_adapters_that_cannot_be_loaded_say_why(adapters: Path, entries: dict[str, Any], says: str) -> None:
+def test_adapters_that_cannot_be_loaded_are_refused(adapters: Path, entries: dict[str, Any], named: str) -> None:
     change(adapters, **entries)
-    with pytest.raises(OstlightError, match=says):
+    with pytest.raises(ModelError, match=named) as caught:
         MultimodalModel.load(replace(Model(), path=str(adapters)), "proxy")
+    assert caught.value.setting == "proxy.path"

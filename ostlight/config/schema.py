@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 from ostlight.config.budget import Budget
 from ostlight.config.digitmath import DigitMath
-
-T = TypeVar("T")
 
 Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "64-true"]
@@ -332,6 +330,6 @@ class Config:
             )
 
 
-def _repeated(values: Sequence[T]) -> list[T]:
+def _repeated(values: Sequence[Any]) -> list[Any]:
     """Values that occur more than once, each once."""
     return [value for value, count in Counter(values).items() if count > 1]

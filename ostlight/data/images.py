@@ -44,14 +44,12 @@ class ImageRoot:
             raise BadRecord("remote_image", detail, field)
         return ImageRef(path=self._inside(value.removeprefix("file://"), field))
 
-    def relative(self, image: ImageRef) -> Path | None:
-        """The path under the root; ``None`` for an image held in the record."""
-        if image.path is None:
-            return None
-        path = os.path.relpath(image.path, self.folder)
-        if path.startswith(os.pardir):  # an absolute path may reach the root through a link
-            path = os.path.relpath(os.path.realpath(image.path), self._real)
-        return Path(path)
+    def relative(self, path: Path) -> Path:
+        """The path of an image below the root."""
+        relative = os.path.relpath(path, self.folder)
+        if relative.startswith(os.pardir):  # an absolute path may reach the root through a link
+            relative = os.path.relpath(os.path.realpath(path), self._real)
+        return Path(relative)
 
     def _inside(self, named: str, field: str) -> Path:
         path = os.path.normpath(os.path.join(self.folder, named))

@@ -50,13 +50,10 @@ class Layout:
     fields: tuple[str, ...]
     read: Callable[[Mapping[str, Any], bool], Conversation]
 
-    def matches(self, record: Mapping[str, Any]) -> bool:
-        return self.fields[0] in record
-
 
 def layout_of(record: Mapping[str, Any]) -> Layout | None:
-    """The first layout whose fields the record has."""
-    return next((layout for layout in LAYOUTS.values() if layout.matches(record)), None)
+    """The first layout whose first field the record has."""
+    return next((layout for layout in LAYOUTS.values() if layout.fields[0] in record), None)
 
 
 def turn_keys(message: Mapping[str, Any]) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -143,9 +142,6 @@ class Pool:
         """File and number of record ``i``, for messages: ``train.jsonl:record 17``, counted from 1."""
         file, number = self.locate(i)
         return f"{file.name}:record {number}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recent": OrderedDict()}
 
     def source_and_index(self, i: int) -> tuple[int, int]:
         """Index in ``sources`` of the file that holds record ``i``, and the record's index there, both from 0."""

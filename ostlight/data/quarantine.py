@@ -85,6 +85,3 @@ class Quarantine:
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())
-
-    def __len__(self) -> int:
-        return len(self._rows)

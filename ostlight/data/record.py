@@ -44,7 +44,7 @@ class RecordReader:
                 detail = f"the record has {field!r}; only text and images are read"
                 raise BadRecord("unsupported_media", detail, field)
         layout = layout_of(record) if self.layout is None else LAYOUTS[self.layout]
-        if layout is None or not layout.matches(record):
+        if layout is None or layout.fields[0] not in record:
             wanted = self.layout or ", ".join(LAYOUTS)
             detail = f"no conversation (looked for: {wanted}) in the fields {', '.join(record)}"
             raise BadRecord("bad_field", detail[:300])

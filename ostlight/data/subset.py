@@ -90,8 +90,7 @@ def _link_images(pool: Pool, positions: list[int], root: ImageRoot, folder: Path
         except BadRecord as bad:
             raise DataError(f"{pool.record_name(i)} cannot be kept: {bad}", pool.locate(i)[0]) from bad
         for image in sample.images:
-            relative = root.relative(image)
-            if relative is not None and image.path is not None and relative not in linked:
+            if image.path is not None and (relative := root.relative(image.path)) not in linked:
                 _link(image.path, folder / relative)
                 linked.add(relative)
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ostlight.config.digitmath import ARITHMETIC, TASKS
+from ostlight.config.digitmath import ARITHMETIC
 from ostlight.evaluation import answers
 
 ANSWER_MARKER = "answer"
@@ -85,8 +85,6 @@ def solve(task: str, digits: Sequence[int], doubled: bool = False) -> str:
     Args:
         doubled: whatever an arithmetic task asks, adds the first digit to itself first, and carries it through.
     """
-    if task not in TASKS:
-        raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
     steps, result = _steps(task, digits, doubled)
     return " ".join([f"digits {_spaced(digits)}.", *steps, ANSWER_MARKER, result])
 

@@ -103,7 +103,9 @@ class MultimodalModel(L.LightningModule):
         else:
             # Ranks synchronize in every micro-batch, so none of them can repeat a step alone.
             weighted = [(micro, step.weight) for micro in step.micro_batches]
-            total = self._backward(weighted + [(step.filler, 0.0)] * (self._most(len(weighted)) - len(weighted)))
+            count = torch.tensor(len(weighted), device=self.device)
+            most = int(self.trainer.strategy.reduce(count, reduce_op="max"))
+            total = self._backward(weighted + [(step.filler, 0.0)] * (most - len(weighted)))
         if self.training_settings.clip is not None:
             # Lightning's own clipping refuses fused optimizers under mixed precision, even bf16, which scales nothing.
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
@@ -127,9 +129,6 @@ class MultimodalModel(L.LightningModule):
                 self.manual_backward(loss)
             total += loss.detach().to(total.dtype)
         return total
-
-    def _most(self, own: int) -> int:
-        return int(self.trainer.strategy.reduce(torch.tensor(own, device=self.device), reduce_op="max"))
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

@@ -51,7 +51,7 @@ def test_a_record_rejected_in_two_stages_counts_once(pool: Pool) -> None:
     quarantine = _read(pool, "score")
     quarantine.add(pool, 0, BadRecord("over_long", "9,000 tokens"), stage="train", id="first")
     quarantine.add(pool, 1, BadRecord("no_answer", "again"), stage="train")
-    assert len(quarantine) == 6
+    assert len(list(quarantine)) == 6
     assert quarantine.counts() == {"empty_answer": 2, "bad_json": 1, "image_count": 1, "over_long": 1}
 
 

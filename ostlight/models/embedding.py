@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import ModelError
 from ostlight.models.batch import Batch
-from ostlight.models.last_token import at_last_token
+from ostlight.models.last_token import at_last_token, hidden_states
 from ostlight.models.module import MultimodalModel
 
 Embedder = Callable[[Batch], np.ndarray]
 """``[N, D]`` fp32 vectors of unit length; NaN where a sample has none."""
+
+Tokens = Literal["all", "text", "image", "both"]
+Pooling = Literal["mean", "weighted_mean", "last"]
 
 
 def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
@@ -57,6 +64,145 @@ def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
         return unit(np.asarray(vectors, dtype=np.float32))
 
     return embed
+
+
+def pooled_states_embedder(
+    model: MultimodalModel, layers: Sequence[float], tokens: Tokens, pooling: Pooling
+) -> Embedder:
+    """The proxy's hidden states, pooled over tokens.
+
+    Each part (layer, kind of token) is scaled to unit length before the parts are joined. With ``both``, the image part
+    of a sample without images is 0.
+
+    Args:
+        model: the proxy.
+        layers: shares of the depth; 1 is the last layer, as the output layer sees it.
+        tokens: ``all`` pools over all tokens, ``text`` and ``image`` over these alone, ``both`` gives the image tokens
+            and the text tokens a part each. A text-only model has no image part.
+        pooling: ``mean``; ``weighted_mean``, weights 1, 2, 3 ... in the order of these tokens; ``last``, the last one.
+
+    Raises:
+        OstlightError: image tokens are asked for and the model has none.
+    """
+    image_id = model.encoder.image_token_id
+    if tokens == "image" and image_id is None:
+        raise OstlightError("selector.options.tokens=image: the proxy is a text-only model; use tokens=text")
+
+    def embed(batch: Batch) -> np.ndarray:
+        inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        states = hidden_states(model.model, inputs)
+        present = inputs["attention_mask"].bool()
+        is_image = present & (inputs["input_ids"] == (-1 if image_id is None else image_id))
+        chosen = {"all": present, "image": is_image, "text": present & ~is_image}
+        kinds = [tokens] if tokens != "both" else ["image", "text"] if image_id is not None else ["text"]
+        parts = []
+        for share in layers:
+            layer = states[max(1, round(share * (len(states) - 1)))]
+            for kind in kinds:
+                part = unit(_pooled(layer, chosen[kind], pooling))
+                if tokens == "both":
+                    part[~chosen[kind].any(1).cpu().numpy()] = 0
+                parts.append(part)
+        return unit(np.concatenate(parts, axis=1))
+
+    return embed
+
+
+def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: torch.device | str) -> Embedder:
+    """A text encoder, its last hidden states pooled over tokens; or a CLIP-like model, by its text and image features.
+
+    Texts are those of all turns, cut at the model's limit; several images of a sample are averaged.
+
+    Args:
+        path: folder or hub name that ``AutoModel`` loads.
+        tokens: ``text`` or ``image``; ``all`` and ``both`` join the two, where the model has an image tower.
+        pooling: of a text encoder, as for ``pooled_states_embedder``.
+        device: where it runs.
+
+    Raises:
+        OstlightError: it cannot be loaded, embeds no text, or images are asked for and it has no image tower.
+    """
+    try:
+        model: Any = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
+        # Encoders count positions from the left, padding included.
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
+        is_clip = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
+        image_processor = AutoImageProcessor.from_pretrained(path) if is_clip else None
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OstlightError(f"selector.options.source: cannot load {path!r} as an embedding model: {first}") from error
+    if tokens == "image" and image_processor is None:
+        raise OstlightError(
+            f"selector.options.tokens=image: {path!r} ({type(model).__name__}) has no image tower; use tokens=text"
+        )
+    kinds = ["text"] if image_processor is None else ["image", "text"] if tokens in ("all", "both") else [tokens]
+    limit = min(tokenizer.model_max_length, _positions(model.config) or tokenizer.model_max_length)
+
+    def of_texts(texts: Sequence[str]) -> np.ndarray:
+        inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
+        if image_processor is not None:
+            return _features(model.get_text_features(**inputs))
+        return _pooled(model(**inputs).last_hidden_state, inputs["attention_mask"].bool(), pooling)
+
+    def of_images(samples: Sequence[Sample]) -> np.ndarray:
+        """Sums over each sample's images; 0 where it has none."""
+        assert image_processor is not None, "only models with an image tower are shown images"
+        images = [ref.open() for sample in samples for ref in sample.images]
+        owners = np.repeat(np.arange(len(samples)), [len(sample.images) for sample in samples])
+        sums = np.zeros((len(samples), model.config.projection_dim))
+        if images:
+            pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(device)
+            np.add.at(sums, owners, unit(_features(model.get_image_features(pixel_values=pixels))))
+        return sums
+
+    def embed(batch: Batch) -> np.ndarray:
+        parts = []
+        with torch.no_grad():
+            for kind in kinds:
+                if kind == "text":
+                    parts.append(unit(of_texts([_text(sample) for sample in batch.samples])))
+                    continue
+                part = unit(of_images(batch.samples))
+                if len(kinds) > 1:
+                    part[[not sample.images for sample in batch.samples]] = 0
+                parts.append(part)
+        return unit(np.concatenate(parts, axis=1))
+
+    try:
+        with torch.no_grad():
+            of_texts(["a"])
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OstlightError(
+            f"selector.options.source: {path!r} ({type(model).__name__}) does not embed texts: {first}; name a "
+            "sentence-transformers or CLIP-like model"
+        ) from error
+    return embed
+
+
+def _positions(config: Any) -> int | None:
+    """The most tokens a text encoder takes, where its configuration says."""
+    return getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
+
+
+def _features(returned: Any) -> np.ndarray:
+    """``[N, D]`` of a CLIP-like model's tower, as the versions of transformers return it."""
+    features: Tensor = returned if isinstance(returned, Tensor) else returned.pooler_output
+    return features.double().cpu().numpy()
+
+
+def _pooled(hidden: Tensor, chosen: Tensor, pooling: Pooling) -> np.ndarray:
+    """``[N, D]`` over the chosen tokens ``[N, T]`` of hidden states ``[N, T, D]``; NaN where none is chosen."""
+    position = chosen.cumsum(1)
+    if pooling == "last":
+        weights = (chosen & (position == position[:, -1:])).double()
+    else:
+        weights = (chosen * position if pooling == "weighted_mean" else chosen).double()
+    weights /= weights.sum(1, keepdim=True)
+    wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+    # Selected, not multiplied by 0: what stands at padding may not be finite.
+    kept = torch.where(chosen[..., None], wide, 0)
+    return torch.einsum("nt,ntd->nd", weights.to(wide.dtype), kept).double().cpu().numpy()
 
 
 def _text(sample: Sample) -> str:

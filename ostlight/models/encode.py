@@ -57,6 +57,11 @@ class Encoder:
         # The image token as the chat template and the processor write it; a text-only model has none.
         self.image_token: str | None = getattr(processor, "image_token", None) if self.takes_images else None
 
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the tokens that stand for an image; ``None`` for a text-only model."""
+        return self.tokenizer.convert_tokens_to_ids(self.image_token) if self.image_token else None
+
     def encode(self, sample: Sample) -> Encoded:
         """The whole sample, with labels on its trained turns, cut to ``max_length`` tokens.
 
@@ -166,7 +171,7 @@ class Encoder:
         if len(labels) <= self.max_length:
             return Encoded(inputs, labels)
         limit = f"the sample has {len(labels)} tokens, the limit is {self.max_length} (max_length)"
-        token_id = self.tokenizer.convert_tokens_to_ids(self.image_token) if self.image_token else None
+        token_id = self.image_token_id
         if token_id is not None and bool((inputs["input_ids"][self.max_length :] == token_id).any()):
             raise BadRecord("image_cut", f"{limit}, and the cut falls before the end of an image; raise it", "images")
         kept = {k: v[: self.max_length] if k in SEQUENCE_KEYS else v for k, v in inputs.items()}

@@ -1,8 +1,9 @@
-"""Hidden states and logits at the end of each sample, without the logits of the tokens before it."""
+"""Hidden states of a batch, and logits at the end of each sample, without the logits of the tokens before it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,30 @@ def at_last_token(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple
     Raises:
         ModelError: the model has no output layer.
     """
+    with _head_on_last_token(model, inputs) as caught, torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits
+    return caught[0], logits[:, 0]
+
+
+def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """``[N, T, D]`` token embeddings, then the output of each block of the language model.
+
+    Args:
+        model, inputs: as for ``at_last_token``.
+
+    Raises:
+        OstlightError: the model has no output layer, or does not return its hidden states.
+    """
+    with _head_on_last_token(model, inputs), torch.no_grad():
+        states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+    if not states:
+        raise OstlightError(f"{type(model).__name__} does not return its hidden states; name another proxy")
+    return tuple(states)
+
+
+@contextmanager
+def _head_on_last_token(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Iterator[list[Tensor]]:
+    """Shows the output layer the last token of each sample alone; yields a list that gets its input, ``[N, D]``."""
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__} has no output layer; name a language model")
@@ -39,8 +64,6 @@ def at_last_token(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple
 
     hook = head.register_forward_pre_hook(narrow)
     try:
-        with torch.no_grad():
-            logits = model(**inputs, use_cache=False).logits
+        yield caught
     finally:
         hook.remove()
-    return caught[0], logits[:, 0]

@@ -108,13 +108,22 @@ def _scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:
     """Scores the dependencies, warms up the proxy, and returns what the selector's ``setup`` is given."""
     dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
     tables = {label: read_score_table(scored.scores) for label, scored in dependencies.items()}
-    notes = {label: read_notes(scored.path / "selector") for label, scored in dependencies.items()}
+    folders = {label: scored.path / "selector" for label, scored in dependencies.items()}
+    notes = {label: read_notes(folder) for label, folder in folders.items()}
     proxy = None
     if job.selector.uses_proxy:
         folder = job.proxy_folder or job.folder
         proxy = _proxy_context(job, folder, warm_up_proxy(job.config, folder, job.pool, anchors))
-    selector_folder = job.folder.path / "selector"
-    return ScoringContext(anchors.samples, anchors.groups, job.config.seed, selector_folder, proxy, tables, notes)
+    return ScoringContext(
+        anchors=anchors.samples,
+        groups=anchors.groups,
+        seed=job.config.seed,
+        folder=job.folder.path / "selector",
+        _proxy=proxy,
+        dependencies=tables,
+        dependency_notes=notes,
+        dependency_folders=folders,
+    )
 
 
 def _scored_dependency(job: ScoringJob, choice: SelectorChoice) -> RunFolder:

@@ -54,6 +54,7 @@ class ScoringContext:
         folder: a folder of the run that is the selector's own, for caches.
         dependencies: the whole score table of each selector that ``Selector.dependencies`` names, by label.
         dependency_notes: what each of them noted while it scored, by label.
+        dependency_folders: the ``folder`` of each of them, with the files it left there, by label.
     """
 
     anchors: Sequence[Sample]
@@ -63,6 +64,7 @@ class ScoringContext:
     _proxy: ProxyContext | None = None
     dependencies: Mapping[str, pa.Table] = field(default_factory=dict)
     dependency_notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dependency_folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def proxy(self) -> ProxyContext:

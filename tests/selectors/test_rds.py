@@ -1,0 +1,74 @@
+"""RDS+ against turns taken by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ostlight.config.budget import Budget
+from ostlight.errors import SelectorError
+from ostlight.selection.registry import create
+
+RANDOM = np.random.default_rng(0)
+VECTORS = RANDOM.normal(size=(20, 5))
+ANCHORS = RANDOM.normal(size=(3, 5))
+
+
+def cosines():
+    pool, anchors = (v.astype(np.float16).astype(float) for v in (VECTORS, ANCHORS))
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (pool, anchors)]
+    return unit[0] @ unit[1].T
+
+
+def in_turn(similarities):
+    """Each anchor takes its nearest that is left, until all are taken."""
+    order = []
+    while True:
+        for of_anchor in similarities.T:
+            left = [k for k in np.argsort(-of_anchor, kind="stable") if k not in order]
+            if not left:
+                return order
+            order.append(int(left[0]))
+
+
+def test_the_anchors_take_turns(scored_by_embeddings):
+    selector = create("rds")
+    scores = scored_by_embeddings(selector, VECTORS, ANCHORS)
+    np.testing.assert_allclose(scores.column("similarity_by_anchor"), cosines(), atol=1e-6)
+    np.testing.assert_allclose(scores.score, cosines().max(1), atol=1e-6)
+    assert scores.column("nearest_anchor").tolist() == [f"a{k}" for k in cosines().argmax(1)]
+    order = in_turn(cosines())
+    for count in (1, 4, 20):
+        assert create("rds").select(scores, Budget(count=count)).tolist() == order[:count]
+    reached = [k for k in order if cosines()[k].max() >= 0.5]
+    assert create("rds").select(scores, Budget(threshold=0.5)).tolist() == reached
+
+
+def test_budgets_by_tokens_follow_the_turns_until_one_does_not_fit(scored_by_embeddings):
+    tokens = np.arange(1, 21)
+    scores = scored_by_embeddings(create("rds"), VECTORS, ANCHORS, tokens=tokens)
+    order = np.array(in_turn(cosines()))
+    kept = create("rds").select(scores, Budget(tokens=60)).tolist()
+    assert kept == order[np.cumsum(tokens[order]) <= 60].tolist()
+
+
+def test_the_order_of_the_pool_and_rejected_samples_decide_nothing(scored_by_embeddings):
+    shuffled = np.random.default_rng(1).permutation(20)
+    kept = []
+    for order in (np.arange(20), shuffled):
+        scores = scored_by_embeddings(create("rds"), VECTORS, ANCHORS, rejected=(4, 7), order=order)
+        kept.append([scores.ids[row] for row in create("rds").select(scores, Budget(count=9))])
+    assert kept[0] == kept[1]
+    assert not {"s004", "s007"} & set(kept[0])
+
+
+def test_anchors_are_required(scored_by_embeddings):
+    with pytest.raises(SelectorError, match="'rds' needs anchors"):
+        scored_by_embeddings(create("rds"), VECTORS)
+
+
+def test_its_embeddings_are_those_of_the_paper_unless_options_say_otherwise():
+    (choice,) = create("rds").dependencies()
+    assert choice.options == {"layers": [1.0], "tokens": "all", "pooling": "weighted_mean"}
+    (choice,) = create("rds", {"embedding": {"tokens": "text"}}).dependencies()
+    assert choice.options["tokens"] == "text"

@@ -15,6 +15,9 @@ from ostlight_selectors.embed import EmbeddingSelector
 
 log = logging.getLogger("ostlight.selectors.facility_location")
 
+STEP = 2.0**-16
+"""Cosines are rounded to multiples of it: sums of them are then exact, and rounding decides between no two samples."""
+
 
 class FacilityLocation(EmbeddingSelector):
     """The set in which every sample of the pool finds one most like it: lazy greedy on cosines of embeddings.
@@ -41,7 +44,7 @@ class FacilityLocation(EmbeddingSelector):
 
 
 def cosine_neighbours(vectors: np.ndarray, neighbours: int) -> csr_array:
-    """``[N, N]`` sparse: row i holds the cosines with i's nearest neighbours, 1 with itself, no negative ones.
+    """``[N, N]`` sparse: row i holds the cosines with i's nearest neighbours, at least 0, and 1 with itself.
 
     Args:
         vectors: ``[N, D]`` of unit length.
@@ -56,7 +59,7 @@ def cosine_neighbours(vectors: np.ndarray, neighbours: int) -> csr_array:
     graph = NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit(vectors)
     distances, columns = graph.kneighbors()
     rows = np.repeat(np.arange(len(vectors)), count)
-    cosines = np.maximum(0, 1 - distances.ravel().astype(np.float64))
+    cosines = np.round(np.maximum(0, 1 - distances.ravel().astype(np.float64)) / STEP) * STEP
     return csr_array(own + csr_array((cosines, (rows, columns.ravel())), shape=own.shape))
 
 
@@ -76,7 +79,6 @@ def greedy_gains(similarity: csr_array) -> np.ndarray:
     # Gains only fall: one that is up to date and still the largest needs no look at the others.
     heap = [(-gain, j) for j, gain in enumerate(np.asarray(covers.sum(0)).ravel().tolist())]
     heapq.heapify(heap)
-    last = np.inf
     while heap:
         _, j = heap[0]
         samples, likeness = covered(j)
@@ -86,5 +88,5 @@ def greedy_gains(similarity: csr_array) -> np.ndarray:
             continue
         heapq.heappop(heap)
         best[samples] = np.maximum(best[samples], likeness)
-        gains[j] = last = min(gain, last)  # rounding must not turn the order round
+        gains[j] = gain
     return gains

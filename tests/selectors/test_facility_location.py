@@ -9,7 +9,7 @@ import pytest
 
 from ostlight.config.budget import Budget
 from ostlight.selection.registry import create
-from ostlight_selectors.facility_location import cosine_neighbours, greedy_gains
+from ostlight_selectors.facility_location import STEP, cosine_neighbours, greedy_gains
 
 VECTORS = np.random.default_rng(0).normal(size=(40, 4))
 
@@ -17,7 +17,9 @@ VECTORS = np.random.default_rng(0).normal(size=(40, 4))
 def similarities(vectors):
     half = vectors.astype(np.float16).astype(float)
     half /= np.linalg.norm(half, axis=1, keepdims=True)
-    return np.maximum(0, half @ half.T)
+    rounded = np.maximum(0, np.round(half @ half.T / STEP) * STEP)
+    np.fill_diagonal(rounded, 1)
+    return rounded
 
 
 def plain_greedy(similarity):
@@ -52,7 +54,7 @@ def test_greedy_on_neighbours_counts_likeness_beyond_them_as_nothing():
         nearest = [j for j in np.argsort(-cosines[i]) if j != i][:5]
         expected = np.zeros(40)
         expected[nearest], expected[i] = np.maximum(0, cosines[i, nearest]), 1
-        np.testing.assert_allclose(sparse[i], expected, atol=1e-6)
+        np.testing.assert_allclose(sparse[i], expected, atol=STEP)
     _, gains = plain_greedy(sparse)
     np.testing.assert_allclose(np.sort(greedy_gains(cosine_neighbours(vectors, 5)))[::-1], gains, atol=1e-9)
 

@@ -83,8 +83,9 @@ class Selector(ABC):
     def dependencies(self) -> Sequence[SelectorChoice]:
         """Selectors the pool is scored by first, each under its own label. By default none.
 
-        ``setup`` finds their score tables in ``context.dependencies`` and their notes in ``context.dependency_notes``,
-        by label. A benchmark scores a dependency once for all selectors that need it.
+        ``setup`` finds their score tables in ``context.dependencies``, their notes in ``context.dependency_notes`` and
+        the folders with what else they left in ``context.dependency_folders``, by label. A benchmark scores a
+        dependency once for all selectors that need it.
         """
         return ()
 

@@ -3,4 +3,4 @@ window.MathJax = {
   tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]], processEscapes: true },
   options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
 };
-document$.subscribe(() => MathJax.startup.promise.then(() => MathJax.typesetPromise()));
+document$.subscribe(() => MathJax.startup?.promise.then(() => MathJax.typesetPromise()));

@@ -42,7 +42,7 @@ class JudgeOptions:
         extra_body: further fields of every request (``chat_template_kwargs``, ``max_completion_tokens``, ...).
         concurrency: requests under way at once, on each rank.
         timeout_s: for one try.
-        max_retries: tries after the first, on 408, 409, 425, 429, 5xx, timeouts, broken connections and answers.
+        max_retries: tries after the first, on 408, 409, 429, 5xx, timeouts, broken connections and answers.
         max_reasks: times a server is asked again after a reply that cannot be used.
         price: per million tokens.
         dtype, max_length, tokens_per_batch, trust_remote_code: of ``transformers``, as under ``proxy``.

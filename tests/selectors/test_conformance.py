@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 ALWAYS_CHECKED = ("combine", "grad_norm", "llm_judge", "loss", "random")
 """One selector of each kind: other selectors' scores, a server's, one forward pass, gradients, no model."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("best_of", {}),
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
     ("ost", {"estimator": "exact"}),
     ("ost", {"estimator": "projected", "rank": 4}),

@@ -82,11 +82,11 @@ def pooled_states_embedder(
         pooling: ``mean``; ``weighted_mean``, weights 1, 2, 3 ... in the order of these tokens; ``last``, the last one.
 
     Raises:
-        OstlightError: image tokens are asked for and the model has none.
+        ModelError: image tokens are asked for and the model has none.
     """
     image_id = model.encoder.image_token_id
     if tokens == "image" and image_id is None:
-        raise OstlightError("selector.options.tokens=image: the proxy is a text-only model; use tokens=text")
+        raise ModelError("selector.options.tokens=image: the proxy is a text-only model; use tokens=text")
 
     def embed(batch: Batch) -> np.ndarray:
         inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
@@ -120,8 +120,9 @@ def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: to
         device: where it runs.
 
     Raises:
-        OstlightError: it cannot be loaded, embeds no text, or images are asked for and it has no image tower.
+        ModelError: it cannot be loaded, embeds no text, or images are asked for and it has no image tower.
     """
+    setting = "selector.options.source"
     try:
         model: Any = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
         # Encoders count positions from the left, padding included.
@@ -130,9 +131,9 @@ def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: to
         image_processor = AutoImageProcessor.from_pretrained(path) if is_clip else None
     except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OstlightError(f"selector.options.source: cannot load {path!r} as an embedding model: {first}") from error
+        raise ModelError(f"{setting}: cannot load {path!r} as an embedding model: {first}", setting) from error
     if tokens == "image" and image_processor is None:
-        raise OstlightError(
+        raise ModelError(
             f"selector.options.tokens=image: {path!r} ({type(model).__name__}) has no image tower; use tokens=text"
         )
     kinds = ["text"] if image_processor is None else ["image", "text"] if tokens in ("all", "both") else [tokens]
@@ -173,9 +174,10 @@ def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: to
             of_texts(["a"])
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OstlightError(
-            f"selector.options.source: {path!r} ({type(model).__name__}) does not embed texts: {first}; name a "
-            "sentence-transformers or CLIP-like model"
+        raise ModelError(
+            f"{setting}: {path!r} ({type(model).__name__}) does not embed texts: {first}; name a "
+            "sentence-transformers or CLIP-like model",
+            setting,
         ) from error
     return embed
 

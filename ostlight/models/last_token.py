@@ -38,12 +38,12 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple
         model, inputs: as for ``at_last_token``.
 
     Raises:
-        OstlightError: the model has no output layer, or does not return its hidden states.
+        ModelError: the model has no output layer, or does not return its hidden states.
     """
     with _head_on_last_token(model, inputs), torch.no_grad():
         states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
     if not states:
-        raise OstlightError(f"{type(model).__name__} does not return its hidden states; name another proxy")
+        raise ModelError(f"{type(model).__name__} does not return its hidden states; name another proxy")
     return tuple(states)
 
 

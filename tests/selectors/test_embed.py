@@ -9,7 +9,7 @@ from _digitmath_tokenizer import build_tokenizer
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from ostlight.data.sample import Sample, Turn
-from ostlight.errors import ConfigError, OstlightError, SelectorError
+from ostlight.errors import ConfigError, ModelError, SelectorError
 from ostlight.models.batch import Batch
 from ostlight.selection.registry import create
 from ostlight_selectors.embed import ANCHORS, anchor_embeddings
@@ -173,9 +173,9 @@ def test_a_clip_like_folder_embeds_image_and_text(tmp_path, samples, selector_se
 
 def test_what_is_no_embedding_model_is_refused(tmp_path, sentence_model, selector_setting):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OstlightError, match=r"selector\.options\.source: cannot load"):
+    with pytest.raises(ModelError, match=r"selector\.options\.source: cannot load"):
         create("embed", {"source": str(tmp_path / "empty")}).setup(selector_setting(None))
-    with pytest.raises(OstlightError, match="no image tower"):
+    with pytest.raises(ModelError, match="no image tower"):
         create("embed", {"source": str(sentence_model), "tokens": "image"}).setup(selector_setting(None))
     with pytest.raises(ConfigError, match="layers is empty"):
         create("embed", {"layers": []})

@@ -72,7 +72,8 @@ def _trials(
             "name a file of them in dev.path or anchors.path"
         )
     load_proxy = partial(load_base_checkpoint, config)
-    return Trials(load_proxy, pool, trusted, config.compute, folder.path, config.seed, cost)
+    group_tag = config.anchors.group or config.evaluation.by
+    return Trials(load_proxy, pool, trusted, config.compute, folder.path, config.seed, cost, group_tag)
 
 
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:

@@ -161,6 +161,9 @@ class Scores:
     def trial(self, rows: Sequence[int] | np.ndarray, repeat: int = 0, steps: int | None = None) -> float:
         """Mean loss, in nats, after a brief training of the proxy on these rows; infinite where it diverged.
 
+        In a run it also has ``by_group``: the mean loss of each group of the trusted samples, by the tag
+        ``anchors.group`` or else ``evaluation.by``.
+
         The loss is read on the development set, or on the anchors where there is none. Training starts from the proxy
         before its warm-up. ``select`` can compare subsets by it without test data; the cost goes to the cost log.
 

@@ -27,6 +27,12 @@ def mean_loss(model: MultimodalModel, batches: list[Batch]) -> float:
     return float(torch.stack(sums).sum() / sum(len(b) for b in batches))
 
 
+def sample_losses(model: MultimodalModel, batches: list[Batch]) -> Tensor:
+    """Returns the per-sample losses, in nats, float64, in the order of the batches."""
+    with torch.no_grad():
+        return torch.cat([model.losses(b).double() for b in batches])
+
+
 class LossMonitor(Callback):
     """Measures the loss on trusted samples during training and restores the best weights at the end.
 

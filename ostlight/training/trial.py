@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from ostlight.models.cost import StageCost
 from ostlight.models.flops import FlopCounter
 from ostlight.models.module import MultimodalModel
 from ostlight.training.fit import TrainingJob, fit
-from ostlight.training.loss_monitor import mean_loss
+from ostlight.training.loss_monitor import sample_losses
 from ostlight.training.steps import EncodedPool
 from ostlight.training.weights import set_trained_weights, trained_weights
 
@@ -33,6 +33,21 @@ log = logging.getLogger(__name__)
 
 TRIAL_STEPS = 100
 """Optimiser steps of a trial by default, whatever the size of the set: trials are compared with each other."""
+
+
+class TrialLoss(float):
+    """Mean loss on the trusted samples, in nats; infinite where the training diverged.
+
+    Attributes:
+        by_group: mean loss of each group of trusted samples; empty where there is one group, or none is finite.
+    """
+
+    by_group: Mapping[str, float]
+
+    def __new__(cls, mean: float, by_group: Mapping[str, float] | None = None) -> TrialLoss:
+        self = super().__new__(cls, mean)
+        self.by_group = by_group or {}
+        return self
 
 
 @dataclass
@@ -46,6 +61,7 @@ class Trials:
         compute: devices and token budget.
         seed: of the order of the samples.
         cost: every trial adds its own.
+        group_tag: tag of the trusted samples that groups them; ``None`` for no groups.
     """
 
     load_proxy: Callable[[], MultimodalModel]
@@ -55,6 +71,7 @@ class Trials:
     folder: Path
     seed: int
     cost: StageCost
+    group_tag: str | None = None
 
     @cached_property
     def _proxy(self) -> tuple[MultimodalModel, dict[str, Tensor], EncodedPool]:
@@ -63,10 +80,10 @@ class Trials:
 
     @cached_property
     def _trusted_loss(self) -> _TrustedLoss:
-        return _TrustedLoss(self.trusted, self.compute.tokens_per_batch)
+        return _TrustedLoss(self.trusted, self.compute.tokens_per_batch, self.group_tag)
 
-    def __call__(self, positions: np.ndarray, repeat: int = 0, steps: int | None = None) -> float:
-        """Returns the trusted samples' mean loss in nats after the training; infinite where the training diverged.
+    def __call__(self, positions: np.ndarray, repeat: int = 0, steps: int | None = None) -> TrialLoss:
+        """Returns the trusted samples' loss after the training.
 
         Args:
             positions: of the records.
@@ -83,7 +100,7 @@ class Trials:
         )
         earlier = self.cost.more.get("trials", 0)
         trusted, cost = self._trusted_loss, StageCost("trial")
-        trusted.loss, trusted.flops = math.inf, 0.0
+        trusted.loss, trusted.flops = TrialLoss(math.inf), 0.0
         compute = dataclasses.replace(self.compute, progress=False, logger="none")
         job = TrainingJob(compute, self.folder, "trial", self.seed + repeat, callbacks=[trusted], quiet=earlier > 0)
         with suppress(DivergedError):  # the loss stays infinite
@@ -101,10 +118,10 @@ class Trials:
 class _TrustedLoss(Callback):
     """Measures the loss on the trusted samples once training has ended, while the model is still on its device."""
 
-    def __init__(self, trusted: Sequence[Sample], tokens_per_batch: int) -> None:
-        self._trusted, self._tokens_per_batch = trusted, tokens_per_batch
+    def __init__(self, trusted: Sequence[Sample], tokens_per_batch: int, group_tag: str | None) -> None:
+        self._trusted, self._tokens_per_batch, self._group_tag = trusted, tokens_per_batch, group_tag
         self._batches: list[Batch] = []
-        self.loss, self.flops = math.inf, 0.0
+        self.loss, self.flops = TrialLoss(math.inf), 0.0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModel)
@@ -112,6 +129,15 @@ class _TrustedLoss(Callback):
             limit = pl_module.budget.most or self._tokens_per_batch
             self._batches = pl_module.batches(self._trusted, min(limit, self._tokens_per_batch))
         with FlopCounter() as counter:
-            loss = trainer.strategy.broadcast(mean_loss(pl_module, self._batches))  # all ranks use the first's
+            losses = sample_losses(pl_module, self._batches).cpu().numpy()
+        losses = trainer.strategy.broadcast(losses)  # all ranks use the first's
         self.flops = float(counter.total)
-        self.loss = loss if math.isfinite(loss) else math.inf
+        mean = float(losses.mean())
+        self.loss = TrialLoss(mean, self._by_group(losses)) if math.isfinite(mean) else TrialLoss(math.inf)
+
+    def _by_group(self, losses: np.ndarray) -> dict[str, float]:
+        if self._group_tag is None:
+            return {}
+        groups = np.array([sample.tags.get(self._group_tag, "") for batch in self._batches for sample in batch.samples])
+        names = sorted(set(groups.tolist()))
+        return {name: float(losses[groups == name].mean()) for name in names} if len(names) > 1 else {}

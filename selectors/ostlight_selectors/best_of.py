@@ -25,6 +25,9 @@ from ostlight.selection.selector import Selector
 
 log = logging.getLogger("ostlight.selectors.best_of")
 
+WORSE = 3.0
+"""Standard errors by which a group has to be worse off for its candidate to be refused."""
+
 
 def default_candidates() -> list[SelectorChoice]:
     """The ranking by utility, a random subset, low loss, and sets at 1, 10 and 100 times the scored step size."""
@@ -60,7 +63,7 @@ class BestOf(Selector):
 
     uses_proxy: ClassVar[bool] = True
     handles_strata: ClassVar[bool] = True
-    selection_options: ClassVar[tuple[str, ...]] = ("candidates", "steps", "repeats", "rule")
+    selection_options: ClassVar[tuple[str, ...]] = ("candidates", "steps", "repeats", "rule", "refuse_worse_groups")
     check_options: ClassVar[Mapping[str, Any]] = {
         "steps": 2,
         "candidates": [
@@ -80,12 +83,16 @@ class BestOf(Selector):
         repeats: trials of each subset, in different orders of its samples; their spread is the noise of a trial.
         rule: which subset is kept: ``one_standard_error`` (the first candidate whose mean log loss is within one
             standard error of the lowest) or ``lowest``.
+        refuse_worse_groups: whether a candidate is refused after which the loss of some group of trusted samples is
+            higher than after the candidate ``random``, by more than three standard errors: a mean hides one task that
+            is forgotten. Groups are by the tag ``anchors.group``, or else ``evaluation.by``.
         """
 
         candidates: list[SelectorChoice] = field(default_factory=default_candidates)
         steps: Count = 100
         repeats: Count = 2
         rule: Literal["one_standard_error", "lowest"] = "one_standard_error"
+        refuse_worse_groups: bool = False
 
         def problems(self) -> Iterator[str]:
             """Too few candidates or repeats, and labels that two candidates share."""
@@ -96,6 +103,8 @@ class BestOf(Selector):
                 yield f"candidates: two are called {label!r}; give one a label of its own"
             if self.repeats < 2 and self.rule == "one_standard_error":
                 yield "repeats must be at least 2 with rule=one_standard_error, which needs the noise of a trial"
+            if self.refuse_worse_groups and (self.repeats < 2 or "random" not in {c.name for c in self.candidates}):
+                yield "refuse_worse_groups compares with a candidate random, over repeats of at least 2; add them"
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -152,11 +161,19 @@ class BestOf(Selector):
             if noted:
                 notes[choice.shown] = noted
         log.info(f"at most {repeats * len(subsets)} trials on the proxy: {len(subsets)} subsets, {steps} steps each")
-        losses = _trial_losses(scores, list(subsets.values()), repeats, steps)
-        selected = list(subsets)[first_of_the_best(losses, self.options.rule)]
+        trials = _trials(scores, list(subsets.values()), repeats, steps)
+        losses = np.array(trials, dtype=np.float64)
+        refused = self._refused(list(subsets), trials) if self.options.refuse_worse_groups else {}
+        for label, (group, times) in refused.items():
+            log.info(
+                f"refused: {label}: after it the loss of {group!r} is {times:.2f} times that after a random subset"
+            )
+        allowed = [label not in refused for label in subsets]
+        selected = list(subsets)[first_of_the_best(np.where(np.c_[allowed], losses, np.inf), self.options.rule)]
         losses_by_label = dict(zip(subsets, losses.tolist(), strict=True))
         finite = {label: each if np.isfinite(each).all() else None for label, each in losses_by_label.items()}
         note = {"samples": len(subsets[selected]), "selected": selected, "losses": finite, "notes": notes}
+        note |= {"refused": refused} if refused else {}
         scores.context.note("best_of", note)
         means = {label: f"{label} {np.mean(each):.4g}" for label, each in losses_by_label.items()}
         log.info(
@@ -164,6 +181,17 @@ class BestOf(Selector):
             f"others: {', '.join(means.values())}"
         )
         return subsets[selected]
+
+    def _refused(self, labels: Sequence[str], trials: Sequence[Sequence[float]]) -> dict[str, tuple[str, float]]:
+        """The group that is worst off after each refused candidate, and its loss over that after ``random``."""
+        names = {choice.shown: choice.name for choice in self.options.candidates}
+        baseline = next((k for k, label in enumerate(labels) if names[label] == "random"), None)
+        groups = [[getattr(trial, "by_group", {}) for trial in each] for each in trials]
+        if baseline is None or not groups[baseline][0]:
+            log.warning("refuse_worse_groups: the trusted samples have no groups; name their tag in anchors.group")
+            return {}
+        found = {k: worst_group(each, groups[baseline]) for k, each in enumerate(groups) if all(each)}
+        return {labels[k]: worst for k, worst in found.items() if worst is not None and k != baseline}
 
     def _subset(self, k: int, scores: Scores, budget: Budget) -> tuple[np.ndarray, dict[str, Any]]:
         """Rows that a candidate keeps, and what it noted.
@@ -218,15 +246,37 @@ def first_of_the_best(losses: np.ndarray, rule: str = "one_standard_error") -> i
     return int(np.flatnonzero(means <= means[finite].min() + noise)[0])
 
 
-def _trial_losses(scores: Scores, subsets: Sequence[np.ndarray], repeats: int, steps: int) -> np.ndarray:
-    """``[subsets, repeats]`` losses in nats; equal subsets are tried once in each repeat."""
+def worst_group(
+    candidate: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]
+) -> tuple[str, float] | None:
+    """The group whose loss exceeds the baseline's by the largest factor, and that factor.
+
+    ``None`` where no group's mean log loss is above the baseline's by ``WORSE`` standard errors of a difference; the
+    error is that of a group's log loss between repeats, pooled over groups and both subsets.
+
+    Args:
+        candidate: mean loss by group, in nats, for each repeat; likewise ``baseline``.
+    """
+    names = sorted(baseline[0])
+    ours, theirs = (
+        np.log(np.maximum([[repeat[name] for name in names] for repeat in each], np.finfo(np.float64).tiny))
+        for each in (candidate, baseline)
+    )
+    error = np.sqrt((ours.var(0, ddof=1).mean() + theirs.var(0, ddof=1).mean()) / len(ours))
+    rise = ours.mean(0) - theirs.mean(0)
+    k = int(rise.argmax())
+    return (names[k], float(np.exp(rise[k]))) if rise[k] > WORSE * error else None
+
+
+def _trials(scores: Scores, subsets: Sequence[np.ndarray], repeats: int, steps: int) -> list[list[float]]:
+    """``[subsets][repeats]`` losses in nats; equal subsets are tried once in each repeat."""
     losses: dict[tuple[int, bytes], float] = {}
     keys = [np.sort(rows).tobytes() for rows in subsets]
     for k in range(repeats):
         for key, rows in zip(keys, subsets, strict=True):
             if (k, key) not in losses:
                 losses[k, key] = scores.trial(rows, k, steps)
-    return np.array([[losses[k, key] for k in range(repeats)] for key in keys])
+    return [[losses[k, key] for k in range(repeats)] for key in keys]
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

@@ -17,7 +17,8 @@ from ostlight.pipeline.scoring.rows import to_table
 from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
-from ostlight_selectors.best_of import BestOf, first_of_the_best
+from ostlight.training.trial import TrialLoss
+from ostlight_selectors.best_of import BestOf, first_of_the_best, worst_group
 from ostlight_selectors.ost.set_selection import select_set
 
 ROWS, ETA, SEED, REPEATS = 60, 0.1, 5, 2
@@ -43,7 +44,7 @@ class Run:
         self.tried.append(set(positions.tolist()))
         self.repeats.append(repeat)
         self.steps.add(steps)
-        return float(self.loss(set(positions.tolist())))
+        return self.loss(set(positions.tolist()))
 
     def scores(self) -> Scores:
         columns = {
@@ -272,3 +273,45 @@ def test_the_score_shown_is_the_first_candidates(settings):
 def test_options_out_of_range_are_refused(options: dict[str, Any], match: str):
     with pytest.raises((ConfigError, SelectorError), match=match):
         create("best_of", options)
+
+
+def test_a_candidate_that_a_group_forgets_is_refused(logged):
+    """The ranking has the lowest mean loss, and ten times the loss of one task after a random subset."""
+    noise = np.random.default_rng(0)
+
+    def loss(rows: set[int]) -> TrialLoss:
+        ranking = rows == SUBSETS["ost"]
+        by_group = {name: 0.5 + 0.01 * noise.random() for name in "ab"}
+        by_group["c"] = 5.0 if ranking else 0.5
+        return TrialLoss(0.25 if ranking else 0.75, by_group)
+
+    run = Run(loss)
+    options = BestOf.Options(refuse_worse_groups=True)
+    rows = BestOf(options).select(run.scores(), BUDGET)
+    assert set(rows.tolist()) == SUBSETS["random"]
+    note = json.loads(json.dumps(run.notes["best_of"], allow_nan=False))
+    assert note["refused"] == {"ost": ["c", pytest.approx(10)]}
+    assert "refused: ost: after it the loss of 'c' is 10.00 times that after a random subset" in logged()
+    assert set(BestOf().select(Run(loss).scores(), BUDGET).tolist()) == SUBSETS["ost"], "by default the mean decides"
+
+
+def test_noise_within_groups_refuses_nobody():
+    """Two subsets of the same loss, 7 groups, 2 repeats: the false alarm rate over 300 draws."""
+    rng = np.random.default_rng(1)
+    draw = lambda: [{g: float(np.exp(0.1 * rng.standard_normal())) for g in "abcdefg"} for _ in range(2)]  # noqa: E731
+    alarms = sum(worst_group(draw(), draw()) is not None for _ in range(300))
+    assert alarms < 30
+
+
+@pytest.mark.parametrize("options", [{"repeats": 1, "rule": "lowest"}, {"candidates": ["ost", "loss"]}])
+def test_refusing_needs_a_random_candidate_and_repeats(options: dict[str, Any]):
+    if "candidates" in options:
+        options = {"candidates": [{"name": name} for name in options["candidates"]]}
+    with pytest.raises(ConfigError, match="refuse_worse_groups compares with a candidate random"):
+        create("best_of", options | {"refuse_worse_groups": True})
+
+
+def test_without_groups_nobody_is_refused(logged):
+    run = Run(lambda rows: 0.25 if rows == SUBSETS["ost"] else 0.75)
+    BestOf(BestOf.Options(refuse_worse_groups=True)).select(run.scores(), BUDGET)
+    assert "have no groups" in logged()

@@ -15,12 +15,13 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import ModelError
 from ostlight.models.batch import Batch
-from ostlight.models.last_token import at_last_token, hidden_states
+from ostlight.models.last_token import at_last_token, attention_outputs, hidden_states
 from ostlight.models.module import MultimodalModel
 
 Embedder = Callable[[Batch], np.ndarray]
 """``[N, D]`` fp32 vectors of unit length; NaN where a sample has none."""
 
+States = Literal["hidden", "attention"]
 Tokens = Literal["all", "text", "image", "both"]
 Pooling = Literal["mean", "weighted_mean", "last"]
 
@@ -67,16 +68,17 @@ def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
 
 
 def pooled_states_embedder(
-    model: MultimodalModel, layers: Sequence[float], tokens: Tokens, pooling: Pooling
+    model: MultimodalModel, states: States, layers: Sequence[float], tokens: Tokens, pooling: Pooling
 ) -> Embedder:
-    """The proxy's hidden states, pooled over tokens.
+    """The proxy's hidden states, or the outputs of its self-attention, pooled over tokens.
 
     Each part (layer, kind of token) is scaled to unit length before the parts are joined. With ``both``, the image part
     of a sample without images is 0.
 
     Args:
         model: the proxy.
-        layers: shares of the depth; 1 is the last layer, as the output layer sees it.
+        states: ``hidden`` states, or ``attention``: the hyperbolic tangent of its pooled outputs.
+        layers: shares of the depth; 1 is the last layer.
         tokens: ``all`` pools over all tokens, ``text`` and ``image`` over these alone, ``both`` gives the image tokens
             and the text tokens a part each. A text-only model has no image part.
         pooling: ``mean``; ``weighted_mean``, weights 1, 2, 3 ... in the order of these tokens; ``last``, the last one.
@@ -90,16 +92,17 @@ def pooled_states_embedder(
 
     def embed(batch: Batch) -> np.ndarray:
         inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-        states = hidden_states(model.model, inputs)
+        by_layer = (hidden_states if states == "hidden" else attention_outputs)(model.model, inputs)
         present = inputs["attention_mask"].bool()
         is_image = present & (inputs["input_ids"] == (-1 if image_id is None else image_id))
         chosen = {"all": present, "image": is_image, "text": present & ~is_image}
         kinds = [tokens] if tokens != "both" else ["image", "text"] if image_id is not None else ["text"]
         parts = []
         for share in layers:
-            layer = states[max(1, round(share * (len(states) - 1)))]
+            layer = by_layer[max(1, round(share * len(by_layer))) - 1]
             for kind in kinds:
-                part = unit(_pooled(layer, chosen[kind], pooling))
+                pooled = _pooled(layer, chosen[kind], pooling)
+                part = unit(pooled if states == "hidden" else np.tanh(pooled))
                 if tokens == "both":
                     part[~chosen[kind].any(1).cpu().numpy()] = 0
                 parts.append(part)

@@ -31,8 +31,8 @@ def at_last_token(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple
     return caught[0], logits[:, 0]
 
 
-def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """``[N, T, D]`` token embeddings, then the output of each block of the language model.
+def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """``[N, T, D]`` output of each block of the language model; the last as the output layer sees it.
 
     Args:
         model, inputs: as for ``at_last_token``.
@@ -44,7 +44,34 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple
         states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
     if not states:
         raise ModelError(f"{type(model).__name__} does not return its hidden states; name another proxy")
-    return tuple(states)
+    return list(states[1:])  # the first are the token embeddings
+
+
+def attention_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """``[N, T, D]`` output of each block's self-attention, before it is added to the residual stream.
+
+    Args:
+        model, inputs: as for ``at_last_token``.
+
+    Raises:
+        ModelError: the model has no output layer, or its blocks have no ``self_attn``.
+    """
+    blocks = list(getattr(model.get_decoder(), "layers", []))
+    if not blocks or not all(hasattr(block, "self_attn") for block in blocks):
+        raise ModelError(f"{type(model).__name__} has blocks without self_attn; use hidden states, or another proxy")
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, given: Any, returned: Any) -> None:
+        caught.append(returned[0] if isinstance(returned, tuple) else returned)
+
+    hooks = [block.self_attn.register_forward_hook(catch) for block in blocks]
+    try:
+        with _head_on_last_token(model, inputs), torch.no_grad():
+            model(**inputs, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return caught
 
 
 @contextmanager

@@ -55,12 +55,14 @@ class Embed(Selector):
         """Attributes:
         source: ``proxy``, or a folder or hub name of a sentence-transformers model (mean over its tokens, from the text
             alone) or a CLIP-like one.
+        states: of the proxy's layers: ``hidden`` states, or the outputs of self-``attention`` (as in COINCIDE).
         layers: of the proxy, as shares of its depth; 1 is the last. Several are concatenated.
         tokens: ``all``, ``text`` or ``image`` tokens, or ``both``: image and text tokens pooled apart and concatenated.
         pooling: over tokens: ``mean``, ``weighted_mean`` (weights grow with the position, as in RDS+) or ``last``.
         """
 
         source: str = PROXY
+        states: Literal["hidden", "attention"] = "hidden"
         layers: list[Annotated[float, Interval(gt=0, le=1)]] = field(default_factory=lambda: [0.67])
         tokens: Literal["all", "text", "image", "both"] = "both"
         pooling: Literal["mean", "weighted_mean", "last"] = "mean"
@@ -81,8 +83,9 @@ class Embed(Selector):
     def setup(self, context: ScoringContext) -> None:
         options = self.options
         if self.uses_proxy:
-            model = context.proxy.model
-            self.embed = pooled_states_embedder(model, options.layers, options.tokens, options.pooling)
+            self.embed = pooled_states_embedder(
+                context.proxy.model, options.states, options.layers, options.tokens, options.pooling
+            )
         else:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             self.embed = load_folder_embedder(options.source, options.tokens, options.pooling, device)

@@ -20,23 +20,34 @@ OPTIONS = [
     {"layers": [1.0], "tokens": "all", "pooling": "weighted_mean"},
     {"tokens": "image", "pooling": "last"},
     {"tokens": "text", "pooling": "weighted_mean"},
+    {"states": "attention", "layers": [0.5, 1.0]},
 ]
 
 
-def by_hand(model, sample, layers=(0.67,), tokens="both", pooling="mean"):
+def by_hand(model, sample, states="hidden", layers=(0.67,), tokens="both", pooling="mean"):
     """One sample alone, in plain numpy."""
     (single,) = model.batches([sample], 1)
+    caught = []
+    hooks = [
+        module.register_forward_hook(lambda _, given, returned: caught.append(returned[0]))
+        for name, module in model.model.named_modules()
+        if "language_model" in name and name.endswith("self_attn")
+    ]
     with torch.no_grad():
-        states = model.model(**single.inputs, output_hidden_states=True).hidden_states
+        hidden_by_layer = model.model(**single.inputs, output_hidden_states=True).hidden_states[1:]
+    for hook in hooks:
+        hook.remove()
+    by_layer = hidden_by_layer if states == "hidden" else caught
     is_image = (single.inputs["input_ids"][0] == model.model.config.image_token_id).numpy()
     rows = {"all": np.ones_like(is_image), "image": is_image, "text": ~is_image}
     parts = []
     for share in layers:
-        hidden = states[max(1, round(share * (len(states) - 1)))][0].numpy()
+        hidden = by_layer[{0.5: 0, 0.67: 0, 1.0: 1}[share]][0].numpy()
         for kind in ["image", "text"] if tokens == "both" else [tokens]:
             chosen = hidden[rows[kind]]
             weights = {"mean": np.ones(len(chosen)), "weighted_mean": np.arange(1.0, len(chosen) + 1)}
             pooled = chosen[-1] if pooling == "last" else np.average(chosen, axis=0, weights=weights[pooling])
+            pooled = pooled if states == "hidden" else np.tanh(pooled)
             parts.append(pooled / np.linalg.norm(pooled))
     return np.concatenate(parts) / np.sqrt(len(parts))
 

@@ -45,22 +45,23 @@ class Part:
 
 
 class Combine(Selector):
-    """Combines selectors by mean rank, or in a cascade where each scores what the previous one selected.
+    """Combines selectors by the mean or product of their ranks, or in a cascade, each scoring what the last selected.
 
     Every part has its own scores below the run folder (``dependencies/``) and its own entry in the cost log, and
     resumes by itself. ``rank_mean`` averages a sample's ranks over the parts, from 1 for the best to 0 for samples a
-    part would never select. In a ``cascade`` each part scores only what the earlier parts selected, so an expensive
+    part would never select; ``rank_product`` multiplies them, so that a sample must do well by every part. In a
+    ``cascade`` each part scores only what the earlier parts selected, so an expensive
     judge at the end costs little; the budget is filled in the last part's order.
     """
 
     @dataclass
     class Options:
         """Attributes:
-        how: ``rank_mean`` or ``cascade``.
+        how: ``rank_mean``, ``rank_product`` or ``cascade``.
         of: the parts, at least two: ``{name: ost, options: {...}, keep: 0.5}``.
         """
 
-        how: Literal["rank_mean", "cascade"] = "rank_mean"
+        how: Literal["rank_mean", "rank_product", "cascade"] = "rank_mean"
         of: list[Part] = field(default_factory=list)
 
         def problems(self) -> Iterator[str]:
@@ -69,9 +70,9 @@ class Combine(Selector):
                 yield f"of names {len(self.of)} selectors; name at least two to combine"
                 return
             *shares, last = [part.keep for part in self.of]
-            if self.how == "rank_mean":
+            if self.how != "cascade":
                 if any(share is not None for share in [*shares, last]):
-                    yield "of: keep belongs to a cascade; how is rank_mean"
+                    yield f"of: keep belongs to a cascade; how is {self.how}"
                 return
             if last is not None:
                 yield f"of: the last part keeps what the budget says; drop its keep={last}"
@@ -131,16 +132,17 @@ class Combine(Selector):
 
     def score(self, batch: Batch) -> Mapping[str, Any]:
         positions = [sample.position for sample in batch.samples]
-        return self._cascade_columns(batch, positions) if self.cascade else self._mean_rank_columns(positions)
+        return self._cascade_columns(batch, positions) if self.cascade else self._rank_columns(positions)
 
     def teardown(self) -> None:
         if self.cascade:
             self.last.teardown()
 
-    def _mean_rank_columns(self, positions: Sequence[int]) -> dict[str, Any]:
+    def _rank_columns(self, positions: Sequence[int]) -> dict[str, Any]:
         ranks = [self.ranks.get(p, [float("nan")] * len(self.parts)) for p in positions]
         failures = [self.failed.get(p) for p in positions]
-        return {"score": [float(np.mean(of)) for of in ranks], "place_by_part": ranks, "failure": failures}
+        combined = np.mean if self.options.how == "rank_mean" else np.prod
+        return {"score": [float(combined(of)) for of in ranks], "place_by_part": ranks, "failure": failures}
 
     def _cascade_columns(self, batch: Batch, positions: Sequence[int]) -> dict[str, Any]:
         rows = [k for k, p in enumerate(positions) if p in self.selected]

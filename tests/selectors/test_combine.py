@@ -55,16 +55,17 @@ def combined(how: str, *parts: tuple) -> dict[str, Any]:
 LOSS, LONG, COUNTS = ("loss", {}), ("length", {"prefer": "high"}), ("counts-what-it-scores", {})
 
 
-def test_rank_mean_is_the_mean_of_places(settings):
-    choice = combined("rank_mean", (*LOSS, None), ("el2n", {"prefer": "low"}, None))
+@pytest.mark.parametrize(("how", "of_places"), [("rank_mean", np.mean), ("rank_product", np.prod)])
+def test_ranks_are_the_mean_or_product_of_places(settings, how: str, of_places: Any):
+    choice = combined(how, (*LOSS, None), ("el2n", {"prefer": "low"}, None))
     selection = ostlight.select(settings(selector=choice), "budget.count=10")
     folder = selection.folder
     parts = [Scores.read(folder.path / "dependencies" / name / "scores") for name in ("1-loss", "2-el2n")]
     places = [1 - (rankdata(-part.score) - 1) / 48 for part in parts]
     scores = Scores.read(folder.scores)
-    assert scores.score == pytest.approx(np.mean(places, axis=0))
+    assert scores.score == pytest.approx(of_places(places, axis=0))
     assert scores.column("place_by_part") == pytest.approx(np.stack(places, axis=1))
-    assert sorted(selection.kept) == sorted(np.argsort(-np.mean(places, axis=0), kind="stable")[:10])
+    assert sorted(selection.kept) == sorted(np.argsort(-of_places(places, axis=0), kind="stable")[:10])
     stages = [(e.stage, e.selector) for e in folder.cost_log.read()]
     assert stages == [("score", "1-loss"), ("score", "2-el2n"), ("score", "combine"), ("select", "combine")]
 
@@ -180,7 +181,10 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        (combined("sum", (*LOSS, None), (*LONG, None)), "how must be one of rank_mean, cascade; got 'sum'"),
+        (
+            combined("sum", (*LOSS, None), (*LONG, None)),
+            "how must be one of rank_mean, rank_product, cascade; got 'sum'",
+        ),
         (combined("cascade", (*LOSS, None)), "of names 1 selectors; name at least two"),
         (combined("cascade", (*LOSS, None), (*LONG, None)), r"of\[0\].keep must be a share of the pool .* got None"),
         (combined("cascade", (*LOSS, 0.5), (*LONG, 0.6), (*COUNTS, None)), r"of\[1\].keep .* at most 0.5; got 0.6"),

@@ -70,6 +70,16 @@ def test_filtering_keeps_what_helps_and_nothing_else(small):
 
 
 @pytest.mark.slow
+def test_near_duplicates_go_first_and_then_what_harms(small):
+    selection = ostlight.select(config("dedupe_filter"), *small("budget.count=6"))
+    assert len(selection.kept) == 6
+    scores = Scores.read(selection.folder.scores)
+    reached = scores.column("scored_by")
+    assert Counter(reached.tolist()) == {2: 38, 1: 4}, "nine tenths of 42"
+    assert (reached[np.isin(scores.positions, selection.kept)] == 2).all()
+
+
+@pytest.mark.slow
 def test_a_curriculum_trains_on_the_ranking(small):
     overrides = small("selector.options.rank=8", "target.training.steps=3", "target.training.batch_size=4")
     ostlight.select(config("curriculum"), *overrides)

@@ -1,0 +1,79 @@
+"""ICONS: samples that many anchor groups vote for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Interval
+from scipy.stats import rankdata
+
+from ostlight.config.schema import SelectorChoice
+from ostlight.models.batch import Batch
+from ostlight.selection.context import ScoringContext
+from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores, rejections
+from ostlight.selection.selector import Selector
+
+DEPENDENCY = "less"
+
+
+class Icons(Selector):
+    """The samples with the most votes: each anchor group votes for its share of the pool with the highest influence.
+
+    "ICONS: Influence Consensus for Vision-Language Data Selection" (arXiv 2501.00654): influences are cosines of the
+    sample's Adam step with each target task's mean gradient, as `less` stores them; every task votes for the samples
+    above its own threshold, and votes are counted. Tie rule: of as many votes, the higher mean rank over the groups
+    comes first, so ``score = votes + mean rank``, the rank in [0, 1). Tasks are the anchors' groups
+    (``anchors.group``). What it costs is `less`.
+    """
+
+    @dataclass
+    class Options:
+        """Attributes:
+        share: of the pool that each group votes for.
+        less: options of ``less``.
+        """
+
+        share: Annotated[float, Interval(gt=0, le=1)] = 0.2
+        less: dict[str, Any] = field(default_factory=dict)
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        create("less", self.options.less)  # refuses unknown options before anything is scored
+
+    def dependencies(self) -> list[SelectorChoice]:
+        return [SelectorChoice("less", self.options.less, DEPENDENCY)]
+
+    def setup(self, context: ScoringContext) -> None:
+        table = context.dependencies[DEPENDENCY]
+        self.failures, scores = rejections(table), Scores(table)
+        column = "cosine_by_group" if "cosine_by_group" in scores else "score"
+        influences = scores.column(column).reshape(len(scores), -1) if len(scores) else np.empty((0, 1))
+        self.votes, ranks = votes_and_ranks(influences, self.options.share)
+        self.scores = self.votes + ranks
+        self.rows = {position: row for row, position in enumerate(scores.positions.tolist())}
+
+    def score(self, batch: Batch) -> dict[str, Any]:
+        positions = [sample.position for sample in batch.samples]
+        rows = [self.rows.get(position) for position in positions]
+        return {
+            "score": [float("nan") if row is None else self.scores[row] for row in rows],
+            "votes": [None if row is None else int(self.votes[row]) for row in rows],
+            "failure": [self.failures.get(position) for position in positions],
+        }
+
+
+def votes_and_ranks(influences: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """``[N]`` votes, and ``[N]`` mean ranks in [0, 1), of ``[N, G]`` influences.
+
+    A group votes for the ``round(share N)`` samples (at least one) with the highest influence, and for those of equal
+    influence as the last of them.
+    """
+    count = len(influences)
+    if not count:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    voted = max(1, round(share * count))
+    thresholds = np.sort(influences, axis=0)[count - voted]
+    return (influences >= thresholds).sum(1), ((rankdata(influences, axis=0) - 1) / count).mean(1)

@@ -87,7 +87,10 @@ class Combine(Selector):
         self.parts = [create(part.name, part.options) for part in self.options.of]
         self.cascade, self.last = self.options.how == "cascade", self.parts[-1]
         if self.cascade and self.last.dependencies():
-            raise SelectorError("selector.options.of: the last part of a cascade cannot be a combination; put it first")
+            raise SelectorError(
+                f"selector.options.of: the last part of a cascade cannot be {self.options.of[-1].name!r}, which reads "
+                "scores of other selectors; put it first"
+            )
         if len({part.needs_answers for part in self.parts}) > 1:
             raise SelectorError("selector.options.of: some parts score answers and some do without; they share no pool")
         # What a combination is depends on its parts: these are looked up on the instance.

@@ -56,10 +56,11 @@ def cosine_neighbours(vectors: np.ndarray, neighbours: int) -> csr_array:
     own = csr_array((np.ones(len(vectors)), (np.arange(len(vectors)),) * 2), shape=(len(vectors),) * 2)
     if not count:
         return own
-    graph = NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit(vectors)
+    graph = NearestNeighbors(n_neighbors=count, metric="euclidean", algorithm="brute").fit(vectors)
     distances, columns = graph.kneighbors()
     rows = np.repeat(np.arange(len(vectors)), count)
-    cosines = np.round(np.maximum(0, 1 - distances.ravel().astype(np.float64)) / STEP) * STEP
+    cosines = 1 - distances.ravel().astype(np.float64) ** 2 / 2  # of unit vectors
+    cosines = np.round(np.maximum(0, cosines) / STEP) * STEP
     return csr_array(own + csr_array((cosines, (rows, columns.ravel())), shape=own.shape))
 
 

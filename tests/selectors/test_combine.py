@@ -194,7 +194,7 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
         (combined("rank_mean", (*LOSS, None), ("active", {}, None)), "some parts score answers and some do without"),
         (
             combined("cascade", (*LOSS, 0.5), ("combine", {"of": [{"name": "loss"}, {"name": "length"}]}, None)),
-            "the last part of a cascade cannot be a combination",
+            "the last part of a cascade cannot be 'combine'",
         ),
     ],
 )

@@ -8,10 +8,13 @@ import torch
 from _digitmath_tokenizer import build_tokenizer
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from ostlight.config.load import load_config
 from ostlight.data.sample import Sample, Turn
 from ostlight.errors import ConfigError, ModelError, SelectorError
 from ostlight.models.batch import Batch
+from ostlight.pipeline.select import select
 from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores
 from ostlight_selectors.embed import ANCHORS, anchor_embeddings
 
 OPTIONS = [
@@ -192,3 +195,14 @@ def test_what_is_no_embedding_model_is_refused(tmp_path, sentence_model, selecto
         create("embed", {"layers": []})
     with pytest.raises(ConfigError, match="layers"):
         create("embed", {"layers": [1.5]})
+
+
+def test_another_budget_embeds_nothing_again(settings, tmp_path):
+    table = tmp_path / "runs" / "run" / "dependencies" / "embed" / "scores"
+    written = []
+    for budget in ({"count": 5}, {"fraction": 0.5, "stratify_by": "task"}):
+        kept = select(load_config(settings(selector={"name": "rds"}, budget=budget))).kept
+        written.append({part: part.stat().st_mtime_ns for part in table.glob("part-*.parquet")})
+        assert len(kept) == (5 if "count" in budget else 24)
+    assert written[0] == written[1]
+    assert Scores.read(table).column("embedding").dtype == np.float16

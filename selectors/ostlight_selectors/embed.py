@@ -53,8 +53,8 @@ class Embed(Selector):
     @dataclass
     class Options:
         """Attributes:
-        source: ``proxy``, or a folder or hub name of a sentence-transformers model (mean over its tokens, from the text
-            alone) or a CLIP-like one.
+        source: ``proxy``, or a folder or hub name of a sentence-transformers model (of the text alone) or a CLIP-like
+            one.
         states: of the proxy's layers: ``hidden`` states, or the outputs of self-``attention`` (as in COINCIDE).
         layers: of the proxy, as shares of its depth; 1 is the last. Several are concatenated.
         tokens: ``all``, ``text`` or ``image`` tokens, or ``both``: image and text tokens pooled apart and concatenated.
@@ -125,7 +125,7 @@ class EmbeddingSelector(Selector):
     """Scores every sample by the stored embeddings of all: a subclass computes its columns in ``measure``.
 
     Attributes:
-        embedding_defaults: options of ``embed`` where ``options.embedding`` gives none.
+        embedding_defaults: options of ``embed`` that ``options.embedding`` does not give; by the proxy alone.
     """
 
     embedding_defaults: ClassVar[Mapping[str, Any]] = {}
@@ -140,7 +140,9 @@ class EmbeddingSelector(Selector):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self.embedding = SelectorChoice("embed", {**self.embedding_defaults, **self.options.embedding})
+        given = self.options.embedding
+        defaults = self.embedding_defaults if given.get("source", PROXY) == PROXY else {}
+        self.embedding = SelectorChoice("embed", {**defaults, **given})
         create(self.embedding.name, self.embedding.options)  # refuses unknown options before anything is scored
 
     def dependencies(self) -> list[SelectorChoice]:

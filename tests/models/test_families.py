@@ -18,6 +18,7 @@ from torch import Tensor
 import ostlight
 from ostlight.config.schema import Model
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.models.embedding import pooled_states_embedder
 from ostlight.models.encode import SEQUENCE_KEYS, Encoded
 from ostlight.models.module import MultimodalModel
 from ostlight.selection.scores import Scores
@@ -68,6 +69,19 @@ def test_losses_agree_with_a_plain_forward_of_the_saved_model(family: str, sampl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_do_not_depend_on_the_batch(family: str, samples: Read, tmp_path: Path) -> None:
+    model = load(folders.save(family, tmp_path))
+    (batch,) = model.batches(taken_by(family, samples("pool")[:4]), 100_000)
+    for states in ("hidden", "attention"):
+        embed = pooled_states_embedder(model, states, [0.5, 1.0], "both", "weighted_mean")
+        together = embed(batch)
+        assert np.isfinite(together).all()
+        assert np.abs(together[0] - together[-1]).max() > 1e-4
+        alone = np.concatenate([embed(single) for single in batch.singles()])
+        np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_default_selector_scores_with_it(family: str, settings, samples: Read, tmp_path: Path) -> None:
     folder = folders.save(family, tmp_path / "model")

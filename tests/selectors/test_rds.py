@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ostlight.config.budget import Budget
-from ostlight.errors import SelectorError
+from ostlight.errors import ConfigError, SelectorError
 from ostlight.selection.registry import create
 
 RANDOM = np.random.default_rng(0)
@@ -71,4 +71,8 @@ def test_its_embeddings_are_those_of_the_paper_unless_options_say_otherwise():
     (choice,) = create("rds").dependencies()
     assert choice.options == {"layers": [1.0], "tokens": "all", "pooling": "weighted_mean"}
     (choice,) = create("rds", {"embedding": {"tokens": "text"}}).dependencies()
-    assert choice.options["tokens"] == "text"
+    assert choice.options == {"layers": [1.0], "tokens": "text", "pooling": "weighted_mean"}
+    (choice,) = create("rds", {"embedding": {"source": "folder"}}).dependencies()
+    assert choice.options == {"source": "folder"}
+    with pytest.raises(ConfigError, match="tokenz"):
+        create("rds", {"embedding": {"tokenz": "text"}})

@@ -30,6 +30,9 @@ FIXED_FIELDS = [
 ]
 """Columns of every score table; a selector's extra columns follow. ``score`` is null where ``state`` is not ``ok``."""
 
+MAX_LIST_VALUES = 2**31 - 1
+"""Numbers in a column of lists up to which pyarrow can sort it."""
+
 FIXED_NAMES = tuple(f.name for f in FIXED_FIELDS)
 
 
@@ -221,7 +224,19 @@ def read_score_table(folder: Path) -> pa.Table:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(_schema_conflict(parts, tables)) from error
-    return table.sort_by("position")
+    return _without_offsets(table).sort_by("position")
+
+
+def _without_offsets(table: pa.Table) -> pa.Table:
+    """Vectors of one length with more numbers than 32-bit offsets count (500,000 of 4,096) as fixed-size lists."""
+    for k, name in enumerate(table.column_names):
+        column = table[name]
+        if pa.types.is_list(column.type) and sum(len(chunk.values) for chunk in column.chunks) > MAX_LIST_VALUES:
+            lengths = pa.compute.unique(pa.compute.list_value_length(column)).drop_null()
+            if len(lengths) == 1:
+                column = column.cast(pa.list_(column.type.value_type, lengths[0].as_py()))
+                table = table.set_column(k, name, column)
+    return table
 
 
 def _schema_conflict(parts: Sequence[Path], tables: Sequence[pa.Table]) -> str:

@@ -235,28 +235,32 @@ def by_responses(context: ScoringContext, count: int) -> Callable[[], Tensor]:
     """The inner products and then the anchors' cross-entropy at every sample's moved logits, directions random."""
     products = by_engine(context, count)
     labels = torch.cat([batch[1] for batch in context.anchors.batches])
-    tokens, words = (
-        int((labels[:, 1:] != IGNORED).sum()),
-        min(LIKELIEST + 2, context.trained.config.get_text_config().vocab_size),
-    )
+    positions = int((labels[:, 1:] != IGNORED).sum())
+    candidates = min(LIKELIEST + 2, context.trained.config.get_text_config().vocab_size)
     generator = torch.Generator(context.device).manual_seed(0)
 
-    def drawn(*shape: int) -> Tensor:
+    def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=context.device)
 
-    bends, eta = math.ceil(DEVIATION_SHARE * count), 1e-3
-    ids = torch.zeros(tokens, words, dtype=torch.long, device=context.device)
-    weights = torch.full((1, tokens), 1 / tokens, dtype=torch.float64, device=context.device)
-    ways = eta * drawn(count + bends, tokens, words)
-    bent = drawn(SNAPSHOTS * count, bends).double()
-    places = torch.arange(len(bent), device=context.device)
-    responses = StepResponses(ids, drawn(tokens, words), weights, ways[:count], places, ways[count:], bent)
-    bend = CurvatureCorrection.fit(drawn(len(bent), count).double(), bent, eta)
+    extra, eta = math.ceil(DEVIATION_SHARE * count), 1e-3
+    directions = eta * random(count + extra, positions, candidates)
+    deviations = random(SNAPSHOTS * count, extra).double()
+    responses = StepResponses(
+        token_ids=torch.zeros(positions, candidates, dtype=torch.long, device=context.device),
+        logits=random(positions, candidates),
+        weights=torch.full((1, positions), 1 / positions, dtype=torch.float64, device=context.device),
+        anchors=torch.zeros(positions, dtype=torch.long, device=context.device),
+        directions=directions[:count],
+        steps=torch.arange(len(deviations), device=context.device),
+        deviation_directions=directions[count:],
+        deviations=deviations,
+    )
+    correction = CurvatureCorrection.fit(random(len(deviations), count).double(), deviations, eta)
 
     def run() -> Tensor:
         dots = products()
         phi = dots[:, 1:].double()
-        responses.loss_decrease(phi, eta, bend(phi))
+        responses.loss_decrease(phi, eta, correction(phi))
         return dots
 
     return run

@@ -157,12 +157,12 @@ def test_sample_goes_from_the_ranking_to_a_uniform_draw():
 
 
 def test_sample_draws_in_proportion_to_the_exponential():
-    """Of three samples one is drawn; 3,000 seeds against the softmax."""
+    """Of three samples one is drawn; 1,000 seeds against the softmax."""
     scores = table(score=np.array([0.0, 1.0, 2.0]), alignment=np.ones(3))
     spread = 1.0 / 1.349
     weights = np.exp((np.array([0.0, 1.0, 2.0]) - 1) / spread)
-    drawn = [select(in_run(scores, s), Budget(count=1), selection="sample")[0] for s in range(3000)]
-    assert np.abs(np.bincount(drawn, minlength=3) / 3000 - weights / weights.sum()).max() < 0.03
+    drawn = [select(in_run(scores, s), Budget(count=1), selection="sample")[0] for s in range(1000)]
+    assert np.abs(np.bincount(drawn, minlength=3) / 1000 - weights / weights.sum()).max() < 0.05
 
 
 @pytest.mark.parametrize("wanted", [1, 40, ROWS])
@@ -220,7 +220,7 @@ def test_an_option_that_nothing_reads_is_refused(settings, options: dict[str, An
 
 @pytest.mark.parametrize("selection", ["filter", "round_robin", "sample"])
 def test_in_a_run(settings, selection: str):
-    options = {"rank": 4, "utility_by_anchor": True, "selection": selection, "step": "kfac"}
+    options = {"rank": 4, "parameters": "last:1", "utility_by_anchor": True, "selection": selection, "step": "kfac"}
     found = ostlight.select(settings(selector={"name": "ost", "options": options}))
     scores = Scores.read(found.folder.scores)
     by_anchor = scores.column(BY_ANCHOR).astype(np.float64) / 1000

@@ -21,6 +21,9 @@ LONGEST = 36
 """Samples in a list."""
 IMAGES = 4
 """Images of a sample that are shown."""
+PAGE_BYTES = 8_000_000
+"""Bytes of a page that are images."""
+LEFT_OUT = f"left out: the page holds {PAGE_BYTES // 1_000_000} MB of images"
 TAG = 40
 """Characters of a tag and of its value that are shown."""
 
@@ -119,8 +122,12 @@ class Card:
 
 
 def make_cards(scores: ScoreColumns, lists_by_row: Mapping[int, list[str]]) -> Iterator[Card]:
-    """Yields a card for each row of the score columns, with long texts clipped and images scaled down."""
+    """Yields a card for each row of the score columns, with long texts clipped and images scaled down.
+
+    Images beyond ``PAGE_BYTES`` in all are left out and say so.
+    """
     load = cache(load_image)
+    left = PAGE_BYTES
     for row, lists in sorted(lists_by_row.items()):
         summary = summarise_sample(scores, row)
         try:
@@ -129,7 +136,11 @@ def make_cards(scores: ScoreColumns, lists_by_row: Mapping[int, list[str]]) -> I
             yield Card(summary, lists, problem=str(error))
             continue
         turns = [(turn.role, turn_text(turn.text, TEXT)) for turn in sample.turns]
-        images = [load(image) for image in sample.images[:IMAGES]]
+        images = []
+        for image in sample.images[:IMAGES]:
+            found = load(image)
+            left -= len(found.url)
+            images.append(found if left >= 0 or found.problem else ReportImage(found.source, problem=LEFT_OUT))
         yield Card(summary, lists, turns, images, max(0, len(sample.images) - IMAGES))
 
 

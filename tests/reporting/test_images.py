@@ -63,3 +63,16 @@ def test_page_holds_four_photographs_of_each_sample(tmp_path: Path):
     page = write_report(write_run(tmp_path, records=8, probes=4, change=change, images=1)).read_text()
     assert len(set(re.findall(r'src="data:image/webp;base64,[\w+/=]+"', page))) == 32
     assert page.count("<small>1 more</small>") == 8
+
+
+def test_images_beyond_what_a_page_holds_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ostlight.reporting.sample_cards.PAGE_BYTES", 100_000)
+
+    def change(place: int, record: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / "pool" / f"noise-{place}.jpg").write_bytes(noise(place, 240, 180))
+        return record | {"image": f"noise-{place}.jpg"}
+
+    page = write_report(write_run(tmp_path, records=8, probes=4, change=change, images=1)).read_text()
+    urls = re.findall(r'src="(data:image/webp;base64,[\w+/=]+)"', page)
+    assert 0 < sum(map(len, urls)) <= 100_000
+    assert page.count("left out: the page holds") == 8 - len(urls) > 0

@@ -176,6 +176,9 @@ class OneStepTrain(Selector):
         step_size = options.step_size or self._step_size(context, parameters, preconditioner)
         count = sum(p.numel() for p in parameters.values())
         log.info(f"utilities over {count:,} parameters ({options.parameters}), {len(context.anchors)} anchors")
+        if options.utility_by_anchor:
+            size = 2 * len(context.anchors)
+            log.info(f"{BY_ANCHOR}: {size} bytes a sample, {size * proxy.records / 2**20:.1f} MiB for the pool")
         rank = options.rank or DEFAULT_RANK if options.estimator == "projected" else None
         singles, calibration, seen = self._examples(context, rank)
         vectors = VectorSettings(

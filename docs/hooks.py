@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ostlight.cli import app
 from ostlight.config.reference import settings_reference
-from ostlight.selection.registry import find, names, option_lines
+from ostlight.selection.registry import find, names
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -70,7 +70,10 @@ def selectors_page() -> str:
         cls = find(name).cls
         if cls is None:
             continue
-        lines += ["", f"## {name}", "", cls.summary(), "", "```", *(option_lines(cls) or ["no options"]), "```"]
+        lines += ["", f"## {name}", "", cls.summary(), ""]
+        rows = [(f"`{o.key}`", f"`{o.default}`", o.allowed, o.description) for o in settings_reference(cls.Options)]
+        lines += ["| option | default | allowed | meaning |", "| --- |" + " --- |" * 3] if rows else ["No options."]
+        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -64,12 +64,14 @@ def init(
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a configuration, its data and models; estimate the cost."""
     import ostlight
+    from ostlight.config import load_config
 
     validation = ostlight.validate(config, *overrides or [])
     typer.echo(str(validation))
     if validation.problems:
         raise typer.Exit(1)
-    typer.echo(f"next: {shlex.join(('ostlight', 'select', config, *(overrides or ())))}")
+    verb = "benchmark" if load_config(config, *overrides or []).benchmark else "select"
+    typer.echo(f"next: {shlex.join(('ostlight', verb, config, *(overrides or ())))}")
 
 
 @app.command()
@@ -137,10 +139,15 @@ def sources(
 
 
 @app.command()
-def selectors() -> None:
+def selectors(
+    name: Annotated[str | None, typer.Argument(help="one selector, with what its options mean")] = None,
+) -> None:
     """List the selectors: name, what it prefers, options, package."""
-    from ostlight.selection.registry import find, names, option_lines
+    from ostlight.selection.registry import describe, find, load, names, option_lines
 
+    if name is not None:
+        typer.echo(describe(load(name)))
+        return
     for name in names():
         found = find(name)
         typer.echo(f"{name}  ({found.source})")

@@ -53,6 +53,8 @@ def _descriptions(schema: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
         _, _, block = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("Attributes:\n")
-        for names, text in re.findall(r"^ {4}(\w[\w, ]*): ((?:.|\n {8,})*)", block, re.MULTILINE):
+        indent = len(block) - len(block.lstrip(" "))  # none where the docstring begins with "Attributes:"
+        entry = rf"^ {{{indent}}}(\w[\w, ]*): ((?:.|\n {{{indent + 4},}})*)"
+        for names, text in re.findall(entry, block, re.MULTILINE):
             found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return found

@@ -23,7 +23,7 @@ from ostlight.pipeline.scoring.progress import SampleProgress
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.pipeline.warmup import proxy_fingerprints, warm_up_proxy
-from ostlight.selection.context import ProxyContext, ScoringContext
+from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
 from ostlight.selection.notes import read_notes
 from ostlight.selection.registry import create
 from ostlight.selection.scores import read_score_table
@@ -68,6 +68,8 @@ def score_pool(job: ScoringJob) -> None:
         SelectorError: the selector fails, or breaks its contract.
     """
     anchors = read_anchors(job.config)
+    if job.selector.needs_anchors and not anchors.samples:
+        raise no_anchors(job.config.selector.name)
     job.folder.claim("scores", scoring_fingerprints(job.config, job.pool, anchors, job.selector))
     job.folder.write_config()
     missing = missing_shards(job.folder.scores, job.shards)

@@ -21,6 +21,7 @@ from ostlight.models.load import load_encoder
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.sample_text import mark_answers
+from ostlight.selection.context import no_anchors
 from ostlight.selection.registry import create
 from ostlight.selection.selector import Selector
 
@@ -121,10 +122,12 @@ def validate(config: Config) -> Validation:
         SelectorError: no such selector, or it does not take these options.
     """
     selector = create(config.selector.name, config.selector.options)
+    for choice in config.benchmark.selectors if config.benchmark else ():
+        create(choice.name, choice.options)
     config = with_digitmath(config, RunFolder(RunFolder.path_of(config), config, write=config.digitmath is not None))
     report = Validation()
     pools = _open_pools(config, selector, report)
-    _check_anchors(config, report)
+    _check_anchors(config, selector, report)
     encoder = _load_encoder(config.proxy, "proxy", selector.uses_proxy, report)
     target_encoder = _load_encoder(config.target, "target", False, report)
     if "pool" not in pools:
@@ -148,9 +151,9 @@ def _open_pools(config: Config, selector: Selector, report: Validation) -> dict[
     return pools
 
 
-def _check_anchors(config: Config, report: Validation) -> None:
-    if config.anchors.path is None:
-        report.assumptions.append("no anchors are named: a selector that needs them will refuse to score")
+def _check_anchors(config: Config, selector: Selector, report: Validation) -> None:
+    if config.anchors.path is None and selector.needs_anchors:
+        report.problems.append(str(no_anchors(config.selector.name)))
     if "anchors" in report.records:
         with report.collect_problem("anchors"):
             read_anchors(config)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from ostlight.models.module import MultimodalModel
 
 
+def no_anchors(selector: str) -> SelectorError:
+    """The error of a selector that needs anchors where there are none."""
+    return SelectorError(f"selector {selector!r} needs anchors; name a file of trusted samples in anchors.path")
+
+
 @dataclass
 class ProxyContext:
     """The proxy and how it was warmed up.
@@ -95,4 +100,4 @@ class ScoringContext:
             SelectorError: there is no anchor.
         """
         if not self.anchors:
-            raise SelectorError(f"selector {selector!r} needs anchors; name a file of trusted samples in anchors.path")
+            raise no_anchors(selector)

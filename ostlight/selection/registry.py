@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -119,6 +121,17 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Selector:
 
     cls = load(name)
     return cls(bind(cls.Options, dict(options or {}), where="selector.options", renamed=cls.renamed_options))
+
+
+def describe(cls: type[Selector]) -> str:
+    """The class's documentation, and every option with its default, allowed values and meaning."""
+    from ostlight.config.reference import settings_reference
+
+    lines = [inspect.getdoc(cls) or "", ""]
+    for option in settings_reference(cls.Options):
+        lines.append(f"{option.key}: {option.allowed} (default {_yaml(option.default)})")
+        lines += textwrap.wrap(option.description, 112, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 def option_lines(cls: type[Selector]) -> list[str]:

@@ -37,6 +37,7 @@ class Selector(ABC):
             selects. The framework sums it over the ranks into the cost log; time and the proxy's work it measures.
         uses_proxy: whether batches come encoded for the proxy model (``batch.inputs``, ``batch.labels``) and ``setup``
             finds a proxy. Leave it off for selectors that only read the samples: they then cost no model.
+        needs_anchors: whether it scores by the anchors; a run without any is then refused before its warm-up.
         needs_answers: whether a record without an answer is rejected. Where it is off, batches come encoded up to the
             question only (``Encoder.encode_prompt``), those of labelled samples too.
         stochastic: whether scores change with the seed by design; a benchmark then scores again for every seed.
@@ -58,6 +59,7 @@ class Selector(ABC):
     """
 
     uses_proxy: ClassVar[bool] = False
+    needs_anchors: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
     stochastic_selection: ClassVar[bool] = False
@@ -135,6 +137,7 @@ RENAMED = {
     "seeded": "stochastic",
     "picks_within": "handles_strata",
     "pick_options": "selection_options",
+    "spent": "usage",
 }
 """Methods and class attributes of earlier versions, which would be ignored silently."""
 
@@ -145,7 +148,15 @@ SIGNATURES = {
     "select": ["self", "scores", "budget"],
 }
 
-FLAGS = ("uses_proxy", "needs_answers", "stochastic", "stochastic_selection", "handles_strata", "ignores_budget")
+FLAGS = (
+    "uses_proxy",
+    "needs_anchors",
+    "needs_answers",
+    "stochastic",
+    "stochastic_selection",
+    "handles_strata",
+    "ignores_budget",
+)
 
 
 def _refuse_malformed(cls: type[Selector]) -> None:

@@ -119,6 +119,7 @@ class BestOf(Selector):
         self._dependencies, self.sources = _resolve(self.options.candidates, self.candidates)
         # Random candidates behind the first use the run's seed alone: they change no score that is shown.
         self.stochastic = self.candidates[0].stochastic  # type: ignore[misc]
+        self.needs_anchors = any(candidate.needs_anchors for candidate in self.candidates)  # type: ignore[misc]
 
     def dependencies(self) -> list[SelectorChoice]:
         return self._dependencies

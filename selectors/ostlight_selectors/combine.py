@@ -96,6 +96,8 @@ class Combine(Selector):
         # What a combination is depends on its parts: these are looked up on the instance.
         self.needs_answers = self.last.needs_answers  # type: ignore[misc]
         self.stochastic = any(part.stochastic for part in self.parts)  # type: ignore[misc]
+        self.stochastic_selection = any(part.stochastic_selection for part in self.parts)  # type: ignore[misc]
+        self.needs_anchors = any(part.needs_anchors for part in self.parts)  # type: ignore[misc]
         self.uses_proxy = any(part.uses_proxy for part in self.parts)  # type: ignore[misc]
         self.last.usage = self.usage
 

@@ -25,6 +25,7 @@ class EmbeddingSimilarity(Selector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    needs_anchors: ClassVar[bool] = True
 
     @dataclass
     class Options:

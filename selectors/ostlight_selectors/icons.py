@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from annotated_types import Interval
@@ -28,6 +28,8 @@ class Icons(Selector):
     comes first, so ``score = votes + mean rank``, the rank in [0, 1). Tasks are the anchors' groups
     (``anchors.group``). What it costs is `less`.
     """
+
+    needs_anchors: ClassVar[bool] = True
 
     @dataclass
     class Options:

@@ -40,6 +40,7 @@ class Less(Selector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    needs_anchors: ClassVar[bool] = True
     renamed_options: ClassVar[Mapping[str, str]] = {"scope": "parameters"}
 
     @dataclass

@@ -23,6 +23,7 @@ class LossDrop(MetricSelector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    needs_anchors: ClassVar[bool] = True
     column: ClassVar[str] = "loss_drop"
 
     @dataclass

@@ -23,6 +23,7 @@ class RDS(EmbeddingSelector):
     forward pass a sample, by `embed`.
     """
 
+    needs_anchors: ClassVar[bool] = True
     embedding_defaults: ClassVar[Mapping[str, Any]] = {"layers": [1.0], "tokens": "all", "pooling": "weighted_mean"}
 
     def measure(self, vectors: np.ndarray, context: ScoringContext) -> dict[str, np.ndarray]:

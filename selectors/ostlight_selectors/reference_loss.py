@@ -30,6 +30,7 @@ class ReferenceLoss(MetricSelector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    needs_anchors: ClassVar[bool] = True
     column: ClassVar[str] = "reference_loss"
 
     @dataclass

@@ -65,6 +65,7 @@ class OneStepTrain(Selector):
     """Utility of one SGD step on each sample, measured on the anchors (arXiv 2605.07488)."""
 
     uses_proxy = True
+    needs_anchors: ClassVar[bool] = True
     handles_strata = True
     selection_options = (
         "selection",
@@ -82,7 +83,8 @@ class OneStepTrain(Selector):
         "eta": "step_size",
         "optimizer": "step",
         "targets": "vector_storage",
-        "backward": "estimator=finite_difference",
+        "backward=False": "estimator=finite_difference",
+        "backward": "leave it out; estimator=finite_difference needs no backward pass, the others take one",
         "objective=sample": "leave it out; ost ranks by utility unless selection=set",
         "objective=set": "selection=set",
         "objective=trial": "use the selector best_of, which tries several subsets",
@@ -146,7 +148,9 @@ class OneStepTrain(Selector):
             """Options that do not fit together."""
             for name, (owner, values) in ONLY_WITH.items():
                 if getattr(self, name) is not None and getattr(self, owner) not in values:
-                    yield f"{name} is an option of {owner}={' or '.join(values)}; {owner} is {getattr(self, owner)}"
+                    hint = "; projected has rank" if name == "probes" and self.estimator == "projected" else ""
+                    is_now = f"{owner} is {getattr(self, owner)}"
+                    yield f"{name} is an option of {owner}={' or '.join(values)}; {is_now}{hint}"
             if self.selection == "set" and self.estimator not in ("projected", "second_order"):
                 yield "selection=set needs estimator=projected or second_order: it reads their curvature"
             if self.estimator == "finite_difference" and self.vector_storage != "full":

@@ -40,7 +40,8 @@ def select_round_robin(scores: Scores, budget: Budget, normalize: bool, by_ancho
         utilities = part.column(column).astype(np.float32)
         if normalize and "gradient_norm" in part:
             utilities /= np.maximum(part.column("gradient_norm"), np.finfo(np.float32).tiny)[:, None].astype(np.float32)
-        wanted = len(part) if share.tokens is not None else share.size(len(part))
+        is_size = share.tokens is None and share.threshold is None
+        wanted = share.size(len(part)) if is_size else len(part)
         order = turns(utilities, wanted)
         rest = np.setdiff1d(np.lexsort((part.positions, -part.score)), order, assume_unique=True)
         rest = rest[np.lexsort((part.positions[rest], -part.score[rest]))]

@@ -192,6 +192,11 @@ def test_round_robin_normalizes_and_fills_up():
         select(Scores(table().table.drop_columns([BY_ANCHOR])), Budget(count=20), selection="round_robin")
 
 
+def test_round_robin_keeps_to_a_threshold():
+    rows = select(table(), Budget(threshold=0.2), selection="round_robin")
+    assert set(rows) == set(np.flatnonzero(ALIGNMENTS >= 0.2))
+
+
 def test_an_anchor_nobody_helps_takes_no_turn():
     values = np.array([[-1.0, 3.0], [-1.0, 2.0], [-1.0, 1.0]])
     assert turns(values, 3).tolist() == [0, 1, 2]

@@ -173,7 +173,7 @@ proxy:
   max_length: 4096            # tokens; longer samples are cut
   warmup:
     fraction: 0.05            # of the pool; brief fine-tuning before scoring
-    training: {{lr: 1.0e-5, batch_size: 16}}   # the step size of the real fine-tuning
+    training: {{lr: 1.0e-5, batch_size: 16}}   # the learning rate of the real fine-tuning
 
 # The model that is trained on the subset.
 target:

@@ -67,6 +67,11 @@ class Anchors:
         """The groups, sorted; empty where all anchors are one group."""
         return sorted(set(self.groups), key=str) if len(set(self.groups)) > 1 else []
 
+    def shares_by_number(self) -> Tensor:
+        """``[groups, anchors]`` float64: the means over each of ``names``, columns by the anchors' numbers."""
+        members = torch.tensor([[float(g == name) for g in self.groups] for name in self.names], dtype=torch.float64)
+        return members / members.sum(1, keepdim=True) if self.names else members
+
     def each_its_own_group(self) -> Anchors:
         """The same anchors, every one a group, in the order of their numbers."""
         return replace(self, groups=[f"{k:09d}" for k in range(len(self))])
@@ -77,9 +82,11 @@ class Anchors:
     def weights(self, device: torch.device) -> Tensor:
         """``[1 + groups, anchors]`` float64, columns in the order of ``batches``: row 0 is the mean over all
         (``L_V``), row k the mean over group ``names[k - 1]``."""
-        in_order = [self.groups[k] for rows in self.indices for k in rows]
-        rows = [[1.0] * len(in_order)] + [[float(g == name) for g in in_order] for name in self.names]
-        weights = torch.tensor(rows, dtype=torch.float64, device=device)
+        row_of = {name: 1 + k for k, name in enumerate(self.names)}
+        groups = [row_of.get(self.groups[k], 0) for rows in self.indices for k in rows]
+        weights = torch.zeros(1 + len(row_of), len(groups), dtype=torch.float64, device=device)
+        weights[groups, range(len(groups))] = 1
+        weights[0] = 1
         return weights / weights.sum(1, keepdim=True)
 
     def losses(self, model: nn.Module) -> Tensor:

@@ -140,6 +140,7 @@ class UtilityScorer:
             task = loss if isinstance(loss, Task) else CausalLM() if loss is None else PerSampleLoss(loss)
             anchors = Anchors(list(anchors), task, list(groups or ()), ids=_ids(task, anchors))
         self._as_groups = utility_by_anchor and estimator != "projected"
+        self._groups, self._shares = anchors.names, anchors.shares_by_number()
         if self._as_groups:
             anchors = anchors.each_its_own_group()
         self.step = SimulatedStep(model, select_parameters(model, parameters), anchors, step_size, preconditioner)
@@ -151,7 +152,7 @@ class UtilityScorer:
     @property
     def groups(self) -> list[Any]:
         """The anchors' groups in the order of ``utility_by_group``; empty where there is only one."""
-        return [] if self._as_groups else self.step.anchors.names
+        return self._groups
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -181,8 +182,20 @@ class UtilityScorer:
         only where a sample failed, and ``step_size``."""
         with self._evaluating():
             columns = self._estimator.columns(batch)
-        if self._as_groups and "utility_by_group" in columns:
-            columns["utility_by_anchor"] = columns.pop("utility_by_group")
+        return self._from_single_groups(columns) if self._as_groups else columns
+
+    def _from_single_groups(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """Columns of anchors that were a group each, with the utilities of the groups that were asked for."""
+        by_anchor = columns.pop("utility_by_group", None)
+        if by_anchor is None:  # a single anchor is no group
+            by_anchor = [[float(score)] for score in columns["score"]]
+        rows = by_anchor.tolist() if isinstance(by_anchor, Tensor) else by_anchor
+        columns["utility_by_anchor"] = rows
+        if self._groups:
+            shares = self._shares.cpu()
+            columns["utility_by_group"] = [
+                None if row is None else (shares @ torch.tensor(row, dtype=torch.float64)).tolist() for row in rows
+            ]
         return columns
 
     def rank_agreement(self, batches: Sequence[Any], seen: bool = False) -> RankAgreement:

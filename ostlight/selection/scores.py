@@ -122,17 +122,22 @@ class Scores:
         Raises:
             DataError: no sample has the tag; the message lists the tags there are.
         """
-        rows = [dict(row or ()) for row in self.table["tags"].to_pylist()]
-        if rows and not any(name in row for row in rows):
-            known = sorted({key for row in rows for key in row})
-            raise DataError(f"no sample has a tag {name!r}; the pool's tags are: {', '.join(known) or 'none'}")
-        return np.array([row.get(name, "") for row in rows], dtype=object)
+        tags = self.tags()
+        if len(self) and name not in tags:
+            raise DataError(f"no sample has a tag {name!r}; the pool's tags are: {', '.join(tags) or 'none'}")
+        return tags.get(name, np.empty(0, dtype=object))
 
     def tags(self) -> dict[str, np.ndarray]:
         """``[len(self)]`` values of every tag that a sample has, as ``tag`` gives them."""
-        rows = [dict(row or ()) for row in self.table["tags"].to_pylist()]
-        names = sorted({key for row in rows for key in row})
-        return {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
+        maps = self.table["tags"].combine_chunks().take(pa.array(np.arange(len(self))))  # compact: no offset of a slice
+        owners = np.repeat(np.arange(len(self)), np.diff(maps.offsets.to_numpy()))
+        keys, values = maps.keys, maps.items.to_numpy(zero_copy_only=False)
+        tags = {}
+        for name in sorted(keys.unique().to_pylist()):
+            chosen = pa.compute.equal(keys, name).to_numpy(zero_copy_only=False)
+            tags[name] = np.full(len(self), "", dtype=object)
+            tags[name][owners[chosen]] = values[chosen]
+        return tags
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Scores:
         """The given rows, in that order."""

@@ -119,6 +119,9 @@ def test_groups_of_one_anchor_give_a_utility_by_anchor() -> None:
     torch.testing.assert_close(scores.utility_by_anchor, by_hand(), rtol=1e-7, atol=1e-13)
     assert "utility_by_group" not in scores
     grouped = scorer("first_order", groups=["a"] * 7 + ["b"])(POOL)
+    both = scorer("first_order", groups=["a"] * 7 + ["b"], utility_by_anchor=True)
+    assert both.groups == ["a", "b"]
+    torch.testing.assert_close(both(POOL)["utility_by_group"], grouped["utility_by_group"], rtol=1e-9, atol=1e-14)
     mean = (7 * grouped["utility_by_group"][:, 0] + grouped["utility_by_group"][:, 1]) / 8
     torch.testing.assert_close(mean, grouped.utility, rtol=1e-9, atol=1e-14)
 

@@ -43,8 +43,8 @@ STEP_SIZE_SAMPLES = 256
 a quarter (95%), over other 64 by half, which was two or three points of accuracy."""
 FINITE_DIFFERENCE_SAMPLES = 8
 """Pool samples on which the length of the finite difference is chosen."""
-BY_ANCHOR = "millinats_by_anchor"
-"""Column of each anchor's utility, in thousandths of a nat: half precision then holds 6e-8 to 65 nats in full."""
+BY_ANCHOR, ANCHOR_SCALE = "utility_by_anchor", "utility_by_anchor_scale"
+"""Columns of each anchor's utility, in half precision: over the largest of the sample's, and that largest in nats."""
 SET_STEP_SIZE, SET_BATCH_SIZE = 10.0, 32
 
 ONLY_WITH = {
@@ -107,7 +107,7 @@ class OneStepTrain(Selector):
         rank: measured directions of ``projected``; ``null`` is 32.
         probes: random curvature probes of ``second_order``; ``null`` is 64.
         damping: of ``kfac`` and ``ekfac``, a share of the mean eigenvalue; ``null`` is 0.1.
-        utility_by_anchor: store each anchor's utility too, as ``millinats_by_anchor``: two bytes an anchor and sample.
+        utility_by_anchor: store each anchor's utility too: two bytes an anchor and sample.
         selection: ``top`` (the highest utilities, as in the paper), ``filter`` (admit samples whose step lowers the
             anchor loss, then take those that ``then`` says), ``sample`` (at random, higher utilities more likely),
             ``round_robin`` (each anchor in turn its best sample) or ``set`` (the best set: what a mini-batch of it
@@ -162,7 +162,7 @@ class OneStepTrain(Selector):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        draws = self.options.selection == "sample" or self._then == "random"
+        draws = self.options.selection == "sample" or self._then in ("random", "coverage")
         self.stochastic_selection = draws  # type: ignore[misc]
 
     @property
@@ -269,8 +269,8 @@ class OneStepTrain(Selector):
 
     def score(self, batch: Batch) -> dict[str, Any]:
         columns = self.scorer.columns(batch)
-        if "utility_by_anchor" in columns:
-            columns[BY_ANCHOR] = _millinats(columns.pop("utility_by_anchor"))
+        if BY_ANCHOR in columns:
+            columns |= in_half_precision(columns[BY_ANCHOR])
         return columns
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
@@ -280,14 +280,26 @@ class OneStepTrain(Selector):
         if options.selection == "sample":
             return select_sample(scores, budget, options.temperature or 1.0)
         if options.selection == "round_robin":
-            return select_round_robin(scores, budget, options.normalize is not False, BY_ANCHOR)
+            return select_round_robin(scores, budget, options.normalize is not False, BY_ANCHOR, ANCHOR_SCALE)
         if options.selection == "set":
             step_size = options.set_step_size or SET_STEP_SIZE
             return select_set(scores, budget, step_size, options.set_batch_size or SET_BATCH_SIZE)
         return select_top(scores, budget)
 
 
-def _millinats(utilities: Any) -> list[np.ndarray | None]:
-    """Half precision, one array a sample; ``None`` for a sample that failed."""
-    rows = utilities.tolist() if hasattr(utilities, "tolist") else utilities
-    return [None if row is None else np.asarray(np.array(row) * 1000, dtype=np.float16) for row in rows]
+def in_half_precision(utilities: Any) -> dict[str, list[Any]]:
+    """The two columns of ``[N, A]`` utilities in nats; ``None`` for a sample that failed.
+
+    Over the largest of its row a utility keeps its precision however short the step is.
+    """
+    rows = [None if row is None else np.array(row, dtype=np.float64) for row in _as_rows(utilities)]
+    scales = [None if row is None else float(np.abs(row).max()) for row in rows]
+    halves = [
+        None if row is None else (row / (scale or 1.0)).astype(np.float16)
+        for row, scale in zip(rows, scales, strict=True)
+    ]
+    return {BY_ANCHOR: halves, ANCHOR_SCALE: scales}
+
+
+def _as_rows(utilities: Any) -> list[Any]:
+    return utilities.tolist() if hasattr(utilities, "tolist") else list(utilities)

@@ -21,6 +21,9 @@ log = logging.getLogger("ostlight.selectors.ost")
 
 SHOWN = 8
 """Values of a tag whose shares are logged."""
+MOST_VALUES = 100
+"""Tags of more values than that (file names, say) are not reported."""
+ROWS_AT_ONCE = 1 << 18
 SURE = 0.95
 """Share of bootstrap draws from which on a sign is called sure."""
 
@@ -37,23 +40,35 @@ def select_filter(
 
     Args:
         scores: of ``ost``.
-        budget: strata get their shares; a threshold applies to the score.
+        budget: strata get their shares; of the admitted a threshold keeps those whose score reaches it.
         then: ``random``, ``coverage``, or a column, with a minus for lowest first.
-        min_confidence: see ``admission``.
+        min_confidence: a sample's utility must also be positive in at least that share of bootstrap draws of the
+            anchors; see ``sign_confidence``.
         by_anchor: name of the column of each anchor's utility.
 
     Raises:
         DataError: a column that is named or needed is not there.
     """
     strength = scores.column("alignment" if "alignment" in scores else "score")
-    admitted = admission(scores, strength, min_confidence, by_anchor)
-    _report(scores, admitted, by_anchor)
+    admitted, confidence = strength > 0, None
+    if by_anchor in scores and len(scores) and scores.column(by_anchor).shape[1] > 1:
+        confidence = sign_confidence(scores.column(by_anchor))
+    if min_confidence is not None:
+        if confidence is None:
+            raise DataError(
+                f"min_confidence needs the column {by_anchor!r} of two anchors or more: score with "
+                "utility_by_anchor=true, or leave min_confidence out"
+            )
+        admitted &= confidence >= min_confidence
+    _report(scores, admitted, confidence)
     row_of = {position: k for k, position in enumerate(scores.positions.tolist())} if budget.stratify_by else {}
 
     def within(part: Scores, share: Budget) -> np.ndarray:
         rows = np.array([row_of[p] for p in part.positions.tolist()], np.int64) if row_of else np.arange(len(part))
         passed = admitted[rows]
         order = _order(part, then)
+        if share.threshold is not None:
+            return share.within(part, order[passed[order]])
         by_strength = np.lexsort((part.positions, -strength[rows]))
         return share.within(part, np.concatenate([order[passed[order]], by_strength[~passed[by_strength]]]))
 
@@ -67,27 +82,19 @@ def select_filter(
     return selected
 
 
-def admission(scores: Scores, strength: np.ndarray, min_confidence: float | None, by_anchor: str) -> np.ndarray:
-    """``[N]`` whether each sample is admitted.
-
-    With ``min_confidence`` its mean utility must also be positive in at least that share of bootstrap draws of the
-    anchors: by the normal approximation ``Phi(mean / standard error)`` of its utilities on the single anchors.
-    """
-    admitted = strength > 0
-    if min_confidence is None:
-        return admitted
-    if by_anchor not in scores:
-        raise DataError(f"min_confidence needs the column {by_anchor!r}: score with utility_by_anchor=true")
-    return admitted & (sign_confidence(scores.column(by_anchor)) >= min_confidence)
-
-
 def sign_confidence(by_anchor: np.ndarray) -> np.ndarray:
-    """``[N]`` share of bootstrap draws of the anchors in which the mean of ``by_anchor [N, A]`` is positive."""
-    values = by_anchor.astype(np.float64)
-    means, error = values.mean(1), values.std(1) / np.sqrt(values.shape[1])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(error > 0, means / error, np.sign(means) * np.inf)
-    return np.asarray(ndtr(np.nan_to_num(ratio, nan=0.0)))
+    """``[N]`` share of bootstrap draws of the anchors in which the mean of ``by_anchor [N, A]`` is positive.
+
+    By the normal approximation, ``Phi(mean / standard error)``. The scale of a row does not matter.
+    """
+    found = np.empty(len(by_anchor))
+    for start in range(0, len(by_anchor), ROWS_AT_ONCE):
+        values = by_anchor[start : start + ROWS_AT_ONCE].astype(np.float64)
+        means, error = values.mean(1), values.std(1) / np.sqrt(values.shape[1])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(error > 0, means / error, np.sign(means) * np.inf)
+        found[start : start + ROWS_AT_ONCE] = ndtr(np.nan_to_num(ratio, nan=0.0))
+    return found
 
 
 def _order(scores: Scores, then: str) -> np.ndarray:
@@ -97,9 +104,11 @@ def _order(scores: Scores, then: str) -> np.ndarray:
     if then == "coverage":
         return _cluster_by_cluster(scores)
     name, sign = then.removeprefix("-"), 1 if then.startswith("-") else -1
-    if name not in scores:
-        others = ", ".join(n for n in scores.table.column_names if scores.table.schema.field(n).type in NUMBERS)
-        raise DataError(f"then={then} names no column of the scores; it takes random, coverage, {others}")
+    numbers = [n for n in scores.table.column_names if scores.table.schema.field(n).type in NUMBERS]
+    if name not in numbers:
+        raise DataError(
+            f"then={then} names no column of numbers of the scores; it takes random, coverage, {', '.join(numbers)}"
+        )
     return np.lexsort((scores.positions, sign * scores.column(name).astype(np.float64)))
 
 
@@ -128,17 +137,17 @@ def seeded_uniform(scores: Scores) -> np.ndarray:
     return np.array(uniform_by_id(seed, scores.ids))
 
 
-def _report(scores: Scores, admitted: np.ndarray, by_anchor: str) -> None:
+def _report(scores: Scores, admitted: np.ndarray, confidence: np.ndarray | None) -> None:
     """Logs and notes what share is admitted, of all and of each value of each tag, and how sure the signs are."""
     by_tag = {tag: _shares(values, admitted) for tag, values in scores.tags().items()}
+    by_tag = {tag: shares for tag, shares in by_tag.items() if len(shares) <= MOST_VALUES}
     log.info(f"filter: {_percent(admitted)} of {len(admitted):,} samples are admitted (a step lowers the anchor loss)")
     for tag, shares in by_tag.items():
         listed = sorted(shares.items(), key=lambda item: item[1])
         more = f", and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
         log.info(f"filter: admitted by {tag}: {', '.join(f'{v} {s:.0%}' for v, s in listed[:SHOWN])}{more}")
     note: dict[str, Any] = {"samples": int(admitted.sum()), "of": len(admitted), "by_tag": by_tag}
-    if by_anchor in scores and len(scores):
-        confidence = sign_confidence(scores.column(by_anchor))
+    if confidence is not None:
         note["sure"] = float((np.maximum(confidence, 1 - confidence) >= SURE).mean())
         log.info(f"filter: for {note['sure']:.0%} the sign holds in {SURE:.0%} of bootstrap draws of the anchors")
     if scores.in_run:

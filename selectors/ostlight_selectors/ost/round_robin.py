@@ -13,8 +13,11 @@ from ostlight.selection.strata import select_per_stratum
 
 log = logging.getLogger("ostlight.selectors.ost")
 
+ROUNDING = 1e-6
+"""Of the median length of a gradient: what is shorter is zero but for rounding."""
 
-def select_round_robin(scores: Scores, budget: Budget, normalize: bool, by_anchor: str) -> np.ndarray:
+
+def select_round_robin(scores: Scores, budget: Budget, normalize: bool, by_anchor: str, scale: str) -> np.ndarray:
     """Rows in the order in which anchors (or anchor groups) take them: each in turn its best sample that is left, of
     those that help it; all of them are served before one is served again (cf. arXiv 2602.14696).
 
@@ -24,7 +27,7 @@ def select_round_robin(scores: Scores, budget: Budget, normalize: bool, by_ancho
         scores: with a column of utilities by anchor, or of utilities by group.
         budget: strata get their shares.
         normalize: divide a sample's utilities by the length of its gradient.
-        by_anchor: name of the column of each anchor's utility.
+        by_anchor: name of the column of each anchor's utility, in units of the column ``scale``.
 
     Raises:
         DataError: there is neither column.
@@ -38,16 +41,33 @@ def select_round_robin(scores: Scores, budget: Budget, normalize: bool, by_ancho
 
     def in_turn(part: Scores, share: Budget) -> np.ndarray:
         utilities = part.column(column).astype(np.float32)
+        if column == by_anchor:
+            utilities *= part.column(scale)[:, None].astype(np.float32)
         if normalize and "gradient_norm" in part:
-            utilities /= np.maximum(part.column("gradient_norm"), np.finfo(np.float32).tiny)[:, None].astype(np.float32)
-        is_size = share.tokens is None and share.threshold is None
-        wanted = share.size(len(part)) if is_size else len(part)
-        order = turns(utilities, wanted)
+            utilities *= _inverse(part.column("gradient_norm"))[:, None]
+        if share.threshold is not None:
+            utilities[part.score < share.threshold] = 0
+        order = turns(np.nan_to_num(utilities, nan=-np.inf), _most(part, share))
         rest = np.setdiff1d(np.lexsort((part.positions, -part.score)), order, assume_unique=True)
         rest = rest[np.lexsort((part.positions[rest], -part.score[rest]))]
         return share.within(part, np.concatenate([order, rest]))
 
     return in_turn(scores, budget) if budget.stratify_by is None else select_per_stratum(scores, budget, in_turn)
+
+
+def _inverse(norms: np.ndarray) -> np.ndarray:
+    """``1 / norm``; 0 for a gradient that is zero but for rounding, whose utilities are noise."""
+    floor = ROUNDING * float(np.median(norms)) if len(norms) else 0.0
+    return np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > floor).astype(np.float32)
+
+
+def _most(scores: Scores, budget: Budget) -> int:
+    """Samples that a budget can hold at most."""
+    if budget.tokens is not None:
+        return int(np.searchsorted(np.cumsum(np.sort(scores.tokens)), budget.tokens, side="right"))
+    if budget.threshold is not None:
+        return int((scores.score >= budget.threshold).sum())
+    return budget.size(len(scores))
 
 
 def turns(utilities: np.ndarray, wanted: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ostlight.pipeline.scoring.rows import to_table
 from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
-from ostlight_selectors.ost import BY_ANCHOR
+from ostlight_selectors.ost import ANCHOR_SCALE, BY_ANCHOR, in_half_precision
 from ostlight_selectors.ost.filter import sign_confidence
 from ostlight_selectors.ost.round_robin import turns
 
@@ -23,6 +23,8 @@ RNG = np.random.default_rng(5)
 BY_ANCHOR_VALUES = RNG.standard_normal((ROWS, ANCHORS)) + 0.3 * RNG.standard_normal((ROWS, 1))
 ALIGNMENTS = BY_ANCHOR_VALUES.mean(1)
 ADMITTED = ALIGNMENTS > 0
+SCALES = np.abs(BY_ANCHOR_VALUES).max(1)
+STORED = (BY_ANCHOR_VALUES / SCALES[:, None]).astype(np.float16)
 LOSSES = RNG.random(ROWS)
 TASKS = np.array(list("aabbc" * (ROWS // 5)))
 TOKENS = RNG.integers(5, 40, ROWS)
@@ -38,7 +40,8 @@ def table(**changes: np.ndarray) -> Scores:
             "tags": [("task", TASKS[i])],
             "tokens": int(TOKENS[i]),
             "phi": BY_ANCHOR_VALUES[i, :4].tolist(),
-            BY_ANCHOR: BY_ANCHOR_VALUES[i].astype(np.float16),
+            BY_ANCHOR: (BY_ANCHOR_VALUES[i] / SCALES[i]).astype(np.float16),
+            ANCHOR_SCALE: SCALES[i],
         }
         | {name: float(values[i]) for name, values in columns.items()}
         for i in range(len(columns["score"]))
@@ -121,9 +124,32 @@ def test_exact_has_no_alignment_and_admits_by_the_utility():
     assert ADMITTED[select(scores, Budget(count=40), selection="filter")].all()
 
 
-def test_an_unknown_column_is_named_with_those_there_are():
-    with pytest.raises(DataError, match=r"then=los .* random, coverage, .*loss"):
-        select(table(), Budget(count=40), selection="filter", then="los")
+@pytest.mark.parametrize("then", ["los", "id", "phi", "tags", "reason"])
+def test_what_is_no_column_of_numbers_is_named_with_those_there_are(then: str):
+    with pytest.raises(DataError, match=rf"then={then} .* random, coverage, .*loss"):
+        select(table(), Budget(count=40), selection="filter", then=then)
+
+
+def test_with_a_threshold_only_the_admitted_are_kept(logged):
+    rows = select(table(score=-ALIGNMENTS), Budget(threshold=-0.2), selection="filter")
+    assert set(rows) == set(np.flatnonzero(ADMITTED & (-ALIGNMENTS >= -0.2)))
+    assert "not admitted" not in logged()
+
+
+def test_tags_of_many_values_are_not_noted(monkeypatch):
+    monkeypatch.setattr("ostlight_selectors.ost.filter.MOST_VALUES", 2)
+    notes: dict[str, Any] = {}
+    select(in_run(table(), 0, notes), Budget(count=20), selection="filter")
+    assert notes["admitted"]["by_tag"] == {}
+
+
+def test_half_precision_holds_utilities_of_any_size():
+    """A short step makes utilities of 1e-11 nats, which half precision alone would make 0."""
+    for size in (1e-11, 1.0, 1e6):
+        columns = in_half_precision((size * BY_ANCHOR_VALUES[:3]).tolist())
+        found = np.array(columns[BY_ANCHOR], dtype=np.float64) * np.array(columns[ANCHOR_SCALE])[:, None]
+        np.testing.assert_allclose(found, size * BY_ANCHOR_VALUES[:3], atol=1e-3 * size * 4)
+    assert in_half_precision([None, [0.0, 0.0]])[ANCHOR_SCALE] == [None, 0.0]
 
 
 def test_confidence_is_the_bootstraps():
@@ -140,9 +166,9 @@ def test_min_confidence_admits_fewer():
     notes: dict[str, Any] = {}
     options = {"selection": "filter", "min_confidence": 0.9, "utility_by_anchor": True}
     select(in_run(table(), 0, notes), Budget(count=20), **options)
-    expected = ADMITTED & (sign_confidence(BY_ANCHOR_VALUES.astype(np.float16)) >= 0.9)
+    expected = ADMITTED & (sign_confidence(STORED) >= 0.9)
     assert notes["admitted"]["samples"] == expected.sum() < ADMITTED.sum()
-    confidence = sign_confidence(BY_ANCHOR_VALUES.astype(np.float16))
+    confidence = sign_confidence(STORED)
     assert notes["admitted"]["sure"] == ((confidence >= 0.95) | (confidence <= 0.05)).mean()
     with pytest.raises(DataError, match="utility_by_anchor"):
         select(Scores(table().table.drop_columns([BY_ANCHOR])), Budget(count=20), **options)
@@ -165,6 +191,12 @@ def test_sample_draws_in_proportion_to_the_exponential():
     assert np.abs(np.bincount(drawn, minlength=3) / 1000 - weights / weights.sum()).max() < 0.05
 
 
+def test_sample_prefers_higher_utilities_where_most_are_equal():
+    score = np.where(np.arange(ROWS) < 160, 0.0, 1.0)
+    rows = select(table(score=score), Budget(count=40), selection="sample", temperature=0.1)
+    assert score[rows].mean() > 0.9
+
+
 @pytest.mark.parametrize("wanted", [1, 40, ROWS])
 @pytest.mark.parametrize("ties", [False, True])
 def test_round_robin_is_brute_force(wanted: int, ties: bool):
@@ -182,7 +214,8 @@ def test_round_robin_is_brute_force(wanted: int, ties: bool):
 
 
 def test_round_robin_normalizes_and_fills_up():
-    scaled = BY_ANCHOR_VALUES.astype(np.float16).astype(np.float32) / (1 + LOSSES)[:, None].astype(np.float32)
+    stored = STORED.astype(np.float32) * SCALES[:, None].astype(np.float32)
+    scaled = stored * (1 / (1 + LOSSES)).astype(np.float32)[:, None]
     assert select(table(), Budget(count=20), selection="round_robin").tolist() == turns(scaled, 20).tolist()
     helped = (BY_ANCHOR_VALUES > 0).any(1)
     rows = select(table(), Budget(fraction=1.0), selection="round_robin")
@@ -190,6 +223,19 @@ def test_round_robin_normalizes_and_fills_up():
     assert helped[rows[: helped.sum()]].all()
     with pytest.raises(DataError, match="utility_by_anchor=true"):
         select(Scores(table().table.drop_columns([BY_ANCHOR])), Budget(count=20), selection="round_robin")
+
+
+def test_a_gradient_of_rounding_alone_takes_no_turn():
+    """Its utilities are noise, and divided by next to nothing they would be the largest."""
+    norms = np.where(np.arange(ROWS) == 7, 1e-17, 1.0)
+    scores = table(gradient_norm=norms)
+    assert 7 not in select(scores, Budget(count=60), selection="round_robin")
+
+
+def test_round_robin_keeps_to_tokens():
+    everything = select(table(), Budget(fraction=1.0), selection="round_robin")
+    rows = select(table(), Budget(tokens=500), selection="round_robin")
+    assert rows.tolist() == everything[np.cumsum(TOKENS[everything]) <= 500].tolist()
 
 
 def test_round_robin_keeps_to_a_threshold():
@@ -228,7 +274,7 @@ def test_in_a_run(settings, selection: str):
     options = {"rank": 4, "parameters": "last:1", "utility_by_anchor": True, "selection": selection, "step": "kfac"}
     found = ostlight.select(settings(selector={"name": "ost", "options": options}))
     scores = Scores.read(found.folder.scores)
-    by_anchor = scores.column(BY_ANCHOR).astype(np.float64) / 1000
+    by_anchor = scores.column(BY_ANCHOR).astype(np.float64) * scores.column(ANCHOR_SCALE)[:, None]
     assert by_anchor.shape == (len(scores), 14)
     assert by_anchor.mean(1) == pytest.approx(scores.score, rel=2e-3, abs=1e-3 * np.abs(scores.score).max())
     assert len(found.kept) == 10
@@ -255,6 +301,7 @@ def test_a_million_samples_in_a_tenth_of_the_time_that_ten_million_have(options:
     arrays = {name: pa.array(values) for name, values in columns.items()}
     arrays["tags"] = pa.array([[("task", "a")]] * count, small.schema.field("tags").type)
     by_anchor = rng.standard_normal(count * 100, dtype=np.float32).astype(np.float16)
+    arrays[ANCHOR_SCALE] = pa.array(np.ones(count))
     arrays[BY_ANCHOR] = pa.FixedSizeListArray.from_arrays(pa.array(by_anchor), 100)
     scores = Scores(pa.table(arrays))
     start = time.process_time()

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ostlight.errors import BadRecord, InfluenceError
@@ -27,7 +26,7 @@ from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import digest_of
-from ostlight.influence.tensor_files import save_whole
+from ostlight.influence.tensor_files import load_aligned, save_whole
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +269,7 @@ def finite_mean_gradients(
 
 def _read(folder: Path, names: list[str], plan: VectorPlan) -> Iterator[tuple[str, Tensor]]:
     for name in names:
-        vectors = load_file(folder / f"{name}.safetensors", device=str(plan.storage_device))["vectors"]
+        vectors = load_aligned(folder / f"{name}.safetensors", plan.storage_device)["vectors"]
         pinned = plan.storage == "offload" and plan.device.type == "cuda"
         yield name, vectors.pin_memory() if pinned else vectors
 

@@ -91,7 +91,7 @@ class Preconditioner:
             kind = stored.metadata()["kind"]
             for key in stored.keys():  # noqa: SIM118 - not a mapping
                 name, _, part = key.rpartition("/")
-                blocks.setdefault(name, {})[part] = stored.get_tensor(key)
+                blocks.setdefault(name, {})[part] = stored.get_tensor(key).clone()
         return cls({name: Block(**parts) for name, parts in blocks.items()}, kind)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
@@ -22,3 +23,12 @@ def save_whole(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def load_aligned(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in memory of torch's own alignment.
+
+    Products of tensors at other addresses, as a mapped file has them, are rounded otherwise: a resumed run's scores
+    would differ from an undisturbed one's in the last digit.
+    """
+    return {name: tensor.clone() for name, tensor in load_file(file, device=str(device)).items()}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ostlight.errors import BadRecord
@@ -19,7 +18,7 @@ from ostlight.influence.gradients.probes import Vectors
 from ostlight.influence.gradients.responses import StepResponses, measure_responses
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
-from ostlight.influence.tensor_files import save_whole
+from ostlight.influence.tensor_files import load_aligned, save_whole
 
 
 class Projected(GradientProducts):
@@ -104,7 +103,7 @@ class _MeasuredSteps:
     def prepare(self, folder: Path | None) -> None:
         file = None if folder is None else folder / "responses"
         if file is not None and file.exists():
-            self.responses = StepResponses(**load_file(file))
+            self.responses = StepResponses(**load_aligned(file))
             return
         full = self._full
         with torch.autocast(self._step.device.type, enabled=False):  # its rounding is as large as a response

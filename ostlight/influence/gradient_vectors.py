@@ -26,7 +26,7 @@ from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import digest_of
-from ostlight.influence.tensor_files import load_aligned, save_whole
+from ostlight.influence.tensor_files import has_room, load_aligned, save_whole
 
 log = logging.getLogger(__name__)
 
@@ -275,11 +275,7 @@ def _read(folder: Path, names: list[str], plan: VectorPlan) -> Iterator[tuple[st
 
 
 def _write(folder: Path, made: Mapping[str, Tensor]) -> None:
-    needed, free = sum(v.nbytes for v in made.values()), shutil.disk_usage(_existing(folder)).free
-    if needed > 0.9 * free:
-        log.warning(
-            f"gradient vectors are not cached: they take {_size(needed)}, and {_size(free)} are free in {folder}"
-        )
+    if not has_room(folder, sum(v.nbytes for v in made.values()), "gradient vectors"):
         return
     for name, vectors in made.items():
         save_whole(folder / f"{name}.safetensors", {"vectors": vectors})
@@ -326,10 +322,6 @@ def code_digest() -> str:
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
 
 
 def _free_bytes(place: torch.device) -> int | None:

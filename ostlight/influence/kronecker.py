@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ from torch import Tensor, nn
 
 import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
 from ostlight.errors import InfluenceError
-from ostlight.influence.gradient_vectors import code_digest
+from ostlight.influence.gradient_vectors import CACHED_SETS, code_digest
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.products import summed_to, to_leaves
 from ostlight.influence.gradients.sink import ParameterValue
 from ostlight.influence.gradients.tracking import ParameterTracker
 from ostlight.influence.preconditioner import Block, Preconditioner
 from ostlight.influence.task import Task, digest_of
+from ostlight.influence.tensor_files import has_room
 
 log = logging.getLogger(__name__)
 
@@ -94,19 +96,27 @@ def kronecker_preconditioner(
     kind: str,
     damping: float = DAMPING,
     cache: Path | None = None,
+    depends_on: Mapping[str, str] | None = None,
+    is_writer: bool = True,
 ) -> Preconditioner:
     """The preconditioner ``kfac`` or ``ekfac`` of these parameters.
 
-    Costs a training step a sample; ``ekfac`` two. A parameter that no gradient reaches takes no step.
+    Costs a training step a sample; ``ekfac`` two. A parameter that no gradient reaches, or only gradients whose squares
+    underflow, takes no step.
 
     Args:
         model: in eval mode.
         task: how losses come out of a batch.
         parameters: those that the step changes.
-        samples: of the pool, each in a batch of its own; one whose loss or gradient is not finite is left out.
+        samples: of the pool, each in a batch of its own; one whose loss is not finite, or whose gradient's squares are
+            not, is left out.
         kind: ``kfac`` or ``ekfac``.
         damping: share of the mean eigenvalue that is added to each eigenvalue.
-        cache: a folder for a file under a name made from all the preconditioner depends on; ``None`` caches nothing.
+        cache: a folder for a file under a name made from all the preconditioner depends on; the ``CACHED_SETS`` files
+            last used are kept. ``None`` caches nothing.
+        depends_on: what it depends on besides model, task, parameters, samples and this package: the code of the
+            model's forward pass, say.
+        is_writer: whether this process writes the cache; one of several that share it.
 
     Raises:
         InfluenceError: no sample is usable, or all gradients are zero; a layer that the gradient engine does not
@@ -118,12 +128,12 @@ def kronecker_preconditioner(
         raise InfluenceError(f"damping must be above 0, since factors may be singular; got {damping}")
     file = None
     if cache is not None:
-        digests = " ".join(digest for single in samples for digest in task.digests(single))
-        model_digest = digest_of({**dict(model.named_parameters()), **dict(model.named_buffers())})
-        key = json.dumps([model_digest, list(parameters), digests, kind, damping, code_digest()])
-        file = cache / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        key = _key(model, task, parameters, samples, [kind, damping, dict(depends_on or {})])
+        file = cache / f"{kind}-{key}.safetensors"
         if file.exists():
             log.info(f"{kind}: factors taken from {file}")
+            if is_writer:
+                file.touch()
             return Preconditioner.load(file, next(iter(parameters.values())).device)
     size = _size_in_bytes(parameters) / 2**20
     log.info(f"{kind}: at most {size:.1f} MiB of factors, from {len(samples)} samples of the pool")
@@ -132,7 +142,7 @@ def kronecker_preconditioner(
     usable = []
     for single in samples:
         found = _sample_gradient(model, task, parameters, single)
-        if found is not None:
+        if found is not None and _has_finite_squares(found, len(samples)):
             usable.append(single)
             _add(factors, found)
     if not any(bool(one.square.any()) for one in factors.values()):
@@ -152,9 +162,33 @@ def kronecker_preconditioner(
             inverse = bases[name].kfac_inverse(damping, float(one.square.sum()) / len(usable))
         blocks[name] = bases[name].block(inverse, parameters[name].shape) if name in bases else Block(inverse)
     preconditioner = Preconditioner(blocks, kind)
-    if file is not None:
+    if file is not None and is_writer and has_room(file.parent, preconditioner.nbytes, f"{kind}: factors"):
         preconditioner.save(file)
+        _remove_unused(file.parent)
     return preconditioner
+
+
+def _key(
+    model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], samples: Sequence[Any], further: list[Any]
+) -> str:
+    device = next(iter(parameters.values())).device.type
+    made_from = [
+        digest_of({**dict(model.named_parameters()), **dict(model.named_buffers())}),
+        *(f"{type(one).__module__}.{type(one).__qualname__}" for one in (model, task)),
+        str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
+        list(parameters),
+        [digest for single in samples for digest in task.digests(single)],
+        code_digest(),
+        *further,
+    ]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _remove_unused(cache: Path) -> None:
+    files = [file for kind in KINDS for file in cache.glob(f"{kind}-*.safetensors")]
+    with suppress(FileNotFoundError):  # another run of the same model removes the same ones
+        for old in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)[CACHED_SETS:]:
+            old.unlink()
 
 
 @dataclass
@@ -193,7 +227,10 @@ def _plus(factor: Tensor | None, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Eigenbasis:
-    """Eigenvectors ``[D, D]`` (``None`` for a factor that is diagonal) and eigenvalues ``[D]`` of both factors."""
+    """Eigenvectors ``[D, D]`` (``None`` for a factor that is diagonal) and eigenvalues ``[D]`` of both factors.
+
+    Each factor is divided by its trace, so that eigenvalues add up to 1; all are 0 where the factor is.
+    """
 
     left: Tensor | None
     outputs: Tensor
@@ -208,11 +245,8 @@ class _Eigenbasis:
 
     def kfac_inverse(self, damping: float, mean_square_norm: float) -> Tensor:
         """``[D_out, D_in]``, with the factors scaled so that the product of their traces is ``E ||G_i||^2``."""
-        traces = float(self.outputs.sum()) * float(self.inputs.sum())
-        if not traces > 0:
-            return self.outputs.new_zeros(len(self.outputs), len(self.inputs))
         outputs, inputs = (_damped_inverse(one, damping) for one in (self.outputs, self.inputs))
-        return outputs[:, None] * inputs * (traces / mean_square_norm)
+        return _finite(outputs[:, None] * inputs / mean_square_norm)
 
     def block(self, inverse: Tensor, shape: torch.Size) -> Block:
         if self.left is None and self.right is None:
@@ -221,6 +255,8 @@ class _Eigenbasis:
 
 
 def _eigen(factor: Tensor) -> tuple[Tensor | None, Tensor]:
+    trace = factor.sum() if factor.ndim == 1 else factor.trace()
+    factor = factor / trace if bool(trace > 0) else factor
     if factor.ndim == 1:
         return None, factor
     values, vectors = torch.linalg.eigh(factor)
@@ -228,9 +264,13 @@ def _eigen(factor: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _damped_inverse(eigenvalues: Tensor, damping: float) -> Tensor:
-    """Zero where all are zero: nothing is known of such a parameter, and its gradients are zero."""
-    mean = eigenvalues.mean()
-    return 1 / (eigenvalues + damping * mean) if bool(mean > 0) else torch.zeros_like(eigenvalues)
+    return _finite(1 / (eigenvalues + damping * eigenvalues.mean()))
+
+
+def _finite(inverse: Tensor) -> Tensor:
+    """The inverse, or zeros where it is not finite: the gradients, or their squares, are zero, and nothing is known of
+    the parameter."""
+    return inverse if bool(inverse.isfinite().all()) else torch.zeros_like(inverse)
 
 
 def _moments_in_bases(
@@ -255,7 +295,7 @@ def _moments_in_bases(
 def _sample_gradient(
     model: nn.Module, task: Task, parameters: dict[str, nn.Parameter], single: Any
 ) -> _SampleGradient | None:
-    """``None`` where its loss or gradient is not finite."""
+    """``None`` where its loss is not finite."""
     sink = _SampleGradient(parameters)
     tracker = ParameterTracker(model, parameters, sink)
     with tracker.tracking(), torch.enable_grad():
@@ -266,8 +306,14 @@ def _sample_gradient(
             raise InfluenceError("none of the parameters took part in the losses; choose other parameters")
         tracker.backward_began = True
         torch.autograd.grad(losses.sum(), tracker.root, allow_unused=True)
-    finite = bool(losses.isfinite().all()) and all(bool(g.isfinite().all()) for g in sink.gradient.values())
-    return sink if finite else None
+    return sink if bool(losses.isfinite().all()) else None
+
+
+def _has_finite_squares(sample: _SampleGradient, count: int) -> bool:
+    """Whether squares of its gradient, and of both sides of each matrix, stay finite in a sum over ``count`` such
+    samples."""
+    sides = [side for _, inputs, grad in sample.matrices for side in (inputs, grad)]
+    return all(bool((one.square().sum() * count).isfinite()) for one in (*sample.gradient.values(), *sides))
 
 
 def _size_in_bytes(parameters: Mapping[str, nn.Parameter]) -> int:

@@ -35,15 +35,15 @@ class Block:
     right: Tensor | None = None
 
     def apply(self, gradients: Tensor) -> Tensor:
-        """``P g`` of gradients ``[..., *shape]``, in their dtype, taken in fp32 or that of the factors if wider."""
+        """``P g`` of gradients ``[..., *shape]``, in their dtype or that of the factors, whichever is wider."""
         if self.left is None and self.right is None:
             return gradients * self.inverse
         inside = self.rotated(gradients) * self.inverse
         if self.left is not None:
-            inside = self.left @ inside
+            inside = self.left.to(inside.dtype) @ inside
         if self.right is not None:
-            inside = inside @ self.right.T
-        return inside.reshape(gradients.shape).to(gradients.dtype)
+            inside = inside @ self.right.T.to(inside.dtype)
+        return inside.reshape(gradients.shape)
 
     def rotated(self, gradients: Tensor) -> Tensor:
         """``U' G V [..., D_out, D_in]`` of gradients ``[..., *shape]``."""
@@ -74,6 +74,11 @@ class Preconditioner:
     def apply(self, name: str, gradients: Tensor) -> Tensor:
         """``P g`` of one parameter's gradients ``[..., *shape]``."""
         return self.blocks[name].apply(gradients)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def digest(self) -> str:
         """A hash of its values."""

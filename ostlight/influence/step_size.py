@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def median_step_size(
             gradient = {name: preconditioner.apply(name, g) for name, g in gradient.items()}
         norms.append(norm(gradient))
     middle = float(torch.tensor(norms).median()) if norms else 0.0
-    if not middle:
+    if not 0 < middle < math.inf:
         raise InfluenceError(
             "step_size cannot be derived: the gradients of the samples looked at are zero or not finite; set step_size"
         )

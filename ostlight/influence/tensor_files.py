@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def has_room(folder: Path, needed: int, what: str) -> bool:
+    """Whether ``needed`` bytes fit in 90% of the space that is free there; warns that ``what`` is not cached if not."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > 0.9 * free:
+        needed_mib, free_mib = needed / 2**20, free / 2**20
+        log.warning(
+            f"{what} are not cached: they take {needed_mib:,.1f} MiB, and {free_mib:,.1f} MiB are free in {folder}"
+        )
+        return False
+    return True
 
 
 def save_whole(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,99 @@ def test_it_is_kept_and_found_again(model, singles, tmp_path: Path, logged):
     for other in (make(singles[1:]), make(singles, 0.2)):
         assert other.digest() != made.digest()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_another_loss_autocast_or_code_has_factors_of_its_own(model, singles, tmp_path: Path):
+    """Neither shows in the weights, the samples or the names of the parameters."""
+
+    class Doubled(Classification):
+        def losses(self, model: nn.Module, batch: Single) -> Tensor:
+            return 2 * super().losses(model, batch)
+
+    model.float()
+    some = [(x.float(), y) for x, y in singles]
+
+    def make(task: Classification, **given: object) -> str:
+        parameters = dict(model.named_parameters())
+        return kronecker_preconditioner(model, task, parameters, some, "kfac", cache=tmp_path, **given).digest()
+
+    made = make(Classification())
+    assert make(Doubled()) != made
+    with torch.autocast("cpu", torch.bfloat16):
+        assert make(Classification()) != made
+    for code in ("a", "b"):
+        make(Classification(), depends_on={"models": code})
+    assert make(Classification()) == made
+    assert len(list(tmp_path.iterdir())) == 4, "the least recently used of five is gone"
+
+
+def test_one_process_alone_writes_the_cache_and_only_where_there_is_room(
+    model, singles, tmp_path: Path, monkeypatch, logged
+):
+    def make(**given: object) -> None:
+        parameters = dict(model.named_parameters())
+        kronecker_preconditioner(model, Classification(), parameters, singles, "kfac", cache=tmp_path, **given)
+
+    make(is_writer=False)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    make()
+    assert "factors are not cached" in logged()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-12, 1e12, 1e21, 1e30])
+def test_gradients_at_the_edges_of_fp32(model, singles, kind: str, scale: float):
+    """A natural step is finite, or there is none: where the squares of all gradients under- or overflow."""
+
+    class Scaled(Classification):
+        def losses(self, model: nn.Module, batch: Single) -> Tensor:
+            return scale * super().losses(model, batch)
+
+    model.float()
+    some = [(x.float(), y) for x, y in singles]
+    parameters = dict(model.named_parameters())
+    try:
+        found = kronecker_preconditioner(model, Scaled(), parameters, some, kind)
+    except InfluenceError:
+        assert not 1e-20 < scale < 1e18
+        return
+    assert all(block.inverse.isfinite().all() for block in found.blocks.values())
+    _, gradient = sample_gradient(model, Scaled(), parameters, some[0])
+    steps = {name: found.apply(name, g) for name, g in gradient.items()}
+    assert all(step.isfinite().all() for step in steps.values())
+    if 1e-20 < scale < 1e18:
+        plain = kronecker_preconditioner(model, Classification(), parameters, some, kind)
+        expected = {name: plain.apply(name, g / scale) / scale for name, g in gradient.items()}
+        for name, step in steps.items():
+            torch.testing.assert_close(step, expected[name], rtol=1e-3, atol=1e-5 / scale)
+
+
+def test_inputs_and_output_gradients_that_overflow_alone_leave_a_sample_out(model, singles):
+    """Their product, the gradient, is of ordinary size."""
+
+    class Steep(Classification):
+        def losses(self, model: nn.Module, batch: Single) -> Tensor:
+            return 1e-25 * super().losses(model, batch)
+
+    linear = nn.Linear(4, 3, bias=False)
+    steep = (torch.full((1, 4), 1e25), torch.zeros(1, dtype=torch.long))
+    parameters = dict(linear.named_parameters())
+    for kind in ("kfac", "ekfac"):
+        with pytest.raises(InfluenceError, match="none of 1 samples"):
+            kronecker_preconditioner(linear, Steep(), parameters, [steep], kind)
+
+
+def test_a_step_is_as_wide_as_the_factors(model, singles):
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, "kfac")
+    for name, parameter in model.named_parameters():
+        assert found.apply(name, torch.ones_like(parameter, dtype=torch.bfloat16)).dtype == torch.float64
+    model.float()
+    some = [(x.float(), y) for x, y in singles]
+    found = kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), some, "kfac")
+    for name, parameter in model.named_parameters():
+        assert found.apply(name, torch.ones_like(parameter, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_a_sample_without_a_finite_gradient_is_left_out(model, singles):

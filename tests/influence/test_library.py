@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
-from ostlight.influence import CausalLM, Classification, UtilityScorer, UtilityScores, median_step_size
+from ostlight.influence import (
+    CausalLM,
+    Classification,
+    UtilityScorer,
+    UtilityScores,
+    median_step_size,
+)
 from ostlight.influence import select_parameters as select
+from ostlight.influence.task import PerSampleLoss
 
 STEP_SIZE = 0.05
 FOREIGN = (
@@ -196,6 +203,15 @@ def test_batches_with_labels_are_scored_as_causal_language_models() -> None:
     size = median_step_size(model, select(model, "all"), [batch], update_norm=0.5, task=CausalLM())
     norms = UtilityScorer(model, [batch], parameters="all", estimator="first_order", step_size=1.0)(batch).gradient_norm
     assert size * float(norms.median()) == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-60, 1e60])
+def test_a_step_size_is_never_zero_or_infinite(scale: float) -> None:
+    ids = torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(1))
+    model, batch = Bigram(), {"input_ids": ids, "labels": ids}
+    task = PerSampleLoss(lambda model, batch: scale * CausalLM().losses(model, batch))
+    with pytest.raises(InfluenceError, match="set step_size"):
+        median_step_size(model, select(model, "all"), [batch], update_norm=0.5, task=task)
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,14 @@ class SelectionContext:
 
     Attributes:
         trial: mean loss on the trusted samples after a brief training of the proxy on the records at these positions;
-            see ``Scores.trial``. Its other arguments are ``repeat`` and ``steps``.
+            see ``Scores.trial``. Its other arguments are ``repeat`` and ``steps``. ``None`` where nothing can be tried:
+            in a part of a combination whose selection is scored further.
         anchor_groups: the group of each anchor.
         note: stores a named fact of the selection, plain data, in the cost log and for the report.
         seed: the run's seed.
     """
 
-    trial: Callable[[np.ndarray, int, int | None], float]
+    trial: Callable[[np.ndarray, int, int | None], float] | None
     anchor_groups: Callable[[], Sequence[str]]
     note: Callable[[str, Any], None]
     seed: int
@@ -182,9 +183,12 @@ class Scores:
                 ``ostlight.training.trial.TRIAL_STEPS``.
 
         Raises:
-            SelectorError: the run has no proxy or no trusted samples, or there is no run.
+            SelectorError: the run has no proxy or no trusted samples, there is no run, or the selector is a part of a
+                combination that only scores with what it selects.
             DataError: no rows.
         """
+        if self.context.trial is None:
+            raise SelectorError("nothing can be tried in this part of a combination; make the selector its last part")
         return self.context.trial(self.positions[np.asarray(rows, dtype=np.int64)], repeat, steps)
 
     @property

@@ -58,7 +58,8 @@ class BestOf(Selector):
 
     The score table holds the first candidate's score and columns, and those of the other selectors as
     ``DEPENDENCY.COLUMN``. Nothing is tried, and the first candidate's rows are kept, where a threshold fixes the
-    subset, where all samples are kept, or outside a run (in a cascade, or by hand).
+    subset, where all samples are kept, in an earlier part of a cascade, or outside a run. Where a candidate draws at
+    random what it selects, a benchmark selects again for every seed, trials included.
     """
 
     uses_proxy: ClassVar[bool] = True
@@ -119,13 +120,17 @@ class BestOf(Selector):
         self._dependencies, self.sources = _resolve(self.options.candidates, self.candidates)
         # Random candidates behind the first use the run's seed alone: they change no score that is shown.
         self.stochastic = self.candidates[0].stochastic  # type: ignore[misc]
+        self.stochastic_selection = any(one.stochastic_selection for one in self.candidates)  # type: ignore[misc]
         self.needs_anchors = any(candidate.needs_anchors for candidate in self.candidates)  # type: ignore[misc]
 
     def dependencies(self) -> list[SelectorChoice]:
         return self._dependencies
 
     def fingerprints(self) -> dict[str, str]:
-        return {"the first of candidates": fingerprint.of_values(dataclasses.asdict(self.sources[0]))}
+        first = dataclasses.asdict(self.sources[0])
+        if self.sources[0].metric is not None:
+            first["prefer"] = self.candidates[0].options.prefer
+        return {"the first of candidates": fingerprint.of_values(first)}
 
     def setup(self, context: ScoringContext) -> None:
         self.tables = {choice.shown: context.dependencies[choice.shown] for choice in self._dependencies}
@@ -151,7 +156,9 @@ class BestOf(Selector):
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         first, _ = self._subset(0, scores, budget)
-        if budget.threshold is not None or len(first) in (0, len(scores)) or not scores.in_run:
+        if budget.threshold is not None or len(first) in (0, len(scores)):
+            return first
+        if not scores.in_run or scores.context.trial is None:
             return first
         repeats, steps = self.options.repeats, self.options.steps
         subsets, notes = {}, {}
@@ -185,10 +192,16 @@ class BestOf(Selector):
 
     def _refused(self, labels: Sequence[str], trials: Sequence[Sequence[float]]) -> dict[str, tuple[str, float]]:
         """The group that is worst off after each refused candidate, and its loss over that after ``random``."""
-        names = {choice.shown: choice.name for choice in self.options.candidates}
-        baseline = next((k for k, label in enumerate(labels) if names[label] == "random"), None)
+        random = [choice.shown for choice in self.options.candidates if choice.name == "random"]
+        baseline = next((k for k, label in enumerate(labels) if label in random), None)
+        if baseline is None or not np.isfinite(trials[baseline]).all():
+            label, why = (
+                (random[0], "keeps no sample") if baseline is None else (labels[baseline], "diverged in a trial")
+            )
+            log.warning(f"refuse_worse_groups: {label}, which the others are compared with, {why}; nobody is refused")
+            return {}
         groups = [[getattr(trial, "by_group", {}) for trial in each] for each in trials]
-        if baseline is None or not groups[baseline][0]:
+        if not groups[baseline][0]:
             log.warning("refuse_worse_groups: the trusted samples have no groups; name their tag in anchors.group")
             return {}
         found = {k: worst_group(each, groups[baseline]) for k, each in enumerate(groups) if all(each)}

@@ -19,7 +19,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.scoring.rows import checked_columns
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.registry import create
-from ostlight.selection.scores import Scores, rejections
+from ostlight.selection.scores import Scores, SelectionContext, rejections
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
 
@@ -51,7 +51,8 @@ class Combine(Selector):
     resumes by itself. ``rank_mean`` averages a sample's ranks over the parts, from 1 for the best to 0 for samples a
     part would never select; ``rank_product`` multiplies them, so that a sample must do well by every part. In a
     ``cascade`` each part scores only what the earlier parts selected, so an expensive
-    judge at the end costs little; the budget is filled in the last part's order.
+    judge at the end costs little; the budget is filled in the last part's order. Where a part draws at random what it
+    selects, a benchmark scores the combination again for every seed.
     """
 
     @dataclass
@@ -95,7 +96,10 @@ class Combine(Selector):
             raise SelectorError("selector.options.of: some parts score answers and some do without; they share no pool")
         # What a combination is depends on its parts: these are looked up on the instance.
         self.needs_answers = self.last.needs_answers  # type: ignore[misc]
-        self.stochastic = any(part.stochastic for part in self.parts)  # type: ignore[misc]
+        # What a part selects decides scores here, unless it is the last of a cascade.
+        selecting = self.parts[:-1] if self.cascade else self.parts
+        draws = any(part.stochastic_selection for part in selecting)
+        self.stochastic = draws or any(part.stochastic for part in self.parts)  # type: ignore[misc]
         self.stochastic_selection = any(part.stochastic_selection for part in self.parts)  # type: ignore[misc]
         self.needs_anchors = any(part.needs_anchors for part in self.parts)  # type: ignore[misc]
         self.uses_proxy = any(part.uses_proxy for part in self.parts)  # type: ignore[misc]
@@ -119,7 +123,9 @@ class Combine(Selector):
 
     def setup(self, context: ScoringContext) -> None:
         self.failed = {p: error for table in context.dependencies.values() for p, error in rejections(table).items()}
-        tables = [Scores(context.dependencies[choice.shown]) for choice in self.dependencies()]
+        # Nothing is tried in a part, and what it notes is not kept: it only ranks, or selects for the next part.
+        within = SelectionContext(None, lambda: context.groups, lambda name, value: None, context.seed)
+        tables = [Scores(context.dependencies[choice.shown], within) for choice in self.dependencies()]
         if not self.cascade:
             ranks = [_ranks(part, scores) for part, scores in zip(self.parts, tables, strict=True)]
             self.ranks = {p: [of[p] for of in ranks] for p in ranks[0] if p not in self.failed}
@@ -168,6 +174,8 @@ class Combine(Selector):
         if not self.cascade:
             return budget.top(scores)
         rows = np.flatnonzero(scores.column(STAGE) == len(self.parts))
+        if not len(rows):
+            return rows
         if budget.threshold is None and budget.tokens is None:
             budget = Budget(count=budget.size(len(scores)))
         return rows[np.asarray(self.last.select(scores.take(rows), budget), dtype=np.int64)]

@@ -311,6 +311,43 @@ def test_refusing_needs_a_random_candidate_and_repeats(options: dict[str, Any]):
         create("best_of", options | {"refuse_worse_groups": True})
 
 
+def test_a_random_subset_that_diverged_once_or_is_empty_refuses_nobody(logged, monkeypatch):
+    run = Run()
+
+    def loss(rows: set[int]) -> TrialLoss:
+        if rows == SUBSETS["random"] and run.repeats[-1] == 1:
+            return TrialLoss(math.inf)
+        return TrialLoss(
+            0.25 if rows == SUBSETS["ost"] else 0.75, {"a": 0.5, "c": 5.0 if rows == SUBSETS["ost"] else 0.5}
+        )
+
+    run.loss = loss
+    best_of = BestOf(BestOf.Options(refuse_worse_groups=True))
+    assert set(best_of.select(run.scores(), BUDGET).tolist()) == SUBSETS["ost"]
+    assert "random, which the others are compared with, diverged in a trial" in logged()
+    assert "have no groups" not in logged()
+    monkeypatch.setattr(type(best_of.candidates[1]), "select", lambda *_: [])
+    best_of.select(run.scores(), BUDGET)
+    assert "random, which the others are compared with, keeps no sample" in logged()
+    assert "have no groups" not in logged()
+
+
+def test_another_preference_of_the_first_candidate_is_not_taken_for_the_same_scores():
+    """Its column is in the table of another candidate, which knows no preference."""
+    choices = [
+        {"candidates": [{"name": "loss", "options": {"prefer": prefer}}, {"name": "ost"}]} for prefer in ("low", "high")
+    ]
+    low, high = (create("best_of", options) for options in choices)
+    assert low.dependencies() == high.dependencies()
+    assert low.fingerprints() != high.fingerprints()
+
+
+def test_it_draws_where_a_candidate_draws():
+    assert not BestOf().stochastic_selection
+    drawing = {"name": "ost", "options": {"selection": "sample"}, "label": "sampled"}
+    assert create("best_of", {"candidates": [{"name": "ost"}, drawing]}).stochastic_selection
+
+
 def test_without_groups_nobody_is_refused(logged):
     run = Run(lambda rows: 0.25 if rows == SUBSETS["ost"] else 0.75)
     BestOf(BestOf.Options(refuse_worse_groups=True)).select(run.scores(), BUDGET)

@@ -14,6 +14,7 @@ import yaml
 from scipy.stats import rankdata
 
 import ostlight
+from ostlight.config.budget import Budget
 from ostlight.errors import BadRecord, ConfigError, RunChangedError, SelectorError
 from ostlight.pipeline.cost_log import CostLog
 from ostlight.selection.registry import create, register
@@ -47,11 +48,25 @@ class FailsOnSome(Selector):
         return {"score": [float(len(s.prompt)) for s in batch.samples], "failure": failures}
 
 
+@register("draws-what-it-selects")
+class Draws(Selector):
+    """Scores all alike, and selects half of the budget by the seed."""
+
+    stochastic_selection = True
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [0.0] * len(batch)}
+
+    def select(self, scores: Scores, budget: Budget) -> np.ndarray:
+        return np.random.default_rng(scores.context.seed).permutation(len(scores))[: budget.size(len(scores)) // 2]
+
+
 def combined(how: str, *parts: tuple) -> dict[str, Any]:
     of = [{"name": n, "options": o, "keep": k} for n, o, k in parts]
     return {"name": "combine", "options": {"how": how, "of": of}}
 
 
+DRAWS = ("draws-what-it-selects", {})
 LOSS, LONG, COUNTS = ("loss", {}), ("length", {"prefer": "high"}), ("counts-what-it-scores", {})
 
 
@@ -132,6 +147,44 @@ def test_judging_on_what_ost_left(settings):
     vectors = np.stack(scores.take(selection.kept).column("embedding"))
     cosines = vectors @ vectors.T
     assert (cosines[~np.eye(len(cosines), dtype=bool)] <= 0.9).all()
+
+
+@pytest.mark.parametrize(("how", "keep", "column"), [("cascade", 0.5, "scored_by"), ("rank_mean", None, "score")])
+def test_a_part_that_draws_has_the_seed_of_the_run(settings, how: str, keep: float | None, column: str):
+    choice = combined(how, (*DRAWS, keep), (*COUNTS, None))
+    columns = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        folder = ostlight.select(settings(name=name, selector=choice, seed=seed)).folder
+        columns.append(Scores.read(folder.scores).column(column).tolist())
+    assert columns[0] == columns[1] != columns[2]
+
+
+def test_a_combination_whose_scores_change_with_the_seed_says_so():
+    for how, parts, stochastic in (
+        ("cascade", [(*DRAWS, 0.5), (*COUNTS, None)], True),
+        ("cascade", [(*COUNTS, 0.5), (*DRAWS, None)], False),
+        ("rank_mean", [(*COUNTS, None), (*DRAWS, None)], True),
+        ("rank_mean", [(*COUNTS, None), (*LONG, None)], False),
+    ):
+        selector = create(**combined(how, *parts))
+        assert selector.stochastic == stochastic
+        assert selector.stochastic_selection == (DRAWS[0] in [part[0] for part in parts])
+
+
+def test_best_of_as_an_earlier_part_tries_nothing(settings):
+    best_of = ("best_of", {"candidates": [{"name": "loss"}, {"name": "random"}]}, 0.5)
+    selection = ostlight.select(settings(selector=combined("cascade", best_of, (*COUNTS, None))))
+    assert all("trials" not in entry.more for entry in selection.folder.cost_log.read())
+
+
+def test_a_stratum_that_nobody_of_reached_the_last_part_keeps_nobody(settings):
+    choice = combined("cascade", (*LOSS, 0.05), (*DRAWS, None))
+    selection = ostlight.select(settings(selector=choice), "budget.fraction=0.5")
+    scores = Scores.read(selection.folder.scores)
+    selector = create(**choice)
+    selector.last.select = lambda *_: pytest.fail("called with an empty table")
+    left = scores.take(np.flatnonzero(scores.column("scored_by") == 1))
+    assert not len(selector.select(left, Budget(count=3)))
 
 
 def test_a_sample_a_part_failed_on_is_rejected_with_its_reason(settings, samples):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -40,15 +42,16 @@ def select_round_robin(scores: Scores, budget: Budget, normalize: bool, by_ancho
         )
 
     def in_turn(part: Scores, share: Budget) -> np.ndarray:
-        utilities = part.column(column).astype(np.float32)
+        stored, factors = part.column(column), np.ones(len(part), dtype=np.float32)
         if column == by_anchor:
-            utilities *= part.column(scale)[:, None].astype(np.float32)
+            factors *= part.column(scale).astype(np.float32)
         if normalize and "gradient_norm" in part:
-            utilities *= _inverse(part.column("gradient_norm"))[:, None]
+            factors *= _inverse(part.column("gradient_norm"))
         if share.threshold is not None:
-            utilities[part.score < share.threshold] = 0
-        order = turns(np.nan_to_num(utilities, nan=-np.inf), _most(part, share))
-        rest = np.setdiff1d(np.lexsort((part.positions, -part.score)), order, assume_unique=True)
+            factors[part.score < share.threshold] = 0
+        # One anchor's utilities at a time: those of ten million samples on a hundred anchors take 4 GB.
+        order = take_turns(lambda a: stored[:, a].astype(np.float32) * factors, stored.shape[1], _most(part, share))
+        rest = np.setdiff1d(np.arange(len(part)), order, assume_unique=True)
         rest = rest[np.lexsort((part.positions[rest], -part.score[rest]))]
         return share.within(part, np.concatenate([order, rest]))
 
@@ -71,22 +74,32 @@ def _most(scores: Scores, budget: Budget) -> int:
 
 
 def turns(utilities: np.ndarray, wanted: int) -> np.ndarray:
-    """At most ``wanted`` rows of ``[N, A]`` utilities, in the order in which the columns take them in turn.
+    """``take_turns`` of ``[N, A]`` utilities."""
+    return take_turns(lambda a: utilities[:, a], utilities.shape[1], wanted)
+
+
+def take_turns(utilities: Callable[[int], np.ndarray], anchors: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` rows, in the order in which the anchors take them in turn.
 
     Only positive utilities are taken; of equal ones the first row.
+
+    Args:
+        utilities: of an anchor's number, ``[N]`` utilities of all rows; called again when its queue needs more.
+        anchors: how many there are.
+        wanted: rows.
     """
-    count, anchors = utilities.shape
-    taken = np.zeros(count, dtype=bool)
+    first = max(64, 4 * -(-wanted // max(1, anchors)))
+    queues = [_Queue(partial(utilities, a), first) for a in range(anchors)]
+    taken: set[int] = set()
     order: list[int] = []
-    queues = [_Queue(utilities[:, a], max(64, 4 * -(-wanted // anchors))) for a in range(anchors)]
-    active = list(range(anchors))
+    active = list(queues)
     while active and len(order) < wanted:
-        for a in list(active):
-            row = queues[a].best(taken)
+        for queue in list(active):
+            row = queue.best(taken)
             if row is None:
-                active.remove(a)
+                active.remove(queue)
                 continue
-            taken[row] = True
+            taken.add(row)
             order.append(row)
             if len(order) == wanted:
                 break
@@ -94,36 +107,33 @@ def turns(utilities: np.ndarray, wanted: int) -> np.ndarray:
 
 
 class _Queue:
-    """One anchor's samples, best first; sorted piece by piece, as far as they are asked for."""
+    """One anchor's rows of positive utility, best first; sorted piece by piece, as far as they are asked for."""
 
-    def __init__(self, utilities: np.ndarray, piece: int) -> None:
+    def __init__(self, utilities: Callable[[], np.ndarray], piece: int) -> None:
         self._utilities, self._piece = utilities, piece
-        self._sorted: np.ndarray = np.empty(0, dtype=np.int64)
-        self._next = 0
+        self._sorted: list[int] = []
+        self._next, self._is_complete = 0, False
 
-    def best(self, taken: np.ndarray) -> int | None:
-        """The best row that is not taken; ``None`` where none that is left has a positive utility."""
+    def best(self, taken: set[int]) -> int | None:
+        """The best row that is not taken; ``None`` where there is none."""
         while True:
             while self._next < len(self._sorted):
-                row = int(self._sorted[self._next])
-                if not self._utilities[row] > 0:
-                    return None
+                row = self._sorted[self._next]
                 self._next += 1
-                if not taken[row]:
+                if row not in taken:
                     return row
-            if len(self._sorted) == len(self._utilities):
+            if self._is_complete:
                 return None
             self._sort_more()
 
     def _sort_more(self) -> None:
-        known, size = len(self._sorted), min(len(self._utilities), max(2 * len(self._sorted), self._piece))
-        top = np.argpartition(-self._utilities, size - 1)[:size] if size < len(self._utilities) else None
-        if top is None:
-            self._sorted = np.argsort(-self._utilities, kind="stable")
+        """Doubles the sorted rows. Equal utilities at the edge of a piece all belong to it."""
+        utilities = np.nan_to_num(self._utilities(), nan=-np.inf)
+        size = max(2 * len(self._sorted), self._piece)
+        positive = np.flatnonzero(utilities > 0)
+        if size < len(positive):
+            edge = np.partition(utilities[positive], len(positive) - size)[len(positive) - size]
+            positive = positive[utilities[positive] >= edge]
         else:
-            edge = self._utilities[top].min()
-            above = np.flatnonzero(self._utilities > edge)
-            equal = np.flatnonzero(self._utilities == edge)[: size - len(above)]
-            rows = np.sort(np.concatenate([above, equal]))
-            self._sorted = rows[np.argsort(-self._utilities[rows], kind="stable")]
-        assert len(self._sorted) > known, "each piece is longer than the one before"
+            self._is_complete = True
+        self._sorted = positive[np.argsort(-utilities[positive], kind="stable")].tolist()

@@ -247,6 +247,7 @@ def test_an_anchor_nobody_helps_takes_no_turn():
     values = np.array([[-1.0, 3.0], [-1.0, 2.0], [-1.0, 1.0]])
     assert turns(values, 3).tolist() == [0, 1, 2]
     assert turns(-np.ones((3, 2)), 2).tolist() == []
+    assert turns(np.array([[np.nan], [1.0]]), 2).tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -225,10 +225,17 @@ class OneStepTrain(Selector):
             preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
             log.info(f"adam steps, shaped by {source}")
             return preconditioner
-        samples = list(proxy.examples(FACTOR_SAMPLES))
-        folder = proxy.folder / fingerprint.GRADIENT_VECTORS
-        damping = self.options.damping or DAMPING
-        return kronecker_preconditioner(model, SampleTask(), parameters, samples, step, damping, folder)
+        return kronecker_preconditioner(
+            model,
+            SampleTask(),
+            parameters,
+            list(proxy.examples(FACTOR_SAMPLES)),
+            step,
+            self.options.damping or DAMPING,
+            cache=proxy.folder / fingerprint.GRADIENT_VECTORS,
+            depends_on={"models": fingerprint.of_code("ostlight.models")},
+            is_writer=is_first_rank(),
+        )
 
     def _step_size(
         self,

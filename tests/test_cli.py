@@ -184,6 +184,11 @@ def test_init_then_validate_then_select(digits, proxy, tmp_path: Path, monkeypat
     assert "problem: proxy.path is missing" in out
     settings = [f"folder={tmp_path}", f"proxy.path={checkpoint('proxy')}"]
     code, out, _ = run("validate", str(file), *settings, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    (problem,) = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert "anchors.path" in problem
+    settings.append(f"anchors.path={digits.anchors}")
+    code, out, _ = run("validate", str(file), *settings, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert out.splitlines()[-1].startswith(f"next: ostlight select {file} ")
 

@@ -178,6 +178,7 @@ class SelectTask(SelectionTask):
                 "options": dataclasses.asdict(selector.options),
                 "seed": seed,
                 "target": experiment.target_fingerprint if budget.tokens else None,
+                "groups": experiment.config.anchors.group or experiment.config.evaluation.by,  # of trials
                 "defect_labels": experiment.defect_labels_key,
             }
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from ostlight.config.budget import Budget
+from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, Budget
 from ostlight.config.schema import Config, Data, Model, Training
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, ConfigError, OstlightError
@@ -132,7 +132,8 @@ def validate(config: Config) -> Validation:
     target_encoder = _load_encoder(config.target, "target", False, report)
     if "pool" not in pools:
         return report
-    lengths = _encode_records(pools["pool"], encoder or target_encoder, selector, report)
+    lengths, tags = _encode_records(pools["pool"], encoder or target_encoder, selector, report)
+    _check_strata(config, tags, report)
     if lengths:
         report.tokens_per_sample = sum(lengths) / len(lengths)
         _estimate_cost(config, selector, len(pools["pool"]), report)
@@ -168,15 +169,18 @@ def _load_encoder(model: Model, where: str, is_required: bool, report: Validatio
     return None
 
 
-def _encode_records(pool: Pool, encoder: Encoder | None, selector: Selector, report: Validation) -> list[int]:
-    """Returns the lengths of the usable records in tokens; empty without an encoder."""
+def _encode_records(
+    pool: Pool, encoder: Encoder | None, selector: Selector, report: Validation
+) -> tuple[list[int], set[str]]:
+    """Returns the lengths of the usable records in tokens, none without an encoder, and the tags of all."""
     positions = range(0, len(pool), max(1, len(pool) // RECORDS_READ))[:RECORDS_READ]
     rejected: Counter[str] = Counter()
-    lengths = []
+    lengths, tags = [], set[str]()
     for _, read in pool.read(positions):
         try:
             if isinstance(read, BadRecord):
                 raise read
+            tags |= read.tags.keys()
             if encoder is None:
                 continue
             encoded = encoder.encode(read) if selector.needs_answers else encoder.encode_prompt(read)
@@ -189,7 +193,19 @@ def _encode_records(pool: Pool, encoder: Encoder | None, selector: Selector, rep
     report.read, report.rejected = len(positions), dict(rejected.most_common())
     if sum(rejected.values()) == len(positions):
         report.problems.append(f"pool: none of the {len(positions)} records read can be used")
-    return lengths
+    return lengths, tags
+
+
+def _check_strata(config: Config, tags: set[str], report: Validation) -> None:
+    budgets = {"budget": config.budget}
+    if config.benchmark is not None:
+        budgets |= {f"benchmark.budgets[{k}]": budget for k, budget in enumerate(config.benchmark.budgets)}
+    for where, budget in budgets.items():
+        if budget.stratify_by not in (None, ANCHOR_GROUP, GRADIENT_CLUSTER, *tags):
+            report.problems.append(
+                f"{where}.stratify_by is {budget.stratify_by!r}, a tag of none of the {report.read} records read; "
+                f"their tags are: {', '.join(sorted(tags)) or 'none'}"
+            )
 
 
 def _estimate_cost(config: Config, selector: Selector, records: int, report: Validation) -> None:

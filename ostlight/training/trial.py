@@ -102,7 +102,8 @@ class Trials:
         trusted, cost = self._trusted_loss, StageCost("trial")
         trusted.loss, trusted.flops = TrialLoss(math.inf), 0.0
         compute = dataclasses.replace(self.compute, progress=False, logger="none")
-        job = TrainingJob(compute, self.folder, "trial", self.seed + repeat, callbacks=[trusted], quiet=earlier > 0)
+        seed = _seed_of(self.seed, repeat)
+        job = TrainingJob(compute, self.folder, "trial", seed, callbacks=[trusted], quiet=earlier > 0)
         with suppress(DivergedError):  # the loss stays infinite
             fit(model, data.select(positions), job, cost)
         if "out_of_memory" in cost.more:
@@ -113,6 +114,11 @@ class Trials:
         self.cost.tokens += cost.tokens
         self.cost.more["trials"] = earlier + 1
         return trusted.loss
+
+
+def _seed_of(seed: int, repeat: int) -> int:
+    """The run's own for the first trial; for each other one that no run of a neighbouring seed has."""
+    return seed if repeat == 0 else int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
 
 
 class _TrustedLoss(Callback):

@@ -61,8 +61,7 @@ class Coincide(EmbeddingSelector):
         used, clusters = np.unique(clusters, return_inverse=True)
         transfer = transferability(centroids[used].astype(np.float64))
         density, place = np.empty(len(used)), np.empty(len(vectors), dtype=np.int64)
-        for cluster in range(len(used)):
-            members = np.flatnonzero(clusters == cluster)
+        for cluster, members in enumerate(_rows_by_cluster(clusters)):
             kernel = gaussian_kernel(vectors[members].astype(np.float64))
             density[cluster] = kernel.mean()
             place[members[greedy_discrepancy(kernel)]] = np.arange(len(members))
@@ -90,6 +89,12 @@ class Coincide(EmbeddingSelector):
             costs,
             total,
         )
+
+
+def _rows_by_cluster(clusters: np.ndarray) -> list[np.ndarray]:
+    """The rows of each cluster that there is, by its number."""
+    order = np.argsort(clusters, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1) if len(order) else []
 
 
 def transferability(centroids: np.ndarray) -> np.ndarray:
@@ -143,9 +148,8 @@ def allocate(
         costs: ``[N]`` what each row takes from the budget.
         budget: sum of the costs that may be kept.
     """
-    _, first = np.unique(clusters, return_index=True)
-    first = first[np.lexsort((clusters[first], -logits[first]))]
-    queues = [rows[np.argsort(places[rows])] for rows in (np.flatnonzero(clusters == clusters[k]) for k in first)]
+    queues = [rows[np.argsort(places[rows])] for rows in _rows_by_cluster(clusters)]
+    queues.sort(key=lambda rows: -logits[rows[0]])  # of equal ones the cluster with the lower number
     kept: list[np.ndarray] = []
     taken = 1
     while taken:

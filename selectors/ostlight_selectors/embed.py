@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from annotated_types import Interval
 
@@ -157,7 +158,7 @@ class EmbeddingSelector(Selector):
         if not len(scores):
             return
         # In the order of the ids, so that the pool's order decides nothing.
-        scores = scores.take(np.argsort(np.array(scores.ids), kind="stable"))
+        scores = scores.take(pa.compute.sort_indices(scores.table["id"]).to_numpy())
         vectors = scores.column(COLUMN).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         self.rows = {position: row for row, position in enumerate(scores.positions.tolist())}

@@ -9,9 +9,10 @@ import torch
 
 from ostlight.config.schema import Count, Positive
 from ostlight.models.batch import Batch
+from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector, Preference
-from ostlight_selectors.reference_loss import trained_on_anchors
+from ostlight_selectors.reference_loss import ReferenceLoss, in_full_precision, trained_on_anchors
 
 
 class LossDrop(MetricSelector):
@@ -38,12 +39,18 @@ class LossDrop(MetricSelector):
         epochs: Count = 3
         lr: Positive | None = None
 
+    def fingerprints(self) -> dict[str, str]:
+        return {"code of reference_loss": fingerprint.of_class(ReferenceLoss)}
+
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("loss_drop")
-        self.model = context.proxy.model
+        # Both losses in the same precision: a drop may be smaller than what half precision rounds.
+        self.model = in_full_precision(context.proxy.model)
         self.reference = trained_on_anchors(context, self.options.epochs, self.options.lr)
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
             before, after = self.model.losses(batch).double(), self.reference.losses(batch).double()
-        return {"loss_drop": (before - after) / before, "loss": before, "reference_loss": after}
+        # Samples that were learnt by heart before have a loss of 0: no drop where it stays so.
+        drop = (before - after) / before.clamp_min(torch.finfo(torch.float32).tiny)
+        return {"loss_drop": drop, "loss": before, "reference_loss": after}

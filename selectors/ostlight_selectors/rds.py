@@ -34,9 +34,11 @@ class RDS(EmbeddingSelector):
         return {"score": cosines.max(1), "similarity_by_anchor": cosines, "nearest_anchor": ids[cosines.argmax(1)]}
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
-        # Turns are taken among positive numbers, and in the order of the positions where cosines are equal.
+        # Turns are taken among positive numbers, and in the order of the positions where cosines are equal. In float64,
+        # in which float32 cosines that differ still do after the shift.
         by_position = np.argsort(scores.positions)
-        similarities = scores.column("similarity_by_anchor")[by_position].astype(np.float32) + 2
+        similarities = scores.column("similarity_by_anchor")[by_position].astype(np.float64) + 2
+        similarities = np.nan_to_num(similarities, nan=-np.inf)
         is_size = budget.tokens is None and budget.threshold is None
         wanted = budget.size(len(scores)) if is_size else len(scores)
         return budget.within(scores, by_position[turns(similarities, wanted)])

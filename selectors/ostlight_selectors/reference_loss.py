@@ -54,6 +54,11 @@ class ReferenceLoss(MetricSelector):
             return {"reference_loss": self.reference.losses(batch).double()}
 
 
+def in_full_precision(model: MultimodalModel) -> MultimodalModel:
+    """The model itself where its weights are float32 or wider, else a copy with float32 weights."""
+    return model if next(model.parameters()).dtype.itemsize >= 4 else copy.deepcopy(model).float()
+
+
 def trained_on_anchors(context: ScoringContext, epochs: int, lr: float | None) -> MultimodalModel:
     """A copy of the proxy after ``epochs`` over the anchors, in eval mode: AdamW, batches of 16 in a seeded order.
 
@@ -62,9 +67,9 @@ def trained_on_anchors(context: ScoringContext, epochs: int, lr: float | None) -
     Raises:
         SelectorError: the anchors' loss is no number after the training.
     """
-    model = copy.deepcopy(context.proxy.model)
-    if next(model.parameters()).dtype.itemsize < 4:
-        model.float()
+    model = in_full_precision(context.proxy.model)
+    if model is context.proxy.model:
+        model = copy.deepcopy(model)
     wanted = list(model.trained.values())
     for parameter in wanted:
         parameter.requires_grad_(True)

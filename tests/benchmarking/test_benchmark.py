@@ -15,14 +15,18 @@ import ostlight
 from ostlight.benchmarking import benchmark as benchmark_module
 from ostlight.benchmarking import resources
 from ostlight.benchmarking import tasks as tasks_module
+from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.files import WRITTEN
 from ostlight.benchmarking.folder_lock import lock_folder
 from ostlight.benchmarking.plan import plan_runs, run_training
 from ostlight.benchmarking.results import Interval, RunResult, summarise
+from ostlight.benchmarking.task_graph import build_train_tasks
+from ostlight.benchmarking.tasks import SelectTask
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import BenchmarkError, ConfigError, DataError
+from ostlight.pipeline.run_folder import RunFolder
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.page import write_report
 from ostlight.reporting.score_columns import ScoreColumns
@@ -212,6 +216,17 @@ def test_choices_that_differ_only_in_how_they_select_are_scored_once(experiment)
     assert [p.budget for p in ScoreColumns.read(run).selections] == ["25% by task, ost", "25% by task, set"]
     alone, together = rows[2:]
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
+
+
+def test_another_tag_that_groups_the_trials_is_another_selection(experiment):
+    def selections(*overrides: str) -> set[str]:
+        config = load_config(experiment, *overrides)
+        tasks = build_train_tasks([Experiment(config, RunFolder.of(config))])
+        return {task.selection.key for task in tasks if isinstance(task.selection, SelectTask)}
+
+    plain, grouped = selections("evaluation.by=null"), selections("evaluation.by=task")
+    assert len(plain) == len(grouped) == 3, "the whole pool, and a random subset for each seed"
+    assert not plain & grouped
 
 
 @pytest.mark.slow

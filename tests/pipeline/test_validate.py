@@ -66,6 +66,18 @@ def test_rejected_records_are_counted_by_reason(settings, tmp_path: Path):
     assert "none of the 2 records read can be used" in report.problems[0]
 
 
+def test_strata_by_a_tag_that_no_record_has_are_a_problem(settings):
+    report = ostlight.validate(settings(), "budget.stratify_by=tusk")
+    (problem,) = report.problems
+    assert problem.startswith("budget.stratify_by is 'tusk'")
+    assert "task" in problem.partition("tags are: ")[2]
+    for known in ("task", "anchors.group", "gradients.cluster"):
+        assert ostlight.validate(settings(), f"budget.stratify_by={known}").problems == []
+    benchmark = {"selectors": [{"name": "random"}], "budgets": [{"count": 4}, {"count": 4, "stratify_by": "tusk"}]}
+    (problem,) = ostlight.validate(settings(benchmark=benchmark)).problems
+    assert problem.startswith("benchmark.budgets[1].stratify_by is 'tusk'")
+
+
 def test_nothing_is_written(settings, tmp_path: Path):
     ostlight.validate(settings(selector=OST, target={"path": str(checkpoint("target"))}))
     assert not (tmp_path / "runs").exists()

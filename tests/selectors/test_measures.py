@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.models.influence_task import SampleTask
 from ostlight.models.losses import IGNORED
+from ostlight.pipeline import fingerprint
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
 from ostlight_selectors.ifd import without_prompts
-from ostlight_selectors.reference_loss import trained_on_anchors
+from ostlight_selectors.reference_loss import ReferenceLoss, trained_on_anchors
 
 
 @pytest.fixture
@@ -182,6 +184,30 @@ def test_reference_loss_and_its_drop_are_those_of_a_model_trained_on_the_anchors
         assert float(trained.losses(anchors).mean()) < float(model.losses(anchors).mean())
     untouched = zip(model.parameters(), proxy("float64").parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in untouched)
+
+
+def test_both_losses_of_a_drop_are_taken_in_the_same_precision(proxy, samples, selector_setting):
+    model = proxy("float32").bfloat16()
+    selector = create("loss_drop", {"lr": 1e-30})  # the anchors teach nothing
+    selector.setup(selector_setting(model))
+    (batch,) = model.batches(samples("pool")[:5], 10_000)
+    assert selector.score(batch)["loss_drop"].tolist() == [0] * 5
+    assert next(model.parameters()).dtype == torch.bfloat16, "the proxy stays as it is"
+
+
+def test_a_loss_of_zero_drops_no_further(proxy, samples, selector_setting):
+    model = proxy("float64")
+    selector = create("loss_drop")
+    selector.setup(selector_setting(model))
+    (batch,) = model.batches(samples("pool")[:2], 10_000)
+    selector.model = SimpleNamespace(losses=lambda batch: torch.zeros(2))
+    selector.reference = SimpleNamespace(losses=lambda batch: torch.tensor([0.0, 2.0]))
+    none, worse = selector.score(batch)["score"]
+    assert none == 0 > worse > -math.inf
+
+
+def test_the_code_of_the_reference_is_part_of_what_a_drop_is():
+    assert create("loss_drop").fingerprints() == {"code of reference_loss": fingerprint.of_class(ReferenceLoss)}
 
 
 def test_a_training_on_the_anchors_that_diverges_is_named(scored):

@@ -7,7 +7,9 @@ import pytest
 
 from ostlight.config.budget import Budget
 from ostlight.errors import ConfigError, SelectorError
+from ostlight.pipeline.scoring.rows import to_table
 from ostlight.selection.registry import create
+from ostlight.selection.scores import Scores
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(20, 5))
@@ -42,6 +44,17 @@ def test_the_anchors_take_turns(scored_by_embeddings):
         assert create("rds").select(scores, Budget(count=count)).tolist() == order[:count]
     reached = [k for k in order if cosines()[k].max() >= 0.5]
     assert create("rds").select(scores, Budget(threshold=0.5)).tolist() == reached
+
+
+def test_cosines_that_differ_in_the_last_digit_are_not_equal():
+    cosines = np.float32([0.1, 0.1, 0.1])
+    cosines[1] = np.nextafter(cosines[1], np.float32(1))
+    assert np.float32(cosines[1] + 2) == np.float32(cosines[0] + 2)
+    rows = [
+        {"position": k, "id": f"s{k}", "state": "ok", "score": float(c), "similarity_by_anchor": [c]}
+        for k, c in enumerate(cosines)
+    ]
+    assert create("rds").select(Scores(to_table(rows)), Budget(count=2)).tolist() == [1, 0]
 
 
 def test_budgets_by_tokens_follow_the_turns_until_one_does_not_fit(scored_by_embeddings):

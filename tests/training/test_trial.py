@@ -66,6 +66,17 @@ def test_every_trial_starts_afresh_and_adds_its_cost(setup, logged):
     assert line.startswith("trial: 4 steps: about "), "logged once, before the first"
 
 
+def test_no_two_runs_share_the_order_of_a_trial(setup, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(trial, "fit", lambda model, data, job, cost: seeds.append(job.seed))
+    trials, _, _ = setup()
+    for trials.seed in range(4):
+        for repeat in range(4):
+            trials(ROWS, repeat)
+    assert len(set(seeds)) == 16
+    assert seeds[::4] == [0, 1, 2, 3], "the first order is that of the run's own seed"
+
+
 def test_a_trial_that_diverges_is_infinitely_bad_and_paid_for(setup):
     trials, entry, _ = setup(lr=1e30)
     assert trials(ROWS) == math.inf

@@ -185,6 +185,9 @@ class OneStepTrain(Selector):
             log.info(f"{BY_ANCHOR}: {size} bytes a sample, {size * proxy.records / 2**20:.1f} MiB for the pool")
         rank = options.rank or DEFAULT_RANK if options.estimator == "projected" else None
         singles, calibration, seen = self._examples(context, rank)
+        if rank is not None and 0 < len(calibration) < rank:
+            log.warning(f"rank={len(calibration)} instead of {rank}: the pool has no more samples to measure steps on")
+            rank = len(calibration)
         vectors = VectorSettings(
             options.vector_storage,
             proxy.folder / fingerprint.GRADIENT_VECTORS,

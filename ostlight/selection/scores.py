@@ -156,11 +156,12 @@ class Scores:
         """The same rows with columns added, or replaced where they exist."""
         table = self.table
         for name, values in columns.items():
-            if name in FIXED_NAMES and not isinstance(values, pa.ChunkedArray):
-                values = pa.array(values, table.schema.field(name).type)
-            elif name not in table.column_names:
-                table = table.append_column(name, pa.array([None] * len(table)))
-            table = table.set_column(table.column_names.index(name), name, values)
+            if not isinstance(values, pa.ChunkedArray):
+                values = pa.array(values, table.schema.field(name).type if name in FIXED_NAMES else None)
+            if name in table.column_names:
+                table = table.set_column(table.column_names.index(name), name, values)
+            else:
+                table = table.append_column(name, values)
         return Scores(table, self._context)
 
     def with_context(self, context: SelectionContext) -> Scores:

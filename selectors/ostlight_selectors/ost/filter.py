@@ -19,6 +19,8 @@ from ostlight.selection.strata import CLUSTERS, select_per_stratum
 
 log = logging.getLogger("ostlight.selectors.ost")
 
+ADMITTED, STRENGTH = "filter.admitted", "filter.strength"
+"""Columns of the table while rows are selected from it."""
 SHOWN = 8
 """Values of a tag whose shares are logged."""
 MOST_VALUES = 100
@@ -61,15 +63,13 @@ def select_filter(
             )
         admitted &= confidence >= min_confidence
     _report(scores, admitted, confidence)
-    row_of = {position: k for k, position in enumerate(scores.positions.tolist())} if budget.stratify_by else {}
+    scores = scores.with_columns({ADMITTED: admitted, STRENGTH: strength})
 
     def within(part: Scores, share: Budget) -> np.ndarray:
-        rows = np.array([row_of[p] for p in part.positions.tolist()], np.int64) if row_of else np.arange(len(part))
-        passed = admitted[rows]
-        order = _order(part, then)
+        passed, order = part.column(ADMITTED), _order(part, then)
         if share.threshold is not None:
             return share.within(part, order[passed[order]])
-        by_strength = np.lexsort((part.positions, -strength[rows]))
+        by_strength = np.lexsort((part.positions, -part.column(STRENGTH)))
         return share.within(part, np.concatenate([order[passed[order]], by_strength[~passed[by_strength]]]))
 
     selected = within(scores, budget) if budget.stratify_by is None else select_per_stratum(scores, budget, within)

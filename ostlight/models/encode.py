@@ -180,6 +180,15 @@ class Encoder:
         return Encoded(kept, labels[: self.max_length], answer_cut=bool((labels[self.max_length :] != IGNORED).any()))
 
 
+def encode_reduced(encoder: Encoder, sample: Sample, whole: Encoded) -> Encoded:
+    """A sample with less to read (no images, say), with as many answer tokens as ``max_length`` left in the whole."""
+    encoded = encoder.encode(sample)
+    answer = (encoded.labels != IGNORED).nonzero()[:, 0]
+    labels = encoded.labels.clone()
+    labels[answer[int((whole.labels != IGNORED).sum()) :]] = IGNORED
+    return Encoded(encoded.inputs, labels)
+
+
 class QuestionEncoder(Encoder):
     """Encodes every sample up to its last answer only; a sample needs no answer."""
 

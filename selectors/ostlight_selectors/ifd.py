@@ -11,8 +11,7 @@ import torch
 from ostlight.config.budget import Budget
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
 from ostlight.models.batch import Batch
-from ostlight.models.encode import Encoded
-from ostlight.models.losses import IGNORED
+from ostlight.models.encode import Encoded, encode_reduced
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
@@ -46,12 +45,7 @@ class IFD(Selector):
 
     def _answers_only(self, sample: Sample, whole: Encoded) -> Encoded:
         """The answers alone, with as many of their tokens as the length limit left in the whole sample."""
-        encoded = self.model.encoder.encode(without_prompts(sample))
-        answer = (encoded.labels != IGNORED).nonzero()[:, 0]
-        beyond = answer[int((whole.labels != IGNORED).sum()) :]
-        labels = encoded.labels.clone()
-        labels[beyond] = IGNORED
-        return Encoded(encoded.inputs, labels)
+        return encode_reduced(self.model.encoder, without_prompts(sample), whole)
 
 
 def without_prompts(sample: Sample) -> Sample:

@@ -10,8 +10,7 @@ import torch
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch
-from ostlight.models.encode import Encoded
-from ostlight.models.losses import IGNORED
+from ostlight.models.encode import Encoded, encode_reduced
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector
 
@@ -44,8 +43,4 @@ class ImageGrounding(MetricSelector):
     def _without_images(self, sample: Sample, whole: Encoded) -> Encoded:
         """The conversation without images, with as many answer tokens as the length limit left in the whole sample."""
         turns = tuple(replace(turn, text=turn.text.replace(IMAGE_PLACEHOLDER, "")) for turn in sample.turns)
-        encoded = self.model.encoder.encode(replace(sample, turns=turns, images=()))
-        answer = (encoded.labels != IGNORED).nonzero()[:, 0]
-        labels = encoded.labels.clone()
-        labels[answer[int((whole.labels != IGNORED).sum()) :]] = IGNORED
-        return Encoded(encoded.inputs, labels)
+        return encode_reduced(self.model.encoder, replace(sample, turns=turns, images=()), whole)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from ostlight.config.schema import Count, Positive
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
@@ -28,16 +27,10 @@ class LossDrop(MetricSelector):
     column: ClassVar[str] = "loss_drop"
 
     @dataclass
-    class Options:
-        """Attributes:
-        prefer: ``low``, ``high`` or ``middle``.
-        epochs: passes over the anchors.
-        lr: learning rate; ``null`` takes the warm-up's.
-        """
+    class Options(ReferenceLoss.Options):
+        """Those of ``reference_loss``, with another preference."""
 
         prefer: Preference = "high"
-        epochs: Count = 3
-        lr: Positive | None = None
 
     def fingerprints(self) -> dict[str, str]:
         return {"code of reference_loss": fingerprint.of_class(ReferenceLoss)}

@@ -26,7 +26,7 @@ from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import digest_of
-from ostlight.influence.tensor_files import has_room, load_aligned, save_whole
+from ostlight.influence.tensor_files import beyond_last_used, has_room, load_aligned, save_whole
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ def _write(folder: Path, made: Mapping[str, Tensor]) -> None:
 def _remove_unused(folder: Path) -> None:
     used = [file for file in folder.glob("*.json") if not file.name.startswith(".")]
     with suppress(FileNotFoundError):  # another run of the same model removes the same ones
-        for old in sorted(used, key=lambda file: file.stat().st_mtime_ns, reverse=True)[CACHED_SETS:]:
+        for old in beyond_last_used(used, CACHED_SETS):
             shutil.rmtree(old.with_suffix(""), ignore_errors=True)
             old.unlink()
 

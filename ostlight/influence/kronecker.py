@@ -39,7 +39,7 @@ from ostlight.influence.gradients.sink import ParameterValue
 from ostlight.influence.gradients.tracking import ParameterTracker
 from ostlight.influence.preconditioner import Block, Preconditioner
 from ostlight.influence.task import Task, digest_of
-from ostlight.influence.tensor_files import has_room
+from ostlight.influence.tensor_files import beyond_last_used, has_room
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ def _key(
 def _remove_unused(cache: Path) -> None:
     files = [file for kind in KINDS for file in cache.glob(f"{kind}-*.safetensors")]
     with suppress(FileNotFoundError):  # another run of the same model removes the same ones
-        for old in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)[CACHED_SETS:]:
+        for old in beyond_last_used(files, CACHED_SETS):
             old.unlink()
 
 

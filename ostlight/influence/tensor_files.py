@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +26,11 @@ def has_room(folder: Path, needed: int, what: str) -> bool:
         )
         return False
     return True
+
+
+def beyond_last_used(files: Iterable[Path], count: int) -> list[Path]:
+    """All but the ``count`` files last used, by their times."""
+    return sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)[count:]
 
 
 def save_whole(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

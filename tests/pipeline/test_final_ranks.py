@@ -29,12 +29,23 @@ sys.exit(not on_ranks(lambda: list(map(ostlight.train, sys.argv[1:]))))
 """
 KILL = """
 import sys
+import time
 from pathlib import Path
 import ostlight
 from forks import on_ranks
+from ostlight.training.checkpoints import Checkpoints
 ostlight.configure_logging()
+save = Checkpoints.on_train_batch_end
+
+def save_and_wait(self, trainer, *rest):
+    save(self, trainer, *rest)
+    trainer.strategy.barrier()  # the file is there
+    time.sleep(60)
+
+Checkpoints.on_train_batch_end = save_and_wait
 on_ranks(lambda: ostlight.train(sys.argv[1]), until=Path(sys.argv[2]).exists)
 """
+"""The ranks wait after their first checkpoint, so that they are killed in the middle however fast the machine is."""
 
 
 def run_apart(script: str, configs: list[dict[str, Any]], folder: Path, *arguments: Path) -> str:

@@ -41,17 +41,30 @@ sys.exit(not on_ranks(lambda: list(map(ostlight.select, sys.argv[1:]))))
 """
 KILL_ALL = """
 import sys
+import time
 from pathlib import Path
 import ostlight
 from forks import on_ranks
+from ostlight.pipeline.scoring.writer import ShardWriter
 ostlight.configure_logging()
 from ostlight_selectors import ost
 ost.sample_count = lambda records: 4
+write = ShardWriter.write_on_batch_end
+
+def shards(folder):
+    return len(list(folder.glob("part-*.parquet")))
+
+def write_and_wait(self, *args):
+    write(self, *args)
+    while shards(self.folder) >= 3:
+        time.sleep(60)
+
+ShardWriter.write_on_batch_end = write_and_wait
 for file in map(Path, sys.argv[1:]):
     scores = file.parent / "runs" / file.stem / "scores"
-    on_ranks(lambda: ostlight.select(file), until=lambda: len(list(scores.glob("part-*.parquet"))) >= 3)
+    on_ranks(lambda: ostlight.select(file), until=lambda: shards(scores) >= 3)
 """
-"""Every run is killed once it has three shards."""
+"""Every run is killed once it has three shards, after which its ranks write no more."""
 
 
 def write(settings: dict[str, Any], folder: Path, **compute: Any) -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image as PILImage
 
@@ -17,16 +18,30 @@ from ostlight.errors import BadRecord
 IMAGE_PLACEHOLDER = "<image>"
 """The place of an image in a turn's text; the n-th placeholder of a sample is its n-th image."""
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. ``trained`` is true for the assistant turns the loss is taken on."""
+    """One message.
+
+    Attributes:
+        role: who speaks; ``tool`` is what a called function returned.
+        text: of the message; may be empty beside ``tool_calls``.
+        trained: whether the loss is taken on this turn: true for assistant turns that no flag of the record mutes.
+        tool_calls: functions an assistant turn calls, as chat templates take them: each
+            ``{"type": "function", "function": {"name": text, "arguments": object or text}}``, with ``id`` where the
+            record has one.
+        name: of the function whose result a ``tool`` turn is, where the record has it.
+        tool_call_id: of the call that a ``tool`` turn answers, where the record has it.
+    """
 
     role: Role
     text: str
     trained: bool = False
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,7 @@ class Sample:
         images: as many as there are ``<image>`` placeholders in the turns, in that order.
         tags: the record's other scalar fields (task, source, ...), as text. Free for grouping and reports.
         position: index of the record in its pool.
+        tools: functions the assistant may call, as chat templates take them in ``tools`` (JSON schemas).
     """
 
     id: str
@@ -84,6 +100,7 @@ class Sample:
     images: tuple[ImageRef, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     position: int = -1
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -108,10 +125,14 @@ class Sample:
         return answers[-1]
 
     def text_key(self) -> str:
-        """Hash of roles and texts: equal for samples with the same texts, whatever their images."""
+        """Hash of roles, texts and tool calls: equal for samples with the same texts, whatever their images."""
         digest = hashlib.sha256()
         for turn in self.turns:
             digest.update(f"{turn.role}\x1f{turn.text.strip()}\x1e".encode())
+            if turn.tool_calls:
+                digest.update(json.dumps(turn.tool_calls, sort_keys=True, default=str).encode() + b"\x1d")
+        if self.tools:
+            digest.update(json.dumps(self.tools, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def content_key(self) -> str:

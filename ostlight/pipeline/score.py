@@ -125,6 +125,7 @@ def _scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:
         dependencies=tables,
         dependency_notes=notes,
         dependency_folders=folders,
+        group_tag=job.config.anchors.group,
     )
 
 

@@ -55,7 +55,11 @@ def _selection_context(
         cost.more.setdefault("noted", {})[name] = value
 
     return SelectionContext(
-        lambda positions, repeat, steps: trials()(positions, repeat, steps), lambda: anchors().groups, note, config.seed
+        lambda positions, repeat, steps: trials()(positions, repeat, steps),
+        lambda: anchors().groups,
+        note,
+        config.seed,
+        config.anchors.group,
     )
 
 

@@ -60,6 +60,7 @@ class ScoringContext:
         dependencies: the whole score table of each selector that ``Selector.dependencies`` names, by label.
         dependency_notes: what each of them noted while it scored, by label.
         dependency_folders: the ``folder`` of each of them, with the files it left there, by label.
+        group_tag: the tag by which anchors are grouped; ``None`` where the configuration names none.
     """
 
     anchors: Sequence[Sample]
@@ -70,6 +71,7 @@ class ScoringContext:
     dependencies: Mapping[str, pa.Table] = field(default_factory=dict)
     dependency_notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     dependency_folders: Mapping[str, Path] = field(default_factory=dict)
+    group_tag: str | None = None
 
     @property
     def proxy(self) -> ProxyContext:

@@ -47,12 +47,14 @@ class SelectionContext:
         anchor_groups: the group of each anchor.
         note: stores a named fact of the selection, plain data, in the cost log and for the report.
         seed: the run's seed.
+        group_tag: the tag by which anchors are grouped; ``None`` where the configuration names none.
     """
 
     trial: Callable[[np.ndarray, int, int | None], float] | None
     anchor_groups: Callable[[], Sequence[str]]
     note: Callable[[str, Any], None]
     seed: int
+    group_tag: str | None = None
 
 
 class Scores:

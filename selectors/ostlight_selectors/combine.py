@@ -124,7 +124,9 @@ class Combine(Selector):
     def setup(self, context: ScoringContext) -> None:
         self.failed = {p: error for table in context.dependencies.values() for p, error in rejections(table).items()}
         # Nothing is tried in a part, and what it notes is not kept: it only ranks, or selects for the next part.
-        within = SelectionContext(None, lambda: context.groups, lambda name, value: None, context.seed)
+        within = SelectionContext(
+            None, lambda: context.groups, lambda name, value: None, context.seed, context.group_tag
+        )
         tables = [Scores(context.dependencies[choice.shown], within) for choice in self.dependencies()]
         if not self.cascade:
             ranks = [_ranks(part, scores) for part, scores in zip(self.parts, tables, strict=True)]

@@ -52,6 +52,7 @@ ONLY_WITH = {
     "probes": ("estimator", ("second_order",)),
     "damping": ("step", ("kfac", "ekfac")),
     "then": ("selection", ("filter",)),
+    "admit": ("selection", ("filter",)),
     "min_confidence": ("selection", ("filter",)),
     "temperature": ("selection", ("sample",)),
     "normalize": ("selection", ("round_robin",)),
@@ -70,6 +71,7 @@ class OneStepTrain(Selector):
     selection_options = (
         "selection",
         "then",
+        "admit",
         "min_confidence",
         "temperature",
         "normalize",
@@ -115,6 +117,9 @@ class OneStepTrain(Selector):
         then: of ``filter``, the order among the admitted: ``random``, ``coverage`` (clusters of gradients in turn) or a
             column of the scores, highest first (``loss``), lowest first with a minus (``-loss``); ``null`` is
             ``random``.
+        admit: of ``filter``, whose loss a step must lower: ``mean`` (of all anchors), ``own_group`` (of the anchors in
+            the sample's group, by the tag ``anchors.group``) or ``no_group_hurt`` (of all, and no group's rises by more
+            than that); ``null`` is ``mean``. Groups need another estimator than ``finite_difference``.
         min_confidence: of ``filter``: admits only samples whose utility is positive for at least this share of
             bootstrap draws of the anchors; needs ``utility_by_anchor``. ``null`` admits by the sign alone.
         temperature: of ``sample``: 0.1 is close to ``top``, 10 close to a uniform draw; ``null`` is 1.
@@ -137,6 +142,7 @@ class OneStepTrain(Selector):
         utility_by_anchor: bool = False
         selection: Literal["top", "filter", "sample", "round_robin", "set"] = "top"
         then: str | None = None
+        admit: Literal["mean", "own_group", "no_group_hurt"] | None = None
         min_confidence: Annotated[float, Interval(ge=0.5, lt=1)] | None = None
         temperature: Positive | None = None
         normalize: bool | None = None
@@ -157,6 +163,8 @@ class OneStepTrain(Selector):
                 yield "vector_storage must be full with estimator=finite_difference, which holds one vector"
             if self.utility_by_anchor and self.estimator == "finite_difference":
                 yield "utility_by_anchor needs another estimator than finite_difference, which takes one vector"
+            if self.admit not in (None, "mean") and self.estimator == "finite_difference":
+                yield f"admit={self.admit} needs another estimator than finite_difference, which takes one vector"
             if self.min_confidence is not None and not self.utility_by_anchor:
                 yield "min_confidence needs utility_by_anchor=true"
 
@@ -286,7 +294,9 @@ class OneStepTrain(Selector):
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         options = self.options
         if options.selection == "filter":
-            return select_filter(scores, budget, self._then or "", options.min_confidence, BY_ANCHOR)
+            return select_filter(
+                scores, budget, self._then or "", options.min_confidence, BY_ANCHOR, options.admit or "mean"
+            )
         if options.selection == "sample":
             return select_sample(scores, budget, options.temperature or 1.0)
         if options.selection == "round_robin":

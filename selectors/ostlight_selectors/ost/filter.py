@@ -31,7 +31,7 @@ SURE = 0.95
 
 
 def select_filter(
-    scores: Scores, budget: Budget, then: str, min_confidence: float | None, by_anchor: str
+    scores: Scores, budget: Budget, then: str, min_confidence: float | None, by_anchor: str, admit: str = "mean"
 ) -> np.ndarray:
     """Rows of admitted samples within the budget, in the order that ``then`` names; then, if they are too few, the
     rows that come closest to being admitted.
@@ -47,11 +47,12 @@ def select_filter(
         min_confidence: a sample's utility must also be positive in at least that share of bootstrap draws of the
             anchors; see ``sign_confidence``.
         by_anchor: name of the column of each anchor's utility.
+        admit: whose loss the step must lower; see ``strength_of``.
 
     Raises:
         DataError: a column that is named or needed is not there.
     """
-    strength = scores.column("alignment" if "alignment" in scores else "score")
+    strength = strength_of(scores, admit)
     admitted, confidence = strength > 0, None
     if by_anchor in scores and len(scores) and scores.column(by_anchor).shape[1] > 1:
         confidence = sign_confidence(scores.column(by_anchor))
@@ -80,6 +81,38 @@ def select_filter(
             "what is admitted, and those closest to it fill it up"
         )
     return selected
+
+
+def strength_of(scores: Scores, admit: str) -> np.ndarray:
+    """``[N]`` numbers of which the sign admits: by how much a small step lowers the loss that ``admit`` names.
+
+    - ``mean``: of all anchors.
+    - ``own_group``: of the anchors in the sample's own group; of all where its group has no anchor.
+    - ``no_group_hurt``: of all, and no group's rises by more than that; the lower of both numbers.
+
+    Raises:
+        DataError: groups are asked for and there are none.
+    """
+    mean = scores.column("alignment" if "alignment" in scores else "score")
+    if admit == "mean":
+        return mean
+    if "utility_by_group" not in scores:
+        raise DataError(
+            f"admit={admit} needs the column 'utility_by_group': name the tag that groups the anchors (anchors.group)"
+        )
+    by_group = scores.column("utility_by_group")
+    if admit == "no_group_hurt":
+        # By the utilities' own mean: alignment may be in other units.
+        return np.minimum(mean, by_group.min(1) + scores.column("score"))
+    tag = scores.context.group_tag if scores.in_run else None
+    if tag is None:
+        raise DataError(
+            "admit=own_group needs a run with anchors.group: which tag names a sample's group is not stored"
+        )
+    column_of = {name: k for k, name in enumerate(sorted(set(scores.context.anchor_groups())))}
+    columns = np.array([column_of.get(str(value), -1) for value in scores.tag(tag)], dtype=np.int64)
+    own = by_group[np.arange(len(scores)), np.maximum(columns, 0)]
+    return np.where(columns >= 0, own, mean)
 
 
 def sign_confidence(by_anchor: np.ndarray) -> np.ndarray:

@@ -309,3 +309,41 @@ def test_a_million_samples_in_a_tenth_of_the_time_that_ten_million_have(options:
     rows = select(scores, Budget(fraction=0.2), **options)
     assert len(set(rows.tolist())) == count // 5
     assert time.process_time() - start < 6
+
+
+def grouped(groups: list[str], notes: dict[str, Any] | None = None) -> tuple[Scores, np.ndarray]:
+    """Rows with utilities by group, the columns in sorted order of ``groups``; the mean over groups is the score."""
+    by_group = np.random.default_rng(8).standard_normal((ROWS, len(set(groups))))
+    scores = table(score=by_group.mean(1), alignment=by_group.mean(1)).with_columns({"utility_by_group": [*by_group]})
+    noted = {} if notes is None else notes
+    context = SelectionContext(lambda *_: 0.0, lambda: groups, noted.__setitem__, 1, group_tag="task")
+    return scores.with_context(context), by_group
+
+
+def test_filter_by_own_group_admits_what_helps_the_samples_group():
+    notes: dict[str, Any] = {}
+    scores, by_group = grouped(["b", "a", "a"], notes)  # no anchor of task c
+    admitted = np.where(TASKS == "a", by_group[:, 0], np.where(TASKS == "b", by_group[:, 1], by_group.mean(1))) > 0
+    rows = select(scores, Budget(count=int(admitted.sum())), selection="filter", admit="own_group")
+    assert sorted(rows) == np.flatnonzero(admitted).tolist()
+    assert notes["admitted"]["samples"] == admitted.sum()
+
+
+def test_filter_with_no_group_hurt_admits_no_rise_above_the_mean_gain():
+    scores, by_group = grouped(["a", "b", "c"])
+    mean = by_group.mean(1)
+    admitted = (mean > 0) & (by_group.min(1) > -mean)
+    assert 0 < admitted.sum() < (mean > 0).sum()
+    rows = select(scores, Budget(count=int(admitted.sum())), selection="filter", admit="no_group_hurt")
+    assert sorted(rows) == np.flatnonzero(admitted).tolist()
+
+
+def test_filter_by_groups_needs_groups():
+    for admit in ("own_group", "no_group_hurt"):
+        with pytest.raises(DataError, match=r"anchors\.group"):
+            select(in_run(table(), 1), Budget(count=4), selection="filter", admit=admit)
+        with pytest.raises(ConfigError, match="finite_difference"):
+            create("ost", {"estimator": "finite_difference", "selection": "filter", "admit": admit})
+    ungrouped = grouped(["a", "b"])[0].with_context(SelectionContext(lambda *_: 0.0, list, {}.__setitem__, 1))
+    with pytest.raises(DataError, match=r"anchors\.group"):
+        select(ungrouped, Budget(count=4), selection="filter", admit="own_group")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -96,3 +97,41 @@ class BadRecord(OstlightError):
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # Worker processes hand these over pickled.
         return type(self), (self.reason, self.detail, self.field)
+
+
+@contextmanager
+def rejecting(reason: str, what: str, field: str | None = None) -> Iterator[None]:
+    """The boundary of one record: inside, whatever a library raises becomes a ``BadRecord`` with the library's words.
+
+    It goes around calls of libraries on the data of one record (image decoders, Arrow, chat templates, processors),
+    and around no more: what passes through it is an interrupt, memory that ran out, a failing disk, and every error of
+    this project.
+
+    Args:
+        reason: of the ``BadRecord``.
+        what: begins its detail: what could not be done.
+        field: of the record.
+
+    Raises:
+        BadRecord: the block raised.
+    """
+    try:
+        yield
+    except (OstlightError, MemoryError):
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())
+        # Arrow and image decoders raise OSError without a number for bad data.
+        of_machine = isinstance(error, OSError) and error.errno is not None
+        if of_machine or "can't allocate memory" in words or "out of memory" in words.lower():
+            raise
+        raise BadRecord(reason, f"{what}: {type(error).__name__}: {words[:WORDS]}", field) from error
+    except BaseException as error:
+        # tokenizers is written in Rust; its panics are no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BadRecord(reason, f"{what}: {' '.join(str(error).split())[:WORDS]}", field) from error
+
+
+WORDS = 300
+"""Characters kept of what a library says."""

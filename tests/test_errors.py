@@ -1,11 +1,13 @@
-"""Errors cross process borders whole."""
+"""Errors cross process borders whole; what a library raises on a record rejects the record, and no more."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
 
-from ostlight.errors import BadRecord, ConfigError, DataError, ModelError
+import pytest
+
+from ostlight.errors import BadRecord, ConfigError, DataError, ModelError, rejecting
 
 
 def test_errors_survive_pickling():
@@ -18,3 +20,30 @@ def test_errors_survive_pickling():
     assert (str(data), data.path) == ("gone", Path("pool.jsonl"))
     model = pickle.loads(pickle.dumps(ModelError("cannot load", "proxy.path")))
     assert (str(model), model.setting) == ("cannot load", "proxy.path")
+
+
+@pytest.mark.parametrize("raised", [ValueError("far\n too wide"), RecursionError("deep"), OSError("broken data")])
+def test_what_a_library_raises_on_a_record_rejects_it_in_the_librarys_words(raised: Exception):
+    with pytest.raises(BadRecord) as caught, rejecting("some_reason", "cannot be read", "images"):
+        raise raised
+    assert (caught.value.reason, caught.value.field) == ("some_reason", "images")
+    assert type(raised).__name__ in caught.value.detail
+    assert " ".join(str(raised).split()) in caught.value.detail
+    assert caught.value.__cause__ is raised
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        KeyboardInterrupt(),
+        OSError(5, "Input/output error"),
+        BadRecord("other", "its own reason"),
+        ModelError("no template"),
+    ],
+)
+def test_what_is_no_fault_of_the_record_passes(raised: BaseException):
+    with pytest.raises(type(raised)) as caught, rejecting("some_reason", "cannot be read"):
+        raise raised
+    assert caught.value is raised

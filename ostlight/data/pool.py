@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ostlight.data.images import ImageRoot
 from ostlight.data.layouts import LAYOUTS, layout_of
 from ostlight.data.record import RecordReader
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, DataError, rejecting
 
 SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".parquet", ".tar"})
 NOT_DATA = frozenset({"dataset_info.json"})
@@ -87,7 +88,7 @@ class Pool:
         """
         i = int(i)  # a position may come out of an array
         n, k = self.source_and_index(i)
-        record = self._opened(n).record(k)
+        record = _record(self._opened(n), k)
         id = own_id(record)
         first = None if id is None else self._ids.first_with_same_id(i)
         if first is not None:
@@ -159,6 +160,16 @@ class Pool:
         return self.sources[n]
 
 
+def _record(source: Source, i: int) -> dict[str, Any]:
+    """Record ``i`` of a source.
+
+    Raises:
+        BadRecord: ``bad_json``; ``unreadable_record`` where the library that reads the file refuses this record.
+    """
+    with rejecting("unreadable_record", "its values cannot be read"):
+        return source.record(i)
+
+
 def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """All files that ``path`` names, in a fixed order."""
     if not isinstance(path, str | Path):
@@ -187,7 +198,7 @@ def _check_some_layout(source: Source) -> None:
     seen = ""
     for i in islice(range(len(source)), 20):
         try:
-            record = source.record(i)
+            record = _record(source, i)
         except BadRecord as bad:
             seen = seen or bad.detail
             continue

@@ -10,11 +10,23 @@ from typing import Any
 import pyarrow as pa
 
 from ostlight.data.formats.source import RecordHashes, own_id
+from ostlight.errors import rejecting
 
 
 def row(table: pa.Table, i: int) -> dict[str, Any]:
-    """Row ``i`` as plain values."""
-    return table.slice(i, 1).to_pylist()[0]
+    """Row ``i`` as plain values.
+
+    Raises:
+        BadRecord: ``unreadable_record``: Python has no value for what a column holds; names the column.
+    """
+    one = table.slice(i, 1)
+    try:
+        return dict(one.to_pylist()[0])
+    except (pa.ArrowException, OverflowError, ValueError):
+        for name, column in zip(one.column_names, one.columns, strict=True):
+            with rejecting("unreadable_record", "its value cannot be read", name):
+                column.to_pylist()
+        raise
 
 
 def cut_row(table: pa.Table, i: int) -> pa.Table:
@@ -37,7 +49,7 @@ def hash_rows(schema: pa.Schema, read: Callable[[list[str] | None], Iterable[pa.
         if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
             hashes = RecordHashes()
             for batch in read(["id"]):
-                ids = batch.column(0).to_pylist()
+                ids = _plain(batch.column(0))
                 if None in ids or "" in ids:
                     break
                 for id in ids:
@@ -46,10 +58,28 @@ def hash_rows(schema: pa.Schema, read: Callable[[list[str] | None], Iterable[pa.
                 return hashes
     hashes = RecordHashes()
     for batch in read(None):
-        for record in batch.to_pylist():
+        for record in _plain(batch):
+            if record is None:
+                hashes.add_unreadable()
+                continue
             id = own_id(record)
             hashes.add(id, b"" if id else _content(record))
     return hashes
+
+
+def _plain(values: pa.Array | pa.RecordBatch) -> list[Any]:
+    """Plain values; ``None`` for a row that Python has no values for (a date in the year 292278, broken UTF-8)."""
+    try:
+        return list(values.to_pylist())
+    except (pa.ArrowException, OverflowError, ValueError):
+        return [_plain_or_none(values.slice(i, 1)) for i in range(len(values))]
+
+
+def _plain_or_none(one: pa.Array | pa.RecordBatch) -> Any:
+    try:
+        return one.to_pylist()[0]
+    except (pa.ArrowException, OverflowError, ValueError):
+        return None
 
 
 def _content(record: dict[str, Any]) -> bytes:

@@ -52,8 +52,12 @@ class RecordHashes:
         try:
             self.add(own_id(json.loads(raw)), raw.strip())
         except (ValueError, RecursionError):
-            self._hashes.append(0)
-            self._kinds.append(UNREADABLE)
+            self.add_unreadable()
+
+    def add_unreadable(self) -> None:
+        """Add a record that cannot be read."""
+        self._hashes.append(0)
+        self._kinds.append(UNREADABLE)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes ``uint64 [records]`` and kinds ``uint8 [records]``."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -112,51 +113,75 @@ def pooled_states_embedder(
 
 
 def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: torch.device | str) -> Embedder:
-    """A text encoder, its last hidden states pooled over tokens; or a CLIP-like model, by its text and image features.
+    """A text encoder, a CLIP-like model or an image encoder, loaded by ``AutoModel``.
 
-    Texts are those of all turns, cut at the model's limit; several images of a sample are averaged.
+    A text encoder's last hidden states are pooled over tokens; a CLIP-like model gives its text and image features; an
+    image encoder (DINOv2, ViT) the last hidden state of its class token, or the mean over its patches where it has
+    none. Texts are those of all turns, cut at the model's limit; several images of a sample are averaged.
 
     Args:
         path: folder or hub name that ``AutoModel`` loads.
-        tokens: ``text`` or ``image``; ``all`` and ``both`` join the two, where the model has an image tower.
+        tokens: ``text`` or ``image``; ``all`` and ``both`` are text and image joined, or text alone where the model
+            reads no images.
         pooling: of a text encoder, as for ``pooled_states_embedder``.
         device: where it runs.
 
     Raises:
-        ModelError: it cannot be loaded, embeds no text, or images are asked for and it has no image tower.
+        ModelError: it cannot be loaded, embeds neither text nor images, or not what ``tokens`` asks for.
     """
     setting = "selector.options.source"
     try:
         model: Any = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
-        # Encoders count positions from the left, padding included.
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
         is_clip = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
-        image_processor = AutoImageProcessor.from_pretrained(path) if is_clip else None
+        reads_images = is_clip or model.main_input_name == "pixel_values"
+        reads_text = is_clip or not reads_images
+        # Encoders count positions from the left, padding included.
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right") if reads_text else None
+        image_processor = AutoImageProcessor.from_pretrained(path) if reads_images else None
     except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{setting}: cannot load {path!r} as an embedding model: {first}", setting) from error
-    if tokens == "image" and image_processor is None:
-        raise ModelError(
-            f"selector.options.tokens=image: {path!r} ({type(model).__name__}) has no image tower; use tokens=text"
-        )
-    kinds = ["text"] if image_processor is None else ["image", "text"] if tokens in ("all", "both") else [tokens]
-    limit = min(tokenizer.model_max_length, _positions(model.config) or tokenizer.model_max_length)
+    name = f"selector.options.tokens={tokens}: {path!r} ({type(model).__name__})"
+    if tokens == "image" and not reads_images:
+        raise ModelError(f"{name} does not embed images; use tokens=text")
+    if tokens != "image" and not reads_text:
+        raise ModelError(f"{name} does not embed text; use tokens=image")
+    kinds = [tokens] if tokens in ("text", "image") else ["image", "text"] if reads_images else ["text"]
 
     def of_texts(texts: Sequence[str]) -> np.ndarray:
+        assert tokenizer is not None, "only models that read text are given texts"
+        limit = min(tokenizer.model_max_length, _positions(model.config) or tokenizer.model_max_length)
         inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
-        if image_processor is not None:
+        if is_clip:
             return _features(model.get_text_features(**inputs))
         return _pooled(model(**inputs).last_hidden_state, inputs["attention_mask"].bool(), pooling)
 
-    def of_images(samples: Sequence[Sample]) -> np.ndarray:
+    def of_images(images: Sequence[Image.Image]) -> np.ndarray:
+        assert image_processor is not None, "only models that read images are shown some"
+        pixels = image_processor(list(images), return_tensors="pt")["pixel_values"].to(device)
+        return _features(model.get_image_features(pixel_values=pixels)) if is_clip else _image_states(model, pixels)
+
+    try:
+        with torch.no_grad():
+            widths = {
+                kind: (of_texts(["a"]) if kind == "text" else of_images([Image.new("RGB", (64, 64))])).shape[1]
+                for kind in kinds
+            }
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{setting}: {path!r} ({type(model).__name__}) does not embed {' and '.join(kinds)}: {first}; name a "
+            "sentence-transformers or CLIP-like model, or an image encoder",
+            setting,
+        ) from error
+
+    def of_samples_images(samples: Sequence[Sample]) -> np.ndarray:
         """Sums over each sample's images; 0 where it has none."""
-        assert image_processor is not None, "only models with an image tower are shown images"
         images = [ref.open() for sample in samples for ref in sample.images]
         owners = np.repeat(np.arange(len(samples)), [len(sample.images) for sample in samples])
-        sums = np.zeros((len(samples), model.config.projection_dim))
+        sums = np.zeros((len(samples), widths["image"]))
         if images:
-            pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(device)
-            np.add.at(sums, owners, unit(_features(model.get_image_features(pixel_values=pixels))))
+            np.add.at(sums, owners, unit(of_images(images)))
         return sums
 
     def embed(batch: Batch) -> np.ndarray:
@@ -166,23 +191,22 @@ def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: to
                 if kind == "text":
                     parts.append(unit(of_texts([_text(sample) for sample in batch.samples])))
                     continue
-                part = unit(of_images(batch.samples))
+                part = unit(of_samples_images(batch.samples))
                 if len(kinds) > 1:
                     part[[not sample.images for sample in batch.samples]] = 0
                 parts.append(part)
         return unit(np.concatenate(parts, axis=1))
 
-    try:
-        with torch.no_grad():
-            of_texts(["a"])
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{setting}: {path!r} ({type(model).__name__}) does not embed texts: {first}; name a "
-            "sentence-transformers or CLIP-like model",
-            setting,
-        ) from error
     return embed
+
+
+def _image_states(model: Any, pixels: Tensor) -> np.ndarray:
+    """``[N, D]`` of an image encoder: its class token, or the mean over the patches where it has none."""
+    states: Tensor = model(pixel_values=pixels).last_hidden_state.double()
+    if getattr(getattr(model, "embeddings", None), "cls_token", None) is not None:
+        return states[:, 0].cpu().numpy()
+    # [N, patches, D], or feature maps [N, D, height, width]
+    return (states.mean(1) if states.ndim == 3 else states.flatten(2).mean(2)).cpu().numpy()
 
 
 def _positions(config: Any) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Strata:
     """The stratum of each sample.
 
     Attributes:
-        labels: ``[N]`` names.
+        labels: ``[N]`` names, or numbers.
         weights: each stratum's share of the budget is in proportion to its weight; ``None`` for its size.
     """
 
@@ -105,8 +106,21 @@ def select_per_stratum(
             first.
     """
     assert budget.stratify_by is not None, "called for stratified budgets"
-    strata = Strata.of(scores, budget.stratify_by)
-    members = {label: np.flatnonzero(strata.labels == label) for label in sorted(set(strata.labels))}
+    return select_from(Strata.of(scores, budget.stratify_by), scores, budget, select)
+
+
+def select_from(
+    strata: Strata, scores: Scores, budget: Budget, select: Callable[[Scores, Budget], np.ndarray | Sequence[int]]
+) -> np.ndarray:
+    """Rows selected as by ``select_per_stratum``, from strata of any kind.
+
+    Args:
+        strata: of ``scores``, row by row.
+        scores: what is selected from.
+        budget: shared over the strata by their weights.
+        select: as for ``select_per_stratum``.
+    """
+    members = _rows_by_label(strata.labels)
     sizes = {label: len(rows) for label, rows in members.items()}
     tokens = None
     if budget.tokens is not None:
@@ -117,3 +131,12 @@ def select_per_stratum(
     ]
     places = [(k / len(rows), s, int(row)) for s, rows in enumerate(selected) for k, row in enumerate(rows)]
     return np.array([row for _, _, row in sorted(places)], dtype=np.int64)
+
+
+def _rows_by_label(labels: np.ndarray) -> dict[Any, np.ndarray]:
+    """Rows of each label, by ascending label."""
+    if labels.dtype == object:
+        return {label: np.flatnonzero(labels == label) for label in sorted(set(labels))}
+    names, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)  # there may be many clusters
+    parts = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
+    return dict(zip(names.tolist(), parts, strict=True))

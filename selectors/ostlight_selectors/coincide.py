@@ -15,7 +15,7 @@ from ostlight.config.schema import Count
 from ostlight.errors import SelectorError
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
-from ostlight_selectors.embed import EmbeddingSelector, spherical_clusters
+from ostlight_selectors.embed import EmbeddingSelector, rows_by_cluster, spherical_clusters
 
 log = logging.getLogger("ostlight.selectors.coincide")
 
@@ -55,13 +55,13 @@ class Coincide(EmbeddingSelector):
         clusters: Count | None = None
         temperature: Annotated[float, Gt(0)] = 0.1
 
-    def measure(self, vectors: np.ndarray, context: ScoringContext) -> dict[str, np.ndarray]:
+    def measure(self, vectors: np.ndarray, embedded: Scores, context: ScoringContext) -> dict[str, np.ndarray]:
         count = self.options.clusters or max(1, round(len(vectors) / SAMPLES_PER_CLUSTER))
         clusters, centroids = spherical_clusters(vectors, count, context.seed)
         used, clusters = np.unique(clusters, return_inverse=True)
         transfer = transferability(centroids[used].astype(np.float64))
         density, place = np.empty(len(used)), np.empty(len(vectors), dtype=np.int64)
-        for cluster, members in enumerate(_rows_by_cluster(clusters)):
+        for cluster, members in enumerate(rows_by_cluster(clusters)):
             kernel = gaussian_kernel(vectors[members].astype(np.float64))
             density[cluster] = kernel.mean()
             place[members[greedy_discrepancy(kernel)]] = np.arange(len(members))
@@ -89,12 +89,6 @@ class Coincide(EmbeddingSelector):
             costs,
             total,
         )
-
-
-def _rows_by_cluster(clusters: np.ndarray) -> list[np.ndarray]:
-    """The rows of each cluster that there is, by its number."""
-    order = np.argsort(clusters, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1) if len(order) else []
 
 
 def transferability(centroids: np.ndarray) -> np.ndarray:
@@ -148,7 +142,7 @@ def allocate(
         costs: ``[N]`` what each row takes from the budget.
         budget: sum of the costs that may be kept.
     """
-    queues = [rows[np.argsort(places[rows])] for rows in _rows_by_cluster(clusters)]
+    queues = [rows[np.argsort(places[rows])] for rows in rows_by_cluster(clusters)]
     queues.sort(key=lambda rows: -logits[rows[0]])  # of equal ones the cluster with the lower number
     kept: list[np.ndarray] = []
     taken = 1

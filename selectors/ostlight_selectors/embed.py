@@ -24,6 +24,7 @@ from ostlight.models.influence_task import make_anchors
 from ostlight.pipeline import fingerprint
 from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ScoringContext
+from ostlight.selection.pool_columns import PoolColumns
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, rejections
 from ostlight.selection.selector import Selector
@@ -54,8 +55,8 @@ class Embed(Selector):
     @dataclass
     class Options:
         """Attributes:
-        source: ``proxy``, or a folder or hub name of a sentence-transformers model (of the text alone) or a CLIP-like
-            one.
+        source: ``proxy``, or a folder or hub name of a sentence-transformers model (of the text alone), a CLIP-like
+            one, or an image encoder such as DINOv2 (with ``tokens: image``).
         states: of the proxy's layers: ``hidden`` states, or the outputs of self-``attention`` (as in COINCIDE).
         layers: of the proxy, as shares of its depth; 1 is the last. Several are concatenated.
         tokens: ``all``, ``text`` or ``image`` tokens, or ``both``: image and text tokens pooled apart and concatenated.
@@ -127,9 +128,11 @@ class EmbeddingSelector(Selector):
 
     Attributes:
         embedding_defaults: options of ``embed`` that ``options.embedding`` does not give; by the proxy alone.
+        folder_defaults: the same where ``embedding.source`` names a model.
     """
 
     embedding_defaults: ClassVar[Mapping[str, Any]] = {}
+    folder_defaults: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass
     class Options:
@@ -142,7 +145,7 @@ class EmbeddingSelector(Selector):
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         given = self.options.embedding
-        defaults = self.embedding_defaults if given.get("source", PROXY) == PROXY else {}
+        defaults = self.embedding_defaults if given.get("source", PROXY) == PROXY else self.folder_defaults
         self.embedding = SelectorChoice("embed", {**defaults, **given})
         create(self.embedding.name, self.embedding.options)  # refuses unknown options before anything is scored
 
@@ -151,36 +154,27 @@ class EmbeddingSelector(Selector):
 
     def setup(self, context: ScoringContext) -> None:
         table = context.dependencies[self.embedding.shown]
-        self.failures = rejections(table)
-        scores = Scores(table)
-        self.rows: dict[int, int] = {}
-        self.columns: dict[str, np.ndarray] = {}
-        if not len(scores):
-            return
-        # In the order of the ids, so that the pool's order decides nothing.
-        scores = scores.take(pa.compute.sort_indices(scores.table["id"]).to_numpy())
-        vectors = scores.column(COLUMN).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.rows = {position: row for row, position in enumerate(scores.positions.tolist())}
-        self.columns = self.measure(vectors, context)
+        scores, columns = Scores(table), {"score": np.empty(0)}
+        if len(scores):
+            # In the order of the ids, so that the pool's order decides nothing.
+            scores = scores.take(pa.compute.sort_indices(scores.table["id"]).to_numpy())
+            vectors = scores.column(COLUMN).astype(np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            columns = self.measure(vectors, scores, context)
+        self.columns = PoolColumns(scores.positions, columns, rejections(table))
 
     @abstractmethod
-    def measure(self, vectors: np.ndarray, context: ScoringContext) -> dict[str, np.ndarray]:
+    def measure(self, vectors: np.ndarray, embedded: Scores, context: ScoringContext) -> dict[str, np.ndarray]:
         """Columns, ``[N]`` or ``[N, K]`` each, ``score`` among them.
 
         Args:
             vectors: ``[N, D]`` fp32 of unit length, N at least 1; rows are ordered by the samples' ids.
+            embedded: the rows of ``embed``'s table they come from, with ids and tags.
             context: as for ``setup``.
         """
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        positions = [sample.position for sample in batch.samples]
-        rows = [self.rows.get(position) for position in positions]
-        columns: dict[str, Any] = {"score": [float("nan")] * len(batch)} if not self.columns else {}
-        for name, values in self.columns.items():
-            missing = float("nan") if name == "score" else None
-            columns[name] = [missing if row is None else values[row] for row in rows]
-        return columns | {"failure": [self.failures.get(position) for position in positions]}
+        return self.columns.of(batch.samples)
 
 
 def anchor_embeddings(context: ScoringContext, label: str) -> np.ndarray:
@@ -232,3 +226,29 @@ def spherical_clusters(vectors: np.ndarray, clusters: int | None, seed: int) -> 
     parts = range(0, len(vectors), ROWS_AT_ONCE)
     nearest = [(vectors[k : k + ROWS_AT_ONCE] @ centroids.T).argmax(1) for k in parts]
     return np.concatenate(nearest), centroids
+
+
+def rows_by_cluster(clusters: np.ndarray) -> list[np.ndarray]:
+    """The rows of each cluster that there is, by its number, ascending.
+
+    Args:
+        clusters: ``[N]`` number of each row's cluster.
+    """
+    order = np.argsort(clusters, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1) if len(order) else []
+
+
+def nearest_neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines with each vector's nearest others ``[N, k]``, float64, the largest first, and their rows ``[N, k]``.
+
+    Args:
+        vectors: ``[N, D]`` of unit length.
+        count: k; at most the N - 1 others there are.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    count = min(count, len(vectors) - 1)
+    if not count:
+        return np.empty((len(vectors), 0)), np.empty((len(vectors), 0), dtype=np.int64)
+    distances, rows = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(vectors).kneighbors()
+    return 1 - distances.astype(np.float64) ** 2 / 2, rows  # of unit vectors

@@ -11,7 +11,8 @@ from scipy.sparse import csr_array
 
 from ostlight.config.schema import Count
 from ostlight.selection.context import ScoringContext
-from ostlight_selectors.embed import EmbeddingSelector
+from ostlight.selection.scores import Scores
+from ostlight_selectors.embed import EmbeddingSelector, nearest_neighbours
 
 log = logging.getLogger("ostlight.selectors.facility_location")
 
@@ -38,7 +39,7 @@ class FacilityLocation(EmbeddingSelector):
 
         neighbours: Count = 64
 
-    def measure(self, vectors: np.ndarray, context: ScoringContext) -> dict[str, np.ndarray]:
+    def measure(self, vectors: np.ndarray, embedded: Scores, context: ScoringContext) -> dict[str, np.ndarray]:
         log.info(f"neighbours of {len(vectors):,} samples, then greedy over all of them")
         return {"score": greedy_gains(cosine_neighbours(vectors, self.options.neighbours))}
 
@@ -50,18 +51,11 @@ def cosine_neighbours(vectors: np.ndarray, neighbours: int) -> csr_array:
         vectors: ``[N, D]`` of unit length.
         neighbours: of each, itself not counted; at most N - 1 there are.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    count = min(neighbours, len(vectors) - 1)
     own = csr_array((np.ones(len(vectors)), (np.arange(len(vectors)),) * 2), shape=(len(vectors),) * 2)
-    if not count:
-        return own
-    graph = NearestNeighbors(n_neighbors=count, metric="euclidean", algorithm="brute").fit(vectors)
-    distances, columns = graph.kneighbors()
-    rows = np.repeat(np.arange(len(vectors)), count)
-    cosines = 1 - distances.ravel().astype(np.float64) ** 2 / 2  # of unit vectors
-    cosines = np.round(np.maximum(0, cosines) / STEP) * STEP
-    return csr_array(own + csr_array((cosines, (rows, columns.ravel())), shape=own.shape))
+    cosines, columns = nearest_neighbours(vectors, neighbours)
+    rows = np.repeat(np.arange(len(vectors)), cosines.shape[1])
+    likeness = np.round(np.maximum(0, cosines.ravel()) / STEP) * STEP
+    return csr_array(own + csr_array((likeness, (rows, columns.ravel())), shape=own.shape))
 
 
 def greedy_gains(similarity: csr_array) -> np.ndarray:

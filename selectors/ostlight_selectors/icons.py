@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from ostlight.config.schema import SelectorChoice
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
+from ostlight.selection.pool_columns import PoolColumns
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, rejections
 from ostlight.selection.selector import Selector
@@ -50,21 +51,14 @@ class Icons(Selector):
 
     def setup(self, context: ScoringContext) -> None:
         table = context.dependencies[DEPENDENCY]
-        self.failures, scores = rejections(table), Scores(table)
+        failures, scores = rejections(table), Scores(table)
         column = "cosine_by_group" if "cosine_by_group" in scores else "score"
         influences = scores.column(column).reshape(len(scores), -1) if len(scores) else np.empty((0, 1))
-        self.votes, ranks = votes_and_ranks(influences, self.options.share)
-        self.scores = self.votes + ranks
-        self.rows = {position: row for row, position in enumerate(scores.positions.tolist())}
+        votes, ranks = votes_and_ranks(influences, self.options.share)
+        self.columns = PoolColumns(scores.positions, {"score": votes + ranks, "votes": votes}, failures)
 
     def score(self, batch: Batch) -> dict[str, Any]:
-        positions = [sample.position for sample in batch.samples]
-        rows = [self.rows.get(position) for position in positions]
-        return {
-            "score": [float("nan") if row is None else self.scores[row] for row in rows],
-            "votes": [None if row is None else int(self.votes[row]) for row in rows],
-            "failure": [self.failures.get(position) for position in positions],
-        }
+        return self.columns.of(batch.samples)
 
 
 def votes_and_ranks(influences: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ class RDS(EmbeddingSelector):
     needs_anchors: ClassVar[bool] = True
     embedding_defaults: ClassVar[Mapping[str, Any]] = {"layers": [1.0], "tokens": "all", "pooling": "weighted_mean"}
 
-    def measure(self, vectors: np.ndarray, context: ScoringContext) -> dict[str, np.ndarray]:
+    def measure(self, vectors: np.ndarray, embedded: Scores, context: ScoringContext) -> dict[str, np.ndarray]:
         context.require_anchors("rds")
         anchors = anchor_embeddings(context, self.embedding.shown)
         cosines = (vectors.astype(np.float64) @ anchors.T.astype(np.float64)).astype(np.float32)

@@ -12,7 +12,7 @@ from ostlight.config.budget import Budget
 from ostlight.config.schema import Count
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
-from ostlight_selectors.embed import EmbeddingSelector, spherical_clusters
+from ostlight_selectors.embed import EmbeddingSelector, rows_by_cluster, spherical_clusters
 
 BLOCK = 1024
 """Samples of a cluster that are compared with all others at once."""
@@ -43,12 +43,11 @@ class SemDeDup(EmbeddingSelector):
         keep: Literal["hard", "easy"] = "hard"
         eps: Annotated[float, Interval(ge=0, le=1)] | None = None
 
-    def measure(self, vectors: np.ndarray, context: ScoringContext) -> dict[str, np.ndarray]:
+    def measure(self, vectors: np.ndarray, embedded: Scores, context: ScoringContext) -> dict[str, np.ndarray]:
         clusters, centroids = spherical_clusters(vectors, self.options.clusters, context.seed)
         distance = 1 - np.einsum("nd,nd->n", vectors, centroids[clusters])
         score = np.ones(len(vectors))
-        for cluster in range(len(centroids)):
-            members = np.flatnonzero(clusters == cluster)
+        for members in rows_by_cluster(clusters):
             order = np.argsort(-distance[members] if self.options.keep == "hard" else distance[members], kind="stable")
             members = members[order]
             score[members] = 1 - largest_cosine_before(vectors[members])

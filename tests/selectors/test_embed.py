@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 from _digitmath_tokenizer import build_tokenizer
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    ConvNextConfig,
+    ConvNextModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from ostlight.config.load import load_config
 from ostlight.data.sample import Sample, Turn
@@ -185,11 +195,44 @@ def test_a_clip_like_folder_embeds_image_and_text(tmp_path, samples, selector_se
     np.testing.assert_allclose(vectors("image", pool[1:2])[0], image[1], atol=1e-5)
 
 
+def test_an_image_encoder_embeds_images_by_its_class_token_or_the_mean_over_patches(
+    tmp_path, samples, selector_setting
+):
+    torch.manual_seed(0)
+    pool = [*samples("pool")[:3], Sample("words", (Turn("user", "1?"), Turn("assistant", "1", trained=True)))]
+    processor = CLIPImageProcessor(size=32, crop_size=32)
+    vit = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+    )
+    for model, pooled in (
+        (ViTModel(vit, add_pooling_layer=False), lambda states: states[0, 0]),
+        (ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, patch_size=2)), _mean_of_map),
+    ):
+        folder = tmp_path / type(model).__name__
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        selector = create("embed", {"source": str(folder), "tokens": "image"})
+        selector.setup(selector_setting(None, anchors=[], groups=[]))
+        columns = selector.score(Batch(pool))
+        assert [f and f.reason for f in columns["failure"]] == [None, None, None, "no_image"]
+        for sample, vector in zip(pool[:3], columns["embedding"][:3], strict=True):
+            with torch.no_grad():
+                pixels = processor(sample.images[0].open(), return_tensors="pt")["pixel_values"]
+                expected = pooled(model.eval()(pixel_values=pixels).last_hidden_state)
+            np.testing.assert_allclose(vector, expected / expected.norm(), atol=1e-3)
+        with pytest.raises(ModelError, match="does not embed text; use tokens=image"):
+            create("embed", {"source": str(folder)}).setup(selector_setting(None))
+
+
+def _mean_of_map(states):
+    return states[0].mean((1, 2))
+
+
 def test_what_is_no_embedding_model_is_refused(tmp_path, sentence_model, selector_setting):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"selector\.options\.source: cannot load"):
         create("embed", {"source": str(tmp_path / "empty")}).setup(selector_setting(None))
-    with pytest.raises(ModelError, match="no image tower"):
+    with pytest.raises(ModelError, match="does not embed images; use tokens=text"):
         create("embed", {"source": str(sentence_model), "tokens": "image"}).setup(selector_setting(None))
     with pytest.raises(ConfigError, match="layers is empty"):
         create("embed", {"layers": []})

@@ -18,7 +18,7 @@ from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Questions, read_questions, refuse_unknown_tag
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.inputs import LoadedAnchors, open_pool, read_anchors, with_digitmath
+from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.training.steps import EncodedPool
 
@@ -51,7 +51,8 @@ class Experiment:
     def _with_pool(self, config: Config) -> Config:
         if config.digitmath is None:
             return with_digitmath(config, self.folder)
-        key = fingerprint.of_values(vars(config.digitmath) | {"code": fingerprint.of_code(*fingerprint.DATA)})
+        code = {"code": fingerprint.of_code(*fingerprint.DATA), "packages": fingerprint.package_versions()}
+        key = fingerprint.of_values(vars(config.digitmath) | code)
         return with_digitmath(config, RunFolder.of(self.stage_config(config, f"digitmath-{key[:8]}", "pools")))
 
     def stage_config(self, config: Config, name: str, parent: str) -> Config:
@@ -86,12 +87,13 @@ class Experiment:
         """Everything that all trainings and their tests depend on; the untrained model depends on nothing else."""
         ignored = dict.fromkeys(("path", "training", "patience", "checkpoint_minutes"))
         return {
-            "test": open_pool(self.config.test, "test").fingerprint()[:16],
+            "test": fingerprint_of_records(self.config.test, "test"),
             "target.path": self.target_fingerprint,
             "target": dataclasses.asdict(self.config.target) | ignored,
             "compute.precision": self.config.compute.precision,
             "evaluation": dataclasses.asdict(self.config.evaluation),
             "training code": fingerprint.of_code(*fingerprint.TRAINING, "ostlight.evaluation"),
+            "package versions": fingerprint.package_versions(),
         }
 
     @cached_property

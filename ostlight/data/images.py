@@ -15,6 +15,9 @@ from ostlight.errors import BadRecord
 class ImageRoot:
     """The folder image paths are relative to, and may not lead out of, by ``..`` or by a link.
 
+    The one exception is a snapshot in the cache of the Hugging Face hub, whose files are links to ``blobs/`` of the
+    same repository.
+
     Args:
         folder: need not exist where records hold their images themselves.
     """
@@ -22,6 +25,7 @@ class ImageRoot:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._real = os.path.realpath(folder)
+        self._allowed = tuple(path.rstrip(os.sep) + os.sep for path in (self._real, *_hub_blobs(self._real)))
 
     def find(self, value: Any, field: str = "images") -> ImageRef:
         """The image that ``value`` names: a path, a ``data:`` address, bytes, or ``{"bytes", "path"}``.
@@ -54,7 +58,7 @@ class ImageRoot:
     def _inside(self, named: str, field: str) -> Path:
         path = os.path.normpath(os.path.join(self.folder, named))
         real = os.path.realpath(path)
-        if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
+        if real != self._real and not real.startswith(self._allowed):
             detail = (
                 f"{named!r} leads to {real}, outside the image root {self.folder}; "
                 "set image_root to a folder that holds both, or move the image"
@@ -63,6 +67,15 @@ class ImageRoot:
         if not os.path.isfile(real):
             raise BadRecord("missing_image", f"no file {named!r} under the image root {self.folder}", field)
         return Path(path)
+
+
+def _hub_blobs(folder: str) -> list[str]:
+    """``REPOSITORY/blobs`` for a folder in ``REPOSITORY/snapshots/REVISION`` of the hub's cache."""
+    for snapshot in (path := Path(folder), *path.parents):
+        blobs = snapshot.parent.parent / "blobs"
+        if snapshot.parent.name == "snapshots" and blobs.is_dir():
+            return [os.path.realpath(blobs)]
+    return []
 
 
 def _is_encodable(path: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ostlight.data.file_key import file_key
 from ostlight.data.formats import FORMATS, HuggingFaceFolder, Source, open_source
 from ostlight.data.formats.source import own_id
 from ostlight.data.ids import RecordIds
@@ -121,16 +122,16 @@ class Pool:
         return tuple(source.path for source in self.sources)
 
     def fingerprint(self) -> str:
-        """SHA-256 over all files' contents: changes when any byte of a record does, not when files are moved.
+        """SHA-256 over what the files hold and how it is read: changes when a record or the format does, not when files
+        are moved.
 
-        Images that lie beside the files are not part of it.
+        Files are named by ``file_key``. Images that lie beside the files are not part of it.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            for source in self.sources:
-                for file in source.files():
-                    with file.open("rb") as opened:
-                        digest.update(hashlib.file_digest(opened, "sha256").digest())
+            for source, reader in zip(self.sources, self.readers, strict=True):
+                digest.update(f"{source.name} {reader.layout}\n".encode())
+                digest.update("".join(f"{file_key(file)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

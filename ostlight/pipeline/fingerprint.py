@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import sys
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ostlight.data.file_key import content_key
+from ostlight.data.sample import Sample
 from ostlight.errors import ConfigError, OstlightError
 
 LENGTH = 16
@@ -20,6 +24,24 @@ DATA = ("ostlight.data", "ostlight.digitmath")
 TRAINING = ("ostlight.data", "ostlight.models", "ostlight.training")
 SCORING = (*TRAINING, "ostlight.pipeline.scoring", "ostlight.influence", "ostlight_kernels")
 """Packages whose source decides what a stage writes."""
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "jinja2",
+    "peft",
+    "lightning",
+    "triton",
+    "pillow",
+    "av",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
+"""Libraries whose version decides what a stage writes: models, chat templates, image decoding, numbers."""
 
 GRADIENT_VECTORS = "gradient_vectors"
 """Subfolder of a proxy's folder with what scoring computed from it; may be deleted
@@ -32,13 +54,27 @@ def of_values(values: Any) -> str:
 
 
 def of_folder(path: Path, without: str = "__pycache__") -> str:
-    """Returns the fingerprint of all files below a folder, by name and content, but not of ``without`` folders."""
+    """Returns the fingerprint of all files below a folder, by name and content, but not of ``without`` folders.
+
+    Links are followed, to files and to folders.
+    """
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and without not in p.relative_to(path).parts):
+    for file in sorted(_files_below(path, without)):
         digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(bytes.fromhex(content_key(file)))
     return digest.hexdigest()[:LENGTH]
+
+
+def _files_below(path: Path, without: str) -> Iterator[Path]:
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if name != without]
+        yield from (file for file in (Path(folder) / name for name in files) if file.is_file() and file.name != without)
 
 
 def of_model(path: str | None, where: str) -> str:
@@ -72,15 +108,52 @@ def of_model(path: str | None, where: str) -> str:
 
 @cache
 def of_code(*packages: str) -> str:
-    """Returns the fingerprint of packages' source and of the versions of the libraries they compute with."""
+    """Returns the fingerprint of packages' source; ``package_versions`` names the libraries they compute with."""
     digest = hashlib.sha256()
     for package in packages:
         root = Path(inspect.getfile(import_module(package))).parent
         for file in sorted(root.rglob("*.py")):
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    for name in ("torch", "transformers", "peft"):
-        digest.update(version(name).encode())
     return digest.hexdigest()[:LENGTH]
+
+
+@cache
+def package_versions() -> str:
+    """Returns the installed ones of ``PACKAGES`` with their versions, as text that a manifest can show."""
+    return ", ".join(f"{name} {found}" for name in PACKAGES if (found := _installed(name)))
+
+
+def of_computing() -> dict[str, str]:
+    """Returns the fingerprints of what turns a batch into numbers: the code of the models, and the libraries."""
+    return {"models": of_code("ostlight.models"), "package versions": package_versions()}
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def of_images(samples: Iterable[Sample]) -> str:
+    """Returns the fingerprint of the image files that samples name, by content; ``none`` where they name no file.
+
+    A file that is not there counts as such. Images that records hold themselves are part of the file of records.
+    """
+    digest, count = hashlib.sha256(), 0
+    for sample in samples:
+        for image in sample.images:
+            if image.path is not None:
+                count += 1
+                digest.update(_content_or_missing(image.path).encode())
+    return digest.hexdigest()[:LENGTH] if count else "none"
+
+
+def _content_or_missing(path: Path) -> str:
+    try:
+        return content_key(path)
+    except OSError:
+        return "missing"
 
 
 def of_class(cls: type) -> str:

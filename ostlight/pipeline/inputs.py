@@ -39,7 +39,8 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
     data = folder.path / "data"
     files = Files.in_folder(data)
     settings = fingerprint.of_values(vars(config.digitmath))
-    folder.claim("data", {"digitmath": settings, "data code": fingerprint.of_code(*fingerprint.DATA)})
+    made_from = {"digitmath": settings, "data code": fingerprint.of_code(*fingerprint.DATA)}
+    folder.claim("data", made_from | {"package versions": fingerprint.package_versions()})
     if is_first_rank() and not all(path.exists() for path in astuple(files)):
         build(config.digitmath, data)
     config = replace(
@@ -120,7 +121,21 @@ def read_anchors(config: Config) -> LoadedAnchors:
     if without:
         raise DataError(f"anchors.group is {group!r}, a tag these anchors lack: {', '.join(without[:MAX_IDS_LISTED])}")
     groups = [s.tags[group] if group else "" for s in samples]
-    return LoadedAnchors(samples, groups, f"{pool.fingerprint()[:16]}:{group}")
+    return LoadedAnchors(samples, groups, f"{_with_images(pool, samples)}:{group}")
+
+
+def fingerprint_of_records(data: Data, where: str) -> str:
+    """Returns the fingerprint of a setting's files and of the images that its usable records name.
+
+    For few records (anchors, development and test sets): all of them are read.
+    """
+    return _with_images(open_pool(data, where), read_usable(data, where))
+
+
+def _with_images(pool: Pool, samples: list[Sample]) -> str:
+    images = fingerprint.of_images(samples)
+    records = pool.fingerprint()[: fingerprint.LENGTH]
+    return records if images == "none" else f"{records} with images {images}"
 
 
 def warn_of_overlap(config: Config, anchors: LoadedAnchors, pool: Pool) -> None:

@@ -33,6 +33,7 @@ class RunFolder:
         self.config = config
         self.proxy = path / "proxy"
         self.scores = path / "scores"
+        self.images = path / "images"
         self.selection = path / "selection.parquet"
         self.quarantine = path / "quarantine.parquet"
         self.subset = path / "subset"

@@ -16,6 +16,7 @@ from ostlight.models.batch import Batch
 from ostlight.models.encode import QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
+from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import ScoringModule
@@ -72,14 +73,29 @@ def score_pool(job: ScoringJob) -> None:
         raise no_anchors(job.config.selector.name)
     job.folder.claim("scores", scoring_fingerprints(job.config, job.pool, anchors, job.selector))
     job.folder.write_config()
-    missing = missing_shards(job.folder.scores, job.shards)
-    if not missing:
+    missing, retried = missing_shards(job.folder.scores, job.shards), _retried(job)
+    if not missing and not retried:
         log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
         return
     warn_of_overlap(job.config, anchors, job.pool)
     context = _scoring_context(job, anchors)
-    _score_shards(job, context, missing)
+    _score_shards(job, context, missing, retried)
     log.info(audit(job.folder.scores, len(job.pool)))
+
+
+def _retried(job: ScoringJob) -> dict[int, list[int]]:
+    """Returns the rejected records whose images can be read by now, by shard.
+
+    Raises:
+        RunChangedError: an image that a score was made from is another one.
+    """
+    shards: dict[int, list[int]] = {}
+    for position in check_images(job.folder, job.pool):
+        shards.setdefault(position // job.config.compute.shard_size, []).append(position)
+    if shards:
+        count = sum(map(len, shards.values()))
+        log.info(f"scores: {count:,} rejected records are scored again: their images are there now, or are others")
+    return shards
 
 
 def scoring_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, selector: Selector) -> dict[str, str]:
@@ -95,6 +111,7 @@ def scoring_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, sel
         "compute.shard_size": str(config.compute.shard_size),
         "seed": str(config.seed),
         "scoring code": fingerprint.of_code(*fingerprint.SCORING),
+        "package versions": fingerprint.package_versions(),
     }
     fingerprints |= {f"selector.options.{name}": value for name, value in selector.fingerprints().items()}
     if selector.uses_proxy:
@@ -172,12 +189,15 @@ def _random_examples(job: ScoringJob, proxy: MultimodalModel, count: int) -> Ite
 
 
 @quiet_lightning()
-def _score_shards(job: ScoringJob, context: ScoringContext, missing: Sequence[int]) -> None:
-    """Runs the selector over the missing shards under ``Trainer.predict`` and logs what that cost."""
+def _score_shards(
+    job: ScoringJob, context: ScoringContext, missing: Sequence[int], retried: Mapping[int, Sequence[int]]
+) -> None:
+    """Runs the selector over the missing shards and the retried records under ``Trainer.predict`` and logs what that
+    cost."""
     compute = job.config.compute
     encoding = _encoding(job, context.proxy.model) if job.selector.uses_proxy else None
-    stream = ShardStream(job.pool, missing, compute, encoding)
-    callbacks = [ShardWriter(job.folder.scores), SampleProgress(stream.records)]
+    stream = ShardStream(job.pool, sorted({*missing, *retried}), compute, encoding, retried)
+    callbacks = [ShardWriter(job.folder.scores, job.folder.images), SampleProgress(stream.records)]
     with job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost:
         cost.resumed = len(missing) < job.shards
         module = ScoringModule(job.selector, context, stream, cost, compute.workers)

@@ -18,7 +18,8 @@ from ostlight.data.quarantine import Quarantine
 from ostlight.errors import BadRecord, DataError
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.inputs import open_pool, read_usable, with_digitmath
+from ostlight.pipeline.images_read import check_images
+from ostlight.pipeline.inputs import fingerprint_of_records, open_pool, read_usable, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
@@ -39,14 +40,15 @@ def train(config: Config) -> Path:
 
     Raises:
         DataError: the run has no selection yet, or an empty one.
-        RunChangedError: the folder holds a target trained on other samples or with other settings.
+        RunChangedError: the folder holds a target trained on other samples or with other settings, or images changed
+            since the samples were scored.
     """
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
     kept = read_kept(folder)
     pool = open_pool(config.pool, "pool")
-    dev = open_pool(config.dev, "dev") if config.dev.path is not None else None
-    folder.claim("target", target_fingerprints(config, pool, kept, dev))
+    check_images(folder, pool)
+    folder.claim("target", target_fingerprints(config, pool, kept))
     folder.write_config("target")
     if (folder.target / "config.json").exists():
         log.info(f"target: already trained in {folder.target}")
@@ -63,18 +65,19 @@ def train(config: Config) -> Path:
     return folder.target
 
 
-def target_fingerprints(config: Config, pool: Pool, kept: np.ndarray, dev: Pool | None) -> dict[str, str]:
+def target_fingerprints(config: Config, pool: Pool, kept: np.ndarray) -> dict[str, str]:
     """Returns the fingerprint of everything the target's weights depend on."""
     settings = dataclasses.asdict(config.target) | {"path": None, "checkpoint_minutes": None}
     return {
         "pool": pool.fingerprint()[:16],
         "selection": fingerprint.of_values(kept.tolist()),
-        "development set": dev.fingerprint()[:16] if dev is not None else "none",
+        "development set": "none" if config.dev.path is None else fingerprint_of_records(config.dev, "dev"),
         "target.path": fingerprint.of_model(config.target.path, "target"),
         "target": fingerprint.of_values(settings),
         "compute.precision": config.compute.precision,
         "seed": str(config.seed),
         "training code": fingerprint.of_code(*fingerprint.TRAINING),
+        "package versions": fingerprint.package_versions(),
     }
 
 

@@ -15,7 +15,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.inputs import LoadedAnchors, open_pool, read_usable
+from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
 from ostlight.training.fit import TrainingJob, fit
@@ -56,14 +56,16 @@ def load_base_checkpoint(config: Config) -> MultimodalModel:
 
 def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> dict[str, str]:
     """Returns the fingerprint of everything the proxy's weights depend on."""
-    dev = config.dev.path and open_pool(config.dev, "dev").fingerprint()[:16]
+    dev = config.dev.path and fingerprint_of_records(config.dev, "dev")
     return {
         "pool": pool.fingerprint()[:16],
         "samples the warm-up is monitored on": dev or anchors.fingerprint,
         "proxy.path": fingerprint.of_model(config.proxy.path, "proxy"),
         "proxy": fingerprint.of_values(dataclasses.asdict(config.proxy) | {"path": None}),
         "seed": str(config.seed),
+        "compute.precision": config.compute.precision,
         "training code": fingerprint.of_code(*fingerprint.TRAINING),
+        "package versions": fingerprint.package_versions(),
     }
 
 

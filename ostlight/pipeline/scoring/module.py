@@ -56,7 +56,7 @@ class ScoringModule(L.LightningModule):
 
     def predict_dataloader(self) -> DataLoader[ShardBatch]:
         # The first rank lists the missing shards for all: the list changes as soon as any rank starts to score.
-        missing = self.trainer.strategy.broadcast(self.stream.shards)
+        missing, self.stream.retried = self.trainer.strategy.broadcast((self.stream.shards, self.stream.retried))
         self.stream.shards = list(missing[self.trainer.global_rank :: self.trainer.world_size])
         return DataLoader(self.stream, batch_size=None, num_workers=self.workers)
 
@@ -145,7 +145,7 @@ class ScoringModule(L.LightningModule):
         """Scores a few samples from all over the pool and logs what the whole will cost."""
         records = len(self.stream.pool)
         positions = range(0, records, max(1, records // PREFLIGHT_SAMPLES))[:PREFLIGHT_SAMPLES]
-        samples, encoded, _ = self.stream.read(positions)
+        samples, encoded, _, _ = self.stream.read(positions)
         if not samples:
             return
         assert self.stream.encoding is not None, "only selectors with a proxy are measured"

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ostlight.data.atomic import atomic_path
 from ostlight.errors import DataError
+from ostlight.pipeline.images_read import write_images
 from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
 from ostlight.selection.scores import read_score_table
@@ -28,11 +31,18 @@ def missing_shards(folder: Path, shards: int) -> list[int]:
 
 
 class ShardWriter(BasePredictionWriter):
-    """Collects a shard's rows and writes them when its last batch is scored."""
+    """Collects a shard's rows and writes them when its last batch is scored.
 
-    def __init__(self, folder: Path) -> None:
+    Where the shard has a file, the rows replace those of the same records.
+
+    Args:
+        folder: gets the score table.
+        images: gets the image files that the shards were made from.
+    """
+
+    def __init__(self, folder: Path, images: Path) -> None:
         super().__init__("batch")
-        self.folder = folder
+        self.folder, self.images = folder, images
         self._open: defaultdict[int, list[Row]] = defaultdict(list)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -50,9 +60,21 @@ class ShardWriter(BasePredictionWriter):
         rows += prediction
         if batch.is_last:
             rows += [rejected_row(*r) for r in batch.rejections]
-            with atomic_path(part(self.folder, batch.shard)) as temporary:
-                pq.write_table(to_table(rows), temporary)
+            file = part(self.folder, batch.shard)
+            # First: a shard that has a score file is complete.
+            write_images(batch.images, part(self.images, batch.shard))
+            table = _with_rows_before(to_table(rows), file) if file.exists() else to_table(rows)
+            with atomic_path(file) as temporary:
+                pq.write_table(table, temporary)
             del self._open[batch.shard]
+
+
+def _with_rows_before(rows: pa.Table, file: Path) -> pa.Table:
+    """Returns the rows of a file, with ``rows`` in the place of those at the same positions."""
+    before = pq.read_table(file)
+    kept = before.filter(pc.invert(pc.is_in(before["position"], rows["position"])))
+    names = [*before.column_names, *(name for name in rows.column_names if name not in before.column_names)]
+    return pa.concat_tables([kept, rows], promote_options="permissive").select(names).sort_by("position")
 
 
 def audit(folder: Path, records: int) -> str:

@@ -199,7 +199,7 @@ class OneStepTrain(Selector):
         vectors = VectorSettings(
             options.vector_storage,
             proxy.folder / fingerprint.GRADIENT_VECTORS,
-            {"models": fingerprint.of_code("ostlight.models")},
+            fingerprint.of_computing(),
             is_first_rank(),
         )
         self.scorer = UtilityScorer(
@@ -244,7 +244,7 @@ class OneStepTrain(Selector):
             step,
             self.options.damping or DAMPING,
             cache=proxy.folder / fingerprint.GRADIENT_VECTORS,
-            depends_on={"models": fingerprint.of_code("ostlight.models")},
+            depends_on=fingerprint.of_computing(),
             is_writer=is_first_rank(),
         )
 

@@ -1,0 +1,173 @@
+"""The image files that scores were made from: what they were, whether they changed, and what can be read by now.
+
+Beside the scores of a shard lies ``images/part-*.parquet`` with one row for each image file of its records. Before the
+scores are used again, every file is compared by size and time of modification, and by content where these differ.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ostlight.data.atomic import atomic_path
+from ostlight.data.file_key import content_key
+from ostlight.data.pool import Pool
+from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord, RunChangedError
+from ostlight.pipeline.run_folder import RunFolder
+from ostlight.selection.scores import REJECTED
+
+UNREACHED_IMAGE = frozenset({"missing_image", "image_outside_root", "remote_image"})
+"""Reasons of records whose images may be there by now."""
+
+
+class ImageRead(NamedTuple):
+    """An image file as it was when its record was read.
+
+    Attributes:
+        position: of the record in the pool.
+        name: path below the image root; absolute where the record names it so.
+        path: where it was.
+        size: bytes; -1 where there was no such file.
+        modified: time of modification, nanoseconds.
+        content: SHA-256; ``None`` where nothing read the file.
+    """
+
+    position: int
+    name: str
+    path: str
+    size: int
+    modified: int
+    content: str | None
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("position", pa.int64()),
+        pa.field("name", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("modified", pa.int64()),
+        pa.field("content", pa.string()),
+    ]
+)
+
+
+def images_of(pool: Pool, sample: Sample, was_read: bool) -> list[ImageRead]:
+    """Returns a sample's image files as they are now.
+
+    Args:
+        was_read: whether they were opened just now; if so, their content is noted too.
+    """
+    root = pool.readers[pool.source_and_index(sample.position)[0]].root
+    seen = []
+    for image in sample.images:
+        if image.path is None:
+            continue
+        size, modified = _state(image.path)
+        content = content_key(image.path) if was_read and size >= 0 else None
+        relative = root.relative(image.path)
+        name = str(image.path) if relative.parts[:1] == (os.pardir,) else relative.as_posix()
+        seen.append(ImageRead(sample.position, name, str(image.path), size, modified, content))
+    return seen
+
+
+def write_images(images: Iterable[ImageRead], file: Path) -> None:
+    """Writes the images of a shard; replaces those of the same records where the file exists."""
+    images = list(images)
+    rows = {name: [getattr(image, name) for image in images] for name in SCHEMA.names}
+    table = pa.table(rows, schema=SCHEMA)
+    if file.exists():
+        before = pq.read_table(file, schema=SCHEMA)
+        is_old = pc.invert(pc.is_in(before["position"], pc.unique(table["position"])))
+        table = pa.concat_tables([before.filter(is_old), table]).sort_by("position")
+    elif not images:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as temporary:
+        pq.write_table(table, temporary)
+
+
+def check_images(folder: RunFolder, pool: Pool) -> list[int]:
+    """Returns the positions of rejected records whose images can be read by now, or are others; they can be retried.
+
+    Raises:
+        RunChangedError: an image that a score was made from is gone or another one.
+    """
+    rejected = _rejected(folder.scores)
+    retried = {p for p, reason in rejected.items() if reason in UNREACHED_IMAGE and isinstance(_read(pool, p), Sample)}
+    checked: dict[tuple[int, str], str | None] = {}
+    total, changed, first = 0, 0, ""
+    for file in sorted(folder.images.glob("part-*.parquet")):
+        for row in pq.read_table(file, schema=SCHEMA).to_pylist():
+            image = ImageRead(**row)
+            total += 1
+            key = (pool.source_and_index(image.position)[0], image.name)
+            if key not in checked:
+                checked[key] = _difference(image, _path_now(image, pool))
+            difference = checked[key]
+            if difference is not None and image.position in rejected:
+                retried.add(image.position)
+            elif difference is not None:
+                changed += 1
+                first = first or f"{image.name} of {pool.record_name(image.position)}: {difference}"
+    if changed:
+        raise RunChangedError(
+            f"{folder.path} holds scores of images that are others now; changed: images ({changed:,} of {total:,}; "
+            f"the first is {first}). Give this run another name (name=...), or remove {folder.path} to start over",
+            ["images"],
+        )
+    return sorted(retried)
+
+
+def _path_now(image: ImageRead, pool: Pool) -> Path:
+    """Where the record's image is under the image root of today."""
+    path = pool.readers[pool.source_and_index(image.position)[0]].root.folder / image.name
+    if str(path) != image.path and isinstance(sample := _read(pool, image.position), Sample):
+        # A record may name an image below the old root by its absolute path, which no other root changes.
+        path = next((one.path for one in sample.images if one.path and str(one.path) == image.path), path)
+    return path
+
+
+def _rejected(scores: Path) -> dict[int, str]:
+    """Reason by position of the rejected records."""
+    found: dict[int, str] = {}
+    for part in sorted(scores.glob("part-*.parquet")):
+        table = pq.read_table(part, columns=["position", "state", "reason"])
+        table = table.filter(pc.equal(table["state"], REJECTED))
+        found |= dict(zip(table["position"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    return found
+
+
+def _read(pool: Pool, position: int) -> Sample | BadRecord:
+    return next(pool.read([position]))[1]
+
+
+def _difference(image: ImageRead, path: Path) -> str | None:
+    """How the file at ``path`` differs from the image that was read; ``None`` where it does not."""
+    size, modified = _state(path)
+    if size != image.size:
+        return f"{path} is not there" if size < 0 else f"{path} has {size:,} bytes, it had {image.size:,}"
+    is_moved = str(path) != image.path
+    if size < 0 or (modified == image.modified and not is_moved):
+        return None
+    if image.content is not None:
+        return None if content_key(path) == image.content else f"{path} has another content"
+    if is_moved and _state(Path(image.path))[0] == size:
+        return None if content_key(path) == content_key(Path(image.path)) else f"{path} is not {image.path}"
+    return None if modified == image.modified else f"{path} was written since"
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of modification; -1 and 0 where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, 0
+    return status.st_size, status.st_mtime_ns

@@ -16,6 +16,7 @@ from ostlight.config.digitmath import DigitMath
 Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "64-true"]
 Dtype = Literal["float32", "bfloat16", "float64"]
+Duplicates = Literal["keep", "first", "reject"]
 Protocol = Literal["equal_epochs", "equal_steps"]
 BASE, ORACLE = "base", "oracle"
 """Rows of a benchmark's table that are not selectors: the target before training, and trained on clean samples only."""
@@ -28,19 +29,54 @@ Seed = Annotated[int, Ge(0)]
 
 
 @dataclass
+class Columns:
+    """Columns of a table (or fields of records) by what they hold, for tables of no known layout.
+
+    ``a.b`` reaches into a column of objects, ``a.0`` into one of lists. Columns that are not named stay tags.
+
+    Attributes:
+        question: column of the question, or several that are joined by newlines.
+        answer: column of the answer, or several; a number is a choice where ``choices`` are given, else text.
+        images: column of an image or a list of images (paths, bytes, base64), or several columns.
+        choices: column with the list of choices, or one column for each; they are added to the question as ``A. ...``.
+        system: column of the system prompt.
+        messages: column with a list of turns, instead of ``question`` and ``answer``.
+    """
+
+    question: str | list[str] | None = None
+    answer: str | list[str] | None = None
+    images: str | list[str] | None = None
+    choices: str | list[str] | None = None
+    system: str | None = None
+    messages: str | None = None
+
+    def problems(self) -> Iterator[str]:
+        if self.messages is not None and (self.question or self.answer or self.choices):
+            yield "messages stands for question, answer and choices; give one or the other"
+        if self.messages is None and not (self.question or self.images):
+            yield "question is missing: name the column of the question, or `messages` for a column of turns"
+
+
+@dataclass
 class Data:
     """Where samples are read from.
 
     Attributes:
         path: file, folder of files, or glob.
-        format: file format (``jsonl``, ``json``, ``parquet``, ``hf``, ``webdataset``) or record layout (``sharegpt``,
-            ``messages``, ``alpaca``, ``question``); ``auto`` recognizes both by the content.
+        format: file format (``jsonl``, ``json``, ``csv``, ``parquet``, ``hf``, ``webdataset``) or record layout
+            (``sharegpt``, ``messages``, ``conversation``, ``texts``, ``alpaca``, ``question``); ``auto`` recognizes
+            both by the content.
         image_root: folder that image paths are relative to and must stay in; by default the folder of the file.
+        columns: which columns hold question, answer and images, for tables of no known layout.
+        duplicates: records that share an id: ``keep`` all (the second is called ``ID#2``), keep the ``first``, or
+            ``reject`` all of them.
     """
 
     path: str | None = None
     format: str = "auto"
     image_root: str | None = None
+    columns: Columns | None = None
+    duplicates: Duplicates = "keep"
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
-from ostlight.data.formats.source import HAS_ID, NO_ID
+from ostlight.data.formats.source import HAS_ID, NO_ID, id_hash
 
 
 class RecordIds:
@@ -17,13 +19,42 @@ class RecordIds:
 
     def __init__(self, hashes: np.ndarray, kinds: np.ndarray) -> None:
         self._hashes = hashes
-        self._repeats_of_ids = _repeats(hashes, np.flatnonzero(kinds == HAS_ID))
+        self._id_positions = np.flatnonzero(kinds == HAS_ID)
+        self._repeats_of_ids = _repeats(hashes, self._id_positions)
         self._repeats_of_content = _repeats(hashes, np.flatnonzero(kinds == NO_ID))
 
     def first_with_same_id(self, i: int) -> int | None:
         """Position of the first record with the same id as record ``i``; ``None`` where ``i`` is the first."""
         first, _ = self._repeats_of_ids.get(i, (None, 0))
         return first
+
+    @cached_property
+    def _first_of_repeated(self) -> set[int]:
+        return {first for first, _ in self._repeats_of_ids.values()}
+
+    @property
+    def shared(self) -> tuple[int, int]:
+        """Number of ids that several records have, and of the records that have them."""
+        ids = len(self._first_of_repeated)
+        return ids, ids + len(self._repeats_of_ids)
+
+    def shares_id(self, i: int) -> bool:
+        """Whether another record has the same id as record ``i``."""
+        return i in self._repeats_of_ids or i in self._first_of_repeated
+
+    def unique_id(self, i: int, id: str) -> str:
+        """The id of record ``i``, which is ``id`` in its file: with ``#2``, ``#3``, ... where others had it before."""
+        _, number = self._repeats_of_ids.get(i, (i, 1))
+        if number == 1:
+            return id
+        unique = f"{id}#{number}"
+        while id_hash(unique) in self._hashes_of_ids:  # another record is called so in its file
+            unique += "'"
+        return unique
+
+    @cached_property
+    def _hashes_of_ids(self) -> set[int]:
+        return set(self._hashes[self._id_positions].tolist()) if self._repeats_of_ids else set()
 
     def content_id(self, i: int) -> str:
         """Id of a record without one: a hash of its content, with ``-2``, ``-3``, ... for the same content again."""
@@ -32,7 +63,10 @@ class RecordIds:
 
     def random_positions(self, count: int, seed: int) -> np.ndarray:
         """Positions of ``count`` random records, or of all; see ``Pool.random_positions``."""
-        keys = _mixed(self._hashes ^ _mixed(np.array([seed % 2**64], np.uint64)))
+        hashes = self._hashes.copy()
+        for i, (_, number) in self._repeats_of_ids.items():  # or records of one id would be drawn together
+            hashes[i] ^= _mixed(np.array([number], np.uint64))[0]
+        keys = _mixed(hashes ^ _mixed(np.array([seed % 2**64], np.uint64)))
         return np.argsort(keys, kind="stable")[:count]
 
 

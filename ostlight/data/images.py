@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ostlight.data.sample import ImageRef
 from ostlight.errors import BadRecord
@@ -35,7 +36,7 @@ class ImageRoot:
                 address that is not base64), ``bad_field``.
         """
         if isinstance(value, dict):
-            value = next((value[name] for name in ("bytes", "path", "url") if value.get(name) is not None), None)
+            value = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
         if isinstance(value, bytes):
             return ImageRef(data=value)
         if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_encodable(value):
@@ -46,7 +47,21 @@ class ImageRoot:
         if scheme.startswith(("http://", "https://")):
             detail = f"{value[:200]} is an internet address; download it to {self.folder} and name it by its path"
             raise BadRecord("remote_image", detail, field)
-        return ImageRef(path=self._inside(value.removeprefix("file://"), field))
+        if (data := _bare_base64(value)) is not None:
+            return ImageRef(data=data)
+        if scheme.startswith("file:"):
+            value = self._of_address(value)
+        return ImageRef(path=self._inside(value, field))
+
+    def _of_address(self, address: str) -> str:
+        """The path in a ``file:`` address, percent-decoded unless a file is called so as it stands."""
+        path = address[len("file:") :]
+        if path.startswith("//"):
+            path = re.sub(r"^//(localhost(?=/))?", "", path, flags=re.IGNORECASE)
+        decoded = unquote(path, errors="surrogateescape")
+        if "\0" in decoded or not os.path.exists(os.path.join(self.folder, decoded)):
+            return path
+        return decoded
 
     def relative(self, path: Path) -> Path:
         """The path of an image below the root."""
@@ -88,9 +103,34 @@ def _is_encodable(path: str) -> bool:
 
 def _decoded(address: str, field: str) -> bytes:
     head, comma, body = address.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise BadRecord.wrong_type(field, "a data: address in base64", address[:60])
     try:
-        return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+        return _from_base64(unquote(body) if "%" in body else body)
+    except ValueError as error:
         raise BadRecord("corrupt_image", f"a data: address is not base64: {error}", field) from error
+
+
+def _from_base64(text: str) -> bytes:
+    """Bytes of base64 text with line breaks, without padding, or of the URL-safe alphabet."""
+    packed = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+_BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk0|Qk[1-9A-Za-z]|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}={0,2}\s*")
+"""Base64 of a PNG, JPEG, GIF, WebP, BMP or TIFF file, without a ``data:`` before it."""
+
+
+def _bare_base64(value: str) -> bytes | None:
+    """The bytes of an image in base64; ``None`` where the value is a path."""
+    if len(value) < MIN_BARE_BASE64 or not _BARE_BASE64.fullmatch(value.strip()):
+        return None
+    try:
+        return _from_base64(value)
+    except ValueError:
+        return None
+
+
+MIN_BARE_BASE64 = 60
+"""Characters; no image has fewer."""

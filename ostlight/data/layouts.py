@@ -1,7 +1,8 @@
 """Record layouts: how a record holds its conversation, recognized by the fields that it has.
 
-``sharegpt`` (LLaVA and ShareGPT) and ``messages`` (OpenAI) are lists of turns, ``from``/``value`` or
-``role``/``content`` in either. ``alpaca`` and ``question`` are one question and its answer in columns.
+``sharegpt`` (LLaVA and ShareGPT), ``messages`` (OpenAI) and ``conversation`` are lists of turns, ``from``/``value`` or
+``role``/``content`` in each. ``texts`` (the Cauldron) is a list of pairs of question and answer. ``alpaca`` and
+``question`` are one question and its answer in columns.
 """
 
 from __future__ import annotations
@@ -11,21 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Role, Turn
+from ostlight.data.sample import Turn
+from ostlight.data.turns import NEXT_IMAGE, from_json, images_of, read_turn
 from ostlight.errors import BadRecord
 
 T = TypeVar("T", str, list[Any])
-
-ROLES: dict[str, Role] = {
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
-NEXT_IMAGE: Any = object()
-"""Stands for a placeholder whose image is in the record's own list."""
 
 
 class Conversation(NamedTuple):
@@ -52,31 +43,41 @@ class Layout:
 
 
 def layout_of(record: Mapping[str, Any]) -> Layout | None:
-    """The first layout whose first field the record has."""
-    return next((layout for layout in LAYOUTS.values() if layout.fields[0] in record), None)
+    """The first layout whose first field is filled; where none is, the first whose first field the record has."""
+    for holds in (_is_filled, _is_there):
+        for layout in LAYOUTS.values():
+            if holds(record, layout.fields[0]):
+                return layout
+    return None
 
 
-def turn_keys(message: Mapping[str, Any]) -> tuple[str, str]:
-    """The keys of a turn's role and of its content."""
-    return ("from", "value") if message.get("from") is not None else ("role", "content")
+def _is_there(record: Mapping[str, Any], field: str) -> bool:
+    return field in record
 
 
-def images_of(record: Mapping[str, Any]) -> list[Any]:
-    """What ``images`` or ``image`` holds, as a list; not yet checked."""
-    value = record.get("images")
-    if value is None:
-        value = record.get("image")
-    if value is None or isinstance(value, list):
-        return value or []
-    return [value]
+def _is_filled(record: Mapping[str, Any], field: str) -> bool:
+    return record.get(field) not in (None, "", [])
 
 
 def _read_turns(field: str, record: Mapping[str, Any], labelled: bool) -> Conversation:
     """A list of turns; a ``system`` field beside it comes first."""
     found: list[Any] = []
     turns = _system(record) + [
-        _turn(message, f"{field}[{n}]", found) for n, message in enumerate(_field(record, field, list) or [])
+        read_turn(message, f"{field}[{n}]", found) for n, message in enumerate(_field(record, field, list) or [])
     ]
+    return Conversation(turns, _in_order(found, images_of(record)))
+
+
+def _read_texts(record: Mapping[str, Any], labelled: bool) -> Conversation:
+    """Pairs of ``user`` and ``assistant`` text, as the Cauldron has them; all answers are trained on."""
+    found: list[Any] = []
+    turns = _system(record)
+    for n, pair in enumerate(_field(record, "texts", list) or []):
+        if not (isinstance(pair, dict) and isinstance(pair.get("user"), str)):
+            raise BadRecord.wrong_type(f"texts[{n}]", "an object with the texts 'user' and 'assistant'", pair)
+        for role, key in (("user", "user"), ("assistant", "assistant")):
+            if pair.get(key) is not None:
+                turns.append(read_turn({"role": role, "content": pair[key]}, f"texts[{n}]", found))
     return Conversation(turns, _in_order(found, images_of(record)))
 
 
@@ -104,6 +105,8 @@ LAYOUTS: dict[str, Layout] = {
     for layout in (
         Layout("sharegpt", ("conversations", "system"), partial(_read_turns, "conversations")),
         Layout("messages", ("messages", "system"), partial(_read_turns, "messages")),
+        Layout("conversation", ("conversation", "system"), partial(_read_turns, "conversation")),
+        Layout("texts", ("texts", "system"), _read_texts),
         Layout("alpaca", ("instruction", "input", "output", "system", "history"), _read_alpaca),
         Layout("question", ("question", "answer"), _read_question),
     )
@@ -111,8 +114,10 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def _field(record: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
-    """The field; ``None`` where it is missing or null."""
-    value = record.get(name)
+    """The field; ``None`` where it is missing or null. A list may be JSON text, as tables have it."""
+    value: Any = record.get(name)
+    if kind is list and isinstance(value, str):
+        value = from_json(value) if value else None
     if value is None or isinstance(value, kind):
         return value
     raise BadRecord.wrong_type(name, "text" if kind is str else "a list", value)
@@ -128,70 +133,6 @@ def _answer(record: Mapping[str, Any], field: str, labelled: bool) -> list[Turn]
     if answer is None or not (labelled or answer.strip()):
         return []
     return [Turn("assistant", answer, trained=True)]
-
-
-def _turn(message: Any, where: str, found: list[Any]) -> Turn:
-    """One turn; its images are appended to ``found``."""
-    if not isinstance(message, dict):
-        raise BadRecord.wrong_type(where, "an object", message)
-    role_key, content_key = turn_keys(message)
-    speaker, content = message.get(role_key), message.get(content_key)
-    if not isinstance(speaker, str):
-        raise BadRecord("bad_field", f"{where} has no role: give it 'from' or 'role'", where)
-    role = ROLES.get(speaker.strip().lower())
-    if role is None:
-        detail = f"{where} has the role {speaker!r}; known roles are {', '.join(ROLES)}"
-        raise BadRecord("bad_role", detail, f"{where}.{role_key}")
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.{content_key}[{n}]", found) for n, part in enumerate(content))
-    elif isinstance(content, str):
-        content = _text(content, found)
-    else:
-        raise BadRecord.wrong_type(f"{where}.{content_key}", "text or a list of parts", content)
-    return Turn(role, content, _is_trained(message, role, where))
-
-
-def _is_trained(message: Mapping[str, Any], role: Role, where: str) -> bool:
-    for name in ("loss_weight", "weight"):
-        weight = message.get(name)
-        if weight is None:
-            continue
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise BadRecord.wrong_type(f"{where}.{name}", "a number", weight)
-        if weight not in (0, 1) or (weight == 1 and role != "assistant"):
-            detail = f"{where} has {name} {weight}; only 0 and, for an assistant turn, 1 are understood"
-            raise BadRecord("bad_field", detail, f"{where}.{name}")
-        return bool(weight)
-    return role == "assistant"
-
-
-def _part(part: Any, where: str, found: list[Any]) -> str:
-    """The text of a content part; an image is appended to ``found``."""
-    if isinstance(part, str):
-        return _text(part, found)
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str):
-        raise BadRecord.wrong_type(where, "an object with a 'type'", part)
-    if kind == "text":
-        value = next((part[name] for name in ("text", "value", "content") if part.get(name) is not None), None)
-        if not isinstance(value, str):
-            raise BadRecord.wrong_type(f"{where}.text", "text", value)
-        return _text(value, found)
-    if kind in ("image_url", "image"):
-        names = ("image_url", "image", "value", "url", "path")
-        value = next((part[name] for name in names if part.get(name) is not None), NEXT_IMAGE)
-        if isinstance(value, dict) and value.get("url") is not None:
-            value = value["url"]
-        found.append(value)
-        return IMAGE_PLACEHOLDER
-    if "audio" in kind or "video" in kind:
-        raise BadRecord("unsupported_media", f"{where} is of type {kind!r}; only text and images are read", where)
-    raise BadRecord("bad_field", f"{where} is of type {kind!r}; known types are text, image_url, image", where)
-
-
-def _text(text: str, found: list[Any]) -> str:
-    found += [NEXT_IMAGE] * text.count(IMAGE_PLACEHOLDER)
-    return text
 
 
 def _in_order(found: list[Any], listed: list[Any]) -> list[Any]:

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ostlight.data.layouts import ROLES, images_of, layout_of, turn_keys
+from ostlight.data.layouts import layout_of
 from ostlight.data.sample import IMAGE_PLACEHOLDER
+from ostlight.data.turns import CALLING_ROLES, ROLES, images_of, is_trained, turn_keys
 
 FILE_NAME = "dataset_info.json"
 _ONE_TURN_COLUMNS = {
@@ -28,15 +29,22 @@ def describe(file_name: str, records: Iterable[Mapping[str, Any]]) -> dict[str, 
     """
     found: dict[str, set[Any]] = defaultdict(set)  # what must be the same in all records
     fields: set[str] = set()
+    turns_field = ""
     for record in records:
         layout = layout_of(record)
         assert layout is not None, "a usable record has a layout"
         found["record layouts"].add(layout.name)
         fields.update(name for name, value in record.items() if value is not None)
+        if layout.name == "texts":
+            raise UnsuitableError("its turns are pairs of user and assistant, which LLaMA-Factory does not read")
         if layout.name in _ONE_TURN_COLUMNS:
             texts = [value for value in record.values() if isinstance(value, str)]
         else:
-            texts = [_text(turn, found) for turn in record[layout.fields[0]] or []]
+            turns_field = layout.fields[0]
+            turns = record[turns_field] or []
+            if not isinstance(turns, list):
+                raise UnsuitableError("its turns are JSON text, where LLaMA-Factory reads lists")
+            texts = [_text(turn, found) for turn in turns]
         _check_images(record, "".join(texts).count(IMAGE_PLACEHOLDER))
         column = next((name for name in ("images", "image") if record.get(name) is not None), None)
         if column is not None:
@@ -46,7 +54,7 @@ def describe(file_name: str, records: Iterable[Mapping[str, Any]]) -> dict[str, 
             raise UnsuitableError(f"it mixes {what}: {', '.join(sorted(map(str, values)))}")
     (layout_name,) = found["record layouts"]
     has_turns = layout_name not in _ONE_TURN_COLUMNS
-    columns = {"messages": "conversations" if layout_name == "sharegpt" else "messages"} if has_turns else {}
+    columns = {"messages": turns_field} if has_turns else {}
     columns |= {k: field for k, field in _ONE_TURN_COLUMNS.get(layout_name, {}).items() if field in fields}
     if "system" in fields and layout_name != "question":
         columns["system"] = "system"
@@ -63,7 +71,9 @@ def _text(turn: Mapping[str, Any], found: dict[str, set[Any]]) -> str:
     role = ROLES[name.strip().lower()]
     found["keys of a turn"].add((role_key, content_key))
     found[f"names for the {role}"].add(name)
-    if 0 in (turn.get("loss_weight"), turn.get("weight")) and role == "assistant":
+    if role in ("developer", "tool") or name.strip().lower() in CALLING_ROLES or turn.get("tool_calls"):
+        raise UnsuitableError("it has developer or tool turns or tool calls")
+    if role == "assistant" and not is_trained(turn, role, "a turn"):
         raise UnsuitableError("it has assistant turns of loss weight 0, which LLaMA-Factory would train on")
     if not isinstance(content, str):
         raise UnsuitableError("its turns are lists of parts, where LLaMA-Factory reads text with <image> placeholders")
@@ -84,7 +94,7 @@ def _tags(found: Mapping[str, set[Any]]) -> dict[str, str]:
     usual = {"user": "human", "assistant": "gpt"} if role_key == "from" else {}
     names = {
         f"{role}_tag": next(iter(found.get(f"names for the {role}", ())), usual.get(role, role))
-        for role in dict.fromkeys(ROLES.values())
+        for role in ("user", "assistant", "system")
     }
     fixed = {"observation_tag": "observation", "function_tag": "function_call"}
     return {"role_tag": role_key, "content_tag": content_key} | names | fixed

@@ -12,19 +12,33 @@ from typing import Any
 
 import numpy as np
 
+from ostlight.config.schema import Columns, Duplicates
 from ostlight.data.file_key import file_key
-from ostlight.data.formats import FORMATS, HuggingFaceFolder, Source, open_source
+from ostlight.data.formats import (
+    FORMATS,
+    ONE_OBJECT,
+    HuggingFaceFolder,
+    JsonLines,
+    Source,
+    described_object,
+    open_source,
+)
 from ostlight.data.formats.source import own_id
 from ostlight.data.ids import RecordIds
 from ostlight.data.images import ImageRoot
 from ostlight.data.layouts import LAYOUTS, layout_of
+from ostlight.data.mapping import check_columns, suggestion
 from ostlight.data.record import RecordReader
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError, rejecting
 
-SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".parquet", ".tar"})
+SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar"})
 NOT_DATA = frozenset({"dataset_info.json"})
 OPEN_FILES = 8
+METADATA = "metadata"
+"""Name (without suffix) of the file that describes a folder of images, by their ``file_name``."""
+FIRST_RECORDS = 20
+"""Records of a file that must hold a conversation among them."""
 
 
 class Pool:
@@ -33,8 +47,8 @@ class Pool:
     Holds the index only: 25 bytes a record, and more for records that occur twice. It can be sent to other processes.
     """
 
-    def __init__(self, sources: list[Source], readers: list[RecordReader]) -> None:
-        self.sources, self.readers = sources, readers
+    def __init__(self, sources: list[Source], readers: list[RecordReader], duplicates: Duplicates = "keep") -> None:
+        self.sources, self.readers, self.duplicates = sources, readers, duplicates
         self._begins = np.concatenate([[0], np.cumsum([len(s) for s in sources])]).astype(np.int64)
         self._ids = RecordIds(np.concatenate([s.hashes for s in sources]), np.concatenate([s.kinds for s in sources]))
         self._recent: OrderedDict[int, Source] = OrderedDict()
@@ -48,20 +62,25 @@ class Pool:
         format: str = "auto",
         image_root: str | Path | None = None,
         require_answer: bool = True,
+        columns: Columns | None = None,
+        duplicates: Duplicates = "keep",
     ) -> Pool:
         """Index the files.
 
         Args:
             path: a file, a folder of files, a ``save_to_disk`` folder, a pattern (``data/*.jsonl``), or a list of them.
-            format: how the file holds its records (``jsonl``, ``json``, ``parquet``, ``hf``, ``webdataset``) or how a
-                record holds its conversation (``sharegpt``, ``messages``, ``alpaca``, ``question``); ``auto``
-                recognizes both by the content.
+            format: how the file holds its records (``jsonl``, ``json``, ``csv``, ``parquet``, ``hf``, ``webdataset``)
+                or how a record holds its conversation (``sharegpt``, ``messages``, ``conversation``, ``texts``,
+                ``alpaca``, ``question``); ``auto`` recognizes both by the content.
             image_root: folder that image paths are relative to and may not lead out of; each file's own folder
                 unless given.
             require_answer: reject records without an assistant turn.
+            columns: which columns (fields) hold question, answer and images, for records of no known layout.
+            duplicates: records that share an id: ``keep`` all (the second is called ``ID#2``), keep the ``first``, or
+                ``reject`` all of them.
 
         Raises:
-            DataError: nothing there, an unknown format, or a file without records.
+            DataError: nothing there, an unknown format, a column that no record has, or a file without records.
         """
         if format != "auto" and format not in FORMATS and format not in LAYOUTS:
             raise DataError(f"unknown format {format!r}. Known: auto, {', '.join([*FORMATS, *LAYOUTS])}.")
@@ -71,11 +90,12 @@ class Pool:
         layout = format if format in LAYOUTS else None
         readers = []
         for source in sources:
-            if layout is None:
-                _check_some_layout(source)
             root = ImageRoot(Path(image_root) if image_root is not None else source.folder)
-            readers.append(RecordReader(root, layout, require_answer))
-        return cls(sources, readers)
+            names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
+            reader = RecordReader(root, layout, require_answer, columns, names_images)
+            _check_first_records(source, reader)
+            readers.append(reader)
+        return cls(sources, readers, duplicates)
 
     def __len__(self) -> int:
         return int(self._begins[-1])
@@ -91,11 +111,24 @@ class Pool:
         n, k = self.source_and_index(i)
         record = _record(self._opened(n), k)
         id = own_id(record)
-        first = None if id is None else self._ids.first_with_same_id(i)
+        if id is None:
+            return self.readers[n].sample(record, self._ids.content_id(i), i)
+        if self.duplicates != "keep":
+            self._refuse_duplicate(i, id)
+        return self.readers[n].sample(record, self._ids.unique_id(i, id), i)
+
+    def _refuse_duplicate(self, i: int, id: str) -> None:
+        first = self._ids.first_with_same_id(i)
         if first is not None:
             detail = f"id {id!r} at {self.record_name(i)} was already used at {self.record_name(first)}"
             raise BadRecord("duplicate_id", detail, "id")
-        return self.readers[n].sample(record, id or self._ids.content_id(i), i)
+        if self.duplicates == "reject" and self._ids.shares_id(i):
+            raise BadRecord("duplicate_id", f"id {id!r} at {self.record_name(i)} is used again later", "id")
+
+    @property
+    def shared_ids(self) -> tuple[int, int]:
+        """Number of ids that several records have, and of the records that have them."""
+        return self._ids.shared
 
     def read(self, positions: Iterable[int]) -> Iterator[tuple[int, Sample | BadRecord]]:
         """Each position with its sample, or with the reason why there is none; in the order of ``positions``.
@@ -130,7 +163,7 @@ class Pool:
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for source, reader in zip(self.sources, self.readers, strict=True):
-                digest.update(f"{source.name} {reader.layout}\n".encode())
+                digest.update(f"{source.name} {reader.layout} {reader.columns} {self.duplicates}\n".encode())
                 digest.update("".join(f"{file_key(file)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -194,21 +227,36 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     return [file for match in matched for file in _files(match)]
 
 
-def _check_some_layout(source: Source) -> None:
-    """Refuse a file without a conversation in its first records: that is a wrong file, not a few bad records."""
-    seen = ""
-    for i in islice(range(len(source)), 20):
+def _check_first_records(source: Source, reader: RecordReader) -> None:
+    """Refuse a file without a conversation in its first records: that is a wrong file, not a few bad records.
+
+    A mapping must name columns that these records have.
+    """
+    seen, names, readable = "", dict[str, None](), False
+    for i in islice(range(len(source)), FIRST_RECORDS):
         try:
             record = _record(source, i)
         except BadRecord as bad:
             seen = seen or bad.detail
             continue
-        if layout_of(record) is not None:
+        names |= dict.fromkeys(record)
+        readable = True
+        if reader.columns is None and (reader.layout is not None or layout_of(record) is not None):
             source.close()
             return
         seen = f"records have the fields {', '.join(record)}"
-    layouts = "; ".join(f"{name} ({', '.join(layout.fields)})" for name, layout in LAYOUTS.items())
-    raise DataError(
-        f"{source.path}: no known conversation in the first records: {seen[:300]}. Known layouts: {layouts}.",
-        source.path,
-    )
+    source.close()
+    if reader.columns is not None and readable:
+        check_columns(reader.columns, names, source.path)
+    elif reader.columns is None and reader.layout is None:
+        if isinstance(source, JsonLines) and len(source) == 1:
+            described = described_object(source.path)
+            if described != ONE_OBJECT:
+                raise DataError(f"{source.path}: {described}", source.path)
+        layouts = "; ".join(f"{name} ({', '.join(layout.fields)})" for name, layout in LAYOUTS.items())
+        way_out = f" Or say which columns are which, for example `{suggestion(names)}`." if readable else ""
+        raise DataError(
+            f"{source.path}: no known conversation in the first records: {seen[:300]}. Known layouts: {layouts}."
+            f"{way_out}",
+            source.path,
+        )

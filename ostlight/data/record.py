@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ostlight.data.formats.source import own_id
+from ostlight.config.schema import Columns
+from ostlight.data.formats.source import is_no_id, own_id
 from ostlight.data.images import ImageRoot
-from ostlight.data.layouts import LAYOUTS, Conversation, layout_of
+from ostlight.data.layouts import LAYOUTS, Conversation, Layout, layout_of
+from ostlight.data.mapping import suggestion, with_columns
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from ostlight.data.turns import LOSS_FLAGS, read_tools
 from ostlight.errors import BadRecord
 
 IMAGE_FIELDS = ("image", "images")
 MEDIA_FIELDS = ("audio", "audios", "video", "videos")
 NESTED_TAGS = ("tags", "meta")
+FILE_NAMES = ("file_name", "file_names")
+TOOL_FIELDS = ("tools", "functions")
+BOX_PLACEHOLDERS = ("<bbox>", "<ref-object>")
+"""Stand in a text for what the field ``objects`` holds (ms-swift); not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +32,15 @@ class RecordReader:
         root: folder of their images.
         layout: a name of ``LAYOUTS``; ``None`` recognizes it by each record's fields.
         require_answer: whether a record without an assistant turn is rejected.
+        columns: a configuration's mapping; ``None`` takes the fields of the layouts.
+        names_images: whether ``file_name`` names the image, as in the ``metadata`` file of a folder of images.
     """
 
     root: ImageRoot
     layout: str | None = None
     require_answer: bool = True
+    columns: Columns | None = None
+    names_images: bool = False
 
     def sample(self, record: Mapping[str, Any], id: str, position: int) -> Sample:
         """The record as a sample called ``id``; its images are checked when they are opened.
@@ -37,28 +48,59 @@ class RecordReader:
         Raises:
             BadRecord: the record cannot be used.
         """
-        if record.get("id") not in (None, "") and own_id(record) is None:
-            raise BadRecord.wrong_type("id", "text or a whole number", record["id"])
+        if not is_no_id(record.get("id")) and own_id(record) is None:
+            raise BadRecord.wrong_type("id", "text or a number", record["id"])
         for field in MEDIA_FIELDS:
             if record.get(field):
                 detail = f"the record has {field!r}; only text and images are read"
                 raise BadRecord("unsupported_media", detail, field)
-        layout = layout_of(record) if self.layout is None else LAYOUTS[self.layout]
-        if layout is None or layout.fields[0] not in record:
-            wanted = self.layout or ", ".join(LAYOUTS)
-            detail = f"no conversation (looked for: {wanted}) in the fields {', '.join(record)}"
-            raise BadRecord("bad_field", detail[:300])
+        for name in (flag + end for flag in LOSS_FLAGS for end in ("", "s")):
+            if isinstance(record.get(name), list | dict):
+                detail = f"{name!r} beside the turns is not read; write the flag into each turn, as one of "
+                raise BadRecord("bad_field", detail + ", ".join(LOSS_FLAGS), name)
+        record = self.canonical(record)
+        layout = self._layout(record)
         conversation = layout.read(record, self.require_answer)
         _check_answers(conversation.turns, self.require_answer)
+        if record.get("objects") and any(mark in turn.text for turn in conversation.turns for mark in BOX_PLACEHOLDERS):
+            detail = (
+                f"{' and '.join(BOX_PLACEHOLDERS)} stand for what 'objects' holds, which is not read; write it into "
+            )
+            raise BadRecord("unsupported_media", detail + "the text", "objects")
         turns = _with_placeholders(conversation)
         several = len(conversation.images) > 1
         images = tuple(
             self.root.find(image, f"images[{n}]" if several else "images")
             for n, image in enumerate(conversation.images)
         )
-        tags = _tags(record, layout.fields)
+        tools = next((tools for name in TOOL_FIELDS if (tools := read_tools(record.get(name)))), ())
+        tags = _tags(record, (*layout.fields, *TOOL_FIELDS) if tools else layout.fields)
         _check_unicode(id, *(turn.text for turn in turns), *tags, *tags.values())
-        return Sample(id, turns, images, tags, position)
+        return Sample(id, turns, images, tags, position, tools)
+
+    def canonical(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record with its conversation and images under the names that the layouts know.
+
+        Raises:
+            BadRecord: a mapped column holds what it cannot.
+        """
+        if self.names_images and not (record.get("image") or record.get("images")):
+            names = record.get("file_names") or record.get("file_name")
+            record = {**{k: v for k, v in record.items() if k not in FILE_NAMES}, "images": names}
+        return record if self.columns is None else with_columns(record, self.columns)
+
+    def _layout(self, record: Mapping[str, Any]) -> Layout:
+        if self.columns is not None:
+            return LAYOUTS["messages" if self.columns.messages is not None else "question"]
+        layout = layout_of(record) if self.layout is None else LAYOUTS[self.layout]
+        if layout is None or layout.fields[0] not in record:
+            wanted = self.layout or ", ".join(LAYOUTS)
+            detail = f"no conversation (looked for: {wanted}) in the fields {', '.join(record)}"
+            raise BadRecord("bad_field", f"{detail[:300]}; map them, for example {suggestion(record)}")
+        if layout.name == "question" and isinstance(record.get("answer"), int | float):
+            detail = f"'answer' is the number {record['answer']}; if it is the answer or the number of a choice, set "
+            raise BadRecord("bad_field", detail + suggestion(record), "answer")
+        return layout
 
 
 def _check_answers(turns: list[Turn], required: bool) -> None:
@@ -70,7 +112,7 @@ def _check_answers(turns: list[Turn], required: bool) -> None:
     if not turns:
         raise BadRecord("bad_field", "the conversation has no turn")
     for turn in answers:
-        if turn.trained and not turn.text.strip():
+        if turn.trained and not turn.text.strip() and not turn.tool_calls:
             raise BadRecord("empty_answer", f"assistant turn {answers.index(turn) + 1} of {len(answers)} is empty")
 
 
@@ -96,7 +138,7 @@ def _with_placeholders(conversation: Conversation) -> tuple[Turn, ...]:
             f"{placeholders} {IMAGE_PLACEHOLDER} placeholders but {count} images; write one for each, or none at all"
         )
         raise BadRecord("image_count", detail, "images")
-    question = Turn("user", f"{IMAGE_PLACEHOLDER}\n" * count + turns[first].text, turns[first].trained)
+    question = replace(turns[first], text=f"{IMAGE_PLACEHOLDER}\n" * count + turns[first].text)
     return (*turns[:first], question, *turns[first + 1 :])
 
 

@@ -81,7 +81,14 @@ def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
     """
     if data.path is None:
         raise ConfigError([f"{where}.path is missing"])
-    pool = Pool.open(data.path, format=data.format, image_root=data.image_root, require_answer=require_answer)
+    pool = Pool.open(
+        data.path,
+        format=data.format,
+        image_root=data.image_root,
+        require_answer=require_answer,
+        columns=data.columns,
+        duplicates=data.duplicates,
+    )
     if not len(pool):
         raise DataError(f"{where}.path: {data.path} holds no record")
     return pool

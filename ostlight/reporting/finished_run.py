@@ -161,7 +161,13 @@ class FinishedRun:
         try:
             if data.path is None:
                 raise DataError("the configuration names no pool")
-            return Pool.open(data.path, format=data.format, image_root=data.image_root)
+            return Pool.open(
+                data.path,
+                format=data.format,
+                image_root=data.image_root,
+                columns=data.columns,
+                duplicates=data.duplicates,
+            )
         except (OstlightError, OSError) as error:
             self.missing.append(f"Images and texts: the pool cannot be opened ({error}).")
             return None

@@ -51,7 +51,7 @@ class SelectorRunner:
         return load_config(
             {
                 "folder": str(self.folder),
-                "pool": {"path": str(self.pools.pool)},
+                "pool": {"path": str(self.pools.pool), "duplicates": "first"},
                 "anchors": {"path": str(self.pools.anchors), "group": "task"},
                 "proxy": model | {"warmup": {"fraction": 0}},
                 "target": model,

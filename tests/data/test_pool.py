@@ -117,7 +117,7 @@ def test_more_files_than_are_kept_open(jsonl: Callable, chat: Callable, tmp_path
     ("content", "shown"),
     [
         ("", "empty"),
-        ("id,question\n1,what", r"'id,question\\n1,what'.*jsonl, json, parquet, hf, webdataset"),
+        ("id,question\n1,what", r"'id,question\\n1,what'.*jsonl, json, parquet, hf, webdataset, csv"),
         ('{"data": [\n', r"'{\"data\": \[\\n'"),
         ("[]", r"\(json\)"),
         ('{"prompt": "a", "completion": "b"}', r"prompt, completion.*sharegpt \(conversations"),
@@ -141,8 +141,8 @@ def test_what_is_not_there_is_refused_by_name(tmp_path: Path, jsonl: Callable, c
         assert caught.value.path == (image_root or tmp_path / missing)
     with pytest.raises(DataError):
         Pool.open([])
-    with pytest.raises(DataError, match=r"'csv'.*auto, jsonl"):
-        Pool.open(path, format="csv")
+    with pytest.raises(DataError, match=r"'orc'.*auto, jsonl"):
+        Pool.open(path, format="orc")
 
 
 def test_a_named_format_reads_what_cannot_be_recognized(tmp_path: Path, chat: Callable) -> None:

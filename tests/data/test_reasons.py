@@ -69,7 +69,7 @@ CASES: list[tuple[str, str | None, str, Any]] = [  # reason, field, a value that
     ("bad_field", None, "'\\ud83d'", turns(("human", "Hi \ud83d"), ("gpt", "x"))),
     ("bad_field", None, "'\\udc00'", turns(("human", "Hi"), ("gpt", "x"), id="\udc00")),
     ("bad_field", "images", "", turns(("human", "<image>"), ("gpt", "x"), image="\ud83d.png")),
-    ("bad_field", "images", "str ''", turns(("human", "<image>"), ("gpt", "x"), image="")),
+    ("image_count", "images", "but 0 images", turns(("human", "<image>"), ("gpt", "x"), image="")),
     ("missing_image", "images", "aaaa", turns(("human", "<image>"), ("gpt", "x"), image="a" * 5000)),
     ("bad_role", "conversations[0].from", "'narrator'", turns(("narrator", "Once"), ("gpt", "x"))),
     ("unsupported_media", "videos", "videos", turns(("human", "<video>"), ("gpt", "x"), videos=["a.mp4"])),
@@ -111,7 +111,7 @@ def test_a_bad_record_is_rejected_with_its_reason_and_the_rest_goes_on(
 def test_a_later_record_with_a_used_id_names_both(jsonl: Callable, chat: Callable) -> None:
     first = jsonl(chat("a", "1", id="x"), chat("b", "2", id=7), name="a.jsonl")
     second = jsonl(chat("c", "3", id="y"), chat("d", "4", id="x"), chat("e", "5", id="7"), name="b.jsonl")
-    pool = Pool.open([first, second])
+    pool = Pool.open([first, second], duplicates="first")
     found = dict(pool.read(range(5)))
     assert [s.id for s in found.values() if isinstance(s, Sample)] == ["x", "7", "y"]
     assert [b.reason for b in found.values() if isinstance(b, BadRecord)] == ["duplicate_id"] * 2
@@ -198,17 +198,17 @@ def test_whatever_a_record_holds_it_is_a_sample_or_a_reason(images: Path, jsonl:
     rng = random.Random(0)
     shapes = ["conversations", "messages", "instruction", "question"]
     records = [{rng.choice(shapes): _anything(rng, 4), **_object(rng)} for _ in range(3000)]
-    pool = Pool.open(jsonl(GOOD, *records))
+    pool = Pool.open(jsonl(GOOD, *records), duplicates="first")
     found = [record for _, record in pool.read(range(len(pool)))]
     assert len(found) == 3001
     reasons = Counter(record.reason for record in found if isinstance(record, BadRecord))
     assert set(reasons) >= {"bad_field", "no_answer", "duplicate_id"}
 
-    unlabelled = Pool.open(pool.files, require_answer=False)
+    unlabelled = Pool.open(pool.files, require_answer=False, duplicates="first")
     good = [record for _, record in unlabelled.read(range(len(unlabelled))) if isinstance(record, Sample)]
     assert all(sample.turns for sample in good)
     write_subset(unlabelled, [sample.position for sample in good], images / "subset")
-    subset = Pool.open(images / "subset" / "pool.jsonl", require_answer=False)
+    subset = Pool.open(images / "subset" / "pool.jsonl", require_answer=False, duplicates="first")
     assert [record.turns for _, record in subset.read(range(len(subset)))] == [s.turns for s in good]  # type: ignore[union-attr]
 
 

@@ -39,7 +39,7 @@ def broken_pool(digits: Any, path: Path) -> Path:
 def test_kept_dropped_and_set_aside_are_all_there_is(settings, digits, tmp_path: Path, logged):
     pool = broken_pool(digits, tmp_path / "pool.parquet")
     config = settings(
-        pool={"path": str(pool)},
+        pool={"path": str(pool), "duplicates": "first"},
         selector={"name": "ost", "options": {"estimator": "first_order", "step_size": 0.1}},
     )
     selection = ostlight.select(config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from ostlight.data.formats.csv_table import CsvTable
 from ostlight.data.formats.hf_disk import HuggingFaceFolder
 from ostlight.data.formats.json_array import JsonArray
 from ostlight.data.formats.jsonl import JsonLines
@@ -13,11 +15,25 @@ from ostlight.data.formats.webdataset import WebDataset
 from ostlight.errors import DataError
 
 FORMATS: dict[str, type[Source]] = {
-    source.name: source for source in (JsonLines, JsonArray, Parquet, HuggingFaceFolder, WebDataset)
+    source.name: source for source in (JsonLines, JsonArray, Parquet, HuggingFaceFolder, WebDataset, CsvTable)
 }
 HEAD_BYTES = 1 << 16
+MAX_OBJECT_BYTES = 64 << 20
+ONE_OBJECT = "the file is one JSON object, where a JSON array or one object a line is expected"
 
-__all__ = ["FORMATS", "HuggingFaceFolder", "JsonArray", "JsonLines", "Parquet", "Source", "WebDataset", "open_source"]
+__all__ = [
+    "FORMATS",
+    "ONE_OBJECT",
+    "CsvTable",
+    "HuggingFaceFolder",
+    "JsonArray",
+    "JsonLines",
+    "Parquet",
+    "Source",
+    "WebDataset",
+    "described_object",
+    "open_source",
+]
 
 
 def open_source(path: Path, format: str | None = None) -> Source:
@@ -58,4 +74,33 @@ def _described(path: Path, head: bytes) -> str:
         return "the file is empty"
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "the file is compressed, so no record can be reached without unpacking all before it; unpack it first"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "the text is UTF-16; save it as UTF-8"
+    if head.lstrip().startswith(b"{"):
+        return described_object(path)
     return f"the format is unknown; the file begins {head[:60].decode('utf-8', 'replace')!r}"
+
+
+def described_object(path: Path) -> str:
+    """What to do with a file that is one JSON object where records are expected."""
+    with path.open("rb") as file:
+        content = file.read(MAX_OBJECT_BYTES)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        begin = repr(content[:60].decode("utf-8", "replace"))
+        return f"the file is neither one JSON array nor JSON lines; it begins {begin}"
+    entries = {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}
+    named = {name: entry for name, entry in entries.items() if isinstance(entry, dict) and entry.get("annotation")}
+    if named:  # InternVL's list of data sets
+        pools = [f"{{path: {e['annotation']}, image_root: {e.get('root')}}}" for e in named.values()]
+        listed = ", ".join(pools)[:600]
+        return (
+            f"the file is a list of data sets ({', '.join(named)[:200]}), no pool; name them in pool.path: [{listed}]"
+        )
+    lists = [
+        name for name, entry in entries.items() if isinstance(entry, list) and entry and isinstance(entry[0], dict)
+    ]
+    if lists:
+        return f"the file is one JSON object; save its list {lists[0]!r} as a file of its own"
+    return ONE_OBJECT

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ostlight.data.formats.source import RecordHashes, SpanSource
 
+FIRST_LINES = 20
+MAX_LINE_BYTES = 64 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -19,12 +21,17 @@ class JsonLines(SpanSource):
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
-        lines = [line for line in head.removeprefix(_BYTE_ORDER_MARK).splitlines() if line.strip()]
-        if not lines or not lines[0].lstrip().startswith(b"{"):
+        begin = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
+        if path.is_dir() or not begin or b"\0" in head[:1024]:
             return False
         if path.suffix in (".jsonl", ".ndjson"):
-            return True
-        return any(_is_object(line) for line in lines[:20])
+            return not begin.startswith(b"[") or _first_lines(path)[0] == "value"
+        kinds = _first_lines(path)
+        if path.suffix != ".json" and kinds[0] != "object":
+            return False
+        if begin.startswith(b"["):  # an array, unless the first line is a whole one and objects follow
+            return kinds[0] == "value" and "object" in kinds
+        return "object" in kinds
 
     def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
         position = 0
@@ -40,8 +47,18 @@ class JsonLines(SpanSource):
                     yield start, len(line)
 
 
-def _is_object(line: bytes) -> bool:
+def _first_lines(path: Path) -> list[str]:
+    """What each of the first lines holds: ``object``, another JSON ``value``, or ``text``; at least one."""
+    kinds: list[str] = []
+    with path.open("rb") as file:
+        while len(kinds) < FIRST_LINES and (line := file.readline(MAX_LINE_BYTES)):
+            if line.removeprefix(_BYTE_ORDER_MARK).strip():
+                kinds.append(_kind(line.removeprefix(_BYTE_ORDER_MARK)))
+    return kinds or ["text"]
+
+
+def _kind(line: bytes) -> str:
     try:
-        return isinstance(json.loads(line), dict)
+        return "object" if isinstance(json.loads(line), dict) else "value"
     except (ValueError, RecursionError):
-        return False
+        return "text"

@@ -25,7 +25,15 @@ def own_id(record: Any) -> str | None:
     value = record.get("id") if isinstance(record, dict) else None
     if isinstance(value, str):
         return value or None
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))  # how a table with a missing id spells a whole number
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and not is_no_id(value) else None
+
+
+def is_no_id(value: Any) -> bool:
+    """Whether the value of an ``id`` field says that there is none."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
 class RecordHashes:
@@ -40,9 +48,9 @@ class RecordHashes:
     def add(self, id: str | None, content: bytes = b"") -> None:
         """Add a record with this id, or, where it has none, with this content."""
         if id is None:
-            self._append(content, NO_ID)
+            self._append(_hash(content), NO_ID)
         else:
-            self._append(b"id\x1f" + id.encode("utf-8", "surrogatepass"), HAS_ID)
+            self._append(id_hash(id), HAS_ID)
 
     def add_json(self, raw: bytes) -> None:
         """Add a record that is a JSON object."""
@@ -54,18 +62,27 @@ class RecordHashes:
         except (ValueError, RecursionError):
             self.add_unreadable()
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes ``uint64 [records]`` and kinds ``uint8 [records]``."""
+        return np.frombuffer(self._hashes, np.uint64), np.frombuffer(self._kinds, np.uint8)
+
     def add_unreadable(self) -> None:
         """Add a record that cannot be read."""
         self._hashes.append(0)
         self._kinds.append(UNREADABLE)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes ``uint64 [records]`` and kinds ``uint8 [records]``."""
-        return np.frombuffer(self._hashes, np.uint64), np.frombuffer(self._kinds, np.uint8)
-
-    def _append(self, data: bytes, kind: int) -> None:
-        self._hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"))
+    def _append(self, hash: int, kind: int) -> None:
+        self._hashes.append(hash)
         self._kinds.append(kind)
+
+
+def id_hash(id: str) -> int:
+    """64-bit hash of a record's own id."""
+    return _hash(b"id\x1f" + id.encode("utf-8", "surrogatepass"))
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ostlight.benchmarking.plan import plan_runs
-from ostlight.config.budget import Budget
+from ostlight.config.budget import SOURCE, Budget
 from ostlight.config.schema import Config, SelectorChoice, Training
 from ostlight.data.sample import Sample
 from ostlight.errors import DataError
@@ -110,7 +110,10 @@ class Experiment:
         tag = budget.stratify_by
         strata = {s.position: s.tags.get(tag, "") if tag else "" for s in self.samples}
         sizes = Counter(strata.values())
-        remaining = {stratum: share.size(sizes[stratum]) for stratum, share in budget.shares(dict(sizes)).items()}
+        factors = self.config.pool.weights if tag == SOURCE else {}
+        weights = {stratum: size * factors.get(stratum, 1.0) for stratum, size in sizes.items()} if factors else None
+        shares = budget.shares(dict(sizes), weights=weights)
+        remaining = {stratum: share.size(sizes[stratum]) for stratum, share in shares.items()}
         clean = np.array([s.position for s in self.samples if s.id not in self.defect_labels])
         positions = []
         for position in np.random.default_rng(seed).permutation(clean).tolist():

@@ -63,8 +63,17 @@ def bind(
         if not any(path.startswith(problem.split()[0].rstrip(":")) for path in problems)
     ]
     if problems or rules:
-        raise ConfigError([*problems.values(), *rules], source)
+        raise ConfigError([*_innermost(problems), *rules], source)
     return settings
+
+
+def _innermost(problems: Mapping[str, str]) -> list[str]:
+    """The messages, without those for a value as a whole of which a part is named too: it may be of several types."""
+    return [
+        message
+        for path, message in problems.items()
+        if not any(other.startswith((f"{path}.", f"{path}[")) for other in problems if path)
+    ]
 
 
 def _rule_violations(settings: Any, where: str = "") -> Iterator[str]:
@@ -115,11 +124,18 @@ def hints_of(schema: type) -> dict[str, Any]:
 
 def dataclass_in(hint: Any) -> Any:
     """The dataclass that ``hint`` is or holds: ``X``, ``X | None``, ``list[X]``; ``None`` where there is none."""
-    return next((m for m in _members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
+    return next((m for m in _nested(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
     return hint, *typing.get_args(hint)
+
+
+def _nested(hint: Any) -> Iterator[Any]:
+    """The hint and all in it, at any depth (``list[str | X] | None``)."""
+    yield hint
+    for part in typing.get_args(hint):
+        yield from _nested(part)
 
 
 @cache

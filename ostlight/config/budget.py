@@ -29,6 +29,9 @@ class Scored(Protocol):
 DEFAULT_FRACTION = 0.2
 """The share at which arXiv 2605.07488 found the largest gain for equal steps."""
 
+SOURCE = "source"
+"""Tag that the pieces of a pool give to their records; a piece's weight changes its share of a budget by this tag."""
+
 ANCHOR_GROUP, GRADIENT_CLUSTER = "anchors.group", "gradients.cluster"
 """Values of ``Budget.stratify_by`` that are not tags; see ``ostlight.selection.strata``."""
 

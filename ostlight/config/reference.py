@@ -45,7 +45,11 @@ def settings_reference(schema: type = Config, prefix: str = "") -> Iterator[Sett
             description = descriptions.get(f.name) or inspect.cleandoc(section.__doc__ or "").partition("\n")[0]
             yield Setting(key, default, allowed_values(hint), description)
         if section is not None:
-            yield from settings_reference(section, f"{key}[]." if typing.get_origin(hint) is list else f"{key}.")
+            yield from settings_reference(section, f"{key}[]." if _has_list(hint) else f"{key}.")
+
+
+def _has_list(hint: Any) -> bool:
+    return list in (typing.get_origin(member) for member in (hint, *typing.get_args(hint)))
 
 
 def _descriptions(schema: type) -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from ostlight.config.budget import Budget
+from ostlight.config.budget import SOURCE, Budget
 from ostlight.config.digitmath import DigitMath
 
 Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed"]
@@ -58,11 +58,36 @@ class Columns:
 
 
 @dataclass
+class Piece:
+    """One piece of a pool that lies in several places.
+
+    Attributes:
+        path: file, folder of files, or glob.
+        image_root: folder of its images; by default that of the whole, or else the folder of each file.
+        source: its records get this tag ``source``, in the place of their own.
+        weight: makes its share of a budget larger or smaller than its share of the pool, by this factor; needs
+            ``budget.stratify_by=source`` and a ``source``.
+    """
+
+    path: str = ""
+    image_root: str | None = None
+    source: str | None = None
+    weight: Positive | None = None
+
+    def problems(self) -> Iterator[str]:
+        if not self.path:
+            yield "path is missing: name a file, folder or glob"
+        if self.weight is not None and self.source is None:
+            yield "weight needs a name for what it weighs; set `source` beside it"
+
+
+@dataclass
 class Data:
     """Where samples are read from.
 
     Attributes:
-        path: file, folder of files, or glob.
+        path: file, folder of files, or glob; or a list of them, each with settings of its own where that is needed
+            (``{path, image_root, source, weight}``). Of a clone of a data set of the hub, the training split is read.
         format: file format (``jsonl``, ``json``, ``csv``, ``parquet``, ``hf``, ``webdataset``) or record layout
             (``sharegpt``, ``messages``, ``conversation``, ``texts``, ``alpaca``, ``question``); ``auto`` recognizes
             both by the content.
@@ -72,11 +97,31 @@ class Data:
             ``reject`` all of them.
     """
 
-    path: str | None = None
+    path: str | list[str | Piece] | None = None
     format: str = "auto"
     image_root: str | None = None
     columns: Columns | None = None
     duplicates: Duplicates = "keep"
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What ``path`` names, each with its image root."""
+        named = self.path if isinstance(self.path, list) else [self.path] if self.path is not None else []
+        pieces = [piece if isinstance(piece, Piece) else Piece(piece) for piece in named]
+        return [replace(piece, image_root=piece.image_root or self.image_root) for piece in pieces]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of pieces, by source."""
+        return {p.source: p.weight for p in self.pieces if p.source is not None and p.weight is not None}
+
+    def problems(self) -> Iterator[str]:
+        if self.path == []:
+            yield "path is an empty list; name at least one file"
+        weights: dict[str | None, float | None] = {}
+        for piece in self.pieces:
+            if weights.setdefault(piece.source, piece.weight) != piece.weight:
+                yield f"path: pieces of the source {piece.source!r} have different weights; give them one"
 
 
 @dataclass
@@ -358,12 +403,27 @@ class Config:
             yield f"name must be a plain folder name; got {self.name!r}"
         if self.digitmath is None and self.pool.path is None:
             yield "pool.path is missing: name your data there, or add `digitmath: {}` for the built-in pool"
+        yield from self._weight_problems()
         steps = self.target.training.steps
         if self.benchmark is not None and "equal_epochs" in self.benchmark.protocols and steps is not None:
             yield (
                 f"benchmark.protocols: equal_epochs needs epochs, but target.training.steps={steps} fixes the steps; "
                 "set target.training.epochs instead, or drop equal_epochs"
             )
+
+    def _weight_problems(self) -> Iterator[str]:
+        for name in ("anchors", "dev", "test"):
+            if getattr(self, name).weights:
+                yield f"{name}.path: only the pieces of the pool have a weight; leave it out"
+        budgets = {"budget": self.budget} if self.benchmark is None else {}
+        if self.benchmark is not None:
+            budgets = {f"benchmark.budgets[{k}]": budget for k, budget in enumerate(self.benchmark.budgets)}
+        for where, budget in budgets.items():
+            if self.pool.weights and (budget.stratify_by != SOURCE or budget.threshold is not None):
+                yield (
+                    f"{where} has no share for each source, so the weights in pool.path have no effect; set "
+                    f"{where}.stratify_by={SOURCE} with a fraction, count or tokens, or leave the weights out"
+                )
 
 
 def _repeated(values: Sequence[Any]) -> list[Any]:

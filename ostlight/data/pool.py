@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ostlight.config.schema import Columns, Duplicates
+from ostlight.config.schema import Columns, Duplicates, Piece
 from ostlight.data.file_key import file_key
+from ostlight.data.files import files_of
 from ostlight.data.formats import (
     FORMATS,
     ONE_OBJECT,
@@ -32,8 +32,6 @@ from ostlight.data.record import RecordReader
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError, rejecting
 
-SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar"})
-NOT_DATA = frozenset({"dataset_info.json"})
 OPEN_FILES = 8
 METADATA = "metadata"
 """Name (without suffix) of the file that describes a folder of images, by their ``file_name``."""
@@ -57,7 +55,7 @@ class Pool:
     @classmethod
     def open(
         cls,
-        path: str | Path | Sequence[str | Path],
+        path: str | Path | Sequence[str | Path | Piece],
         *,
         format: str = "auto",
         image_root: str | Path | None = None,
@@ -68,7 +66,8 @@ class Pool:
         """Index the files.
 
         Args:
-            path: a file, a folder of files, a ``save_to_disk`` folder, a pattern (``data/*.jsonl``), or a list of them.
+            path: a file, a folder of files, a ``save_to_disk`` folder, a clone of a data set of the hub, a pattern
+                (``data/*.jsonl``), or a list of them, as ``Piece`` where one has an image root or a source of its own.
             format: how the file holds its records (``jsonl``, ``json``, ``csv``, ``parquet``, ``hf``, ``webdataset``)
                 or how a record holds its conversation (``sharegpt``, ``messages``, ``conversation``, ``texts``,
                 ``alpaca``, ``question``); ``auto`` recognizes both by the content.
@@ -84,17 +83,20 @@ class Pool:
         """
         if format != "auto" and format not in FORMATS and format not in LAYOUTS:
             raise DataError(f"unknown format {format!r}. Known: auto, {', '.join([*FORMATS, *LAYOUTS])}.")
-        if image_root is not None and not Path(image_root).is_dir():
-            raise DataError(f"image root {image_root} is not a folder", image_root)
-        sources = [open_source(file, format if format in FORMATS else None) for file in _files(path)]
         layout = format if format in LAYOUTS else None
-        readers = []
-        for source in sources:
-            root = ImageRoot(Path(image_root) if image_root is not None else source.folder)
-            names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
-            reader = RecordReader(root, layout, require_answer, columns, names_images)
-            _check_first_records(source, reader)
-            readers.append(reader)
+        sources, readers = [], []
+        for piece in _pieces(path):
+            folder = piece.image_root or image_root
+            if folder is not None and not Path(folder).is_dir():
+                raise DataError(f"image root {folder} is not a folder", folder)
+            for file in files_of(piece.path):
+                source = open_source(file, format if format in FORMATS else None)
+                root = ImageRoot(Path(folder) if folder is not None else source.folder)
+                names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
+                reader = RecordReader(root, layout, require_answer, columns, names_images, piece.source)
+                _check_first_records(source, reader)
+                sources.append(source)
+                readers.append(reader)
         return cls(sources, readers, duplicates)
 
     def __len__(self) -> int:
@@ -163,7 +165,8 @@ class Pool:
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for source, reader in zip(self.sources, self.readers, strict=True):
-                digest.update(f"{source.name} {reader.layout} {reader.columns} {self.duplicates}\n".encode())
+                how = f"{source.name} {reader.layout} {reader.columns} {reader.source} {self.duplicates}"
+                digest.update(f"{how}\n".encode())
                 digest.update("".join(f"{file_key(file)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -204,27 +207,12 @@ def _record(source: Source, i: int) -> dict[str, Any]:
         return source.record(i)
 
 
-def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """All files that ``path`` names, in a fixed order."""
-    if not isinstance(path, str | Path):
-        if not path:
-            raise DataError("the list of pool files is empty")
-        return [file for one in path for file in _files(one)]
-    one = Path(path)
-    if one.is_file() or HuggingFaceFolder.recognizes(one, b""):
-        return [one]
-    if one.is_dir():
-        if (one / "dataset_dict.json").is_file():
-            splits = ", ".join(sorted(p.name for p in one.iterdir() if p.is_dir()))
-            raise DataError(f"{one} holds several splits ({splits}); name one of these folders", one)
-        found = sorted(p for p in one.iterdir() if p.suffix in SUFFIXES and p.name not in NOT_DATA and p.is_file())
-        if not found:
-            raise DataError(f"{one} holds no file ending in {', '.join(sorted(SUFFIXES))}", one)
-        return found
-    matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-    if not matched:
-        raise DataError(f"{path} does not exist", path)
-    return [file for match in matched for file in _files(match)]
+def _pieces(path: str | Path | Sequence[str | Path | Piece]) -> list[Piece]:
+    """What ``path`` names, in a fixed order."""
+    listed = [path] if isinstance(path, str | Path) else path
+    if not listed:
+        raise DataError("the list of pool files is empty")
+    return [one if isinstance(one, Piece) else Piece(str(one)) for one in listed]
 
 
 def _check_first_records(source: Source, reader: RecordReader) -> None:

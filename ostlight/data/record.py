@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ostlight.config.budget import SOURCE
 from ostlight.config.schema import Columns
 from ostlight.data.formats.source import is_no_id, own_id
 from ostlight.data.images import ImageRoot
@@ -34,6 +35,7 @@ class RecordReader:
         require_answer: whether a record without an assistant turn is rejected.
         columns: a configuration's mapping; ``None`` takes the fields of the layouts.
         names_images: whether ``file_name`` names the image, as in the ``metadata`` file of a folder of images.
+        source: the tag ``source`` of all records, in the place of their own; ``None`` leaves theirs.
     """
 
     root: ImageRoot
@@ -41,6 +43,7 @@ class RecordReader:
     require_answer: bool = True
     columns: Columns | None = None
     names_images: bool = False
+    source: str | None = None
 
     def sample(self, record: Mapping[str, Any], id: str, position: int) -> Sample:
         """The record as a sample called ``id``; its images are checked when they are opened.
@@ -75,6 +78,8 @@ class RecordReader:
         )
         tools = next((tools for name in TOOL_FIELDS if (tools := read_tools(record.get(name)))), ())
         tags = _tags(record, (*layout.fields, *TOOL_FIELDS) if tools else layout.fields)
+        if self.source is not None:
+            tags[SOURCE] = self.source
         _check_unicode(id, *(turn.text for turn in turns), *tags, *tags.values())
         return Sample(id, turns, images, tags, position, tools)
 

@@ -26,8 +26,9 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
     Records of one file are written in the order of ``positions`` (so a curriculum survives within a file); records
     of different files stay apart, under the names their files have. Parquet and ``save_to_disk`` records keep
     schema and values. Images named by a path relative to the image root are hard-linked, or copied where that
-    cannot be, so that the same path holds in ``folder``; absolute paths stay as they are. Beside JSON and JSON
-    lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry, and a
+    cannot be, so that the same path holds in ``folder``; absolute paths stay as they are. Files of a pool with several
+    image roots go to ``piece-1``, ``piece-2``, ... with their images, so that equal names stay apart. Beside JSON and
+    JSON lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry, and a
     line in the log says why.
 
     Returns:
@@ -43,7 +44,8 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
     kept: dict[int, list[int]] = {}
     for i in positions:
         kept.setdefault(pool.source_and_index(int(i))[0], []).append(int(i))
-    targets = _targets(pool.sources, folder)
+    bases = _bases(pool, folder)
+    targets = _targets(pool.sources, bases)
     for source in pool.sources:
         if any(target.resolve() == source.path.resolve() for target in targets):
             raise DataError(
@@ -55,7 +57,7 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         source, target = pool.sources[n], targets[n]
         beside = target if isinstance(source, HuggingFaceFolder) else target.parent
         root = pool.readers[n].root
-        _link_images(pool, kept[n], root, beside if root.folder == source.folder else folder)
+        _link_images(pool, kept[n], root, beside if root.folder == source.folder else bases[n])
         indices = [pool.source_and_index(i)[1] for i in kept[n]]
         source.write(indices, target)
         written.append(target)
@@ -73,10 +75,22 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
     return written
 
 
-def _targets(sources: list[Source], folder: Path) -> list[Path]:
-    """Where each file is written: its path below the folder common to all, in ``folder``."""
+def _bases(pool: Pool, folder: Path) -> list[Path]:
+    """The folder each file is written below: one for each image root, where the pool has several."""
+    roots = [
+        None if reader.root.folder == source.folder else reader.root.folder
+        for source, reader in zip(pool.sources, pool.readers, strict=True)
+    ]
+    named = list(dict.fromkeys(root for root in roots if root is not None))
+    if len(set(roots)) == 1:
+        return [folder] * len(roots)
+    return [folder if root is None else folder / f"piece-{named.index(root) + 1}" for root in roots]
+
+
+def _targets(sources: list[Source], bases: list[Path]) -> list[Path]:
+    """Where each file is written: its path below the folder common to all, in its base."""
     common = os.path.commonpath([source.path.parent.absolute() for source in sources])
-    targets = [folder / source.path.absolute().relative_to(common) for source in sources]
+    targets = [base / source.path.absolute().relative_to(common) for source, base in zip(sources, bases, strict=True)]
     if len(set(targets)) != len(targets):
         raise DataError("the pool names the same file twice; name it once")
     return targets

@@ -60,9 +60,10 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
 def _refuse_missing(config: Config) -> None:
     named = {"pool": config.pool, "anchors": config.anchors, "dev": config.dev, "test": config.test}
     problems = [
-        f"{name}.path: {data.path} does not exist (looked in {Path.cwd()})"
+        f"{name}.path: {piece.path} does not exist (looked in {Path.cwd()})"
         for name, data in named.items()
-        if data.path is not None and not Path(data.path).exists() and not glob.glob(data.path, recursive=True)
+        for piece in data.pieces
+        if not Path(piece.path).exists() and not glob.glob(piece.path, recursive=True)
     ]
     if problems:
         raise ConfigError(problems)
@@ -82,7 +83,7 @@ def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
     if data.path is None:
         raise ConfigError([f"{where}.path is missing"])
     pool = Pool.open(
-        data.path,
+        data.pieces,
         format=data.format,
         image_root=data.image_root,
         require_answer=require_answer,

@@ -60,6 +60,7 @@ def _selection_context(
         note,
         config.seed,
         config.anchors.group,
+        config.pool.weights,
     )
 
 

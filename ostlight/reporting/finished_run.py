@@ -162,7 +162,7 @@ class FinishedRun:
             if data.path is None:
                 raise DataError("the configuration names no pool")
             return Pool.open(
-                data.path,
+                data.pieces,
                 format=data.format,
                 image_root=data.image_root,
                 columns=data.columns,
@@ -198,7 +198,11 @@ class FinishedRun:
             built: Path = getattr(Files.in_folder(self.path / "data"), name)
             return replace(data, path=str(built)) if built.exists() else data
         root = data.image_root
-        return replace(data, path=self._resolve(data.path), image_root=None if root is None else self._resolve(root))
+        located = [replace(p, path=self._resolve(p.path), image_root=self._resolved(p.image_root)) for p in data.pieces]
+        return replace(data, path=list(located), image_root=self._resolved(root))
+
+    def _resolved(self, path: str | None) -> str | None:
+        return None if path is None else self._resolve(path)
 
     def _resolve(self, path: str) -> str:
         """A path of the configuration as seen from here, or from a folder above the run; unchanged if in none."""
@@ -208,11 +212,11 @@ class FinishedRun:
     @cached_property
     def defect_labels(self) -> dict[str, str]:
         """Defect by sample id, ``clean`` for those without one; empty where the run has no such table."""
-        benchmark, pool = self.config.benchmark, self.config.pool.path
+        benchmark, pool = self.config.benchmark, self.config.pool.pieces
         if benchmark and benchmark.defect_labels:
             files = [Path(self._resolve(benchmark.defect_labels))]
         else:
-            folders = [self.path / "data", *([Path(self._resolve(pool)).parent] if pool else [])]
+            folders = [self.path / "data", *(Path(self._resolve(piece.path)).parent for piece in pool)]
             files = [folder / "defect_labels.parquet" for folder in folders]
         file = next(filter(Path.is_file, files), None)
         rows = pq.read_table(file, columns=["id", "defect"]).to_pylist() if file else []

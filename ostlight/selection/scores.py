@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class SelectionContext:
         note: stores a named fact of the selection, plain data, in the cost log and for the report.
         seed: the run's seed.
         group_tag: the tag by which anchors are grouped; ``None`` where the configuration names none.
+        source_weights: factors by which the pool's pieces get a larger or smaller share of a budget, by their source.
     """
 
     trial: Callable[[np.ndarray, int, int | None], float] | None
@@ -55,6 +56,7 @@ class SelectionContext:
     note: Callable[[str, Any], None]
     seed: int
     group_tag: str | None = None
+    source_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scores:
@@ -255,17 +257,18 @@ def _schema_conflict(parts: Sequence[Path], tables: Sequence[pa.Table]) -> str:
     """The first column whose type differs between shards, and where, as a message."""
     first_seen: dict[str, tuple[pa.DataType, Path]] = {}
     for path, table in zip(parts, tables, strict=True):
-        for field in table.schema:
-            dtype, first = first_seen.setdefault(field.name, (field.type, path))
+        for column in table.schema:
+            dtype, first = first_seen.setdefault(column.name, (column.type, path))
             try:
-                pa.unify_schemas([pa.schema([(field.name, dtype)]), pa.schema([field])], promote_options="permissive")
+                pa.unify_schemas([pa.schema([(column.name, dtype)]), pa.schema([column])], promote_options="permissive")
             except pa.ArrowException:
+                found = f"{dtype} in {first.name} and {column.type} in {path.name}"
                 return (
-                    f"{path.parent}: column {field.name!r} is {dtype} in {first.name} and {field.type} in {path.name}; "
+                    f"{path.parent}: column {column.name!r} is {found}; "
                     "return the same type for every batch from the selector's score"
                 )
             if pa.types.is_null(dtype):
-                first_seen[field.name] = field.type, path
+                first_seen[column.name] = column.type, path
     return f"{parts[0].parent}: the shards do not fit together"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, Budget
+from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, SOURCE, Budget
 from ostlight.errors import DataError
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import gradient_clusters
@@ -31,8 +31,11 @@ class Strata:
     weights: Mapping[str, float] | None = None
 
     @classmethod
-    def of(cls, scores: Scores, stratify_by: str) -> Strata:
+    def of(cls, scores: Scores, stratify_by: str, in_tokens: bool = False) -> Strata:
         """The strata that ``budget.stratify_by`` names.
+
+        Args:
+            in_tokens: whether the budget counts tokens; weights of the pool's pieces change shares of these.
 
         Raises:
             DataError: a tag no sample has, or a column the scores lack; says what to do.
@@ -43,10 +46,11 @@ class Strata:
         if stratify_by == GRADIENT_CLUSTER:
             return cls._by_cluster(scores)
         try:
-            return cls(scores.tag(stratify_by))
+            labels = scores.tag(stratify_by)
         except DataError as error:
             others = f"it also takes {ANCHOR_GROUP} and {GRADIENT_CLUSTER}"
             raise DataError(f"budget.stratify_by={stratify_by}: {error}; {others}") from error
+        return cls(labels, _source_weights(scores, labels, in_tokens) if stratify_by == SOURCE else None)
 
     @classmethod
     def _by_anchor_group(cls, scores: Scores) -> Strata:
@@ -75,6 +79,17 @@ class Strata:
             return cls(np.empty(0, dtype=object))
         found = gradient_clusters(scores.column("alignment"), scores.column("phi"), min(CLUSTERS, len(scores)))
         return cls(found.astype(str).astype(object))
+
+
+def _source_weights(scores: Scores, labels: np.ndarray, in_tokens: bool) -> dict[str, float] | None:
+    """The size of each source times the weight of its piece; ``None`` where no piece has a weight."""
+    factors = scores.context.source_weights if scores.in_run else {}
+    if not factors:
+        return None
+    sizes: Counter[str] = Counter()
+    for label, size in zip(labels, scores.tokens if in_tokens else np.ones(len(scores), dtype=int), strict=True):
+        sizes[label] += int(size)
+    return {label: size * factors.get(label, 1.0) for label, size in sizes.items()}
 
 
 def _need(scores: Scores, stratify_by: str, *columns: str) -> None:
@@ -106,7 +121,7 @@ def select_per_stratum(
             first.
     """
     assert budget.stratify_by is not None, "called for stratified budgets"
-    return select_from(Strata.of(scores, budget.stratify_by), scores, budget, select)
+    return select_from(Strata.of(scores, budget.stratify_by, budget.tokens is not None), scores, budget, select)
 
 
 def select_from(

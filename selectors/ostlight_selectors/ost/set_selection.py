@@ -60,6 +60,6 @@ def set_constraints(scores: Scores, budget: Budget) -> Constraints:
     costs = scores.tokens if budget.tokens is not None else None
     total = budget.tokens if budget.tokens is not None else budget.size(len(scores))
     if budget.stratify_by is not None:
-        strata = Strata.of(scores, budget.stratify_by)
+        strata = Strata.of(scores, budget.stratify_by, costs is not None)
         return stratified_constraints(strata.labels, total, costs, strata.weights)
     return Constraints.count(total, len(scores)) if costs is None else Constraints.tokens(total, costs)

@@ -1,0 +1,155 @@
+"""The files that a path names: a file, a folder of files, a pattern, or a clone of a data set of the hub."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ostlight.data.formats import HuggingFaceFolder
+from ostlight.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar"})
+NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json"})
+CARD, DATA, TRAIN = "README.md", "data", "train"
+
+_SPLITS = {
+    TRAIN: ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Splits by the words in names of files and folders, as the hub's own rules have them."""
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """Returns all files that ``path`` names, in a fixed order.
+
+    Of a clone of the hub, these are the files of the ``train`` split, or of the only one there is; the log names the
+    splits left out. Which files belong to it is read from the card (``README.md``) or from their names.
+
+    Raises:
+        DataError: nothing is there, or several splits or configurations of which none goes before the others.
+    """
+    one = Path(path)
+    if one.is_file() or HuggingFaceFolder.recognizes(one, b""):
+        return [one]
+    if one.is_dir():
+        return _files_in(one)
+    matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    if not matched:
+        raise DataError(f"{path} does not exist", path)
+    return [file for match in matched for file in files_of(match)]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        raise DataError(f"{folder} holds several splits ({splits}); name one of these folders", folder)
+    card = _card(folder)
+    if card.get("configs"):
+        return _of_split(folder, _described_splits(folder, card["configs"]))
+    found = sorted(p for p in folder.iterdir() if _is_data(p))
+    if not found and (folder / DATA).is_dir():
+        return _of_split(folder, _named_splits(folder, (folder / DATA).rglob("*")))
+    if not found and card:
+        return _of_split(folder, _named_splits(folder, folder.rglob("*")))
+    if not found:
+        raise DataError(f"{folder} holds no file ending in {', '.join(sorted(SUFFIXES))}", folder)
+    return found
+
+
+def _is_data(file: Path) -> bool:
+    return file.suffix in SUFFIXES and file.name not in NOT_DATA and file.is_file()
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The settings at the beginning of the data set's card; none where there is no card, or it has none."""
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    try:
+        settings = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError as error:
+        raise DataError(f"{folder / CARD}: its first lines are not YAML: {error}", folder) from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _described_splits(folder: Path, configs: Any) -> dict[str, list[Path]]:
+    """The files of each split, as the card describes them."""
+    named = {str(c.get("config_name", "default")): c for c in configs if isinstance(c, dict)}
+    default = [name for name, config in named.items() if config.get("default")] or [n for n in named if n == "default"]
+    if len(named) != 1 and not default:
+        listed = "; ".join(f"{name}: {', '.join(_patterns(c))[:100]}" for name, c in named.items())
+        raise DataError(
+            f"{folder} holds several configurations ({listed}); name the files of one, as {folder}/PATTERN", folder
+        )
+    config = named[default[0] if default else next(iter(named))]
+    if len(named) > 1:
+        log.info(f"{folder}: the configuration {default[0]!r} is read, of {', '.join(named)}")
+    splits: dict[str, list[Path]] = {}
+    for split, patterns in _entries(config):
+        for pattern in patterns:
+            if pattern.startswith("/") or ".." in Path(pattern).parts:
+                raise DataError(f"{folder / CARD}: the pattern {pattern!r} leads out of the folder", folder)
+            files = sorted(p for p in folder.glob(pattern) if p.is_file())
+            if not files:
+                raise DataError(f"{folder / CARD} names {pattern!r}, and no such file is there; fetch it", folder)
+            splits.setdefault(split, []).extend(files)
+    return splits or _named_splits(folder, (folder / str(config.get("data_dir", "."))).rglob("*"))
+
+
+def _entries(config: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Split and patterns of each entry of ``data_files``, which may be a pattern, a list, or a mapping by split."""
+    listed = config.get("data_files")
+    if isinstance(listed, dict):
+        listed = [{"split": split, "path": path} for split, path in listed.items()]
+    for entry in listed if isinstance(listed, list) else [listed] if listed else []:
+        split, path = (entry.get("split", TRAIN), entry.get("path")) if isinstance(entry, dict) else (TRAIN, entry)
+        yield str(split), [str(one) for one in (path if isinstance(path, list) else [path])]
+
+
+def _patterns(config: dict[str, Any]) -> list[str]:
+    return [pattern for _, patterns in _entries(config) for pattern in patterns] or [str(config.get("data_dir", ""))]
+
+
+def _named_splits(folder: Path, files: Iterator[Path]) -> dict[str, list[Path]]:
+    """The files of each split, by the words in their names and in those of their folders."""
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        parts = file.relative_to(folder).parts
+        if _is_data(file) and not any(part.startswith(".") for part in parts):
+            splits.setdefault(_split_of(parts), []).append(file)
+    if not splits:
+        raise DataError(f"{folder} holds no file ending in {', '.join(sorted(SUFFIXES))}", folder)
+    return splits
+
+
+def _split_of(parts: tuple[str, ...]) -> str:
+    if parts[0] == DATA and (shard := re.match(r"(.+)-\d{5}-of-\d{5}", parts[-1])):
+        return shard[1]
+    for part in reversed(parts):
+        words = set(re.split(r"[-._ \d]+", part.lower()))
+        for split, names in _SPLITS.items():
+            if words.intersection(names):
+                return split
+    return TRAIN
+
+
+def _of_split(folder: Path, splits: dict[str, list[Path]]) -> list[Path]:
+    """The files of the ``train`` split, or of the only one."""
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    others = ", ".join(f"{name} ({files[0].relative_to(folder)} ...)" for name, files in splits.items())
+    if TRAIN not in splits:
+        raise DataError(f"{folder} holds several splits: {others}; name the files of one, as {folder}/PATTERN", folder)
+    log.info(f"{folder}: the split {TRAIN!r} is read, of {others}")
+    return splits[TRAIN]

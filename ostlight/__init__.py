@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from ostlight.selection.scores import Scores
     from ostlight.selection.selector import Selector
 
-# Imported on first use: `import ostlight` stays fast, and the influence library works without the rest.
+# Imported on first use: `import ostlight` stays fast, and the influence library works without the rest. For the same
+# reason a stage is imported after its configuration was checked.
 _MODULES = {
     "Batch": "ostlight.models.batch",
     "Budget": "ostlight.config.budget",
@@ -78,44 +79,50 @@ __all__ = [
 def validate(config: Source, *overrides: str) -> Validation:
     """Checks a configuration against its data and models and estimates what the run will cost; trains nothing."""
     from ostlight.config import load_config
+
+    loaded = load_config(config, *overrides)
     from ostlight.pipeline.validate import validate as check
 
-    return check(load_config(config, *overrides))
+    return check(loaded)
 
 
 def select(config: Source, *overrides: str) -> Selection:
     """Scores the pool, selects within the budget and writes the subset (``ostlight.pipeline.select``)."""
-    from ostlight.pipeline.command import command
-    from ostlight.pipeline.select import select as stage
+    from ostlight.pipeline.command import after_select, command
 
-    with command(config, overrides, lambda _: "train") as loaded:
+    with command(config, overrides, after_select) as loaded:
+        from ostlight.pipeline.select import select as stage
+
         return stage(loaded)
 
 
 def train(config: Source, *overrides: str) -> Path:
     """Trains the target on the selected subset and returns its folder (``ostlight.pipeline.train``)."""
     from ostlight.pipeline.command import after_train, command
-    from ostlight.pipeline.train import train as stage
 
     with command(config, overrides, after_train) as loaded:
+        from ostlight.pipeline.train import train as stage
+
         return stage(loaded)
 
 
 def evaluate(config: Source, *overrides: str) -> Result:
     """Returns the accuracy of the trained target on the test set (``ostlight.pipeline.evaluate``)."""
     from ostlight.pipeline.command import command
-    from ostlight.pipeline.evaluate import evaluate as stage
 
     with command(config, overrides, lambda _: "report") as loaded:
+        from ostlight.pipeline.evaluate import evaluate as stage
+
         return stage(loaded)
 
 
 def benchmark(config: Source, *overrides: str) -> list[ResultRow]:
     """Compares selectors and returns the rows of the table (``ostlight.benchmarking.benchmark``)."""
-    from ostlight.benchmarking.benchmark import benchmark as stage
     from ostlight.pipeline.command import command
 
     with command(config, overrides, lambda _: "report") as loaded:
+        from ostlight.benchmarking.benchmark import benchmark as stage
+
         return stage(loaded)
 
 

@@ -11,10 +11,19 @@ class OstlightError(Exception):
     """The base of all errors this project raises on purpose; the command line prints it without a traceback."""
 
 
-class ConfigError(OstlightError):
-    """The configuration cannot be used. Holds every problem found, not the first one."""
+UNKNOWN_FILE = "config"
+"""Source of a ``ConfigError`` that does not know which file the settings came from."""
 
-    def __init__(self, problems: list[str], source: str = "config") -> None:
+
+class ConfigError(OstlightError):
+    """The configuration cannot be used. Holds every problem found, not the first one.
+
+    Args:
+        problems: one sentence each.
+        source: the file that holds them.
+    """
+
+    def __init__(self, problems: list[str], source: str = UNKNOWN_FILE) -> None:
         self.problems, self.source = problems, source
         lines = "\n".join(f"  - {p}" for p in problems)
         super().__init__(f"{source}: {len(problems)} problem{'s' if len(problems) != 1 else ''}\n{lines}")

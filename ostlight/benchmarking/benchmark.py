@@ -27,7 +27,7 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.selection.registry import is_registered_here
+from ostlight.selection.registry import create_all, is_registered_here
 from ostlight.training.loggers import log_comparison
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,14 @@ def benchmark(config: Config) -> list[ResultRow]:
         The rows of the tables.
 
     Raises:
-        ConfigError: no ``benchmark`` section, or tasks that would each run on several devices.
+        ConfigError: no ``benchmark`` section, unknown options, or tasks that would each run on several devices.
+        SelectorError: unknown selectors.
         BenchmarkError: tasks failed (the others are finished, and the tables hold them); another process uses the
             folder; or a worker process cannot be started.
     """
     if config.benchmark is None:
         raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
+    create_all(config.benchmark.selectors, "benchmark.selectors")  # refuses unknown options before any work
     variants = variant_configs(config)
     for variant in variants.values():
         refuse_ranks(variant)

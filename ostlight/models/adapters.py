@@ -14,6 +14,7 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 
 from ostlight.errors import ModelError
+from ostlight.models.model_path import check_model_path, setting_of
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -27,7 +28,7 @@ def adapters_base(path: str, where: str) -> str | None:
     file = Path(path) / CONFIG_NAME
     if not file.is_file():
         return None
-    setting = f"{where}.path"
+    setting = setting_of(where)
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
@@ -44,6 +45,20 @@ def adapters_base(path: str, where: str) -> str | None:
             f"{setting}: {file} names no base model; write its folder or hub name as base_model_name_or_path", setting
         )
     return str(base)
+
+
+def base_of(path: str, where: str) -> str | None:
+    """As ``adapters_base``, after a check that both can be had: the path, and the base its adapters name.
+
+    Raises:
+        ModelError: as ``check_model_path`` and ``adapters_base``.
+    """
+    setting = setting_of(where)
+    check_model_path(path, setting)
+    base = adapters_base(path, where)
+    if base is not None:
+        check_model_path(base, setting, named_by=str(Path(path) / CONFIG_NAME))
+    return base
 
 
 def with_adapters(base: nn.Module, path: str) -> PeftModel:

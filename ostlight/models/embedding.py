@@ -17,6 +17,7 @@ from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import ModelError
 from ostlight.models.batch import Batch
 from ostlight.models.last_token import at_last_token, attention_outputs, hidden_states
+from ostlight.models.model_path import check_model_path
 from ostlight.models.module import MultimodalModel
 
 Embedder = Callable[[Batch], np.ndarray]
@@ -45,6 +46,7 @@ def load_embedder(path: str | None, model: MultimodalModel) -> Embedder:
 
     if path is None:
         return embed_by_proxy
+    check_model_path(path, "selector.options.embedder")
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -130,6 +132,7 @@ def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: to
         ModelError: it cannot be loaded, embeds neither text nor images, or not what ``tokens`` asks for.
     """
     setting = "selector.options.source"
+    check_model_path(path, setting)
     try:
         model: Any = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
         is_clip = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")

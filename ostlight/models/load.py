@@ -15,10 +15,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from ostlight.config.schema import Model
 from ostlight.errors import ConfigError, ModelError
-from ostlight.models.adapters import adapters_base, processor_home, with_adapters
+from ostlight.models.adapters import base_of, processor_home, with_adapters
 from ostlight.models.batch import Collator
 from ostlight.models.encode import Encoder
 from ostlight.models.memory import out_of_memory
+from ostlight.models.model_path import setting_of
 from ostlight.models.processor import load_processor
 
 disable_progress_bar()  # the stage that loads logs it once
@@ -37,8 +38,8 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
     """
     path = _path(settings, where)
     trust = {"trust_remote_code": settings.trust_remote_code}
+    base = base_of(path, where)
     with _loading("model", path, where):
-        base = adapters_base(path, where)
         whole = base or path
         config = AutoConfig.from_pretrained(whole, **trust)
         takes_images = (
@@ -60,7 +61,7 @@ def load_encoder(settings: Model, where: str) -> Encoder:
         ModelError: it cannot be loaded, or has no chat template.
     """
     path = _path(settings, where)
-    home = processor_home(path, adapters_base(path, where))
+    home = processor_home(path, base_of(path, where))
     with _loading("processor", home, where):
         processor = load_processor(home, trust_remote_code=settings.trust_remote_code)
     return Encoder(processor, settings.max_length)
@@ -68,7 +69,7 @@ def load_encoder(settings: Model, where: str) -> Encoder:
 
 def _path(settings: Model, where: str) -> str:
     if settings.path is None:
-        raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
+        raise ConfigError([f"{setting_of(where)} is missing: name a model folder or hub name"])
     return settings.path
 
 
@@ -77,8 +78,8 @@ def _loading(what: str, path: str, where: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, MemoryError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        problem = f"{where}.path: cannot load the {what} of {path!r}: {_reason(error, where)}"
-        raise ModelError(problem, f"{where}.path") from error
+        problem = f"{setting_of(where)}: cannot load the {what} of {path!r}: {_reason(error, where)}"
+        raise ModelError(problem, setting_of(where)) from error
 
 
 def _reason(error: Exception, where: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.config import Config, load_config
+from ostlight.errors import UNKNOWN_FILE, ConfigError
 from ostlight.logs import log_to_file
 from ostlight.pipeline.run_folder import RunFolder
 
@@ -35,13 +36,30 @@ def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Confi
     folder = RunFolder.path_of(config)
     with log_to_file(folder / "logs" / "ostlight.log") as handler:
         try:
-            yield config
+            with _naming_the_file(source):
+                yield config
         except Exception as error:
             if folder.is_dir():  # a refused run makes no folder
                 message = f"{type(error).__name__}: {error}"
                 handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, message, (), sys.exc_info()))
             raise
         log.info(f"next: {_next_command(next_verb(config), source, overrides, folder)}")
+
+
+@contextmanager
+def _naming_the_file(source: Source) -> Iterator[None]:
+    """Problems that a stage finds in the settings are those of the file, which the stage does not know."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.source != UNKNOWN_FILE or not isinstance(source, str | Path):
+            raise
+        raise ConfigError(error.problems, str(source)) from error
+
+
+def after_select(config: Config) -> str:
+    """Returns ``train`` where a target is named, else ``report``."""
+    return "train" if config.target.path is not None or config.digitmath is not None else "report"
 
 
 def after_train(config: Config) -> str:

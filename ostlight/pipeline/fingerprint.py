@@ -16,7 +16,7 @@ from typing import Any
 
 from ostlight.data.file_key import content_key
 from ostlight.data.sample import Sample
-from ostlight.errors import ConfigError, OstlightError
+from ostlight.errors import ConfigError, ModelError
 
 LENGTH = 16
 
@@ -86,15 +86,17 @@ def of_model(path: str | None, where: str) -> str:
 
     Raises:
         ConfigError: no path.
-        OstlightError: neither a folder nor a reachable hub name.
+        ModelError: neither a folder nor a reachable hub name.
     """
-    if path is None:
-        raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
-    if Path(path).is_dir():
-        from ostlight.models.adapters import adapters_base
+    from ostlight.models.adapters import base_of
+    from ostlight.models.model_path import setting_of
 
+    setting = setting_of(where)
+    if path is None:
+        raise ConfigError([f"{setting} is missing: name a model folder or hub name"])
+    base = base_of(path, where)
+    if Path(path).is_dir():
         files = of_folder(Path(path), without=GRADIENT_VECTORS)
-        base = adapters_base(path, where)
         return files if base is None else _short(f"{files} on {of_model(base, where)}".encode())
     from transformers import AutoConfig
 
@@ -102,7 +104,7 @@ def of_model(path: str | None, where: str) -> str:
         commit = getattr(AutoConfig.from_pretrained(path), "_commit_hash", None)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise OstlightError(f"{where}.path: cannot load {path!r}, which is not a folder here: {first}") from error
+        raise ModelError(f"{setting}: cannot load {path!r}, which is not a folder here: {first}", setting) from error
     return _short(f"{path}@{commit}".encode())
 
 

@@ -15,14 +15,14 @@ from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, Budget
 from ostlight.config.schema import Config, Data, Model, Training
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, ConfigError, OstlightError
-from ostlight.models.adapters import adapters_base
+from ostlight.models.adapters import base_of
 from ostlight.models.encode import Encoder
 from ostlight.models.load import load_encoder
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.sample_text import mark_answers
 from ostlight.selection.context import no_anchors
-from ostlight.selection.registry import create
+from ostlight.selection.registry import create, create_all
 from ostlight.selection.selector import Selector
 
 RECORDS_READ = 100
@@ -122,8 +122,7 @@ def validate(config: Config) -> Validation:
         SelectorError: no such selector, or it does not take these options.
     """
     selector = create(config.selector.name, config.selector.options)
-    for choice in config.benchmark.selectors if config.benchmark else ():
-        create(choice.name, choice.options)
+    create_all(config.benchmark.selectors if config.benchmark else (), "benchmark.selectors")
     config = with_digitmath(config, RunFolder(RunFolder.path_of(config), config, write=config.digitmath is not None))
     report = Validation()
     pools = _open_pools(config, selector, report)
@@ -255,7 +254,7 @@ def _count_parameters(settings: Model, where: str, report: Validation) -> int:
     multimodal: Any = AutoModelForImageTextToText
     text_only: Any = AutoModelForCausalLM
     with report.collect_problem(f"{where}.path"):
-        config = AutoConfig.from_pretrained(adapters_base(path, where) or path, **trust)
+        config = AutoConfig.from_pretrained(base_of(path, where) or path, **trust)
         with torch.device("meta"):
             try:
                 model = multimodal.from_config(config, **trust)

@@ -17,7 +17,7 @@ from ostlight.selection.scores import Scores
 
 COLUMNS = ["position", "id", "state", "tags", "score", "utility_by_group", *EXTRA_COLUMNS]
 """Columns that are read, as far as the table has them."""
-DEFECT = "defect (truth)"
+DEFECT = "defect label"
 """Name under which the table of known defects appears among the tags; no selector sees it."""
 
 

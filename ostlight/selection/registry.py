@@ -6,18 +6,20 @@ import dataclasses
 import difflib
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
-from ostlight.errors import SelectorError
+from ostlight.errors import ConfigError, SelectorError
 from ostlight.selection.selector import Selector
 
 GROUP = "ostlight.selectors"
+OPTIONS = "selector.options"
+"""Where a run's selector has its options in the configuration."""
 
 _registered: dict[str, type[Selector]] = {}
 
@@ -110,17 +112,56 @@ def load(name: str) -> type[Selector]:
     return found.cls
 
 
-def create(name: str, options: Mapping[str, Any] | None = None) -> Selector:
+def create(name: str, options: Mapping[str, Any] | None = None, options_at: str = OPTIONS) -> Selector:
     """An instance with validated options.
 
+    Args:
+        name: of a registered selector.
+        options: its own.
+        options_at: where they stand in the configuration, for messages: ``selector.options.of[1].options``.
+
     Raises:
-        SelectorError: as ``load``.
+        SelectorError: as ``load``, or options that the selector refuses.
         ConfigError: unknown or renamed options, wrong types; all problems listed at once.
     """
     from ostlight.config.bind import bind
 
-    cls = load(name)
-    return cls(bind(cls.Options, dict(options or {}), where="selector.options", renamed=cls.renamed_options))
+    try:
+        cls = load(name)
+        return cls(bind(cls.Options, dict(options or {}), where=OPTIONS, renamed=cls.renamed_options))
+    except ConfigError as error:
+        raise ConfigError(
+            [problem.replace(OPTIONS, options_at, 1) for problem in error.problems], error.source
+        ) from error
+    except SelectorError as error:
+        if options_at == OPTIONS:
+            raise
+        text, place = str(error), options_at.removesuffix(".options")
+        text = text.replace(OPTIONS, options_at, 1) if OPTIONS in text else f"{place}: {text}"
+        raise SelectorError(text) from error
+
+
+class Choice(Protocol):
+    """A selector's name with its options, as a list of a configuration holds them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+def create_all(choices: Iterable[Choice], where: str) -> list[Selector]:
+    """An instance of each selector of a list.
+
+    Args:
+        choices: the items of the list.
+        where: the list's place in the configuration, for messages: ``benchmark.selectors``.
+
+    Raises:
+        SelectorError, ConfigError: as ``create``; the message names the item.
+    """
+    return [create(choice.name, choice.options, f"{where}[{k}].options") for k, choice in enumerate(choices)]
 
 
 def describe(cls: type[Selector]) -> str:

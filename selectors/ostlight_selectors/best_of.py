@@ -18,7 +18,7 @@ from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector
-from ostlight.selection.registry import create
+from ostlight.selection.registry import create_all
 from ostlight.selection.scores import FIXED_NAMES, Scores, rejections
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
@@ -109,7 +109,7 @@ class BestOf(Selector):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self.candidates = [create(choice.name, choice.options) for choice in self.options.candidates]
+        self.candidates = create_all(self.options.candidates, "selector.options.candidates")
         for choice, candidate in zip(self.options.candidates, self.candidates, strict=True):
             if not candidate.needs_answers:
                 raise SelectorError(

@@ -18,7 +18,7 @@ from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.scoring.rows import checked_columns
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.registry import create
+from ostlight.selection.registry import create, create_all
 from ostlight.selection.scores import Scores, SelectionContext, rejections
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
@@ -85,7 +85,7 @@ class Combine(Selector):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self.parts = [create(part.name, part.options) for part in self.options.of]
+        self.parts = create_all(self.options.of, "selector.options.of")
         self.cascade, self.last = self.options.how == "cascade", self.parts[-1]
         if self.cascade and self.last.dependencies():
             raise SelectorError(

@@ -147,7 +147,8 @@ class EmbeddingSelector(Selector):
         given = self.options.embedding
         defaults = self.embedding_defaults if given.get("source", PROXY) == PROXY else self.folder_defaults
         self.embedding = SelectorChoice("embed", {**defaults, **given})
-        create(self.embedding.name, self.embedding.options)  # refuses unknown options before anything is scored
+        # Refuses unknown options before anything is scored.
+        create(self.embedding.name, self.embedding.options, "selector.options.embedding")
 
     def dependencies(self) -> list[SelectorChoice]:
         return [self.embedding]

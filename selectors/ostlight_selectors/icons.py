@@ -44,7 +44,7 @@ class Icons(Selector):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        create("less", self.options.less)  # refuses unknown options before anything is scored
+        create("less", self.options.less, "selector.options.less")  # refuses unknown options before anything is scored
 
     def dependencies(self) -> list[SelectorChoice]:
         return [SelectorChoice("less", self.options.less, DEPENDENCY)]

@@ -177,7 +177,7 @@ def test_report_of_a_benchmark_shows_samples_near_each_cutoff(compared: Path):
 
 def test_report_of_a_real_run_changes_nothing_else_in_the_folder(scored: FinishedRun, tmp_path: Path):
     text = ostlight.report(scored.path, tmp_path / "page.html").read_text()
-    assert "defect (truth)" in text
+    assert "defect label" in text
     assert all(task in text for task in ("two_step", "parity", "difference"))
     before = {p: p.stat().st_mtime_ns for p in scored.path.rglob("*")}
     ostlight.report(scored.path, tmp_path / "again.html")

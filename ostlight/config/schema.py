@@ -82,6 +82,25 @@ class Piece:
 
 
 @dataclass
+class Limits:
+    """What a record may hold. What passes a limit is rejected before it is read or decoded.
+
+    Attributes:
+        image_pixels: width x height of one image.
+        record_pixels: of all images of a record.
+        image_bytes: of one image as its file or record holds it.
+        record_bytes: of one record: a line, a table's row, the members of an archive.
+        characters: of all texts of a record.
+    """
+
+    image_pixels: Annotated[int, Interval(ge=1, le=178_956_970)] = 64_000_000
+    record_pixels: Count = 256_000_000
+    image_bytes: Count = 64 << 20
+    record_bytes: Count = 256 << 20
+    characters: Count = 2_000_000
+
+
+@dataclass
 class Data:
     """Where samples are read from.
 
@@ -95,6 +114,8 @@ class Data:
         columns: which columns hold question, answer and images, for tables of no known layout.
         duplicates: records that share an id: ``keep`` all (the second is called ``ID#2``), keep the ``first``, or
             ``reject`` all of them.
+        background: colour behind the transparent pixels of images, by name or ``#rrggbb``.
+        limits: what a record may hold.
     """
 
     path: str | list[str | Piece] | None = None
@@ -102,6 +123,8 @@ class Data:
     image_root: str | None = None
     columns: Columns | None = None
     duplicates: Duplicates = "keep"
+    background: str = "white"
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def pieces(self) -> list[Piece]:

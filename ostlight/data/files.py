@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ostlight.data.formats import HuggingFaceFolder
+from ostlight.data.sample import kind_of_file
 from ostlight.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def files_of(path: str | Path) -> list[Path]:
         return [one]
     if one.is_dir():
         return _files_in(one)
+    if one.exists():
+        raise DataError(f"{path} is {kind_of_file(one.stat().st_mode)}; records are read from files", path)
     matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not matched:
         raise DataError(f"{path} does not exist", path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ostlight.data.sample import ImageRef
+from ostlight.data.decode import HEAD_BYTES, ImageRules, is_image, not_an_image, too_large
+from ostlight.data.sample import ImageRef, kind_of_file
 from ostlight.errors import BadRecord
 
 
@@ -21,10 +24,11 @@ class ImageRoot:
 
     Args:
         folder: need not exist where records hold their images themselves.
+        rules: how images are decoded, and what they may hold.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, rules: ImageRules | None = None) -> None:
+        self.folder, self.rules = folder, rules or ImageRules()
         self._real = os.path.realpath(folder)
         self._allowed = tuple(path.rstrip(os.sep) + os.sep for path in (self._real, *_hub_blobs(self._real)))
 
@@ -33,25 +37,32 @@ class ImageRoot:
 
         Raises:
             BadRecord: ``missing_image``, ``image_outside_root``, ``remote_image``, ``corrupt_image`` (a ``data:``
-                address that is not base64), ``bad_field``.
+                address that is not base64), ``not_an_image`` (a file of anything else), ``image_too_large``,
+                ``bad_field``.
         """
         if isinstance(value, dict):
             value = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
         if isinstance(value, bytes):
-            return ImageRef(data=value)
+            return self._in_record(value)
         if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_encodable(value):
             raise BadRecord.wrong_type(field, "a path, a data: address or bytes", value)
         scheme = value[:8].lower()
         if scheme.startswith("data:"):
-            return ImageRef(data=_decoded(value, field))
+            return self._in_record(_decoded(value, field))
         if scheme.startswith(("http://", "https://")):
             detail = f"{value[:200]} is an internet address; download it to {self.folder} and name it by its path"
             raise BadRecord("remote_image", detail, field)
         if (data := _bare_base64(value)) is not None:
-            return ImageRef(data=data)
+            return self._in_record(data)
         if scheme.startswith("file:"):
             value = self._of_address(value)
-        return ImageRef(path=self._inside(value, field))
+        return ImageRef(path=self._inside(value, field), rules=self.rules)
+
+    def _in_record(self, data: bytes) -> ImageRef:
+        if len(data) > self.rules.encoded_bytes:
+            limit = f"{self.rules.encoded_bytes:,} (limits.image_bytes)"
+            raise too_large("an image in the record", f"{len(data):,} bytes", limit)
+        return ImageRef(data=data, rules=self.rules)
 
     def _of_address(self, address: str) -> str:
         """The path in a ``file:`` address, percent-decoded unless a file is called so as it stands."""
@@ -79,9 +90,32 @@ class ImageRoot:
                 "set image_root to a folder that holds both, or move the image"
             )
             raise BadRecord("image_outside_root", detail, field)
-        if not os.path.isfile(real):
-            raise BadRecord("missing_image", f"no file {named!r} under the image root {self.folder}", field)
+        try:
+            status = os.stat(real)
+            if not stat.S_ISREG(status.st_mode):
+                detail = f"{named!r} under the image root {self.folder} is {kind_of_file(status.st_mode)}, no file"
+                raise BadRecord("missing_image", detail, field)
+            with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+                head = file.read(HEAD_BYTES)
+        except OSError as error:
+            raise BadRecord("missing_image", _why_missing(named, path, self.folder, error), field) from error
+        if head and not is_image(head):
+            raise not_an_image(repr(named), head, field=field)
+        if status.st_size > self.rules.encoded_bytes:
+            raise too_large(
+                repr(named), f"{status.st_size:,} bytes", f"{self.rules.encoded_bytes:,} (limits.image_bytes)"
+            )
         return Path(path)
+
+
+def _why_missing(named: str, path: str, folder: Path, error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return f"{named!r} under the image root {folder} is a link that leads back to itself"
+    if os.path.islink(path):
+        return f"{named!r} under the image root {folder} is a link to {os.readlink(path)!r}, which cannot be read"
+    if error.errno == errno.ENOENT:
+        return f"no file {named!r} under the image root {folder}"
+    return f"cannot read {named!r} under the image root {folder}: {error.strerror}"
 
 
 def _hub_blobs(folder: str) -> list[str]:

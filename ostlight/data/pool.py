@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ImageColor
 
-from ostlight.config.schema import Columns, Duplicates, Piece
+from ostlight.config.schema import Columns, Duplicates, Limits, Piece
+from ostlight.data.decode import ImageRules
 from ostlight.data.file_key import file_key
 from ostlight.data.files import files_of
 from ostlight.data.formats import (
@@ -62,6 +64,8 @@ class Pool:
         require_answer: bool = True,
         columns: Columns | None = None,
         duplicates: Duplicates = "keep",
+        background: str = "white",
+        limits: Limits | None = None,
     ) -> Pool:
         """Index the files.
 
@@ -77,13 +81,19 @@ class Pool:
             columns: which columns (fields) hold question, answer and images, for records of no known layout.
             duplicates: records that share an id: ``keep`` all (the second is called ``ID#2``), keep the ``first``, or
                 ``reject`` all of them.
+            background: colour behind the transparent pixels of images.
+            limits: what a record may hold; the configuration's defaults unless given.
 
         Raises:
-            DataError: nothing there, an unknown format, a column that no record has, or a file without records.
+            DataError: nothing there, an unknown format or colour, a column that no record has, or a file without
+                records.
         """
         if format != "auto" and format not in FORMATS and format not in LAYOUTS:
             raise DataError(f"unknown format {format!r}. Known: auto, {', '.join([*FORMATS, *LAYOUTS])}.")
         layout = format if format in LAYOUTS else None
+        limits = limits or Limits()
+        rules = ImageRules(limits.image_pixels, limits.record_pixels, limits.image_bytes, background)
+        _check_colour(background)
         sources, readers = [], []
         for piece in _pieces(path):
             folder = piece.image_root or image_root
@@ -91,9 +101,11 @@ class Pool:
                 raise DataError(f"image root {folder} is not a folder", folder)
             for file in files_of(piece.path):
                 source = open_source(file, format if format in FORMATS else None)
-                root = ImageRoot(Path(folder) if folder is not None else source.folder)
+                root = ImageRoot(Path(folder) if folder is not None else source.folder, rules)
                 names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
-                reader = RecordReader(root, layout, require_answer, columns, names_images, piece.source)
+                reader = RecordReader(
+                    root, layout, require_answer, columns, names_images, piece.source, limits.characters
+                )
                 _check_first_records(source, reader)
                 sources.append(source)
                 readers.append(reader)
@@ -165,8 +177,8 @@ class Pool:
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for source, reader in zip(self.sources, self.readers, strict=True):
-                how = f"{source.name} {reader.layout} {reader.columns} {reader.source} {self.duplicates}"
-                digest.update(f"{how}\n".encode())
+                how = (source.name, reader.layout, reader.columns, reader.source, reader.characters, reader.root.rules)
+                digest.update(f"{how} {self.duplicates}\n".encode())
                 digest.update("".join(f"{file_key(file)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -213,6 +225,13 @@ def _pieces(path: str | Path | Sequence[str | Path | Piece]) -> list[Piece]:
     if not listed:
         raise DataError("the list of pool files is empty")
     return [one if isinstance(one, Piece) else Piece(str(one)) for one in listed]
+
+
+def _check_colour(name: str) -> None:
+    try:
+        ImageColor.getrgb(name)
+    except ValueError as error:
+        raise DataError(f"background is {name!r}, no colour; name one (white, black, gray) or give #rrggbb") from error
 
 
 def _check_first_records(source: Source, reader: RecordReader) -> None:

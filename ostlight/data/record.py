@@ -36,6 +36,7 @@ class RecordReader:
         columns: a configuration's mapping; ``None`` takes the fields of the layouts.
         names_images: whether ``file_name`` names the image, as in the ``metadata`` file of a folder of images.
         source: the tag ``source`` of all records, in the place of their own; ``None`` leaves theirs.
+        characters: that all texts of a record may have.
     """
 
     root: ImageRoot
@@ -44,6 +45,7 @@ class RecordReader:
     columns: Columns | None = None
     names_images: bool = False
     source: str | None = None
+    characters: int = 2_000_000
 
     def sample(self, record: Mapping[str, Any], id: str, position: int) -> Sample:
         """The record as a sample called ``id``; its images are checked when they are opened.
@@ -80,6 +82,7 @@ class RecordReader:
         tags = _tags(record, (*layout.fields, *TOOL_FIELDS) if tools else layout.fields)
         if self.source is not None:
             tags[SOURCE] = self.source
+        _check_length(turns, tags, self.characters)
         _check_unicode(id, *(turn.text for turn in turns), *tags, *tags.values())
         return Sample(id, turns, images, tags, position, tools)
 
@@ -119,6 +122,15 @@ def _check_answers(turns: list[Turn], required: bool) -> None:
     for turn in answers:
         if turn.trained and not turn.text.strip() and not turn.tool_calls:
             raise BadRecord("empty_answer", f"assistant turn {answers.index(turn) + 1} of {len(answers)} is empty")
+
+
+def _check_length(turns: tuple[Turn, ...], tags: dict[str, str], limit: int) -> None:
+    length = sum(len(turn.text) for turn in turns) + sum(map(len, tags.values()))
+    if length > limit:
+        detail = (
+            f"its texts have {length:,} characters, the limit is {limit:,} (limits.characters); raise it or split it"
+        )
+        raise BadRecord("text_too_long", detail)
 
 
 def _check_unicode(*texts: str) -> None:

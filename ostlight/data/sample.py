@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import warnings
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image as PILImage
 
+from ostlight.data.decode import DEFAULT_RULES, ImageRules, decode, size_of, too_large
 from ostlight.errors import BadRecord
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -46,40 +47,84 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """An image that is opened only when it is needed: a file under the image root, or bytes in the record."""
+    """An image that is opened only when it is needed: a file under the image root, or bytes in the record.
+
+    Attributes:
+        path: the file.
+        data: the encoded image, instead of ``path``.
+        rules: how it is decoded, and what it may hold.
+    """
 
     path: Path | None = None
     data: bytes | None = None
+    rules: ImageRules = DEFAULT_RULES
+
+    @property
+    def where(self) -> str:
+        """What it is called in messages."""
+        return str(self.path) if self.path is not None else f"{len(self.data or b'')} bytes in the record"
 
     def read_bytes(self) -> bytes:
         """The encoded image.
 
         Raises:
-            BadRecord: ``missing_image`` where the file is not there or cannot be read.
+            BadRecord: ``missing_image`` where the file is not there or cannot be read; ``image_too_large``.
         """
         if self.data is not None:
             return self.data
         assert self.path is not None, "an ImageRef has a path or data"
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise BadRecord("missing_image", f"cannot read {self.path}: {error.strerror}", "images") from error
+        return read_image_file(self.path, self.rules.encoded_bytes)
 
     def open(self) -> PILImage.Image:
-        """The decoded image, RGB.
+        """The decoded image, RGB, as a viewer shows it; see ``ostlight.data.decode.decode``.
 
         Raises:
-            BadRecord: ``missing_image``; ``corrupt_image`` where the bytes are not a whole image.
+            BadRecord: ``missing_image``; ``corrupt_image`` where the bytes are not a whole image; ``image_too_large``.
         """
-        encoded = self.read_bytes()
-        try:
-            with warnings.catch_warnings():
-                # An image with metadata Pillow dislikes is still an image.
-                warnings.simplefilter("ignore")
-                return PILImage.open(io.BytesIO(encoded)).convert("RGB")
-        except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-            where = self.path if self.path is not None else f"{len(encoded)} bytes in the record"
-            raise BadRecord("corrupt_image", f"cannot decode {where}: {error}", "images") from error
+        return decode(self.read_bytes(), self.where, self.rules)
+
+
+def open_images(images: Sequence[ImageRef]) -> list[PILImage.Image]:
+    """The decoded images of one record; none is decoded unless the limits hold for each and for all together.
+
+    Raises:
+        BadRecord: see ``ImageRef.open``.
+    """
+    encoded = [image.read_bytes() for image in images]
+    pixels = 0
+    for image, data in zip(images, encoded, strict=True):
+        width, height = size_of(data, image.where, image.rules)
+        pixels += width * height
+        if pixels > image.rules.record_pixels:
+            limit = f"{image.rules.record_pixels:,} for all images of a record (limits.record_pixels)"
+            raise too_large("the record", f"{len(images)} images of more than {pixels:,} pixels", limit)
+    return [decode(data, image.where, image.rules) for image, data in zip(images, encoded, strict=True)]
+
+
+def read_image_file(path: Path, limit: int) -> bytes:
+    """The bytes of a file, which must be a plain one: no folder, pipe or device.
+
+    Raises:
+        BadRecord: ``missing_image``; ``image_too_large``.
+    """
+    try:
+        # Without O_NONBLOCK, to open a pipe that nobody writes to would wait for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadRecord("missing_image", f"{path} is {kind_of_file(status.st_mode)}, no file", "images")
+            if status.st_size > limit:
+                raise too_large(str(path), f"{status.st_size:,} bytes", f"{limit:,} (limits.image_bytes)")
+            return file.read(limit)
+    except OSError as error:
+        raise BadRecord("missing_image", f"cannot read {path}: {error.strerror}", "images") from error
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file is, by the mode that ``stat`` returns."""
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe (FIFO)", stat.S_ISSOCK: "a socket"}
+    kinds |= {stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISREG: "a file"}
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "something else")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ from ostlight.errors import BadRecord, DataError
 
 log = logging.getLogger(__name__)
 
+MANIFEST = ".files"
+"""Lists what a subset consists of, for the next one in the same folder."""
+
 
 def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Path]:
     """Write the records at ``positions`` as they came: the same bytes, in the same format, one file per pool file.
 
     Records of one file are written in the order of ``positions`` (so a curriculum survives within a file); records
     of different files stay apart, under the names their files have. Parquet and ``save_to_disk`` records keep
-    schema and values. Images named by a path relative to the image root are hard-linked, or copied where that
-    cannot be, so that the same path holds in ``folder``; absolute paths stay as they are. Files of a pool with several
-    image roots go to ``piece-1``, ``piece-2``, ... with their images, so that equal names stay apart. Beside JSON and
-    JSON lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry, and a
-    line in the log says why.
+    schema and values. Images named by a path relative to the image root are copied (without taking space, where the
+    file system can), so that the same path holds in ``folder``; absolute paths stay as they are. Files of a pool with
+    several image roots go to ``piece-1``, ``piece-2``, ... with their images, so that equal names stay apart. Beside
+    JSON and JSON lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry,
+    and a line in the log says why. What an earlier call wrote into ``folder`` and this one does not is removed.
 
     Returns:
         The files and ``save_to_disk`` folders written, ``dataset_info.json`` last.
@@ -51,16 +55,20 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
             raise DataError(
                 f"{folder} holds the pool's own {source.path.name}; write the subset to another folder", folder
             )
+    ours = {path.relative_to(folder).as_posix() for path in (*targets, folder / llama_factory.FILE_NAME)}
+    before = _manifest(folder) | ours
+    files: set[Path] = set()
     written: list[Path] = []
     entries: dict[str, dict[str, Any]] = {}
     for n in sorted(kept):
         source, target = pool.sources[n], targets[n]
         beside = target if isinstance(source, HuggingFaceFolder) else target.parent
         root = pool.readers[n].root
-        _link_images(pool, kept[n], root, beside if root.folder == source.folder else bases[n])
+        files |= _copy_images(pool, kept[n], root, beside if root.folder == source.folder else bases[n])
         indices = [pool.source_and_index(i)[1] for i in kept[n]]
         source.write(indices, target)
         written.append(target)
+        files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
         if isinstance(source, JsonLines | JsonArray):
             file_name = target.relative_to(folder).as_posix()
             name = file_name.rpartition(".")[0].replace("/", "_")
@@ -72,7 +80,32 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         info = folder / llama_factory.FILE_NAME
         atomic_write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
         written.append(info)
+        files.add(info)
+    now = {path.relative_to(folder).as_posix() for path in files}
+    _remove(folder, before - now)
+    atomic_write_text(folder / MANIFEST, json.dumps(sorted(now), indent=0))
     return written
+
+
+def _manifest(folder: Path) -> set[str]:
+    """Names of the files that an earlier subset in this folder consists of."""
+    try:
+        return set(map(str, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
+def _remove(folder: Path, names: set[str]) -> None:
+    """Remove these files, and folders that are empty without them; nothing outside the folder."""
+    for name in sorted(names):
+        path = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            continue
+        with suppress(OSError):
+            path.unlink()
+            for parent in path.relative_to(folder).parents:
+                if parent.name:
+                    (folder / parent).rmdir()
 
 
 def _bases(pool: Pool, folder: Path) -> list[Path]:
@@ -96,33 +129,46 @@ def _targets(sources: list[Source], bases: list[Path]) -> list[Path]:
     return targets
 
 
-def _link_images(pool: Pool, positions: list[int], root: ImageRoot, folder: Path) -> None:
-    linked: set[Path] = set()
+def _copy_images(pool: Pool, positions: list[int], root: ImageRoot, folder: Path) -> set[Path]:
+    """Copy the images of these records below ``folder``; returns the copies."""
+    copies: set[Path] = set()
     for i in positions:
         try:
             sample = pool[i]
         except BadRecord as bad:
             raise DataError(f"{pool.record_name(i)} cannot be kept: {bad}", pool.locate(i)[0]) from bad
         for image in sample.images:
-            if image.path is not None and (relative := root.relative(image.path)) not in linked:
-                _link(image.path, folder / relative)
-                linked.add(relative)
+            if image.path is not None and (target := folder / root.relative(image.path)) not in copies:
+                _copy(image.path, target)
+                copies.add(target)
+    return copies
 
 
-def _link(image: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system cannot do that.
+def _copy(image: Path, target: Path) -> None:
+    """A file of its own with the same content, so that editing the subset leaves the pool as it is.
 
-    Not a symbolic link: it would lead out of the subset's folder, which readers (this one too) refuse, and break when
-    the folder is moved.
+    Where the file system shares blocks between files (btrfs, XFS), the copy takes no space. A copy that is there
+    already, by size and time, stays.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     image = Path(os.path.realpath(image))
-    if target.exists():
-        if target.samefile(image):
+    status = image.stat()
+    if target.is_file() and not target.is_symlink():
+        there = target.stat()
+        same_state = (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        if same_state and there.st_nlink == 1:
             return
-        target.unlink()
-    try:
-        os.link(image, target)
-    except OSError:
-        with atomic_path(target) as temporary:
-            shutil.copyfile(image, temporary)
+    with atomic_path(target) as temporary:
+        _copy_bytes(image, temporary, status.st_size)
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _copy_bytes(source: Path, target: Path, size: int) -> None:
+    with source.open("rb") as read, target.open("wb") as write:
+        done = 0
+        with suppress(OSError, AttributeError):  # the kernel shares blocks if it can; some file systems refuse to try
+            while done < size and (count := os.copy_file_range(read.fileno(), write.fileno(), size - done)):
+                done += count
+        if done < size:
+            read.seek(done)
+            write.seek(done)
+            shutil.copyfileobj(read, write)

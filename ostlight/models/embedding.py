@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, open_images
 from ostlight.errors import ModelError
 from ostlight.models.batch import Batch
 from ostlight.models.last_token import at_last_token, attention_outputs, hidden_states
@@ -180,7 +180,7 @@ def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: to
 
     def of_samples_images(samples: Sequence[Sample]) -> np.ndarray:
         """Sums over each sample's images; 0 where it has none."""
-        images = [ref.open() for sample in samples for ref in sample.images]
+        images = [image for sample in samples for image in open_images(sample.images)]
         owners = np.repeat(np.arange(len(samples)), [len(sample.images) for sample in samples])
         sums = np.zeros((len(samples), widths["image"]))
         if images:

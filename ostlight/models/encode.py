@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, open_images
 from ostlight.errors import BadRecord, ModelError
 from ostlight.models.losses import IGNORED
 
@@ -123,7 +123,7 @@ class Encoder:
         return {"role": role, "content": content}
 
     def _process(self, text: str, sample: Sample, image_count: int | None = None) -> dict[str, Tensor]:
-        images = [ref.open() for ref in sample.images[:image_count]]
+        images = open_images(sample.images[:image_count])
         if images and not self.takes_images:
             raise BadRecord("no_vision", "the record has images and the model takes none; use a vision model", "images")
         if self.takes_images:

@@ -89,6 +89,8 @@ def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
         require_answer=require_answer,
         columns=data.columns,
         duplicates=data.duplicates,
+        background=data.background,
+        limits=data.limits,
     )
     if not len(pool):
         raise DataError(f"{where}.path: {data.path} holds no record")

@@ -167,6 +167,8 @@ class FinishedRun:
                 image_root=data.image_root,
                 columns=data.columns,
                 duplicates=data.duplicates,
+                background=data.background,
+                limits=data.limits,
             )
         except (OstlightError, OSError) as error:
             self.missing.append(f"Images and texts: the pool cannot be opened ({error}).")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
 from dataclasses import dataclass
-
-from PIL import Image
 
 from ostlight.data.sample import ImageRef
 from ostlight.errors import BadRecord
@@ -50,14 +47,10 @@ def load_image(image: ImageRef) -> ReportImage:
     """Reads an image and scales it down; one that cannot be read is returned with the reason."""
     source = image_source(image)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a large image, or odd metadata, is no reason to leave it out
-            opened = Image.open(io.BytesIO(image.read_bytes()))
-            width, height = opened.size
-            opened.draft("RGB", (SIDE, SIDE))  # a large JPEG is decoded small
-            small = opened.convert("RGB")
-    except (BadRecord, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        small = image.open()
+    except BadRecord as error:
         return ReportImage(source, problem=str(error))
+    width, height = small.size
     small.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     small.save(out, "webp", lossless=max(width, height) < PIXEL_ART, quality=QUALITY)

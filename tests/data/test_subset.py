@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from ostlight.data.pool import Pool
-from ostlight.data.subset import write_subset
+from ostlight.data.subset import MANIFEST, write_subset
 from ostlight.errors import DataError
 
 
@@ -30,7 +30,7 @@ def test_json_lines_keep_their_bytes_and_order(images: Path, chat: Callable) -> 
     assert written == [out / "pool.jsonl"]  # mixed layouts fit no dataset_info.json
     assert written[0].read_bytes() == (lines[4] + "\n" + lines[0] + "\n" + lines[2] + "\n").encode()
     assert sorted(p.name for p in (out / "pics").iterdir()) == ["0.png"]
-    assert (out / "pics" / "0.png").samefile(images / "pics" / "0.png")
+    assert (out / "pics" / "0.png").read_bytes() == (images / "pics" / "0.png").read_bytes()
     subset = Pool.open(out)
     assert [subset[n].turns for n in range(3)] == [pool[n].turns for n in (3, 0, 1)]
     assert [subset[n].id for n in range(3)] == [pool[n].id for n in (3, 0, 1)]
@@ -60,7 +60,7 @@ def test_files_of_several_folders_keep_their_places(images: Path, png: Callable,
     pool = Pool.open(f"{images}/*/pool.jsonl")
     out = images / "subset"
     write_subset(pool, [1, 0], out)
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != MANIFEST) == [
         "dataset_info.json",
         "one/pool.jsonl",
         "one/x.png",
@@ -79,20 +79,47 @@ def test_a_stated_image_root_holds_for_the_subset_folder(shade: Callable, images
     assert shade(Pool.open(out / "pool.jsonl")[0].images[0]) == 1
 
 
-def test_images_are_copied_where_they_cannot_be_linked(
+def test_editing_a_subset_never_edits_the_pool(images: Path, jsonl: Callable, chat: Callable) -> None:
+    before = (images / "pics" / "2.png").read_bytes()
+    pool = Pool.open(jsonl(chat(image="pics/2.png")))
+    copy = images / "subset" / "pics" / "2.png"
+    copy.parent.mkdir(parents=True)
+    os.link(images / "pics" / "2.png", copy)  # as earlier versions wrote it
+    for _ in range(2):  # writing again changes nothing
+        write_subset(pool, [0], images / "subset")
+        assert not copy.is_symlink()
+        assert not copy.samefile(images / "pics" / "2.png")
+        assert copy.read_bytes() == before
+    with copy.open("r+b") as opened:
+        opened.write(b"edited")
+    assert (images / "pics" / "2.png").read_bytes() == before
+    write_subset(pool, [0], images / "subset")
+    assert copy.read_bytes() == before
+
+
+def test_images_are_copied_where_the_kernel_cannot(
     images: Path, jsonl: Callable, chat: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "link", refuse)
-    pool = Pool.open(jsonl(chat(image="pics/2.png")))
-    for _ in range(2):  # writing again changes nothing
-        write_subset(pool, [0], images / "subset")
-    copy = images / "subset" / "pics" / "2.png"
-    assert not copy.is_symlink()
-    assert not copy.samefile(images / "pics" / "2.png")
-    assert copy.read_bytes() == (images / "pics" / "2.png").read_bytes()
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    write_subset(Pool.open(jsonl(chat(image="pics/2.png"))), [0], images / "subset")
+    assert (images / "subset" / "pics" / "2.png").read_bytes() == (images / "pics" / "2.png").read_bytes()
+
+
+def test_a_smaller_subset_in_the_same_folder_leaves_nothing_of_the_larger(images: Path, chat: Callable) -> None:
+    for name in "xy":
+        records = [chat(f"<image>{name}{n}", "a", image=f"pics/{n}.png") for n in range(2)]
+        (images / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = images / "subset"
+    pool = Pool.open([images / "x.jsonl", images / "y.jsonl"])
+    write_subset(pool, range(4), out)
+    (out / "note.txt").write_text("mine")
+    write_subset(pool, [2], out)
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name != MANIFEST}
+    assert names == {"y.jsonl", "pics/0.png", "dataset_info.json", "note.txt"}
+    assert len(Pool.open(out)) == 1
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:

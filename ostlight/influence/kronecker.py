@@ -12,8 +12,8 @@ inputs ``a`` and output gradients ``b`` the gradient of a sample is ``G_i = sum_
   more, ``Lambda = E[(U' G_i V)^2]``, and ``P G = U [(U' G V) / (Lambda + d mean(Lambda))] V'``.
 
 The expectations are over samples of the pool with their own labels (the empirical Fisher), the one over tokens is over
-all of a sample's. Every other parameter (a bias, a norm's scale, an embedding), and a side of a matrix wider than
-``WIDEST``, goes by its diagonal.
+all of a sample's. Every other parameter (a bias, a norm's scale, an embedding, a group of experts), and a side of a
+matrix wider than ``WIDEST``, goes by its diagonal.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradient_vectors import CACHED_SETS, code_digest
+from ostlight.influence.gradients.experts import Routing
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.products import summed_to, to_leaves
 from ostlight.influence.gradients.sink import ParameterValue
@@ -77,6 +78,11 @@ class _SampleGradient:
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
         rows = wide(grad.reshape(-1, grad.shape[-1]))
         self._add(name, rows.new_zeros(self.parameters[name].shape).index_add_(0, ids.flatten(), rows))
+
+    def experts(self, name: str, routing: Routing, inputs: Tensor, grad: Tensor) -> None:
+        # By its diagonal: one expert's weight meets too few tokens of a sample for factors of its own.
+        parts = zip(*(wide(side).split(routing.sizes) for side in (inputs, grad)), strict=True)
+        self._add(name, torch.stack([out.T @ some for some, out in parts]))
 
     def dense(self, value: ParameterValue, grad: Tensor) -> None:
         summed = summed_to(wide(grad), value.graph.shape, next(iter(value.leaves))).sum(0, keepdim=True)

@@ -68,6 +68,11 @@ class Task:
         """Returns the number of samples."""
         return len(next(iter(_tensors(batch))))
 
+    def images(self, batch: Any) -> Sequence[int] | None:
+        """Returns how many images each sample has; ``None`` where that is not known. Models that make tiles of images
+        (LLaVA-NeXT) need it for gradients of their vision tower."""
+        return None
+
     def singles(self, batch: Any) -> list[Any]:
         """Returns each sample in a batch of its own."""
         return [_rows(batch, slice(k, k + 1)) for k in range(self.size(batch))]

@@ -75,34 +75,47 @@ class Collator:
     Attributes:
         pad_id: token to pad with; it is masked, so any id works.
         side: where to pad. Losses and utilities do not depend on it.
-        images_by_sample: the model wants images as ``[N, images, ...]``, padded with empty ones (Idefics3,
-            SmolVLM), rather than those of all samples in one row.
-        positions: write ``position_ids`` that start at 0 at each sample's first token. For models that compute their
-            own (Qwen-VL) this is off.
+        images_by_sample: the model wants images as ``[N, images, ...]``, padded with empty ones (Idefics3, SmolVLM,
+            Mllama), rather than those of all samples in one row.
+        positions: write ``position_ids`` that start at ``first_position`` at each sample's first token. For models that
+            compute their own (Qwen-VL) this is off.
+        first_position: 0, or 1 where the model counts from there (PaliGemma).
+        answers_after_prefix: the model reads tokens of type 0 in both directions (PaliGemma): those from a sample's
+            first answer token on get type 1, so that no answer token sees the ones behind it.
     """
 
     pad_id: int = 0
     side: Side = "right"
     images_by_sample: bool = False
     positions: bool = True
+    first_position: int = 0
+    answers_after_prefix: bool = False
 
     def batch(self, samples: Sequence[Sample], encoded: Sequence[Encoded]) -> Batch:
-        """One batch of all the given samples."""
+        """One batch of all the given samples.
+
+        Tokens are padded on ``side``; images of several sizes, or of several numbers of tiles, with zeros behind, as
+        the processors do it.
+        """
         inputs: dict[str, Tensor] = {}
-        for key in {k: None for e in encoded for k in e.inputs}:
+        for key in {k: None for e in encoded for k in e.inputs if k != "labels"}:
             parts = [e.inputs.get(key) for e in encoded]
             if key in SEQUENCE_KEYS:
                 fill = self.pad_id if key == "input_ids" else 0
-                inputs[key] = self._pad([p for p in parts if p is not None], fill)
+                inputs[key] = self._pad(_of_every_sample(parts, encoded), fill)
             elif self.images_by_sample:
                 inputs[key] = _stack_images(parts)
+                if key == "aspect_ratio_mask":
+                    inputs[key][..., 0] = 1  # also of an image that is padding, as Mllama's processor has it
             else:
-                inputs[key] = torch.cat([p for p in parts if p is not None])
+                inputs[key] = torch.cat(_same_sizes([p for p in parts if p is not None]))
         mask = self._pad([torch.ones(len(e), dtype=torch.long) for e in encoded], 0)
         inputs["attention_mask"] = mask
         if self.positions:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + self.first_position
         labels = self._pad([e.labels for e in encoded], IGNORED)
+        if self.answers_after_prefix:
+            inputs["token_type_ids"] = self._pad([_from_first(e.labels != IGNORED) for e in encoded], 1)
         return Batch(list(samples), inputs, labels, list(encoded), self)
 
     def _pad(self, rows: list[Tensor], fill: int) -> Tensor:
@@ -131,6 +144,30 @@ class TrainingStep:
         return TrainingStep([b.to(device, **kwargs) for b in self.micro_batches], self.weight, filler)
 
 
+def _of_every_sample(parts: Sequence[Tensor | None], encoded: Sequence[Encoded]) -> list[Tensor]:
+    """``[T, ...]`` each, axes behind the tokens of one size, zero for a sample that has none."""
+    given = [p for p in parts if p is not None]
+    empty = [p if p is not None else given[0].new_zeros(0, *given[0].shape[1:]) for p in parts]
+    rows = _same_sizes(empty)
+    return [
+        row if part is not None else row.new_zeros(len(e), *row.shape[1:])
+        for row, part, e in zip(rows, parts, encoded, strict=True)
+    ]
+
+
+def _same_sizes(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that differ in their first axis alone: the other axes padded with zeros behind."""
+    sizes = [max(p.shape[d] for p in parts) for d in range(1, parts[0].ndim)]
+    return [
+        p if list(p.shape[1:]) == sizes else _within(p.new_zeros(len(p), *sizes), p, slice(0, len(p))) for p in parts
+    ]
+
+
+def _within(empty: Tensor, part: Tensor, *first: int | slice) -> Tensor:
+    empty[(*first, *(slice(0, n) for n in part.shape[1:]))] = part
+    return empty
+
+
 def _stack_images(parts: Sequence[Tensor | None]) -> Tensor:
     """``[1, images, ...]`` each, some missing -> ``[N, most images, ...]``, missing ones zero."""
     given = [p for p in parts if p is not None]
@@ -141,6 +178,11 @@ def _stack_images(parts: Sequence[Tensor | None]) -> Tensor:
             place = (row, *(slice(0, n) for n in part.shape[1:]))
             stacked[place] = part[0]  # type: ignore[index]
     return stacked
+
+
+def _from_first(chosen: Tensor) -> Tensor:
+    """``[T]``: 1 from the first chosen place on, 0 before it."""
+    return (chosen.cumsum(0) > 0).long()
 
 
 def by_token_budget(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

@@ -199,7 +199,7 @@ class QuestionEncoder(Encoder):
         return self.encode_prompt(sample)
 
 
-SEQUENCE_KEYS = frozenset({"input_ids", "token_type_ids", "mm_token_type_ids"})
+SEQUENCE_KEYS = frozenset({"input_ids", "token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
 """Inputs with one value per token."""
 
 _NO_BOS = {"add_special_tokens": False}

@@ -30,6 +30,9 @@ class SampleTask(Task):
     def size(self, batch: Batch) -> int:
         return len(batch)
 
+    def images(self, batch: Batch) -> list[int]:
+        return [len(encoded.inputs.get("image_sizes", ())) for encoded in batch.encoded]
+
     def singles(self, batch: Batch) -> list[Batch]:
         return list(batch.singles())
 

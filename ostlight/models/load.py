@@ -17,6 +17,7 @@ from ostlight.config.schema import Model
 from ostlight.errors import ConfigError, ModelError
 from ostlight.models.adapters import base_of, processor_home, with_adapters
 from ostlight.models.batch import Collator
+from ostlight.models.cross_attention import keep_samples_apart
 from ostlight.models.encode import Encoder
 from ostlight.models.memory import out_of_memory
 from ostlight.models.model_path import setting_of
@@ -50,6 +51,9 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
         model: Any = auto.from_pretrained(whole, dtype=getattr(torch, settings.dtype), **trust)
         if base is not None:
             model = with_adapters(model, path)
+        if settings.dtype == "float64" and hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the grouped kernels of experts have no float64
+        keep_samples_apart(model)
     return model.eval()
 
 
@@ -98,7 +102,9 @@ def collator_for(model: PreTrainedModel, encoder: Encoder) -> Collator:
     pad_id = encoder.tokenizer.pad_token_id
     return Collator(
         pad_id=0 if pad_id is None else pad_id,
-        images_by_sample=kind in ("idefics2", "idefics3", "smolvlm"),
+        images_by_sample=kind in ("idefics2", "idefics3", "smolvlm", "mllama"),
         # Models with rotary positions in three dimensions compute them from the image grids themselves.
         positions=not hasattr(getattr(whole, "model", whole), "get_rope_index"),
+        first_position=1 if kind == "paligemma" else 0,
+        answers_after_prefix=kind == "paligemma",
     )

@@ -102,16 +102,40 @@ def qwen3_vl() -> nn.Module:
     return transformers.Qwen3VLForConditionalGeneration(config)
 
 
+PIXTRAL = {
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 12,
+    "image_size": 16, "patch_size": 4,
+}  # fmt: skip
+
+
+def mistral3() -> nn.Module:
+    config = transformers.Mistral3Config(
+        vision_config={"model_type": "pixtral", **PIXTRAL}, text_config={"model_type": "mistral", **TEXT},
+        image_token_id=IMAGE_TOKEN, spatial_merge_size=2,
+    )  # fmt: skip
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+def pixtral() -> nn.Module:
+    config = transformers.LlavaConfig(
+        vision_config={"model_type": "pixtral", **PIXTRAL}, text_config={"model_type": "mistral", **TEXT},
+        image_token_id=IMAGE_TOKEN, vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return transformers.LlavaForConditionalGeneration(config)
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "llama": llama, "llava": llava, "internvl": internvl, "idefics3": idefics3, "smolvlm": smolvlm,
     "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl,
 }  # fmt: skip
+WITHOUT_PROCESSOR: dict[str, Callable[[], nn.Module]] = {"mistral3": mistral3, "pixtral": pixtral}
+"""Families whose processor needs torchvision: made of tensors here, tested without it."""
 
 
 def load(family: str, folder: Path, seed: int = 0, **options: Any) -> nn.Module:
     """A float64 model in eval mode that went through ``save_pretrained`` and ``from_pretrained``."""
     torch.manual_seed(seed)
-    built = FAMILIES[family](**options)
+    built = (FAMILIES | WITHOUT_PROCESSOR)[family](**options)
     with torch.no_grad():
         # Norms at one, biases and class tokens at zero would hide a wrong treatment of theirs.
         for parameter in built.parameters():
@@ -164,6 +188,11 @@ def alone(family: str, whole: dict[str, Tensor], sample: int) -> dict[str, Tenso
         ends = grids.prod(1).cumsum(0).tolist()
         out["image_grid_thw"] = grids[first : first + count]
         out["pixel_values"] = pixels[([0, *ends])[first] : ends[first + count - 1]]
+    elif family in WITHOUT_PROCESSOR:
+        sizes = whole["image_sizes"][first : first + count]
+        height, width = sizes.amax(0).tolist()
+        out["image_sizes"] = sizes
+        out["pixel_values"] = pixels[first : first + count, :, :height, :width]
     else:
         out["pixel_values"] = pixels[first : first + count]
     return out
@@ -183,6 +212,13 @@ def _pictures(family: str, generator: torch.Generator) -> dict[str, Tensor]:
         for sample, pictures in enumerate(IMAGES_OF_SAMPLE):
             values[sample, :pictures] = pixels(pictures, 3, 16, 16)
         return {"pixel_values": values, "tokens_of_picture": torch.full((count,), 4)}
+    if family in WITHOUT_PROCESSOR:
+        sizes = torch.tensor([[8, 8], [8, 16], [16, 8]])
+        values = torch.zeros(count, 3, 16, 16, dtype=torch.float64)
+        for image, (height, width) in enumerate(sizes.tolist()):
+            values[image, :, :height, :width] = pixels(3, height, width)
+        tokens = (sizes // (8 if family == "mistral3" else 4)).prod(1)
+        return {"pixel_values": values, "image_sizes": sizes, "tokens_of_picture": tokens}
     if family.startswith("qwen"):
         grids = torch.tensor([[1, 4, 4], [1, 6, 4], [1, 4, 8]])
         patches = int(grids.prod(1).sum())

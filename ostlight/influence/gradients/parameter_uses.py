@@ -43,6 +43,21 @@ class MatrixUse:
 
 
 @dataclass
+class TransposedUse:
+    """``result = inputs @ weight``."""
+
+    tracker: ParameterTracker
+    weight: str
+
+    @property
+    def names(self) -> list[str]:
+        return [self.weight]
+
+    def consume(self, grad: Tensor, kept: tuple[Tensor, ...]) -> None:
+        self.tracker.sink.matrix(self.weight, grad, kept[0])
+
+
+@dataclass
 class TableUse:
     """``result = weight[ids]``."""
 
@@ -154,6 +169,16 @@ def _patches(
     return patches.flatten(1 + len(kernel)).flatten(1, len(kernel))
 
 
+def _matmul(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
+    given = _bound(("input", "other"), args, kwargs)
+    inputs, weight = given["input"], given["other"]
+    if isinstance(inputs, TrackedTensor) or weight.alias is None or weight.ndim != 2 or inputs.ndim < 2:
+        raise tracker.unsupported(func, [one for one in (inputs, weight) if isinstance(one, TrackedTensor)])
+    result = func(*plain_of(args), **plain_of(kwargs))
+    # The weight is [D_in, D_out], so its gradient is that of a linear layer's with both sides exchanged.
+    return tracker.tap(result, TransposedUse(tracker, weight.alias), inputs.to(result.dtype))
+
+
 def _embedding(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> Any:
     names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
     given = _bound(names, args, kwargs)
@@ -230,6 +255,8 @@ def _indexed(tracker: ParameterTracker, func: Any, args: Any, kwargs: Any) -> An
     if isinstance(weight, TrackedTensor) and isinstance(index, Tensor) and not index.is_floating_point():
         if index.dtype == torch.bool:
             raise tracker.unsupported(func, [weight])
+        if index.ndim == 0:  # one expert's weight, say
+            return _derived(tracker, func, args, kwargs, [weight])
         return _embedding(tracker, F.embedding, (index, weight), {})
     raise tracker.unsupported(func, [one for one in args if isinstance(one, TrackedTensor)])
 
@@ -240,6 +267,8 @@ RULES[F.layer_norm] = _norm("input", "normalized_shape", "weight", "bias", "eps"
 RULES[F.rms_norm] = _norm("input", "normalized_shape", "weight", "eps")
 RULES[torch.cat] = _cat
 RULES[Tensor.__getitem__] = _indexed
+for matmul in (torch.matmul, Tensor.matmul, Tensor.__matmul__, operator.matmul):
+    RULES[matmul] = _matmul
 for convolution in (F.conv1d, F.conv2d, F.conv3d):
     RULES[convolution] = _convolution
 for product in (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, operator.mul):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.batched_dots import SMALL, THIN, BatchedDots
+from ostlight.influence.gradients.experts import Routing
 from ostlight.influence.gradients.norms import Factor, Formed, Tokens, squared_norms, wide
 from ostlight.influence.gradients.rows import RowOwners
-from ostlight.influence.gradients.sink import ParameterValue
+from ostlight.influence.gradients.sink import WAY_OUT, ParameterValue
 from ostlight_kernels import Packing, explain_dispatch, grad_dots
 from ostlight_kernels.reference import dots_and_squares
 
@@ -52,7 +53,7 @@ class Products:
         self._wants_norms = norms
         self._batched = BatchedDots(separate, self._take)
         self._uses: dict[str, int] = {}
-        self._held: dict[str, list[Factor]] = {}
+        self._held: dict[str, list[Factor | dict[int, Factor]]] = {}
         self._known_owners: dict[tuple[bool, int, torch.device], Tensor] = {}
         self._packings: dict[tuple[bool, int, int, torch.device], Packing] = {}
 
@@ -66,8 +67,8 @@ class Products:
 
     def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
         """A use ``result = inputs @ weight'``: ``inputs [R, ..., D_in]``, ``grad [R, ..., D_out]``."""
+        inputs, grad = (_as_tokens(self._rows.as_rows(self._parameters[name], side)) for side in (inputs, grad))
         owners = self._owners(name, len(inputs), inputs.device)
-        inputs, grad = _as_tokens(inputs), _as_tokens(grad)
         if self._vectors:
             vectors = self._vectors[name]
             matrices = vectors.reshape(*vectors.shape[:2], -1)
@@ -107,9 +108,32 @@ class Products:
             self._add(name, dots.index_add_(0, owners.repeat_interleave(ids.shape[1]), of_tokens))
         self._factor(name, partial(Tokens, owners, ids, grad))
 
+    def experts(self, name: str, routing: Routing, inputs: Tensor, grad: Tensor) -> None:
+        """A use ``result[s] = weight[expert[s]] @ inputs[s]`` of a weight ``[E, D_out, D_in]``, ``inputs [S, D_in]``,
+        ``grad [S, D_out]``; a bias ``[E, D_out]`` has inputs of one."""
+        owners = self._owners(name, routing.num_rows, inputs.device)[routing.row]
+        experts, samples = self._parameters[name].shape[0], self._rows.num_samples
+        counts = torch.bincount(routing.expert * samples + owners, minlength=experts * samples)
+        vectors = self._vectors[name] if self._vectors else None
+        factors: dict[int, Factor] = {}
+        longest = counts.view(experts, samples).amax(1).tolist()
+        pieces = zip(*(one.split(routing.sizes) for one in (owners, inputs, grad)), strict=True)
+        for expert, (owner, some, its_grad) in enumerate(pieces):
+            if not len(owner):
+                continue
+            some, its_grad = _by_sample([some, its_grad], owner, samples, longest[expert])
+            if vectors is not None:
+                matrices = vectors[:, expert].reshape(len(vectors), grad.shape[1], -1).to(some.dtype)
+                self._add(name, grad_dots(some, its_grad.to(some.dtype), matrices, None))
+            if self._wants_norms:
+                rows = torch.arange(samples, device=owner.device)
+                factors[expert] = Tokens(rows, its_grad, some, row_is_sample=True)
+        self._factor(name, lambda: factors)
+
     def dense(self, value: ParameterValue, grad: Tensor) -> None:
         """A use whose gradient, before the sum over rows, is ``grad [R, ...]``, the parameter's shape its last axes."""
         name = next(iter(value.leaves))
+        grad = self._rows.as_rows(self._parameters[name], grad)
         owners = self._owners(name, len(grad), grad.device)
         rows = summed_to(wide(grad), value.graph.shape, name)
         per_sample = rows
@@ -168,7 +192,7 @@ class Products:
     def _add(self, name: str, dots: Tensor) -> None:
         self.dots[name] = self.dots[name] + dots if name in self.dots else dots.double()
 
-    def _factor(self, name: str, make: Callable[[], Factor]) -> None:
+    def _factor(self, name: str, make: Callable[[], Factor | dict[int, Factor]]) -> None:
         if not self._wants_norms:
             return
         self._held.setdefault(name, []).append(make())
@@ -176,9 +200,32 @@ class Products:
             self._take_norm(name)
 
     def _take_norm(self, name: str) -> None:
-        factors = self._held.pop(name)
-        norms = squared_norms(factors, self._rows.num_samples, self._parameters[name].shape)
-        self.norms[name] = norms.double()
+        held, shape = self._held.pop(name), self._parameters[name].shape
+        whole = [one for one in held if not isinstance(one, dict)]
+        if whole:
+            self.norms[name] = squared_norms(whole, self._rows.num_samples, shape).double()
+            return
+        # Experts are parts of the parameter: squared norms of different ones add up, uses of one do before the square.
+        by_expert: dict[int, list[Factor]] = {}
+        for one in held:
+            for expert, factor in one.items():  # type: ignore[union-attr]
+                by_expert.setdefault(expert, []).append(factor)
+        part = shape[1:] if len(shape) > 2 else torch.Size([shape[1], 1])
+        norms = [squared_norms(factors, self._rows.num_samples, part).double() for factors in by_expert.values()]
+        self.norms[name] = torch.stack(norms).sum(0)
+
+
+def _by_sample(parts: list[Tensor], owners: Tensor, samples: int, longest: int) -> list[Tensor]:
+    """``[S, D]`` tokens of several samples as ``[N, longest, D]``, zeros behind each sample's."""
+    order = owners.argsort(stable=True)
+    of_sample = owners[order]
+    place = torch.arange(len(order), device=order.device) - torch.searchsorted(of_sample, of_sample)
+    made = []
+    for part in parts:
+        padded = part.new_zeros(samples, longest, part.shape[1])
+        padded[of_sample, place] = part[order]
+        made.append(padded)
+    return made
 
 
 def _as_tokens(tensor: Tensor) -> Tensor:
@@ -191,7 +238,7 @@ def summed_to(grad: Tensor, shape: torch.Size, name: str) -> Tensor:
     if missing < 0 or (missing == 0 and len(shape) and shape[0] != 1 and len(grad) != 1):
         raise InfluenceError(
             f"per-sample gradients: the parameter {name} of shape {tuple(shape)} meets a tensor of shape "
-            f"{tuple(grad.shape)} whose rows are its own; leave it out of parameters, or use estimator=exact"
+            f"{tuple(grad.shape)} whose rows are its own; {WAY_OUT}"
         )
     if missing == 0:
         grad, missing = grad.unsqueeze(1), 1

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
+from ostlight.influence.gradients.sink import WAY_OUT
 from ostlight.influence.parameters import text_modules, unwrapped
 from ostlight.influence.task import Task
 
-ONE_ROW_PER_IMAGE = frozenset({"llava", "vipllava", "internvl"})
+ONE_ROW_PER_IMAGE = frozenset({"llava", "vipllava", "internvl", "paligemma", "gemma3"})
 """``pixel_values [images or tiles, 3, H, W]``, each standing for the same number of placeholder tokens."""
 PADDED_IMAGES = frozenset({"idefics2", "idefics3", "smolvlm"})
 """``pixel_values [N, most images, 3, H, W]``; all-zero images are padding, dropped before the vision tower."""
-FLAT_PATCHES = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+FLAT_PATCHES = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
 """``pixel_values [all patches of all images, features]`` with ``image_grid_thw [images, 3]``."""
+PADDED_TILES = frozenset({"llava_next", "llava_onevision"})
+"""``pixel_values [images, most tiles, 3, H, W]`` with ``image_sizes [images, 2]``, which tell each one's tiles."""
+SAME_IMAGES = frozenset({"mllama"})
+"""``pixel_values [N, most images, tiles, 3, H, W]``: as many rows for each sample, padding included."""
+ONE_ROW_OF_PATCHES = frozenset({"pixtral"})
+"""Vision towers that lay the patches of all images in a row: ``pixel_values [images, 3, most H, most W]`` with
+``image_sizes [images, 2]`` becomes ``[1, patches, features]``."""
 
 
 class RowOwners:
@@ -26,6 +35,7 @@ class RowOwners:
     Args:
         num_samples: N.
         vision: ``[U]`` owner of each vision unit (an image, a tile or a patch), ``None`` where none are known.
+        images: ``[I]`` owner of each image, where the first layers see images and the others patches.
         text_parameters: ids of the parameters that see tokens; ``None`` means all of them.
         why_no_vision: what to say when a vision parameter is used and ``vision`` is ``None``.
     """
@@ -36,8 +46,10 @@ class RowOwners:
         vision: Tensor | None = None,
         text_parameters: frozenset[int] | None = None,
         why_no_vision: str = "the batch holds no images",
+        images: Tensor | None = None,
     ) -> None:
         self.num_samples = num_samples
+        self._images = images
         self._vision = vision
         self._text_parameters = text_parameters
         self._why_no_vision = why_no_vision
@@ -50,6 +62,11 @@ class RowOwners:
         if self.sees_text(parameter):
             return self.num_samples
         return 0 if self._vision is None else len(self._vision)
+
+    def as_rows(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+        """The patches of all images in one row ``[1, patches, ...]`` as rows ``[patches, ...]``; others as they are."""
+        in_one_row = self._images is not None and not self.sees_text(parameter) and tensor.ndim > 2
+        return tensor.squeeze(0) if in_one_row and tensor.shape[0] == 1 and tensor.shape[1] > 1 else tensor
 
     def owners(self, name: str, parameter: nn.Parameter, length: int, device: torch.device) -> Tensor:
         """``[length]`` the sample of each row of a tensor whose leading axis is ``length`` long.
@@ -67,8 +84,10 @@ class RowOwners:
         if units is None:
             raise InfluenceError(
                 f"parameter {name}: it sees images, and {self._why_no_vision}; "
-                "leave the vision tower out with parameters=blocks, or use estimator=exact"
+                "leave the vision tower out with parameters=blocks, or use estimator=exact or finite_difference"
             )
+        if self._images is not None and length == len(self._images) and not self.sees_text(parameter):
+            units = self._images
         count = len(units)
         if count and length % count == 0:
             return units.to(device).repeat_interleave(length // count)
@@ -78,8 +97,7 @@ class RowOwners:
                 return merged[:, 0]
         raise InfluenceError(
             f"parameter {name}: it sees {length} rows, which are not the {count} "
-            f"{'samples' if self.sees_text(parameter) else 'images or patches'} of the batch; "
-            "leave it out of parameters, or use estimator=exact"
+            f"{'samples' if self.sees_text(parameter) else 'images or patches'} of the batch; {WAY_OUT}"
         )
 
 
@@ -89,36 +107,64 @@ class RowMap:
     def __init__(self, model: nn.Module) -> None:
         self._config: Any = getattr(unwrapped(model), "config", None)
         self._family = str(getattr(self._config, "model_type", ""))
+        self._tower = str(getattr(getattr(self._config, "vision_config", None), "model_type", ""))
+        self._num_tiles: Callable[..., int] | None = getattr(
+            sys.modules[type(unwrapped(model)).__module__], "image_size_to_num_patches", None
+        )
         self._text = frozenset(id(p) for module in text_modules(model) for p in module.parameters())
 
     def of_batch(self, task: Task, batch: Any) -> RowOwners:
         """The owners for one call of the model, for any task and batch."""
         inputs = task.inputs(batch)
-        return self.of(inputs) if "input_ids" in inputs else RowOwners(task.size(batch))
+        return self.of(inputs, task.images(batch)) if "input_ids" in inputs else RowOwners(task.size(batch))
 
-    def of(self, inputs: Mapping[str, Tensor]) -> RowOwners:
+    def of(self, inputs: Mapping[str, Tensor], images: Sequence[int] | None = None) -> RowOwners:
         """The owners for one call of the model.
 
         Args:
             inputs: the model's arguments; ``input_ids [N, T]`` among them, and the images as the family takes them.
+            images: how many each sample has, where that is known; asked only where the tokens do not tell.
 
         Raises:
             InfluenceError: the images and the placeholder tokens do not fit together.
         """
-        vision, why = None, "the batch holds no images"
+        vision, of_images, why = None, None, "the batch holds no images"
+        num_samples = len(inputs["input_ids"])
         if "pixel_values_videos" in inputs:
             why = "videos are not mapped back to their samples"
         elif inputs.get("pixel_values") is None:
             pass
+        elif self._tower in ONE_ROW_OF_PATCHES and "image_sizes" in inputs:
+            patches = (inputs["image_sizes"] // self._config.vision_config.patch_size).prod(1).cpu()
+            vision = self._by_placeholders(inputs, patches)
+            of_images = vision[patches.cumsum(0) - 1]
         elif self._family in ONE_ROW_PER_IMAGE:
             vision = self._by_placeholders(inputs, torch.ones(len(inputs["pixel_values"]), dtype=torch.long))
         elif self._family in PADDED_IMAGES:
             vision = inputs["pixel_values"].flatten(2).ne(0).any(2).nonzero()[:, 0]
         elif self._family in FLAT_PATCHES:
             vision = self._by_placeholders(inputs, inputs["image_grid_thw"].prod(1))
+        elif self._family in SAME_IMAGES:
+            vision = torch.arange(num_samples)
+        elif self._family in PADDED_TILES and self._num_tiles is not None:
+            images = [len(inputs["pixel_values"])] if num_samples == 1 else images
+            why = "how many images each sample has is not known (Task.images)"
+            if images is not None:
+                vision = torch.arange(num_samples).repeat_interleave(torch.tensor(images))
+                vision = vision.repeat_interleave(self._tiles(inputs))
         else:
             why = f"how the model type {self._family!r} lays out its images is not known"
-        return RowOwners(len(inputs["input_ids"]), vision, self._text, why)
+        return RowOwners(num_samples, vision, self._text, why, of_images)
+
+    def _tiles(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """``[I]`` how many tiles the model makes of each image: one where a sample has several (LLaVA-OneVision)."""
+        assert self._num_tiles is not None, "asked where it is known"
+        grid, side = self._config.image_grid_pinpoints, self._config.vision_config.image_size
+        tiles = torch.tensor([self._num_tiles(size.tolist(), grid, side) for size in inputs["image_sizes"]])
+        if "batch_num_images" in inputs:
+            beside = inputs["batch_num_images"].cpu()
+            tiles = torch.where(beside.repeat_interleave(beside) == 1, tiles, 1)
+        return tiles
 
     def _by_placeholders(self, inputs: Mapping[str, Tensor], units_of_image: Tensor) -> Tensor:
         """Images come in the order of their placeholder tokens, each with tokens in proportion to its units."""

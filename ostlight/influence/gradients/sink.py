@@ -6,6 +6,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ostlight.influence.gradients.experts import Routing
+
+WAY_OUT = "leave it out of parameters, or use estimator=exact or finite_difference"
+"""What to do about a parameter whose per-sample gradient is not known."""
+
 
 class ParameterValue(Protocol):
     """A parameter, or a value computed from parameters alone.
@@ -29,4 +34,5 @@ class GradientSink(Protocol):
     def expect(self, name: str) -> None: ...
     def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None: ...
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None: ...
+    def experts(self, name: str, routing: Routing, inputs: Tensor, grad: Tensor) -> None: ...
     def dense(self, value: ParameterValue, grad: Tensor) -> None: ...

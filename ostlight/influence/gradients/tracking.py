@@ -18,7 +18,9 @@ norm written out by hand and a weight used without its module are all seen; an u
 | ``+``, ``-``, ``*`` of a parameter and activations: scales, biases, position embeddings | the parameter |
 | class tokens: ``expand`` or ``repeat`` over the batch, then ``torch.cat`` or ``+`` | the parameter |
 | computed from parameters alone first: casts, slices, ``1 + weight`` | as what it is then used for |
-| ``torch.matmul``, ``addmm`` (GPT-2), ``einsum``, ``F.bilinear``, recurrent layers | no: ``InfluenceError`` |
+| ``torch.matmul(inputs, weight)`` | a weight of two axes |
+| experts: weights ``[E, D_out, D_in]``, biases ``[E, D_out]``, as transformers' modules have them | weight and bias |
+| ``addmm`` (GPT-2), ``einsum``, ``F.bilinear``, recurrent layers | no: ``InfluenceError`` |
 | ``F.group_norm``, ``F.batch_norm``, grouped and transposed convolutions | no: ``InfluenceError`` |
 | inside ``torch.no_grad``, custom autograd functions or reentrant checkpointing | no: ``InfluenceError`` |
 | a parameter whose rows are not the batch's | no: ``InfluenceError`` |
@@ -39,7 +41,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import fused_forwards
-from ostlight.influence.gradients.sink import GradientSink
+from ostlight.influence.gradients.experts import expert_forwards
+from ostlight.influence.gradients.sink import WAY_OUT, GradientSink
 
 
 class Use(Protocol):
@@ -167,7 +170,10 @@ class ParameterTracker:
             if parameter is not None and id(parameter) in stand_ins
         ]
         names = {id(parameter): name for name, parameter in self.parameters.items()}
-        fused = list(fused_forwards(self.model, names, self.sink, self.root, lambda: not self.backward_began))
+        fused = [
+            *fused_forwards(self.model, names, self.sink, self.root, lambda: not self.backward_began),
+            *expert_forwards(self.model, names, self),
+        ]
         try:
             for module, forward in fused:
                 module.forward = forward
@@ -188,13 +194,22 @@ class ParameterTracker:
         leaf = parameter.detach().requires_grad_(True)
         return TrackedTensor.of(self, parameter, leaf, {name: leaf}, alias=name)
 
+    def check_gradients_on(self, names: list[str]) -> None:
+        """Raises InfluenceError where a use of these parameters would not reach the backward pass."""
+        if not torch.is_grad_enabled():
+            raise InfluenceError(
+                f"per-sample gradients: {' and '.join(names)} is used with gradients switched "
+                "off: inside torch.no_grad, a custom autograd function, or reentrant checkpointing (pass "
+                f"use_reentrant=False); {WAY_OUT}"
+            )
+
     def unsupported(self, func: Any, tracked: list[TrackedTensor]) -> InfluenceError:
         names = list(dict.fromkeys(name for one in tracked for name in one.leaves))
         layers = [f"{name} (in {self._owner(name)})" for name in names]
         called = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
         return InfluenceError(
             f"per-sample gradients: the parameter {' and '.join(layers)} is used by {called} in a way that is not "
-            "supported; leave it out of parameters, or use estimator=exact"
+            f"supported; {WAY_OUT}"
         )
 
     def _owner(self, name: str) -> str:
@@ -209,12 +224,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tracker = tracked[0].tracker
     rule = RULES.get(func)
     if rule is not None and len(tracked) < len(tensors):
-        if not torch.is_grad_enabled():
-            raise InfluenceError(
-                f"per-sample gradients: {' and '.join(one.label for one in tracked)} is used with gradients switched "
-                "off: inside torch.no_grad, a custom autograd function, or reentrant checkpointing (pass "
-                "use_reentrant=False); leave it out of parameters, or use estimator=exact"
-            )
+        tracker.check_gradients_on([one.label for one in tracked])
         result = rule(tracker, func, args, kwargs)
         if result is not NotImplemented:
             return result

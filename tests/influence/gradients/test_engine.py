@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import families
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextExperts
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import Adapter
@@ -91,6 +95,32 @@ class Checkpointed(nn.Module):
         return checkpoint(self.layer, checkpoint(self.layer, x, use_reentrant=False), use_reentrant=False)
 
 
+class Experts(nn.Module):
+    """A router and experts, each token through two of three, as transformers has them.
+
+    Args:
+        kind: class of the experts, with gates, without, or with biases and the weights transposed.
+        times: how often they are run.
+    """
+
+    def __init__(self, kind: type[nn.Module], times: int = 1) -> None:
+        super().__init__()
+        sizes = {"hidden_size": D, "intermediate_size": 6, "num_local_experts": 3, "num_experts": 3}
+        more = {"moe_intermediate_size": 6, "n_routed_experts": 3, "hidden_act": "silu", "mlp_hidden_act": "silu"}
+        config = SimpleNamespace(**sizes, **more, moe_latent_size=None, swiglu_alpha=1.7, swiglu_limit=7.0)
+        config._experts_implementation = "eager"
+        self.router, self.experts, self.times = nn.Linear(D, 3), kind(config), times
+        for parameter in self.experts.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            tokens = x.reshape(-1, D)
+            weights, chosen = self.router(tokens).softmax(-1).topk(2)
+            x = x + self.experts(tokens, chosen, weights).view_as(x)
+        return x
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(D, D),
     "layer norm": lambda: nn.LayerNorm(D),
@@ -106,6 +136,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv2d with gaps": lambda: Convolution(nn.Conv2d(1, D, (3, 2), stride=(1, 2), dilation=(2, 1)), (1, 8, 8)),
     "conv3d overlapping": lambda: Convolution(nn.Conv3d(2, D, (2, 3, 2), stride=(1, 2, 1), padding=1), (2, 2, 5, 3)),
     "conv3d patches": lambda: Convolution(nn.Conv3d(2, D, (2, 2, 2), stride=(2, 2, 2)), (2, 4, 2, 4)),
+    "matmul": lambda: Untreated(lambda x, w: x @ w),
+    "experts": lambda: Experts(Qwen3VLMoeTextExperts),
+    "experts with biases, transposed": lambda: Experts(GptOssExperts),
+    "experts without gates": lambda: Experts(NemotronHExperts),
+    "experts called twice": lambda: Experts(Qwen3VLMoeTextExperts, 2),
     "written into": InPlace,
     "checkpointed twice": Checkpointed,
 }  # fmt: skip
@@ -309,7 +344,8 @@ class Untreated(nn.Module):
 @pytest.mark.parametrize(
     ("how", "called"),
     [
-        (lambda x, w: x @ w, "matmul"),
+        (lambda x, w: (w @ x.mT).mT, "matmul"),
+        (lambda x, w: F.linear(x, w.view(1, D, D)[0]), "linear"),
         (lambda x, w: F.linear(x, w.T), "linear"),
         (lambda x, w: torch.where(x > 0, w[0], x), "where"),
         (lambda x, w: torch.einsum("ntd,de->nte", x, w), "einsum"),

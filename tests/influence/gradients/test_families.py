@@ -44,13 +44,13 @@ def agrees_with_the_loop(family: str, model: nn.Module, scope: str) -> None:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES | families.WITHOUT_PROCESSOR)
 def test_engine_agrees_with_the_loop(tiny: Tiny, family: str, scope: str) -> None:
     agrees_with_the_loop(family, tiny(family), scope)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES | families.WITHOUT_PROCESSOR)
 def test_adapters_agree_with_the_loop(tiny: Tiny, family: str) -> None:
     torch.manual_seed(0)
     base = tiny(family)

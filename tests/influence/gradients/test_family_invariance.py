@@ -95,7 +95,7 @@ def forward_only(
 @pytest.mark.parametrize(
     "estimator", [first_order, second_order, pytest.param(projected, marks=pytest.mark.slow), exact, forward_only]
 )
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES | families.WITHOUT_PROCESSOR)
 def test_scores_do_not_depend_on_batch_padding_or_order(
     tiny: Callable[..., nn.Module],
     family: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,12 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
     with _loading("model", path, where):
         whole = base or path
         config = AutoConfig.from_pretrained(whole, **trust)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"{where}.path: {path!r} ({config.model_type}) reads with an encoder and writes with a decoder; only "
+                "models that continue a text are supported, so name one of them",
+                f"{where}.path",
+            )
         takes_images = (
             config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
             or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
@@ -90,6 +97,8 @@ def _reason(error: Exception, where: str) -> str:
     if out_of_memory(error):
         return f"out of memory; name a smaller model, or load it in half the bytes with {where}.dtype=bfloat16"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+        return f"{first}; install the torchvision that goes with your torch (docs/reference/models.md)"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{first}; pip install {error.name.partition('.')[0]}"
     return f"{first}; install what is missing" if isinstance(error, ImportError) else first
@@ -104,7 +113,13 @@ def collator_for(model: PreTrainedModel, encoder: Encoder) -> Collator:
         pad_id=0 if pad_id is None else pad_id,
         images_by_sample=kind in ("idefics2", "idefics3", "smolvlm", "mllama"),
         # Models with rotary positions in three dimensions compute them from the image grids themselves.
-        positions=not hasattr(getattr(whole, "model", whole), "get_rope_index"),
+        positions=not hasattr(getattr(whole, "model", whole), "get_rope_index") and _takes(whole, "position_ids"),
         first_position=1 if kind == "paligemma" else 0,
         answers_after_prefix=kind == "paligemma",
     )
+
+
+def _takes(model: Any, name: str) -> bool:
+    """Whether the forward has an argument of this name, or any."""
+    arguments = inspect.signature(model.forward).parameters
+    return name in arguments or any(one.kind is one.VAR_KEYWORD for one in arguments.values())

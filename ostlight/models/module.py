@@ -24,6 +24,7 @@ from ostlight.models.encode import Encoder
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight.models.losses import per_sample_losses
 from ostlight.models.memory import TokenBudget
+from ostlight.models.proof import check_family
 from ostlight.models.tuning import blocks, prepared
 
 
@@ -72,6 +73,7 @@ class MultimodalModel(L.LightningModule):
         """
         model, encoder = load_model(settings, where), load_encoder(settings, where)
         collator = collator_for(model, encoder)
+        check_family(model, encoder, collator, where)
         if isinstance(settings, Target):
             model = prepared(merged(model), settings)
         return cls(model, encoder, collator, training or Training())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextExperts
 
 from ostlight.errors import InfluenceError
 from ostlight.influence import Classification, UtilityScorer, kronecker_preconditioner
@@ -161,6 +163,37 @@ def test_it_is_kept_and_found_again(model, singles, tmp_path: Path, logged):
     for other in (make(singles[1:]), make(singles, 0.2)):
         assert other.digest() != made.digest()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+def test_experts_go_by_their_diagonal(kind):
+    class Mixture(nn.Module):
+        """Each token through one of three experts, which transformers' class holds."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = {"hidden_size": 4, "moe_intermediate_size": 5, "num_experts": 3, "hidden_act": "silu"}
+            config = SimpleNamespace(**sizes)
+            config._experts_implementation = "eager"
+            self.experts, self.head = Qwen3VLMoeTextExperts(config), nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            tokens = inputs.reshape(-1, 4)
+            chosen = tokens.abs().argmax(1, keepdim=True) % 3
+            return self.head(self.experts(tokens, chosen, torch.ones_like(tokens[:, :1])).view_as(inputs)).mean(1)
+
+    torch.manual_seed(3)
+    model = Mixture().double().eval()
+    for parameter in model.experts.parameters():
+        nn.init.normal_(parameter)
+    some = [(torch.randn(1, 8, 4).double(), torch.randint(0, 3, (1,))) for _ in range(30)]
+    parameters = dict(model.named_parameters())
+    found = kronecker_preconditioner(model, Classification(), parameters, some, kind, 0.1)
+    gradients = [sample_gradient(model, Classification(), parameters, one)[1] for one in some]
+    for name in ("experts.gate_up_proj", "experts.down_proj"):
+        moments = torch.stack([gradient[name] for gradient in gradients]).square().mean(0)
+        expected = gradients[0][name] / (moments + 0.1 * moments.mean())
+        assert torch.allclose(found.apply(name, gradients[0][name]), expected, rtol=1e-9)
 
 
 def test_another_loss_autocast_or_code_has_factors_of_its_own(model, singles, tmp_path: Path):

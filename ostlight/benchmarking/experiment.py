@@ -20,6 +20,8 @@ from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.tags import refuse_missing_tags
+from ostlight.selection.registry import create_all
 from ostlight.training.steps import EncodedPool
 
 CLEAN = (None, "", "clean")
@@ -44,6 +46,9 @@ class Experiment:
         assert self.config.benchmark is not None, "checked by benchmark"
         self.pool = open_pool(self.config.pool, "pool")
         refuse_unknown_tag(open_pool(self.config.test, "test"), self.config.evaluation.by)
+        budgets = {f"benchmark.budgets[{k}]": budget for k, budget in enumerate(self.config.benchmark.budgets)}
+        for selector in create_all(self.config.benchmark.selectors, "benchmark.selectors"):
+            refuse_missing_tags(self.pool, selector, budgets, lambda: self.anchors.groups)
         self.defect_labels = _read_defect_labels(self.config.benchmark.defect_labels)
         self.defect_labels_key = fingerprint.of_values(self.defect_labels)
         self.planned_runs = plan_runs(self.config.benchmark, self.defect_labels is not None, variant)

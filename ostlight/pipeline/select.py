@@ -20,10 +20,11 @@ from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
 from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
-from ostlight.pipeline.inputs import open_pool, with_digitmath
+from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
 from ostlight.pipeline.subset_selection import select_subset_rows
+from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.ranks import is_first_rank
 from ostlight.selection.registry import create
 from ostlight.selection.scores import REJECTED, Scores, read_score_table
@@ -70,6 +71,7 @@ def select(config: Config) -> Selection:
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
     pool = open_pool(config.pool, "pool", selector.needs_answers)
+    refuse_missing_tags(pool, selector, {"budget": config.budget}, lambda: read_anchors(config).groups)
     score_pool(ScoringJob(config, folder, pool, selector))
     selection = select_subset(config, folder, pool, selector, config.budget)
     log_metrics(config.compute, folder.path, "select", _metrics(selection))

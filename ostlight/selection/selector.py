@@ -98,6 +98,13 @@ class Selector(ABC):
         """
         return {}
 
+    def tags_needed(self) -> Mapping[str, str]:
+        """Tags of the pool that this selector reads, by the option that names each. By default none.
+
+        A run whose pool has no such tag is refused before any work.
+        """
+        return {}
+
     @abstractmethod
     def score(self, batch: Batch) -> Mapping[str, Any]:
         """Score one batch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,8 @@ class Strata:
     def _by_anchor_group(cls, scores: Scores) -> Strata:
         """A sample is of the group it helps most (hurts least); of equals the first by name."""
         weights = Counter(scores.context.anchor_groups())
+        refuse_one_group(weights)
         names = sorted(weights)
-        if len(names) < 2:
-            raise DataError(
-                f"budget.stratify_by={ANCHOR_GROUP}: the anchors are all of one group; name the tag that splits them "
-                "in anchors.group"
-            )
         _need(scores, ANCHOR_GROUP, "utility_by_group")
         utilities = scores.column("utility_by_group")
         if len(scores) and utilities.shape[1] != len(names):
@@ -90,6 +86,19 @@ def _source_weights(scores: Scores, labels: np.ndarray, in_tokens: bool) -> dict
     for label, size in zip(labels, scores.tokens if in_tokens else np.ones(len(scores), dtype=int), strict=True):
         sizes[label] += int(size)
     return {label: size * factors.get(label, 1.0) for label, size in sizes.items()}
+
+
+def refuse_one_group(groups: Iterable[str]) -> None:
+    """Checks that a budget can be split by anchor group.
+
+    Raises:
+        DataError: all anchors are of one group.
+    """
+    if len(set(groups)) < 2:
+        raise DataError(
+            f"budget.stratify_by={ANCHOR_GROUP}: the anchors are all of one group; name the tag that splits them "
+            "in anchors.group"
+        )
 
 
 def _need(scores: Scores, stratify_by: str, *columns: str) -> None:

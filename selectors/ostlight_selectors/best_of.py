@@ -126,6 +126,13 @@ class BestOf(Selector):
     def dependencies(self) -> list[SelectorChoice]:
         return self._dependencies
 
+    def tags_needed(self) -> dict[str, str]:
+        return {
+            f"candidates[{k}].options.{option}": tag
+            for k, candidate in enumerate(self.candidates)
+            for option, tag in candidate.tags_needed().items()
+        }
+
     def fingerprints(self) -> dict[str, str]:
         first = dataclasses.asdict(self.sources[0])
         if self.sources[0].metric is not None:

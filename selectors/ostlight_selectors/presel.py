@@ -66,6 +66,9 @@ class PreSel(EmbeddingSelector):
         neighbours: Count = 5
         keep_reference: bool = True
 
+    def tags_needed(self) -> dict[str, str]:
+        return {"task": self.options.task}
+
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model
         super().setup(context)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, open_images
-from ostlight.errors import BadRecord, ModelError
+from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, open_images
+from ostlight.errors import BadRecord, ModelError, rejecting
+from ostlight.models.answer_tokens import RecordingTokenizer, Tokenized, answer_tokens, recorded
+from ostlight.models.chat import ChatTemplate, unproved
+from ostlight.models.limits import Limits
 from ostlight.models.losses import IGNORED
 
 
@@ -40,8 +45,12 @@ class Encoder:
         processor: what ``AutoProcessor`` gave, or a bare tokenizer for a text-only model.
         max_length: tokens kept of a sample.
 
+    Attributes:
+        limits: of the model that will see the samples; ``None`` checks nothing.
+
     Raises:
-        ModelError: the processor has no chat template.
+        ModelError: the processor has no chat template, or its tokenizer does not say which characters a token stands
+            for.
     """
 
     def __init__(self, processor: Any, max_length: int) -> None:
@@ -49,130 +58,180 @@ class Encoder:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = self.tokenizer is not processor
         self.max_length = max_length
-        if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
-            raise ModelError(
-                f"{type(processor).__name__} has no chat template, so turns cannot be rendered; "
-                "add chat_template.jinja to the model folder"
-            )
+        self.limits: Limits | None = None
         # The image token as the chat template and the processor write it; a text-only model has none.
         self.image_token: str | None = getattr(processor, "image_token", None) if self.takes_images else None
+        self.chat = ChatTemplate(processor, self.tokenizer, self.image_token)
+        if not getattr(self.tokenizer, "is_fast", True):
+            raise ModelError(
+                f"{type(self.tokenizer).__name__} does not say which characters a token stands for, so answers cannot "
+                "be labelled; convert it to a fast tokenizer (tokenizer.json)"
+            )
 
     @property
     def image_token_id(self) -> int | None:
-        """Id of the tokens that stand for an image; ``None`` for a text-only model."""
-        return self.tokenizer.convert_tokens_to_ids(self.image_token) if self.image_token else None
+        """Id of the tokens whose embeddings an image's features replace; ``None`` for a text-only model."""
+        if not self.image_token:
+            return None
+        # Gemma 3 writes another token for the image as a whole.
+        own = getattr(self.tokenizer, "image_token_id", None)
+        return int(own if own is not None else self.tokenizer.convert_tokens_to_ids(self.image_token))
+
+    @cached_property
+    def _media_tokens(self) -> dict[str, int]:
+        """Tokens that stand for a part of an image, a video or a sound, with their ids."""
+        if not self.takes_images:
+            return {}
+        owners = (self.processor, self.tokenizer)
+        names = ("image_token", "context_image_token", "video_token", "audio_token")
+        tokens = {getattr(owner, name, None) for owner in owners for name in names}
+        known = set(self.tokenizer.get_vocab())
+        return {t: self.tokenizer.convert_tokens_to_ids(t) for t in tokens if isinstance(t, str) and t in known}
+
+    @cached_property
+    def _bos(self) -> tuple[str, int] | None:
+        """The token that the tokenizer's own rule puts before a text, and how many it puts behind."""
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        if self.tokenizer.bos_token is None or whole[:1] != [self.tokenizer.bos_token_id] or whole[:1] == bare[:1]:
+            return None
+        return str(self.tokenizer.bos_token), len(whole) - 1 - len(bare)
 
     def encode(self, sample: Sample) -> Encoded:
         """The whole sample, with labels on its trained turns, cut to ``max_length`` tokens.
 
+        The end of an answer's turn is labelled too, where the chat template writes one. Each label is proved: the
+        labelled tokens, decoded, are the record's answers (``ostlight.models.answer_tokens``).
+
         Raises:
-            BadRecord: images for a model that takes none; no answer left after cutting; the cut falls into an image;
-                answers that cannot be found again in the rendered text.
+            BadRecord: images for a model that takes none; what chat template and processor refuse; answers that cannot
+                be found again in the rendered text; no answer left after cutting; the cut falls into an image; more
+                tokens, or other tokens, than the model has a place for.
         """
-        text, spans = self._render(sample)
-        inputs = self._process(text, sample)
+        self._refuse_media(sample)
+        if not any(turn.trained for turn in sample.turns):
+            raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
+        text, answers = self.chat.render_answers(sample.turns)
+        inputs, tokenized = self._process(text, sample.images)
         ids = inputs["input_ids"]
         labels = torch.full_like(ids, IGNORED)
-        for start, stop in self._token_spans(text, spans, ids, sample):
+        placeholders = {self.image_token} if self.image_token else set()
+        for start, stop in answer_tokens(text, answers, tokenized, placeholders, self.tokenizer):
             labels[start:stop] = ids[start:stop]
-        return self._cut(inputs, labels)
+        return self._checked(self._cut(inputs, labels))
 
     def encode_prompt(self, sample: Sample) -> Encoded:
-        """The sample up to its last answer, ready for generation; no label is set."""
+        """The sample up to its last answer, ready for generation; no label is set.
+
+        The template's own prompt, unless a training on the answer would have it stand behind another text: templates of
+        reasoning models open the reasoning in the prompt, or write an empty one before an answer without. Then the
+        prompt is what stands before the answer in training.
+
+        Raises:
+            BadRecord: images for a model that takes none; what chat template and processor refuse; more tokens, or
+                other tokens, than the model has a place for.
+        """
+        self._refuse_media(sample)
         last = sample.last_reply
-        text = self._template(sample, last, prompt=True)
-        image_count = sum(t.text.count(IMAGE_PLACEHOLDER) for t in sample.turns[:last])
-        inputs = self._process(text, sample, image_count)
-        return Encoded(inputs, torch.full_like(inputs["input_ids"], IGNORED))
+        turns = sample.turns[:last]
+        image_count = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
+        images = sample.images[:image_count]
+        text = self.chat.render(turns, prompt=True)
+        inputs = self._trained_prompt(sample, text, images) or self._process(text, images)[0]
+        return self._checked(Encoded(inputs, torch.full_like(inputs["input_ids"], IGNORED)))
 
-    def _render(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
-        """The whole conversation as text, and the character span of every trained turn in it."""
-        text = self._template(sample, len(sample.turns))
-        spans = []
-        for k, turn in enumerate(sample.turns):
-            if turn.trained:
-                before, after = self._template(sample, k, prompt=True), self._template(sample, k + 1)
-                if not (after.startswith(before) and text.startswith(after)):
-                    raise BadRecord(
-                        "unstable_template",
-                        "the chat template rewrites earlier turns, so the answer cannot be found; split the record "
-                        "into one record per answer",
-                        "turns",
-                    )
-                spans.append((len(before), len(after)))
-        if not spans:
-            raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
-        return text, spans
+    def _trained_prompt(self, sample: Sample, prompt: str, images: Sequence[ImageRef]) -> dict[str, Tensor] | None:
+        """What stands before the last answer in training; ``None`` where that is the template's prompt, or unknown."""
+        turns = [replace(turn, trained=False) for turn in sample.turns[: sample.last_reply + 1]]
+        if len(turns) == sample.last_reply or IMAGE_PLACEHOLDER in turns[-1].text or not turns[-1].text.strip():
+            return None
+        turns[-1] = replace(turns[-1], trained=True)
+        try:
+            text, (answer,) = self.chat.render_answers(turns)
+            if text[: answer.span[0]].rstrip() == prompt.rstrip():
+                return None
+            inputs, tokenized = self._process(text, images)
+            placeholders = {self.image_token} if self.image_token else set()
+            ((start, _),) = answer_tokens(text, [answer], tokenized, placeholders, self.tokenizer)
+        except BadRecord:
+            return None
+        return {k: v[:start] if k in SEQUENCE_KEYS else v for k, v in inputs.items()}
 
-    def _template(self, sample: Sample, turns: int, prompt: bool = False) -> str:
-        messages = [self._message(t.role, t.text) for t in sample.turns[:turns]]
-        if not messages:
-            return ""
-        rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        return str(rendered)
-
-    def _message(self, role: str, text: str) -> dict[str, Any]:
-        if not self.takes_images:
-            return {"role": role, "content": text}
-        content: list[dict[str, str]] = []
-        for k, part in enumerate(text.split(IMAGE_PLACEHOLDER)):
-            if k:
-                content.append({"type": "image"})
-            if part.strip() or (not content and IMAGE_PLACEHOLDER not in text):
-                content.append({"type": "text", "text": part})
-        return {"role": role, "content": content}
-
-    def _process(self, text: str, sample: Sample, image_count: int | None = None) -> dict[str, Tensor]:
-        images = open_images(sample.images[:image_count])
-        if images and not self.takes_images:
+    def _refuse_media(self, sample: Sample) -> None:
+        """Checks that the sample's images have a place, and that its texts hold no token that stands for one."""
+        if sample.images and not self.takes_images:
             raise BadRecord("no_vision", "the record has images and the model takes none; use a vision model", "images")
-        if self.takes_images:
-            encoded = self.processor(text=[text], images=[images] if images else None, return_tensors="pt", **_NO_BOS)
-        else:
-            encoded = self.tokenizer([text], return_tensors="pt", **_NO_BOS)
-        inputs = {k: v for k, v in encoded.items() if isinstance(v, Tensor) and k != "attention_mask"}
+        for turn in sample.turns:
+            if turn.trained and IMAGE_PLACEHOLDER in turn.text and sample.images:
+                raise BadRecord(
+                    "image_in_answer", "an answer to train on holds an image; models answer in text", "turns"
+                )
+            text = turn.text.replace(IMAGE_PLACEHOLDER, "")
+            found = next((token for token in self._media_tokens if token in text), None)
+            if found is not None:
+                detail = f"the text holds {found}, which the model takes for a part of an image; write it another way"
+                raise BadRecord("media_token_in_text", detail, "turns")
+
+    def _process(self, text: str, refs: Sequence[ImageRef]) -> tuple[dict[str, Tensor], Tokenized]:
+        """The model's inputs for a rendered conversation, and what the tokenizer was given.
+
+        Begins with the token that the tokenizer's own rule puts first, if the template does not write it.
+        """
+        with rejecting("corrupt_image", "an image cannot be decoded", "images"):
+            images = open_images(refs)
+        bos, closing = self._bos or ("", 0)
+        if not bos or text.startswith(bos):
+            return self._call(text, images, False)
+        inputs, tokenized = self._call(text, images, True)
+        if tokenized.ids[:2] == [self.tokenizer.bos_token_id] * 2:  # the processor wrote it
+            return self._call(text, images, False)
+        length = len(tokenized.ids) - closing
+        kept = {k: v[:length] if k in SEQUENCE_KEYS else v for k, v in inputs.items()}
+        return kept, Tokenized(tokenized.text, tokenized.ids[:length], tokenized.offsets[:length])
+
+    def _call(self, text: str, images: list[Image], special: bool) -> tuple[dict[str, Tensor], Tokenized]:
+        options = {"return_tensors": "pt", "add_special_tokens": special}
+        with rejecting("processor_refused", "the processor refuses the record", "images" if images else "turns"):
+            if self.takes_images:
+                with recorded(self.processor) as recorder:
+                    encoded = self.processor(text=[text], images=[images] if images else None, **options)
+            else:
+                recorder = RecordingTokenizer(self.tokenizer)
+                encoded = recorder([text], **options)
+            inputs = {
+                k: v for k, v in encoded.items() if isinstance(v, Tensor) and k not in ("attention_mask", "labels")
+            }
         for key in [k for k in inputs if k in SEQUENCE_KEYS]:
             inputs[key] = inputs[key][0]
-        return inputs
+        tokenized = recorder.of(inputs["input_ids"].tolist())
+        if tokenized is None:
+            raise unproved("the processor does not give the tokens of its tokenizer")
+        return inputs, tokenized
 
-    def _token_spans(
-        self, text: str, spans: Sequence[tuple[int, int]], ids: Tensor, sample: Sample
-    ) -> list[tuple[int, int]]:
-        """Where the answers are in ``ids``, after the processor has expanded each placeholder to many tokens.
-
-        Text behind the last image gives the same tokens with and without the images before it, so it is counted from
-        the end. An answer with an image behind it is counted from the start instead, by processing the conversation
-        up to there.
-        """
-        last_image = text.rfind(self.image_token) if self.image_token and sample.images else -1
-        tail_start = last_image + len(self.image_token or "") if last_image >= 0 else 0
-        tail = self.tokenizer(text[tail_start:], return_offsets_mapping=True, **_NO_BOS)
-        tail_ids, offsets = tail["input_ids"], tail["offset_mapping"]
-        shift = len(ids) - len(tail_ids)
-        found: list[tuple[int, int]] = []
-        for start, stop in spans:
-            if start >= tail_start:
-                if ids[shift:].tolist() != list(tail_ids):
-                    raise BadRecord("lost_answer", "the processor changes the text behind the images", "turns")
-                inside = [
-                    k for k, (a, b) in enumerate(offsets) if b > start - tail_start and a < stop - tail_start and b > a
-                ]
-                if inside:
-                    found.append((shift + inside[0], shift + inside[-1] + 1))
-            else:
-                found.append((self._length(text[:start], sample), self._length(text[:stop], sample)))
-        return found
-
-    def _length(self, text: str, sample: Sample) -> int:
-        image_count = text.count(self.image_token) if self.image_token else 0
-        return len(self._process(text, sample, image_count)["input_ids"])
+    def _checked(self, encoded: Encoded) -> Encoded:
+        """The same, if the model has an embedding for each token and a position for all of them."""
+        if self.limits is None:
+            return encoded
+        if self.limits.positions is not None and len(encoded) > self.limits.positions:
+            detail = f"the sample has {len(encoded)} tokens, the model's table of positions {self.limits.positions}"
+            raise BadRecord("too_long", f"{detail}; lower max_length, or take another model", "turns")
+        ids = encoded.inputs["input_ids"]
+        media = torch.tensor(sorted(self._media_tokens.values()), dtype=ids.dtype)
+        unknown = ids[(ids >= self.limits.vocabulary) & ~torch.isin(ids, media)]
+        if len(unknown):
+            token = self.tokenizer.convert_ids_to_tokens(int(unknown[0]))
+            detail = f"token {token!r} has the id {int(unknown[0])}, the model's embeddings end at "
+            detail += f"{self.limits.vocabulary - 1}; the tokenizer is another model's"
+            raise BadRecord("unknown_token", detail, "turns")
+        return encoded
 
     def _cut(self, inputs: dict[str, Tensor], labels: Tensor) -> Encoded:
         if len(labels) <= self.max_length:
             return Encoded(inputs, labels)
         limit = f"the sample has {len(labels)} tokens, the limit is {self.max_length} (max_length)"
-        token_id = self.image_token_id
-        if token_id is not None and bool((inputs["input_ids"][self.max_length :] == token_id).any()):
+        lost = inputs["input_ids"][self.max_length :]
+        media = torch.tensor(sorted(self._media_tokens.values()), dtype=lost.dtype)
+        if bool(torch.isin(lost, media).any()):
             raise BadRecord("image_cut", f"{limit}, and the cut falls before the end of an image; raise it", "images")
         kept = {k: v[: self.max_length] if k in SEQUENCE_KEYS else v for k, v in inputs.items()}
         if bool((labels[: self.max_length] == IGNORED).all()):
@@ -194,6 +253,7 @@ class QuestionEncoder(Encoder):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder.processor, encoder.max_length)
+        self.limits = encoder.limits
 
     def encode(self, sample: Sample) -> Encoded:
         return self.encode_prompt(sample)
@@ -201,6 +261,3 @@ class QuestionEncoder(Encoder):
 
 SEQUENCE_KEYS = frozenset({"input_ids", "token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
 """Inputs with one value per token."""
-
-_NO_BOS = {"add_special_tokens": False}
-"""The chat template writes the special tokens itself."""

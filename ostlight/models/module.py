@@ -21,6 +21,7 @@ from ostlight.data.sample import Sample
 from ostlight.models.adapters import merged
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
 from ostlight.models.encode import Encoder
+from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight.models.losses import per_sample_losses
 from ostlight.models.memory import TokenBudget
@@ -73,6 +74,7 @@ class MultimodalModel(L.LightningModule):
         """
         model, encoder = load_model(settings, where), load_encoder(settings, where)
         collator = collator_for(model, encoder)
+        encoder.limits = limits_of(model)
         check_family(model, encoder, collator, where)
         if isinstance(settings, Target):
             model = prepared(merged(model), settings)

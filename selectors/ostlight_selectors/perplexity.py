@@ -35,9 +35,7 @@ class Perplexity(MetricSelector):
 
     def setup(self, context: ScoringContext) -> None:
         super().setup(context)
-        encoder = self.model.encoder
-        token = encoder.image_token
-        self.image_id = encoder.tokenizer.convert_tokens_to_ids(token) if token else None
+        self.image_id = self.model.encoder.image_token_id
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():

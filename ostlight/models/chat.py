@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ from ostlight.errors import BadRecord, ModelError, rejecting
 
 Span = tuple[int, int]
 """First character, and the one behind the last."""
+Tools = Sequence[Mapping[str, Any]]
+"""Functions the assistant may call, as JSON schemas."""
 
 TAG = re.compile(r"</?[\w:|-]{1,40}>|<\|[^|<>\n]{1,40}\|>|\[/?[A-Z_]{2,24}\]|◁/?\w{1,40}▷")
 """What templates look for inside an answer: ``<think>``, ``</think>``, ``[THINK]``, ``<|channel|>``, ..."""
@@ -55,57 +57,57 @@ class ChatTemplate:
         self.processor, self.tokenizer, self.image_token = processor, tokenizer, image_token
         self.source = _source(processor, tokenizer)
 
-    def render(self, turns: Sequence[Turn], prompt: bool = False) -> str:
+    def render(self, turns: Sequence[Turn], prompt: bool = False, tools: Tools = ()) -> str:
         """The conversation as text.
 
         Args:
             prompt: also what the template writes before an answer.
+            tools: functions the assistant may call.
 
         Raises:
             BadRecord: ``template_refused``, with the template's words.
         """
-        return self._render([self._message(turn.role, turn.text) for turn in turns], prompt)
+        return self._render([self._message(turn) for turn in turns], prompt, tools)
 
-    def render_answers(self, turns: Sequence[Turn]) -> tuple[str, list[Answer]]:
+    def render_answers(self, turns: Sequence[Turn], tools: Tools = ()) -> tuple[str, list[Answer]]:
         """The conversation as text, and the answers in it: the trained turns, in their order.
 
         The conversation is rendered a second time with marks at both ends of each answer. Answers are where the marks
         are, and it is proved that the marks changed nothing else: without them the text must be the first one. Inside
         an answer the marks stand between the tags that templates look for, so that a template which drops earlier
         reasoning does so with them too. Of a template with ``{% generation %}`` blocks the blocks are what counts; the
-        header of a turn and the line break behind its end are left out if a block holds them.
+        header of a turn and the line break behind its end are left out if a block holds them. An answer that calls
+        functions is what the template makes of the calls, up to the end of the turn.
 
         Raises:
             BadRecord: ``template_refused``; ``labels_unproved`` where an answer is not found.
         """
-        text, covered, blocks = self._locate(turns)
+        text, covered, blocks = self._locate(turns, tools)
         ends = self._ends
         if not ends and covered and turns[-1].trained:  # no probe could be rendered
             ends = (self._up_to_special(text[covered[-1].span[1] :]),)
         return text, [self._with_end(text, one, blocks, ends) for one in covered]
 
-    def _locate(self, turns: Sequence[Turn]) -> tuple[str, list[Answer], list[Span]]:
+    def _locate(self, turns: Sequence[Turn], tools: Tools = ()) -> tuple[str, list[_Covered], list[Span]]:
         """The conversation as text, its answers without the ends of their turns, and its generation blocks."""
-        text = self.render(turns)
-        texts = {k: turn.text for k, turn in enumerate(turns) if turn.trained}
-        alphabet = _Alphabet.unused_in(text + "".join(texts.values()))
-        strips = any(answer != answer.strip() for answer in texts.values())
+        text = self.render(turns, tools=tools)
+        trained = {k: turn for k, turn in enumerate(turns) if turn.trained}
+        alphabet = _Alphabet.unused_in(text + "".join(turn.text for turn in trained.values()))
+        strips = any(turn.text != turn.text.strip() for turn in trained.values())
         for tight in (False, True) if strips else (False,):
-            marked = {k: _Marked(answer, alphabet, k, tight) for k, answer in texts.items()}
-            rendered, blocks = self._render_blocks(
-                [self._message(turn.role, marked[k].text if k in marked else turn.text) for k, turn in enumerate(turns)]
-            )
+            marked = {k: _Marked(turn, alphabet, k, tight) for k, turn in trained.items()}
+            messages = [self._message(marked[k].turn if k in marked else turn) for k, turn in enumerate(turns)]
+            rendered, blocks = self._render_blocks(messages, tools)
             plain, marks = alphabet.without_marks(rendered)
             if plain == text:
-                return (
-                    text,
-                    _covered(text, marked, marks),
-                    [(marks.plain(start), marks.plain(stop)) for start, stop in blocks],
-                )
+                found = [one.covered(text, marks.places.get(k, {})) for k, one in marked.items()]
+                return text, found, [(marks.plain(start), marks.plain(stop)) for start, stop in blocks]
         raise unproved("the chat template writes something else when the ends of the answers are marked")
 
-    def _with_end(self, text: str, covered: Answer, blocks: Sequence[Span], ends: Sequence[str]) -> Answer:
+    def _with_end(self, text: str, covered: _Covered, blocks: Sequence[Span], ends: Sequence[str]) -> Answer:
         """The answer with the end of its turn."""
+        if covered.call_end is not None:
+            covered = self._with_calls(text, covered, ends)
         start, stop = covered.span
         behind = next((end for end in ends if end and text.startswith(end, stop)), "")
         if self._has_blocks:
@@ -115,6 +117,30 @@ class ChatTemplate:
             in_block = text[stop : block[1]]
             behind = behind if behind and in_block.startswith(behind) else in_block
         return Answer((start, stop + len(behind)), covered.text + behind)
+
+    def _with_calls(self, text: str, covered: _Covered, ends: Sequence[str]) -> _Covered:
+        """The answer from its text on, or from the header of its turn on if it has none, with all of its calls."""
+        assert covered.call_end is not None, "only answers with calls"
+        start, last = covered.span[0], covered.call_end
+        if not covered.text.strip():
+            places = [place + len(h) for h in self._headers if (place := text.rfind(h, 0, covered.span[0])) >= 0]
+            if not places:
+                raise unproved("the header of a turn with function calls is not found")
+            start = max(places)
+        stops = [place for end in ends if end.strip() and (place := text.find(end, last)) >= 0]
+        if not stops:
+            raise unproved("the end of a turn with function calls is not found")
+        return _Covered((start, min(stops)), text[start : min(stops)])
+
+    @cached_property
+    def _headers(self) -> list[str]:
+        """What the template may write before an answer, from the end of the question on."""
+        question = [Turn("user", "Say yes.")]
+        try:
+            asked, prompt = self.render(question), self.render(question, prompt=True)
+        except BadRecord:
+            return []
+        return [prompt.removeprefix(asked)] if prompt.startswith(asked) and prompt != asked else []
 
     @property
     def end_of_turn(self) -> str:
@@ -185,39 +211,61 @@ class ChatTemplate:
             return False
         return text.count(question) == text.count(answer) == 1 and "'type':" not in text and '"type":' not in text
 
-    def _message(self, role: str, text: str) -> dict[str, Any]:
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        named = {"tool_calls": [dict(call) for call in turn.tool_calls], "name": turn.name}
+        others = {k: v for k, v in {**named, "tool_call_id": turn.tool_call_id}.items() if v}
+        return {"role": turn.role, "content": self._content(turn.text), **others}
+
+    def _content(self, text: str) -> str | list[dict[str, str]]:
         if not self._takes_parts:
-            return {"role": role, "content": text.replace(IMAGE_PLACEHOLDER, self.image_token or IMAGE_PLACEHOLDER)}
+            return text.replace(IMAGE_PLACEHOLDER, self.image_token or IMAGE_PLACEHOLDER)
         content: list[dict[str, str]] = []
         for k, part in enumerate(text.split(IMAGE_PLACEHOLDER)):
             if k:
                 content.append({"type": "image"})
             if part.strip() or (not content and IMAGE_PLACEHOLDER not in text):
                 content.append({"type": "text", "text": part})
-        return {"role": role, "content": content}
+        return content
 
-    def _render(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+    def _render(self, messages: list[dict[str, Any]], prompt: bool, tools: Tools = ()) -> str:
         if not messages:
             return ""
+        options = {"tools": [dict(tool) for tool in tools]} if tools else {}
         with rejecting("template_refused", "the chat template refuses the conversation", "turns"):
             return str(
                 self.processor.apply_chat_template(
-                    messages, chat_template=self.source, tokenize=False, add_generation_prompt=prompt
+                    messages, chat_template=self.source, tokenize=False, add_generation_prompt=prompt, **options
                 )
             )
 
-    def _render_blocks(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    def _render_blocks(self, messages: list[dict[str, Any]], tools: Tools) -> tuple[str, list[Span]]:
         """The conversation as text, and its ``{% generation %}`` blocks."""
         if not self._has_blocks:
-            return self._render(messages, False), []
+            return self._render(messages, False, tools), []
         with rejecting("template_refused", "the chat template refuses the conversation", "turns"):
             texts, blocks = render_jinja_template(
                 conversations=[messages],
+                tools=[dict(tool) for tool in tools] or None,
                 chat_template=self.source,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
         return str(texts[0]), [(int(start), int(stop)) for start, stop in blocks[0]]
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """An answer without the end of its turn.
+
+    Attributes:
+        span: of its text; where it has none, the place of its first call.
+        text: what the span must say.
+        call_end: the end of the name of its last function call; ``None`` where it calls none.
+    """
+
+    span: Span
+    text: str
+    call_end: int | None = None
 
 
 class _Marks:
@@ -285,62 +333,67 @@ class _Alphabet:
 
 
 class _Marked:
-    """An answer with marks around each chunk of it: what stands between two tags.
+    """An answer with marks around each chunk of it: what stands between two tags; and around names of functions called.
 
     Args:
-        plain: the answer.
-        turn: number of the turn.
+        turn: the answer.
+        number: of the turn.
         tight: white space at the ends of the answer is left outside the marks: the template strips it.
+
+    Attributes:
+        turn: the answer with marks.
     """
 
-    def __init__(self, plain: str, alphabet: _Alphabet, turn: int, tight: bool) -> None:
-        self.plain = plain
-        self.chunks = list(_chunks(plain, tight))
+    def __init__(self, turn: Turn, alphabet: _Alphabet, number: int, tight: bool) -> None:
+        self.plain = turn.text
+        self.chunks = list(_chunks(turn.text, tight)) if turn.text.strip() or not turn.tool_calls else []
+        self._calls = range(len(self.chunks), len(self.chunks) + len(turn.tool_calls))
         pieces, last = [], 0
         for k, (start, stop) in enumerate(self.chunks):
-            pieces += [plain[last:start], alphabet.mark(turn, k, False)]
-            pieces += [plain[start:stop], alphabet.mark(turn, k, True)]
+            pieces += [self.plain[last:start], alphabet.mark(number, k, False)]
+            pieces += [self.plain[start:stop], alphabet.mark(number, k, True)]
             last = stop
-        self.text = "".join([*pieces, plain[last:]])
+        calls = []
+        for k, call in zip(self._calls, turn.tool_calls, strict=True):
+            name = f"{alphabet.mark(number, k, False)}{call['function']['name']}{alphabet.mark(number, k, True)}"
+            calls.append({**call, "function": {**call["function"], "name": name}})
+        self.turn = replace(turn, text="".join([*pieces, self.plain[last:]]), tool_calls=tuple(calls))
 
-    def covered(self, text: str, places: Mapping[tuple[int, bool], int]) -> Answer:
+    def covered(self, text: str, places: Mapping[tuple[int, bool], int]) -> _Covered:
         """Where the answer is in the rendered conversation ``text``, without the end of the turn.
 
         Raises:
             BadRecord: ``labels_unproved``: a part of it is missing that is no reasoning.
         """
+        calls = [places.get((k, True)) for k in self._calls]
+        if None in calls:
+            raise unproved("the chat template leaves out a function call of an answer")
+        call_end = calls[-1] if calls else None
+        if not self.chunks:
+            return _Covered((places[0, False], places[0, False]), "", call_end)
         kept = [k for k in range(len(self.chunks)) if (k, False) in places and (k, True) in places]
-        if not kept or kept != list(range(kept[0], len(self.chunks))) or len(places) != 2 * len(kept):
+        marks = 2 * (len(kept) + len(calls))
+        if not kept or kept != list(range(kept[0], len(self.chunks))) or len(places) != marks:
             raise unproved("the chat template leaves out a part of an answer")
         first, last = self.chunks[kept[0]], self.chunks[-1]
         start, stop = places[kept[0], False], places[len(self.chunks) - 1, True]
         before, behind = self.plain[: first[0]], self.plain[last[1] :]
+        begin = first[0]
         if kept[0] > 0:
             tag = TAG.findall(before)[-1]
             if "/" not in tag:
                 raise unproved(f"the chat template leaves out what an answer says before {tag}")
-            return self._spanning(text, start, stop, first[0], behind)
-        # Tags at the ends of the answer are not marked.
-        if before.strip():
+        elif before.strip():  # tags at the ends of the answer are not marked
             head = text[:start].rstrip()
             if not head.endswith(before.strip()):
                 raise unproved(f"the chat template leaves out {before.strip()} at the beginning of an answer")
-            return self._spanning(text, len(head) - len(before.strip()), stop, 0, behind)
-        return self._spanning(text, start, stop, first[0], behind)
-
-    def _spanning(self, text: str, start: int, stop: int, begin: int, behind: str) -> Answer:
-        """The answer from character ``begin`` of the record's on, with the tags at its end."""
-        tags = behind.strip()
-        if tags:
+            start, begin = len(head) - len(before.strip()), 0
+        if tags := behind.strip():
             place = len(text) - len(text[stop:].lstrip())
             if not text.startswith(tags, place):
                 raise unproved(f"the chat template leaves out {tags} at the end of an answer")
             stop = place + len(tags)
-        return Answer((start, stop), self.plain[begin:])
-
-
-def _covered(text: str, marked: Mapping[int, _Marked], marks: _Marks) -> list[Answer]:
-    return [answer.covered(text, marks.places.get(turn, {})) for turn, answer in marked.items()]
+        return _Covered((start, stop), self.plain[begin:], call_end)
 
 
 def _source(processor: Any, tokenizer: Any) -> str:

@@ -111,7 +111,7 @@ class Encoder:
         self._refuse_media(sample)
         if not any(turn.trained for turn in sample.turns):
             raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")
-        text, answers = self.chat.render_answers(sample.turns)
+        text, answers = self.chat.render_answers(sample.turns, sample.tools)
         inputs, tokenized = self._process(text, sample.images)
         ids = inputs["input_ids"]
         labels = torch.full_like(ids, IGNORED)
@@ -136,7 +136,7 @@ class Encoder:
         turns = sample.turns[:last]
         image_count = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
         images = sample.images[:image_count]
-        text = self.chat.render(turns, prompt=True)
+        text = self.chat.render(turns, prompt=True, tools=sample.tools)
         inputs = self._trained_prompt(sample, text, images) or self._process(text, images)[0]
         return self._checked(Encoded(inputs, torch.full_like(inputs["input_ids"], IGNORED)))
 
@@ -147,7 +147,7 @@ class Encoder:
             return None
         turns[-1] = replace(turns[-1], trained=True)
         try:
-            text, (answer,) = self.chat.render_answers(turns)
+            text, (answer,) = self.chat.render_answers(turns, sample.tools)
             if text[: answer.span[0]].rstrip() == prompt.rstrip():
                 return None
             inputs, tokenized = self._process(text, images)

@@ -124,6 +124,18 @@ BLOCKS_OF_CONTENT = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- 'ASSISTANT:' }}{% endif %}"""
 
+TOOLS = """
+{%- if tools %}{{- '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}
+{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\n' + m.content }}
+    {%- for call in m.tool_calls or [] %}
+        {{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- call.function.arguments | tojson + '}\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
+
 SPECIALS = (
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|start_header_id|>",
     "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]", "<|User|>", "<|Assistant|>", "<|return|>", "<image>",

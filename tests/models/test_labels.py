@@ -125,6 +125,33 @@ def test_reasoning_is_labelled_where_the_template_keeps_it(name: str, expected: 
     assert labelled(encoded, tokenizer) == expected
 
 
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+
+
+@pytest.mark.parametrize("said", ["", "Let me see."])
+def test_function_calls_are_part_of_the_answer(said: str) -> None:
+    tokenizer = templates.byte_tokenizer(templates.TOOLS)
+    turns = (
+        Turn("user", "answer yes?"), Turn("assistant", said, True, tool_calls=(CALL, CALL)),
+        Turn("tool", "rain", name="weather"), Turn("assistant", "no", True),
+    )  # fmt: skip
+    tools = ({"type": "function", "function": {"name": "weather", "description": "of a city"}},)
+    encoded = Encoder(tokenizer, 1000).encode(Sample("s", turns, tools=tools))
+    call = '<tool_call>{"name":"weather","arguments":{"city":"Ulm"}}</tool_call>'
+    assert labelled(encoded, tokenizer) == ["".join(said.split()) + call * 2 + "<|im_end|>", "no<|im_end|>"]
+    whole = tokenizer.decode(encoded.inputs["input_ids"])
+    assert "of a city" in whole
+    assert "<|im_start|>tool\nrain<|im_end|>" in whole
+
+
+def test_a_template_that_leaves_out_function_calls_is_no_account_of_them() -> None:
+    encoder = Encoder(templates.byte_tokenizer(templates.CHATML), 1000)
+    turns = (Turn("user", "question"), Turn("assistant", "Let me see.", True, tool_calls=(CALL,)))
+    with pytest.raises(BadRecord) as caught:
+        encoder.encode(Sample("s", turns))
+    assert caught.value.reason == "labels_unproved"
+
+
 def test_only_the_trained_turns_are_labelled() -> None:
     tokenizer = templates.byte_tokenizer(templates.CHATML)
     whole = sample("q", "yes", "r", "no")

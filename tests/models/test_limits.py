@@ -56,8 +56,13 @@ WITH_TABLE: list[PreTrainedConfig] = [
     ),
 ]  # fmt: skip
 LLAMA = LlamaConfig(
-    vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-    max_position_embeddings=POSITIONS, **SPECIAL,
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=POSITIONS,
+    **SPECIAL,
 )
 
 

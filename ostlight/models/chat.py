@@ -243,14 +243,15 @@ class ChatTemplate:
         if not self._has_blocks:
             return self._render(messages, False, tools), []
         with rejecting("template_refused", "the chat template refuses the conversation", "turns"):
-            texts, blocks = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[messages],
                 tools=[dict(tool) for tool in tools] or None,
                 chat_template=self.source,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
-        return str(texts[0]), [(int(start), int(stop)) for start, stop in blocks[0]]
+        (text,), (blocks,) = rendered
+        return str(text), [(int(start), int(stop)) for start, stop in blocks]
 
 
 @dataclass(frozen=True)

@@ -88,18 +88,7 @@ def content(text: str, with_images: bool) -> Any:
     return parts
 
 
-ANSWER_BEFORE_AN_IMAGE = pytest.mark.xfail(reason="labels of an answer with an image behind it", strict=False)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(*one.values, marks=[*one.marks, ANSWER_BEFORE_AN_IMAGE])
-        if one.values[0] in ("llava_onevision", "paligemma")
-        else one
-        for one in EACH
-    ],
-)
+@pytest.mark.parametrize("name", EACH)
 def test_labels_are_the_answers_and_losses_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = load(name, tmp_path)
     tokenizer = model.encoder.tokenizer

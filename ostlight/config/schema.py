@@ -95,8 +95,8 @@ class Limits:
 
     image_pixels: Annotated[int, Interval(ge=1, le=178_956_970)] = 64_000_000
     record_pixels: Count = 256_000_000
-    image_bytes: Count = 64 << 20
-    record_bytes: Count = 256 << 20
+    image_bytes: Count = 50_000_000
+    record_bytes: Count = 50_000_000
     characters: Count = 2_000_000
 
 

@@ -43,7 +43,7 @@ class ImageRules:
 
     pixels: int = 64_000_000
     record_pixels: int = 256_000_000
-    encoded_bytes: int = 64 << 20
+    encoded_bytes: int = 50_000_000
     background: str = "white"
 
 

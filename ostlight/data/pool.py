@@ -100,7 +100,7 @@ class Pool:
             if folder is not None and not Path(folder).is_dir():
                 raise DataError(f"image root {folder} is not a folder", folder)
             for file in files_of(piece.path):
-                source = open_source(file, format if format in FORMATS else None)
+                source = open_source(file, format if format in FORMATS else None, limits.record_bytes)
                 root = ImageRoot(Path(folder) if folder is not None else source.folder, rules)
                 names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
                 reader = RecordReader(
@@ -178,7 +178,7 @@ class Pool:
             digest = hashlib.sha256()
             for source, reader in zip(self.sources, self.readers, strict=True):
                 how = (source.name, reader.layout, reader.columns, reader.source, reader.characters, reader.root.rules)
-                digest.update(f"{how} {self.duplicates}\n".encode())
+                digest.update(f"{how} {source.record_bytes} {self.duplicates}\n".encode())
                 digest.update("".join(f"{file_key(file)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint

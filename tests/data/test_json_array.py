@@ -74,3 +74,19 @@ def test_a_cut_file_is_refused_naming_it(tmp_path: Path, chat: Callable) -> None
     with pytest.raises(DataError) as caught:
         Pool.open(path)
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize(
+    "large", ['"' + '\\"[]{},' * 40 + '"', "[" + "1, " * 100 + "[]]", '{"a": "' + "\\\\" * 99 + '"}']
+)
+def test_an_element_beyond_the_limit_is_counted_and_not_kept(chunk_bytes: int, large: str) -> None:
+    written = f'[{{"a": 1}}, {large}, "b\\"", {large}]'.encode()
+    found = list(top_level_elements(io.BytesIO(written), chunk_bytes, max_bytes=50))
+    assert [element if isinstance(element, int) else json.loads(element) for _, element in found] == [
+        {"a": 1},
+        len(large) + 1,
+        'b"',
+        len(large) + 1,
+    ]
+    assert json.loads(written[found[1][0] : found[1][0] + len(large) + 1]) == json.loads(large)

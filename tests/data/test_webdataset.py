@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ostlight.config.schema import Columns
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.data.subset import write_subset
@@ -88,3 +89,93 @@ def _pieces(tar: Path) -> list[bytes]:
     many = whole[offsets["a/0002.2.png"] : offsets["a/0003.txt"]]
     text = whole[offsets[f"deep/{'k' * 120}.json"] : offsets["a/0001.cls"]]
     return [text + many]
+
+
+def _tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as written:
+        for header, content in members:
+            header.size = len(content)
+            written.addfile(header, io.BytesIO(content))
+    return path
+
+
+def _link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
+    header = _header(name, 0, kind)
+    header.linkname = target
+    return header, b""
+
+
+def _file(name: str, content: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    return _header(name, len(content)), content
+
+
+def test_links_are_followed_inside_the_archive_only(
+    tmp_path: Path, shade: Callable, png: Callable, chat: Callable
+) -> None:
+    question = json.dumps(chat("<image>?", "!")).encode()
+    targets = {
+        "hard": ("./x/a.png", tarfile.LNKTYPE),
+        "soft": ("a.png", tarfile.SYMTYPE),
+        "chain": ("soft.png", tarfile.SYMTYPE),
+        "cycle": ("cycle.png", tarfile.SYMTYPE),
+        "out": ("../../etc/passwd", tarfile.SYMTYPE),
+        "root": ("/etc/passwd", tarfile.SYMTYPE),
+        "gone": ("nowhere.png", tarfile.SYMTYPE),
+    }
+    members = [_file("./x/a.json", question), _file("./x/a.png", png(6))]
+    for name, (target, kind) in targets.items():
+        members += [_file(f"./x/{name}.json", question), _link(f"./x/{name}.png", target, kind)]
+    pool = Pool.open(_tar(tmp_path / "pool.tar", members))
+    found = dict(pool.read(range(len(pool))))
+    assert [shade(found[n].images[0]) for n in range(4)] == [6] * 4  # type: ignore[union-attr]
+    assert [getattr(found[n], "reason", None) for n in range(4, 8)] == ["bad_link"] * 4
+
+    (written,) = write_subset(pool, [3, 1], tmp_path / "subset")
+    again = Pool.open(written)
+    assert [shade(again[n].images[0]) for n in range(2)] == [6, 6]
+    with tarfile.open(written) as subset:
+        assert all(member.isfile() for member in subset)
+
+
+def test_a_member_that_claims_more_than_there_is_takes_no_memory(tmp_path: Path, png: Callable, chat: Callable) -> None:
+    good = [_file(f"{name}.json", json.dumps(chat("?", "!")).encode()) for name in "ac"]
+    path = _tar(tmp_path / "pool.tar", good)
+    for kind in (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        claims = _header("b.json", 999_999_999_999, kind)
+        whole = path.read_bytes()[:2048] + claims.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
+        (tmp_path / "claims.tar").write_bytes(whole)
+        pool = Pool.open(tmp_path / "claims.tar")
+        (_, first), *_, (_, last) = pool.read(range(len(pool)))
+        assert isinstance(first, Sample)
+        assert isinstance(last, BadRecord)
+        assert last.reason == "damaged_archive"
+        write_subset(pool, [0], tmp_path / "subset")
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "appended"])
+def test_what_cannot_be_read_of_an_archive_is_not_lost_in_silence(
+    tmp_path: Path, chat: Callable, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = [_file(f"{n}.json", json.dumps(chat("?", str(n))).encode()) for n in range(4)]
+    path = _tar(tmp_path / "pool.tar", members)
+    whole = bytearray(path.read_bytes())
+    if damage == "cut":
+        del whole[2048 + 600 :]
+    elif damage == "header":
+        whole[2048:2060] = b"\xff" * 12
+    else:
+        whole += path.read_bytes()
+    path.write_bytes(whole)
+    pool = Pool.open(path)
+    found = [record for _, record in pool.read(range(len(pool)))]
+    assert [s.answer for s in found[:-1] if isinstance(s, Sample)] == [str(n) for n in range(len(found) - 1)]
+    assert isinstance(found[-1], BadRecord)
+    assert found[-1].reason == "damaged_archive"
+    assert str(path) in caplog.text
+
+
+def test_a_caption_without_a_conversation_is_a_column(tmp_path: Path, shade: Callable, png: Callable) -> None:
+    path = _tar(tmp_path / "pool.tar", [_file("a.png", png(2)), _file("a.txt", b"A cat.")])
+    pool = Pool.open(path, columns=Columns(answer="txt", images="images"))
+    assert [turn.text for turn in pool[0].turns] == ["<image>\n", "A cat."]
+    assert shade(pool[0].images[0]) == 2

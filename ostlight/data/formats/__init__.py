@@ -10,7 +10,7 @@ from ostlight.data.formats.hf_disk import HuggingFaceFolder
 from ostlight.data.formats.json_array import JsonArray
 from ostlight.data.formats.jsonl import JsonLines
 from ostlight.data.formats.parquet import Parquet
-from ostlight.data.formats.source import Source
+from ostlight.data.formats.source import RECORD_BYTES, Source
 from ostlight.data.formats.webdataset import WebDataset
 from ostlight.errors import DataError
 
@@ -36,21 +36,26 @@ __all__ = [
 ]
 
 
-def open_source(path: Path, format: str | None = None) -> Source:
+def open_source(path: Path, format: str | None = None, record_bytes: int = RECORD_BYTES) -> Source:
     """Index one file, or one ``save_to_disk`` folder.
 
     Args:
         path: must exist.
         format: a name of ``FORMATS``; ``None`` recognizes it by the content.
+        record_bytes: a record of more is rejected before it is read.
 
     Raises:
         DataError: the content is of no known format, is damaged, or holds no record.
     """
     try:
         found = _recognized(path) if format is None else FORMATS[format]
-        source = found(path)
+        source = found(path, record_bytes)
+    except DataError:
+        raise
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", path) from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}", path) from error
+    except Exception as error:  # the libraries that parse it raise whatever damaged bytes lead to
+        raise DataError(f"{path} is damaged: {type(error).__name__}: {str(error)[:300]}", path) from error
     if not len(source):
         raise DataError(f"{path} holds no record ({found.name})", path)
     return source

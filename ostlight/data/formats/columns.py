@@ -5,21 +5,75 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ostlight.data.formats.source import RecordHashes, own_id
-from ostlight.errors import rejecting
+from ostlight.data.formats.source import RecordHashes, check_size, own_id
+from ostlight.errors import DataError, rejecting
 
 
-def row(table: pa.Table, i: int) -> dict[str, Any]:
+def check_schema(schema: pa.Schema, path: Path) -> None:
+    """Refuse a table in which two columns have one name: which of them is meant cannot be told.
+
+    Raises:
+        DataError: names the columns.
+    """
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path} has several columns called {', '.join(repeated)}; rename them", path)
+
+
+def validate(table: pa.Table, path: Path) -> None:
+    """Refuse a table whose buffers do not hold what it says: to read one would end the process.
+
+    Text that is not UTF-8 is no such fault in a column of texts; its rows are rejected when they are read.
+
+    Raises:
+        DataError: names the column.
+    """
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            if not (is_text and "UTF8" in str(error)):
+                raise DataError(f"{path} is damaged: column {name!r}: {str(error)[:200]}", path) from error
+
+
+def unpacked_bytes(values: pa.Table | pa.RecordBatch | pa.ChunkedArray | pa.Array) -> int:
+    """Bytes of the values when each stands for itself; a dictionary's entry counts each time it is used."""
+    if isinstance(values, pa.Table | pa.RecordBatch):
+        return sum(map(unpacked_bytes, values.columns))
+    if isinstance(values, pa.ChunkedArray):
+        return sum(map(unpacked_bytes, values.chunks))
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        entries = values.dictionary
+        if not (pa.types.is_string(entries.type) or pa.types.is_binary(entries.type)):
+            return int(values.indices.nbytes)
+        return pc.sum(pc.binary_length(entries).take(values.indices)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(unpacked_bytes, values.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return unpacked_bytes(values.flatten())
+    return int(values.nbytes)
+
+
+def row(table: pa.Table, i: int, limit: int) -> dict[str, Any]:
     """Row ``i`` as plain values.
 
     Raises:
-        BadRecord: ``unreadable_record``: Python has no value for what a column holds; names the column.
+        BadRecord: ``record_too_large`` where a column holds more bytes than the limit; ``unreadable_record`` where
+            Python has no value for what a column holds. Names the column.
     """
     one = table.slice(i, 1)
+    if unpacked_bytes(one) > limit:
+        for name, column in zip(one.column_names, one.columns, strict=True):
+            check_size(unpacked_bytes(column), limit, name)
+        check_size(unpacked_bytes(one), limit)
     try:
         return dict(one.to_pylist()[0])
     except (pa.ArrowException, OverflowError, ValueError):
@@ -37,19 +91,22 @@ def cut_row(table: pa.Table, i: int) -> pa.Table:
     return table.slice(i, 1).take([0])
 
 
-def hash_rows(schema: pa.Schema, read: Callable[[list[str] | None], Iterable[pa.RecordBatch]]) -> RecordHashes:
+def hash_rows(
+    schema: pa.Schema, read: Callable[[list[str] | None], Iterable[pa.RecordBatch]], limit: int
+) -> RecordHashes:
     """Hashes of all rows, in order; from the id column alone where every row has an id.
 
     Args:
         schema: of the rows.
         read: all rows in batches, of the named columns or (``None``) of all.
+        limit: bytes of a row that is read.
     """
     if "id" in schema.names:
         kind = schema.field("id").type
         if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
             hashes = RecordHashes()
             for batch in read(["id"]):
-                ids = _plain(batch.column(0))
+                ids = list(_plain(batch.column(0), limit))
                 if None in ids or "" in ids:
                     break
                 for id in ids:
@@ -58,7 +115,7 @@ def hash_rows(schema: pa.Schema, read: Callable[[list[str] | None], Iterable[pa.
                 return hashes
     hashes = RecordHashes()
     for batch in read(None):
-        for record in _plain(batch):
+        for record in _plain(batch, limit):
             if record is None:
                 hashes.add_unreadable()
                 continue
@@ -67,15 +124,19 @@ def hash_rows(schema: pa.Schema, read: Callable[[list[str] | None], Iterable[pa.
     return hashes
 
 
-def _plain(values: pa.Array | pa.RecordBatch) -> list[Any]:
-    """Plain values; ``None`` for a row that Python has no values for (a date in the year 292278, broken UTF-8)."""
-    try:
-        return list(values.to_pylist())
-    except (pa.ArrowException, OverflowError, ValueError):
-        return [_plain_or_none(values.slice(i, 1)) for i in range(len(values))]
+def _plain(values: pa.Array | pa.RecordBatch, limit: int) -> Iterable[Any]:
+    """Plain values; ``None`` for a row over the limit, or that Python has no values for (broken UTF-8, say)."""
+    if unpacked_bytes(values) <= limit:
+        try:
+            return list(values.to_pylist())
+        except (pa.ArrowException, OverflowError, ValueError):
+            pass
+    return (_plain_or_none(values.slice(i, 1), limit) for i in range(len(values)))
 
 
-def _plain_or_none(one: pa.Array | pa.RecordBatch) -> Any:
+def _plain_or_none(one: pa.Array | pa.RecordBatch, limit: int) -> Any:
+    if unpacked_bytes(one) > limit:
+        return None
     try:
         return one.to_pylist()[0]
     except (pa.ArrowException, OverflowError, ValueError):

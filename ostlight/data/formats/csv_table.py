@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.source import RecordHashes, SpanSource, own_id
+from ostlight.data.formats.source import RECORD_BYTES, RecordHashes, SpanSource, own_id
 from ostlight.errors import BadRecord, DataError
 
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
@@ -31,11 +31,11 @@ class CsvTable(SpanSource):
     name = "csv"
     framing = (b"", b"", b"")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
         self._header = b""
         self.columns: list[str] = []
         self._delimiter = SUFFIXES.get(path.suffix.lower(), ",")
-        super().__init__(path)
+        super().__init__(path, record_bytes)
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
@@ -64,7 +64,7 @@ class CsvTable(SpanSource):
                 start += len(raw)
 
     def record(self, i: int) -> dict[str, Any]:
-        return self._record(self.raw(i))
+        return self._record(self.raw_within_limit(i))
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         with atomic_path(target) as temporary, temporary.open("wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from ostlight.data.atomic import atomic_path, atomic_write_text
-from ostlight.data.formats.columns import cut_row, hash_rows, row
-from ostlight.data.formats.source import Source
+from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, row, validate
+from ostlight.data.formats.source import RECORD_BYTES, Source
+from ostlight.data.sample import kind_of_file
 from ostlight.errors import DataError
 
 STATE, INFO = "state.json", "dataset_info.json"
@@ -27,16 +29,20 @@ class HuggingFaceFolder(Source):
 
     name = "hf"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
+        super().__init__(path, record_bytes)
+        self._validated: set[tuple[str, int, int]] = set()
         try:
-            self._state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+            self._state = _read_object(path / STATE)
+            self._info()
             if self._state.get("_indices_files") or self._state.get("_indices_data_files"):
                 raise DataError(f"{path} is a view of another data set; write it with flatten_indices() first", path)
-            self._data_files = [path / entry["filename"] for entry in self._state["_data_files"]]
+            self._data_files = [_inside(path, entry["filename"]) for entry in self._state["_data_files"]]
             tables = self._opened()
-            self.hashes, self.kinds = hash_rows(tables[0].schema, self._batches).arrays()
-        except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+            for table in tables:
+                check_schema(table.schema, path)
+            self.hashes, self.kinds = hash_rows(tables[0].schema, self._batches, record_bytes).arrays()
+        except (OSError, LookupError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a whole save_to_disk folder: {error}", path) from error
         self.table_start = np.concatenate([[0], np.cumsum([t.num_rows for t in tables])]).astype(np.int64)
         self.close()
@@ -54,7 +60,7 @@ class HuggingFaceFolder(Source):
 
     def record(self, i: int) -> dict[str, Any]:
         table, k = self._at(i)
-        return row(table, k)
+        return row(table, k, self.record_bytes)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -71,7 +77,7 @@ class HuggingFaceFolder(Source):
 
     def _info(self) -> str:
         """The data set's own description, without the sizes that no longer hold."""
-        info = json.loads((self.path / INFO).read_text(encoding="utf-8"))
+        info = _read_object(self.path / INFO)
         sizes = ("splits", "download_size", "dataset_size", "size_in_bytes", "download_checksums")
         return json.dumps({k: v for k, v in info.items() if k not in sizes}, indent=2)
 
@@ -84,4 +90,31 @@ class HuggingFaceFolder(Source):
         return self._opened()[n], int(i - self.table_start[n])
 
     def _open(self) -> list[pa.Table]:
-        return [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in self._data_files]
+        return [self._table(file) for file in self._data_files]
+
+    def _table(self, file: Path) -> pa.Table:
+        """The mapped table, after its buffers were checked; once for a file that does not change."""
+        status = file.stat()
+        table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        state = (str(file), status.st_size, status.st_mtime_ns)
+        if state not in self._validated:
+            validate(table, file)
+            self._validated.add(state)
+        return table
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    value = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise DataError(f"{file} must hold a JSON object, got {type(value).__name__}", file)
+    return value
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    """The file of the folder; a name that leads out of it is refused, and what is no plain file."""
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{folder / STATE} names the file {name!r}, which is not in the folder", folder)
+    file = folder / name
+    if not stat.S_ISREG(mode := file.stat().st_mode):
+        raise DataError(f"{file} is {kind_of_file(mode)}, no file", folder)
+    return file

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ostlight.data.formats.source import RecordHashes, SpanSource
 
 FIRST_LINES = 20
 MAX_LINE_BYTES = 64 << 20
+SKIP_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -36,15 +38,30 @@ class JsonLines(SpanSource):
     def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
         position = 0
         with self.path.open("rb") as file:
-            for line in file:
+            while line := file.readline(self.record_bytes + 2):
                 start = position
                 position += len(line)
+                if len(line) > self.record_bytes and not line.endswith(b"\n"):
+                    position += _skip_line(file)
+                    hashes.add_unreadable()
+                    yield start, position - start
+                    continue
                 if start == 0 and line.startswith(_BYTE_ORDER_MARK):
                     start, line = len(_BYTE_ORDER_MARK), line.removeprefix(_BYTE_ORDER_MARK)
                 line = line.removesuffix(b"\n")
                 if line.strip():
                     hashes.add_json(line)
                     yield start, len(line)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Read to the end of the line without keeping it; returns the bytes read."""
+    skipped = 0
+    while part := file.readline(SKIP_BYTES):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
 
 
 def _first_lines(path: Path) -> list[str]:

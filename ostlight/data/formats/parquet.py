@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.columns import cut_row, hash_rows, row
-from ostlight.data.formats.source import Source
-from ostlight.errors import DataError
+from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, row, unpacked_bytes
+from ostlight.data.formats.source import RECORD_BYTES, Source
+from ostlight.errors import BadRecord, DataError
 
 WHOLE_GROUP_BYTES = 32 << 20
 """Row groups up to this size (uncompressed) are read at once and kept; larger ones stream."""
 
 KEPT_BYTES = 128 << 20
+UNPACKED_BYTES = 256 << 20
+"""Of values that are stored once and used often, as many may be unpacked together."""
+
+MAX_STORED_BYTES, MAX_RATIO = 1 << 30, 1_000
+"""A column of a row group of more bytes than this may be compressed by this factor."""
+
 STREAM_ROWS = 64
 WRITE_BYTES = 64 << 20
+
+
+_COMPRESSIONS = {"uncompressed": "none", "lz4_raw": "lz4", "lzo": "zstd"}
+"""Names that files have for compressions, where writers have others."""
 
 
 class Parquet(Source):
@@ -35,13 +46,18 @@ class Parquet(Source):
 
     name = "parquet"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
+        super().__init__(path, record_bytes)
         try:
             reader = self._opened()
-            self.hashes, self.kinds = hash_rows(reader.file.schema_arrow, reader.batches).arrays()
-        except pa.ArrowException as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}", path) from error
+            schema = reader.file.schema_arrow
+            check_schema(schema, path)
+            self._writer(io.BytesIO()).close()  # what cannot be written is better known before it is scored
+            self.hashes, self.kinds = hash_rows(schema, reader.batches, record_bytes).arrays()
+            if len(self) != reader.file.metadata.num_rows:
+                raise DataError(f"{path} is damaged: {len(self):,} rows are there, and its end says otherwise", path)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {str(error)[:300]}", path) from error
         finally:
             self.close()
 
@@ -51,14 +67,11 @@ class Parquet(Source):
 
     def record(self, i: int) -> dict[str, Any]:
         start, table = self._opened().around(i)
-        return row(table, i - start)
+        return row(table, i - start, self.record_bytes)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         reader = self._opened()
-        file = reader.file
-        schema = file.schema_arrow
-        compression = file.metadata.row_group(0).column(0).compression
-        with atomic_path(target) as temporary, pq.ParquetWriter(temporary, schema, compression=compression) as writer:
+        with atomic_path(target) as temporary, self._writer(temporary) as writer:
             pending: list[pa.Table] = []
             pending_bytes = 0
             for i in kept:
@@ -71,6 +84,16 @@ class Parquet(Source):
             if pending:
                 writer.write_table(pa.concat_tables(pending))
 
+    def _writer(self, target: Path | BinaryIO) -> pq.ParquetWriter:
+        """Of a file with the schema and, where it can be written, the compression of this one."""
+        file = self._opened().file
+        has_columns = file.metadata.num_row_groups and file.metadata.num_columns
+        named = file.metadata.row_group(0).column(0).compression.lower() if has_columns else "zstd"
+        compression = _COMPRESSIONS.get(named, named)
+        if compression != "none" and not pa.Codec.is_available(compression):
+            compression = "zstd"
+        return pq.ParquetWriter(target, file.schema_arrow, compression=compression)
+
     def _open(self) -> Any:
         return _Reader(self.path)
 
@@ -79,6 +102,7 @@ class _Reader:
     """An open Parquet file and the parts of it that are in memory."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         meta = self.file.metadata
         rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
@@ -87,6 +111,7 @@ class _Reader:
         self._whole: OrderedDict[int, pa.Table] = OrderedDict()
         self._unpacked: dict[int, pa.Table] = {}
         self._visited: set[int] = set()
+        self._batch_rows: dict[int, int] = {}
         self._stream: Iterator[pa.RecordBatch] = iter(())
         self._stream_group, self._stream_next = -1, 0
 
@@ -102,10 +127,11 @@ class _Reader:
         for loaded in (self._whole, self._unpacked):
             if group in loaded:
                 return start, loaded[group]
-        streams = self.file.metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES
+        expands = self._rows_at_once(group) < STREAM_ROWS
+        streams = expands or self.file.metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES
         if streams and group == self._stream_group and i >= self._stream_next:
             return self._stream_on(i)
-        if group in self._visited and i != start:  # a jump back; from the first row it would be a new pass
+        if group in self._visited and i != start and not expands:  # a jump back; from the first row it is a new pass
             self._unpacked[group] = self._unpack(group)
             return start, self._unpacked[group]
         self._visited.add(group)
@@ -122,12 +148,48 @@ class _Reader:
             first, self._stream_next = self._stream_next, self._stream_next + batch.num_rows
             if i < self._stream_next:
                 return first, pa.Table.from_batches([batch])
-        raise AssertionError("a row group holds as many rows as its metadata says")
+        raise BadRecord("unreadable_record", f"{self.path.name} has fewer rows than its end says, or is damaged")
 
     def batches(self, columns: list[str] | None = None, group: int | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of one group, or of all, a few at a time."""
-        rows, groups = (1 << 16 if columns else STREAM_ROWS), None if group is None else [group]
-        return self.file.iter_batches(batch_size=rows, row_groups=groups, columns=columns, use_threads=False)
+        for one in range(self.file.metadata.num_row_groups) if group is None else [group]:
+            rows = min(1 << 16 if columns else STREAM_ROWS, self._rows_at_once(one))
+            yield from self.file.iter_batches(batch_size=rows, row_groups=[one], columns=columns, use_threads=False)
+
+    def _rows_at_once(self, group: int) -> int:
+        """Rows of a group that may be unpacked together, so that none of them takes more memory than a record may.
+
+        A few bytes can stand for very many: a long value that is stored once and used in every row. Its length is read
+        from the column in its stored form.
+
+        Raises:
+            DataError: a column's values take a thousand times the bytes they are stored in.
+        """
+        if group not in self._batch_rows:
+            self._batch_rows[group] = min(
+                (self._rows_of_column(group, k) for k in range(self.file.metadata.num_columns)), default=1 << 16
+            )
+        return self._batch_rows[group]
+
+    def _rows_of_column(self, group: int, k: int) -> int:
+        column = self.file.metadata.row_group(group).column(k)
+        stored, compressed = column.total_uncompressed_size, max(column.total_compressed_size, 1)
+        if stored > MAX_STORED_BYTES and stored / compressed > MAX_RATIO:
+            raise DataError(
+                f"{self.path}: column {column.path_in_schema!r} unpacks {compressed:,} bytes to {stored:,}; if that is "
+                "meant, write the file with smaller row groups",
+                self.path,
+            )
+        if column.physical_type != "BYTE_ARRAY" or stored * column.num_values <= UNPACKED_BYTES:
+            return 1 << 16
+        values, longest = 0, 0
+        packed = pq.ParquetFile(self.path, pre_buffer=False, read_dictionary=[column.path_in_schema])
+        for batch in packed.iter_batches(STREAM_ROWS, [group], [column.path_in_schema], use_threads=False):
+            size = unpacked_bytes(batch)
+            values, longest = values + size, max(longest, size)
+        if values <= UNPACKED_BYTES:
+            return 1 << 16
+        return 1 if longest > UNPACKED_BYTES else STREAM_ROWS
 
     def _unpack(self, group: int) -> pa.Table:
         with tempfile.NamedTemporaryFile(prefix="ostlight-", suffix=".arrow") as temporary:

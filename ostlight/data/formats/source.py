@@ -16,6 +16,9 @@ import numpy as np
 from ostlight.data.atomic import atomic_path
 from ostlight.errors import BadRecord, DataError
 
+RECORD_BYTES = 50_000_000
+"""Limit of a record's size unless the configuration gives another."""
+
 HAS_ID, NO_ID, UNREADABLE = 0, 1, 2
 """What a record's hash is of: its own id; its content; nothing, because it cannot be read."""
 
@@ -101,11 +104,26 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return record
 
 
+def check_size(size: int, limit: int, field: str | None = None) -> None:
+    """Refuse a record, or a field of one, of more bytes than the limit.
+
+    Raises:
+        BadRecord: ``record_too_large``.
+    """
+    if size > limit:
+        what = "it" if field is None else f"its {field!r}"
+        detail = (
+            f"{what} has {size:,} bytes, the limit is {limit:,} (limits.record_bytes); raise it, or split the record"
+        )
+        raise BadRecord("record_too_large", detail, field)
+
+
 class Source(ABC):
     """One indexed file (or folder) of records.
 
     Attributes:
         name: the format's name in a config.
+        record_bytes: a record of more is rejected before it is read.
         hashes: ``uint64 [records]``, see ``RecordHashes``.
         kinds: ``uint8 [records]``: ``HAS_ID``, ``NO_ID`` or ``UNREADABLE``.
     """
@@ -114,8 +132,8 @@ class Source(ABC):
     hashes: np.ndarray
     kinds: np.ndarray
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
+        self.path, self.record_bytes = path, record_bytes
         self._handle: Any = None
         self._handle_process = 0
 
@@ -129,7 +147,7 @@ class Source(ABC):
         """Record ``i`` as plain values; images are paths, bytes or ``{"bytes", "path"}``.
 
         Raises:
-            BadRecord: ``bad_json`` and what the format itself can find wrong.
+            BadRecord: ``bad_json``, ``record_too_large`` and what the format itself can find wrong.
         """
 
     @abstractmethod
@@ -177,8 +195,8 @@ class SpanSource(Source):
 
     framing: ClassVar[tuple[bytes, bytes, bytes]]
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
+        super().__init__(path, record_bytes)
         starts, sizes, hashes = array("q"), array("q"), RecordHashes()
         for start, size in self._spans(hashes):
             starts.append(start)
@@ -201,7 +219,16 @@ class SpanSource(Source):
         return data
 
     def record(self, i: int) -> dict[str, Any]:
-        return parse_object(self.raw(i))
+        return parse_object(self.raw_within_limit(i))
+
+    def raw_within_limit(self, i: int) -> bytes:
+        """The record's bytes.
+
+        Raises:
+            BadRecord: ``record_too_large``, before anything is read.
+        """
+        check_size(int(self.size[i]), self.record_bytes)
+        return self.raw(i)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         before, between, after = self.framing

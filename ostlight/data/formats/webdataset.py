@@ -3,83 +3,265 @@
 from __future__ import annotations
 
 import io
+import logging
+import posixpath
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ostlight.data.formats.source import RecordHashes, SpanSource, own_id, parse_object
+from ostlight.data.atomic import atomic_path
+from ostlight.data.formats.source import RECORD_BYTES, RecordHashes, SpanSource, own_id, parse_object
 from ostlight.errors import BadRecord, DataError
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+log = logging.getLogger(__name__)
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "ppm", "mpo"})
 OTHER_MEDIA = frozenset({"mp4", "webm", "avi", "mov", "mkv", "wav", "mp3", "flac", "ogg", "m4a"})
+TEXTS = frozenset({"txt", "text", "caption"})
+"""Members that hold a caption, in shards without ``KEY.json``."""
+MAX_LINKS = 40
 _BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Where a link's content is in the archive, or why there is none."""
+
+    offset: int = 0
+    size: int = 0
+    problem: str | None = None
 
 
 class WebDataset(SpanSource):
     """``KEY.json`` holds the conversation; ``KEY.jpg`` or ``KEY.0.png``, ``KEY.1.png``, ... its images in order.
 
-    A record's bytes are its members with their headers, so a subset is cut out without being unpacked.
+    A record's bytes are its members with their headers, so a subset is cut out without being unpacked. Links are
+    followed to other members of the archive, and nowhere else; a subset holds their content in their place. Without
+    ``KEY.json``, the text of ``KEY.txt`` is the field ``txt``, for ``columns``.
     """
 
     name = "webdataset"
     framing = (b"", b"", bytes(2 * _BLOCK))
+
+    def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
+        self._links: dict[tuple[int, str], Content] = {}
+        self._damage: dict[int, str] = {}
+        super().__init__(path, record_bytes)
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
         return head[257:262] == b"ustar"
 
     def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
-        try:
-            with tarfile.open(self.path, "r:") as tar:
-                for key, members in groupby(_files(tar), key=lambda member: split_name(member.name)[0]):
-                    start, stop, described = -1, 0, b""
-                    for member in members:
-                        start = member.offset if start < 0 else start
-                        stop = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                        if split_name(member.name)[1] == "json":
-                            described = _content(tar, member)
-                    hashes.add(_id(key, described))
-                    yield start, stop - start
-        except tarfile.TarError as error:
-            raise DataError(f"{self.path} is not a whole tar file: {error}", self.path) from error
+        """Each record's place. What is behind the first damaged header counts as one record, which is rejected."""
+        size = self.path.stat().st_size
+        linked: list[tuple[int, tarfile.TarInfo]] = []
+        records, stop = 0, 0
+        with self.path.open("rb") as opened:
+            archive = _Bounded(opened, size, self.record_bytes)
+            walk = _Walk(archive, size)
+            for key, members in groupby(walk, key=lambda member: split_name(member.name)[0]):
+                start, described = -1, b""
+                for member in members:
+                    start = member.offset if start < 0 else start
+                    stop = _end(member)
+                    if member.islnk() or member.issym():
+                        linked.append((records, member))
+                    elif split_name(member.name)[1] == "json" and member.size <= self.record_bytes:
+                        described = archive.at(member.offset_data, member.size)
+                if walk.damage is not None and walk.damaged_key in (key, None):
+                    stop = start  # what is missing may belong to this record
+                    break
+                hashes.add(_id(key, described))
+                records += 1
+                yield start, stop - start
+            if walk.damage is not None:
+                if not records:
+                    raise DataError(f"{self.path} is not a whole tar file: {walk.damage}", self.path)
+                log.warning(
+                    f"{self.path} is damaged: {walk.damage}; what is behind cannot be read and counts as a record"
+                )
+                self._damage[records] = f"{walk.damage}; nothing behind it can be read"
+                hashes.add_unreadable()
+                yield stop, max(size - stop, 0)
+            if linked:
+                self._links = _resolved(linked, _Walk(archive, size))
 
     def record(self, i: int) -> dict[str, Any]:
+        if i in self._damage:
+            raise BadRecord("damaged_archive", self._damage[i])
         described: bytes | None = None
+        text: dict[str, str] = {}
         images: list[tuple[tuple[int, str], dict[str, Any]]] = []
         key = ""
-        with tarfile.open(fileobj=io.BytesIO(self.raw(i)), mode="r:") as tar:
-            for member in _files(tar):
-                key, extension = split_name(member.name)
-                kind = extension.rpartition(".")[2].lower()
-                if kind in OTHER_MEDIA:
-                    raise BadRecord("unsupported_media", f"{member.name} is audio or video; only images are read")
-                if extension == "json":
-                    described = _content(tar, member)
-                elif kind in IMAGES:
-                    images.append((_order(extension), {"bytes": _content(tar, member), "path": None}))
-        if described is None:
+        for member, content in self._members(i, self.raw_within_limit(i)):
+            key, extension = split_name(member.name)
+            kind = extension.rpartition(".")[2].lower()
+            if kind in OTHER_MEDIA:
+                raise BadRecord("unsupported_media", f"{member.name} is audio or video; only images are read")
+            if isinstance(content, str):
+                if extension == "json" or kind in IMAGES:
+                    raise BadRecord("bad_link", f"{member.name} {content}", extension)
+            elif extension == "json":
+                described = content
+            elif kind in IMAGES:
+                images.append((_order(extension), {"bytes": content, "path": None}))
+            elif extension in TEXTS:
+                text[extension] = content.decode("utf-8", "surrogateescape")
+        if described is None and not (images and text):
             raise BadRecord("bad_field", f"the members of {key!r} hold no {key}.json with the conversation", "json")
-        record = parse_object(described)
+        record: dict[str, Any] = {**text} if described is None else parse_object(described)
         if images:
             record.pop("image", None)
             record["images"] = [image for _, image in sorted(images, key=lambda pair: pair[0])]
         return {"id": key, **record} if own_id(record) is None else record
 
+    def write(self, kept: Sequence[int], target: Path) -> None:
+        with_links = {record for record, _ in self._links}
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
+            for i in kept:
+                file.write(self._without_links(i) if i in with_links else self.raw(i))
+            file.write(self.framing[2])
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        tar.members.clear()  # type: ignore[attr-defined]  # or the list of all members stays in memory
-        if member.isfile():
-            yield member
+    def _without_links(self, i: int) -> bytes:
+        """The record's bytes, each link replaced by a member of that name with the content."""
+        raw, done = self.raw(i), 0
+        parts: list[bytes] = []
+        for member, content in self._members(i, raw):
+            if (member.islnk() or member.issym()) and isinstance(content, bytes):
+                plain = tarfile.TarInfo(member.name)
+                plain.size, plain.mtime, plain.mode = len(content), member.mtime, member.mode
+                parts += [
+                    raw[done : member.offset],
+                    plain.tobuf(tarfile.PAX_FORMAT),
+                    content,
+                    bytes(-len(content) % _BLOCK),
+                ]
+                done = _end(member)
+        return b"".join([*parts, raw[done:]])
+
+    def _members(self, i: int, raw: bytes) -> Iterator[tuple[tarfile.TarInfo, bytes | str]]:
+        """The members of a record's bytes with their content; for a link without one, what is wrong with it."""
+        for member in _Walk(_Bounded(io.BytesIO(raw), len(raw), self.record_bytes), len(raw)):
+            found = self._links.get((i, member.name))
+            if not (member.islnk() or member.issym()):
+                yield member, raw[member.offset_data : member.offset_data + member.size]
+            elif found is None:
+                yield member, "is a link that was not there when the file was indexed"
+            elif found.problem is not None:
+                yield member, found.problem
+            elif found.size > self.record_bytes:
+                yield member, f"links to {found.size:,} bytes, the limit is {self.record_bytes:,} (limits.record_bytes)"
+            else:
+                yield member, self._opened().bytes(found.offset, found.size)
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None, "a member that is a file has content"
-    return file.read()
+class _Bounded:
+    """A file for ``tarfile``: no read takes more memory than there are bytes, whatever a header claims."""
+
+    def __init__(self, file: BinaryIO, size: int, limit: int) -> None:
+        self._file, self._size, self._limit = file, size, limit
+
+    def read(self, size: int) -> bytes:
+        left = max(self._size - self._file.tell(), 0)
+        if size > min(left + _BLOCK, self._limit):
+            raise tarfile.ReadError(f"a header claims {size:,} bytes, and {left:,} are left")
+        return self._file.read(min(size, left))
+
+    def at(self, offset: int, size: int) -> bytes:
+        place = self._file.tell()
+        self._file.seek(offset)
+        content = self._file.read(size)
+        self._file.seek(place)
+        return content
+
+    def seek(self, place: int) -> int:
+        return self._file.seek(place)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class _Walk:
+    """The files and links of an archive, in order.
+
+    Attributes:
+        damage: after the walk, what ended it before the archive's own end; ``None`` where nothing did.
+        damaged_key: of the record that the damage is in; empty between records, ``None`` where it is not known.
+    """
+
+    def __init__(self, archive: _Bounded, size: int) -> None:
+        self._archive, self._size = archive, size
+        self.damage: str | None = None
+        self.damaged_key: str | None = None
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        self._archive.seek(0)
+        end = 0
+        try:
+            with tarfile.open(fileobj=self._archive, mode="r:") as tar:  # type: ignore[call-overload]
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # or the list of all members stays in memory
+                    self.damaged_key = split_name(member.name)[0]
+                    if _end(member) > self._size:
+                        self.damage = f"{member.name} claims {member.size:,} bytes, and the file ends before"
+                        return
+                    if member.issparse():
+                        self.damage = f"{member.name} is stored with holes, which is not read"
+                        return
+                    end, self.damaged_key = _end(member), None
+                    if member.isfile() or member.islnk() or member.issym():
+                        yield member
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+            self.damage = f"byte {end:,}: {error or type(error).__name__}"
+            return
+        self._check_end(end)
+
+    def _check_end(self, end: int) -> None:
+        """An archive ends with zeros, or with the file; ``tarfile`` takes a header it cannot read for the end, too."""
+        self._archive.seek(end)
+        while end < self._size:
+            block = self._archive.read(min(_BLOCK if self.damaged_key is None else 1 << 16, self._size - end))
+            if not block.strip(b"\0"):
+                self.damaged_key = ""  # the archive's own end was found
+            if block.strip(b"\0"):
+                self.damage = f"byte {end:,}: no header of a member, but there are more bytes"
+                return
+            end += len(block)
+
+
+def _end(member: tarfile.TarInfo) -> int:
+    size = 0 if member.islnk() or member.issym() else member.size
+    return int(member.offset_data + -(-size // _BLOCK) * _BLOCK)
+
+
+def _resolved(linked: list[tuple[int, tarfile.TarInfo]], walk: _Walk) -> dict[tuple[int, str], Content]:
+    """Where the content of each link is, by record and name."""
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in walk:
+        member.pax_headers = {}
+        members.setdefault(posixpath.normpath(member.name), member)
+    return {(record, member.name): _followed(member, members) for record, member in linked}
+
+
+def _followed(link: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> Content:
+    named = link.linkname
+    for _ in range(MAX_LINKS):
+        base = posixpath.dirname(link.name) if link.issym() else ""
+        target = posixpath.normpath(posixpath.join(base, link.linkname))
+        if target.startswith(("/", "..")):
+            return Content(problem=f"links to {named!r}, outside the archive")
+        found = members.get(target)
+        if found is None:
+            return Content(problem=f"links to {named!r}, which is not in the archive")
+        if found.isfile():
+            return Content(found.offset_data, found.size)
+        link = found
+    return Content(problem=f"links to {named!r}, which leads back to itself")
 
 
 def split_name(member: str) -> tuple[str, str]:

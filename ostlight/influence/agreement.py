@@ -19,6 +19,15 @@ class Estimator(Protocol):
     def columns(self, batch: Any) -> dict[str, Any]: ...
 
 
+FIRST_ORDER = "; first order leaves out curvature: rely on its sign, as filter does, not on its order"
+ADVICE = {
+    "projected": "; a higher rank or estimator exact would be safer",
+    "second_order": "; more probes, or estimator projected or exact, would be safer",
+    "first_order": FIRST_ORDER,
+    "finite_difference": FIRST_ORDER,
+}
+"""What to do about a low rank agreement."""
+
 FEWEST, MOST, SHARE = 16, 64, 0.01
 """Samples compared: a share of the pool, within bounds. Each costs a pass over all anchors."""
 
@@ -38,7 +47,7 @@ class RankAgreement:
         """One line for the log."""
         if math.isnan(self.spearman):
             return f"rank agreement of {estimator} with exact: not measurable on {self.samples} samples"
-        advice = "" if self.spearman >= 0.8 else "; a higher rank, more probes, or estimator exact, would be safer"
+        advice = "" if self.spearman >= 0.8 else ADVICE.get(estimator, "")
         known = ", which it was made from" if self.seen else ""
         agreed = f"{self.spearman:.2f} (Spearman, {self.samples} samples{known})"
         return f"rank agreement of {estimator} with exact: {agreed}{advice}"

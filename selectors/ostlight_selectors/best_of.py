@@ -30,9 +30,16 @@ WORSE = 3.0
 
 
 def default_candidates() -> list[SelectorChoice]:
-    """The ranking by utility, a random subset, low loss, and sets at 1, 10 and 100 times the scored step size."""
-    sets = [SelectorChoice("ost", {"selection": "set", "set_step_size": k}, f"set {k:g}x") for k in (1.0, 10.0, 100.0)]
-    return [SelectorChoice("ost"), SelectorChoice("random"), SelectorChoice("loss", label="low loss"), *sets]
+    """A random subset of what ``ost`` admits, with natural and plain gradients, the ranking by utility, a random
+    subset, low loss, and the lowest losses among the admitted."""
+    return [
+        SelectorChoice("ost", label="filter"),
+        SelectorChoice("ost", {"step": "sgd"}, "filter, sgd"),
+        SelectorChoice("ost", {"selection": "top"}, "top"),
+        SelectorChoice("random"),
+        SelectorChoice("loss", label="low loss"),
+        SelectorChoice("ost", {"then": "-loss"}, "filter, low loss"),
+    ]
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,9 @@ class BestOf(Selector):
     @dataclass
     class Options:
         """Attributes:
-        candidates: the selectors whose subsets are tried, ``{name: ost, options: {...}, label: ranking}``. By default
-            ``ost``, ``random``, low ``loss``, and ``ost`` with ``selection: set`` at 1, 10 and 100 times the scored
-            step size.
+        candidates: the selectors whose subsets are tried, ``{name: ost, options: {...}, label: filter}``. By default
+            ``ost`` with ``selection: filter`` (with ``step: kfac``, with ``step: sgd``, and taking the lowest losses
+            among the admitted), with ``selection: top``, ``random`` and low ``loss``.
         steps: optimiser steps of a trial.
         repeats: trials of each subset, in different orders of its samples; their spread is the noise of a trial.
         rule: which subset is kept: ``one_standard_error`` (the first candidate whose mean log loss is within one
@@ -320,10 +327,11 @@ def _resolve(
     for choice, candidate in zip(choices, candidates, strict=True):
         provider = _provider(choice, candidate, candidates)
         k = candidates.index(provider or candidate)
-        name, left_out = choices[k].name, candidates[k].selection_options
+        name, left_out, defaults = choices[k].name, candidates[k].selection_options, candidates[k].Options()
         key = repr((name, {n: v for n, v in dataclasses.asdict(candidates[k].options).items() if n not in left_out}))
         if key not in dependencies:
-            options = {n: v for n, v in choices[k].options.items() if n not in left_out}
+            options = {n: v for n, v in dataclasses.asdict(candidates[k].options).items() if n not in left_out}
+            options = {n: v for n, v in options.items() if n in choices[k].options or v != getattr(defaults, n)}
             dependencies[key] = SelectorChoice(name, options, f"{len(dependencies) + 1}-{name}")
         sources.append(Source(dependencies[key].shown, choice.name if provider else None))
     return list(dependencies.values()), sources

@@ -18,7 +18,7 @@ from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight.training.trial import TrialLoss
-from ostlight_selectors.best_of import BestOf, first_of_the_best, worst_group
+from ostlight_selectors.best_of import default_candidates, first_of_the_best, worst_group
 from ostlight_selectors.ost.set_selection import select_set
 
 ROWS, ETA, SEED, REPEATS = 60, 0.1, 5, 2
@@ -28,6 +28,16 @@ UTILITIES = ETA * SLOPES - ETA**2 / 2 * (PHI**2).sum(1)
 RANDOM = np.array(uniform_by_id(SEED, [f"s{i}" for i in range(ROWS)]))
 TASKS = np.array(list("aaabbc" * (ROWS // 6)))
 BUDGET = Budget(count=12)
+TOP = {"name": "ost", "options": {"selection": "top"}}
+SETS = [
+    {"name": "ost", "options": {"selection": "set", "set_step_size": float(k)}, "label": f"set {k}x"}
+    for k in (1, 10, 100)
+]
+CANDIDATES = [TOP, {"name": "random"}, {"name": "loss", "label": "low loss"}, *SETS]
+
+
+def best_of(**options: Any) -> Any:
+    return create("best_of", {"candidates": CANDIDATES} | options)
 
 
 class Run:
@@ -75,7 +85,7 @@ SUBSETS = {
 @pytest.mark.parametrize("best", SUBSETS)
 def test_the_best_candidate_is_kept_and_all_losses_are_noted(best: str, logged):
     run = Run(lambda rows: 0.25 if rows == SUBSETS[best] else 0.75)
-    rows = BestOf().select(run.scores(), BUDGET)
+    rows = best_of().select(run.scores(), BUDGET)
     assert set(rows.tolist()) == SUBSETS[best]
     note = json.loads(json.dumps(run.notes["best_of"], allow_nan=False))
     if not note["selected"].startswith("set"):
@@ -94,7 +104,7 @@ def test_the_best_candidate_is_kept_and_all_losses_are_noted(best: str, logged):
 
 
 def test_of_equal_candidates_the_first_is_kept_best_first():
-    assert BestOf().select(Run().scores(), BUDGET).tolist() == np.argsort(-UTILITIES)[:12].tolist()
+    assert best_of().select(Run().scores(), BUDGET).tolist() == np.argsort(-UTILITIES)[:12].tolist()
 
 
 def test_the_first_candidate_that_none_beats_beyond_the_noise_is_kept():
@@ -120,10 +130,10 @@ def test_noise_alone_seldom_displaces_the_first_candidate():
 
 def test_a_subset_whose_training_diverged_is_never_kept():
     run = Run(lambda rows: math.inf if rows == SUBSETS["ost"] else 2.0)
-    assert set(BestOf().select(run.scores(), BUDGET).tolist()) == SUBSETS["random"]
+    assert set(best_of().select(run.scores(), BUDGET).tolist()) == SUBSETS["random"]
     assert run.notes["best_of"]["losses"]["ost"] is None
     with pytest.raises(DivergedError):
-        BestOf().select(Run(lambda rows: math.inf).scores(), BUDGET)
+        best_of().select(Run(lambda rows: math.inf).scores(), BUDGET)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +142,7 @@ def test_a_subset_whose_training_diverged_is_never_kept():
 def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
     run = Run()
     scores = run.scores()
-    BestOf().select(scores, budget)
+    best_of().select(scores, budget)
     assert list(run.notes["best_of"]["losses"]) == list(SUBSETS)
     for rows in map(list, run.tried):
         assert (len(rows) == 12) if budget.count else (scores.tokens[rows].sum() <= 60)
@@ -142,9 +152,7 @@ def test_every_subset_keeps_to_the_budget_and_its_shares(budget: Budget):
 
 def test_steps_and_repeats_are_options():
     run = Run()
-    create("best_of", {"steps": 7, "repeats": 3, "candidates": [{"name": "ost"}, {"name": "random"}]}).select(
-        run.scores(), BUDGET
-    )
+    create("best_of", {"steps": 7, "repeats": 3, "candidates": [TOP, {"name": "random"}]}).select(run.scores(), BUDGET)
     assert list(run.notes["best_of"]["losses"]) == ["ost", "random"]
     assert (len(run.tried), run.steps) == (6, {7})
 
@@ -155,7 +163,7 @@ def test_the_rule_says_whether_noise_counts(rule: str, kept: str):
     run = Run()
     mean = {frozenset(SUBSETS["ost"]): 1.0, frozenset(SUBSETS["random"]): 0.98}
     run.loss = lambda rows: mean[frozenset(rows)] + (0.1 if run.repeats[-1] else -0.1)
-    options = {"rule": rule, "candidates": [{"name": "ost"}, {"name": "random"}]}
+    options = {"rule": rule, "candidates": [TOP, {"name": "random"}]}
     rows = create("best_of", options).select(run.scores(), BUDGET)
     assert set(rows.tolist()) == SUBSETS[kept]
     assert run.notes["best_of"]["selected"] == kept
@@ -163,7 +171,7 @@ def test_the_rule_says_whether_noise_counts(rule: str, kept: str):
 
 def test_one_trial_a_subset_is_enough_for_the_lowest_loss():
     run = Run(lambda rows: 1.0 if rows == SUBSETS["random"] else 2.0)
-    options = {"rule": "lowest", "repeats": 1, "candidates": [{"name": "ost"}, {"name": "random"}]}
+    options = {"rule": "lowest", "repeats": 1, "candidates": [TOP, {"name": "random"}]}
     assert set(create("best_of", options).select(run.scores(), BUDGET).tolist()) == SUBSETS["random"]
     assert run.repeats == [0, 0]
 
@@ -171,19 +179,19 @@ def test_one_trial_a_subset_is_enough_for_the_lowest_loss():
 @pytest.mark.parametrize("budget", [Budget(threshold=0.0), Budget(fraction=1.0)])
 def test_nothing_is_tried_where_there_is_nothing_to_choose(budget: Budget):
     run = Run()
-    assert BestOf().select(run.scores(), budget).tolist() == budget.top(run.scores()).tolist()
+    assert best_of().select(run.scores(), budget).tolist() == budget.top(run.scores()).tolist()
     assert run.tried == []
     assert run.notes == {}
 
 
 def test_outside_a_run_the_first_candidate_is_kept():
     scores = Scores(Run().scores().table)
-    assert BestOf().select(scores, BUDGET).tolist() == BUDGET.top(scores).tolist()
+    assert best_of().select(scores, BUDGET).tolist() == BUDGET.top(scores).tolist()
 
 
 def test_a_candidate_that_keeps_nothing_is_not_tried():
     run = Run()
-    candidates = [{"name": "ost"}, {"name": "random"}, {"name": "ifd"}]
+    candidates = [TOP, {"name": "random"}, {"name": "ifd"}]
     ifd = {"3-ifd.score": np.zeros(ROWS), "3-ifd.ifd": np.full(ROWS, 2.0)}
     scores = run.scores()
     for name, values in ifd.items():
@@ -193,8 +201,8 @@ def test_a_candidate_that_keeps_nothing_is_not_tried():
 
 
 def test_what_one_table_holds_is_scored_once():
-    assert [(d.name, d.options, d.label) for d in BestOf().dependencies()] == [
-        ("ost", {}, "1-ost"),
+    assert [(d.name, d.options, d.label) for d in best_of().dependencies()] == [
+        ("ost", {"estimator": "projected", "step": "sgd"}, "1-ost"),
         ("random", {}, "2-random"),
     ]
     other = {"candidates": [{"name": "loss"}, {"name": "ost", "options": {"estimator": "first_order"}}]}
@@ -209,7 +217,7 @@ def test_a_run_on_the_defaults_tries_six_subsets_for_100_steps_in_two_orders(set
     assert "6 subsets, 100 steps each" in logged()
     entry = selection.folder.cost_log.read()[-1]
     losses = entry.more["noted"]["best_of"]["losses"]
-    assert list(losses) == list(SUBSETS)
+    assert list(losses) == [choice.shown for choice in default_candidates()]
     assert 6 <= entry.more["trials"] <= 12
     notes = json.loads((selection.folder.path / "selector" / "notes.json").read_text())
     assert notes["rank_agreement"]["samples"] == 16
@@ -217,9 +225,9 @@ def test_a_run_on_the_defaults_tries_six_subsets_for_100_steps_in_two_orders(set
 
 @pytest.mark.usefixtures("few_samples_compared")
 def test_a_run_tries_for_every_budget_and_scores_once(settings):
-    cheap = {"estimator": "second_order", "probes": 4, "parameters": "head", "step_size": 0.05}
+    cheap = {"estimator": "second_order", "step": "sgd", "probes": 4, "parameters": "head", "step_size": 0.05}
     candidates = [
-        {"name": "ost", "options": cheap},
+        {"name": "ost", "options": cheap | {"selection": "top"}},
         {"name": "random"},
         {"name": "loss", "label": "low loss"},
         {"name": "ost", "options": cheap | {"selection": "set"}, "label": "set"},
@@ -286,13 +294,12 @@ def test_a_candidate_that_a_group_forgets_is_refused(logged):
         return TrialLoss(0.25 if ranking else 0.75, by_group)
 
     run = Run(loss)
-    options = BestOf.Options(refuse_worse_groups=True)
-    rows = BestOf(options).select(run.scores(), BUDGET)
+    rows = best_of(refuse_worse_groups=True).select(run.scores(), BUDGET)
     assert set(rows.tolist()) == SUBSETS["random"]
     note = json.loads(json.dumps(run.notes["best_of"], allow_nan=False))
     assert note["refused"] == {"ost": ["c", pytest.approx(10)]}
     assert "refused: ost: after it the loss of 'c' is 10.00 times that after a random subset" in logged()
-    assert set(BestOf().select(Run(loss).scores(), BUDGET).tolist()) == SUBSETS["ost"], "by default the mean decides"
+    assert set(best_of().select(Run(loss).scores(), BUDGET).tolist()) == SUBSETS["ost"], "by default the mean decides"
 
 
 def test_noise_within_groups_refuses_nobody():
@@ -322,12 +329,12 @@ def test_a_random_subset_that_diverged_once_or_is_empty_refuses_nobody(logged, m
         )
 
     run.loss = loss
-    best_of = BestOf(BestOf.Options(refuse_worse_groups=True))
-    assert set(best_of.select(run.scores(), BUDGET).tolist()) == SUBSETS["ost"]
+    selector = best_of(refuse_worse_groups=True)
+    assert set(selector.select(run.scores(), BUDGET).tolist()) == SUBSETS["ost"]
     assert "random, which the others are compared with, diverged in a trial" in logged()
     assert "have no groups" not in logged()
-    monkeypatch.setattr(type(best_of.candidates[1]), "select", lambda *_: [])
-    best_of.select(run.scores(), BUDGET)
+    monkeypatch.setattr(type(selector.candidates[1]), "select", lambda *_: [])
+    selector.select(run.scores(), BUDGET)
     assert "random, which the others are compared with, keeps no sample" in logged()
     assert "have no groups" not in logged()
 
@@ -343,12 +350,12 @@ def test_another_preference_of_the_first_candidate_is_not_taken_for_the_same_sco
 
 
 def test_it_draws_where_a_candidate_draws():
-    assert not BestOf().stochastic_selection
+    assert not best_of().stochastic_selection
     drawing = {"name": "ost", "options": {"selection": "sample"}, "label": "sampled"}
-    assert create("best_of", {"candidates": [{"name": "ost"}, drawing]}).stochastic_selection
+    assert create("best_of", {"candidates": [TOP, drawing]}).stochastic_selection
 
 
 def test_without_groups_nobody_is_refused(logged):
     run = Run(lambda rows: 0.25 if rows == SUBSETS["ost"] else 0.75)
-    BestOf(BestOf.Options(refuse_worse_groups=True)).select(run.scores(), BUDGET)
+    best_of(refuse_worse_groups=True).select(run.scores(), BUDGET)
     assert "have no groups" in logged()

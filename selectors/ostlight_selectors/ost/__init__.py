@@ -1,4 +1,8 @@
-"""One-Step-Train: selects samples by what one step on each does to the anchor loss."""
+"""One-Step-Train: selects samples by what one step on each does to the anchor loss.
+
+By default the sign of that utility admits samples and a random subset of the admitted is kept; ``selection: top`` is
+the paper's ranking.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from annotated_types import Interval
 from torch import nn
 
@@ -46,6 +51,8 @@ FINITE_DIFFERENCE_SAMPLES = 8
 BY_ANCHOR, ANCHOR_SCALE = "utility_by_anchor", "utility_by_anchor_scale"
 """Columns of each anchor's utility, in half precision: over the largest of the sample's, and that largest in nats."""
 SET_STEP_SIZE, SET_BATCH_SIZE = 10.0, 32
+
+Estimator = Literal["projected", "exact", "first_order", "second_order", "finite_difference"]
 
 ONLY_WITH = {
     "rank": ("estimator", ("projected",)),
@@ -98,22 +105,26 @@ class OneStepTrain(Selector):
     @dataclass
     class Options:
         """Attributes:
-        estimator: ``projected`` (what the step does to the anchors' answers, from a few measured steps; about one
+        estimator: of the utility; ``null`` is first order by the cheapest way there is (``finite_difference``, or
+            ``first_order`` where anchors have groups, ``utility_by_anchor`` is set or the weights are in half
+            precision), and ``projected`` with ``selection=top`` or ``set``, which read sizes and not signs alone.
+            ``projected`` (what the step does to the anchors' answers, from a few measured steps; about one
             training step per sample), ``exact`` (the step is taken; a pass over all anchors per sample),
             ``first_order`` (the inner product of the gradients), ``second_order`` (and sketched curvature) or
             ``finite_difference`` (first order from two forward passes: for any architecture, and with less memory).
         parameters: those the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
         step: the step's shape: ``sgd`` (as in the paper), ``adam`` (second moments of the warm-up, frozen), ``kfac`` or
-            ``ekfac`` (natural gradient; curvature of 300 pool samples).
+            ``ekfac`` (natural gradient; curvature of 300 pool samples). ``null`` is ``kfac``, and ``sgd`` with
+            ``selection=top`` or ``set``.
         step_size: ``null`` makes the median simulated step as long as the median step of the warm-up.
         rank: measured directions of ``projected``; ``null`` is 32.
         probes: random curvature probes of ``second_order``; ``null`` is 64.
         damping: of ``kfac`` and ``ekfac``, a share of the mean eigenvalue; ``null`` is 0.1.
         utility_by_anchor: store each anchor's utility too: two bytes an anchor and sample.
-        selection: ``top`` (the highest utilities, as in the paper), ``filter`` (admit samples whose step lowers the
-            anchor loss, then take those that ``then`` says), ``sample`` (at random, higher utilities more likely),
-            ``round_robin`` (each anchor in turn its best sample) or ``set`` (the best set: what a mini-batch of it
-            does, redundancy and noise counted; needs ``projected`` or ``second_order``).
+        selection: ``filter`` (admit samples whose step lowers the anchor loss, then take those that ``then`` says: a
+            random subset), ``top`` (the highest utilities, as in the paper), ``sample`` (at random, higher utilities
+            more likely), ``round_robin`` (each anchor in turn its best sample) or ``set`` (the best set: what a
+            mini-batch of it does, redundancy and noise counted; needs ``projected`` or ``second_order``).
         then: of ``filter``, the order among the admitted: ``random``, ``coverage`` (clusters of gradients in turn) or a
             column of the scores, highest first (``loss``), lowest first with a minus (``-loss``); ``null`` is
             ``random``.
@@ -132,15 +143,15 @@ class OneStepTrain(Selector):
             machine's memory) or ``split`` (over the ranks).
         """
 
-        estimator: Literal["projected", "exact", "first_order", "second_order", "finite_difference"] = "projected"
+        estimator: Estimator | None = None
         parameters: str = "blocks"
-        step: Literal["sgd", "adam", "kfac", "ekfac"] = "sgd"
+        step: Literal["sgd", "adam", "kfac", "ekfac"] | None = None
         step_size: Positive | None = None
         rank: Count | None = None
         probes: Count | None = None
         damping: Positive | None = None
         utility_by_anchor: bool = False
-        selection: Literal["top", "filter", "sample", "round_robin", "set"] = "top"
+        selection: Literal["filter", "top", "sample", "round_robin", "set"] = "filter"
         then: str | None = None
         admit: Literal["mean", "own_group", "no_group_hurt"] | None = None
         min_confidence: Annotated[float, Interval(ge=0.5, lt=1)] | None = None
@@ -150,12 +161,19 @@ class OneStepTrain(Selector):
         set_batch_size: Count | None = None
         vector_storage: Literal["full", "bf16", "offload", "split"] = "full"
 
+        def __post_init__(self) -> None:
+            reads_sizes = self.selection in ("top", "set")
+            if self.estimator is None and reads_sizes:
+                self.estimator = "projected"
+            if self.step is None:
+                self.step = "sgd" if reads_sizes else "kfac"
+
         def problems(self) -> Iterator[str]:
             """Options that do not fit together."""
             for name, (owner, values) in ONLY_WITH.items():
                 if getattr(self, name) is not None and getattr(self, owner) not in values:
                     hint = "; projected has rank" if name == "probes" and self.estimator == "projected" else ""
-                    is_now = f"{owner} is {getattr(self, owner)}"
+                    is_now = f"{owner} is {getattr(self, owner) or 'first order (null)'}"
                     yield f"{name} is an option of {owner}={' or '.join(values)}; {is_now}{hint}"
             if self.selection == "set" and self.estimator not in ("projected", "second_order"):
                 yield "selection=set needs estimator=projected or second_order: it reads their curvature"
@@ -191,8 +209,9 @@ class OneStepTrain(Selector):
         if options.utility_by_anchor:
             size = 2 * len(context.anchors)
             log.info(f"{BY_ANCHOR}: {size} bytes a sample, {size * proxy.records / 2**20:.1f} MiB for the pool")
-        rank = options.rank or DEFAULT_RANK if options.estimator == "projected" else None
-        singles, calibration, seen = self._examples(context, rank)
+        estimator = options.estimator or self._first_order(context, parameters)
+        rank = options.rank or DEFAULT_RANK if estimator == "projected" else None
+        singles, calibration, seen = self._examples(context, estimator, rank)
         if rank is not None and 0 < len(calibration) < rank:
             log.warning(f"rank={len(calibration)} instead of {rank}: the pool has no more samples to measure steps on")
             rank = len(calibration)
@@ -206,24 +225,31 @@ class OneStepTrain(Selector):
             model,
             anchors,
             parameters=options.parameters,
-            estimator=options.estimator,
+            estimator=estimator,
             step_size=step_size,
             utility_by_anchor=options.utility_by_anchor,
             rank=rank,
-            probes=options.probes or DEFAULT_PROBES if options.estimator == "second_order" else None,
+            probes=options.probes or DEFAULT_PROBES if estimator == "second_order" else None,
             calibration=calibration,
             vector_storage=vectors,
             preconditioner=preconditioner,
             seed=context.seed,
         )
         facts = {"step_size": step_size, "groups": self.scorer.groups, **self.scorer.facts}
-        if singles and options.estimator != "exact":
+        if singles and estimator != "exact":
             self.scorer.verify(Batch.together(singles[:2]))
             agreement = self.scorer.rank_agreement(singles, seen)
-            log.info(agreement.summary(options.estimator))
-            facts["rank_agreement"] = agreement.note(options.estimator)
+            log.info(agreement.summary(estimator))
+            facts["rank_agreement"] = agreement.note(estimator)
         for name, fact in facts.items():
             context.note(name, fact)
+
+    def _first_order(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter]) -> Estimator:
+        """Two forward passes a sample; a backward pass where they do not do: for groups, or in half precision."""
+        parameter = next(iter(parameters.values()))
+        is_full = parameter.dtype.itemsize >= 4 and not torch.is_autocast_enabled(parameter.device.type)
+        of_one_vector = len(set(context.groups)) < 2 and not self.options.utility_by_anchor
+        return "finite_difference" if is_full and of_one_vector else "first_order"
 
     def _preconditioner(
         self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], anchors: Any
@@ -266,9 +292,11 @@ class OneStepTrain(Selector):
         log.info(f"step size {step_size:.4g}: the median simulated step is as long as {source} ({length:.3g})")
         return step_size
 
-    def _examples(self, context: ScoringContext, rank: int | None) -> tuple[list[Batch], list[Batch], bool]:
+    def _examples(
+        self, context: ScoringContext, estimator: str, rank: int | None
+    ) -> tuple[list[Batch], list[Batch], bool]:
         """Samples to compare with ``exact``, samples to calibrate the estimator on, and whether some are both."""
-        if self.options.estimator == "exact":
+        if estimator == "exact":
             return [], [], False
         compared = sample_count(context.proxy.records)
         examples = list(context.proxy.examples(compared + SNAPSHOTS * (rank or 0)))

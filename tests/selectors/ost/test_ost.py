@@ -14,7 +14,7 @@ from ostlight.selection.set_objective import minibatch_value
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
 
-TOP = {"estimator": "second_order", "probes": 8, "step_size": 0.05}
+TOP = {"selection": "top", "estimator": "second_order", "probes": 8, "step_size": 0.05}
 SET = TOP | {"selection": "set", "set_step_size": 1.0, "set_batch_size": 32}
 
 
@@ -62,9 +62,9 @@ def test_a_set_needs_probes_and_a_size(settings):
     [
         ("ost", {"estimator": "third_order"}, "estimator must be one of projected, exact, first_order, second_order"),
         ("ost", {"step_size": -1.0}, "step_size must be a number, above 0, or null; got -1.0"),
-        ("ost", {"step": "lion"}, "step must be one of sgd, adam, kfac, ekfac; got 'lion'"),
+        ("ost", {"step": "lion"}, "step must be one of sgd, adam, kfac, ekfac, or null; got 'lion'"),
         ("ost", {"optimizer": "adam"}, r"optimizer was renamed; write selector.options.step$"),
-        ("ost", {"selection": "best"}, "selection must be one of top, filter, sample, round_robin, set; got 'best'"),
+        ("ost", {"selection": "best"}, "selection must be one of filter, top, sample, round_robin, set; got 'best'"),
         ("ost", {"set_batch_size": 0}, "set_batch_size must be a whole number, at least 1, or null; got 0"),
         ("ost", {"objective": "trial"}, "objective=trial: use the selector best_of"),
         (

@@ -255,8 +255,10 @@ def test_an_anchor_nobody_helps_takes_no_turn():
     [
         {"rank": 4, "estimator": "exact"},
         {"probes": 4, "estimator": "first_order"},
-        {"damping": 0.1},
-        {"then": "loss"},
+        {"damping": 0.1, "step": "sgd"},
+        {"damping": 0.1, "selection": "top"},
+        {"then": "loss", "selection": "top"},
+        {"admit": "own_group", "selection": "top"},
         {"temperature": 2.0},
         {"normalize": True, "selection": "filter"},
         {"set_batch_size": 8},
@@ -272,7 +274,8 @@ def test_an_option_that_nothing_reads_is_refused(settings, options: dict[str, An
 
 @pytest.mark.parametrize("selection", ["filter", "round_robin", "sample"])
 def test_in_a_run(settings, selection: str):
-    options = {"rank": 4, "parameters": "last:1", "utility_by_anchor": True, "selection": selection, "step": "kfac"}
+    options = {"estimator": "projected", "rank": 4, "parameters": "last:1", "utility_by_anchor": True}
+    options |= {"selection": selection, "step": "kfac"}
     found = ostlight.select(settings(selector={"name": "ost", "options": options}))
     scores = Scores.read(found.folder.scores)
     by_anchor = scores.column(BY_ANCHOR).astype(np.float64) * scores.column(ANCHOR_SCALE)[:, None]

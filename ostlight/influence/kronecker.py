@@ -23,7 +23,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,7 @@ def kronecker_preconditioner(
     preconditioner = Preconditioner(blocks, kind)
     if file is not None and is_writer and has_room(file.parent, preconditioner.nbytes, f"{kind}: factors"):
         preconditioner.save(file)
+        preconditioner = replace(preconditioner, file=file)
         _remove_unused(file.parent)
     return preconditioner
 

@@ -66,10 +66,12 @@ class Preconditioner:
     Attributes:
         blocks: by parameter name.
         kind: ``adam``, ``kfac`` or ``ekfac``; for messages.
+        file: where it is cached, if it is.
     """
 
     blocks: Mapping[str, Block]
     kind: str = field(default="", compare=False)
+    file: Path | None = field(default=None, compare=False)
 
     def apply(self, name: str, gradients: Tensor) -> Tensor:
         """``P g`` of one parameter's gradients ``[..., *shape]``."""
@@ -97,7 +99,7 @@ class Preconditioner:
             for key in stored.keys():  # noqa: SIM118 - not a mapping
                 name, _, part = key.rpartition("/")
                 blocks.setdefault(name, {})[part] = stored.get_tensor(key).clone()
-        return cls({name: Block(**parts) for name, parts in blocks.items()}, kind)
+        return cls({name: Block(**parts) for name, parts in blocks.items()}, kind, file)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {

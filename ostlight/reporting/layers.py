@@ -17,12 +17,15 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.errors import DataError
 from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.parameters import select_parameters
+from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.models.influence_task import make_anchors
 from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.fingerprint import GRADIENT_VECTORS
 from ostlight.pipeline.inputs import read_anchors
 from ostlight.pipeline.warmup import DONE
 from ostlight.reporting.finished_run import FinishedRun
+from ostlight.selection.notes import PRECONDITIONER
 from ostlight.selection.registry import create
 from ostlight.training.optimizer_records import warmup_adam_preconditioner
 
@@ -34,7 +37,7 @@ class LayerUtility:
     """One layer's part of a sample's first-order utility.
 
     Attributes:
-        utility: ``step size * <g_i, g_V>`` over the layer's parameters, nats; all layers add up to the sample's.
+        utility: ``step size * <g_i, P g_V>`` over the layer's parameters, nats; all layers add up to the sample's.
         cosine: of the sample's and the anchors' gradient within the layer.
     """
 
@@ -74,13 +77,21 @@ def layer_utilities(run: FinishedRun, position: int) -> list[LayerUtility]:
     step = getattr(options, "step", "sgd")
     if step == "adam":
         preconditioner, _ = warmup_adam_preconditioner(folder, model.model, parameters, sets)
-        target = {name: preconditioner.apply(name, vector) for name, vector in target.items()}
     elif step != "sgd":
-        raise DataError(f"parts by layer are not computed for step={step}; score with step=sgd or adam to see them")
+        preconditioner = _stored_preconditioner(run, folder, step, model.device)
+    if step != "sgd":
+        target = {name: preconditioner.apply(name, vector) for name, vector in target.items()}
     sample = run.pool[position]
     single = model.collator.batch([sample], [model.encoder.encode(sample)]).to(model.device)
     _, gradient = sample_gradient(model.model, sets.task, parameters, single)
     return _by_layer(gradient, target, run.notes["step_size"])
+
+
+def _stored_preconditioner(run: FinishedRun, proxy: Path, step: str, device: torch.device) -> Preconditioner:
+    file = proxy / GRADIENT_VECTORS / str(run.notes.get(PRECONDITIONER))
+    if not file.is_file():
+        raise DataError(f"the factors of step={step} are not in {file.parent} any more; score again to make them anew")
+    return Preconditioner.load(file, device)
 
 
 def layer_of(parameter: str) -> str:

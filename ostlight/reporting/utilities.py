@@ -14,9 +14,10 @@ from ostlight.reporting.matrix import compute_matrices
 from ostlight.reporting.sample_cards import Card, make_cards, sample_lists
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.reporting.selections import cutoff_score
+from ostlight.selection.notes import PRECONDITIONER
 
-SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of")
-"""Notes that are no further facts: other places of the page show them."""
+SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of", PRECONDITIONER)
+"""Notes that are no further facts: other places of the page show them, or only `explain` reads them."""
 
 
 def utilities_section(scores: ScoreColumns) -> dict[str, Any]:

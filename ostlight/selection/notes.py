@@ -11,6 +11,8 @@ from ostlight.errors import DataError, SelectorError
 from ostlight.ranks import is_first_rank
 
 FILE = "notes.json"
+PRECONDITIONER = "preconditioner"
+"""Name of the fact which file beside the proxy holds the factors of the step."""
 
 
 def write_note(folder: Path, name: str, value: Any) -> None:

@@ -194,7 +194,7 @@ def test_variants_share_what_they_make_from_the_same(experiment):
 
 
 def test_choices_that_differ_only_in_how_they_select_are_scored_once(experiment):
-    options, as_set = {"rank": 4}, {"selection": "set", "set_step_size": 1.0, "set_batch_size": 8}
+    options, as_set = {"selection": "top", "rank": 4}, {"selection": "set", "set_step_size": 1.0, "set_batch_size": 8}
     section = experiment["benchmark"] | {
         "selectors": [
             {"name": "ost", "options": options},

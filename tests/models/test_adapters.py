@@ -90,7 +90,7 @@ def test_exact_tends_to_the_slope_as_eta_goes_to_zero(adapters: Path, samples) -
 @pytest.mark.parametrize("fraction", [0, pytest.param(0.25, marks=pytest.mark.slow)], ids=["as it came", "warmed up"])
 def test_a_run_over_the_adapters_of_a_folder(settings, adapters: Path, fraction: float) -> None:
     warmup = {"fraction": fraction, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
-    options = {"estimator": "second_order", "parameters": "lora", "probes": 4}
+    options = {"estimator": "second_order", "step": "sgd", "parameters": "lora", "probes": 4}
     config = settings(proxy={"path": str(adapters), "warmup": warmup}, selector={"name": "ost", "options": options})
     selection = ostlight.select(config)
     scores = Scores.read(selection.folder.scores)

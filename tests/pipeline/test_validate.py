@@ -11,7 +11,7 @@ import ostlight
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import ConfigError, SelectorError
 
-OST = {"name": "ost", "options": {"rank": 8}}
+OST = {"name": "ost", "options": {"selection": "top", "rank": 8}}
 
 
 def test_a_sound_configuration(settings, proxy, samples):

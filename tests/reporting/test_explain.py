@@ -94,11 +94,11 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path):
         explain(tmp_path, "x")
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+@pytest.fixture(scope="module", params=["sgd", "kfac"])
+def scored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A real run over a small DigitMath pool, with groups and probes."""
     folder = tmp_path_factory.mktemp("scored")
-    options = {"estimator": "second_order", "probes": 4, "step_size": 0.01}
+    options = {"estimator": "second_order", "probes": 4, "step": request.param, "step_size": 0.01}
     config: dict[str, Any] = {
         "name": "run",
         "folder": str(folder),
@@ -138,7 +138,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "target": {"training": {"steps": 1}},
         "compute": {"accelerator": "cpu", "progress": False, "logger": "none"},
         "benchmark": {
-            "selectors": [{"name": "ost", "options": {"estimator": "first_order"}}],
+            "selectors": [{"name": "ost", "options": {"selection": "top", "estimator": "first_order"}}],
             "budgets": [{"count": 4}, {"fraction": 0.5, "stratify_by": "task"}],
             "seeds": [0],
             "workers": 1,

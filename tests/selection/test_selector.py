@@ -86,10 +86,10 @@ def test_our_own_selectors_are_found_and_say_where_they_come_from():
 
 def test_defaults_are_shown_as_they_are_written_in_yaml():
     assert registry.option_lines(registry.find("best_of").cls)[1:5] == [
-        "  - {name: ost}",
+        "  - {name: ost, label: filter}",
+        "  - {name: ost, options: {step: sgd}, label: 'filter, sgd'}",
+        "  - {name: ost, options: {selection: top}, label: top}",
         "  - {name: random}",
-        "  - {name: loss, label: low loss}",
-        "  - {name: ost, options: {selection: set, set_step_size: 1.0}, label: set 1x}",
     ]
     judge = registry.option_lines(registry.find("llm_judge").cls)
     assert "base_url: text or null (default null)" in judge

@@ -46,7 +46,7 @@ def small(tmp_path: Path):
 
 
 SHORT_TRIALS = (
-    "selector.options.candidates=[{name: ost, options: {rank: 8}}, {name: random}]",
+    "selector.options.candidates=[{name: ost}, {name: random}]",
     "selector.options.steps=2",
 )
 
@@ -63,10 +63,10 @@ def test_every_use_is_among_the_recipes(path: Path):
 
 @pytest.mark.slow
 def test_filtering_keeps_what_helps_and_nothing_else(small):
-    selection = ostlight.select(config("filter"), *small("selector.options.rank=8"))
+    selection = ostlight.select(config("filter"), *small())
     scores = Scores.read(selection.folder.scores)
     assert 0 < len(selection.kept) < 42
-    assert set(selection.kept) == set(scores.positions[scores.score >= 0])
+    assert set(selection.kept) == set(scores.positions[scores.score > 0])
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_a_mix_keeps_a_share_of_every_task_and_knows_whom_a_sample_helps(small):
 
 @pytest.mark.slow
 def test_sources_run_from_the_configuration(small, capsys):
-    selection = ostlight.select(config("sources"), *small("selector.options.rank=8"))
+    selection = ostlight.select(config("sources"), *small())
     matrix = ostlight.sources(selection.folder.path, "source")
     assert {row.value for row in matrix.rows} == {"careful", "sloppy", "blind", "bad_at_sums"}
     assert len(matrix.columns) == 8

@@ -32,6 +32,7 @@ from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.pipeline import fingerprint
 from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ScoringContext
+from ostlight.selection.notes import PRECONDITIONER
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.strata import select_top
@@ -235,6 +236,8 @@ class OneStepTrain(Selector):
             preconditioner=preconditioner,
             seed=context.seed,
         )
+        if preconditioner is not None and preconditioner.file is not None:
+            context.note(PRECONDITIONER, preconditioner.file.name)
         facts = {"step_size": step_size, "groups": self.scorer.groups, **self.scorer.facts}
         if singles and estimator != "exact":
             self.scorer.verify(Batch.together(singles[:2]))

@@ -116,8 +116,9 @@ def test_steps_and_vectors_are_kept_with_the_proxy(proxy, samples, tmp_path: Pat
     assert counts == [3]
 
 
-def test_it_is_what_ost_does_unless_told_otherwise(settings):
-    selection = ostlight.select(settings(selector={"name": "ost", "options": {"rank": 6, "step_size": 0.05}}))
+def test_it_is_what_the_ranking_goes_by_unless_another_is_named(settings):
+    options = {"selection": "top", "rank": 6, "step_size": 0.05}
+    selection = ostlight.select(settings(selector={"name": "ost", "options": options}))
     scores = Scores(read_score_table(selection.folder.scores))
     assert scores.column("phi").shape[1] == 6
     assert read_notes(selection.folder.path / "selector")["rank_agreement"]["estimator"] == "projected"

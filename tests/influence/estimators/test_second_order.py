@@ -76,7 +76,8 @@ def test_small_steps_rank_as_exact_does(proxy, samples):
 
 def test_agreement_is_told_and_warns():
     assert "0.95 (Spearman, 30 samples)" in RankAgreement(0.95, 30).summary("second_order")
-    assert "estimator exact, would be safer" in RankAgreement(0.3, 30).summary("first_order")
+    assert "estimator projected or exact" in RankAgreement(0.3, 30).summary("second_order")
+    assert "rely on its sign" in RankAgreement(0.3, 30).summary("finite_difference")
     assert "30 samples, which it was made from" in RankAgreement(0.95, 30, seen=True).summary("projected")
     assert "not measurable" in RankAgreement(float("nan"), 0).summary("first_order")
     assert [sample_count(n) for n in (10, 3000, 10**6)] == [16, 30, 64]

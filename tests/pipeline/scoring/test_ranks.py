@@ -19,12 +19,12 @@ from ostlight.selection.scores import read_score_table
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_samples_compared")]
 TWO: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "projected": {"estimator": "projected", "rank": 4, "step_size": 0.05, "vector_storage": "split"},
-    "second_order": {"estimator": "second_order", "probes": 4, "step_size": 0.05},
-    "split": {"estimator": "second_order", "probes": 4, "step_size": 0.05, "vector_storage": "split"},
-    "first_order": {"estimator": "first_order", "step_size": 0.05},
-    "forward_only": {"estimator": "finite_difference", "step_size": 0.05},
-    "exact": {"estimator": "exact", "step_size": 0.05},
+    "projected": {"step": "sgd", "estimator": "projected", "rank": 4, "step_size": 0.05, "vector_storage": "split"},
+    "second_order": {"step": "sgd", "estimator": "second_order", "probes": 4, "step_size": 0.05},
+    "split": {"step": "sgd", "estimator": "second_order", "probes": 4, "step_size": 0.05, "vector_storage": "split"},
+    "first_order": {"step": "sgd", "estimator": "first_order", "step_size": 0.05},
+    "forward_only": {"step_size": 0.05},
+    "exact": {"step": "sgd", "estimator": "exact", "step_size": 0.05},
     "adam": {"estimator": "projected", "rank": 4, "step_size": 1e-5, "step": "adam"},
 }
 

@@ -42,6 +42,11 @@ def default_candidates() -> list[SelectorChoice]:
     ]
 
 
+def _can_refuse(candidates: Sequence[SelectorChoice], repeats: int) -> bool:
+    """Whether there is a random subset to compare groups with, and the noise of a trial."""
+    return repeats > 1 and any(choice.name == "random" for choice in candidates)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a candidate's scores come from.
@@ -93,14 +98,15 @@ class BestOf(Selector):
             standard error of the lowest) or ``lowest``.
         refuse_worse_groups: whether a candidate is refused after which the loss of some group of trusted samples is
             higher than after the candidate ``random``, by more than three standard errors: a mean hides one task that
-            is forgotten. Groups are by the tag ``anchors.group``, or else ``evaluation.by``.
+            is forgotten. Groups are by the tag ``anchors.group``, or else ``evaluation.by``. ``null`` refuses where
+            there are groups, a candidate ``random`` and repeats.
         """
 
         candidates: list[SelectorChoice] = field(default_factory=default_candidates)
         steps: Count = 100
         repeats: Count = 2
         rule: Literal["one_standard_error", "lowest"] = "one_standard_error"
-        refuse_worse_groups: bool = False
+        refuse_worse_groups: bool | None = None
 
         def problems(self) -> Iterator[str]:
             """Too few candidates or repeats, and labels that two candidates share."""
@@ -111,7 +117,7 @@ class BestOf(Selector):
                 yield f"candidates: two are called {label!r}; give one a label of its own"
             if self.repeats < 2 and self.rule == "one_standard_error":
                 yield "repeats must be at least 2 with rule=one_standard_error, which needs the noise of a trial"
-            if self.refuse_worse_groups and (self.repeats < 2 or "random" not in {c.name for c in self.candidates}):
+            if self.refuse_worse_groups and not _can_refuse(self.candidates, self.repeats):
                 yield "refuse_worse_groups compares with a candidate random, over repeats of at least 2; add them"
 
     def __init__(self, options: Any = None) -> None:
@@ -185,7 +191,8 @@ class BestOf(Selector):
         log.info(f"at most {repeats * len(subsets)} trials on the proxy: {len(subsets)} subsets, {steps} steps each")
         trials = _trials(scores, list(subsets.values()), repeats, steps)
         losses = np.array(trials, dtype=np.float64)
-        refused = self._refused(list(subsets), trials) if self.options.refuse_worse_groups else {}
+        refuses = self.options.refuse_worse_groups is not False and _can_refuse(self.options.candidates, repeats)
+        refused = self._refused(list(subsets), trials) if refuses else {}
         for label, (group, times) in refused.items():
             log.info(
                 f"refused: {label}: after it the loss of {group!r} is {times:.2f} times that after a random subset"
@@ -216,7 +223,8 @@ class BestOf(Selector):
             return {}
         groups = [[getattr(trial, "by_group", {}) for trial in each] for each in trials]
         if not groups[baseline][0]:
-            log.warning("refuse_worse_groups: the trusted samples have no groups; name their tag in anchors.group")
+            level = logging.WARNING if self.options.refuse_worse_groups else logging.INFO
+            log.log(level, "no candidate is refused for a worse group: name the trusted samples' tag in anchors.group")
             return {}
         found = {k: worst_group(each, groups[baseline]) for k, each in enumerate(groups) if all(each)}
         return {labels[k]: worst for k, worst in found.items() if worst is not None and k != baseline}

@@ -44,7 +44,7 @@ class Experiment:
         self.folder, self.variant = folder, variant
         self.config = self._with_pool(config)
         assert self.config.benchmark is not None, "checked by benchmark"
-        self.pool = open_pool(self.config.pool, "pool")
+        self.pool = open_pool(self.config.pool, "pool", folder=folder)
         refuse_unknown_tag(open_pool(self.config.test, "test"), self.config.evaluation.by)
         budgets = {f"benchmark.budgets[{k}]": budget for k, budget in enumerate(self.config.benchmark.budgets)}
         for selector in create_all(self.config.benchmark.selectors, "benchmark.selectors"):

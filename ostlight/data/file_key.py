@@ -6,23 +6,29 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from ostlight.data.remote import RemotePath
+
 HASHED_BYTES = 64 << 20
-"""Files up to this size are named by their content, larger ones by size and time of modification."""
+"""Pools up to this size are named by their content, larger ones by size and time of modification of their files."""
 
 
-def file_key(path: Path) -> str:
+def file_key(path: Path, is_small: bool) -> str:
     """Returns a name for what a file holds.
 
-    The SHA-256 of a small file: the same when it is copied, moved or touched. A large file is not read merely to name
-    it: its size and its time of modification, which ``mv``, ``cp -a`` and ``rsync -a`` keep.
+    The SHA-256 of a file of a small pool: the same when it is copied, moved or touched. A large pool is not read merely
+    to name it: size and time of modification, which ``mv``, ``cp -a`` and ``rsync -a`` keep, stand for its files.
+
+    A remote file is named by what its server says of it, and read only where that is nothing.
 
     Raises:
         OSError: the file cannot be read.
     """
+    if isinstance(path, RemotePath):
+        return path.version() or content_key(path)
+    if is_small:
+        return content_key(path)
     status = path.stat()
-    if status.st_size > HASHED_BYTES:
-        return f"{status.st_size} bytes of {status.st_mtime_ns}"
-    return content_key(path)
+    return f"{status.st_size} bytes of {status.st_mtime_ns}"
 
 
 def content_key(path: Path) -> str:

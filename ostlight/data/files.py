@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ostlight.data.formats import HuggingFaceFolder
+from ostlight.data.remote import RemotePath, path_of
 from ostlight.data.sample import kind_of_file
 from ostlight.errors import DataError
 
@@ -36,19 +37,29 @@ def files_of(path: str | Path) -> list[Path]:
     splits left out. Which files belong to it is read from the card (``README.md``) or from their names.
 
     Raises:
-        DataError: nothing is there, or several splits or configurations of which none goes before the others.
+        DataError: nothing is there, it cannot be read (of a remote one, with what to set), or there are several splits
+            or configurations of which none goes before the others.
     """
-    one = Path(path)
-    if one.is_file() or HuggingFaceFolder.recognizes(one, b""):
-        return [one]
-    if one.is_dir():
-        return _files_in(one)
-    if one.exists():
-        raise DataError(f"{path} is {kind_of_file(one.stat().st_mode)}; records are read from files", path)
-    matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    try:
+        return _files(path_of(path))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}", path) from error
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file() or HuggingFaceFolder.recognizes(path, b""):
+        return [path]
+    if path.is_dir():
+        return _files_in(path)
+    if path.exists():
+        raise DataError(f"{path} is {kind_of_file(path.stat().st_mode)}; records are read from files", path)
+    if isinstance(path, RemotePath):
+        matched: list[Path] = [*path.matches()] if glob.has_magic(str(path)) else []
+    else:
+        matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not matched:
         raise DataError(f"{path} does not exist", path)
-    return [file for match in matched for file in files_of(match)]
+    return [file for match in matched for file in _files(match)]
 
 
 def _files_in(folder: Path) -> list[Path]:

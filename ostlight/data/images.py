@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import posixpath
 import re
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ostlight.data.decode import HEAD_BYTES, ImageRules, is_image, not_an_image, too_large
+from ostlight.data.remote import RemotePath, is_remote
 from ostlight.data.sample import ImageRef, kind_of_file
 from ostlight.errors import BadRecord
 
@@ -49,8 +51,8 @@ class ImageRoot:
         scheme = value[:8].lower()
         if scheme.startswith("data:"):
             return self._in_record(_decoded(value, field))
-        if scheme.startswith(("http://", "https://")):
-            detail = f"{value[:200]} is an internet address; download it to {self.folder} and name it by its path"
+        if is_remote(value):
+            detail = f"{value[:200]} is an internet address; set image_root to an address above it, or download it"
             raise BadRecord("remote_image", detail, field)
         if (data := _bare_base64(value)) is not None:
             return self._in_record(data)
@@ -106,6 +108,53 @@ class ImageRoot:
                 repr(named), f"{status.st_size:,} bytes", f"{self.rules.encoded_bytes:,} (limits.image_bytes)"
             )
         return Path(path)
+
+
+class RemoteImageRoot(ImageRoot):
+    """An address that images lie below (``s3://bucket/images``); a record may also name them by their whole address.
+
+    Args:
+        folder: the address.
+        rules: how images are decoded, and what they may hold.
+    """
+
+    def __init__(self, folder: RemotePath, rules: ImageRules | None = None) -> None:
+        self.folder: Path = folder
+        self.rules = rules or ImageRules()
+
+    def find(self, value: Any, field: str = "images") -> ImageRef:
+        if isinstance(value, str) and value.startswith(f"{self.folder}/"):
+            value = value.removeprefix(f"{self.folder}/")
+        return super().find(value, field)
+
+    def _of_address(self, address: str) -> str:
+        return unquote(address[len("file:") :])
+
+    def relative(self, path: Path) -> Path:
+        return Path(*path.relative_to(self.folder).parts)
+
+    def _inside(self, named: str, field: str) -> Path:
+        within = posixpath.normpath(named)
+        if within.startswith(("../", "/")) or within == ".." or is_remote(named):
+            detail = f"{named!r} leads out of the image root {self.folder}; set image_root to an address above both"
+            raise BadRecord("image_outside_root", detail, field)
+        path = self.folder / within
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise BadRecord("missing_image", f"cannot read {path}: {error.strerror or error}", field) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise BadRecord("missing_image", f"{path} is {kind_of_file(status.st_mode)}, no file", field)
+        if status.st_size > self.rules.encoded_bytes:
+            raise too_large(
+                str(path), f"{status.st_size:,} bytes", f"{self.rules.encoded_bytes:,} (limits.image_bytes)"
+            )
+        return path
+
+
+def image_root_of(folder: Path, rules: ImageRules) -> ImageRoot:
+    """Returns the image root at a local or remote folder."""
+    return RemoteImageRoot(folder, rules) if isinstance(folder, RemotePath) else ImageRoot(folder, rules)
 
 
 def _why_missing(named: str, path: str, folder: Path, error: OSError) -> str:

@@ -14,7 +14,7 @@ from PIL import ImageColor
 
 from ostlight.config.schema import Columns, Duplicates, Limits, Piece
 from ostlight.data.decode import ImageRules
-from ostlight.data.file_key import file_key
+from ostlight.data.file_key import HASHED_BYTES, file_key
 from ostlight.data.files import files_of
 from ostlight.data.formats import (
     FORMATS,
@@ -27,10 +27,12 @@ from ostlight.data.formats import (
 )
 from ostlight.data.formats.source import own_id
 from ostlight.data.ids import RecordIds
-from ostlight.data.images import ImageRoot
+from ostlight.data.images import image_root_of
 from ostlight.data.layouts import LAYOUTS, layout_of
 from ostlight.data.mapping import check_columns, suggestion
 from ostlight.data.record import RecordReader
+from ostlight.data.record_index import open_indexed, store_index
+from ostlight.data.remote import forget, is_remote, path_of
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError, rejecting
 
@@ -66,6 +68,7 @@ class Pool:
         duplicates: Duplicates = "keep",
         background: str = "white",
         limits: Limits | None = None,
+        index: Path | None = None,
     ) -> Pool:
         """Index the files.
 
@@ -83,6 +86,10 @@ class Pool:
                 ``reject`` all of them.
             background: colour behind the transparent pixels of images.
             limits: what a record may hold; the configuration's defaults unless given.
+            index: folder where the index of each file is kept, so that the next call reads nothing of it; made if
+                missing.
+
+        Paths may be addresses that fsspec knows: ``s3://``, ``gs://``, ``hf://datasets/``, ``https://``.
 
         Raises:
             DataError: nothing there, an unknown format or colour, a column that no record has, or a file without
@@ -94,19 +101,25 @@ class Pool:
         limits = limits or Limits()
         rules = ImageRules(limits.image_pixels, limits.record_pixels, limits.image_bytes, background)
         _check_colour(background)
+        file_format = format if format in FORMATS else None
+        read_as = f"{layout} {columns} {limits.record_bytes}"
+        forget()  # what servers said of files earlier may not hold any more
         sources, readers = [], []
         for piece in _pieces(path):
             folder = piece.image_root or image_root
-            if folder is not None and not Path(folder).is_dir():
+            if folder is not None and not is_remote(folder) and not Path(folder).is_dir():
                 raise DataError(f"image root {folder} is not a folder", folder)
             for file in files_of(piece.path):
-                source = open_source(file, format if format in FORMATS else None, limits.record_bytes)
-                root = ImageRoot(Path(folder) if folder is not None else source.folder, rules)
+                source, is_known = _opened(file, file_format, limits.record_bytes, read_as, index)
+                root = image_root_of(path_of(folder) if folder is not None else source.folder, rules)
                 names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
                 reader = RecordReader(
                     root, layout, require_answer, columns, names_images, piece.source, limits.characters
                 )
-                _check_first_records(source, reader)
+                if not is_known:
+                    _check_first_records(source, reader)
+                    if index is not None:
+                        store_index(source, file_format, read_as, index)
                 sources.append(source)
                 readers.append(reader)
         return cls(sources, readers, duplicates)
@@ -172,14 +185,17 @@ class Pool:
         """SHA-256 over what the files hold and how it is read: changes when a record or the format does, not when files
         are moved.
 
-        Files are named by ``file_key``. Images that lie beside the files are not part of it.
+        Files are named by ``file_key``: by their content if they are small together, else by size and time or by the
+        version that a server gives them. Images that lie beside the files are not part of it.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
+            files = [file for source in self.sources for file in source.files() if not is_remote(file)]
+            is_small = sum(file.stat().st_size for file in files) <= HASHED_BYTES
             for source, reader in zip(self.sources, self.readers, strict=True):
                 how = (source.name, reader.layout, reader.columns, reader.source, reader.characters, reader.root.rules)
                 digest.update(f"{how} {source.record_bytes} {self.duplicates}\n".encode())
-                digest.update("".join(f"{file_key(file)}\n" for file in source.files()).encode())
+                digest.update("".join(f"{file_key(file, is_small)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -217,6 +233,16 @@ def _record(source: Source, i: int) -> dict[str, Any]:
     """
     with rejecting("unreadable_record", "its values cannot be read"):
         return source.record(i)
+
+
+def _opened(file: Path, format: str | None, record_bytes: int, read_as: str, index: Path | None) -> tuple[Source, bool]:
+    """A file's records, and whether its index was there already."""
+    try:
+        if index is not None and (found := open_indexed(file, format, record_bytes, read_as, index)) is not None:
+            return found, True
+        return open_source(file, format, record_bytes), False
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}", file) from error
 
 
 def _pieces(path: str | Path | Sequence[str | Path | Piece]) -> list[Piece]:

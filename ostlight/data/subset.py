@@ -16,6 +16,7 @@ from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.data.formats import HuggingFaceFolder, JsonArray, JsonLines, Source
 from ostlight.data.images import ImageRoot
 from ostlight.data.pool import Pool
+from ostlight.data.remote import RemotePath, place
 from ostlight.errors import BadRecord, DataError
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
     bases = _bases(pool, folder)
     targets = _targets(pool.sources, bases)
     for source in pool.sources:
-        if any(target.resolve() == source.path.resolve() for target in targets):
+        if any(place(target.resolve()) == place(source.path.resolve()) for target in targets):
             raise DataError(
                 f"{folder} holds the pool's own {source.path.name}; write the subset to another folder", folder
             )
@@ -122,16 +123,19 @@ def _bases(pool: Pool, folder: Path) -> list[Path]:
 
 def _targets(sources: list[Source], bases: list[Path]) -> list[Path]:
     """Where each file is written: its path below the folder common to all, in its base."""
-    common = os.path.commonpath([source.path.parent.absolute() for source in sources])
-    targets = [base / source.path.absolute().relative_to(common) for source, base in zip(sources, bases, strict=True)]
+    common = os.path.commonpath([place(source.path.parent) for source in sources])
+    targets = [base / place(source.path).relative_to(common) for source, base in zip(sources, bases, strict=True)]
     if len(set(targets)) != len(targets):
         raise DataError("the pool names the same file twice; name it once")
     return targets
 
 
 def _copy_images(pool: Pool, positions: list[int], root: ImageRoot, folder: Path) -> set[Path]:
-    """Copy the images of these records below ``folder``; returns the copies."""
+    """Copy the images of these records below ``folder``, unless they lie elsewhere; returns the copies."""
     copies: set[Path] = set()
+    if isinstance(root.folder, RemotePath):
+        log.info(f"images of the subset stay at {root.folder}: name it as the image root of what reads the subset")
+        return copies
     for i in positions:
         try:
             sample = pool[i]

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.logging import disable_progress_bar
 
 from ostlight.config.schema import Model
+from ostlight.data.remote import local_model
 from ostlight.errors import ConfigError, ModelError
 from ostlight.models.adapters import base_of, processor_home, with_adapters
 from ostlight.models.batch import Collator
@@ -81,7 +82,7 @@ def load_encoder(settings: Model, where: str) -> Encoder:
 def _path(settings: Model, where: str) -> str:
     if settings.path is None:
         raise ConfigError([f"{setting_of(where)} is missing: name a model folder or hub name"])
-    return settings.path
+    return local_model(settings.path)
 
 
 @contextmanager

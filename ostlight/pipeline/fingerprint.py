@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.data.file_key import content_key
+from ostlight.data.remote import local_model
 from ostlight.data.sample import Sample
 from ostlight.errors import ConfigError, ModelError
 
@@ -94,6 +95,7 @@ def of_model(path: str | None, where: str) -> str:
     setting = setting_of(where)
     if path is None:
         raise ConfigError([f"{setting} is missing: name a model folder or hub name"])
+    path = local_model(path)
     base = base_of(path, where)
     if Path(path).is_dir():
         files = of_folder(Path(path), without=GRADIENT_VECTORS)

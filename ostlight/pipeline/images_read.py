@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +19,16 @@ import pyarrow.parquet as pq
 from ostlight.data.atomic import atomic_path
 from ostlight.data.file_key import content_key
 from ostlight.data.pool import Pool
+from ostlight.data.remote import RemotePath
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, RunChangedError
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.scores import REJECTED
 
-UNREACHED_IMAGE = frozenset({"missing_image", "image_outside_root", "remote_image"})
-"""Reasons of records whose images may be there by now."""
+IMAGE_REASONS = frozenset(
+    {"missing_image", "image_outside_root", "remote_image", "not_an_image", "image_too_large", "corrupt_image"}
+)
+"""Reasons of records whose images may be there by now, or be images by now."""
 
 
 class ImageRead(NamedTuple):
@@ -101,13 +105,16 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
         RunChangedError: an image that a score was made from is gone or another one.
     """
     rejected = _rejected(folder.scores)
-    retried = {p for p, reason in rejected.items() if reason in UNREACHED_IMAGE and isinstance(_read(pool, p), Sample)}
+    unread = {position for position, reason in rejected.items() if reason in IMAGE_REASONS}
+    retried: set[int] = set()
+    _ask_servers(folder, pool)
     checked: dict[tuple[int, str], str | None] = {}
     total, changed, first = 0, 0, ""
     for file in sorted(folder.images.glob("part-*.parquet")):
         for row in pq.read_table(file, schema=SCHEMA).to_pylist():
             image = ImageRead(**row)
             total += 1
+            unread.discard(image.position)  # it could be opened, so what matters is whether it is another one
             key = (pool.source_and_index(image.position)[0], image.name)
             if key not in checked:
                 checked[key] = _difference(image, _path_now(image, pool))
@@ -123,7 +130,18 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
             f"the first is {first}). Give this run another name (name=...), or remove {folder.path} to start over",
             ["images"],
         )
-    return sorted(retried)
+    return sorted(retried | {position for position in unread if isinstance(_read(pool, position), Sample)})
+
+
+def _ask_servers(folder: RunFolder, pool: Pool) -> None:
+    """Asks for all remote image roots at once, where the servers list what they have: one question for each file
+    would take hours."""
+    roots = {reader.root.folder for reader in pool.readers}
+    for root in roots:
+        if isinstance(root, RemotePath) and any(folder.images.glob("part-*.parquet")):
+            with suppress(OSError):
+                for _ in root.rglob("*"):
+                    pass
 
 
 def _path_now(image: ImageRead, pool: Pool) -> Path:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ostlight.config.schema import Anchors, Config, Data, Proxy, Target
 from ostlight.data.overlap import overlaps
 from ostlight.data.pool import Pool
+from ostlight.data.remote import is_remote
 from ostlight.data.sample import Sample
 from ostlight.digitmath.build import Files, build
 from ostlight.digitmath.model import checkpoint
@@ -63,7 +64,7 @@ def _refuse_missing(config: Config) -> None:
         f"{name}.path: {piece.path} does not exist (looked in {Path.cwd()})"
         for name, data in named.items()
         for piece in data.pieces
-        if not Path(piece.path).exists() and not glob.glob(piece.path, recursive=True)
+        if not is_remote(piece.path) and not Path(piece.path).exists() and not glob.glob(piece.path, recursive=True)
     ]
     if problems:
         raise ConfigError(problems)
@@ -73,8 +74,11 @@ def _filled(data: T, path: Path) -> T:
     return data if data.path is not None else replace(data, path=str(path))
 
 
-def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
+def open_pool(data: Data, where: str, require_answer: bool = True, folder: RunFolder | None = None) -> Pool:
     """Opens the records of one setting (``pool``, ``anchors``, ``dev``, ``test``).
+
+    Args:
+        folder: of the run; keeps the index of the files, so that it is built once.
 
     Raises:
         ConfigError: no path is set.
@@ -91,6 +95,7 @@ def open_pool(data: Data, where: str, require_answer: bool = True) -> Pool:
         duplicates=data.duplicates,
         background=data.background,
         limits=data.limits,
+        index=folder.index if folder is not None else None,
     )
     if not len(pool):
         raise DataError(f"{where}.path: {data.path} holds no record")

@@ -34,6 +34,7 @@ class RunFolder:
         self.proxy = path / "proxy"
         self.scores = path / "scores"
         self.images = path / "images"
+        self.index = path / "index"
         self.selection = path / "selection.parquet"
         self.quarantine = path / "quarantine.parquet"
         self.subset = path / "subset"

@@ -70,7 +70,7 @@ def select(config: Config) -> Selection:
     selector = create(config.selector.name, config.selector.options)
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
-    pool = open_pool(config.pool, "pool", selector.needs_answers)
+    pool = open_pool(config.pool, "pool", selector.needs_answers, folder)
     refuse_missing_tags(pool, selector, {"budget": config.budget}, lambda: read_anchors(config).groups)
     score_pool(ScoringJob(config, folder, pool, selector))
     selection = select_subset(config, folder, pool, selector, config.budget)

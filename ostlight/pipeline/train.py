@@ -46,7 +46,7 @@ def train(config: Config) -> Path:
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
     kept = read_kept(folder)
-    pool = open_pool(config.pool, "pool")
+    pool = open_pool(config.pool, "pool", folder=folder)
     check_images(folder, pool)
     folder.claim("target", target_fingerprints(config, pool, kept))
     folder.write_config("target")

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, Budget
 from ostlight.config.schema import Config, Data, Model, Training
 from ostlight.data.pool import Pool
+from ostlight.data.remote import local_model
 from ostlight.errors import BadRecord, ConfigError, OstlightError
 from ostlight.models.adapters import base_of
 from ostlight.models.encode import Encoder
@@ -254,6 +255,7 @@ def _count_parameters(settings: Model, where: str, report: Validation) -> int:
     multimodal: Any = AutoModelForImageTextToText
     text_only: Any = AutoModelForCausalLM
     with report.collect_problem(f"{where}.path"):
+        path = local_model(path)
         config = AutoConfig.from_pretrained(base_of(path, where) or path, **trust)
         with torch.device("meta"):
             try:

@@ -138,10 +138,12 @@ def test_a_mended_image_root_scores_what_failed(config: Config, tmp_path: Path) 
     assert not pq.read_table(after.folder.quarantine).num_rows
 
 
-def test_a_corrupt_image_fetched_again_is_scored(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kept", "reason"), [(60, "corrupt_image"), (0, "not_an_image")], ids=["cut", "no image"])
+def test_an_image_mended_is_scored(config: Config, tmp_path: Path, kept: int, reason: str) -> None:
     write_pool(tmp_path / "pool.jsonl", "a.png")
-    (tmp_path / "a.png").write_bytes(b"cut off")
-    assert ostlight.select(config("loss")).rejected == {"corrupt_image": 1}
+    image = write_image(tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(image[:kept] or b"a web page")
+    assert ostlight.select(config("loss")).rejected == {reason: 1}
     write_image(tmp_path / "a.png")
     assert ostlight.select(config("loss")).rejected == {}
 

@@ -29,6 +29,7 @@ class CsvTable(SpanSource):
     """
 
     name = "csv"
+    stored = ("hashes", "kinds", "start", "size")
     framing = (b"", b"", b"")
 
     def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
@@ -36,6 +37,13 @@ class CsvTable(SpanSource):
         self.columns: list[str] = []
         self._delimiter = SUFFIXES.get(path.suffix.lower(), ",")
         super().__init__(path, record_bytes)
+
+    def _details(self) -> Any:
+        return {"header": self._header.decode("latin-1"), "columns": self.columns, "delimiter": self._delimiter}
+
+    def _set_details(self, details: Any) -> None:
+        self._header = details["header"].encode("latin-1")
+        self.columns, self._delimiter = details["columns"], details["delimiter"]
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ class HuggingFaceFolder(Source):
     def _table(self, file: Path) -> pa.Table:
         """The mapped table, after its buffers were checked; once for a file that does not change."""
         status = file.stat()
-        table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        table = pa.ipc.open_stream(pa.memory_map(os.fspath(file))).read_all()
         state = (str(file), status.st_size, status.st_mtime_ns)
         if state not in self._validated:
             validate(table, file)

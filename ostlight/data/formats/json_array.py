@@ -22,6 +22,7 @@ class JsonArray(SpanSource):
     """A record is a top-level element's exact bytes, without the white space and commas around it."""
 
     name = "json"
+    stored = ("hashes", "kinds", "start", "size")
     framing = (b"[\n", b",\n", b"\n]\n")
 
     @staticmethod

@@ -19,6 +19,7 @@ class JsonLines(SpanSource):
     """A record is its line without the newline; a carriage return before it belongs to the record."""
 
     name = "jsonl"
+    stored = ("hashes", "kinds", "start", "size")
     framing = (b"", b"\n", b"\n")
 
     @staticmethod

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ostlight.data.atomic import atomic_path
 from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, row, unpacked_bytes
 from ostlight.data.formats.source import RECORD_BYTES, Source
+from ostlight.data.remote import RemotePath
 from ostlight.errors import BadRecord, DataError
 
 WHOLE_GROUP_BYTES = 32 << 20
@@ -45,6 +46,7 @@ class Parquet(Source):
     """
 
     name = "parquet"
+    stored = ("hashes", "kinds")
 
     def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
         super().__init__(path, record_bytes)
@@ -103,7 +105,8 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        opened = path.open("rb") if isinstance(path, RemotePath) else path
+        self.file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20)
         meta = self.file.metadata
         rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
         self._group_start = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)

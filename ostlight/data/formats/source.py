@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from ostlight.data.atomic import atomic_path
+from ostlight.data.remote import Blocks, RemotePath
 from ostlight.errors import BadRecord, DataError
 
 RECORD_BYTES = 50_000_000
@@ -126,9 +127,11 @@ class Source(ABC):
         record_bytes: a record of more is rejected before it is read.
         hashes: ``uint64 [records]``, see ``RecordHashes``.
         kinds: ``uint8 [records]``: ``HAS_ID``, ``NO_ID`` or ``UNREADABLE``.
+        stored: names of the arrays that make up the index; none where it is not stored.
     """
 
     name: ClassVar[str]
+    stored: ClassVar[tuple[str, ...]] = ()
     hashes: np.ndarray
     kinds: np.ndarray
 
@@ -169,6 +172,36 @@ class Source(ABC):
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+    def save_index(self, file: Path) -> None:
+        """Write the index, so that ``with_index`` opens the same file without reading it."""
+        with atomic_path(file) as temporary, temporary.open("wb") as opened:
+            arrays = {name: getattr(self, name) for name in self.stored}
+            np.savez(opened, details=np.array(json.dumps(self._details())), **arrays)
+
+    @classmethod
+    def with_index(cls, path: Path, file: Path, record_bytes: int = RECORD_BYTES) -> Self:
+        """The source of ``path``, with the index that ``save_index`` wrote.
+
+        Raises:
+            OSError, ValueError, LookupError, TypeError: ``file`` is no such index.
+        """
+        source = cls.__new__(cls)
+        Source.__init__(source, path, record_bytes)
+        with np.load(file, allow_pickle=False) as arrays:
+            for name in cls.stored:
+                setattr(source, name, arrays[name])
+            source._set_details(json.loads(str(arrays["details"])))
+        return source
+
+    def _details(self) -> Any:
+        """What the index holds beside arrays, as plain data."""
+        return None
+
+    def _set_details(self, details: Any) -> None:
+        """Take over what ``_details`` gave."""
+        if details is not None:
+            raise ValueError(f"an index of {self.name} has no details")
 
     def close(self) -> None:
         """Close the open file; the next read opens it again."""
@@ -239,7 +272,7 @@ class SpanSource(Source):
             file.write(after)
 
     def _open(self) -> Any:
-        return _Bytes(os.open(self.path, os.O_RDONLY))
+        return Blocks(self.path) if isinstance(self.path, RemotePath) else _Bytes(os.open(self.path, os.O_RDONLY))
 
 
 class _Bytes:

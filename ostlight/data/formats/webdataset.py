@@ -45,12 +45,21 @@ class WebDataset(SpanSource):
     """
 
     name = "webdataset"
+    stored = ("hashes", "kinds", "start", "size")
     framing = (b"", b"", bytes(2 * _BLOCK))
 
     def __init__(self, path: Path, record_bytes: int = RECORD_BYTES) -> None:
         self._links: dict[tuple[int, str], Content] = {}
         self._damage: dict[int, str] = {}
         super().__init__(path, record_bytes)
+
+    def _details(self) -> Any:
+        links = [[i, name, c.offset, c.size, c.problem] for (i, name), c in self._links.items()]
+        return {"links": links, "damage": [*self._damage.items()]}
+
+    def _set_details(self, details: Any) -> None:
+        self._links = {(i, name): Content(*content) for i, name, *content in details["links"]}
+        self._damage = dict(details["damage"])
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:

@@ -1,0 +1,494 @@
+"""Files that lie elsewhere: ``s3://``, ``gs://``, ``hf://``, ``https://`` and whatever else fsspec knows.
+
+``path_of`` gives a path for any name. A remote one is read in blocks, or whole where a library wants a local file;
+what was read lies in a local cache of bounded size.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Generator, Iterable
+from datetime import datetime
+from functools import cache, partial
+from pathlib import Path, PosixPath, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+
+from ostlight.data.atomic import atomic_path
+from ostlight.errors import DataError
+
+T = TypeVar("T")
+
+BLOCK_BYTES = 8 << 20
+MAX_INFOS = 200_000
+"""Files whose size, time and version are remembered."""
+ATTEMPTS = 4
+FIRST_WAIT_S = 0.5
+"""Before the second attempt; doubled before each further one."""
+
+CACHE_FOLDER, CACHE_GB = "OSTLIGHT_CACHE", "OSTLIGHT_CACHE_GB"
+"""Environment variables: where remote files are cached (``~/.cache/ostlight``), and how much (20 GB)."""
+
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+")
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created")
+_VERSIONS = ("ETag", "etag", "blob_id", "sha256", "md5Hash", "generation", "version_id", "Content-MD5", "Digest")
+_HINTS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=true",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
+    "hf": "set HF_TOKEN, or run `hf auth login`",
+}
+
+
+def is_remote(named: str | Path) -> bool:
+    """Whether a name is an address of a file that lies elsewhere."""
+    return isinstance(named, RemotePath) or (
+        isinstance(named, str) and _URL.match(named) is not None and not named.lower().startswith("file:")
+    )
+
+
+def path_of(named: str | Path) -> Path:
+    """Returns the path that a setting names, remote or local."""
+    if isinstance(named, Path):
+        return named
+    if is_remote(named):
+        return RemotePath(named)
+    return Path(named.removeprefix("file://"))
+
+
+class FileInfo(NamedTuple):
+    """What a server says of a file.
+
+    Attributes:
+        size: bytes; -1 where it does not say.
+        modified: nanoseconds since 1970; 0 where it does not say.
+        version: its name for the content (an ETag, a hash); empty where it gives none.
+        is_folder: whether it is a folder.
+    """
+
+    size: int
+    modified: int
+    version: str
+    is_folder: bool
+
+
+_infos: dict[str, FileInfo] = {}
+"""What is known of files by now, by address; see ``forget``."""
+
+
+def forget() -> None:
+    """Ask the servers again what their files are; called whenever a pool is opened."""
+    for scheme in {address.partition(":")[0].lower() for address in _infos}:
+        import fsspec
+
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()  # with the listings that it remembers
+    _infos.clear()
+
+
+class RemotePath(PosixPath):
+    """The address of a remote file as a path, for reading.
+
+    Methods raise ``FileNotFoundError`` where nothing is there, ``PermissionError`` where credentials are missing or not
+    enough (it says what to set), and ``OSError`` after several attempts that failed otherwise.
+    """
+
+    def __str__(self) -> str:
+        return _URL.sub(r"\1://", super().__str__(), count=1)
+
+    def __fspath__(self) -> str:
+        """The path of a whole local copy, for libraries that read local files."""
+        return str(self._whole())
+
+    def info(self) -> FileInfo:
+        """What the server says of the file."""
+        address = str(self)
+        if len(_infos) > MAX_INFOS:
+            _infos.clear()
+        if address not in _infos:
+            _infos[address] = _file_info(self._call("info"))
+        return _infos[address]
+
+    def version(self) -> str:
+        """A name for what the file holds, from what the server says of it: no byte of it is read.
+
+        Empty where the server tells neither time nor version.
+        """
+        info = self.info()
+        return f"{info.size} bytes, {info.version or info.modified}" if info.version or info.modified else ""
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        info = self.info()
+        mode = stat.S_IFDIR | 0o555 if info.is_folder else stat.S_IFREG | 0o444
+        seconds = info.modified // 1_000_000_000
+        inode = int.from_bytes(hashlib.blake2b(info.version.encode(), digest_size=7).digest(), "big")
+        values = (mode, inode, 0, 1, 0, 0, max(0, info.size), seconds, seconds, seconds)
+        return os.stat_result(values, {"st_mtime_ns": info.modified})
+
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
+        try:
+            self.info()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_file(self) -> bool:
+        return self.exists() and not self.info().is_folder
+
+    def is_dir(self) -> bool:
+        return self.exists() and self.info().is_folder
+
+    def absolute(self) -> RemotePath:
+        return self
+
+    def resolve(self, strict: bool = False) -> RemotePath:
+        return self
+
+    def iterdir(self) -> Generator[RemotePath, None, None]:
+        yield from self._listed(self._call("ls", detail=True))
+
+    def glob(self, pattern: str) -> Generator[RemotePath, None, None]:
+        yield from (self / pattern).matches()
+
+    def rglob(self, pattern: str) -> Generator[RemotePath, None, None]:
+        if pattern == "*":
+            yield from self._listed(self._call("find", detail=True).values())
+        else:
+            yield from self.glob(f"**/{pattern}")
+
+    def matches(self) -> list[RemotePath]:
+        """The files that the path names as a pattern, by name."""
+        return self._listed(self._call("glob", detail=True).values())
+
+    def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:
+        if mode == "rb":
+            return io.BufferedReader(_Raw(Blocks(self)), BLOCK_BYTES)
+        if mode in ("r", "rt"):
+            return io.StringIO(self.read_text())
+        raise io.UnsupportedOperation(f"{self} can only be read")
+
+    def read_bytes(self) -> bytes:
+        return _read(self._whole(), lambda: self._fetch(None))
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
+        return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
+
+    def block(self, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of the file, from the cache or from the server."""
+
+        def fetch() -> bytes:
+            data = self._fetch((start, stop))
+            # A server without ranges sends the whole file.
+            return data[start:stop] if len(data) > stop - start else data
+
+        version = self.version()
+        return _read(_cached(f"{self} {version} {start}-{stop}", fetch), fetch) if version else fetch()
+
+    def _whole(self) -> Path:
+        """A local copy, by version; where the server tells none, the file is fetched anew and named by its content."""
+        if version := self.version():
+            return _cached(f"{self} {version}", lambda: self._fetch(None))
+        data = self._fetch(None)
+        return _cached(f"{self} {hashlib.sha256(data).hexdigest()}", lambda: data)
+
+    def _fetch(self, part: tuple[int, int] | None) -> bytes:
+        start, end = part or (None, None)
+        return bytes(self._call("cat_file", start=start, end=end))
+
+    def _listed(self, entries: Iterable[Any]) -> list[RemotePath]:
+        found = []
+        for entry in entries:
+            path = _address(str(self), str(entry["name"]))
+            _infos[str(path)] = _file_info(entry)
+            if path != self:
+                found.append(path)
+        return sorted(found)
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """The result of a method of fsspec's file system, after several attempts where it fails for the moment."""
+        address = str(self)
+        filesystem, path = _filesystem(address)
+        return _retried(address, lambda: getattr(filesystem, method)(path, *arguments, **options))
+
+
+class Blocks:
+    """A remote file read at any position, block by block; the last block stays in memory."""
+
+    def __init__(self, path: RemotePath) -> None:
+        self.path, self.size = path, path.info().size
+        if self.size < 0:  # no length, so no ranges: read whole
+            self._whole: bytes | None = path.read_bytes()
+            self.size = len(self._whole)
+        else:
+            self._whole = None
+        self._number, self._block = -1, b""
+
+    def bytes(self, start: int, size: int) -> bytes:
+        """At most ``size`` bytes from ``start`` on; fewer at the end of the file."""
+        stop = min(start + size, self.size)
+        if self._whole is not None:
+            return self._whole[start:stop]
+        parts = []
+        while start < stop:
+            number = start // BLOCK_BYTES
+            if number != self._number:
+                begin = number * BLOCK_BYTES
+                self._block = self.path.block(begin, min(begin + BLOCK_BYTES, self.size))
+                self._number = number
+            part = self._block[start - number * BLOCK_BYTES : stop - number * BLOCK_BYTES]
+            if not part:  # the file is shorter than the server said
+                break
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts)
+
+
+class _Raw(io.RawIOBase):
+    """Blocks as a file."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks, self._position = blocks, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._blocks.size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._blocks.bytes(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def local_model(named: str) -> str:
+    """Returns what ``from_pretrained`` takes for a model: a local copy of a remote folder; any other name as it is.
+
+    Raises:
+        DataError: a remote folder that cannot be read.
+    """
+    return str(fetch_folder(named)) if is_remote(named) else named
+
+
+def fetch_folder(named: str) -> Path:
+    """Returns a local copy of a remote folder, such as a model's; one that is there and still the same is used again.
+
+    One copy of each folder is kept, beside the files that the cache's limit counts.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+    """
+    folder = RemotePath(named)
+    try:
+        files = [file for file in folder.rglob("*") if not file.info().is_folder]
+        if not files:
+            raise DataError(f"{named} holds no file", named)
+        state = "".join(f"{file} {file.version()}\n" for file in files)
+        name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        target = _cache_folder() / "folders" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+        if target.is_dir():
+            return target
+        for older in target.parent.glob(f"{name}-*"):
+            shutil.rmtree(older, ignore_errors=True)
+        temporary = target.with_name(f"{os.getpid()}.{target.name}")
+        for file in files:
+            copy = temporary / file.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            filesystem, path = _filesystem(str(file))
+            _retried(str(file), partial(filesystem.get_file, path, str(copy)))
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process was faster
+                raise
+    except OSError as error:
+        raise DataError(f"cannot read {named}: {error.strerror or error}", named) from error
+    return target
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    """fsspec's file system for an address, and the path there. Not kept: fsspec makes others after a fork.
+
+    Raises:
+        DataError: no such kind of address, or its package is missing.
+    """
+    import fsspec
+
+    scheme = address.partition(":")[0].lower()
+    try:
+        return fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        package = _PACKAGES.get(scheme, scheme)
+        raise DataError(
+            f"{address}: reading {scheme}:// needs the package {package}: pip install {package}", address
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{address}: {error}; known are s3://, gs://, hf://datasets/ and https://", address) from error
+    except Exception as error:  # made with credentials that cannot be read, for example
+        raise DataError(f"{address}: {type(error).__name__}: {error}{_hint(scheme)}", address) from error
+
+
+def _retried(address: str, call: Callable[[], T]) -> T:
+    scheme = address.partition(":")[0].lower()
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(errno.ENOENT, "nothing is there", address) from error
+        except Exception as error:
+            if _is_denied(error):
+                message = f"no permission, or no credentials ({_one_line(error)}){_hint(scheme)}"
+                raise PermissionError(errno.EACCES, message, address) from error
+            if attempt + 1 == ATTEMPTS or isinstance(error, TypeError | NotImplementedError):
+                message = f"{_one_line(error)} (after {attempt + 1} attempts)"
+                raise OSError(errno.EIO, message, address) from error
+            time.sleep(FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _is_denied(error: Exception) -> bool:
+    status = getattr(error, "status", getattr(error, "code", None)) or getattr(
+        getattr(error, "response", None), "status_code", None
+    )
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return (
+        isinstance(error, PermissionError)
+        or status in (401, 403)
+        or bool(names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"})
+    )
+
+
+def _hint(scheme: str) -> str:
+    hint = _HINTS.get({"s3a": "s3", "gcs": "gs"}.get(scheme, scheme))
+    return f"; {hint}" if hint else ""
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _address(base: str, name: str) -> RemotePath:
+    """The address of an entry, which fsspec names without the scheme."""
+    found = _URL.match(name)
+    if found is not None:
+        return RemotePath(name)
+    return RemotePath(f"{base.partition(':')[0]}://{name.lstrip('/')}")
+
+
+def _file_info(entry: dict[str, Any]) -> FileInfo:
+    size = entry.get("size")
+    lfs = entry.get("lfs")
+    version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), "")
+    if isinstance(lfs, dict) and lfs.get("sha256"):
+        version = str(lfs["sha256"])
+    modified = next((_nanoseconds(entry[name]) for name in _TIMES if entry.get(name)), 0)
+    return FileInfo(-1 if size is None else int(size), modified, version, entry.get("type") == "directory")
+
+
+def _nanoseconds(value: Any) -> int:
+    if isinstance(value, datetime):
+        return int(value.timestamp() * 1e6) * 1000
+    if isinstance(value, int | float):
+        return int(value * 1e6) * 1000
+    # A date as text: told apart, not computed with.
+    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=7).digest(), "big")
+
+
+@cache
+def _cache_folder() -> Path:
+    named = os.environ.get(CACHE_FOLDER)
+    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ostlight"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}, the cache of remote files: {error.strerror}; set {CACHE_FOLDER}", folder) from error
+    return folder
+
+
+def _cached(key: str, fetch: Callable[[], bytes]) -> Path:
+    """The local file of what ``key`` names; fetched where it is not there."""
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    file = _cache_folder() / "files" / digest[:2] / digest
+    try:
+        os.utime(file)  # used just now
+    except OSError:
+        data = fetch()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(data)
+        _usage.add(len(data))
+    return file
+
+
+def _read(file: Path, fetch: Callable[[], bytes]) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:  # another process needed the space in between
+        return fetch()
+
+
+class _Usage:
+    """Keeps the cache within its limit: what was used longest ago goes first."""
+
+    def __init__(self) -> None:
+        self._bytes = -1
+
+    def add(self, count: int) -> None:
+        """Count a new file, and make space where the limit is passed. Other processes are counted then."""
+        limit = _limit_bytes()
+        self._bytes = self._bytes + count if self._bytes >= 0 else sum(size for _, size, _ in _cached_files())
+        if self._bytes <= limit:
+            return
+        files = sorted(_cached_files())
+        self._bytes = sum(size for _, size, _ in files)
+        for _, size, path in files[:-1]:  # the newest is about to be read
+            if self._bytes <= 0.8 * limit:
+                break
+            path.unlink(missing_ok=True)
+            self._bytes -= size
+
+
+_usage = _Usage()
+
+
+def _limit_bytes() -> float:
+    text = os.environ.get(CACHE_GB, "20")
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not limit > 0:
+        raise DataError(f"{CACHE_GB} must be a number of gigabytes above 0; got {text!r}")
+    return limit * 1e9
+
+
+def _cached_files() -> list[tuple[float, int, Path]]:
+    """Time of last use, size and path of all files in the cache."""
+    found = []
+    for file in (_cache_folder() / "files").glob("*/*"):
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        found.append((status.st_mtime, status.st_size, file))
+    return found
+
+
+def place(path: Path) -> PurePosixPath:
+    """The absolute place of a file, by which remote and local files can be compared: ``/s3:/bucket/a.jsonl``."""
+    return PurePosixPath("/", *(part for part in path.absolute().parts if part != path.anchor))

@@ -32,7 +32,8 @@ def describe(file_name: str, records: Iterable[Mapping[str, Any]]) -> dict[str, 
     turns_field = ""
     for record in records:
         layout = layout_of(record)
-        assert layout is not None, "a usable record has a layout"
+        if layout is None:
+            raise UnsuitableError("its records have none of the layouts that are known")
         found["record layouts"].add(layout.name)
         fields.update(name for name, value in record.items() if value is not None)
         if layout.name == "texts":

@@ -34,7 +34,8 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
     file system can), so that the same path holds in ``folder``; absolute paths stay as they are. Files of a pool with
     several image roots go to ``piece-1``, ``piece-2``, ... with their images, so that equal names stay apart. Beside
     JSON and JSON lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry,
-    and a line in the log says why. What an earlier call wrote into ``folder`` and this one does not is removed.
+    and a line in the log says why; with a mapping of columns there is none. What an earlier call wrote into ``folder``
+    and this one does not is removed.
 
     Returns:
         The files and ``save_to_disk`` folders written, ``dataset_info.json`` last.
@@ -70,7 +71,7 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         source.write(indices, target)
         written.append(target)
         files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
-        if isinstance(source, JsonLines | JsonArray):
+        if isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
             file_name = target.relative_to(folder).as_posix()
             name = file_name.rpartition(".")[0].replace("/", "_")
             try:

@@ -13,6 +13,7 @@ from ostlight.data.overlap import overlaps
 from ostlight.data.pool import Pool
 from ostlight.data.remote import is_remote
 from ostlight.data.sample import Sample
+from ostlight.data.unread import unread_media
 from ostlight.digitmath.build import Files, build
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, ConfigError, DataError
@@ -151,6 +152,23 @@ def _with_images(pool: Pool, samples: list[Sample]) -> str:
     images = fingerprint.of_images(samples)
     records = pool.fingerprint()[: fingerprint.LENGTH]
     return records if images == "none" else f"{records} with images {images}"
+
+
+def warn_of_records(pool: Pool) -> None:
+    """Says which records share an id, and warns of fields that look like media and are not read."""
+    if not is_first_rank():
+        return
+    ids, records = pool.shared_ids
+    if ids:
+        what = {
+            "keep": "all are kept, the second of an id as ID#2 (pool.duplicates=first or reject rejects them)",
+            "first": "only the first of each is kept",
+            "reject": "all of them are rejected",
+        }
+        log.info(f"{records:,} records share {ids:,} ids: {what[pool.duplicates]}")
+    unread = unread_media(pool)
+    if unread.fields:
+        log.warning(f"{unread}; name images in `image` or `images`, or map the columns with pool.columns")
 
 
 def warn_of_overlap(config: Config, anchors: LoadedAnchors, pool: Pool) -> None:

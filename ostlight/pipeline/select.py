@@ -18,9 +18,10 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_path
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
+from ostlight.data.reasons import group_by_reason
 from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
-from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
+from ostlight.pipeline.inputs import open_pool, read_anchors, warn_of_records, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
 from ostlight.pipeline.subset_selection import select_subset_rows
@@ -72,6 +73,7 @@ def select(config: Config) -> Selection:
     config = with_digitmath(config, folder)
     pool = open_pool(config.pool, "pool", selector.needs_answers, folder)
     refuse_missing_tags(pool, selector, {"budget": config.budget}, lambda: read_anchors(config).groups)
+    warn_of_records(pool)
     score_pool(ScoringJob(config, folder, pool, selector))
     selection = select_subset(config, folder, pool, selector, config.budget)
     log_metrics(config.compute, folder.path, "select", _metrics(selection))
@@ -95,6 +97,7 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
         _write_quarantine(folder, pool, rejected_rows)
     rejected = _count_by_reason(rejected_rows)
     if not len(kept):
+        _log_rejected(folder)
         raise DataError(
             f"no record is kept: of {len(table):,}, {rejected_rows.num_rows:,} were rejected"
             f"{_reasons(rejected, folder)} and {len(scores):,} did not pass the budget ({budget.label}); "
@@ -146,6 +149,7 @@ def _log_summary(selection: Selection, config: Config, records: int) -> None:
         f"{records:,} records read = {len(selection.kept):,} kept ({config.budget.label}) + "
         f"{selection.dropped:,} dropped + {rejected:,} rejected{_reasons(selection.rejected, selection.folder)}"
     )
+    _log_rejected(selection.folder)
     if selection.answers_cut:
         log.info(
             f"{selection.answers_cut} answers were cut by the length limit and scored on the rest "
@@ -159,6 +163,13 @@ def _log_summary(selection: Selection, config: Config, records: int) -> None:
             f"budget.stratify_by={listed[0].tag} keeps the pool's shares"
         )
     log.info(f"subset: {selection.folder.subset}")
+
+
+def _log_rejected(folder: RunFolder) -> None:
+    """Logs the rejected records by reason, with the first of each and what to do."""
+    if is_first_rank() and folder.quarantine.is_file():
+        for group in group_by_reason(Quarantine.read(folder.quarantine)):
+            log.info("\n".join(group.lines()))
 
 
 def _reasons(rejected: dict[str, int], folder: RunFolder) -> str:

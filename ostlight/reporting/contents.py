@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections import defaultdict
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,6 +11,7 @@ from scipy.stats import binomtest
 from ostlight.benchmarking.files import PLOT
 from ostlight.benchmarking.names import shared_settings
 from ostlight.benchmarking.results import ResultRow, pareto_optimal
+from ostlight.data.reasons import group_by_reason
 from ostlight.evaluation.answers import ALL
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import total
@@ -19,9 +19,6 @@ from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.results_table import read_results
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.reporting.utilities import utilities_section
-
-REASON_EXAMPLES = 5
-"""Rejected records shown for each reason."""
 
 
 def page_contents(run: FinishedRun) -> dict[str, Any]:
@@ -81,12 +78,8 @@ def _plot(run: FinishedRun) -> str | None:
 
 
 def _rejected_by_reason(run: FinishedRun) -> list[dict[str, Any]]:
-    """Rejected records by reason, the most frequent first, with the first few of each."""
-    rows: dict[str, list[Any]] = defaultdict(list)
-    for row in run.quarantine:
-        rows[row.reason].append(row)
-    counts = run.quarantine.counts()
-    return [{"reason": r, "count": n, "examples": rows[r][:REASON_EXAMPLES]} for r, n in counts.items()]
+    """Rejected records by reason, the most frequent first, with the first few of each and what to do."""
+    return [vars(group) for group in group_by_reason(run.quarantine)]
 
 
 def _cost_log(run: FinishedRun) -> list[StageCost]:

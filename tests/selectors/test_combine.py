@@ -120,6 +120,74 @@ def test_a_cascade_asks_the_last_only_about_what_is_left(settings):
     assert scores.score[stage == 1] == pytest.approx(first.score[stage == 1])
 
 
+INTERSECTION = [
+    {"name": "loss", "keep": 0.6},
+    {"name": "ifd"},
+    {"name": "length", "options": {"prefer": "high"}, "threshold": 8.0},
+]
+
+
+def intersected(folder) -> tuple[np.ndarray, np.ndarray]:
+    """``[N, 3]`` what the parts of ``INTERSECTION`` admit, and ``[N, 3]`` places, from their own tables."""
+    loss, ifd, length = (
+        Scores.read(folder.path / "dependencies" / name / "scores") for name in ("1-loss", "2-ifd", "3-length")
+    )
+    lowest = np.isin(np.arange(48), np.argsort(-loss.score, kind="stable")[: round(0.6 * 48)])
+    admitted = np.stack([lowest, ifd.column("ifd") < 1, length.score >= 8], axis=1)
+    places = np.stack([1 - (rankdata(-part.score) - 1) / 48 for part in (loss, ifd, length)], axis=1)
+    places[~admitted[:, 1], 1] = 0  # never selected
+    return admitted, places
+
+
+@pytest.mark.parametrize("then", ["random", "rank"])
+def test_an_intersection_takes_what_every_part_admits(settings, then: str, caplog):
+    options = {"how": "intersection", "of": INTERSECTION, "then": then}
+    choice = {"name": "combine", "options": options}
+    selection = ostlight.select(settings(selector=choice), "budget.count=4")
+    folder, scores = selection.folder, Scores.read(selection.folder.scores)
+    admitted, places = intersected(folder)
+    all_admit = admitted.all(1)
+    assert 4 < all_admit.sum() < admitted.sum(0).min()
+    assert (scores.column("admitted_by_part") == admitted).all()
+    assert scores.score == pytest.approx(admitted.sum(1) + places.mean(1) * 48 / 49)
+    assert all_admit[selection.kept].all()
+    best = np.flatnonzero(all_admit)[np.argsort(-scores.score[all_admit], kind="stable")][:4]
+    assert (sorted(selection.kept) == sorted(best)) == (then == "rank")
+    another = ostlight.select(settings(selector=choice), f"budget.threshold={len(INTERSECTION)}")
+    assert sorted(another.kept) == np.flatnonzero(all_admit).tolist()
+    with caplog.at_level("WARNING", "ostlight"):
+        more = ostlight.select(settings(selector=choice), "budget.count=30")
+    assert set(np.flatnonzero(all_admit)) < set(more.kept)
+    rest = more.kept[all_admit.sum() :]
+    assert scores.score[rest].tolist() == sorted(scores.score[~all_admit], reverse=True)[: len(rest)]
+    assert f"{len(rest)} of 30 selected samples are not admitted by all parts" in caplog.text
+
+
+def test_of_an_intersection_that_is_empty_the_closest_are_taken(settings, caplog):
+    of = [{"name": "length", "threshold": 1e9}, {"name": "loss", "keep": 0.5}]
+    choice = {"name": "combine", "options": {"how": "intersection", "of": of}}
+    selection = ostlight.select(settings(selector=choice), "budget.count=6")
+    assert "6 of 6 selected samples are not admitted" in caplog.text
+    losses = Scores.read(selection.folder.path / "dependencies" / "2-loss" / "scores").score
+    assert losses[selection.kept].min() >= np.sort(losses)[24]
+
+
+def test_an_intersection_of_a_filter_has_its_admissions(settings):
+    ost = {"name": "ost", "options": {"estimator": "finite_difference", "step_size": 0.1, "selection": "filter"}}
+    options = {"how": "intersection", "of": [ost, {"name": "loss", "keep": 0.5}]}
+    folder = ostlight.select(settings(selector={"name": "combine", "options": options})).folder
+    alignment = Scores.read(folder.path / "dependencies" / "1-ost" / "scores").column("alignment")
+    assert 0 < (alignment > 0).sum() < 48
+    assert (Scores.read(folder.scores).column("admitted_by_part")[:, 0] == (alignment > 0)).all()
+
+
+def test_a_part_that_needs_a_size_says_so(settings):
+    presel = {"name": "presel", "options": {"reference": 0.2}}
+    options = {"how": "intersection", "of": [{"name": "loss"}, presel]}
+    with pytest.raises(SelectorError, match=r"selector\.options\.of\[1\]: presel shares a budget .* keep"):
+        ostlight.select(settings(selector={"name": "combine", "options": options}))
+
+
 def test_every_part_is_torn_down_once(settings):
     for how, keep in (("cascade", 0.5), ("rank_mean", None)):
         TEARDOWNS.clear()
@@ -165,10 +233,12 @@ def test_a_combination_whose_scores_change_with_the_seed_says_so():
         ("cascade", [(*COUNTS, 0.5), (*DRAWS, None)], False),
         ("rank_mean", [(*COUNTS, None), (*DRAWS, None)], True),
         ("rank_mean", [(*COUNTS, None), (*LONG, None)], False),
+        ("intersection", [(*COUNTS, None), (*DRAWS, None)], False),
+        ("intersection", [(*COUNTS, None), (*DRAWS, 0.5)], True),
     ):
         selector = create(**combined(how, *parts))
         assert selector.stochastic == stochastic
-        assert selector.stochastic_selection == (DRAWS[0] in [part[0] for part in parts])
+        assert selector.stochastic_selection == (how == "intersection" or DRAWS[0] in [part[0] for part in parts])
 
 
 def test_best_of_as_an_earlier_part_tries_nothing(settings):
@@ -236,13 +306,32 @@ def test_a_benchmark_counts_the_cost_of_the_parts(settings, tmp_path: Path):
     [
         (
             combined("sum", (*LOSS, None), (*LONG, None)),
-            "how must be one of rank_mean, rank_product, cascade; got 'sum'",
+            "how must be one of rank_mean, rank_product, intersection, cascade; got 'sum'",
         ),
         (combined("cascade", (*LOSS, None)), "of names 1 selectors; name at least two"),
         (combined("cascade", (*LOSS, None), (*LONG, None)), r"of\[0\].keep must be a share of the pool .* got None"),
         (combined("cascade", (*LOSS, 0.5), (*LONG, 0.6), (*COUNTS, None)), r"of\[1\].keep .* at most 0.5; got 0.6"),
         (combined("cascade", (*LOSS, 0.5), (*LONG, 0.2)), "the last part keeps what the budget says"),
-        (combined("rank_mean", (*LOSS, 0.5), (*LONG, None)), "keep belongs to a cascade"),
+        (combined("rank_mean", (*LOSS, 0.5), (*LONG, None)), "keep belongs to a cascade or an intersection"),
+        (combined("intersection", (*LOSS, 0.5)), "of names 1 selectors; name at least two"),
+        (
+            {"name": "combine", "options": {"of": [{"name": "loss"}, {"name": "length"}], "then": "rank"}},
+            "then belongs to an intersection; how is rank_mean",
+        ),
+        (
+            {"name": "combine", "options": {"of": [{"name": "loss", "threshold": 0}, {"name": "length"}]}},
+            r"of\[0\].threshold belongs to an intersection",
+        ),
+        (
+            {
+                "name": "combine",
+                "options": {
+                    "how": "intersection",
+                    "of": [{"name": "loss"}, {"name": "length", "threshold": 3, "keep": 0.5}],
+                },
+            },
+            r"of\[1\] takes one of keep, threshold",
+        ),
         (combined("rank_mean", (*LOSS, None), ("lenght", {}, None)), "unknown selector 'lenght'"),
         (combined("rank_mean", (*LOSS, None), ("active", {}, None)), "some parts score answers and some do without"),
         (

@@ -34,6 +34,7 @@ ALWAYS_CHECKED = ("combine", "grad_norm", "llm_judge", "loss", "random")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("best_of", {}),
     ("combine", {"how": "rank_mean", "of": [{"name": "loss"}, {"name": "length"}]}),
+    ("combine", {"how": "intersection", "of": [{"name": "loss", "keep": 0.5}, {"name": "length"}]}),
     ("ost", {"estimator": "exact"}),
     ("ost", {"estimator": "projected", "rank": 4}),
     ("ost", {"estimator": "second_order", "probes": 4}),

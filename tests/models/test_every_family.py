@@ -20,13 +20,16 @@ from torch import Tensor
 
 from ostlight.config.schema import Evaluation, Lora, Model, Target, Training
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.errors import ModelError
 from ostlight.evaluation.generate import generate_answers
+from ostlight.influence import UtilityScorer
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.rows import RowMap
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import dot, sample_gradient
+from ostlight.influence.scorer import ESTIMATORS
 from ostlight.models.batch import Batch
-from ostlight.models.embedding import load_embedder
+from ostlight.models.embedding import load_embedder, pooled_states_embedder
 from ostlight.models.influence_task import SampleTask
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
@@ -175,6 +178,60 @@ def test_embeddings_are_the_same_in_every_batch(name: str, tmp_path: Path) -> No
     for one in found:
         assert torch.stack(one).isfinite().all()
         assert torch.stack(one).std(0).max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_pooled_states_are_the_same_in_every_batch(name: str, tmp_path: Path) -> None:
+    model = load(name, tmp_path)
+    samples = tiny_families.samples(name)
+    for states, tokens in (("hidden", "both"), ("attention", "all")):
+        embed = pooled_states_embedder(model, states, [0.5, 1.0], tokens, "weighted_mean")  # type: ignore[arg-type]
+        if states == "attention" and name == "mllama":
+            with pytest.raises(ModelError, match="blocks without self_attn"):
+                embed(model.batches(samples, 100_000)[0])
+            continue
+        found: list[list[Tensor]] = [[] for _ in samples]
+        for rows, batch in arrangements(model, samples):
+            for row, vector in zip(rows, torch.from_numpy(embed(batch)), strict=True):
+                found[row].append(vector)
+        for one in found:
+            assert torch.stack(one).isfinite().all()
+            assert torch.stack(one).std(0).max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_tokens_of_images_are_known(name: str, tmp_path: Path) -> None:
+    model = load(name, tmp_path)
+    for sample in tiny_families.samples(name):
+        ids = model.encoder.encode(sample).inputs["input_ids"]
+        seen = 0 if model.encoder.image_token_id is None else int((ids == model.encoder.image_token_id).sum())
+        least = 1 if name == "mllama" else 2  # Mllama's images stay outside of the text, one token each
+        assert seen >= least * len(sample.images)
+        assert bool(seen) == bool(sample.images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EACH)
+def test_the_estimators_agree(name: str, tmp_path: Path) -> None:
+    model = load(name, tmp_path)
+    (anchors,) = model.batches(tiny_families.samples(name)[:3], 100_000)
+    (batch,) = model.batches(tiny_families.samples(name), 100_000)
+    found = {}
+    for estimator in ESTIMATORS:
+        calibration = {"calibration": [batch]}
+        needs = {
+            "projected": {"rank": 3, **calibration},
+            "second_order": {"probes": 8},
+            "finite_difference": calibration,
+        }
+        scorer = UtilityScorer(
+            model.model, [anchors], loss=SampleTask(), estimator=estimator, step_size=1e-4, **needs.get(estimator, {})
+        )
+        scorer.verify(batch)
+        found[estimator] = scorer(batch).utility
+    size = found["exact"].abs().max()
+    for estimator, utility in found.items():
+        assert (utility - found["exact"]).abs().max() <= 0.01 * size, estimator
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all", "lora"])

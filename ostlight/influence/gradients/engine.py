@@ -21,8 +21,9 @@ from ostlight.influence.gradients.vectors import GradientVectors
 Losses = Callable[[], Tensor]
 """Runs the model on a batch and returns its per-sample losses ``[N]``."""
 
-AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
-"""Largest deviation from plain autograd, over the gradient's norm, that ``verify`` lets pass, by the weights' dtype."""
+AGREEMENT = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+"""Largest deviation from plain autograd, over the gradient's norm, that ``verify`` lets pass, by the weights' dtype.
+Most models round their norms to fp32 whatever the dtype, so fp64 is held to no more than that."""
 
 
 @dataclass(frozen=True)

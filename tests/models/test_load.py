@@ -93,9 +93,6 @@ SMALL = {
 def test_a_model_that_reads_its_answers_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = transformers.BertLMHeadModel(transformers.BertConfig(**SMALL, is_decoder=False))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
     with pytest.raises(ModelError, match="see the tokens behind it") as caught:
         MultimodalModel.load(Model(path=saved(model, tmp_path)), "proxy")
     assert caught.value.setting == "proxy.path"
@@ -104,11 +101,31 @@ def test_a_model_that_reads_its_answers_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("Rwkv", {"hidden_size": 16, "attention_hidden_size": 16, "vocab_size": 300}, "padded on the left"),
+        ("Roberta", {**SMALL, "is_decoder": True, "pad_token_id": 0}, "counts in another way"),
+    ],
+)
+def test_a_model_that_takes_no_padding_or_positions_of_ours_is_refused(
+    kind: str, settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**settings, **({"num_hidden_layers": 2} if kind == "Rwkv" else {}))
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    with pytest.raises(ModelError, match=reason):
+        MultimodalModel.load(Model(path=saved(model, tmp_path)), "proxy")
+
+
+@pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (lambda logits, batch: logits * len(batch), "in a batch of"),
+        (lambda logits, batch: logits * len(batch), "in a batch padded on the right"),
         (lambda logits, batch: logits[:, :0], "does not run"),
-        (lambda logits, batch: logits if len(batch) == 1 else logits[:, :0], "not in one batch"),
+        (lambda logits, batch: logits if len(batch) == 1 else logits[:, :0], "runs on single samples and not"),
     ],
     ids=["mixes samples", "never runs", "runs alone"],
 )

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ostlight.influence.agreement import rank_agreement as rank_agreement
+    from ostlight.influence.gradients.random_products import RandomDirections as RandomDirections
     from ostlight.influence.kronecker import kronecker_preconditioner as kronecker_preconditioner
+    from ostlight.influence.other_anchors import anchor_products as anchor_products
     from ostlight.influence.parameters import select_parameters as select_parameters
     from ostlight.influence.preconditioner import Preconditioner as Preconditioner
     from ostlight.influence.preconditioner import adam_preconditioner as adam_preconditioner
@@ -27,10 +29,12 @@ _MODULES = {
     "CausalLM": "task",
     "Classification": "task",
     "Preconditioner": "preconditioner",
+    "RandomDirections": "gradients.random_products",
     "Task": "task",
     "UtilityScorer": "scorer",
     "UtilityScores": "scorer",
     "adam_preconditioner": "preconditioner",
+    "anchor_products": "other_anchors",
     "first_adam_step": "step_size",
     "kronecker_preconditioner": "kronecker",
     "median_step_size": "step_size",

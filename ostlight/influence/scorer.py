@@ -21,6 +21,7 @@ from ostlight.influence.estimators.gradient_products import GradientProducts
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.gradient_vectors import STORAGES, VectorSettings
+from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import train_only
@@ -50,6 +51,7 @@ class UtilityScores(Mapping[str, Any]):
             curvature two samples share; from ``projected`` and ``second_order``.
         utility_by_group: ``[N, G]``, groups in the order of ``UtilityScorer.groups``.
         utility_by_anchor: ``[N, A]`` in the anchors' order, where asked for.
+        random_products: ``[N, M]`` of each gradient with random directions, where asked for.
     """
 
     utility: Tensor
@@ -61,6 +63,7 @@ class UtilityScores(Mapping[str, Any]):
     phi: Tensor | None = None
     utility_by_group: Tensor | None = None
     utility_by_anchor: Tensor | None = None
+    random_products: Tensor | None = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names():
@@ -101,6 +104,9 @@ class UtilityScorer:
         utility_by_anchor: also the utility on each anchor. ``projected`` reads it off the logits that it has, less the
             part outside of its directions, which counts equally for all anchors; with any other estimator each anchor
             becomes a group, with fixed vectors of its own.
+        random_products: also that many products of each gradient with random directions (``RandomDirections``, of this
+            seed and preconditioner), from which ``anchor_products`` gives utilities for other anchors later; not from
+            ``exact`` and ``finite_difference``.
         rank: directions of ``projected``, 32 by default; two calibration samples are measured for each.
         probes: random probes of ``second_order``, 64 by default.
         calibration: batches of the pool that is scored: at least ``rank`` samples for ``projected``, a few for
@@ -108,7 +114,7 @@ class UtilityScorer:
         vector_storage: ``full``, ``bf16``, ``offload`` or ``split``: where the fixed vectors are stored, each as
             large as the parameters; ``VectorSettings`` to cache them.
         preconditioner: of the step, from ``adam_preconditioner`` or ``kronecker_preconditioner``; plain SGD by default.
-        seed: of the probes.
+        seed: of the probes and the random directions.
 
     Raises:
         InfluenceError: an argument is missing or does not fit the estimator; a layer that is not supported; losses that
@@ -126,6 +132,7 @@ class UtilityScorer:
         loss: Loss | None = None,
         groups: Sequence[Hashable] | None = None,
         utility_by_anchor: bool = False,
+        random_products: int | None = None,
         rank: int | None = None,
         probes: int | None = None,
         calibration: Sequence[Any] | None = None,
@@ -148,6 +155,13 @@ class UtilityScorer:
             check_batch_invariance(model, anchors)
             self._calibration = [single for batch in calibration or () for single in anchors.task.singles(batch)]
             self._estimator = self._make_estimator(estimator, rank, probes, vectors, seed, utility_by_anchor)
+        if random_products is not None:
+            if not isinstance(self._estimator, GradientProducts):
+                raise InfluenceError(
+                    f"random_products are taken in a backward pass over whole batches, which {estimator} does not do; "
+                    "set estimator=first_order, second_order or projected"
+                )
+            self._estimator.random = RandomDirections(self.step.parameters, random_products, seed, preconditioner)
 
     @property
     def groups(self) -> list[Any]:

@@ -41,6 +41,7 @@ class RunFolder:
         self.target = path / "target"
         self.predictions = path / "predictions.parquet"
         self.score_index = path / "score_index.jsonl"
+        self.rescored = path / "rescored.json"
         self.cost_log = CostLog(
             path / "cost_log.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank()
         )
@@ -91,9 +92,7 @@ class RunFolder:
         Raises:
             RunChangedError: the folder holds the stage made from other inputs; lists what changed.
         """
-        file = self.path / "manifest.json"
-        stages: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.exists() else {}
-        before = stages.get(stage)
+        stages, before = self._stages(), self.made_from(stage)
         if before is not None and before != inputs:
             changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
             raise RunChangedError(
@@ -103,4 +102,12 @@ class RunFolder:
             )
         if before is None and is_first_rank():
             stages |= {stage: inputs}
-            atomic_write_text(file, json.dumps(stages, indent=2, sort_keys=True) + "\n")
+            atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")
+
+    def made_from(self, stage: str) -> dict[str, str] | None:
+        """What a stage was claimed with; ``None`` where it was not."""
+        return self._stages().get(stage)
+
+    def _stages(self) -> dict[str, dict[str, str]]:
+        file = self.path / "manifest.json"
+        return json.loads(file.read_text()) if file.exists() else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,13 @@ def scoring_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, sel
     return fingerprints
 
 
+def rescored_from(folder: RunFolder) -> dict[str, str]:
+    """Returns where the scores of a folder that ``ostlight rescore`` made come from, and the fingerprint of those, as
+    further fingerprints; nothing of any other folder."""
+    source: dict[str, str] = json.loads(folder.rescored.read_text()) if folder.rescored.exists() else {}
+    return source
+
+
 def _scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:
     """Scores the dependencies, warms up the proxy, and returns what the selector's ``setup`` is given."""
     dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
@@ -132,7 +140,7 @@ def _scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:
     proxy = None
     if job.selector.uses_proxy:
         folder = job.proxy_folder or job.folder
-        proxy = _proxy_context(job, folder, warm_up_proxy(job.config, folder, job.pool, anchors))
+        proxy = proxy_context(job, folder, warm_up_proxy(job.config, folder, job.pool, anchors))
     return ScoringContext(
         anchors=anchors.samples,
         groups=anchors.groups,
@@ -162,7 +170,8 @@ def _scored_dependency(job: ScoringJob, choice: SelectorChoice) -> RunFolder:
     return folder
 
 
-def _proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) -> ProxyContext:
+def proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) -> ProxyContext:
+    """Returns a proxy as a selector is given it; ``folder`` is that of the run that warmed it up."""
     return ProxyContext(
         model=proxy,
         folder=folder.proxy,

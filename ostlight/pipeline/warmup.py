@@ -13,6 +13,7 @@ import numpy as np
 from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
+from ostlight.errors import DataError
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
@@ -45,6 +46,19 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
         log.info(f"proxy: taken from {folder.proxy}")
     else:
         _warm_up(config, folder, pool, anchors)
+    return load_warm_proxy(config, folder)
+
+
+def load_warm_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
+    """Returns the proxy that a run has warmed up, or the one it started from where it skips the warm-up.
+
+    Raises:
+        DataError: the run has not warmed it up yet.
+    """
+    if config.proxy.warmup.fraction == 0:
+        return load_base_checkpoint(config)
+    if not (folder.proxy / DONE).exists():
+        raise DataError(f"{folder.proxy} holds no warmed-up proxy; run `ostlight select` first")
     warm = dataclasses.replace(config.proxy, path=str(folder.proxy))
     return MultimodalModel.load(warm, "proxy", config.proxy.warmup.training)
 

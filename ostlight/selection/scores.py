@@ -35,6 +35,9 @@ MAX_LIST_VALUES = 2**31 - 1
 
 FIXED_NAMES = tuple(f.name for f in FIXED_FIELDS)
 
+HIDDEN = "_"
+"""First letter of the long columns that a selector stores for ``rescore`` alone: ``read_score_table`` skips them."""
+
 
 @dataclass(frozen=True)
 class SelectionContext:
@@ -225,7 +228,7 @@ def _rectangle(lists: pa.ListArray) -> np.ndarray:
 
 
 def read_score_table(folder: Path) -> pa.Table:
-    """All rows of a run's ``scores`` folder, by position.
+    """All rows of a run's ``scores`` folder, by position, without hidden columns (``HIDDEN``).
 
     Raises:
         DataError: no shard is there, or a column is of one type in one and of another elsewhere.
@@ -233,7 +236,7 @@ def read_score_table(folder: Path) -> pa.Table:
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise DataError(f"{folder} holds no scores; run `ostlight select` first")
-    tables = [pq.read_table(p) for p in parts]
+    tables = [pq.read_table(p, columns=[n for n in pq.read_schema(p).names if not n.startswith(HIDDEN)]) for p in parts]
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -111,7 +111,8 @@ class Selector(ABC):
 
         Returns:
             Columns, each with one value per sample of the batch, in its order: arrays, tensors or lists. ``score`` must
-            be among them (higher is better); every other column is stored beside it. A sample whose score is not
+            be among them (higher is better); every other column is stored beside it. Of columns whose names begin with
+            ``_`` only ``rescore`` is shown anything. A sample whose score is not
             finite is rejected; an optional column ``failure`` (a ``BadRecord`` or ``None``) says why. The result may
             depend on the sample alone, never on what else is in the batch.
         """
@@ -126,6 +127,25 @@ class Selector(ABC):
         was not set up and has scored nothing.
         """
         return budget.top(scores)
+
+    def rescore(self, context: ScoringContext, parts: Iterable[Scores]) -> Iterator[Mapping[str, Any]]:
+        """Scores for other anchors, from stored columns; called by ``ostlight rescore`` in place of ``setup`` and
+        ``score``, once, on one process.
+
+        Args:
+            context: with the new anchors, and the proxy that scored.
+            parts: the scored rows, hidden columns among them, a shard at a time.
+
+        Returns:
+            For each part, in order, columns as ``score`` returns them. They replace the selector's columns.
+
+        Raises:
+            SelectorError: this selector cannot, which is the default, or its options stored nothing to do it with.
+        """
+        raise SelectorError(
+            f"{type(self).__name__} cannot score for other anchors from what it stored; run `ostlight select` with "
+            "them and another name"
+        )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -153,6 +173,7 @@ SIGNATURES = {
     "setup": ["self", "context"],
     "teardown": ["self"],
     "select": ["self", "scores", "budget"],
+    "rescore": ["self", "context", "parts"],
 }
 
 FLAGS = (

@@ -78,9 +78,29 @@ def wait_for_all() -> None:
 
 def first_device(compute: Compute) -> torch.device:
     """Returns the device of a stage that runs in one process alone."""
+    return _alone(compute).strategy.root_device
+
+
+@contextmanager
+def as_in_predict(compute: Compute, model: L.LightningModule) -> Iterator[None]:
+    """Inside, in one process alone: the model on its device, weights and autocast as ``Trainer.predict`` would have
+    them, with gradients."""
+    trainer = _alone(compute)
+    trainer.precision_plugin.convert_module(model)
+    model.to(trainer.strategy.root_device).eval()
+    before = torch.get_default_dtype()
+    with trainer.precision_plugin.forward_context(), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)  # bf16-true is for weights, not for sums over them
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _alone(compute: Compute) -> L.Trainer:
     alone = dataclasses.replace(compute, devices=1, num_nodes=1, strategy="auto", logger="none", progress=False)
     with quiet_lightning():
-        return make_trainer(alone, Path.cwd(), "").strategy.root_device
+        return make_trainer(alone, Path.cwd(), "")
 
 
 def _strategy(compute: Compute, shard: bool) -> str | Strategy:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ostlight.influence.failures import failures
 from ostlight.influence.gradient_vectors import Directions, VectorPlan, VectorSettings, make_vectors, mean_gradient_norm
 from ostlight.influence.gradients.engine import GradientDots, SampleProducts
+from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.gradients.rows import RowMap
 from ostlight.influence.sample_gradient import train_only
 from ostlight.influence.simulated_step import SimulatedStep
@@ -29,6 +30,9 @@ class GradientProducts(ABC):
         directions: vectors common to all groups, and how many.
         seed: of the probes.
         vectors: where the fixed vectors are stored; their size is logged before they are made.
+
+    Attributes:
+        random: directions whose products with each sample's gradient are taken beside; ``None``, as at first, for none.
 
     Raises:
         InfluenceError: the fixed vectors do not fit where they are to be stored.
@@ -51,6 +55,7 @@ class GradientProducts(ABC):
         self.plan.refuse_if_too_large()
         self.vectors = make_vectors(step, self.plan, seed, vectors, further)
         self.anchor_norm = mean_gradient_norm(self.vectors, self.sizes, probes)
+        self.random: RandomDirections | None = None
         self.engine, self.rows = GradientDots(step.model, dict(step.parameters)), RowMap(step.model)
 
     def close(self) -> None:
@@ -71,10 +76,13 @@ class GradientProducts(ABC):
         Returns:
             ``score`` (``u_i``), ``loss``, ``gradient_norm``, ``alignment`` (``<g_i, g_V>``), ``step_size``,
             ``cosine`` of ``g_i`` with ``g_V``; with curvature ``phi``, the curvature coordinates by which sets can be
-            selected later; with groups ``utility_by_group`` in the order of ``names``; ``failure`` where loss or
-            gradient are not finite.
+            selected later; with groups ``utility_by_group`` in the order of ``names``; ``random_products`` where
+            ``random`` is set; ``failure`` where loss or gradient are not finite.
         """
-        products = self.products(batch, squared_norms=True)
+        rows = self.rows.of_batch(self.step.task, batch)
+        products = self.engine.products(
+            lambda: self.step.losses(batch), rows, self.vectors, squared_norms=True, random=self.random
+        )
         norms, utilities = products.squared_norms.sqrt(), self.utilities(products.dots)
         lengths = (norms * self.anchor_norm).clamp_min(torch.finfo(torch.float64).tiny)
         columns: dict[str, Any] = {
@@ -85,12 +93,14 @@ class GradientProducts(ABC):
             "step_size": [self.step.step_size] * len(norms),
             "cosine": utilities["alignment"] / lengths,
         }
+        if products.random_products is not None:
+            columns["random_products"] = products.random_products
         return columns | utilities | failures(products)
 
-    def products(self, batch: Any, squared_norms: bool = False) -> SampleProducts:
+    def products(self, batch: Any) -> SampleProducts:
         """Inner products of each sample's gradient with the fixed vectors."""
         rows = self.rows.of_batch(self.step.task, batch)
-        return self.engine.products(lambda: self.step.losses(batch), rows, self.vectors, squared_norms=squared_norms)
+        return self.engine.products(lambda: self.step.losses(batch), rows, self.vectors)
 
     @abstractmethod
     def utilities(self, dots: Tensor) -> dict[str, Tensor]:

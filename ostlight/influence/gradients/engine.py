@@ -13,8 +13,9 @@ from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.probes import gradients_of, requiring_gradients
 from ostlight.influence.gradients.products import Products
+from ostlight.influence.gradients.random_products import RandomDirections, RandomProducts
 from ostlight.influence.gradients.rows import RowOwners
-from ostlight.influence.gradients.sink import WAY_OUT
+from ostlight.influence.gradients.sink import WAY_OUT, Both
 from ostlight.influence.gradients.tracking import ParameterTracker
 from ostlight.influence.gradients.vectors import GradientVectors
 
@@ -36,12 +37,14 @@ class SampleProducts:
             Unless they were asked for separately, those of small parameters may stand together under the name of one of
             them; what is no finite number always stands under its own.
         squared_norms_by_parameter: ``[N]`` fp64, likewise; empty where norms were not asked for.
+        random_products: ``[N, count]`` fp32 or fp64 (``RandomDirections``); ``None`` where not asked for.
     """
 
     losses: Tensor
     num_vectors: int
     by_parameter: dict[str, Tensor]
     squared_norms_by_parameter: dict[str, Tensor]
+    random_products: Tensor | None = None
 
     @property
     def dots(self) -> Tensor:
@@ -62,6 +65,9 @@ class SampleProducts:
             for name, part in parts.items():
                 for row in (~part.isfinite().reshape(len(part), -1).all(1)).nonzero()[:, 0].tolist():
                     found.setdefault(row, name)
+        if self.random_products is not None:
+            for row in (~self.random_products.isfinite().all(1)).nonzero()[:, 0].tolist():
+                found.setdefault(row, "all parameters (its random products)")
         return found
 
 
@@ -84,6 +90,7 @@ class GradientDots:
         vectors: Mapping[str, Tensor] | None = None,
         squared_norms: bool = False,
         separate: bool = False,
+        random: RandomDirections | None = None,
     ) -> SampleProducts:
         """One forward and one backward pass over a batch.
 
@@ -96,6 +103,7 @@ class GradientDots:
                 (``ostlight.influence.gradients.vectors``).
             squared_norms: also take ``||g_i||^2``.
             separate: keep every parameter's results separate, also small ones'.
+            random: also take the products with these directions.
 
         Raises:
             InfluenceError: a use of a parameter that is not treated (named, with its layer), rows that cannot be
@@ -104,7 +112,9 @@ class GradientDots:
         given = vectors if vectors is not None else {}
         num_vectors = self._check(given)
         sink = Products(self.parameters, rows, given, squared_norms, separate)
-        tracker = ParameterTracker(self.model, self.parameters, sink)
+        random_sink = None if random is None else RandomProducts(random, rows)
+        both = sink if random_sink is None else Both(sink, random_sink)
+        tracker = ParameterTracker(self.model, self.parameters, both)
         with tracker.tracking(), torch.enable_grad():
             values = losses()
             if values.shape != (rows.num_samples,):
@@ -117,7 +127,8 @@ class GradientDots:
             tracker.backward_began = True
             torch.autograd.grad(values.sum(), tracker.root, allow_unused=True)
         sink.finish()
-        return SampleProducts(values.detach(), num_vectors, sink.dots, sink.norms)
+        found = None if random_sink is None else random_sink.products
+        return SampleProducts(values.detach(), num_vectors, sink.dots, sink.norms, found)
 
     def verify(self, losses: Losses, rows: RowOwners, most_samples: int = 2) -> float:
         """Compares the engine with plain autograd on a few samples of a batch, parameter by parameter.

@@ -28,7 +28,7 @@ class ParameterValue(Protocol):
 
 class GradientSink(Protocol):
     """Takes the gradients of one backward pass, use by use; ``products.Products`` takes inner products,
-    ``kronecker`` collects factors of the curvature."""
+    ``random_products.RandomProducts`` random ones, ``kronecker`` collects factors of the curvature."""
 
     def num_units(self, name: str) -> int: ...
     def expect(self, name: str) -> None: ...
@@ -36,3 +36,29 @@ class GradientSink(Protocol):
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None: ...
     def experts(self, name: str, routing: Routing, inputs: Tensor, grad: Tensor) -> None: ...
     def dense(self, value: ParameterValue, grad: Tensor) -> None: ...
+
+
+class Both:
+    """Two sinks of one pass."""
+
+    def __init__(self, first: GradientSink, second: GradientSink) -> None:
+        self._first, self._second = first, second
+
+    def num_units(self, name: str) -> int:
+        return self._first.num_units(name)
+
+    def expect(self, name: str) -> None:
+        self._first.expect(name)
+        self._second.expect(name)
+
+    def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
+        self._first.matrix(name, inputs, grad)
+        self._second.matrix(name, inputs, grad)
+
+    def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
+        self._first.table(name, ids, grad)
+        self._second.table(name, ids, grad)
+
+    def dense(self, value: ParameterValue, grad: Tensor) -> None:
+        self._first.dense(value, grad)
+        self._second.dense(value, grad)

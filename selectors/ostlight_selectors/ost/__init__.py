@@ -7,7 +7,7 @@ the paper's ranking.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,14 +18,17 @@ from torch import nn
 
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Count, Positive
+from ostlight.errors import SelectorError
 from ostlight.influence.agreement import sample_count
 from ostlight.influence.gradient_vectors import VectorSettings
+from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.gradients.responses import SNAPSHOTS
 from ostlight.influence.kronecker import DAMPING, FACTOR_SAMPLES, kronecker_preconditioner
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import train_only
 from ostlight.influence.scorer import DEFAULT_PROBES, DEFAULT_RANK, UtilityScorer
+from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.step_size import first_adam_step, median_step_size
 from ostlight.models.batch import Batch
 from ostlight.models.influence_task import SampleTask, make_anchors
@@ -36,8 +39,9 @@ from ostlight.selection.notes import PRECONDITIONER
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.strata import select_top
-from ostlight.training.optimizer_records import warmup_adam_preconditioner
+from ostlight.training.optimizer_records import SECOND_MOMENTS, warmup_adam_preconditioner
 from ostlight_selectors.ost.filter import select_filter
+from ostlight_selectors.ost.rescore import PRODUCTS, in_eight_bits, rescored
 from ostlight_selectors.ost.round_robin import select_round_robin
 from ostlight_selectors.ost.sample import select_sample
 from ostlight_selectors.ost.set_selection import select_set
@@ -122,6 +126,9 @@ class OneStepTrain(Selector):
         probes: random curvature probes of ``second_order``; ``null`` is 64.
         damping: of ``kfac`` and ``ekfac``, a share of the mean eigenvalue; ``null`` is 0.1.
         utility_by_anchor: store each anchor's utility too: two bytes an anchor and sample.
+        random_products: store that many products of each sample's gradient with random directions, a byte each, from
+            which ``ostlight rescore`` scores for other anchors; 1024 is a good number with ``sgd``, 4096 with ``kfac``.
+            ``null`` stores none.
         selection: ``filter`` (admit samples whose step lowers the anchor loss, then take those that ``then`` says: a
             random subset), ``top`` (the highest utilities, as in the paper), ``sample`` (at random, higher utilities
             more likely), ``round_robin`` (each anchor in turn its best sample) or ``set`` (the best set: what a
@@ -152,6 +159,7 @@ class OneStepTrain(Selector):
         probes: Count | None = None
         damping: Positive | None = None
         utility_by_anchor: bool = False
+        random_products: Count | None = None
         selection: Literal["filter", "top", "sample", "round_robin", "set"] = "filter"
         then: str | None = None
         admit: Literal["mean", "own_group", "no_group_hurt"] | None = None
@@ -184,6 +192,11 @@ class OneStepTrain(Selector):
                 yield "utility_by_anchor needs another estimator than finite_difference, which takes one vector"
             if self.admit not in (None, "mean") and self.estimator == "finite_difference":
                 yield f"admit={self.admit} needs another estimator than finite_difference, which takes one vector"
+            if self.random_products is not None and self.estimator in ("exact", "finite_difference"):
+                yield (
+                    f"random_products need estimator=projected, first_order or second_order; {self.estimator} takes no "
+                    "backward pass over whole batches"
+                )
             if self.min_confidence is not None and not self.utility_by_anchor:
                 yield "min_confidence needs utility_by_anchor=true"
 
@@ -210,6 +223,9 @@ class OneStepTrain(Selector):
         if options.utility_by_anchor:
             size = 2 * len(context.anchors)
             log.info(f"{BY_ANCHOR}: {size} bytes a sample, {size * proxy.records / 2**20:.1f} MiB for the pool")
+        if options.random_products is not None:
+            size = options.random_products + 8
+            log.info(f"random products: {size:,} bytes a sample, {size * proxy.records / 2**20:.1f} MiB for the pool")
         estimator = options.estimator or self._first_order(context, parameters)
         rank = options.rank or DEFAULT_RANK if estimator == "projected" else None
         singles, calibration, seen = self._examples(context, estimator, rank)
@@ -229,6 +245,7 @@ class OneStepTrain(Selector):
             estimator=estimator,
             step_size=step_size,
             utility_by_anchor=options.utility_by_anchor,
+            random_products=options.random_products,
             rank=rank,
             probes=options.probes or DEFAULT_PROBES if estimator == "second_order" else None,
             calibration=calibration,
@@ -248,11 +265,13 @@ class OneStepTrain(Selector):
             context.note(name, fact)
 
     def _first_order(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter]) -> Estimator:
-        """Two forward passes a sample; a backward pass where they do not do: for groups, or in half precision."""
+        """Two forward passes a sample; a backward pass where they do not do: for groups, random products, or in half
+        precision."""
         parameter = next(iter(parameters.values()))
         is_full = parameter.dtype.itemsize >= 4 and not torch.is_autocast_enabled(parameter.device.type)
-        of_one_vector = len(set(context.groups)) < 2 and not self.options.utility_by_anchor
-        return "finite_difference" if is_full and of_one_vector else "first_order"
+        options = self.options
+        of_one_vector = len(set(context.groups)) < 2 and not options.utility_by_anchor
+        return "finite_difference" if is_full and of_one_vector and options.random_products is None else "first_order"
 
     def _preconditioner(
         self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], anchors: Any
@@ -262,6 +281,11 @@ class OneStepTrain(Selector):
             return None
         model = proxy.model.model
         if step == "adam":
+            if self.options.random_products is not None and not (proxy.folder / SECOND_MOMENTS).exists():
+                raise SelectorError(
+                    "no step of the warm-up was kept, so step=adam would take its second moments from the anchors, and "
+                    "random_products would serve no others; set step=sgd or kfac, or leave random_products out"
+                )
             preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
             log.info(f"adam steps, shaped by {source}")
             return preconditioner
@@ -320,7 +344,29 @@ class OneStepTrain(Selector):
         columns = self.scorer.columns(batch)
         if BY_ANCHOR in columns:
             columns |= in_half_precision(columns[BY_ANCHOR])
+        if PRODUCTS in columns:
+            columns |= in_eight_bits(columns.pop(PRODUCTS))
         return columns
+
+    def rescore(self, context: ScoringContext, parts: Iterable[Scores]) -> Iterator[Mapping[str, Any]]:
+        context.require_anchors("ost")
+        options, proxy = self.options, context.proxy
+        if options.random_products is None:
+            raise SelectorError(
+                "these scores hold no random products; run `ostlight select` with another name and "
+                "selector.options.random_products=1024, which passes over the pool once more"
+            )
+        model = proxy.model.model
+        parameters = select_parameters(model, options.parameters)
+        train_only(model, parameters)
+        anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
+        preconditioner = self._preconditioner(context, parameters, anchors)
+        directions = RandomDirections(parameters, options.random_products, context.seed, preconditioner)
+        step = SimulatedStep(model, parameters, anchors, 1.0, preconditioner)
+        for columns in rescored(context, step, options.parameters, directions, parts):
+            if not options.utility_by_anchor:
+                columns.pop(BY_ANCHOR)
+            yield columns | (in_half_precision(columns[BY_ANCHOR]) if options.utility_by_anchor else {})
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         options = self.options

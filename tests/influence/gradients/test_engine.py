@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTex
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import Adapter
 from ostlight.influence.gradients.engine import GradientDots
+from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.gradients.rows import RowMap, RowOwners
 from ostlight.influence.parameters import select_parameters
 
@@ -201,6 +203,19 @@ def test_the_padding_row_of_a_table_gets_no_gradient() -> None:
 
 
 @OLD_NAME
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("count", [5, 64])
+def test_random_products_are_those_of_the_explicit_gradient(layer: str, count: int) -> None:
+    torch.manual_seed(0)
+    model = Around(LAYERS[layer]()).double().eval()
+    parameters, x = dict(model.named_parameters()), torch.randn(N, T, D, dtype=torch.float64)
+    directions = RandomDirections(parameters, count, seed=3)
+    found = GradientDots(model, parameters).products(lambda: losses_of(model, x), RowOwners(N), random=directions)
+    for row in range(N):
+        gradient = oracle.gradient(parameters, partial(lambda k: losses_of(model, x)[k], row))
+        assert torch.allclose(found.random_products[row], directions.products(gradient), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_vl", "internvl"])
 def test_gradient_checkpointing_changes_nothing(tiny: Tiny, family: str) -> None:
     model, inputs = tiny(family), families.batch(family)

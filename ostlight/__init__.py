@@ -69,6 +69,7 @@ __all__ = [
     "init_config",
     "register",
     "report",
+    "rescore",
     "select",
     "sources",
     "train",
@@ -94,6 +95,15 @@ def select(config: Source, *overrides: str) -> Selection:
         from ostlight.pipeline.select import select as stage
 
         return stage(loaded)
+
+
+def rescore(config: Source, *overrides: str, name: str | None = None) -> Path:
+    """Scores for other anchors from what the run stored, in a run folder of their own, which is returned
+    (``ostlight.pipeline.rescore``)."""
+    from ostlight.config import load_config
+    from ostlight.pipeline.rescore import rescore as stage
+
+    return stage(load_config(config, *overrides), name)
 
 
 def train(config: Source, *overrides: str) -> Path:

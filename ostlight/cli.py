@@ -83,6 +83,18 @@ def select(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def rescore(
+    config: Config,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="of the new run instead of NAME-ANCHORS")] = None,
+) -> None:
+    """Score for other anchors from stored products, without a new pass."""
+    import ostlight
+
+    ostlight.rescore(config, *overrides or [], name=name)
+
+
+@app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
     """Train the target on the selected subset."""
     import ostlight

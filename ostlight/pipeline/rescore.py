@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
@@ -83,6 +83,7 @@ def rescore(config: Config, name: str | None = None) -> Path:
         _write_parts(job, new, anchors)
         cost.samples = len(pool)
     log.info(audit(new.scores, len(pool)))
+    log.info(f"next: {shlex.join(['ostlight', 'select', str(new.path / 'config.yaml')])}")
     return new.path
 
 
@@ -113,7 +114,7 @@ def _write_parts(job: ScoringJob, new: RunFolder, anchors: LoadedAnchors) -> Non
 
 def _replaced(table: pa.Table, columns: object, selector: str) -> pa.Table:
     """The fixed columns of a shard, with the new score and the new columns in the scored rows."""
-    scored = np.flatnonzero(pc.equal(table["state"], OK).to_numpy(zero_copy_only=False))
+    scored = np.flatnonzero(pa.compute.equal(table["state"], OK).to_numpy(zero_copy_only=False))
     checked = checked_columns(columns, len(scored), selector)
     place = np.full(len(table), -1)
     place[scored] = np.arange(len(scored))
@@ -121,11 +122,10 @@ def _replaced(table: pa.Table, columns: object, selector: str) -> pa.Table:
     result = table.select(list(FIXED_NAMES))
     for name, values in checked.items():
         array = pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values).take(rows)
-        result = (
-            result.set_column(FIXED_NAMES.index(name), name, array)
-            if name in FIXED_NAMES
-            else result.append_column(name, array)
-        )
+        if name in FIXED_NAMES:
+            result = result.set_column(FIXED_NAMES.index(name), name, array)
+        else:
+            result = result.append_column(name, array)
     return result
 
 

@@ -72,8 +72,12 @@ def score_pool(job: ScoringJob) -> None:
     anchors = read_anchors(job.config)
     if job.selector.needs_anchors and not anchors.samples:
         raise no_anchors(job.config.selector.name)
-    job.folder.claim("scores", scoring_fingerprints(job.config, job.pool, anchors, job.selector))
+    origin = rescored_from(job.folder)
+    job.folder.claim("scores", scoring_fingerprints(job.config, job.pool, anchors, job.selector) | origin)
     job.folder.write_config()
+    if origin:
+        _check_rescored(job, origin)
+        return
     missing, retried = missing_shards(job.folder.scores, job.shards), _retried(job)
     if not missing and not retried:
         log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
@@ -122,6 +126,18 @@ def scoring_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, sel
         needed = scoring_fingerprints(dataclasses.replace(config, selector=choice), pool, anchors, dependency)
         fingerprints |= {f"{choice.shown}: {k}": value for k, value in needed.items() if fingerprints.get(k) != value}
     return fingerprints
+
+
+def _check_rescored(job: ScoringJob, origin: dict[str, str]) -> None:
+    """Raises:
+    DataError: ``ostlight rescore`` was broken off; what is missing may not be scored in another way.
+    """
+    if missing_shards(job.folder.scores, job.shards):
+        raise DataError(
+            f"{job.folder.scores} is not complete; run `ostlight rescore` again with the configuration of "
+            f"{origin['rescored from']}"
+        )
+    log.info(f"scores: approximate utilities for these anchors, from what {origin['rescored from']} has stored")
 
 
 def rescored_from(folder: RunFolder) -> dict[str, str]:

@@ -59,6 +59,10 @@ class Both:
         self._first.table(name, ids, grad)
         self._second.table(name, ids, grad)
 
+    def experts(self, name: str, routing: Routing, inputs: Tensor, grad: Tensor) -> None:
+        self._first.experts(name, routing, inputs, grad)
+        self._second.experts(name, routing, inputs, grad)
+
     def dense(self, value: ParameterValue, grad: Tensor) -> None:
         self._first.dense(value, grad)
         self._second.dense(value, grad)

@@ -78,13 +78,26 @@ def test_the_mean_over_seeds_is_the_inner_product(words, singles) -> None:
     for preconditioner in preconditioners(words, singles):
         expected = float(dot(g, v if preconditioner is None else {n: preconditioner.apply(n, x) for n, x in v.items()}))
         estimates = []
-        for seed in range(400):
+        for seed in range(120):
             directions = RandomDirections(parameters, 24, seed, preconditioner)
             estimates.append(directions.products(g) @ directions.vector_products(v))
         found = torch.stack(estimates)
         error = float(found.std() / len(found) ** 0.5)
         assert error > 0
         assert abs(float(found.mean()) - expected) < 4 * error
+
+
+def test_parameters_of_any_shape_are_unbiased() -> None:
+    torch.manual_seed(0)
+    shapes = [(), (5,), (40,), (6, 7), (3, 4, 5), (1, 6, 2), (4, 3, 2, 2)]
+    parameters = {str(k): nn.Parameter(torch.randn(shape).double()) for k, shape in enumerate(shapes)}
+    g, v = ({name: torch.randn_like(p) for name, p in parameters.items()} for _ in range(2))
+    moments = {name: torch.rand_like(p) + 0.01 for name, p in parameters.items()}
+    for preconditioner in (None, adam_preconditioner(parameters, moments)):
+        expected = float(dot(g, v if preconditioner is None else {n: preconditioner.apply(n, x) for n, x in v.items()}))
+        made = (RandomDirections(parameters, 12, seed, preconditioner) for seed in range(100))
+        found = torch.stack([one.products(g) @ one.vector_products(v) for one in made])
+        assert abs(float(found.mean()) - expected) < 4 * float(found.std()) / len(found) ** 0.5
 
 
 def test_enough_products_of_one_layer_lose_nothing(words, singles) -> None:

@@ -17,7 +17,7 @@ from ostlight.selection.scores import Scores, read_score_table
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
 
-PRODUCTS = {"estimator": "first_order", "step_size": 0.05, "parameters": "last:1", "random_products": 4096}
+PRODUCTS = {"step": "sgd", "step_size": 0.05, "parameters": "last:1", "random_products": 4096}
 WARM = {"fraction": 1.0, "training": {"steps": 2, "batch_size": 8, "lr": 1e-4}}
 
 

@@ -149,12 +149,14 @@ def select_from(
     tokens = None
     if budget.tokens is not None:
         tokens = {label: int(scores.tokens[rows].sum()) for label, rows in members.items()}
-    selected = [
+    selected = [np.empty(0, dtype=np.int64)] + [
         members[label][select(scores.take(members[label]), share)]
         for label, share in budget.shares(sizes, tokens, strata.weights).items()
     ]
-    places = [(k / len(rows), s, int(row)) for s, rows in enumerate(selected) for k, row in enumerate(rows)]
-    return np.array([row for _, _, row in sorted(places)], dtype=np.int64)
+    places = np.concatenate([np.arange(len(rows)) / max(1, len(rows)) for rows in selected])
+    stratum = np.repeat(np.arange(len(selected)), [len(rows) for rows in selected])
+    rows = np.concatenate(selected)
+    return rows[np.lexsort((rows, stratum, places))]
 
 
 def _rows_by_label(labels: np.ndarray) -> dict[Any, np.ndarray]:

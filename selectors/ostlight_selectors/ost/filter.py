@@ -167,13 +167,15 @@ def _cluster_by_cluster(scores: Scores) -> np.ndarray:
 def seeded_uniform(scores: Scores) -> np.ndarray:
     """``[N]`` numbers in [0, 1) by the run's seed and each sample's id; seed 0 outside a run."""
     seed = scores.context.seed if scores.in_run else 0
-    return np.array(uniform_by_id(seed, scores.ids))
+    ids = scores.table["id"]
+    pieces = (ids[k : k + ROWS_AT_ONCE].to_pylist() for k in range(0, len(ids), ROWS_AT_ONCE))
+    return np.concatenate([np.empty(0), *(np.array(uniform_by_id(seed, piece)) for piece in pieces)])
 
 
 def _report(scores: Scores, admitted: np.ndarray, confidence: np.ndarray | None) -> None:
     """Logs and notes what share is admitted, of all and of each value of each tag, and how sure the signs are."""
-    by_tag = {tag: _shares(values, admitted) for tag, values in scores.tags().items()}
-    by_tag = {tag: shares for tag, shares in by_tag.items() if len(shares) <= MOST_VALUES}
+    tags = {tag: encoded for tag, encoded in scores.encoded_tags().items() if len(encoded[0]) <= 1 + MOST_VALUES}
+    by_tag = {tag: _shares(values, codes, admitted) for tag, (values, codes) in tags.items()}
     log.info(f"filter: {_percent(admitted)} of {len(admitted):,} samples are admitted (a step lowers the anchor loss)")
     for tag, shares in by_tag.items():
         listed = sorted(shares.items(), key=lambda item: item[1])
@@ -191,7 +193,6 @@ def _percent(admitted: np.ndarray) -> str:
     return f"{admitted.mean():.1%}" if len(admitted) else "0%"
 
 
-def _shares(values: np.ndarray, admitted: np.ndarray) -> dict[str, float]:
-    names, places = np.unique(values.astype(str), return_inverse=True)
-    counts, passed = np.bincount(places, minlength=len(names)), np.bincount(places, admitted, minlength=len(names))
-    return {str(name): float(p / c) for name, p, c in zip(names, passed, counts, strict=True)}
+def _shares(names: np.ndarray, codes: np.ndarray, admitted: np.ndarray) -> dict[str, float]:
+    counts, passed = np.bincount(codes, minlength=len(names)), np.bincount(codes[admitted], minlength=len(names))
+    return {str(name): float(p / c) for name, p, c in sorted(zip(names, passed, counts, strict=True)) if c}

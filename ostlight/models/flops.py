@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -11,11 +13,36 @@ _no_composites: set[Any] = set()
 """Operators that do not decompose into others."""
 
 
+def _grouped(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """Of products of groups of rows with a matrix each (mixtures of experts): each row meets one matrix.
+
+    Args:
+        a, b: ``[S, K]`` and ``[E, K, N]``; in the backward pass also ``[K, S]`` and ``[S, N]``, or ``[E, M, K]`` and
+            ``[K, S]``.
+    """
+    columns = b.shape[-1]
+    return 2 * a.numel() * columns if a.ndim == 2 or b.ndim == 3 else 2 * a.shape[1] * a.shape[2] * columns
+
+
+def _grouped_backward(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """Both gradients."""
+    return 2 * _grouped(a, b)
+
+
+UNREGISTERED: dict[str, Callable[..., int]] = {
+    "aten::_grouped_mm": _grouped,
+    "transformers::grouped_mm_fallback": _grouped,
+    "transformers::grouped_mm_fallback_backward": _grouped_backward,
+}
+"""Operators that torch has no formula for, by name."""
+
+
 class FlopCounter(TorchDispatchMode):
     """Adds up the FLOPs of every operator within it, forward and backward, by torch's own formulas.
 
-    Counts what ``torch.utils.flop_counter.FlopCounterMode`` counts. That one counts each module and decomposes every
-    operator again, which doubles the time of a small run: a selector's whole setup is counted.
+    Counts what ``torch.utils.flop_counter.FlopCounterMode`` counts, and the grouped products of experts. That one
+    counts each module and decomposes every operator again, which doubles the time of a small run: a selector's whole
+    setup is counted.
     """
 
     def __init__(self) -> None:
@@ -26,6 +53,10 @@ class FlopCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
+        known = UNREGISTERED.get(func._overloadpacket._qualified_op_name) if formula is None else None
+        if known is not None:
+            self.total += known(*args, **kwargs)
+            return func(*args, **kwargs)
         if formula is None and func.namespace != "prim" and func not in _no_composites:
             with self:
                 out = func.decompose(*args, **kwargs)

@@ -167,6 +167,26 @@ def test_gradients_agree_with_autograd_on_each_sample_alone(name: str, scope: st
 
 
 @pytest.mark.parametrize("name", EACH)
+def test_gradient_checkpointing_changes_nothing(name: str, tmp_path: Path) -> None:
+    path, task, found = str(tiny_families.save(name, tmp_path)), SampleTask(), []
+    for checkpointing in (False, True):
+        settings = Target(path=path, dtype="float64", gradient_checkpointing=checkpointing)
+        model = MultimodalModel.load(settings, "target")
+        (batch,) = model.batches(tiny_families.samples(name), 100_000)
+        parameters = select_parameters(model.model, "blocks")
+        products = GradientDots(model.model, parameters).products(
+            lambda model=model, batch=batch: task.losses(model.model, batch),
+            RowMap(model.model).of_batch(task, batch),
+            squared_norms=True,
+        )
+        model.losses(batch).sum().backward()
+        found.append((products.squared_norms, *(p.grad for p in model.trained.values())))
+    for plain, checkpointed in zip(*found, strict=True):
+        assert (plain is None) == (checkpointed is None)
+        assert plain is None or torch.allclose(plain, checkpointed, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_embeddings_are_the_same_in_every_batch(name: str, tmp_path: Path) -> None:
     model = load(name, tmp_path)
     embed = load_embedder(None, model)

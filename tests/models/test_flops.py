@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tiny_families
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ostlight.config.schema import Model
 from ostlight.models.flops import FlopCounter
+from ostlight.models.module import MultimodalModel
 
 
 def test_a_matrix_product_takes_two_for_every_pair():
@@ -37,3 +40,15 @@ def test_as_torchs_own_counter(proxy, samples, mode):
         work()
         work()
     assert ours.total == 2 * theirs.get_total_flops() > 0
+
+
+def test_grouped_products_of_experts_count_as_a_loop_over_them(tmp_path):
+    model = MultimodalModel.load(Model(path=str(tiny_families.save("qwen3_vl_moe", tmp_path))), "proxy")
+    (batch,) = model.batches(tiny_families.samples("qwen3_vl_moe"), 100_000)
+    found = []
+    for implementation in ("eager", "grouped_mm"):
+        model.model.set_experts_implementation(implementation)
+        with FlopCounter() as counter:
+            model.losses(batch).sum().backward()
+        found.append(counter.total)
+    assert found[0] == found[1] > 0

@@ -95,8 +95,8 @@ class BadRecord(OstlightError):
     """
 
     def __init__(self, reason: str, detail: str, field: str | None = None) -> None:
-        self.reason, self.detail, self.field = reason, detail, field
-        super().__init__(f"{reason}: {detail}" + (f" (field {field!r})" if field else ""))
+        self.reason, self.detail, self.field = reason, _encodable(detail), field if field is None else _encodable(field)
+        super().__init__(f"{reason}: {self.detail}" + (f" (field {self.field!r})" if field else ""))
 
     @classmethod
     def wrong_type(cls, field: str, wanted: str, value: object) -> BadRecord:
@@ -106,6 +106,11 @@ class BadRecord(OstlightError):
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # Worker processes hand these over pickled.
         return type(self), (self.reason, self.detail, self.field)
+
+
+def _encodable(text: str) -> str:
+    """The text with half characters, which names of files and JSON may hold and no table does, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

@@ -47,3 +47,9 @@ def test_what_is_no_fault_of_the_record_passes(raised: BaseException):
     with pytest.raises(type(raised)) as caught, rejecting("some_reason", "cannot be read"):
         raise raised
     assert caught.value is raised
+
+
+def test_a_half_character_in_a_bad_record_is_an_escape() -> None:
+    error = BadRecord("bad_link", "member \udcff", "\ud800")
+    assert f"{error} {error.detail} {error.field}".encode()
+    assert error.detail == "member \\udcff"

@@ -47,7 +47,7 @@ class CsvTable(SpanSource):
 
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
-        return path.suffix.lower() in SUFFIXES and bool(head.strip()) and b"\0" not in head
+        return path.suffix.lower() in SUFFIXES and bool(head.strip()) and b"\0" not in head.split(b"\n")[0]
 
     def _spans(self, hashes: RecordHashes) -> Iterator[tuple[int, int]]:
         with self.path.open("rb") as file:

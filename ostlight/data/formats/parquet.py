@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, row, unpacked_bytes
+from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, row
 from ostlight.data.formats.source import RECORD_BYTES, Source
 from ostlight.data.remote import RemotePath
 from ostlight.errors import BadRecord, DataError
@@ -26,6 +26,10 @@ KEPT_BYTES = 128 << 20
 UNPACKED_BYTES = 256 << 20
 """Of values that are stored once and used often, as many may be unpacked together."""
 
+MAX_GROWTH = 20
+"""A row group that is unpacked to a file may grow to this many times the size of the whole Parquet file."""
+
+DICTIONARY_PAGE, PAGE_HEADER_BYTES = 2, 32
 MAX_STORED_BYTES, MAX_RATIO = 1 << 30, 1_000
 """A column of a row group of more bytes than this may be compressed by this factor."""
 
@@ -54,8 +58,8 @@ class Parquet(Source):
             reader = self._opened()
             schema = reader.file.schema_arrow
             check_schema(schema, path)
-            self._writer(io.BytesIO()).close()  # what cannot be written is better known before it is scored
             self.hashes, self.kinds = hash_rows(schema, reader.batches, record_bytes).arrays()
+            self._writer(io.BytesIO()).close()  # what cannot be written is better known before it is scored
             if len(self) != reader.file.metadata.num_rows:
                 raise DataError(f"{path} is damaged: {len(self):,} rows are there, and its end says otherwise", path)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -90,7 +94,7 @@ class Parquet(Source):
         """Of a file with the schema and, where it can be written, the compression of this one."""
         file = self._opened().file
         has_columns = file.metadata.num_row_groups and file.metadata.num_columns
-        named = file.metadata.row_group(0).column(0).compression.lower() if has_columns else "zstd"
+        named = self._opened().column(0, 0).compression.lower() if has_columns else "zstd"
         compression = _COMPRESSIONS.get(named, named)
         if compression != "none" and not pa.Codec.is_available(compression):
             compression = "zstd"
@@ -114,7 +118,9 @@ class _Reader:
         self._whole: OrderedDict[int, pa.Table] = OrderedDict()
         self._unpacked: dict[int, pa.Table] = {}
         self._visited: set[int] = set()
-        self._batch_rows: dict[int, int] = {}
+        self._batch_rows: dict[tuple[int, tuple[str, ...]], int] = {}
+        self._probed: set[tuple[int, str]] = set()
+        self._never_unpacked: set[int] = set()
         self._stream: Iterator[pa.RecordBatch] = iter(())
         self._stream_group, self._stream_next = -1, 0
 
@@ -130,13 +136,14 @@ class _Reader:
         for loaded in (self._whole, self._unpacked):
             if group in loaded:
                 return start, loaded[group]
-        expands = self._rows_at_once(group) < STREAM_ROWS
-        streams = expands or self.file.metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES
+        meta = self.file.metadata.row_group(group)
+        streams = meta.total_byte_size > WHOLE_GROUP_BYTES or self._rows_at_once(group) < meta.num_rows
         if streams and group == self._stream_group and i >= self._stream_next:
             return self._stream_on(i)
-        if group in self._visited and i != start and not expands:  # a jump back; from the first row it is a new pass
-            self._unpacked[group] = self._unpack(group)
-            return start, self._unpacked[group]
+        is_jump_back = group in self._visited and i != start  # from the first row it would be a new pass
+        if is_jump_back and group not in self._never_unpacked and (unpacked := self._unpack(group)) is not None:
+            self._unpacked[group] = unpacked
+            return start, unpacked
         self._visited.add(group)
         if streams:
             self._stream_group, self._stream_next, self._stream = group, start, self.batches(group=group)
@@ -156,26 +163,44 @@ class _Reader:
     def batches(self, columns: list[str] | None = None, group: int | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of one group, or of all, a few at a time."""
         for one in range(self.file.metadata.num_row_groups) if group is None else [group]:
-            rows = min(1 << 16 if columns else STREAM_ROWS, self._rows_at_once(one))
+            rows = min(1 << 16 if columns else STREAM_ROWS, self._rows_at_once(one, columns))
             yield from self.file.iter_batches(batch_size=rows, row_groups=[one], columns=columns, use_threads=False)
 
-    def _rows_at_once(self, group: int) -> int:
-        """Rows of a group that may be unpacked together, so that none of them takes more memory than a record may.
-
-        A few bytes can stand for very many: a long value that is stored once and used in every row. Its length is read
-        from the column in its stored form.
+    def column(self, group: int, k: int) -> pq.ColumnChunkMetaData:
+        """What the file says of a column of a row group.
 
         Raises:
-            DataError: a column's values take a thousand times the bytes they are stored in.
+            pa.ArrowException: it contradicts itself. A row is read first, because that raises; to ask a damaged file
+                for the description itself ends the process.
         """
-        if group not in self._batch_rows:
-            self._batch_rows[group] = min(
-                (self._rows_of_column(group, k) for k in range(self.file.metadata.num_columns)), default=1 << 16
-            )
-        return self._batch_rows[group]
+        meta = self.file.metadata
+        name = self.file.schema.column(k).path.partition(".")[0]
+        if (group, name) not in self._probed:
+            next(self.file.iter_batches(1, [group], [name], use_threads=False), None)
+            self._probed.add((group, name))
+        return meta.row_group(group).column(k)
 
-    def _rows_of_column(self, group: int, k: int) -> int:
-        column = self.file.metadata.row_group(group).column(k)
+    def _rows_at_once(self, group: int, columns: list[str] | None = None) -> int:
+        """Rows of a group that may be unpacked together.
+
+        A few bytes can stand for very many: a long value that is stored once, in the column's dictionary, and used in
+        every row. No value is longer than its dictionary, whose size is in the file.
+
+        Raises:
+            DataError: a large column's values take a thousand times the bytes they are stored in.
+        """
+        key = (group, tuple(columns or ()))
+        if key not in self._batch_rows:
+            rows, longest = max(self.file.metadata.row_group(group).num_rows, 1), 0
+            for k in range(self.file.metadata.num_columns):
+                if columns is None or self.file.schema.column(k).path.partition(".")[0] in columns:
+                    column = self.column(group, k)
+                    self._check_ratio(column)
+                    longest += self._dictionary_bytes(column) * -(-column.num_values // rows)
+            self._batch_rows[key] = min(max(UNPACKED_BYTES // max(longest, 1), 1), 1 << 16)
+        return self._batch_rows[key]
+
+    def _check_ratio(self, column: pq.ColumnChunkMetaData) -> None:
         stored, compressed = column.total_uncompressed_size, max(column.total_compressed_size, 1)
         if stored > MAX_STORED_BYTES and stored / compressed > MAX_RATIO:
             raise DataError(
@@ -183,21 +208,47 @@ class _Reader:
                 "meant, write the file with smaller row groups",
                 self.path,
             )
-        if column.physical_type != "BYTE_ARRAY" or stored * column.num_values <= UNPACKED_BYTES:
-            return 1 << 16
-        values, longest = 0, 0
-        packed = pq.ParquetFile(self.path, pre_buffer=False, read_dictionary=[column.path_in_schema])
-        for batch in packed.iter_batches(STREAM_ROWS, [group], [column.path_in_schema], use_threads=False):
-            size = unpacked_bytes(batch)
-            values, longest = values + size, max(longest, size)
-        if values <= UNPACKED_BYTES:
-            return 1 << 16
-        return 1 if longest > UNPACKED_BYTES else STREAM_ROWS
 
-    def _unpack(self, group: int) -> pa.Table:
+    def _dictionary_bytes(self, column: pq.ColumnChunkMetaData) -> int:
+        """Bytes of a column's dictionary, unpacked, from the header of its first page; 0 where it has none."""
+        if column.physical_type != "BYTE_ARRAY":
+            return 0
+        with self.path.open("rb") as file:
+            file.seek(min(place for place in (column.dictionary_page_offset, column.data_page_offset) if place))
+            kind, size = _page_header(file.read(PAGE_HEADER_BYTES))
+        return size if kind == DICTIONARY_PAGE else 0
+
+    def _unpack(self, group: int) -> pa.Table | None:
+        """The group in a temporary file, mapped; ``None`` where it would become far larger than it is stored."""
+        limit = UNPACKED_BYTES + MAX_GROWTH * self.path.stat().st_size
         with tempfile.NamedTemporaryFile(prefix="ostlight-", suffix=".arrow") as temporary:
             with pa.ipc.new_file(temporary.name, self.file.schema_arrow) as writer:
                 for batch in self.batches(group=group):
                     writer.write_batch(batch)
+                    if (limit := limit - batch.nbytes) < 0:
+                        self._never_unpacked.add(group)
+                        return None
             # The mapping outlives the file's name.
             return pa.ipc.open_file(pa.memory_map(temporary.name)).read_all()
+
+
+def _page_header(data: bytes) -> tuple[int, int]:
+    """Kind and unpacked size of a page: the first two fields of its header, whole numbers in Thrift's compact protocol.
+
+    Source: parquet-format, ``PageHeader`` in ``parquet.thrift``.
+
+    Raises:
+        ValueError: the bytes are no page header.
+    """
+    place, values = 0, []
+    for _ in range(2):
+        if data[place : place + 1] != b"\x15":  # the next field, a 32-bit number
+            raise ValueError("a column does not begin with a page")
+        place, number, shift = place + 1, 0, 0
+        while place < len(data):
+            byte = data[place]
+            place, number, shift = place + 1, number | (byte & 0x7F) << shift, shift + 7
+            if byte < 0x80:
+                break
+        values.append(number >> 1 ^ -(number & 1))
+    return values[0], values[1]

@@ -17,6 +17,7 @@ Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "64-true"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 Duplicates = Literal["keep", "first", "reject"]
+Unsupported = Literal["reject", "keep", "proportional"]
 Protocol = Literal["equal_epochs", "equal_steps"]
 BASE, ORACLE = "base", "oracle"
 """Rows of a benchmark's table that are not selectors: the target before training, and trained on clean samples only."""
@@ -145,6 +146,18 @@ class Data:
         for piece in self.pieces:
             if weights.setdefault(piece.source, piece.weight) != piece.weight:
                 yield f"path: pieces of the source {piece.source!r} have different weights; give them one"
+
+
+@dataclass
+class PoolData(Data):
+    """The samples to choose from.
+
+    Attributes:
+        unsupported: what becomes of records of media that the proxy cannot read, and so cannot score: ``reject``;
+            ``keep`` all, beside the budget; or ``proportional``, as large a share of them as of the others, by chance.
+    """
+
+    unsupported: Unsupported = "reject"
 
 
 @dataclass
@@ -409,7 +422,7 @@ class Config:
     folder: str = "runs"
     seed: Seed = 0
     digitmath: DigitMath | None = None
-    pool: Data = field(default_factory=Data)
+    pool: PoolData = field(default_factory=PoolData)
     anchors: Anchors = field(default_factory=Anchors)
     dev: Data = field(default_factory=Data)
     test: Data = field(default_factory=Data)
@@ -427,6 +440,11 @@ class Config:
         if self.digitmath is None and self.pool.path is None:
             yield "pool.path is missing: name your data there, or add `digitmath: {}` for the built-in pool"
         yield from self._weight_problems()
+        if self.benchmark is not None and self.pool.unsupported != "reject":
+            yield (
+                f"pool.unsupported={self.pool.unsupported}: a benchmark trains on scored records alone; leave it out "
+                "here, and set it for `ostlight select`"
+            )
         steps = self.target.training.steps
         if self.benchmark is not None and "equal_epochs" in self.benchmark.protocols and steps is not None:
             yield (

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ MANIFEST = ".files"
 """Lists what a subset consists of, for the next one in the same folder."""
 
 
-def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Path]:
+def write_subset(
+    pool: Pool, positions: Sequence[int], folder: Path, unread: Collection[int] = frozenset()
+) -> list[Path]:
     """Write the records at ``positions`` as they came: the same bytes, in the same format, one file per pool file.
 
     Records of one file are written in the order of ``positions`` (so a curriculum survives within a file); records
@@ -36,6 +38,10 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
     JSON and JSON lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry,
     and a line in the log says why; with a mapping of columns there is none. What an earlier call wrote into ``folder``
     and this one does not is removed.
+
+    Args:
+        unread: those of the positions that are written also where they cannot be read; what they name is then not
+            copied.
 
     Returns:
         The files and ``save_to_disk`` folders written, ``dataset_info.json`` last.
@@ -66,12 +72,20 @@ def write_subset(pool: Pool, positions: Sequence[int], folder: Path) -> list[Pat
         source, target = pool.sources[n], targets[n]
         beside = target if isinstance(source, HuggingFaceFolder) else target.parent
         root = pool.readers[n].root
-        files |= _copy_images(pool, kept[n], root, beside if root.folder == source.folder else bases[n])
+        copies, unreadable = _copy_images(
+            pool, kept[n], root, beside if root.folder == source.folder else bases[n], unread
+        )
+        files |= copies
         indices = [pool.source_and_index(i)[1] for i in kept[n]]
         source.write(indices, target)
         written.append(target)
         files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
-        if isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
+        if unreadable:
+            log.info(
+                f"{target} holds {unreadable:,} records of media that are not read: their files stay where they are, "
+                f"and {llama_factory.FILE_NAME} has no entry for it"
+            )
+        elif isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
             file_name = target.relative_to(folder).as_posix()
             name = file_name.rpartition(".")[0].replace("/", "_")
             try:
@@ -131,22 +145,30 @@ def _targets(sources: list[Source], bases: list[Path]) -> list[Path]:
     return targets
 
 
-def _copy_images(pool: Pool, positions: list[int], root: ImageRoot, folder: Path) -> set[Path]:
-    """Copy the images of these records below ``folder``, unless they lie elsewhere; returns the copies."""
+def _copy_images(
+    pool: Pool, positions: list[int], root: ImageRoot, folder: Path, unread: Collection[int]
+) -> tuple[set[Path], int]:
+    """Copy the images of these records below ``folder``, unless they lie elsewhere.
+
+    Returns the copies, and how many of ``unread`` cannot be read.
+    """
     copies: set[Path] = set()
-    if isinstance(root.folder, RemotePath):
-        log.info(f"images of the subset stay at {root.folder}: name it as the image root of what reads the subset")
-        return copies
+    unreadable = 0
     for i in positions:
         try:
             sample = pool[i]
         except BadRecord as bad:
+            if i in unread:
+                unreadable += 1
+                continue
             raise DataError(f"{pool.record_name(i)} cannot be kept: {bad}", pool.locate(i)[0]) from bad
-        for image in sample.images:
+        for image in sample.images if not isinstance(root.folder, RemotePath) else ():
             if image.path is not None and (target := folder / root.relative(image.path)) not in copies:
                 _copy(image.path, target)
                 copies.add(target)
-    return copies
+    if isinstance(root.folder, RemotePath):
+        log.info(f"images of the subset stay at {root.folder}: name it as the image root of what reads the subset")
+    return copies, unreadable
 
 
 def _copy(image: Path, target: Path) -> None:

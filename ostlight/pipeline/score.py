@@ -24,6 +24,7 @@ from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.progress import SampleProgress
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
+from ostlight.pipeline.unsupported import announce
 from ostlight.pipeline.warmup import proxy_fingerprints, warm_up_proxy
 from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
 from ostlight.selection.notes import read_notes
@@ -84,6 +85,8 @@ def score_pool(job: ScoringJob) -> None:
         return
     warn_of_overlap(job.config, anchors, job.pool)
     context = _scoring_context(job, anchors)
+    takes_images = not job.selector.uses_proxy or context.proxy.model.encoder.takes_images
+    announce(job.pool, job.config.pool.unsupported, takes_images)
     _score_shards(job, context, missing, retried)
     log.info(audit(job.folder.scores, len(job.pool)))
 

@@ -26,6 +26,7 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.tags import refuse_missing_tags
+from ostlight.pipeline.unsupported import kept_unsupported, share_of_scored, unsupported_positions
 from ostlight.ranks import is_first_rank
 from ostlight.selection.registry import create
 from ostlight.selection.scores import REJECTED, Scores, read_score_table
@@ -45,11 +46,12 @@ class Selection:
 
     Attributes:
         folder: the run folder.
-        kept: positions of the kept records, best first.
+        kept: positions of the kept records, best first; last come those that are kept without a score.
         dropped: usable records that were not kept.
         rejected: unusable records by reason.
         answers_cut: samples whose answer was cut by the length limit.
         rare: strata of which hardly any sample is kept.
+        kept_unscored: kept records of media that the proxy cannot read (``pool.unsupported``).
     """
 
     folder: RunFolder
@@ -58,6 +60,7 @@ class Selection:
     rejected: dict[str, int]
     answers_cut: int
     rare: list[UnderrepresentedTag]
+    kept_unscored: int = 0
 
 
 def select(config: Config) -> Selection:
@@ -89,9 +92,13 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
     """
     table = read_score_table(folder.scores)
     scores = Scores(table)
-    rows, _ = select_subset_rows(config, folder, pool, selector, scores, budget)
-    kept = scores.positions[rows]
-    rejected_rows = table.filter(pc.equal(table["state"], REJECTED))
+    policy, unsupported = config.pool.unsupported, unsupported_positions(table)
+    share = share_of_scored(budget, policy, len(scores), len(unsupported))
+    rows, _ = select_subset_rows(config, folder, pool, selector, scores, share)
+    unread = kept_unsupported(pool, policy, unsupported, budget, len(rows), len(scores), config.seed)
+    kept = np.concatenate([scores.positions[rows], unread])
+    is_kept = pc.is_in(table["position"], pa.array(unread))
+    rejected_rows = table.filter(pc.and_not(pc.equal(table["state"], REJECTED), is_kept))
     if is_first_rank():
         _write_selection(folder, table, kept)
         _write_quarantine(folder, pool, rejected_rows)
@@ -104,10 +111,11 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
             "there is no subset to write"
         )
     if is_first_rank():
-        write_subset(pool, kept.tolist(), folder.subset)
+        write_subset(pool, kept.tolist(), folder.subset, set(unread.tolist()))
     answers_cut = pc.sum(table["answer_cut"]).as_py() or 0
-    dropped = len(scores) - len(kept)
-    return Selection(folder, kept, dropped, rejected, answers_cut, find_underrepresented(scores, rows))
+    dropped = len(scores) - len(rows)
+    rare = find_underrepresented(scores, rows)
+    return Selection(folder, kept, dropped, rejected, answers_cut, rare, len(unread))
 
 
 def _count_by_reason(rejected_rows: pa.Table) -> dict[str, int]:
@@ -150,6 +158,11 @@ def _log_summary(selection: Selection, config: Config, records: int) -> None:
         f"{selection.dropped:,} dropped + {rejected:,} rejected{_reasons(selection.rejected, selection.folder)}"
     )
     _log_rejected(selection.folder)
+    if selection.kept_unscored:
+        log.info(
+            f"{selection.kept_unscored:,} of the kept have no score: they hold media that the proxy cannot read "
+            f"(pool.unsupported={config.pool.unsupported})"
+        )
     if selection.answers_cut:
         log.info(
             f"{selection.answers_cut} answers were cut by the length limit and scored on the rest "

@@ -54,6 +54,7 @@ def read_selections(run: FinishedRun, position: np.ndarray) -> list[Selection]:
     selections = []
     for k, (budget, stratify_by, kept) in enumerate(kept_by_budget):
         rank = np.full(len(position), -1, np.int64)
+        kept = kept[np.isin(kept, position)]  # others are kept without a score
         rank[np.searchsorted(position, kept)] = np.arange(len(kept))
         suffix = f" (budget {budget})" if len(kept_by_budget) > 1 else ""
         selections.append(Selection(budget, stratify_by, rank, str(k or ""), suffix))

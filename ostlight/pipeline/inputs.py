@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from ostlight.config.schema import Anchors, Config, Data, Proxy, Target
+from ostlight.config.schema import Anchors, Config, Data, PoolData, Proxy, Target
 from ostlight.data.overlap import overlaps
 from ostlight.data.pool import Pool
 from ostlight.data.remote import is_remote
@@ -23,7 +23,7 @@ from ostlight.ranks import is_first_rank
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", Data, Anchors, Proxy, Target)
+T = TypeVar("T", Data, PoolData, Anchors, Proxy, Target)
 
 MAX_IDS_LISTED = 5
 """Ids that a message lists."""

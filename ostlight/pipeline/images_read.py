@@ -130,7 +130,12 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
             f"the first is {first}). Give this run another name (name=...), or remove {folder.path} to start over",
             ["images"],
         )
-    return sorted(retried | {position for position in unread if isinstance(_read(pool, position), Sample)})
+    return sorted(retried | {position for position in unread if _has_files(_read(pool, position))})
+
+
+def _has_files(read: Sample | BadRecord) -> bool:
+    """Whether the record can be read by now, and names files: images in the record itself are what they were."""
+    return isinstance(read, Sample) and any(image.path is not None for image in read.images)
 
 
 def _ask_servers(folder: RunFolder, pool: Pool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -217,3 +218,11 @@ def test_a_snapshot_in_the_cache_of_the_hub_is_read_through_its_links(config: Co
     selection = ostlight.select(config("loss", path=str(snapshot)))
     assert selection.rejected == {"image_outside_root": 1}
     assert (selection.folder.subset / "images" / "a.png").read_bytes() == (blobs / "0a").read_bytes()
+
+
+def test_a_corrupt_image_in_the_record_is_not_scored_again(config: Config, tmp_path: Path, logged) -> None:
+    write_pool(tmp_path / "pool.jsonl", "data:image/bmp;base64," + base64.b64encode(b"BM cut off").decode())
+    assert ostlight.select(config("loss")).rejected == {"corrupt_image": 1}
+    logged()
+    ostlight.select(config("loss"))
+    assert "all 2 records are scored" in logged()

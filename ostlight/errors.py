@@ -44,6 +44,22 @@ class DataError(OstlightError):
         super().__init__(message)
 
 
+class UnknownLayoutError(DataError):
+    """A file whose records hold no conversation under a known name.
+
+    Args:
+        columns: a mapping of its columns that may fit (settings of ``pool.columns``), ``None`` where none suggests
+            itself.
+    """
+
+    def __init__(self, message: str, path: str | Path | None, columns: dict[str, str] | None) -> None:
+        self.columns = columns
+        super().__init__(message, path)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (str(self), self.path, self.columns)
+
+
 class DivergedError(DataError):
     """A training whose loss is no number any more."""
 

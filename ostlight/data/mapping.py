@@ -78,6 +78,12 @@ def check_columns(columns: Columns, names: Iterable[str], path: object) -> None:
 
 def suggestion(names: Iterable[str]) -> str:
     """A ``columns`` setting that may fit a table with these columns, in YAML; the names in it are guesses."""
+    found = suggested_columns(names) or {"question": "COLUMN", "answer": "COLUMN"}
+    return "columns: {" + ", ".join(f"{what}: {name}" for what, name in found.items()) + "}"
+
+
+def suggested_columns(names: Iterable[str]) -> dict[str, str] | None:
+    """A mapping that may fit a table with these columns, by their names; ``None`` where none tells of an answer."""
     there = {str(name).lower(): str(name) for name in names}
     guess = {
         what: next((there[name] for name in likely if name in there), None)
@@ -88,9 +94,7 @@ def suggestion(names: Iterable[str]) -> str:
     turns = next((there[name] for name in LIKELY["messages"] if name in there), None)
     if turns is not None:
         found = {"messages": turns, **{what: name for what, name in found.items() if what == "images"}}
-    if not {"answer", "messages"} & {*found}:
-        found |= {"question": "COLUMN", "answer": "COLUMN"}
-    return "columns: {" + ", ".join(f"{what}: {name}" for what, name in found.items()) + "}"
+    return found if {"answer", "messages"} & {*found} and {"question", "images", "messages"} & {*found} else None
 
 
 def _names(columns: str | list[str] | None) -> list[str]:

@@ -29,12 +29,12 @@ from ostlight.data.formats.source import own_id
 from ostlight.data.ids import RecordIds
 from ostlight.data.images import image_root_of
 from ostlight.data.layouts import LAYOUTS, layout_of
-from ostlight.data.mapping import check_columns, suggestion
+from ostlight.data.mapping import check_columns, suggested_columns, suggestion
 from ostlight.data.record import RecordReader
 from ostlight.data.record_index import open_indexed, store_index
 from ostlight.data.remote import forget, is_remote, path_of
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, DataError, rejecting
+from ostlight.errors import BadRecord, DataError, UnknownLayoutError, rejecting
 
 OPEN_FILES = 8
 METADATA = "metadata"
@@ -288,8 +288,9 @@ def _check_first_records(source: Source, reader: RecordReader) -> None:
                 raise DataError(f"{source.path}: {described}", source.path)
         layouts = "; ".join(f"{name} ({', '.join(layout.fields)})" for name, layout in LAYOUTS.items())
         way_out = f" Or say which columns are which, for example `{suggestion(names)}`." if readable else ""
-        raise DataError(
+        raise UnknownLayoutError(
             f"{source.path}: no known conversation in the first records: {seen[:300]}. Known layouts: {layouts}."
             f"{way_out}",
             source.path,
+            suggested_columns(names),
         )

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ostlight.config.schema import SelectorChoice
+from ostlight.config.schema import Columns, SelectorChoice
 from ostlight.data.layouts import layout_of
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.data.sanitize import printable
-from ostlight.errors import BadRecord, OstlightError
+from ostlight.errors import BadRecord, OstlightError, UnknownLayoutError
 from ostlight.selection.registry import find, names
 
 DEFAULT_SELECTOR = SelectorChoice().name
@@ -89,10 +89,19 @@ def init_config(data: str | Path, out: str | Path | None = None) -> Path:
     file = Path(out) if out is not None else Path(f"{name}.yaml")
     if file.exists():
         raise OstlightError(f"{file} exists and is not overwritten; name another file with --out, or remove it")
-    summary = summarize_pool(Pool.open(data, require_answer=False))
+    columns: dict[str, str] | None = None
+    try:
+        pool = Pool.open(data, require_answer=False)
+    except UnknownLayoutError as error:
+        if error.columns is None:
+            raise
+        columns = error.columns
+        pool = Pool.open(data, require_answer=False, columns=Columns(**columns))
+        log.info(f"columns: {json.dumps(columns)} (guessed from their names; check them in {file})")
+    summary = summarize_pool(pool)
     try:
         with file.open("x", encoding="utf-8") as opened:
-            opened.write(_yaml(name, str(data), summary, file))
+            opened.write(_yaml(name, str(data), summary, file, columns))
     except OSError as error:
         raise OstlightError(f"cannot write {file}: {error.strerror}; name another file with --out") from error
     log.info(f"config: {file}")
@@ -130,16 +139,20 @@ def _count_layouts(pool: Pool, positions: range) -> Counter[str]:
             layout = layout_of(pool.sources[source].record(index))
         except BadRecord:
             continue
-        layouts[layout.name if layout is not None else "unknown"] += 1
+        if pool.readers[source].columns is not None:
+            layouts["columns"] += 1
+        else:
+            layouts[layout.name if layout is not None else "unknown"] += 1
     return layouts
 
 
-def _yaml(name: str, data: str, summary: PoolSummary, file: Path) -> str:
+def _yaml(name: str, data: str, summary: PoolSummary, file: Path, columns: dict[str, str] | None) -> str:
     strata = summary.stratify_by
     selector, selector_comment = _selector(summary)
     has_paths = any(image.path is not None for sample in summary.samples for image in sample.images)
     images = f"  # paths are relative to {printable(str(summary.pool.sources[0].folder))}" if has_paths else ""
     shares = f"  # keeps its shares: {_values(summary, strata)}" if strata else "  # keeps the pool's shares of a tag"
+    mapped = f"\n  columns: {json.dumps(columns)}   # TODO check: guessed from the names" if columns else ""
     return f"""\
 # Written by `ostlight init`. Edit the lines marked TODO, then:
 #
@@ -153,7 +166,7 @@ name: {json.dumps(name)}                   # the run folder is runs/NAME
 
 pool:
   path: {json.dumps(data)}
-  image_root: null{images}
+  image_root: null{images}{mapped}
 
 # About 100 samples you trust that show what the model must do.
 anchors:

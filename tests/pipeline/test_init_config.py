@@ -12,7 +12,7 @@ import yaml
 import ostlight
 from ostlight.config import load_config
 from ostlight.data.pool import Pool
-from ostlight.errors import DataError, OstlightError
+from ostlight.errors import DataError, OstlightError, UnknownLayoutError
 from ostlight.pipeline.init_config import summarize_pool
 from ostlight.selection.registry import find
 
@@ -100,3 +100,20 @@ def test_files_that_hold_no_pool_are_refused(tmp_path: Path, name: str, content:
 def test_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="does not exist"):
         ostlight.init_config(tmp_path / "nowhere.jsonl", tmp_path / "x.yaml")
+
+
+def test_a_table_of_other_columns_gets_a_mapping_to_check(tmp_path: Path):
+    (tmp_path / "pool.csv").write_text("image,query,response\n,what?,that\n,who?,them\n")
+    file = ostlight.init_config(tmp_path / "pool.csv", tmp_path / "mine.yaml")
+    columns = load_config(file).pool.columns
+    assert columns is not None
+    assert (columns.question, columns.answer, columns.images) == ("query", "response", "image")
+    assert "# record layout: columns (2)" in file.read_text()
+    assert "columns:" in next(line for line in file.read_text().splitlines() if "TODO check" in line)
+
+
+def test_a_table_that_suggests_no_mapping_is_refused(tmp_path: Path):
+    write_records(tmp_path / "pool.jsonl", [{"weird": "a", "odd": "b"}] * 2)
+    with pytest.raises(UnknownLayoutError) as caught:
+        ostlight.init_config(tmp_path / "pool.jsonl", tmp_path / "mine.yaml")
+    assert caught.value.columns is None

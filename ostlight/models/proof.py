@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
 from ostlight.errors import ModelError
-from ostlight.influence.batch_invariance import ALLOWED
 from ostlight.models.batch import Batch, Collator
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.losses import IGNORED, per_sample_losses
@@ -30,6 +29,9 @@ TESTED = frozenset({
 
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}
 """Largest change of a logit by a token behind it, over the largest logit: kernels that round in another way."""
+
+DRIFT = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Largest change of a loss by the padding around it, over the loss, at least 1 nat."""
 
 ADVICE = "name a model of a tested family (docs/reference/models.md)"
 
@@ -72,7 +74,10 @@ def check_family(model: nn.Module, encoder: Encoder, collator: Collator, where: 
         "in a batch padded on the left, as answers are generated": (replace(collator, side="left"), True),
         "without position_ids, which it counts in another way": (replace(collator, positions=False), False),
     }
+    dtype = next(model.parameters()).dtype
     for what, (by, together) in trials.items():
+        if dtype == torch.float64 and by.side == "left":
+            continue  # transformers' plain attention gives NaN there: its float64 mask overflows in float32
         try:
             rows = [(samples, parts)] if together else [([s], [e]) for s, e in encoded]
             other = torch.cat([_losses(model, by.batch(*row)) for row in rows])
@@ -81,7 +86,7 @@ def check_family(model: nn.Module, encoder: Encoder, collator: Collator, where: 
             raise ModelError(problem, setting) from error
         change = ((other - alone).abs() / alone.abs().clamp_min(1)).nan_to_num(nan=float("inf"))
         worst = int(change.argmax())
-        if float(change[worst]) > ALLOWED[next(model.parameters()).dtype]:
+        if float(change[worst]) > DRIFT[dtype]:
             raise ModelError(
                 f"{name} gives a sample the loss {float(alone[worst]):.6g} alone and {float(other[worst]):.6g} {what}; "
                 f"{ADVICE}",

@@ -100,6 +100,14 @@ def test_a_model_that_reads_its_answers_is_refused(tmp_path: Path) -> None:
     MultimodalModel.load(Model(path=saved(decoder, tmp_path)), "proxy")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_family_that_is_not_tested_is_taken_where_it_does_all_that(dtype: str, tmp_path: Path) -> None:
+    for kind in ("Gemma2", "Mixtral"):
+        config = getattr(transformers, f"{kind}Config")(**SMALL, num_key_value_heads=1, head_dim=8)
+        path = saved(getattr(transformers, f"{kind}ForCausalLM")(config), tmp_path / kind)
+        assert len(MultimodalModel.load(Model(path=path, dtype=dtype), "proxy").trained)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "reason"),
     [

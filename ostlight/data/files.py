@@ -80,7 +80,18 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _is_data(file: Path) -> bool:
-    return file.suffix in SUFFIXES and file.name not in NOT_DATA and file.is_file()
+    """Whether the file is one of a pool.
+
+    Raises:
+        DataError: it is called like one, and is a link that leads nowhere, a pipe or a device.
+    """
+    if file.suffix not in SUFFIXES or file.name in NOT_DATA:
+        return False
+    if file.is_file() or file.is_dir():
+        return file.is_file()
+    if not file.exists():
+        raise DataError(f"{file} is a link that leads nowhere, or back to itself; mend or remove it", file)
+    raise DataError(f"{file} is {kind_of_file(file.stat().st_mode)}; records are read from files", file)
 
 
 def _card(folder: Path) -> dict[str, Any]:

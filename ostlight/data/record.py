@@ -19,6 +19,7 @@ from ostlight.errors import BadRecord
 IMAGE_FIELDS = ("image", "images")
 MEDIA_FIELDS = ("audio", "audios", "video", "videos")
 NESTED_TAGS = ("tags", "meta")
+_RECORD_FLAGS = frozenset(flag + end for flag in LOSS_FLAGS for end in ("", "s"))
 FILE_NAMES = ("file_name", "file_names")
 TOOL_FIELDS = ("tools", "functions")
 BOX_PLACEHOLDERS = ("<bbox>", "<ref-object>")
@@ -59,7 +60,7 @@ class RecordReader:
             if record.get(field):
                 detail = f"the record has {field!r}; only text and images are read"
                 raise BadRecord("unsupported_media", detail, field)
-        for name in (flag + end for flag in LOSS_FLAGS for end in ("", "s")):
+        for name in sorted(_RECORD_FLAGS & record.keys()):
             if isinstance(record.get(name), list | dict):
                 detail = f"{name!r} beside the turns is not read; write the flag into each turn, as one of "
                 raise BadRecord("bad_field", detail + ", ".join(LOSS_FLAGS), name)

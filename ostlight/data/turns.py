@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Role, Turn
@@ -34,6 +35,7 @@ LOSS_FLAGS = ("loss", "loss_weight", "loss_scale", "loss_mask", "weight", "train
 """Fields of a turn that say whether it is trained on: 1 or true, 0 or false."""
 _LOOKS_LIKE_FLAG = re.compile(r"loss|train|mask|weight|supervise|ignore", re.IGNORECASE)
 
+_OWN_MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 _QWEN_IMAGE = re.compile(r"<img>([^<>\n]{1,4096})</img>")
 NEXT_IMAGE: Any = object()
 """Stands for a placeholder whose image is in the record's own list."""
@@ -106,7 +108,7 @@ def is_trained(message: Mapping[str, Any], role: Role, where: str) -> bool:
     """Whether the loss is taken on the turn: what its flag says, or else whether the assistant speaks."""
     flags: dict[str, bool] = {}
     for name, value in message.items():
-        if value is None or not isinstance(name, str) or not _LOOKS_LIKE_FLAG.search(name):
+        if value is None or not _looks_like_flag(name):
             continue
         if name not in LOSS_FLAGS:
             detail = f"{where} has {name!r}, which looks like a loss flag and is none of {', '.join(LOSS_FLAGS)}; "
@@ -120,6 +122,11 @@ def is_trained(message: Mapping[str, Any], role: Role, where: str) -> bool:
     if len(set(flags.values())) > 1:
         raise BadRecord("bad_field", f"{where} has flags that contradict each other: {flags}; keep one", where)
     return next(iter(flags.values()), role == "assistant")
+
+
+@lru_cache(maxsize=1024)
+def _looks_like_flag(name: Any) -> bool:
+    return isinstance(name, str) and _LOOKS_LIKE_FLAG.search(name) is not None
 
 
 def _tool_calls(message: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...]:
@@ -191,6 +198,8 @@ def _text(text: str, found: list[Any], role: Role | None = None) -> str:
 
 def _with_own_images(message: Mapping[str, Any], text: str, found: list[Any], where: str) -> str:
     """The text with placeholders for images that the turn itself lists in ``images`` or ``image``."""
+    if not _OWN_MEDIA & message.keys():
+        return text
     for field in ("audio", "audios", "video", "videos"):
         if message.get(field):
             raise BadRecord("unsupported_media", f"{where} has {field!r}; only text and images are read", where)

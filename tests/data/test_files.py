@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def clone(folder: Path, *names: str, card: str | None = "license: mit") -> Path:
 
 def names(path: str | Path, folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in files_of(path)]
+
+
+@pytest.mark.parametrize("kind", ["dangling", "cyclic", "pipe"])
+def test_a_file_of_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    odd = tmp_path / "b.jsonl"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("b.jsonl" if kind == "cyclic" else "gone.jsonl")
+    with pytest.raises(DataError) as caught:
+        Pool.open(tmp_path)
+    assert caught.value.path == odd
 
 
 def test_a_clone_with_a_data_folder_opens_as_it_is(tmp_path: Path) -> None:

@@ -62,15 +62,26 @@ def unpacked_bytes(values: pa.Table | pa.RecordBatch | pa.ChunkedArray | pa.Arra
     return int(values.nbytes)
 
 
-def row(table: pa.Table, i: int, limit: int) -> dict[str, Any]:
+def is_packed(kind: pa.DataType | pa.Schema) -> bool:
+    """Whether values of this type, or of a column of this schema, may stand for more bytes than they take."""
+    if isinstance(kind, pa.Schema):
+        return any(is_packed(field.type) for field in kind)
+    inner = [kind.field(k).type for k in range(kind.num_fields)]
+    return pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) or any(map(is_packed, inner))
+
+
+def row(table: pa.Table, i: int, limit: int, packed: bool = True) -> dict[str, Any]:
     """Row ``i`` as plain values.
+
+    Args:
+        packed: whether its values may stand for more bytes than they take, see ``is_packed``.
 
     Raises:
         BadRecord: ``record_too_large`` where a column holds more bytes than the limit; ``unreadable_record`` where
             Python has no value for what a column holds. Names the column.
     """
     one = table.slice(i, 1)
-    if unpacked_bytes(one) > limit:
+    if (packed or one.nbytes > limit) and unpacked_bytes(one) > limit:
         for name, column in zip(one.column_names, one.columns, strict=True):
             check_size(unpacked_bytes(column), limit, name)
         check_size(unpacked_bytes(one), limit)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, row
+from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, is_packed, row
 from ostlight.data.formats.source import RECORD_BYTES, Source
 from ostlight.data.remote import RemotePath
 from ostlight.errors import BadRecord, DataError
@@ -72,8 +72,9 @@ class Parquet(Source):
         return head.startswith(b"PAR1")
 
     def record(self, i: int) -> dict[str, Any]:
-        start, table = self._opened().around(i)
-        return row(table, i - start, self.record_bytes)
+        reader = self._opened()
+        start, table = reader.around(i)
+        return row(table, i - start, self.record_bytes, reader.packed)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         reader = self._opened()
@@ -111,6 +112,7 @@ class _Reader:
         self.path = path
         opened = path.open("rb") if isinstance(path, RemotePath) else path
         self.file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20)
+        self.packed = is_packed(self.file.schema_arrow)
         meta = self.file.metadata
         rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
         self._group_start = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
@@ -38,7 +39,8 @@ from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.products import summed_to, to_leaves
 from ostlight.influence.gradients.sink import ParameterValue
 from ostlight.influence.gradients.tracking import ParameterTracker
-from ostlight.influence.preconditioner import Block, Preconditioner
+from ostlight.influence.gradients.vectors import shares
+from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
 from ostlight.influence.task import Task, digest_of
 from ostlight.influence.tensor_files import beyond_last_used, has_room
 
@@ -58,7 +60,7 @@ FACTOR_SAMPLES = 300
 
 @dataclass
 class _SampleGradient:
-    """Sink of one sample's uses: its gradient by parameter, and the uses of matrices."""
+    """Sink of one sample's uses: its gradient by parameter, and the uses of matrices; of these parameters alone."""
 
     parameters: Mapping[str, nn.Parameter]
     gradient: dict[str, Tensor] = field(default_factory=dict)
@@ -71,15 +73,21 @@ class _SampleGradient:
         pass
 
     def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
+        if name not in self.parameters:
+            return
         inputs, grad = (wide(side.reshape(-1, side.shape[-1])) for side in (inputs, grad))
         self.matrices.append((name, inputs, grad))
         self._add(name, grad.T @ inputs)
 
     def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
+        if name not in self.parameters:
+            return
         rows = wide(grad.reshape(-1, grad.shape[-1]))
         self._add(name, rows.new_zeros(self.parameters[name].shape).index_add_(0, ids.flatten(), rows))
 
     def experts(self, name: str, routing: Routing, inputs: Tensor, grad: Tensor) -> None:
+        if name not in self.parameters:
+            return
         # By its diagonal: one expert's weight meets too few tokens of a sample for factors of its own.
         parts = zip(*(wide(side).split(routing.sizes) for side in (inputs, grad)), strict=True)
         self._add(name, torch.stack([out.T @ some for some, out in parts]))
@@ -87,7 +95,8 @@ class _SampleGradient:
     def dense(self, value: ParameterValue, grad: Tensor) -> None:
         summed = summed_to(wide(grad), value.graph.shape, next(iter(value.leaves))).sum(0, keepdim=True)
         for name, gradient in to_leaves(value, summed).items():
-            self._add(name, gradient[0])
+            if name in self.parameters:
+                self._add(name, gradient[0])
 
     def _add(self, name: str, gradient: Tensor) -> None:
         gradient = gradient.reshape(self.parameters[name].shape)
@@ -104,6 +113,7 @@ def kronecker_preconditioner(
     cache: Path | None = None,
     depends_on: Mapping[str, str] | None = None,
     is_writer: bool = True,
+    split: bool = False,
 ) -> Preconditioner:
     """The preconditioner ``kfac`` or ``ekfac`` of these parameters.
 
@@ -123,6 +133,8 @@ def kronecker_preconditioner(
         depends_on: what it depends on besides model, task, parameters, samples and this package: the code of the
             model's forward pass, say.
         is_writer: whether this process writes the cache; one of several that share it.
+        split: each rank holds the factors of those parameters whose vectors ``vector_storage="split"`` gives it; all
+            ranks call this together, with the same samples. The same as not split where there is one rank.
 
     Raises:
         InfluenceError: no sample is usable, or all gradients are zero; a layer that the gradient engine does not
@@ -132,26 +144,27 @@ def kronecker_preconditioner(
         raise InfluenceError(f"the preconditioner is one of {', '.join(KINDS)}; got {kind!r}")
     if not damping > 0:
         raise InfluenceError(f"damping must be above 0, since factors may be singular; got {damping}")
+    parameters, ranks = dict(parameters), _Ranks.of(parameters, split)
+    own = ranks.own(parameters)
     file = None
     if cache is not None:
         key = _key(model, task, parameters, samples, [kind, damping, dict(depends_on or {})])
-        file = cache / f"{kind}-{key}.safetensors"
-        if file.exists():
+        file = cache / f"{kind}-{key}{ranks.suffix}.safetensors"
+        if ranks.all_agree(file.exists()):
             log.info(f"{kind}: factors taken from {file}")
-            if is_writer:
+            if is_writer or ranks.count > 1:
                 file.touch()
-            return Preconditioner.load(file, next(iter(parameters.values())).device)
-    size = _size_in_bytes(parameters) / 2**20
-    log.info(f"{kind}: at most {size:.1f} MiB of factors, from {len(samples)} samples of the pool")
-    parameters = dict(parameters)
+            return ranks.preconditioner(Preconditioner.load(file, next(iter(parameters.values())).device))
+    log.info(f"{kind}: {ranks.told(_size_in_bytes(parameters), _size_in_bytes(own))}, from {len(samples)} samples")
     factors: dict[str, _Factors] = {}
     usable = []
     for single in samples:
-        found = _sample_gradient(model, task, parameters, single)
-        if found is not None and _has_finite_squares(found, len(samples)):
+        found = _sample_gradient(model, task, parameters, own, single)
+        if ranks.all_agree(found is not None and _has_finite_squares(found, len(samples))):
+            assert found is not None, "this rank agreed"
             usable.append(single)
             _add(factors, found)
-    if not any(bool(one.square.any()) for one in factors.values()):
+    if ranks.all_agree(not any(bool(one.square.any()) for one in factors.values())):
         raise InfluenceError(
             f"{kind}: none of {len(samples)} samples of the pool has a finite gradient other than zero; "
             "give others, or take plain SGD steps"
@@ -159,20 +172,65 @@ def kronecker_preconditioner(
     bases = {name: _Eigenbasis.of(one) for name, one in factors.items() if one.is_matrix}
     moments = {name: one.square for name, one in factors.items() if not one.is_matrix}
     if kind == "ekfac":
-        moments |= _moments_in_bases(model, task, parameters, usable, bases)
-    blocks = {name: Block(torch.zeros_like(wide(p.detach()))) for name, p in parameters.items()}
+        moments |= _moments_in_bases(model, task, parameters, own, usable, bases)
+    blocks = {name: Block(torch.zeros_like(wide(p.detach()))) for name, p in own.items()}
     for name, one in factors.items():
         if name in moments:
             inverse = _damped_inverse(moments[name] / len(usable), damping)
         else:
             inverse = bases[name].kfac_inverse(damping, float(one.square.sum()) / len(usable))
         blocks[name] = bases[name].block(inverse, parameters[name].shape) if name in bases else Block(inverse)
-    preconditioner = Preconditioner(blocks, kind)
-    if file is not None and is_writer and has_room(file.parent, preconditioner.nbytes, f"{kind}: factors"):
+    preconditioner = ranks.preconditioner(Preconditioner(blocks, kind))
+    writes = is_writer or ranks.count > 1
+    if file is not None and writes and has_room(file.parent, preconditioner.nbytes, f"{kind}: factors"):
         preconditioner.save(file)
-        preconditioner = replace(preconditioner, file=file)
-        _remove_unused(file.parent)
+        if ranks.count == 1:
+            preconditioner = replace(preconditioner, file=file)
+        if is_writer:
+            _remove_unused(file.parent)
     return preconditioner
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """Which rank holds the factors of which parameter; one rank holds all where they are not split."""
+
+    count: int
+    owners: Mapping[str, int]
+    device: torch.device
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, nn.Parameter], split: bool) -> _Ranks:
+        count = dist.get_world_size() if split and dist.is_initialized() else 1
+        # As vectors are shared out, whose bytes are in proportion to the entries.
+        owners = shares({name: p.numel() for name, p in parameters.items()}, count)
+        return cls(count, owners, next(iter(parameters.values())).device)
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.count == 1 else f".{dist.get_rank()}-of-{self.count}"
+
+    def own(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        rank = dist.get_rank() if self.count > 1 else 0
+        return {name: p for name, p in parameters.items() if self.owners[name] == rank}
+
+    def all_agree(self, own: bool) -> bool:
+        """Whether it is so on every rank."""
+        if self.count == 1:
+            return own
+        answer = torch.tensor([int(own)], device=self.device)
+        dist.all_reduce(answer, dist.ReduceOp.MIN)
+        return bool(answer)
+
+    def told(self, all_bytes: int, own_bytes: int) -> str:
+        """The memory it takes, for the log."""
+        whole = f"at most {all_bytes / 2**20:.1f} MiB of factors"
+        if self.count == 1:
+            return whole
+        return f"{whole} over {self.count} ranks, {own_bytes / 2**20:.1f} MiB on rank {dist.get_rank()}"
+
+    def preconditioner(self, own: Preconditioner) -> Preconditioner:
+        return own if self.count == 1 else ShardedPreconditioner(own.blocks, own.kind, owners=self.owners)
 
 
 def _key(
@@ -192,10 +250,16 @@ def _key(
 
 
 def _remove_unused(cache: Path) -> None:
-    files = [file for kind in KINDS for file in cache.glob(f"{kind}-*.safetensors")]
+    """All files but those of the ``CACHED_SETS`` preconditioners last used, each of one file or one a rank."""
     with suppress(FileNotFoundError):  # another run of the same model removes the same ones
-        for old in beyond_last_used(files, CACHED_SETS):
-            old.unlink()
+        newest: dict[str, Path] = {}
+        files = [file for kind in KINDS for file in cache.glob(f"{kind}-*.safetensors")]
+        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+            newest[file.name.split(".")[0]] = file
+        unused = {file.name.split(".")[0] for file in beyond_last_used(newest.values(), CACHED_SETS)}
+        for file in files:
+            if file.name.split(".")[0] in unused:
+                file.unlink()
 
 
 @dataclass
@@ -284,13 +348,14 @@ def _moments_in_bases(
     model: nn.Module,
     task: Task,
     parameters: dict[str, nn.Parameter],
+    own: Mapping[str, nn.Parameter],
     samples: Sequence[Any],
     bases: Mapping[str, _Eigenbasis],
 ) -> dict[str, Tensor]:
     """``sum_i (U' G_i V)^2 [D_out, D_in]`` of every matrix."""
     sums = {name: basis.outputs.new_zeros(len(basis.outputs), len(basis.inputs)) for name, basis in bases.items()}
     for single in samples:
-        found = _sample_gradient(model, task, parameters, single)
+        found = _sample_gradient(model, task, parameters, own, single)
         assert found is not None, "it was finite before"
         for name, basis in bases.items():
             if name in found.gradient:
@@ -300,10 +365,14 @@ def _moments_in_bases(
 
 
 def _sample_gradient(
-    model: nn.Module, task: Task, parameters: dict[str, nn.Parameter], single: Any
+    model: nn.Module,
+    task: Task,
+    parameters: dict[str, nn.Parameter],
+    own: Mapping[str, nn.Parameter],
+    single: Any,
 ) -> _SampleGradient | None:
-    """``None`` where its loss is not finite."""
-    sink = _SampleGradient(parameters)
+    """Of its ``own`` parameters; ``None`` where its loss is not finite."""
+    sink = _SampleGradient(own)
     tracker = ParameterTracker(model, parameters, sink)
     with tracker.tracking(), torch.enable_grad():
         losses = task.losses(model, single)

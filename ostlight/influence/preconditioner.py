@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
-from ostlight.influence.sample_gradient import sample_gradient, train_only
+from ostlight.influence.gradients.norms import wide
+from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import save_whole
 
@@ -77,6 +83,14 @@ class Preconditioner:
         """``P g`` of one parameter's gradients ``[..., *shape]``."""
         return self.blocks[name].apply(gradients)
 
+    def direction(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``P g`` of a whole gradient."""
+        return {name: self.apply(name, g) for name, g in gradient.items()}
+
+    def direction_norm(self, gradient: Mapping[str, Tensor]) -> float:
+        """``||P g||`` of a whole gradient."""
+        return norm(self.direction(gradient))
+
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
@@ -84,7 +98,10 @@ class Preconditioner:
 
     def digest(self) -> str:
         """A hash of its values."""
-        return digest_of(self._tensors())
+        return _joined(self._digests())
+
+    def _digests(self) -> dict[str, str]:
+        return {name: digest_of(_parts(block)) for name, block in self.blocks.items()}
 
     def save(self, file: Path) -> None:
         """Writes it whole or not at all."""
@@ -105,9 +122,64 @@ class Preconditioner:
         return {
             f"{name}/{part}": tensor
             for name, block in sorted(self.blocks.items())
-            for part, tensor in sorted(vars(block).items())
-            if tensor is not None
+            for part, tensor in _parts(block).items()
         }
+
+
+@dataclass(frozen=True)
+class ShardedPreconditioner(Preconditioner):
+    """Every rank holds the blocks of some parameters: those whose vectors it holds where vectors are split too.
+
+    ``direction``, ``direction_norm`` and ``digest`` are rounds that all ranks take part in, with the same gradient:
+    everything before a rank scores its own batches does.
+
+    Attributes:
+        owners: the rank that holds each parameter's block, in the same order on all ranks.
+    """
+
+    owners: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    def apply(self, name: str, gradients: Tensor) -> Tensor:
+        """As ``Preconditioner.apply``.
+
+        Raises:
+            InfluenceError: another rank holds the parameter's block.
+        """
+        if name not in self.blocks:
+            raise InfluenceError(f"{self.kind}: rank {self.owners[name]} holds the factors of {name}, not this one")
+        return super().apply(name, gradients)
+
+    def direction(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As ``Preconditioner.direction``: every part comes from its owner."""
+        found = {}
+        for name, g in gradient.items():
+            part = self.apply(name, g).contiguous() if name in self.blocks else torch.empty_like(wide(g))
+            dist.broadcast(part, src=self.owners[name])
+            found[name] = part
+        return found
+
+    def direction_norm(self, gradient: Mapping[str, Tensor]) -> float:
+        """As ``Preconditioner.direction_norm``; one number is sent."""
+        device = next(iter(gradient.values())).device
+        squared = torch.zeros((), dtype=torch.float64, device=device)
+        for name in self.blocks:
+            squared += self.apply(name, gradient[name]).double().square().sum()
+        dist.all_reduce(squared)
+        return float(squared.sqrt())
+
+    def digest(self) -> str:
+        """As ``Preconditioner.digest``, and the same as of one that is not sharded."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, self._digests())
+        return _joined({name: digest for digests in gathered for name, digest in digests.items()})
+
+
+def _joined(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _parts(block: Block) -> dict[str, Tensor]:
+    return {part: tensor for part, tensor in sorted(vars(block).items()) if tensor is not None}
 
 
 def adam_preconditioner(parameters: Mapping[str, nn.Parameter], second_moments: Mapping[str, Tensor]) -> Preconditioner:

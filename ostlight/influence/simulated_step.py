@@ -51,7 +51,7 @@ class SimulatedStep:
 
     def direction(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``P g`` of a whole gradient."""
-        return {name: self.preconditioned(name, g) for name, g in gradient.items()}
+        return dict(gradient) if self.preconditioner is None else self.preconditioner.direction(gradient)
 
     def in_full_precision(self) -> SimulatedStep:
         """As it is where the weights can hold a small step, else on a copy of the model in float32."""

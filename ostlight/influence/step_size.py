@@ -52,9 +52,7 @@ def median_step_size(
             gradient = sample_gradient(model, task, parameters, single)[1]
         except BadRecord:
             continue
-        if preconditioner is not None:
-            gradient = {name: preconditioner.apply(name, g) for name, g in gradient.items()}
-        norms.append(norm(gradient))
+        norms.append(norm(gradient) if preconditioner is None else preconditioner.direction_norm(gradient))
     middle = float(torch.tensor(norms).median()) if norms else 0.0
     if not 0 < middle < math.inf:
         raise InfluenceError(

@@ -5,17 +5,26 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextExperts
 
 from ostlight.errors import InfluenceError
-from ostlight.influence import Classification, UtilityScorer, kronecker_preconditioner
+from ostlight.influence import (
+    Classification,
+    RandomDirections,
+    UtilityScorer,
+    kronecker_preconditioner,
+    median_step_size,
+)
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.parameters import select_parameters
-from ostlight.influence.preconditioner import Preconditioner
+from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
 from ostlight.influence.sample_gradient import dot, sample_gradient
 
 Single = tuple[Tensor, Tensor]
@@ -32,16 +41,24 @@ class Tokens(nn.Module):
         return self.last(self.norm(torch.tanh(self.first(inputs)))).mean(1)
 
 
-@pytest.fixture
-def model() -> Tokens:
+def new_model() -> Tokens:
     torch.manual_seed(0)
     return Tokens().double().eval()
 
 
-@pytest.fixture
-def singles() -> list[Single]:
+def new_singles() -> list[Single]:
     torch.manual_seed(1)
     return [(torch.randn(1, 5, 4).double(), torch.randint(0, 3, (1,))) for _ in range(40)]
+
+
+@pytest.fixture
+def model() -> Tokens:
+    return new_model()
+
+
+@pytest.fixture
+def singles() -> list[Single]:
+    return new_singles()
 
 
 def by_hand(model: Tokens, singles: list[Single], name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -340,3 +357,71 @@ def test_exact_takes_the_preconditioned_step(model, singles):
     moved.load_state_dict({n: p - 0.01 * found.apply(n, gradient[n]) for n, p in parameters.items()})
     after = Classification().losses(moved, singles[0]).item()
     assert float(scorer(singles[5]).utility) == pytest.approx(before - after, rel=1e-9)
+
+
+def of_one_rank(rank: int, ranks: int, folder: str, kind: str) -> None:
+    """Scores with factors and vectors split over the ranks, the second time with factors from the cache."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    for attempt in range(2):
+        found = scored_in_splits(kind, Path(folder) / "cache")
+        torch.save(found, f"{folder}/{rank}-{attempt}.pt")
+    dist.destroy_process_group()
+
+
+def scored_in_splits(kind: str, cache: Path) -> dict[str, Any]:
+    model, singles = new_model(), new_singles()
+    singles[12] = (torch.full_like(singles[12][0], float("nan")), singles[12][1])  # left out by every rank
+    parameters = select_parameters(model, "all")
+    preconditioner = kronecker_preconditioner(
+        model, Classification(), parameters, singles[8:30], kind, cache=cache, split=True
+    )
+    given = {"parameters": "all", "loss": Classification(), "preconditioner": preconditioner, "step_size": 0.01}
+    scorer = UtilityScorer(
+        model, singles[:8], estimator="projected", rank=2, calibration=singles[30:36], vector_storage="split", **given
+    )
+    agreement = scorer.rank_agreement(singles[36:])
+    step_size = median_step_size(
+        model, parameters, singles[8:12], 0.1, task=Classification(), preconditioner=preconditioner
+    )
+    utilities = [float(scorer(single).utility) for single in singles[36:]]
+    scorer.close()
+    return {
+        "held": sorted(preconditioner.blocks),
+        "digest": preconditioner.digest(),
+        "step_size": step_size,
+        "utilities": utilities,
+        "agreement": agreement.spearman,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+def test_factors_split_over_two_ranks_say_what_one_rank_says(kind, tmp_path):
+    alone = scored_in_splits(kind, tmp_path / "alone")
+    mp.spawn(of_one_rank, (2, str(tmp_path), kind), nprocs=2)
+    for attempt in range(2):
+        first, second = (torch.load(tmp_path / f"{rank}-{attempt}.pt") for rank in range(2))
+        assert sorted(first["held"] + second["held"]) == alone["held"]
+        assert first["held"]
+        assert second["held"]
+        for found in (first, second):
+            assert found["digest"] == alone["digest"]
+            assert found["step_size"] == pytest.approx(alone["step_size"], rel=1e-12)
+            assert found["utilities"] == pytest.approx(alone["utilities"], rel=1e-9)
+            assert found["agreement"] == pytest.approx(alone["agreement"])
+    assert len(list((tmp_path / "cache").glob(f"{kind}-*.safetensors"))) == 2
+
+
+def test_memory_is_told_beforehand(model, singles, logged):
+    kronecker_preconditioner(model, Classification(), dict(model.named_parameters()), singles, "kfac")
+    assert "MiB of factors" in logged()
+
+
+def test_parts_of_a_split_preconditioner_belong_to_their_ranks():
+    split = ShardedPreconditioner({"a": Block(torch.ones(2))}, "kfac", owners={"a": 0, "b": 1})
+    assert split.apply("a", torch.ones(2)).tolist() == [1, 1]
+    with pytest.raises(InfluenceError, match="rank 1 holds the factors of b"):
+        split.apply("b", torch.ones(2))
+    with pytest.raises(InfluenceError, match="do not split them"):
+        RandomDirections({"a": nn.Parameter(torch.ones(2))}, 4, 0, split)

@@ -37,7 +37,7 @@ from ostlight.influence.gradients.products import summed_to, to_leaves
 from ostlight.influence.gradients.rows import RowOwners
 from ostlight.influence.gradients.seeded_random import signs
 from ostlight.influence.gradients.sink import ParameterValue
-from ostlight.influence.preconditioner import Block, Preconditioner
+from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RandomDirections:
             nothing (its part is zero) takes no step and has no part in the products.
 
     Raises:
-        InfluenceError: a count below 1.
+        InfluenceError: a count below 1, or a preconditioner that is split over ranks.
     """
 
     def __init__(
@@ -131,6 +131,8 @@ class RandomDirections:
     ) -> None:
         if count < 1:
             raise InfluenceError(f"random products: their number must be above 0; got {count}")
+        if isinstance(preconditioner, ShardedPreconditioner):
+            raise InfluenceError("random products need all factors of the preconditioner; do not split them over ranks")
         self.parameters, self.count, self._seed = dict(parameters), count, seed
         self._blocks = {} if preconditioner is None else dict(preconditioner.blocks)
         self.by_name: dict[str, _Directions] = {}

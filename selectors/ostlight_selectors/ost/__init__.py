@@ -148,7 +148,7 @@ class OneStepTrain(Selector):
         set_batch_size: of the mini-batches of ``set``; ``null`` is 32.
         vector_storage: how the estimators' fixed vectors (one for each anchor group, and the directions or probes, the
             latter for each group; each as large as the parameters) are held: ``full``, ``bf16``, ``offload`` (the
-            machine's memory) or ``split`` (over the ranks).
+            machine's memory) or ``split`` (over the ranks; the factors of ``kfac`` and ``ekfac`` with them).
         """
 
         estimator: Estimator | None = None
@@ -299,7 +299,17 @@ class OneStepTrain(Selector):
             cache=proxy.folder / fingerprint.GRADIENT_VECTORS,
             depends_on=fingerprint.of_computing(),
             is_writer=is_first_rank(),
+            split=self._splits_factors(context, parameters),
         )
+
+    def _splits_factors(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """As the vectors are; not where every sample's step, or all of one vector, needs all factors."""
+        options = self.options
+        by_vectors = (options.estimator or self._first_order(context, parameters)) not in (
+            "exact",
+            "finite_difference",
+        )
+        return bool(options.vector_storage == "split" and by_vectors and options.random_products is None)
 
     def _step_size(
         self,

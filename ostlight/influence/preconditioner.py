@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
-from ostlight.influence.gradients.norms import wide
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import save_whole
@@ -153,7 +152,10 @@ class ShardedPreconditioner(Preconditioner):
         """As ``Preconditioner.direction``: every part comes from its owner."""
         found = {}
         for name, g in gradient.items():
-            part = self.apply(name, g).contiguous() if name in self.blocks else torch.empty_like(wide(g))
+            if name in self.blocks:
+                part = self.apply(name, g).contiguous()
+            else:
+                part = torch.empty(g.shape, dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
             dist.broadcast(part, src=self.owners[name])
             found[name] = part
         return found

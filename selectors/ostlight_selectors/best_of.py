@@ -97,9 +97,9 @@ class BestOf(Selector):
         rule: which subset is kept: ``one_standard_error`` (the first candidate whose mean log loss is within one
             standard error of the lowest) or ``lowest``.
         refuse_worse_groups: whether a candidate is refused after which the loss of some group of trusted samples is
-            higher than after the candidate ``random``, by more than three standard errors: a mean hides one task that
-            is forgotten. Groups are by the tag ``anchors.group``, or else ``evaluation.by``. ``null`` refuses where
-            there are groups, a candidate ``random`` and repeats.
+            higher than after the candidate ``random``, by more than three standard errors and by more nats than the
+            mean over all is lower: a mean hides one task that is forgotten. Groups are by the tag ``anchors.group``, or
+            else ``evaluation.by``. ``null`` refuses where there are groups, a candidate ``random`` and repeats.
         """
 
         candidates: list[SelectorChoice] = field(default_factory=default_candidates)
@@ -226,7 +226,8 @@ class BestOf(Selector):
             level = logging.WARNING if self.options.refuse_worse_groups else logging.INFO
             log.log(level, "no candidate is refused for a worse group: name the trusted samples' tag in anchors.group")
             return {}
-        found = {k: worst_group(each, groups[baseline]) for k, each in enumerate(groups) if all(each)}
+        gains = np.mean(trials[baseline]) - np.mean(trials, 1)
+        found = {k: worst_group(each, groups[baseline], gains[k]) for k, each in enumerate(groups) if all(each)}
         return {labels[k]: worst for k, worst in found.items() if worst is not None and k != baseline}
 
     def _subset(self, k: int, scores: Scores, budget: Budget) -> tuple[np.ndarray, dict[str, Any]]:
@@ -283,15 +284,17 @@ def first_of_the_best(losses: np.ndarray, rule: str = "one_standard_error") -> i
 
 
 def worst_group(
-    candidate: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]
+    candidate: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]], gain: float
 ) -> tuple[str, float] | None:
-    """The group whose loss exceeds the baseline's by the largest factor, and that factor.
+    """The group whose loss rises most above the baseline's, and its loss over the baseline's.
 
-    ``None`` where no group's mean log loss is above the baseline's by ``WORSE`` standard errors of a difference; the
-    error is that of a group's log loss between repeats, pooled over groups and both subsets.
+    ``None`` where no group's rise is larger than the gain, and beyond the noise: its mean log loss is above the
+    baseline's by ``WORSE`` standard errors of a difference. The error is that of a group's log loss between repeats,
+    pooled over groups and both subsets.
 
     Args:
         candidate: mean loss by group, in nats, for each repeat; likewise ``baseline``.
+        gain: by how much the mean over all groups is lower than the baseline's, in nats.
     """
     names = sorted(baseline[0])
     ours, theirs = (
@@ -299,9 +302,10 @@ def worst_group(
         for each in (candidate, baseline)
     )
     error = np.sqrt((ours.var(0, ddof=1).mean() + theirs.var(0, ddof=1).mean()) / len(ours))
-    rise = ours.mean(0) - theirs.mean(0)
-    k = int(rise.argmax())
-    return (names[k], float(np.exp(rise[k]))) if rise[k] > WORSE * error else None
+    logs = ours.mean(0) - theirs.mean(0)
+    rises = np.where(logs > WORSE * error, np.exp(ours).mean(0) - np.exp(theirs).mean(0), -np.inf)
+    k = int(rises.argmax())
+    return (names[k], float(np.exp(logs[k]))) if rises[k] > max(0.0, gain) else None
 
 
 def _trials(scores: Scores, subsets: Sequence[np.ndarray], repeats: int, steps: int) -> list[list[float]]:

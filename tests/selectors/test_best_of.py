@@ -308,8 +308,17 @@ def test_noise_within_groups_refuses_nobody():
     """Two subsets of the same loss, 7 groups, 2 repeats: the false alarm rate over 300 draws."""
     rng = np.random.default_rng(1)
     draw = lambda: [{g: float(np.exp(0.1 * rng.standard_normal())) for g in "abcdefg"} for _ in range(2)]  # noqa: E731
-    alarms = sum(worst_group(draw(), draw()) is not None for _ in range(300))
+    alarms = sum(worst_group(draw(), draw(), gain=0.0) is not None for _ in range(300))
     assert alarms < 30
+
+
+def test_a_group_may_lose_less_than_all_gain():
+    """A small loss that trebles is no forgotten task."""
+    before = [{"a": 0.4, "b": 0.01}, {"a": 0.41, "b": 0.0101}]
+    after = [{"a": 0.1, "b": 0.03}, {"a": 0.102, "b": 0.0303}]
+    assert worst_group(after, before, gain=0.14) is None
+    assert worst_group(after, before, gain=0.01) == ("b", pytest.approx(3))
+    assert worst_group(before, after, gain=-0.14) == ("a", pytest.approx(4, rel=0.02))
 
 
 @pytest.mark.parametrize("options", [{"repeats": 1, "rule": "lowest"}, {"candidates": ["ost", "loss"]}])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,3 +165,28 @@ def rejecting(reason: str, what: str, field: str | None = None) -> Iterator[None
 
 WORDS = 300
 """Characters kept of what a library says."""
+
+
+FIRST_RECORDS = 64
+"""Records after which a run stops if the model can use none of them."""
+
+OF_MODEL = frozenset(
+    {"template_refused", "processor_refused", "labels_unproved", "no_vision", "too_long", "unknown_token"}
+)
+"""Reasons that lie in the model as much as in the record: what all of the first records have, the rest has too."""
+
+
+def stop_if_useless(stage: str, rejected: Collection[BadRecord], usable: int) -> None:
+    """Checks that not all of the first records were rejected for a reason that lies in the model.
+
+    Args:
+        stage: for the message.
+        rejected: of the records read so far.
+        usable: number of the others.
+
+    Raises:
+        DataError: they were; holds the first reason.
+    """
+    if usable or len(rejected) < FIRST_RECORDS or any(error.reason not in OF_MODEL for error in rejected):
+        return
+    raise DataError(f"{stage}: none of the first {len(rejected)} records can be used; {next(iter(rejected))}")

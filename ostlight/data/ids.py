@@ -63,11 +63,20 @@ class RecordIds:
 
     def random_positions(self, count: int, seed: int) -> np.ndarray:
         """Positions of ``count`` random records, or of all; see ``Pool.random_positions``."""
+        return np.argsort(self._random_numbers(seed), kind="stable")[:count]
+
+    def random_share(self, share: float, seed: int) -> np.ndarray:
+        """Positions of a random share of the records; see ``Pool.random_share``."""
+        numbers = self._random_numbers(seed)
+        drawn = len(numbers) if share >= 1 else int((numbers < np.uint64(int(share * 2**64))).sum())
+        return np.argsort(numbers, kind="stable")[:drawn]
+
+    def _random_numbers(self, seed: int) -> np.ndarray:
+        """``uint64 [records]``: a number for each record that depends on its name and the seed alone."""
         hashes = self._hashes.copy()
         for i, (_, number) in self._repeats_of_ids.items():  # or records of one id would be drawn together
             hashes[i] ^= _mixed(np.array([number], np.uint64))[0]
-        keys = _mixed(hashes ^ _mixed(np.array([seed % 2**64], np.uint64)))
-        return np.argsort(keys, kind="stable")[:count]
+        return _mixed(hashes ^ _mixed(np.array([seed % 2**64], np.uint64)))
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -176,6 +176,14 @@ class Pool:
         """
         return self._ids.random_positions(count, seed).tolist()
 
+    def random_share(self, share: float, seed: int) -> list[int]:
+        """Positions of about a share of the records, in random order: the first ones of ``random_positions``.
+
+        Each record is drawn or not by its own name and the seed: other records, or another order of the pool, change
+        nothing for it. So their number varies about ``share`` times the records; 1 draws all.
+        """
+        return self._ids.random_share(share, seed).tolist()
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files and ``save_to_disk`` folders, in the order of the numbering."""

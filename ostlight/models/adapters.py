@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME
 from torch import nn
 
@@ -71,8 +72,32 @@ def with_adapters(base: nn.Module, path: str) -> PeftModel:
 
 
 def merged(model: Any) -> Any:
-    """The whole model with its adapters merged into the weights, all of them trainable; others as they are."""
-    return model.merge_and_unload().requires_grad_(True) if isinstance(model, PeftModel) else model
+    """The whole model with its adapters merged into the weights, all of them trainable; others as they are.
+
+    A weight that a module with an adapter shares with another module (a head that is the table of embeddings) becomes
+    its own first: the adapter changes the one and not the other.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    _untie(model.get_base_model())
+    return model.merge_and_unload().requires_grad_(True)
+
+
+def _untie(model: Any) -> None:
+    """Gives each module with an adapter weights of its own."""
+    names = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    untied = False
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        base: Any = module.get_base_layer()
+        if names.count(id(base.weight)) > 1:
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=base.weight.requires_grad)
+            untied = True
+    if untied:
+        for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}  # what transformers leaves out when it saves
 
 
 def processor_home(path: str, base: str | None) -> str:

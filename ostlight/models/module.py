@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from transformers import PreTrainedModel
 
 from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord, DataError
 from ostlight.models.adapters import merged
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
-from ostlight.models.encode import Encoder
+from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight.models.losses import per_sample_losses
 from ostlight.models.memory import TokenBudget
 from ostlight.models.proof import check_family
 from ostlight.models.tuning import blocks, prepared
+
+log = logging.getLogger(__name__)
 
 
 def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -92,12 +96,40 @@ class MultimodalModel(L.LightningModule):
         """Samples encoded and grouped by length, on this model's device.
 
         Raises:
-            BadRecord: one of them cannot be encoded.
+            BadRecord: one of them cannot be encoded; names it.
         """
-        encoded = [self.encoder.encode(s) for s in samples]
+        encoded = [self._encoded(s) for s in samples]
         groups = by_token_budget([len(e) for e in encoded], tokens_per_batch)
         batches = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
         return [batch.to(self.device) for batch in batches]
+
+    def usable(self, samples: Sequence[Sample], name: str) -> list[Sample]:
+        """The samples that can be encoded; a warning counts the others.
+
+        Args:
+            name: what messages call the samples.
+
+        Raises:
+            DataError: there are samples, and none can be encoded.
+        """
+        usable, rejected = [], list[BadRecord]()
+        for sample in samples:
+            try:
+                self._encoded(sample)
+                usable.append(sample)
+            except BadRecord as error:
+                rejected.append(error)
+        if rejected and not usable:
+            raise DataError(f"{name}: none of the {len(samples)} samples can be used; the first: {rejected[0]}")
+        if rejected:
+            log.warning(f"{name}: {len(rejected)} of {len(samples)} samples are left out; the first: {rejected[0]}")
+        return usable
+
+    def _encoded(self, sample: Sample) -> Encoded:
+        try:
+            return self.encoder.encode(sample)
+        except BadRecord as error:
+            raise BadRecord(error.reason, f"sample {sample.id!r}: {error.detail}", error.field) from error
 
     def training_step(self, step: TrainingStep, step_index: int) -> Tensor:
         """One optimizer step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
@@ -167,6 +199,24 @@ class MultimodalModel(L.LightningModule):
             return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.total_steps - rise)))
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultimodalModel:
+        """As PyTorch does it, but buffers that no checkpoint holds keep their dtype, as in a model that is loaded.
+
+        Rotary frequencies in bfloat16 would be off by up to 0.4%, and a saved model would differ from the trained one.
+        """
+        computed = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if name in module._non_persistent_buffers_set and buffer is not None and buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, before in computed:
+            after = module._buffers[name]
+            if after is not None and after.dtype != before.dtype:
+                module._buffers[name] = before.to(after.device)
+        return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Weights that are not trained are in the model folder.

@@ -208,12 +208,17 @@ def _encoding(job: ScoringJob, proxy: MultimodalModel) -> Encoding:
 
 
 def _random_examples(job: ScoringJob, proxy: MultimodalModel, count: int) -> Iterator[Batch]:
-    encoding = _encoding(job, proxy)
-    for _, read in job.pool.read(job.pool.random_positions(count, job.config.seed)):
+    """Yields ``count`` usable samples: the next ones stand in for those that cannot be used."""
+    encoding, found = _encoding(job, proxy), 0
+    for _, read in job.pool.read(job.pool.random_positions(len(job.pool), job.config.seed)):
+        if found == count:
+            return
         if isinstance(read, Sample):
             # A record that cannot be encoded is rejected with its reason when it is scored.
             with contextlib.suppress(BadRecord):
-                yield encoding.batch([read], [encoding.encoder.encode(read)]).to(proxy.device)
+                encoded = encoding.encoder.encode(read)
+                found += 1
+                yield encoding.batch([read], [encoded]).to(proxy.device)
 
 
 @quiet_lightning()

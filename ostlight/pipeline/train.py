@@ -118,7 +118,7 @@ def _fit(
 
 
 def _monitor(model: MultimodalModel, config: Config) -> LossMonitor | None:
-    trusted = read_usable(config.dev, "dev") if config.dev.path is not None else []
+    trusted = model.usable(read_usable(config.dev, "dev") if config.dev.path is not None else [], "development set")
     if not trusted:
         return None
     return LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch), config.target.patience)

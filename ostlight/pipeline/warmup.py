@@ -8,12 +8,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import DataError
+from ostlight.errors import FIRST_RECORDS, DataError
+from ostlight.models.encode import Encoder
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
@@ -93,33 +92,50 @@ def read_trusted(config: Config, anchors: LoadedAnchors) -> tuple[list[Sample], 
 def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> None:
     """Trains the proxy briefly and saves the best weights, with what the steps looked like."""
     model = load_base_checkpoint(config)
-    positions = _random_positions(config, pool)
+    data, drawn = _drawn(config, pool, model.encoder)
     trusted, trusted_name = read_trusted(config, anchors)
+    trusted = model.usable(trusted, trusted_name)
     records = OptimizerRecords()
     monitor = LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
     callbacks = [records, *([monitor] if monitor else [])]
     job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks)
     with folder.cost_log.stage("warm-up") as cost:
-        rejections = fit(model, EncodedPool(pool, positions, model.encoder), job, cost)
+        rejections = fit(model, data, job, cost)
         cost.more["rejected"] = len(rejections)
     if rejections:
-        log.info(
-            f"warm-up: {len(rejections)} of {len(positions)} samples could not be used; scoring lists their reasons"
-        )
+        log.info(f"warm-up: {len(rejections)} of {drawn} samples could not be used; scoring lists their reasons")
     if monitor is not None:
         log.info(monitor.summary(trusted_name))
     if is_first_rank():
         model.save(folder.proxy, merge=False)
         if monitor is None or monitor.kept_step:  # steps that were undone are not this proxy's
             records.save(folder.proxy)
-        _write_summary(folder.proxy, monitor, trusted_name, len(positions))
+        _write_summary(folder.proxy, monitor, trusted_name, len(data))
     wait_for_all()
 
 
-def _random_positions(config: Config, pool: Pool) -> np.ndarray:
-    """Returns a random part of the pool, in ascending order."""
-    count = max(1, round(config.proxy.warmup.fraction * len(pool)))
-    return np.sort(np.random.default_rng(config.seed).choice(len(pool), size=count, replace=False))
+def _drawn(config: Config, pool: Pool, encoder: Encoder) -> tuple[EncodedPool, int]:
+    """Returns a random part of the usable records, in random order, and the number of records drawn for it.
+
+    Each record is drawn by its name (``Pool.random_share``), and the training sees only those that can be used: a
+    record more that cannot, or another order of the pool, changes no step. Where none of those drawn can be used, it is
+    the next one that can.
+
+    Raises:
+        DataError: no record of the pool can be used.
+    """
+    drawn = len(pool.random_share(config.proxy.warmup.fraction, config.seed))
+    order = pool.random_positions(len(pool), config.seed)
+    pool_data = EncodedPool(pool, order, encoder)
+    usable = pool_data.select(order[:drawn]).usable("warm-up")
+    begin = drawn
+    while not len(usable) and begin < len(order):
+        usable = pool_data.select(order[begin : begin + FIRST_RECORDS]).usable("warm-up")
+        usable, begin = usable.select(usable.positions[:1]), begin + FIRST_RECORDS
+    if not len(usable):
+        first = pool_data.rejections[order[0]]
+        raise DataError(f"warm-up: none of the {len(order)} records can be used; the first: {first}")
+    return usable, drawn
 
 
 def _write_summary(folder: Path, monitor: LossMonitor | None, trusted_name: str, samples: int) -> None:

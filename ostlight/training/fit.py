@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
-from ostlight.errors import BadRecord, DataError, DivergedError
+from ostlight.errors import FIRST_RECORDS, BadRecord, DataError, DivergedError
 from ostlight.models.batch import Batch, TrainingStep
 from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import estimate_cost
@@ -64,12 +64,13 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
         Records of all ranks that could not be used, by position, with the reason.
 
     Raises:
-        DataError: no sample to train on, or none that can be used.
+        DataError: no sample to train on, or none (or none of the first) that can be used.
         DivergedError: the loss became NaN or infinite.
         OstlightError: memory runs out on single samples too; until then micro-batches are halved on a single device.
     """
     if not len(data):
         raise DataError(f"{job.stage}: no sample to train on; widen the budget or look at quarantine.parquet")
+    data.select(data.positions[:FIRST_RECORDS]).usable(job.stage)
     start = job.checkpoints.start if job.checkpoints else 0
     plan = plan_steps(len(data), model.training_settings, job.seed)
     model.total_steps = len(plan)

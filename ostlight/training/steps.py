@@ -13,13 +13,16 @@ from torch.utils.data import Dataset
 from ostlight.config.schema import Training
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord
+from ostlight.errors import FIRST_RECORDS, BadRecord, stop_if_useless
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.training.order import pass_order
 
 CACHE_BYTES = 2**30
 """Memory for encoded samples; those beyond it are encoded each time they are used."""
+
+CHUNK = 64
+"""Samples that are read at a time where all are."""
 
 
 def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
@@ -67,6 +70,23 @@ class EncodedPool:
         other = copy.copy(self)
         other.positions = np.asarray(positions)
         return other
+
+    def usable(self, stage: str) -> EncodedPool:
+        """Returns the records that can be used, in the same order; reads and encodes all of them.
+
+        Args:
+            stage: for messages.
+
+        Raises:
+            DataError: the model can use none of the first records.
+        """
+        in_order = np.argsort(self.positions, kind="stable")
+        for start in range(0, len(in_order), CHUNK):
+            self.get(in_order[start : start + CHUNK])
+            seen = self.positions[in_order[: start + CHUNK]].tolist()
+            rejected = [self.rejections[p] for p in seen if p in self.rejections] if start < FIRST_RECORDS else []
+            stop_if_useless(stage, rejected, len(seen) - len(rejected))
+        return self.select([p for p in self.positions.tolist() if p not in self.rejections])
 
     def get(self, indices: Sequence[int] | np.ndarray) -> tuple[list[Sample], list[Encoded]]:
         """Returns the samples that can be encoded, in the order of ``indices``, and their encodings."""

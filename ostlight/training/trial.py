@@ -133,7 +133,8 @@ class _TrustedLoss(Callback):
         assert isinstance(pl_module, MultimodalModel)
         if not self._batches:
             limit = pl_module.budget.most or self._tokens_per_batch
-            self._batches = pl_module.batches(self._trusted, min(limit, self._tokens_per_batch))
+            trusted = pl_module.usable(self._trusted, "trusted samples")
+            self._batches = pl_module.batches(trusted, min(limit, self._tokens_per_batch))
         with FlopCounter() as counter:
             losses = sample_losses(pl_module, self._batches).cpu().numpy()
         losses = trainer.strategy.broadcast(losses)  # all ranks use the first's

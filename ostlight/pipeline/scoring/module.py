@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from ostlight.errors import SelectorError
+from ostlight.errors import BadRecord, SelectorError, stop_if_useless
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
@@ -53,6 +53,7 @@ class ScoringModule(L.LightningModule):
         self._is_set_up = False
         self._usage_before = selector.usage.copy()
         self._flops_per_sample = 0.0
+        self._usable, self._rejected = 0, list[BadRecord]()
 
     def predict_dataloader(self) -> DataLoader[ShardBatch]:
         # The first rank lists the missing shards for all: the list changes as soon as any rank starts to score.
@@ -72,6 +73,10 @@ class ScoringModule(L.LightningModule):
             if len(batch.batch):  # where every record is rejected, the reasons matter, and not what setup may lack
                 self._ensure_set_up()
                 rows = self._scorer.score(batch.batch)
+        self._usable += len(batch.batch)
+        if not self._usable:
+            self._rejected += [rejection.error for rejection in batch.rejections]
+            stop_if_useless("score", self._rejected, self._usable)
         self.cost.tokens += sum(batch.batch.tokens)
         self.cost.samples += len(batch.batch) + len(batch.rejections)
         self.cost.flops += self._flops_per_sample * len(batch.batch)

@@ -336,8 +336,11 @@ class OneStepTrain(Selector):
         if estimator == "exact":
             return [], [], False
         compared = sample_count(context.proxy.records)
-        examples = list(context.proxy.examples(compared + SNAPSHOTS * (rank or 0)))
-        singles, unseen = examples[:compared], examples[compared:]
+        # Those to calibrate on come first: how many are compared depends on the size of the pool.
+        calibrating = SNAPSHOTS * (rank or 0)
+        examples = list(context.proxy.examples(calibrating + compared))
+        begin = min(calibrating, max(0, len(examples) - compared))
+        unseen, singles = examples[:begin], examples[begin:]
         if rank is None:
             return singles, singles[:FINITE_DIFFERENCE_SAMPLES], False
         enough = len(unseen) >= rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,11 +13,13 @@ from torchmetrics.aggregation import MeanMetric
 from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, ConfigError, DataError
+from ostlight.errors import BadRecord, ConfigError, DataError, stop_if_useless
 from ostlight.evaluation.answers import ALL, QUESTION_TYPES, final_answer, is_correct, options_of, question_type
 from ostlight.evaluation.generate import generate_answers
 from ostlight.models.encode import Encoded
 from ostlight.models.module import MultimodalModel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Result:
 
     Attributes:
         accuracy: by group, ``all`` among them, from 0 to 1.
-        predictions: one row per question.
+        predictions: one row per question; ``at_limit`` where the answer did not end.
         accuracy_by_type: by group and question type (``exact``, ``numeric``, ``choice``); types without questions are
             left out.
         counts: questions by group.
@@ -50,7 +53,7 @@ def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
     """Returns all records of a set, encoded as prompts; those that cannot be used are in ``rejections``.
 
     Raises:
-        DataError: none can be used.
+        DataError: none can be used, or none of the first.
     """
     questions = Questions([], [])
     for position, read in pool.read(range(len(pool))):
@@ -61,6 +64,7 @@ def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
             questions.samples.append(read)
         except BadRecord as error:
             questions.rejections[position] = error
+            stop_if_useless("test", questions.rejections.values(), len(questions.samples))
     if not questions.samples:
         first = next(iter(questions.rejections.values()), None)
         raise DataError(f"{', '.join(map(str, pool.files))}: no record can be used; the first says: {first}")
@@ -89,6 +93,12 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
     """Compares the model's greedy answers to the expected ones and returns the accuracy by group and question type."""
     samples: Sequence[Sample] = questions.samples
     texts = generate_answers(model, samples, settings, questions.prompts)
+    unended = [not getattr(text, "ended", True) for text in texts]
+    if any(unended):
+        log.warning(
+            f"{sum(unended)} of {len(texts)} answers ran into the limit of {settings.max_new_tokens} new tokens before "
+            "they ended (evaluation.max_new_tokens); column at_limit of the predictions says which"
+        )
     given = [final_answer(t, settings.marker) for t in texts]
     expected = [final_answer(s.answer, settings.marker) for s in samples]
     options = [options_of(s.prompt) for s in samples]
@@ -105,10 +115,11 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
         {
             "id": [s.id for s in samples],
             "group": groups,
-            "text": texts,
+            "text": [str(text) for text in texts],
             "answer": pa.array(given, pa.string()),
             "expected": pa.array(expected, pa.string()),
             "question_type": types,
+            "at_limit": unended,
             "correct": correct,
         }
     )

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 
 from ostlight.config.schema import Evaluation
 from ostlight.data.sample import Sample
 from ostlight.models.encode import Encoded
+from ostlight.models.generation import AnswerEnd
 from ostlight.models.module import MultimodalModel
+
+
+class GeneratedAnswer(str):
+    """A model's answer.
+
+    Attributes:
+        ended: the model ended it; if not, it ran into the limit of new tokens.
+    """
+
+    ended: bool
+
+    def __new__(cls, text: str, ended: bool = True) -> GeneratedAnswer:
+        self = super().__new__(cls, text)
+        self.ended = ended
+        return self
 
 
 def generate_answers(
     model: MultimodalModel, samples: Sequence[Sample], settings: Evaluation, prompts: Sequence[Encoded] | None = None
-) -> list[str]:
+) -> list[GeneratedAnswer]:
     """Returns the model's answer to each sample's last question, in the order of ``samples``.
+
+    An answer ends where the chat template ends a turn, or where the model folder's generation settings say.
 
     Args:
         prompts: ``encode_prompt`` of each sample; encoded here if left out.
@@ -27,15 +46,30 @@ def generate_answers(
     prompts = prompts if prompts is not None else [model.encoder.encode_prompt(s) for s in samples]
     # New tokens are appended on the right, so prompts are padded on the left; positions follow from the mask.
     collator = replace(model.collator, side="left", positions=False)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), settings.batch_size):
-        group = order[start : start + settings.batch_size]
+    end = AnswerEnd(model)
+    answers = [GeneratedAnswer("", ended=False)] * len(prompts)
+    for group, new_tokens in _groups(model, prompts, settings):
         batch = collator.batch([samples[i] for i in group], [prompts[i] for i in group]).to(model.device)
         inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
         with torch.no_grad():
-            out = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, do_sample=False)  # type: ignore[operator]
-        texts = model.encoder.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, text in zip(group, texts, strict=True):
-            answers[i] = text
+            out = model.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **end.options)  # type: ignore[operator]
+        for i, row in zip(group, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            answers[i] = GeneratedAnswer(*end.read(row))
     return answers
+
+
+def _groups(
+    model: MultimodalModel, prompts: Sequence[Encoded], settings: Evaluation
+) -> Iterator[tuple[list[int], int]]:
+    """Prompts of similar length, and how many tokens to generate: fewer where the model has no positions for more."""
+    limits, most = model.encoder.limits, settings.max_new_tokens
+    positions = limits.positions if limits is not None else None
+    room = [most if positions is None else min(most, positions - len(prompt)) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (-room[i], len(prompts[i])))
+    for new_tokens, of_room in groupby(order, key=lambda i: room[i]):
+        group = list(of_room)
+        if new_tokens > 0:
+            yield from (
+                (group[start : start + settings.batch_size], new_tokens)
+                for start in range(0, len(group), settings.batch_size)
+            )

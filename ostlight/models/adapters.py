@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, ModulesToSaveWrapper
 from torch import nn
 
 from ostlight.errors import ModelError
@@ -80,18 +81,21 @@ def merged(model: Any) -> Any:
     if not isinstance(model, PeftModel):
         return model
     _untie(model.get_base_model())
-    return model.merge_and_unload().requires_grad_(True)
+    with quiet_peft():
+        return model.merge_and_unload().requires_grad_(True)
 
 
 def _untie(model: Any) -> None:
     """Gives each module with an adapter weights of its own."""
-    names = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     untied = False
     for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):  # a trained copy takes the place of the original
+            untied |= any(uses[id(parameter)] > 1 for parameter in module.original_module.parameters())
         if not isinstance(module, BaseTunerLayer):
             continue
         base: Any = module.get_base_layer()
-        if names.count(id(base.weight)) > 1:
+        if uses[id(base.weight)] > 1:
             base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=base.weight.requires_grad)
             untied = True
     if untied:
@@ -110,7 +114,10 @@ def processor_home(path: str, base: str | None) -> str:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """peft uses an old name of transformers, which warns of it."""
+    """Hides that peft uses an old name of transformers, and its warning of tied weights, which ``merged`` unties."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter"
+        )
         yield

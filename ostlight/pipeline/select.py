@@ -108,7 +108,7 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
         raise DataError(
             f"no record is kept: of {len(table):,}, {rejected_rows.num_rows:,} were rejected"
             f"{_reasons(rejected, folder)} and {len(scores):,} did not pass the budget ({budget.label}); "
-            "there is no subset to write"
+            f"there is no subset to write{_first_reason(rejected_rows)}"
         )
     if is_first_rank():
         write_subset(pool, kept.tolist(), folder.subset, set(unread.tolist()))
@@ -183,6 +183,13 @@ def _log_rejected(folder: RunFolder) -> None:
     if is_first_rank() and folder.quarantine.is_file():
         for group in group_by_reason(Quarantine.read(folder.quarantine)):
             log.info("\n".join(group.lines()))
+
+
+def _first_reason(rejected_rows: pa.Table) -> str:
+    if not rejected_rows.num_rows:
+        return ""
+    row = rejected_rows.slice(0, 1).to_pylist()[0]
+    return f". The first rejected: {BadRecord(row['reason'], row['detail'], row['field'])}"
 
 
 def _reasons(rejected: dict[str, int], folder: RunFolder) -> str:

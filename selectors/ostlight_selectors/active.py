@@ -14,6 +14,7 @@ from ostlight.data.sample import Sample, Turn
 from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch, by_token_budget
 from ostlight.models.encode import Encoded
+from ostlight.models.generation import AnswerEnd
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline.fingerprint import of_class
@@ -146,7 +147,7 @@ def _generate_answers(model: MultimodalModel, batch: Batch, rows: Sequence[int],
     collator = replace(model.collator, side="left", positions=False)
     prompts = collator.batch([batch.samples[i] for i in rows], [batch.encoded[i] for i in rows]).to(model.device)
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in prompts.inputs.items()}
-    count = options.answers
+    count, end = options.answers, AnswerEnd(model)
     with torch.no_grad():
         out = model.model.generate(  # type: ignore[operator]
             **inputs,
@@ -154,8 +155,9 @@ def _generate_answers(model: MultimodalModel, batch: Batch, rows: Sequence[int],
             do_sample=False,
             num_beams=count,
             num_return_sequences=count,
+            **end.options,
         )
-    texts = model.encoder.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = [end.read(row)[0] for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
     return [list(dict.fromkeys(t for t in texts[k * count : (k + 1) * count] if t.strip())) for k in range(len(rows))]
 
 

@@ -130,8 +130,10 @@ def _quarantine(folder: RunFolder, pool: Pool, rejections: dict[int, BadRecord],
     log.info(f"train: {len(rejections)} of {samples} samples could not be used; see {folder.quarantine}")
     if is_first_rank():
         quarantine = Quarantine.read(folder.quarantine)
-        for position, error in rejections.items():
-            quarantine.add(pool, position, error, stage="train")
+        selected = pq.read_table(folder.selection, columns=["position", "id"]).to_pydict()
+        ids = dict(zip(selected["position"], selected["id"], strict=True))
+        for position, error in sorted(rejections.items()):
+            quarantine.add(pool, position, error, stage="train", id=ids.get(position))
         quarantine.write(folder.quarantine)
 
 

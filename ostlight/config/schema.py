@@ -226,7 +226,8 @@ class Warmup:
     there is none); the log says so.
 
     Attributes:
-        fraction: share of the pool (arXiv 2605.07488 found 0.05 best); 0 skips the warm-up.
+        fraction: share of the usable records, each drawn by its name (arXiv 2605.07488 found 0.05 best); 0 skips the
+            warm-up.
     """
 
     fraction: Share = 0.05
@@ -303,7 +304,7 @@ class Evaluation:
 
     Attributes:
         marker: text whose last occurrence is followed by the final answer; ``null`` compares the whole answer.
-        max_new_tokens: longest generated answer.
+        max_new_tokens: longest generated answer; a warning counts those that had not ended by then.
         by: tag to report accuracy by.
         batch_size: samples generated at once.
     """

@@ -102,6 +102,17 @@ class Limits:
 
 
 @dataclass
+class Video:
+    """How a video becomes images, for models that take several.
+
+    Attributes:
+        frames: images, evenly spaced over the video, in the place of its ``<video>``.
+    """
+
+    frames: Annotated[int, Interval(ge=1, le=1024)] = 8
+
+
+@dataclass
 class Data:
     """Where samples are read from.
 
@@ -117,6 +128,8 @@ class Data:
             ``reject`` all of them.
         background: colour behind the transparent pixels of images, by name or ``#rrggbb``.
         limits: what a record may hold.
+        video: read videos as sampled frames (``video: {frames: 8}``; needs ``pip install 'ostlight[video]'``); ``null``
+            rejects records with videos.
     """
 
     path: str | list[str | Piece] | None = None
@@ -126,6 +139,7 @@ class Data:
     duplicates: Duplicates = "keep"
     background: str = "white"
     limits: Limits = field(default_factory=Limits)
+    video: Video | None = None
 
     @property
     def pieces(self) -> list[Piece]:

@@ -15,6 +15,8 @@ from urllib.parse import unquote
 from ostlight.data.decode import HEAD_BYTES, ImageRules, is_image, not_an_image, too_large
 from ostlight.data.remote import RemotePath, is_remote
 from ostlight.data.sample import ImageRef, kind_of_file
+from ostlight.data.video import Frame, FrameRef
+from ostlight.data.video import is_video as has_video
 from ostlight.errors import BadRecord
 
 
@@ -76,6 +78,29 @@ class ImageRoot:
             return path
         return decoded
 
+    def find_frame(self, frame: Frame, field: str = "videos") -> FrameRef:
+        """The frame of a video that a record names: a path, bytes, or ``{"bytes", "path"}``.
+
+        Raises:
+            BadRecord: as ``find``.
+        """
+        value = frame.video
+        if isinstance(value, dict):
+            value = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
+        if isinstance(value, bytes):
+            return FrameRef(data=value, rules=self.rules, number=frame.number, of=frame.of)
+        if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_encodable(value):
+            raise BadRecord.wrong_type(field, "a path or bytes", value)
+        if value[:5].lower() == "file:":
+            value = self._of_address(value)
+        if isinstance(self.folder, RemotePath):
+            value = value.removeprefix(f"{self.folder}/")
+        if is_remote(value):
+            detail = f"{value[:200]} is an internet address; set image_root to an address above it, or download it"
+            raise BadRecord("remote_image", detail, field)
+        path = self._inside(value, field, is_video=True)
+        return FrameRef(path=path, rules=self.rules, number=frame.number, of=frame.of)
+
     def relative(self, path: Path) -> Path:
         """The path of an image below the root."""
         relative = os.path.relpath(path, self.folder)
@@ -83,7 +108,7 @@ class ImageRoot:
             relative = os.path.relpath(os.path.realpath(path), self._real)
         return Path(relative)
 
-    def _inside(self, named: str, field: str) -> Path:
+    def _inside(self, named: str, field: str, is_video: bool = False) -> Path:
         path = os.path.normpath(os.path.join(self.folder, named))
         real = os.path.realpath(path)
         if real != self._real and not real.startswith(self._allowed):
@@ -101,6 +126,10 @@ class ImageRoot:
                 head = file.read(HEAD_BYTES)
         except OSError as error:
             raise BadRecord("missing_image", _why_missing(named, path, self.folder, error), field) from error
+        if is_video:
+            if not has_video(head):
+                raise BadRecord("corrupt_video", f"{named!r} is no video of a format that is read: {head!r}", field)
+            return Path(path)
         if head and not is_image(head):
             raise not_an_image(repr(named), head, field=field)
         if status.st_size > self.rules.encoded_bytes:
@@ -133,7 +162,7 @@ class RemoteImageRoot(ImageRoot):
     def relative(self, path: Path) -> Path:
         return Path(*path.relative_to(self.folder).parts)
 
-    def _inside(self, named: str, field: str) -> Path:
+    def _inside(self, named: str, field: str, is_video: bool = False) -> Path:
         within = posixpath.normpath(named)
         if within.startswith(("../", "/")) or within == ".." or is_remote(named):
             detail = f"{named!r} leads out of the image root {self.folder}; set image_root to an address above both"
@@ -145,7 +174,7 @@ class RemoteImageRoot(ImageRoot):
             raise BadRecord("missing_image", f"cannot read {path}: {error.strerror or error}", field) from error
         if not stat.S_ISREG(status.st_mode):
             raise BadRecord("missing_image", f"{path} is {kind_of_file(status.st_mode)}, no file", field)
-        if status.st_size > self.rules.encoded_bytes:
+        if status.st_size > self.rules.encoded_bytes and not is_video:
             raise too_large(
                 str(path), f"{status.st_size:,} bytes", f"{self.rules.encoded_bytes:,} (limits.image_bytes)"
             )

@@ -10,6 +10,7 @@ from ostlight.data.layouts import layout_of
 from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.data.turns import CALLING_ROLES, ROLES, images_of, is_trained, turn_keys
 
+VIDEO_FIELDS = ("videos", "video")
 FILE_NAME = "dataset_info.json"
 _ONE_TURN_COLUMNS = {
     "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "history": "history"},
@@ -34,6 +35,8 @@ def describe(file_name: str, records: Iterable[Mapping[str, Any]]) -> dict[str, 
         layout = layout_of(record)
         if layout is None:
             raise UnsuitableError("its records have none of the layouts that are known")
+        if any(record.get(name) for name in VIDEO_FIELDS):
+            raise UnsuitableError("its records have videos, which are not described here")
         found["record layouts"].add(layout.name)
         fields.update(name for name, value in record.items() if value is not None)
         if layout.name == "texts":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -69,6 +70,7 @@ class Pool:
         background: str = "white",
         limits: Limits | None = None,
         index: Path | None = None,
+        frames: int | None = None,
     ) -> Pool:
         """Index the files.
 
@@ -89,6 +91,8 @@ class Pool:
             index: folder where the index of each file is kept, so that the next call reads nothing of it; made if
                 missing.
 
+            frames: images that stand for a video (needs PyAV); ``None`` rejects records with videos.
+
         Paths may be addresses that fsspec knows: ``s3://``, ``gs://``, ``hf://datasets/``, ``https://``.
 
         Raises:
@@ -101,6 +105,8 @@ class Pool:
         limits = limits or Limits()
         rules = ImageRules(limits.image_pixels, limits.record_pixels, limits.image_bytes, background)
         _check_colour(background)
+        if frames is not None and importlib.util.find_spec("av") is None:
+            raise DataError("videos are read with the package av: pip install 'ostlight[video]'")
         file_format = format if format in FORMATS else None
         read_as = f"{layout} {columns} {limits.record_bytes}"
         forget()  # what servers said of files earlier may not hold any more
@@ -114,7 +120,7 @@ class Pool:
                 root = image_root_of(path_of(folder) if folder is not None else source.folder, rules)
                 names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
                 reader = RecordReader(
-                    root, layout, require_answer, columns, names_images, piece.source, limits.characters
+                    root, layout, require_answer, columns, names_images, piece.source, limits.characters, frames
                 )
                 if not is_known:
                     _check_first_records(source, reader)
@@ -202,7 +208,7 @@ class Pool:
             is_small = sum(file.stat().st_size for file in files) <= HASHED_BYTES
             for source, reader in zip(self.sources, self.readers, strict=True):
                 how = (source.name, reader.layout, reader.columns, reader.source, reader.characters, reader.root.rules)
-                digest.update(f"{how} {source.record_bytes} {self.duplicates}\n".encode())
+                digest.update(f"{how} {reader.frames} {source.record_bytes} {self.duplicates}\n".encode())
                 digest.update("".join(f"{file_key(file, is_small)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint

@@ -14,6 +14,7 @@ from ostlight.data.layouts import LAYOUTS, Conversation, Layout, layout_of
 from ostlight.data.mapping import suggestion, with_columns
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.data.turns import LOSS_FLAGS, read_tools
+from ostlight.data.video import Frame, with_frames
 from ostlight.errors import BadRecord
 
 IMAGE_FIELDS = ("image", "images")
@@ -38,6 +39,7 @@ class RecordReader:
         names_images: whether ``file_name`` names the image, as in the ``metadata`` file of a folder of images.
         source: the tag ``source`` of all records, in the place of their own; ``None`` leaves theirs.
         characters: that all texts of a record may have.
+        frames: images that stand for a video; ``None`` rejects records with videos.
     """
 
     root: ImageRoot
@@ -47,6 +49,7 @@ class RecordReader:
     names_images: bool = False
     source: str | None = None
     characters: int = 2_000_000
+    frames: int | None = None
 
     def sample(self, record: Mapping[str, Any], id: str, position: int) -> Sample:
         """The record as a sample called ``id``; its images are checked when they are opened.
@@ -56,6 +59,8 @@ class RecordReader:
         """
         if not is_no_id(record.get("id")) and own_id(record) is None:
             raise BadRecord.wrong_type("id", "text or a number", record["id"])
+        if self.frames is not None:
+            record = with_frames(record, self.frames)
         for field in MEDIA_FIELDS:
             if record.get(field):
                 detail = f"the record has {field!r}; only text and images are read"
@@ -76,7 +81,9 @@ class RecordReader:
         turns = _with_placeholders(conversation)
         several = len(conversation.images) > 1
         images = tuple(
-            self.root.find(image, f"images[{n}]" if several else "images")
+            self.root.find_frame(image)
+            if isinstance(image, Frame)
+            else self.root.find(image, f"images[{n}]" if several else "images")
             for n, image in enumerate(conversation.images)
         )
         tools = next((tools for name in TOOL_FIELDS if (tools := read_tools(record.get(name)))), ())

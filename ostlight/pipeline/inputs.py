@@ -96,6 +96,7 @@ def open_pool(data: Data, where: str, require_answer: bool = True, folder: RunFo
         duplicates=data.duplicates,
         background=data.background,
         limits=data.limits,
+        frames=data.video.frames if data.video is not None else None,
         index=folder.index if folder is not None else None,
     )
     if not len(pool):

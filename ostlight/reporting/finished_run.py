@@ -169,6 +169,7 @@ class FinishedRun:
                 duplicates=data.duplicates,
                 background=data.background,
                 limits=data.limits,
+                frames=data.video.frames if data.video is not None else None,
             )
         except (OstlightError, OSError) as error:
             self.missing.append(f"Images and texts: the pool cannot be opened ({error}).")

@@ -47,7 +47,9 @@ CURES = {
     "unknown_token": "use the tokenizer that belongs to the model",
     "unreadable_record": "mend the column in the file",
     "unstable_template": "use another chat template",
-    "unsupported_media": "remove the field, or turn it into images and text",
+    "unsupported_media": "read video as frames (video: {frames: 8}), or keep such records: pool.unsupported=keep",
+    "corrupt_video": "replace the file; MP4, MKV, WebM and AVI are read",
+    "video_count": "write one <video> for each video, or none at all",
 }
 """What to do about each reason of this package and of the models; selectors have reasons of their own."""
 

@@ -101,7 +101,7 @@ def with_frames(record: Mapping[str, Any], frames: int) -> Mapping[str, Any]:
 
 
 def _listed(record: Mapping[str, Any]) -> list[Any]:
-    value = next((record[name] for name in FIELDS if record.get(name)), [])
+    value: Any = next((record[name] for name in FIELDS if record.get(name)), [])
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -176,6 +176,7 @@ def _frames(video: Path | bytes, modified: int, count: int, rules: ImageRules) -
 def _sampled(file: BinaryIO, container: str, count: int, rules: ImageRules, where: str) -> list[Any]:
     import av
 
+    opened: Any
     with av.open(file, format=container) as opened:
         stream = opened.streams.video[0]
         pixels = stream.codec_context.width * stream.codec_context.height

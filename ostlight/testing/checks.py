@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,6 +118,8 @@ class ContractCheck:
             )
         if all(row["state"] != "ok" for row in table):
             yield "no sample got a score"
+        for name, id in _not_a_number(table):
+            yield f"column {name!r} holds NaN, first for {id!r}; return None for what is unknown, or reject the sample"
         (entry,) = self._score_costs()
         if together := entry.more.get("failed_together"):
             yield (
@@ -265,6 +268,17 @@ class ContractCheck:
         """Id of the sample this far down the scored ones."""
         ids = [str(row["id"]) for row in self.table if row["state"] == "ok"]
         return ids[int(len(ids) * fraction)]
+
+
+def _not_a_number(table: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Columns that hold NaN in the row of a scored sample, each with the first id."""
+    seen = set()
+    for row in table:
+        for name, value in row.items():
+            numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float)]
+            if row["state"] == "ok" and name not in seen and np.isnan(numbers).any():
+                seen.add(name)
+                yield name, row["id"]
 
 
 def _with_nan(batch: Batch, victim: str) -> Batch:

@@ -32,7 +32,7 @@ def check_selector(
 
     - options can be written as YAML and read back;
     - every record is accounted for, and broken records are rejected with their reasons;
-    - columns keep one type;
+    - columns keep one type, and none holds NaN for a scored sample;
     - a second run, other batches, another order, an interrupted run, and a killed run resumed on two ranks
       all give the same score table;
     - a sample whose scoring fails is rejected and changes no other sample's score;

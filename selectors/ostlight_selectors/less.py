@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.config.schema import Count
+from ostlight.errors import SelectorError
 from ostlight.influence.failures import failures
 from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.gradients.engine import GradientDots
@@ -67,6 +68,12 @@ class Less(Selector):
         self.vectors = {n: preconditioner.apply(n, torch.cat([means[n], random[n]])) for n in parameters}
         flat = {n: w.double().flatten(1) for n, w in means.items()}
         self.lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
+        for group, length in zip(by_group, self.lengths.tolist(), strict=True):
+            if not length:
+                raise SelectorError(
+                    f"the mean gradient of the anchors of group {str(group)!r} is zero, so no step has a direction "
+                    "towards them; leave them out, or group the anchors by another tag (anchors.group)"
+                )
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
         self.engine, self.rows = GradientDots(model, parameters), RowMap(model)
         self.task = anchors.task

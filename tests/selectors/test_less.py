@@ -7,12 +7,14 @@ import torch
 
 import ostlight
 from ostlight.errors import ConfigError, SelectorError
+from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
 from ostlight.training.optimizer_records import warmup_adam_preconditioner
+from ostlight_selectors import less
 from ostlight_selectors.less import random_directions
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
@@ -111,3 +113,15 @@ def test_it_needs_a_projection_and_anchors(proxy, selector_setting):
         create("less", {"projection": 0})
     with pytest.raises(SelectorError, match="'less' needs anchors"):
         create("less").setup(selector_setting(proxy(), anchors=[], groups=[]))
+
+
+def test_a_group_of_anchors_with_a_zero_gradient_is_named(proxy, selector_setting, monkeypatch):
+    def one_is_zero(model, anchors, parameters):
+        means = finite_mean_gradients(model, anchors, parameters)
+        first = next(iter(means))
+        return means | {first: {name: torch.zeros_like(vector) for name, vector in means[first].items()}}
+
+    monkeypatch.setattr(less, "finite_mean_gradients", one_is_zero)
+    context = selector_setting(proxy("float64"))
+    with pytest.raises(SelectorError, match=f"group '{context.groups[0]}' is zero"):
+        create("less", {"parameters": SCOPE, "projection": 4}).setup(context)

@@ -135,6 +135,21 @@ def test_randomness_without_a_seed_and_an_exceeded_budget(tmp_path: Path):
     assert "select: with 1 it selects 28 of 28 samples" in message
 
 
+class HoldsNaN(ostlight.Selector):
+    """Stores NaN in a column of scored samples."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {
+            "score": [float(len(s.answer)) for s in batch.samples],
+            "ratio": [float("nan") if len(s.answer) % 2 else 1.0 for s in batch.samples],
+        }
+
+
+def test_nan_in_a_column_of_a_scored_sample(tmp_path: Path):
+    said = violations(HoldsNaN, tmp_path)
+    assert "column 'ratio' holds NaN" in said
+
+
 def test_a_column_of_two_types(tmp_path: Path):
     message = violations(TwoTypes, tmp_path)
     assert "column 'remark' is int64 in part-000000.parquet and string in part-000001.parquet" in message

@@ -19,6 +19,7 @@ from ostlight.influence.gradients.curvature_correction import CurvatureCorrectio
 from ostlight.influence.gradients.engine import GradientDots
 from ostlight.influence.gradients.forward_mode import directional_derivatives, find_difference_step
 from ostlight.influence.gradients.probes import mean_gradients
+from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.gradients.responses import DEVIATION_SHARE, LIKELIEST, SNAPSHOTS, StepResponses
 from ostlight.influence.gradients.rows import RowMap
 from ostlight.influence.parameters import select_parameters, unwrapped
@@ -28,6 +29,7 @@ from ostlight.models.losses import IGNORED, per_sample_losses
 ANCHORS = 100
 PROBES = (4, 16, 64)
 DIRECTIONS = 32
+PRODUCTS = 1024
 NAIVE_PROBES = 16
 
 Inputs = dict[str, Tensor]
@@ -185,11 +187,14 @@ def implementations(context: ScoringContext, probes: tuple[int, ...] = PROBES) -
         Implementation("estimator=exact", at_first_call(lambda: exact(context)), 1),
         Implementation("estimator=finite_difference", central_difference(context), n, may_fail=True),
         Implementation("estimator=first_order", by_engine(context, 0), n),
+        Implementation(f"estimator=first_order random_products={PRODUCTS}", with_products(context, PRODUCTS), n),
         *(Implementation(f"estimator=second_order K={k}", by_engine(context, k), n) for k in probes),
     ]
     if context.num_probes >= DIRECTIONS:
         responses = at_first_call(lambda: by_responses(context, DIRECTIONS))
+        by_anchor = at_first_call(lambda: by_responses(context, DIRECTIONS, by_anchor=True))
         found.append(Implementation(f"estimator=projected rank={DIRECTIONS}", responses, n))
+        found.append(Implementation(f"estimator=projected rank={DIRECTIONS} utility_by_anchor", by_anchor, n))
     if NAIVE_PROBES in probes:
         k = NAIVE_PROBES
         found += [
@@ -231,7 +236,19 @@ def by_engine(context: ScoringContext, probes: int, norms: bool = True) -> Calla
     return lambda: context.engine.products(context.losses, rows.of(context.inputs), targets, squared_norms=norms).dots
 
 
-def by_responses(context: ScoringContext, count: int) -> Callable[[], Tensor]:
+def with_products(context: ScoringContext, count: int) -> Callable[[], Tensor]:
+    """First order, and random products of every gradient in the same pass."""
+    targets, rows = context.first_targets(0), RowMap(context.model)
+    directions = RandomDirections(context.parameters, count, seed=0)
+
+    def run() -> Tensor:
+        given = (context.losses, rows.of(context.inputs), targets)
+        return context.engine.products(*given, squared_norms=True, random=directions).dots
+
+    return run
+
+
+def by_responses(context: ScoringContext, count: int, by_anchor: bool = False) -> Callable[[], Tensor]:
     """The inner products and then the anchors' cross-entropy at every sample's moved logits, directions random."""
     products = by_engine(context, count)
     labels = torch.cat([batch[1] for batch in context.anchors.batches])
@@ -249,18 +266,19 @@ def by_responses(context: ScoringContext, count: int) -> Callable[[], Tensor]:
         token_ids=torch.zeros(positions, candidates, dtype=torch.long, device=context.device),
         logits=random(positions, candidates),
         weights=torch.full((1, positions), 1 / positions, dtype=torch.float64, device=context.device),
-        anchors=torch.zeros(positions, dtype=torch.long, device=context.device),
+        anchors=torch.arange(positions, device=context.device) % ANCHORS,
         directions=directions[:count],
         steps=torch.arange(len(deviations), device=context.device),
         deviation_directions=directions[count:],
         deviations=deviations,
     )
     correction = CurvatureCorrection.fit(random(len(deviations), count).double(), deviations, eta)
+    weights = torch.cat([responses.weights, responses.anchor_weights]) if by_anchor else None
 
     def run() -> Tensor:
         dots = products()
         phi = dots[:, 1:].double()
-        responses.loss_decrease(phi, eta, correction(phi))
+        responses.loss_decrease(phi, eta, correction(phi), weights)
         return dots
 
     return run

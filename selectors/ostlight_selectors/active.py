@@ -61,7 +61,7 @@ class Active(Selector):
         super().__init__(options)
         names = ("estimator", "parameters", "step_size", "rank", "probes")
         shared = {name: getattr(self.options, name) for name in names}
-        self.step = OneStepTrain(OneStepTrain.Options(**shared))
+        self.step = OneStepTrain(OneStepTrain.Options(**shared, selection="top"))
 
     def fingerprints(self) -> dict[str, str]:
         return {"code of ost": of_class(OneStepTrain)}

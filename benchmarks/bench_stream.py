@@ -20,12 +20,12 @@ import numpy as np
 from _record import Recorder
 
 import ostlight
-from ostlight.config.schema import Model
+from ostlight.config.schema import Compute, Model
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.digitmath.model import checkpoint
 from ostlight.models.module import MultimodalModel
-from ostlight.pipeline.scoring.stream import ShardStream
+from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 
 LIMIT_MB = 2000
 RANDOM_READS = 20_000
@@ -98,7 +98,8 @@ def encode(stages: Stages, path: Path, wanted: int) -> None:
     shards = len(pool) // SHARD_SIZE
     spread = range(0, shards, max(1, shards * SHARD_SIZE // wanted))
     start, encoded = time.perf_counter(), 0
-    for shard in ShardStream(pool, spread, SHARD_SIZE, model.encoder, model.collator, 16_384):
+    compute = Compute(shard_size=SHARD_SIZE, tokens_per_batch=16_384)
+    for shard in ShardStream(pool, spread, compute, Encoding(model.encoder, model.collator)):
         encoded += len(shard.batch) + len(shard.rejections)
     stages.add(f"selector=ost stage=reader records={len(pool)} encoded={encoded}", encoded, start)
 

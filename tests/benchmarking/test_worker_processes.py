@@ -152,6 +152,10 @@ def test_processes_end_with_their_parent(tasks_module, tmp_path: Path, number: s
     pid_files = [tmp_path / f"task{k}.pid" for k in (0, 1)]
     wait_until(lambda: all(file.exists() and file.read_text() for file in pid_files))
     parent.send_signal(number)
-    assert parent.wait(20) != 0
-    wait_until(lambda: not any(is_alive(int(file.read_text())) for file in pid_files), 20)
+    try:
+        assert parent.wait(60) != 0
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(is_alive(int(file.read_text())) for file in pid_files))
     assert not (tmp_path / "task2").exists()

@@ -144,9 +144,12 @@ def test_a_process_that_cannot_load_the_tasks_ends_the_benchmark(tasks_module, t
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_parent(tasks_module, tmp_path: Path, number: signal.Signals):
-    code = f"import tasks_of_the_test as t\nif __name__ == '__main__': t.run({str(tmp_path)!r}, 'sleep', 'sleep', '')"
     script = tmp_path / "script.py"
-    script.write_text(code)
+    # In the background of a shell interrupts are ignored, which child processes inherit.
+    script.write_text(
+        "import signal\nimport tasks_of_the_test as t\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"if __name__ == '__main__': t.run({str(tmp_path)!r}, 'sleep', 'sleep', '')"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     parent = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.DEVNULL)
     pid_files = [tmp_path / f"task{k}.pid" for k in (0, 1)]

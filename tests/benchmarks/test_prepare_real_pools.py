@@ -243,14 +243,14 @@ def test_the_whole_benchmark_runs_on_a_miniature(
     section = config["benchmark"]
     section |= {"seeds": [0], "workers": 1, "budgets": section["budgets"][-1:]}
     for choice in section["selectors"]:
-        if choice["name"] == "ost":
+        if choice["options"].get("selection") == "top":
             choice["options"] |= {"rank": 4}  # a few anchors carry no more directions
         if choice["name"] == "best_of":
-            few = {"name": "ost", "options": {"rank": 4}}
+            few = {"name": "ost", "options": {"selection": "top", "rank": 4}}
             choice["options"] |= {"steps": 2, "candidates": [few, {"name": "random"}, {"name": "loss"}]}
     small = ("target.training.steps=2", "proxy.warmup.training.epochs=0.5", "compute.progress=false")
     lines = ostlight.benchmark(config, *small)
     named = [choice.get("label") or choice["name"] for choice in section["selectors"]]
     assert [line.label for line in lines] == ["base", "oracle", *named]
-    assert {"random", "loss", "ost", "set"} <= set(named)
+    assert {"random", "loss", "ost", "top"} <= set(named)
     assert all(line.defect_share is not None for line in lines[1:])

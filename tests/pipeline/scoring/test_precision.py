@@ -16,7 +16,7 @@ from ostlight.selection.selector import Selector
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
 
-OPTIONS: dict[str, dict[str, Any]] = {"ost": {"rank": 4}, "loss": {}}
+OPTIONS: dict[str, dict[str, Any]] = {"ost": {"selection": "top", "rank": 4}, "loss": {}}
 
 
 @pytest.mark.parametrize("selector", [pytest.param("ost", marks=pytest.mark.slow), "loss"])
@@ -29,7 +29,7 @@ def test_scores_are_those_of_double_precision_but_for_rounding(precision: str, s
     off = np.abs(found - exact).max() / np.abs(exact).max()
     bound = 0.05 if precision.startswith("bf16") else 1e-4
     if (precision, selector) == ("32-true", "ost"):
-        bound = 5e-3  # a bend is a difference of nearly equal logits, and these steps are very short
+        bound = 5e-3  # curvature is a difference of nearly equal logits, and these steps are very short
     assert off < bound
 
 

@@ -90,7 +90,7 @@ def _is_data(file: Path) -> bool:
     if file.is_file() or file.is_dir():
         return file.is_file()
     if not file.exists():
-        raise DataError(f"{file} is a link that leads nowhere, or back to itself; mend or remove it", file)
+        raise DataError(f"{file} is a link that leads nowhere, or back to itself; fix or remove it", file)
     raise DataError(f"{file} is {kind_of_file(file.stat().st_mode)}; records are read from files", file)
 
 

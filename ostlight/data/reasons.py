@@ -14,11 +14,11 @@ OTHER = "see the details"
 
 CURES = {
     "all_masked": "raise max_length, or shorten what stands before the answer",
-    "bad_field": "mend the field, or map other columns with pool.columns",
-    "bad_json": "mend or remove the line",
+    "bad_field": "fix the field, or map other columns with pool.columns",
+    "bad_json": "fix or remove the line",
     "bad_link": "write the shard again, with the file in the place of the link",
     "bad_role": "use a role of the list",
-    "bad_row": "mend the quotes or the number of cells",
+    "bad_row": "fix the quotes or the number of cells",
     "corrupt_image": "fetch or export the image again",
     "damaged_archive": "fetch the shard again",
     "duplicate_id": "give each record an id of its own, or set pool.duplicates=keep",
@@ -45,7 +45,7 @@ CURES = {
     "text_too_long": "split the text, or raise pool.limits",
     "too_long": "lower max_length",
     "unknown_token": "use the tokenizer that belongs to the model",
-    "unreadable_record": "mend the column in the file",
+    "unreadable_record": "fix the column in the file",
     "unstable_template": "use another chat template",
     "unsupported_media": "read video as frames (video: {frames: 8}), or keep such records: pool.unsupported=keep",
     "corrupt_video": "replace the file; MP4, MKV, WebM and AVI are read",

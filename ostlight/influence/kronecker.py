@@ -155,7 +155,7 @@ def kronecker_preconditioner(
             if is_writer or ranks.count > 1:
                 file.touch()
             return ranks.preconditioner(Preconditioner.load(file, next(iter(parameters.values())).device))
-    log.info(f"{kind}: {ranks.told(_size_in_bytes(parameters), _size_in_bytes(own))}, from {len(samples)} samples")
+    log.info(f"{kind}: {ranks.summary(_size_in_bytes(parameters), _size_in_bytes(own))}, from {len(samples)} samples")
     factors: dict[str, _Factors] = {}
     usable = []
     for single in samples:
@@ -222,7 +222,7 @@ class _Ranks:
         dist.all_reduce(answer, dist.ReduceOp.MIN)
         return bool(answer)
 
-    def told(self, all_bytes: int, own_bytes: int) -> str:
+    def summary(self, all_bytes: int, own_bytes: int) -> str:
         """The memory it takes, for the log."""
         whole = f"at most {all_bytes / 2**20:.1f} MiB of factors"
         if self.count == 1:

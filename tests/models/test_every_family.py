@@ -186,11 +186,7 @@ def test_gradient_checkpointing_changes_nothing(name: str, tmp_path: Path) -> No
         assert plain is None or torch.allclose(plain, checkpointed, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_embeddings_are_the_same_in_every_batch(name: str, tmp_path: Path) -> None:
-    model = load(name, tmp_path)
-    embed = load_embedder(None, model)
-    samples = tiny_families.samples(name)
+def check_every_batch_agrees(model: Any, samples: list[Any], embed: Any) -> None:
     found: list[list[Tensor]] = [[] for _ in samples]
     for rows, batch in arrangements(model, samples):
         for row, vector in zip(rows, torch.from_numpy(embed(batch)), strict=True):
@@ -198,6 +194,14 @@ def test_embeddings_are_the_same_in_every_batch(name: str, tmp_path: Path) -> No
     for one in found:
         assert torch.stack(one).isfinite().all()
         assert torch.stack(one).std(0).max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_embeddings_are_the_same_in_every_batch(name: str, tmp_path: Path) -> None:
+    model = load(name, tmp_path)
+    embed = load_embedder(None, model)
+    samples = tiny_families.samples(name)
+    check_every_batch_agrees(model, samples, embed)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -210,13 +214,7 @@ def test_pooled_states_are_the_same_in_every_batch(name: str, tmp_path: Path) ->
             with pytest.raises(ModelError, match="blocks without self_attn"):
                 embed(model.batches(samples, 100_000)[0])
             continue
-        found: list[list[Tensor]] = [[] for _ in samples]
-        for rows, batch in arrangements(model, samples):
-            for row, vector in zip(rows, torch.from_numpy(embed(batch)), strict=True):
-                found[row].append(vector)
-        for one in found:
-            assert torch.stack(one).isfinite().all()
-            assert torch.stack(one).std(0).max() <= 1e-6
+        check_every_batch_agrees(model, samples, embed)
 
 
 @pytest.mark.parametrize("name", EACH)

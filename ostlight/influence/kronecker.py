@@ -21,9 +21,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradient_vectors import CACHED_SETS, code_digest
-from ostlight.influence.gradients.experts import Routing
+from ostlight.influence.gradients.factors import WIDEST, Moments, batch_moments, moments_in_bases
 from ostlight.influence.gradients.norms import wide
-from ostlight.influence.gradients.products import summed_to, to_leaves
-from ostlight.influence.gradients.sink import ParameterValue
-from ostlight.influence.gradients.tracking import ParameterTracker
 from ostlight.influence.gradients.vectors import shares
 from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
 from ostlight.influence.task import Task, digest_of
@@ -48,9 +45,6 @@ log = logging.getLogger(__name__)
 
 KINDS = ("kfac", "ekfac")
 
-WIDEST = 8192
-"""Widest side of a weight that gets a full factor: its eigenvectors take 256 MiB in fp32."""
-
 DAMPING = 0.1
 """Share of the mean eigenvalue that is added to each."""
 
@@ -58,49 +52,8 @@ FACTOR_SAMPLES = 300
 """Pool samples that the factors are taken over."""
 
 
-@dataclass
-class _SampleGradient:
-    """Sink of one sample's uses: its gradient by parameter, and the uses of matrices; of these parameters alone."""
-
-    parameters: Mapping[str, nn.Parameter]
-    gradient: dict[str, Tensor] = field(default_factory=dict)
-    matrices: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
-
-    def num_units(self, name: str) -> int:
-        return 1
-
-    def expect(self, name: str) -> None:
-        pass
-
-    def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
-        if name not in self.parameters:
-            return
-        inputs, grad = (wide(side.reshape(-1, side.shape[-1])) for side in (inputs, grad))
-        self.matrices.append((name, inputs, grad))
-        self._add(name, grad.T @ inputs)
-
-    def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
-        if name not in self.parameters:
-            return
-        rows = wide(grad.reshape(-1, grad.shape[-1]))
-        self._add(name, rows.new_zeros(self.parameters[name].shape).index_add_(0, ids.flatten(), rows))
-
-    def experts(self, name: str, routing: Routing, inputs: Tensor, grad: Tensor) -> None:
-        if name not in self.parameters:
-            return
-        # By its diagonal: one expert's weight meets too few tokens of a sample for factors of its own.
-        parts = zip(*(wide(side).split(routing.sizes) for side in (inputs, grad)), strict=True)
-        self._add(name, torch.stack([out.T @ some for some, out in parts]))
-
-    def dense(self, value: ParameterValue, grad: Tensor) -> None:
-        summed = summed_to(wide(grad), value.graph.shape, next(iter(value.leaves))).sum(0, keepdim=True)
-        for name, gradient in to_leaves(value, summed).items():
-            if name in self.parameters:
-                self._add(name, gradient[0])
-
-    def _add(self, name: str, gradient: Tensor) -> None:
-        gradient = gradient.reshape(self.parameters[name].shape)
-        self.gradient[name] = self.gradient[name] + gradient if name in self.gradient else gradient
+MOST_SAMPLES, MOST_TOKENS = 16, 4096
+"""Of one pass: samples of one shape are taken together."""
 
 
 def kronecker_preconditioner(
@@ -124,8 +77,8 @@ def kronecker_preconditioner(
         model: in eval mode.
         task: how losses come out of a batch.
         parameters: those that the step changes.
-        samples: of the pool, each in a batch of its own; one whose loss is not finite, or whose gradient's squares are
-            not, is left out.
+        samples: of the pool, each in a batch of its own; those of one shape (``Task.shapes``) share a pass. One whose
+            loss is not finite, or whose gradient's squares are not, is left out.
         kind: ``kfac`` or ``ekfac``.
         damping: share of the mean eigenvalue that is added to each eigenvalue.
         cache: a folder for a file under a name made from all the preconditioner depends on; the ``CACHED_SETS`` files
@@ -156,29 +109,40 @@ def kronecker_preconditioner(
                 file.touch()
             return ranks.preconditioner(Preconditioner.load(file, next(iter(parameters.values())).device))
     log.info(f"{kind}: {ranks.summary(_size_in_bytes(parameters), _size_in_bytes(own))}, from {len(samples)} samples")
-    factors: dict[str, _Factors] = {}
-    usable = []
-    for single in samples:
-        found = _sample_gradient(model, task, parameters, own, single)
-        if ranks.all_agree(found is not None and _has_finite_squares(found, len(samples))):
-            assert found is not None, "this rank agreed"
-            usable.append(single)
-            _add(factors, found)
-    if ranks.all_agree(not any(bool(one.square.any()) for one in factors.values())):
+    moments: dict[str, Moments] = {}
+    usable, count = [], 0
+
+    def add(batch: Any) -> bool:
+        """Whether all ranks could take the batch's samples, all of them."""
+        found = _moments(model, task, parameters, frozenset(own), batch, len(samples))
+        if not ranks.all_agree(found is not None):
+            return False
+        assert found is not None, "this rank agreed"
+        usable.append(batch)
+        for name, one in found.items():
+            moments[name] = moments[name].plus(one) if name in moments else one
+        return True
+
+    for group in _of_one_shape(task, samples):
+        if len(group) > 1 and add(task.together(group)):
+            count += len(group)
+        else:
+            count += sum(add(single) for single in group)
+    if ranks.all_agree(not any(bool(one.square.any()) for one in moments.values())):
         raise InfluenceError(
             f"{kind}: none of {len(samples)} samples of the pool has a finite gradient other than zero; "
             "give others, or take plain SGD steps"
         )
-    bases = {name: _Eigenbasis.of(one) for name, one in factors.items() if one.is_matrix}
-    moments = {name: one.square for name, one in factors.items() if not one.is_matrix}
+    bases = {name: _Eigenbasis.of(one) for name, one in moments.items() if one.is_matrix}
+    squares = {name: one.square for name, one in moments.items() if not one.is_matrix}
     if kind == "ekfac":
-        moments |= _moments_in_bases(model, task, parameters, own, usable, bases)
+        squares |= _squares_in_bases(model, task, parameters, usable, bases)
     blocks = {name: Block(torch.zeros_like(wide(p.detach()))) for name, p in own.items()}
-    for name, one in factors.items():
-        if name in moments:
-            inverse = _damped_inverse(moments[name] / len(usable), damping)
+    for name, one in moments.items():
+        if name in squares:
+            inverse = _damped_inverse(squares[name] / count, damping)
         else:
-            inverse = bases[name].kfac_inverse(damping, float(one.square.sum()) / len(usable))
+            inverse = bases[name].kfac_inverse(damping, float(one.square) / count)
         blocks[name] = bases[name].block(inverse, parameters[name].shape) if name in bases else Block(inverse)
     preconditioner = ranks.preconditioner(Preconditioner(blocks, kind))
     writes = is_writer or ranks.count > 1
@@ -262,40 +226,6 @@ def _remove_unused(cache: Path) -> None:
                 file.unlink()
 
 
-@dataclass
-class _Factors:
-    """Sums over the samples, for one parameter.
-
-    Attributes:
-        square: ``sum_i G_i^2``, entry by entry, in the parameter's shape.
-        outputs: ``sum b b' [D_out, D_out]``, or its diagonal where that is too wide; ``None`` for no matrix.
-        inputs: ``sum a a' [D_in, D_in]``, likewise.
-    """
-
-    square: Tensor
-    outputs: Tensor | None = None
-    inputs: Tensor | None = None
-
-    @property
-    def is_matrix(self) -> bool:
-        return self.outputs is not None
-
-
-def _add(factors: dict[str, _Factors], sample: _SampleGradient) -> None:
-    for name, gradient in sample.gradient.items():
-        one = factors.setdefault(name, _Factors(torch.zeros_like(gradient)))
-        one.square += gradient.square()
-    for name, inputs, grad in sample.matrices:
-        factors[name].outputs = _plus(factors[name].outputs, grad)
-        factors[name].inputs = _plus(factors[name].inputs, inputs)
-
-
-def _plus(factor: Tensor | None, rows: Tensor) -> Tensor:
-    """The factor with ``rows [R, D]`` added to it."""
-    added = rows.T @ rows if rows.shape[1] <= WIDEST else rows.square().sum(0)
-    return added if factor is None else factor + added
-
-
 @dataclass(frozen=True)
 class _Eigenbasis:
     """Eigenvectors ``[D, D]`` (``None`` for a factor that is diagonal) and eigenvalues ``[D]`` of both factors.
@@ -309,7 +239,7 @@ class _Eigenbasis:
     inputs: Tensor
 
     @classmethod
-    def of(cls, factors: _Factors) -> _Eigenbasis:
+    def of(cls, factors: Moments) -> _Eigenbasis:
         assert factors.outputs is not None, "asked of matrices alone"
         assert factors.inputs is not None, "both sides are added together"
         return cls(*_eigen(factors.outputs), *_eigen(factors.inputs))
@@ -344,52 +274,62 @@ def _finite(inverse: Tensor) -> Tensor:
     return inverse if bool(inverse.isfinite().all()) else torch.zeros_like(inverse)
 
 
-def _moments_in_bases(
+def _of_one_shape(task: Task, samples: Sequence[Any]) -> list[list[Any]]:
+    """Groups of samples that share a pass without padding, whose tokens would count as a sample's inputs."""
+    groups: dict[Hashable, list[list[Any]]] = {}
+    for single in samples:
+        if task.size(single) != 1:
+            raise InfluenceError(f"samples come one a batch; this batch has {task.size(single)}")
+        shapes = task.shapes(single)
+        tokens = max((size for shape in shapes.values() for size in shape[:2]), default=1)
+        most = max(1, min(MOST_SAMPLES, MOST_TOKENS // max(1, tokens)))
+        alike = groups.setdefault(tuple(sorted(shapes.items())), [])
+        if not alike or len(alike[-1]) == most:
+            alike.append([])
+        alike[-1].append(single)
+    return [group for alike in groups.values() for group in alike]
+
+
+def _moments(
     model: nn.Module,
     task: Task,
-    parameters: dict[str, nn.Parameter],
-    own: Mapping[str, nn.Parameter],
-    samples: Sequence[Any],
+    parameters: Mapping[str, nn.Parameter],
+    names: frozenset[str],
+    batch: Any,
+    num_samples: int,
+) -> dict[str, Moments] | None:
+    """``None`` where a sample has no finite loss or squares, so that others must be taken without it; and where the
+    samples cannot share a pass."""
+    try:
+        found = batch_moments(model, task, parameters, names, batch)
+    except InfluenceError:
+        if task.size(batch) == 1:
+            raise
+        return None  # images whose rows cannot be told apart; if it is anything else, the first single says so
+    if found is None or not all(one.stays_finite(num_samples) for one in found.values()):
+        return None
+    return found
+
+
+def _squares_in_bases(
+    model: nn.Module,
+    task: Task,
+    parameters: Mapping[str, nn.Parameter],
+    batches: Sequence[Any],
     bases: Mapping[str, _Eigenbasis],
 ) -> dict[str, Tensor]:
     """``sum_i (U' G_i V)^2 [D_out, D_in]`` of every matrix."""
     sums = {name: basis.outputs.new_zeros(len(basis.outputs), len(basis.inputs)) for name, basis in bases.items()}
-    for single in samples:
-        found = _sample_gradient(model, task, parameters, own, single)
-        assert found is not None, "it was finite before"
-        for name, basis in bases.items():
-            if name in found.gradient:
-                (inside,) = Block(sums[name], basis.left, basis.right).rotated(found.gradient[name])
-                sums[name] += inside.square()
+    rotate = {name: partial(_rotated, Block(sums[name], basis.left, basis.right)) for name, basis in bases.items()}
+    for batch in batches:
+        for name, squares in moments_in_bases(model, task, parameters, rotate, batch).items():
+            sums[name] = sums[name] + squares
     return sums
 
 
-def _sample_gradient(
-    model: nn.Module,
-    task: Task,
-    parameters: dict[str, nn.Parameter],
-    own: Mapping[str, nn.Parameter],
-    single: Any,
-) -> _SampleGradient | None:
-    """Of its ``own`` parameters; ``None`` where its loss is not finite."""
-    sink = _SampleGradient(own)
-    tracker = ParameterTracker(model, parameters, sink)
-    with tracker.tracking(), torch.enable_grad():
-        losses = task.losses(model, single)
-        if losses.shape != (1,):
-            raise InfluenceError(f"samples come one a batch; this batch has losses of shape {tuple(losses.shape)}")
-        if not losses.requires_grad:
-            raise InfluenceError("none of the parameters took part in the losses; choose other parameters")
-        tracker.backward_began = True
-        torch.autograd.grad(losses.sum(), tracker.root, allow_unused=True)
-    return sink if bool(losses.isfinite().all()) else None
-
-
-def _has_finite_squares(sample: _SampleGradient, count: int) -> bool:
-    """Whether squares of its gradient, and of both sides of each matrix, stay finite in a sum over ``count`` such
-    samples."""
-    sides = [side for _, inputs, grad in sample.matrices for side in (inputs, grad)]
-    return all(bool((one.square().sum() * count).isfinite()) for one in (*sample.gradient.values(), *sides))
+def _rotated(block: Block, gradient: Tensor) -> Tensor:
+    (inside,) = block.rotated(gradient)
+    return inside
 
 
 def _size_in_bytes(parameters: Mapping[str, nn.Parameter]) -> int:

@@ -82,6 +82,11 @@ class Task:
         shapes = {tuple(tensor.shape[1:] for tensor in _tensors(single)) for single in singles}
         return _joined(singles) if len(shapes) == 1 else singles[0]
 
+    def shapes(self, single: Any) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the tensors in a batch of one; samples that have them in common share a batch without
+        padding."""
+        return {str(k): tuple(tensor.shape) for k, tensor in enumerate(_tensors(single))}
+
     def ids(self, batch: Any) -> list[str] | None:
         """Returns what each sample is called in messages; ``None`` for its number."""
         return None

@@ -13,6 +13,7 @@ from ostlight.errors import BadRecord, SelectorError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.task import Task, digest_of
 from ostlight.models.batch import Batch
+from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel, next_token_logits
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,11 @@ class SampleTask(Task):
 
     def together(self, singles: Sequence[Batch]) -> Batch:
         return Batch.together(singles)
+
+    def shapes(self, single: Batch) -> dict[str, tuple[int, ...]]:
+        (encoded,) = single.encoded
+        answers = int((encoded.labels != IGNORED).sum())  # where a head sees answers alone
+        return {**{key: tuple(part.shape) for key, part in encoded.inputs.items()}, "answers": (answers,)}
 
     def ids(self, batch: Batch) -> list[str]:
         return [sample.id for sample in batch.samples]

@@ -8,9 +8,9 @@ another picture's answer, a chain cut short, empty words.
     python benchmarks/train_digitmath_scorers.py judge --base runs/bases/large --out runs/bases/judge
     python benchmarks/train_digitmath_scorers.py deita --out ostlight/digitmath/checkpoints/scorer
 
-The judge is of the target's family and twice its size; it sees picture, question and answer in the words of the shipped
-rubric ``yes_no``. The scorer reads words alone, as the published DEITA scorers do, in their prompts: complexity is the
-task's place in an order by steps, quality what became of the answer.
+The judge is of the target's family and twice its size; it sees picture, question and answer in the words of the rubric
+``benchmarks/digitmath_judge.yaml``. The scorer reads words alone, as the published DEITA scorers do, in their prompts:
+complexity is the task's place in an order by steps, quality what became of the answer.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ MADE_WITH = {
     "judge": {"steps": 500, "batch_size": 32, "learning_rate": 7e-4},
     "deita": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3},
 }
+JUDGE_RUBRIC = Path(__file__).parent / "digitmath_judge.yaml"
 CHECKED = 700
 """Examples the finished model is tested on, of digit images it has not seen (the development split)."""
 
@@ -107,7 +108,7 @@ class JudgeBatches:
 
     def __init__(self, seed: int) -> None:
         self.rng, self.noise = random.Random(f"judge {seed}"), np.random.default_rng(seed)
-        self.rubric, self.collate = Rubric.read("yes_no"), Collator()
+        self.rubric, self.collate = Rubric.read(str(JUDGE_RUBRIC)), Collator()
         self.yes, self.no = self.collate.tokenizer.convert_tokens_to_ids(["yes", "no"])
 
     def asked(self, part: str) -> tuple[Example, list[int], list[bool]]:

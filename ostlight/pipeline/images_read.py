@@ -104,7 +104,7 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
     Raises:
         RunChangedError: an image that a score was made from is gone or another one.
     """
-    rejected = _rejected(folder.scores)
+    rejected = rejected_reasons(folder.scores)
     unread = {position for position, reason in rejected.items() if reason in IMAGE_REASONS}
     retried: set[int] = set()
     _ask_servers(folder, pool)
@@ -158,8 +158,8 @@ def _path_now(image: ImageRead, pool: Pool) -> Path:
     return path
 
 
-def _rejected(scores: Path) -> dict[int, str]:
-    """Reason by position of the rejected records."""
+def rejected_reasons(scores: Path) -> dict[int, str]:
+    """Returns the reason of every rejected record by its position."""
     found: dict[int, str] = {}
     for part in sorted(scores.glob("part-*.parquet")):
         table = pq.read_table(part, columns=["position", "state", "reason"])

@@ -17,7 +17,7 @@ from ostlight.models.batch import Batch
 from ostlight.models.encode import QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
-from ostlight.pipeline.images_read import check_images
+from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import ScoringModule
@@ -92,17 +92,24 @@ def score_pool(job: ScoringJob) -> None:
 
 
 def _retried(job: ScoringJob) -> dict[int, list[int]]:
-    """Returns the rejected records whose images can be read by now, by shard.
+    """Returns the rejected records to score again, by shard: those whose images can be read by now, and those whose
+    reason the selector names as one that may have passed.
 
     Raises:
         RunChangedError: an image that a score was made from is another one.
     """
+    readable = check_images(job.folder, job.pool)
+    passed = job.selector.retried_reasons
+    failed = [p for p, reason in rejected_reasons(job.folder.scores).items() if reason in passed] if passed else []
     shards: dict[int, list[int]] = {}
-    for position in check_images(job.folder, job.pool):
+    for position in sorted({*readable, *failed}):
         shards.setdefault(position // job.config.compute.shard_size, []).append(position)
-    if shards:
-        count = sum(map(len, shards.values()))
-        log.info(f"scores: {count:,} rejected records are scored again: their images are there now, or are others")
+    if readable:
+        log.info(
+            f"scores: {len(readable):,} rejected records are scored again: their images are there now, or are others"
+        )
+    if failed:
+        log.info(f"scores: {len(failed):,} records that {job.config.selector.shown} failed on are tried again")
     return shards
 
 

@@ -56,6 +56,8 @@ class Selector(ABC):
             ``("loss",)``. A selector that needs them can read this one's table instead of scoring the pool again.
         check_options: options with which ``ostlight.testing.check_selector`` runs it where they are not given: smaller
             numbers than the defaults where those would make the check take minutes.
+        retried_reasons: reasons for which it rejects a sample that may have passed by the next run (a server that did
+            not answer); these samples are then scored again.
     """
 
     uses_proxy: ClassVar[bool] = False
@@ -70,6 +72,7 @@ class Selector(ABC):
     renamed_options: ClassVar[Mapping[str, str]] = {}
     metric_columns: ClassVar[tuple[str, ...]] = ()
     check_options: ClassVar[Mapping[str, Any]] = {}
+    retried_reasons: ClassVar[tuple[str, ...]] = ()
 
     @dataclass
     class Options:

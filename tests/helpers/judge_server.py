@@ -15,7 +15,8 @@ from typing import Any
 
 @dataclass
 class Send:
-    """What is sent back. ``cut`` halves the body, ``reset`` breaks the connection, ``delay_s`` comes first."""
+    """What is sent back. ``cut`` halves the body, ``reset`` breaks the connection, ``delay_s`` comes first and
+    ``trickle_s`` between any two bytes. A body of type ``bytes`` is sent as it is."""
 
     body: Any = None
     status: int = 200
@@ -23,6 +24,7 @@ class Send:
     delay_s: float = 0.0
     cut: bool = False
     reset: bool = False
+    trickle_s: float = 0.0
 
 
 def says(
@@ -105,7 +107,7 @@ def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
                 self.connection.close()
                 self.close_connection = True
                 return
-            content = json.dumps(send.body).encode()
+            content = send.body if isinstance(send.body, bytes) else json.dumps(send.body).encode()
             if send.cut:
                 content = content[: len(content) // 2]
             self.send_response(send.status)
@@ -113,7 +115,12 @@ def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if send.trickle_s:
+                for byte in content:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(send.trickle_s)
+            else:
+                self.wfile.write(content)
 
         def log_message(self, *arguments: Any) -> None:
             pass

@@ -15,6 +15,7 @@ from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
+from ostlight_selectors.llm_judge.batch_files import BatchJudge
 from ostlight_selectors.llm_judge.local import LocalJudge
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.remote import RemoteJudge
@@ -26,6 +27,8 @@ from ostlight_selectors.llm_judge.server import Server
 log = logging.getLogger("ostlight.selectors.llm_judge")
 
 JUDGE_FAILURES = ("request_failed", "reply_unparsable", "reply_refused", "no_logprobs")
+BATCH = "batch"
+"""Folder of requests and replies below the selector's own."""
 MIN_FAILURES = 8
 """The run stops if the judge fails on this many records and has judged none."""
 
@@ -44,6 +47,8 @@ class LLMJudge(Selector):
         "tokens_per_batch",
     )
 
+    retried_reasons = (*JUDGE_FAILURES, "reply_pending")
+
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         self.rubric = Rubric.read(self.options.rubric)
@@ -51,7 +56,7 @@ class LLMJudge(Selector):
             raise ConfigError(
                 ["selector.options.mode=logprobs needs a scale in which no word is the start of another (as 1 of 10)"]
             )
-        self._judge: LocalJudge | RemoteJudge | None = None
+        self._judge: LocalJudge | RemoteJudge | BatchJudge | None = None
         self._useful = False
 
     def fingerprints(self) -> dict[str, str]:
@@ -67,6 +72,13 @@ class LLMJudge(Selector):
             log.info(f"judge: {options.model}, rubric {options.rubric}")
             return
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        if options.backend == "batch":
+            self._judge = BatchJudge(options, self.rubric, context.folder / BATCH, rank, self.usage)
+            log.info(
+                f"judge: {options.model}, mode {options.mode}, rubric {options.rubric}; {len(self._judge):,} replies "
+                f"are in {context.folder / BATCH}"
+            )
+            return
         replies = ReplyStore(context.folder, rank)
         server = Server(options, self._key(), self.rubric, self.usage)
         self._judge = RemoteJudge(options, self.rubric, server, replies)
@@ -89,6 +101,13 @@ class LLMJudge(Selector):
             "judge_mass": [g.mass if g else None for g in good],
             "judge_probabilities": [g.probabilities if g else None for g in good],
         }
+
+    def teardown(self) -> None:
+        """Raises:
+        SelectorError: requests were written and wait for replies (``backend: batch``).
+        """
+        if isinstance(self._judge, BatchJudge):
+            self._judge.refuse_pending()
 
     def _stop_if_useless(self, outcomes: Sequence[Judgement | BadRecord]) -> None:
         """Stops a run whose judge fails on all first records, before the whole pool has been paid for.

@@ -28,8 +28,8 @@ class JudgeOptions:
     """How the judge is reached, asked and read.
 
     Attributes:
-        backend: ``openai`` (any server of that protocol: vLLM, SGLang, transformers serve, a vendor) or
-            ``transformers`` (a model loaded in this process).
+        backend: ``openai`` (any server of that protocol: vLLM, SGLang, transformers serve, a vendor), ``batch`` (files
+            of requests and replies for a batch API) or ``transformers`` (a model loaded in this process).
         model: the server's name for it; a folder or hub name for ``transformers``.
         base_url: of the server, with its ``/v1``.
         api_key_env: environment variable that holds the key; ``null`` sends none.
@@ -39,16 +39,17 @@ class JudgeOptions:
             where it gives probabilities. ``transformers`` has ``logprobs`` alone.
         min_mass: probability the scale's words must hold together for an expected value.
         temperature, max_tokens: of a reply; ``null`` leaves them out of the request.
-        extra_body: further fields of every request (``chat_template_kwargs``, ``max_completion_tokens``, ...).
+        extra_body: further fields of every request (``chat_template_kwargs``, ``max_completion_tokens``, ...), in place
+            of those of that name; ``null`` leaves one out (``response_format``, ``logprobs``).
         concurrency: requests under way at once, on each rank.
-        timeout_s: for one try.
+        timeout_s: for one try, from the request to the last byte of the reply.
         max_retries: tries after the first, on 408, 409, 429, 5xx, timeouts, broken connections and answers.
         max_reasks: times a server is asked again after a reply that cannot be used.
         price: per million tokens.
         dtype, max_length, tokens_per_batch, trust_remote_code: of ``transformers``, as under ``proxy``.
     """
 
-    backend: Literal["openai", "transformers"] = "openai"
+    backend: Literal["openai", "batch", "transformers"] = "openai"
     model: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
@@ -72,9 +73,9 @@ class JudgeOptions:
         """A missing model, and an address that is missing, malformed or holds a secret."""
         if not self.model:
             yield "model is missing: the server's name for the judge, or its folder for backend=transformers"
+        if self.backend == "transformers" and self.mode == "reply":
+            yield "mode=reply needs backend=openai or batch; serve the model to get replies in JSON"
         if self.backend != "openai":
-            if self.mode == "reply":
-                yield "mode=reply needs backend=openai; serve the model to get replies in JSON"
             return
         parts = urlsplit(self.base_url or "")
         if not self.base_url:

@@ -14,6 +14,12 @@ from ostlight_selectors.llm_judge.rubric import Rubric, as_number
 
 KEPT_CHARACTERS = 4000
 """Characters of an unusable reply kept with the record."""
+READ_CHARACTERS = 200_000
+"""Characters of a reply, the last ones, in which a score is looked for."""
+MOST_READINGS = 32
+"""How often a text is read in all, in search of the objects in it: braces that open none begin the search anew."""
+ROUNDING = 1e-3
+"""By how much a server's probabilities may exceed 1."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,13 @@ def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judge
 
 
 def expected_score(logprobs: Mapping[str, float] | None, rubric: Rubric) -> tuple[float, float, list[float]] | None:
-    """Mean value over the scale's words by their probability, their mass, and the probabilities made to add up to 1."""
-    if not logprobs:
+    """Mean value over the scale's words by their probability, their mass, and the probabilities made to add up to 1;
+    ``None`` where there are none, or what the server gave are no probabilities."""
+    if not logprobs or not all(logprob <= ROUNDING for logprob in logprobs.values()):  # NaN is no probability either
         return None
     raw = [math.exp(logprobs[word]) if word in logprobs else 0.0 for word in rubric.words]
     mass = sum(raw)
-    if not mass:
+    if not 0 < mass <= 1 + ROUNDING:
         return None
     probabilities = [p / mass for p in raw]
     return sum(p * v for p, v in zip(probabilities, rubric.values, strict=True)), mass, probabilities
@@ -154,27 +161,70 @@ def _read(reply: Reply, rubric: Rubric) -> tuple[float, str | None]:
 
 
 def _value(score: Any, rubric: Rubric) -> float | None:
-    """Value of the score as written; ``None`` if it is not on the scale."""
+    """Value of the score as written, as a word, a number or a number in quotes; ``None`` if it is not on the scale."""
+    if isinstance(score, bool) or not isinstance(score, str | int | float):
+        return None
+    said = score.strip() if isinstance(score, str) else score
+    number = as_number(said)
     for word, value in zip(rubric.words, rubric.values, strict=True):
-        if isinstance(score, str) and score.strip().casefold() == word.casefold():
+        if isinstance(said, str) and said.casefold() == word.casefold():
             return value
-        if isinstance(score, int | float) and not isinstance(score, bool) and as_number(word) == score:
+        if number is not None and as_number(word) == number:
             return value
     return None
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text, outermost ones, in order; thoughts in <think> are skipped."""
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    decoder, found, at = json.JSONDecoder(), [], text.find("{")
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
+    text = _without_thoughts(text[-READ_CHARACTERS:])
+    found, begin, left = [], text.find("{"), MOST_READINGS * len(text)
+    while begin >= 0 and left > 0:
+        end = _end_of_object(text, begin)
+        left -= (len(text) if end is None else end) - begin
+        value = None if end is None else _parsed(text[begin:end])
+        if value is not None:
             found.append(value)
-        except (ValueError, RecursionError):
-            end = at + 1
-        at = text.find("{", end)
+        begin = text.find("{", begin + 1 if value is None or end is None else end)
     return found
+
+
+def _without_thoughts(text: str) -> str:
+    """What stands outside of <think> and </think>; a thought that was cut off goes to the end."""
+    kept, at = [], 0
+    while (begin := text.find("<think>", at)) >= 0:
+        kept.append(text[at:begin])
+        end = text.find("</think>", begin)
+        if end < 0:
+            return "".join(kept)
+        at = end + len("</think>")
+    return "".join([*kept, text[at:]])
+
+
+def _end_of_object(text: str, begin: int) -> int | None:
+    """Where the brace at ``begin`` is closed, braces in quotes left out; ``None`` where it is not."""
+    depth = 0
+    for match in _STRUCTURE.finditer(text, begin):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return None
+
+
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z)|[{}]', re.DOTALL)
+"""A whole string, one without an end reaching to that of the text; or a brace."""
+_BAD_ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})|\\')
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A JSON object, with line breaks in its strings if need be, and backslashes that begin no escape (LaTeX) taken as
+    they are; ``None`` where it is none."""
+    for attempt in (text, _BAD_ESCAPE.sub(lambda match: match[0] if match[1] else r"\\", text)):
+        try:
+            value = json.loads(attempt, strict=False)
+        except (ValueError, RecursionError):
+            continue
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def _bad_record(reason: str, problem: str, reply: Reply) -> BadRecord:

@@ -9,8 +9,10 @@ from typing import Any
 
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.selection.usage import Usage
+from ostlight_selectors.llm_judge.http_limits import bounded_client
 from ostlight_selectors.llm_judge.options import JudgeOptions
-from ostlight_selectors.llm_judge.reply import Reply, schema, score_place, word_logprobs
+from ostlight_selectors.llm_judge.protocol import one_line, optional_fields, read_answer, request_of
+from ostlight_selectors.llm_judge.reply import Reply
 from ostlight_selectors.llm_judge.rubric import Rubric
 
 log = logging.getLogger("ostlight.selectors.llm_judge")
@@ -19,10 +21,8 @@ TEMPORARY_STATUSES = (408, 409, 429)
 """Of those below 500; the ``openai`` client repeats such requests."""
 MAX_FAILURES_IN_A_ROW = 16
 """After this many failed requests in a row the run stops."""
-ONE_WORD = 4
-"""Token limit of a one-word reply: some models begin with a blank."""
-MAX_ERROR_CHARACTERS = 500
-"""Characters of a server's error message that are reported."""
+MAX_ANSWER_BYTES = 1 << 24
+"""Longest answer that is read: 4,096 tokens with twenty log-probabilities each take 6 MB."""
 
 
 class Server:
@@ -56,11 +56,13 @@ class Server:
             api_key=key or "none",
             timeout=options.timeout_s,
             max_retries=options.max_retries,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=bounded_client(openai, options.timeout_s, MAX_ANSWER_BYTES),
         )
         weakref.finalize(self, self._client.close)
         self._options, self._rubric, self._usage = options, rubric, usage
         self._one_word = options.mode == "logprobs"
-        self._variants = self._request_variants()
+        self._variants = optional_fields(options, rubric)
         self._variant_chosen = False
         self.answered = False
         self._failures_in_a_row = 0
@@ -87,15 +89,6 @@ class Server:
         assert refusal is not None, "there is at least one variant"
         raise refusal
 
-    def _request_variants(self) -> list[dict[str, Any]]:
-        """Optional request fields, best first. A server may reject JSON schemas or log-probabilities."""
-        json_schema = {"name": "judgement", "strict": True, "schema": schema(self._rubric)}
-        formats = [] if self._one_word else [{"response_format": {"type": "json_schema", "json_schema": json_schema}}]
-        logprobs: list[dict[str, Any]] = [] if self._one_word else [{}]
-        if self._options.mode != "reply" and self._rubric.has_distinct_first_tokens:
-            logprobs = [{"logprobs": True, "top_logprobs": n} for n in (20, 5)] + logprobs
-        return [form | extra for form in [*formats, {}] for extra in logprobs]
-
     def _keep_variant(self, extra: dict[str, Any]) -> None:
         """Uses the fields of the first answered request from now on; logs once what the server rejected."""
         with self._lock:
@@ -115,13 +108,13 @@ class Server:
             try:
                 # `post` skips the client's models of an answer, a third of the time, and reads unusual servers too.
                 answer = self._client.post("/chat/completions", cast_to=object, body=body)
-                reply = self._reply(answer)
+                reply = read_answer(answer, self._rubric, self._one_word, self._key)
             except self._openai.APIStatusError as error:
                 return self._give_up(self._status_error(error))
             except self._openai.APIConnectionError as error:
-                return self._give_up(self._clean(f"{type(error).__name__}: {error} {error.__cause__ or ''}"))
-            except (ValueError, self._openai.APIError) as error:
-                message = self._clean(f"the server's answer does not follow the protocol: {error}")
+                return self._give_up(self.clean(f"{type(error).__name__}: {error} {error.__cause__ or ''}"))
+            except (ValueError, RecursionError, self._openai.APIError) as error:
+                message = self.clean(f"the server's answer does not follow the protocol: {error}")
                 self._usage.add(calls=1)
             else:
                 price = self._options.price.of(reply.tokens_in, reply.tokens_out)
@@ -148,7 +141,7 @@ class Server:
             _Refused: the server refuses this request.
             SelectorError: it will refuse every request.
         """
-        status, message = error.status_code, f"status {error.status_code}: {self._clean(str(error.message))}"
+        status, message = error.status_code, f"status {error.status_code}: {self.clean(str(error.message))}"
         fixes = {
             401: "set the key's variable and name it in selector.options.api_key_env",
             402: "the account is exhausted",
@@ -168,52 +161,9 @@ class Server:
         self._problem = problem
         return SelectorError(problem)
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
-
-    def _clean(self, text: str) -> str:
-        return " ".join(self._without_key(text).split())[:MAX_ERROR_CHARACTERS]
-
-    def _reply(self, answer: Any) -> Reply:
-        """Reads a server's answer.
-
-        Raises:
-            ValueError: it does not follow the protocol (half a body, an error with status 200).
-        """
-        try:
-            choice = answer["choices"][0]
-            message = choice["message"]
-            text = message.get("content") or ""
-            if not isinstance(text, str):
-                raise TypeError(f"content is {type(text).__name__}")
-            usage = answer.get("usage") or {}
-            return Reply(
-                text=self._without_key(text),
-                refusal=self._without_key(str(message["refusal"])) if message.get("refusal") else None,
-                finish=choice.get("finish_reason"),
-                logprobs=self._logprobs(choice.get("logprobs")),
-                tokens_in=int(usage.get("prompt_tokens") or 0),
-                tokens_out=int(usage.get("completion_tokens") or 0),
-            )
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"{type(error).__name__}: {error} in {str(answer)[:MAX_ERROR_CHARACTERS]}") from error
-
-    def _logprobs(self, given: Any) -> dict[str, float] | None:
-        tokens = (given or {}).get("content") or []
-        at = score_place([t["token"] for t in tokens], self._rubric, self._one_word)
-        if at is None or not tokens[at].get("top_logprobs"):
-            return None
-        top = [(entry["token"], float(entry["logprob"])) for entry in tokens[at]["top_logprobs"]]
-        return word_logprobs(top, self._rubric)
-
-
-def request_of(options: JudgeOptions) -> dict[str, Any]:
-    """The fields of every request, without the messages."""
-    limit = options.max_tokens
-    if limit is not None and options.mode == "logprobs":
-        limit = min(limit, ONE_WORD)
-    named = {"model": options.model, "temperature": options.temperature, "max_tokens": limit}
-    return {k: v for k, v in named.items() if v is not None} | options.extra_body
+    def clean(self, text: str) -> str:
+        """The text as it may be reported: without the key, on one line, cut."""
+        return one_line(text, self._key)
 
 
 class _Refused(Exception):

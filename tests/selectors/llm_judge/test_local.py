@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from ostlight_selectors.llm_judge.reply import Judgement
 from ostlight_selectors.llm_judge.rubric import Band, Rubric
 
 CPU = torch.device("cpu")
-PROXY = {"backend": "transformers", "model": str(checkpoint("proxy")), "rubric": "yes_no", "min_mass": 0.0}
+RUBRIC = str(Path(__file__).parents[3] / "benchmarks" / "digitmath_judge.yaml")
+"""The bare question and answer: to a tokenizer of few words a code is a hundred tokens."""
+PROXY = {"backend": "transformers", "model": str(checkpoint("proxy")), "rubric": RUBRIC, "min_mass": 0.0}
 
 
 def local(rubric: Rubric | None = None, **options: Any) -> LocalJudge:
@@ -46,7 +49,7 @@ def by_hand(model: MultimodalModel, asked: Sample, words: tuple[str, ...]) -> to
 
 def test_the_score_is_the_expected_value_whatever_the_batch(samples):
     pool = samples("pool")[:9]
-    rubric = Rubric.read("yes_no")
+    rubric = Rubric.read(RUBRIC)
     judge = local()
     found = judge.judge(pool, CPU)
     for sample, outcome in zip(pool, found, strict=True):
@@ -85,7 +88,7 @@ def test_a_server_with_the_same_model_gives_the_same_score(samples, loopback, ju
         top = list(zip(("yes", "no", "digit"), probabilities.log().tolist(), strict=True))
         return says("digit", [top], ["digit"])
 
-    remote = judge(loopback(serve).url, rubric="yes_no", mode="logprobs", min_mass=0.0)
+    remote = judge(loopback(serve).url, rubric=RUBRIC, mode="logprobs", min_mass=0.0)
     pool = samples("pool")[:5]
     there, here = remote.judge(pool, CPU), local().judge(pool, CPU)
     assert [o.score for o in there] == pytest.approx([o.score for o in here], rel=1e-6)

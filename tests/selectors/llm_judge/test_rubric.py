@@ -40,7 +40,8 @@ def test_pictures_stay_with_their_text(tmp_path: Path):
     assert "and nothing else" in asked.turns[0].text
     assert "1, 2, 3, 4, 5" in asked.turns[0].text
     # A brace in the sample's own text is text.
-    assert "which is red? {answer}\n\nAnswer to judge:\nthe first, see <image>" in asked.turns[1].text
+    text = asked.turns[1].text
+    assert text.index("which is red? {answer}\n---") < text.index("the first, see <image>\n---")
     file = tmp_path / "turned.yaml"
     scale = "scale: [{word: 1}, {word: 2}]\n"
     file.write_text('system: ""\nuser: "{answer} answers {question}"\n' + scale)
@@ -59,15 +60,19 @@ def test_several_turns_keep_their_roles():
         Turn("assistant", "4", trained=True),
     )
     text = Rubric.read("correctness").conversation(Sample("s", turns), one_word=False).turns[1].text
-    assert "Question:\nSystem: be brief\n\nUser: 1+1?" in text
-    assert "Answer to judge:\nAssistant: 2\n\nUser: and 2+2?\n\nAssistant: 4" in text
+    assert "question begins ---\nSystem: be brief\n\nUser: 1+1?" in text
+    assert "answer begins ---\nAssistant: 2\n\nUser: and 2+2?\n\nAssistant: 4" in text
 
 
 def test_a_second_asking_shows_the_reply_and_what_is_wrong():
     sample = Sample("s", (Turn("user", "1+1?"), Turn("assistant", "2", trained=True)))
     unusable = ("five <image>", "no JSON object with a score in the reply")
     text = Rubric.read("correctness").conversation(sample, one_word=False, unusable=unusable).turns[1].text
-    assert "Your last reply was:\nfive [image]\nIt cannot be used: no JSON object" in text
+    assert (
+        text.index("Your last reply was:\n---")
+        < text.index("\nfive [image]\n---")
+        < text.index("cannot be used: no JSON")
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,8 @@ def test_a_second_asking_shows_the_reply_and_what_is_wrong():
         (HEAD + "scale: [{word: 1}]", "at least two bands"),
         (HEAD + "scale: [{word: 1}, {word: '1'}]", "the word '1' is there twice"),
         ("scale: [{word: 1}, {word: 2}]\nuser: '{question} {anwser}'", "unknown placeholder {anwser}; known"),
-        ("scale: [{word: 1}, {word: 2}]\nuser: '{question}'", "{answer} is in neither system nor user"),
+        ("scale: [{word: 1}, {word: 2}]\nuser: '{question}'", "{answer} is not in user"),
+        (HEAD + "scale: [{word: 1}, {word: 2}]\nsystem: '{answer}'", "{answer} is in system; what is judged"),
         ("scales: []", "unknown key 'scales'; did you mean 'scale'"),
         ("scale: [{word: 1, means: <image>}, {word: 2}]", "<image> may not be in a rubric"),
         ("- 1", "must hold a mapping"),

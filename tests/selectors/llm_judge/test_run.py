@@ -119,13 +119,28 @@ def test_a_judge_that_is_of_no_use_stops_before_the_whole_pool_is_paid_for(setti
         ostlight.select(settings(name="dead", selector=choice("http://127.0.0.1:9/v1", max_retries=0, concurrency=2)))
 
 
+def test_a_failed_record_is_tried_again_by_the_next_run_and_no_other(settings, loopback):
+    server = loopback(lambda body, n: says("no idea") if n < 6 else by_length(body, n))
+    config = settings(selector=choice(server.url, concurrency=1, max_reasks=2))
+    first = ostlight.select(config)
+    assert first.rejected == {"reply_unparsable": 2}
+    asked = len(server.bodies)
+    second = ostlight.select(config)
+    assert second.rejected == {}
+    assert len(server.bodies) == asked + 2
+    rows = read_score_table(second.folder.scores).to_pylist()
+    assert all(row["state"] == "ok" for row in rows)
+    assert len(ostlight.select(config).kept)
+    assert len(server.bodies) == asked + 2
+
+
 @pytest.mark.parametrize(
     ("options", "says_what"),
     [
-        ({"backend": "vllm"}, "backend must be one of openai, transformers; got 'vllm'"),
+        ({"backend": "vllm"}, "backend must be one of openai, batch, transformers; got 'vllm'"),
         ({"mode": "json"}, "mode must be one of auto, reply, logprobs; got 'json'"),
         ({"model": None}, "model is missing"),
-        ({"backend": "transformers", "mode": "reply"}, "mode=reply needs backend=openai"),
+        ({"backend": "transformers", "mode": "reply"}, "mode=reply needs backend=openai or batch"),
         ({"base_url": None}, "base_url is missing"),
         ({"base_url": "localhost:8000"}, "base_url must be an http or https address"),
         ({"base_url": f"http://me:{KEY}@host/v1"}, "put the key into an environment variable"),

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 import time
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from ostlight.data.sample import ImageRef, Sample, Turn
 from ostlight.errors import BadRecord, SelectorError
-from ostlight_selectors.llm_judge import server as server_module
+from ostlight_selectors.llm_judge import protocol
 from ostlight_selectors.llm_judge.options import Price
 
 CPU = torch.device("cpu")
@@ -104,6 +105,53 @@ def test_what_does_not_pass_is_a_state_after_all_tries(loopback, judge):
     assert asked.server._usage.calls == 5, "nobody charges for a 500"
 
 
+def test_an_error_nobody_thought_of_fails_one_record_alone(loopback, judge, monkeypatch):
+    server = loopback(lambda body, n: scored(4))
+    asked = judge(server.url)
+    ask = asked.server.ask
+
+    def fails_on_three(messages):
+        if "what is 3+1?" in json.dumps(messages):
+            raise ZeroDivisionError("division by zero")
+        return ask(messages)
+
+    monkeypatch.setattr(asked.server, "ask", fails_on_three)
+    outcomes = asked.judge([sample(n) for n in range(6)], CPU)
+    assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, BadRecord)] == [3]
+    assert outcomes[3].reason == "request_failed"
+    assert "ZeroDivisionError: division by zero" in outcomes[3].detail
+    assert asked.judge([sample(7)], CPU)[0].score == 4
+
+
+def test_an_answer_is_bounded_in_time_and_in_bytes(loopback, judge, monkeypatch):
+    """A server that trickles bytes keeps every single read short."""
+    monkeypatch.setattr("ostlight_selectors.llm_judge.server.MAX_ANSWER_BYTES", 2000)
+    long = scored(4, reason="x" * 3000)
+    bad = one(judge(loopback(lambda body, n: long).url, max_retries=1))
+    assert bad.reason == "request_failed"
+    assert "more than 2,000 bytes" in bad.detail
+    began = time.monotonic()
+    server = loopback(lambda body, n: Send(scored(4, reason="y" * 100).body, trickle_s=0.02))
+    bad = one(judge(server.url, max_retries=0, timeout_s=0.4))
+    assert bad.reason == "request_failed"
+    assert time.monotonic() - began < 3
+
+
+def test_a_compressed_answer_was_not_asked_for(loopback, judge):
+    bad = one(judge(loopback(lambda body, n: Send({}, headers={"Content-Encoding": "gzip"})).url, max_retries=0))
+    assert bad.reason == "request_failed"
+    assert "compressed" in bad.detail
+
+
+def test_what_could_not_be_read_is_not_stored(loopback, judge):
+    """The next run asks again; what could be read is not asked for twice."""
+    server = loopback(lambda body, n: says("no idea") if n < 3 else scored(4))
+    assert one(judge(server.url)).reason == "reply_unparsable"
+    assert one(judge(server.url)).score == 4
+    assert one(judge(server.url)).score == 4
+    assert len(server.bodies) == 4
+
+
 def test_a_wait_the_server_asks_for_is_kept_to(loopback, judge):
     times: list[float] = []
 
@@ -133,7 +181,7 @@ def test_an_unusable_reply_is_asked_again_then_rejected_with_its_text(loopback, 
     assert repr(text or "")[1:-1] in bad.detail
     assert len(server.bodies) == 3
     second = server.bodies[1]["messages"][-1]["content"]
-    assert f"Your last reply was:\n{text or ''}\nIt cannot be used: " in second
+    assert second.index("Your last reply was:\n---") < second.index(f"begins ---\n{text or ''}\n---")
     assert says_what in second
 
     recovering = loopback(lambda body, n: says(text) if n == 0 else scored(2))
@@ -166,7 +214,7 @@ def test_one_word_and_its_probabilities(loopback, judge):
     found = one(judge(server.url, rubric="yes_no", mode="logprobs"))
     assert (found.score, found.mode) == (pytest.approx(0.75), "logprobs")
     body = server.bodies[0]
-    assert body["max_tokens"] == server_module.ONE_WORD
+    assert body["max_tokens"] == protocol.ONE_WORD
     assert "response_format" not in body
     without = loopback(lambda body, n: says("yes"))
     assert one(judge(without.url, rubric="yes_no", mode="logprobs", temperature=0.1)).reason == "no_logprobs"
@@ -236,7 +284,9 @@ def test_an_outage_stops_the_run_and_loses_nothing(loopback, judge):
 
 def test_concurrency_is_bounded_and_the_order_is_kept(loopback, judge):
     server = loopback(
-        lambda body, n: Send(scored(1 + int(body["messages"][1]["content"].split()[3][0]) % 5).body, delay_s=0.05)
+        lambda body, n: Send(
+            scored(1 + int(re.search(r"what is (\d)", body["messages"][1]["content"])[1]) % 5).body, delay_s=0.05
+        )
     )
     outcomes = judge(server.url, concurrency=6).judge([sample(n) for n in range(10)], CPU)
     assert [o.score for o in outcomes] == [1 + n % 5 for n in range(10)]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from ostlight.data.sanitize import printable
 from ostlight.errors import ConfigError, OstlightError
 from ostlight.logs import configure_logging
+from ostlight.redact import redact
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -67,7 +70,7 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     from ostlight.config import load_config
 
     validation = ostlight.validate(config, *overrides or [])
-    typer.echo(str(validation))
+    typer.echo(printable(redact(str(validation))))
     if validation.problems:
         raise typer.Exit(1)
     verb = "benchmark" if load_config(config, *overrides or []).benchmark else "select"
@@ -183,6 +186,9 @@ def main() -> None:
         _fail(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command resumes the run", INTERRUPTED)
+    except Exception:  # not Python's own traceback: a library's message may hold a key, or what a terminal obeys
+        typer.echo(printable(redact(traceback.format_exc())).rstrip(), err=True)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -212,7 +218,7 @@ def _usage_message(error: BaseException) -> str:
 
 
 def _fail(message: str, status: int) -> None:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(redact(message))}", err=True)
     sys.exit(status)
 
 

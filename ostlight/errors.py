@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ostlight.redact import redact
+
 
 class OstlightError(Exception):
     """The base of all errors this project raises on purpose; the command line prints it without a traceback."""
@@ -111,7 +113,8 @@ class BadRecord(OstlightError):
     """
 
     def __init__(self, reason: str, detail: str, field: str | None = None) -> None:
-        self.reason, self.detail, self.field = reason, _encodable(detail), field if field is None else _encodable(field)
+        self.reason, self.detail = reason, redact(_encodable(detail))
+        self.field = field if field is None else _encodable(field)
         super().__init__(f"{reason}: {self.detail}" + (f" (field {self.field!r})" if field else ""))
 
     @classmethod

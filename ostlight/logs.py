@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ostlight.data.sanitize import printable
 from ostlight.ranks import is_first_rank
+from ostlight.redact import redact
 
 ROOT = "ostlight"
 TIMESTAMPED = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -44,7 +45,7 @@ def log_to_file(path: Path) -> Iterator[logging.Handler]:
     The file and its folder appear with the first message.
     """
     handler = _prepared(_LazyFileHandler(path, encoding="utf-8", delay=True))
-    handler.setFormatter(logging.Formatter(TIMESTAMPED))
+    handler.setFormatter(_RedactingFormatter(TIMESTAMPED))
     logger = logging.getLogger(ROOT)
     logger.addHandler(handler)
     try:
@@ -58,6 +59,13 @@ def _prepared(handler: logging.Handler) -> logging.Handler:
     """Returns the handler, silent on all ranks but the first."""
     handler.addFilter(lambda record: is_first_rank())
     return handler
+
+
+class _RedactingFormatter(logging.Formatter):
+    """Lines, tracebacks among them, without keys and without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redact(super().format(record)))
 
 
 class _LazyFileHandler(logging.FileHandler):
@@ -78,4 +86,4 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         style = "" if record.levelno < logging.WARNING else "yellow" if record.levelno < logging.ERROR else "red"
-        self.console.print(Text(prefix + printable(self.format(record)), style=style), soft_wrap=True)
+        self.console.print(Text(prefix + printable(redact(self.format(record))), style=style), soft_wrap=True)

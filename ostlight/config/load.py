@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ostlight.config.read import one_line, parse, read_mapping
 from ostlight.config.renamed import RENAMED
 from ostlight.config.schema import Config, Training, Variant
 from ostlight.errors import ConfigError
+from ostlight.redact import remember, secrets
 
 ALTERNATIVES = (Budget.alternatives, Training.alternatives)
 """Keys of which a section takes one: an override that names one replaces the others."""
@@ -37,9 +39,9 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, *overrides: str
     """
     name = str(source) if isinstance(source, str | Path) else "config"
     if isinstance(source, Config):
-        values: dict[str, Any] = dataclasses.asdict(source)
+        values = as_written(source)
     elif isinstance(source, Mapping):
-        values = dict(source)
+        values = {key: value for key, value in source.items() if key != "written"}  # of dataclasses.asdict
     else:
         values = _read(Path(source))
     for override in overrides:
@@ -49,10 +51,52 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, *overrides: str
     except OmegaConfBaseException as error:
         raise ConfigError([str(error).splitlines()[0]], name) from error
     assert isinstance(plain, dict), "a mapping stays a mapping"
+    if "written" in plain:
+        raise ConfigError(["unknown key 'written'"], name)
     config = bind(Config, {str(key): value for key, value in plain.items()}, source=name, renamed=RENAMED)
+    config.written = dict(_interpolations(values, plain))
     if problems := list(_variant_problems(config)):
         raise ConfigError(problems, name)
     return config
+
+
+def as_written(config: Config) -> dict[str, Any]:
+    """The configuration as nested data that ``load_config`` reads: what resolvers stand for (``${oc.env:KEY}``) as it
+    was written, so that no key is stored; other text with ``${`` in it so that it stands for itself."""
+    values = dataclasses.asdict(config)
+    del values["written"]
+    names = {value: name for value, name in secrets().items()}
+
+    def walk(value: Any, path: str) -> Any:
+        text, resolved = config.written.get(path, (None, None))
+        if text is not None and value == resolved:
+            return text
+        if isinstance(value, dict):
+            return {key: walk(inner, f"{path}.{key}") for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [walk(inner, f"{path}.{k}") for k, inner in enumerate(value)]
+        if isinstance(value, str) and value in names:
+            return f"${{oc.env:{names[value]}}}"
+        return value.replace("${", "\\${") if isinstance(value, str) else value
+
+    return {key: walk(value, key) for key, value in values.items()}
+
+
+def _interpolations(values: Any, resolved: Any, path: str = "") -> Iterator[tuple[str, tuple[str, Any]]]:
+    """Path, text and value of everything that a resolver stands for. Variables that it reads may hold keys."""
+    if isinstance(values, Mapping) and isinstance(resolved, Mapping):
+        for key, value in values.items():
+            yield from _interpolations(value, resolved.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(values, list | tuple) and isinstance(resolved, list):
+        for k, (value, inner) in enumerate(zip(values, resolved, strict=True)):
+            yield from _interpolations(value, inner, f"{path}.{k}")
+    elif isinstance(values, str) and "${" in values:
+        for variable in _ENVIRONMENT.findall(values):
+            remember(variable)
+        yield path, (values, resolved)
+
+
+_ENVIRONMENT = re.compile(r"oc\.env:\s*['\"]?([A-Za-z_][A-Za-z0-9_]*)")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def settings_reference(schema: type = Config, prefix: str = "") -> Iterator[Sett
     """
     descriptions = _descriptions(schema)
     for f in dataclasses.fields(schema):
+        if f.metadata.get("hidden"):
+            continue
         key, hint = f"{prefix}{f.name}", hints_of(schema)[f.name]
         section = dataclass_in(hint)
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

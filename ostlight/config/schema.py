@@ -431,6 +431,7 @@ class Config:
         name: of the run; its folder is ``folder/name``.
         folder: that holds the run folders.
         seed: of random selection, of the warm-up and of training.
+        written: no setting: path, text and value of what resolvers stand for (``config.load``).
     """
 
     name: str = "run"
@@ -448,6 +449,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     compute: Compute = field(default_factory=Compute)
     benchmark: Benchmark | None = None
+    written: dict[str, Any] = field(default_factory=dict, metadata={"hidden": True}, compare=False, repr=False)
 
     def problems(self) -> Iterator[str]:
         if Path(self.name).name != self.name:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import yaml
 
+from ostlight.config.load import as_written
 from ostlight.config.read import read_mapping
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
@@ -74,7 +74,7 @@ class RunFolder:
                 named.
         """
         if is_first_rank():
-            file, values = self.path / "config.yaml", dataclasses.asdict(self.config)
+            file, values = self.path / "config.yaml", as_written(self.config)
             if sections:
                 values = read_mapping(file) | {name: values[name] for name in sections}
             text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -13,6 +13,7 @@ import torch
 from ostlight.errors import BadRecord, ConfigError, SelectorError
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
+from ostlight.redact import remember_key
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
 from ostlight_selectors.llm_judge.batch_files import BatchJudge
@@ -127,6 +128,8 @@ class LLMJudge(Selector):
     def _key(self) -> str | None:
         name = self.options.api_key_env
         key = os.environ.get(name or "", "").strip()
+        if name:
+            remember_key(name)
         if name and not key:
             raise SelectorError(
                 f"selector.options.api_key_env names {name}, which is not set in the environment; export it, or leave "

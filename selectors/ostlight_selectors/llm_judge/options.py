@@ -82,6 +82,9 @@ class JudgeOptions:
             yield "base_url is missing: where the server listens (http://localhost:8000/v1)"
         elif parts.scheme not in ("http", "https") or not parts.netloc:
             yield f"base_url must be an http or https address (http://localhost:8000/v1); got {self.base_url!r}"
-        elif parts.username or parts.password or parts.query:
+        elif parts.username or parts.password or parts.query or parts.fragment:
             # The message leaves out the address, which would end up in the log.
-            yield "base_url holds a name, password or query; put the key into an environment variable (api_key_env)"
+            yield (
+                "base_url holds a name, password, query or fragment; put the key into an environment variable "
+                "(api_key_env)"
+            )

@@ -36,7 +36,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         import ostlight
 
-        typer.echo(f"ostlight {ostlight.__version__}")
+        _echo(f"ostlight {ostlight.__version__}")
         raise typer.Exit
 
 
@@ -70,11 +70,11 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     from ostlight.config import load_config
 
     validation = ostlight.validate(config, *overrides or [])
-    typer.echo(printable(redact(str(validation))))
+    _echo(str(validation))
     if validation.problems:
         raise typer.Exit(1)
     verb = "benchmark" if load_config(config, *overrides or []).benchmark else "select"
-    typer.echo(f"next: {shlex.join(('ostlight', verb, config, *(overrides or ())))}")
+    _echo(f"next: {shlex.join(('ostlight', verb, config, *(overrides or ())))}")
 
 
 @app.command()
@@ -128,7 +128,7 @@ def report(
     """Write one HTML page about a run: utilities, cost, samples."""
     import ostlight
 
-    typer.echo(f"report: {ostlight.report(run, out)}")
+    _echo(f"report: {ostlight.report(run, out)}")
 
 
 @app.command()
@@ -161,17 +161,17 @@ def selectors(
     from ostlight.selection.registry import describe, find, load, names, option_lines
 
     if name is not None:
-        typer.echo(describe(load(name)))
+        _echo(describe(load(name)))
         return
     for name in names():
         found = find(name)
-        typer.echo(f"{name}  ({found.source})")
+        _echo(f"{name}  ({found.source})")
         if found.cls is None:
-            typer.echo(f"    cannot be used: {found.problem}")
+            _echo(f"    cannot be used: {found.problem}")
             continue
-        typer.echo(f"    {found.cls.summary()}")
+        _echo(f"    {found.cls.summary()}")
         for line in option_lines(found.cls):
-            typer.echo(f"    {line}")
+            _echo(f"    {line}")
 
 
 def main() -> None:
@@ -187,7 +187,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command resumes the run", INTERRUPTED)
     except Exception:  # not Python's own traceback: a library's message may hold a key, or what a terminal obeys
-        typer.echo(printable(redact(traceback.format_exc())).rstrip(), err=True)
+        _echo(traceback.format_exc().rstrip(), err=True)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -217,8 +217,13 @@ def _usage_message(error: BaseException) -> str:
     return message if "Did you mean" in message else f"{message.rstrip('.')}; see `ostlight --help`"
 
 
+def _echo(text: str, err: bool = False) -> None:
+    """The one way out for text of the command line: without keys, and without what a terminal obeys."""
+    typer.echo(printable(redact(text)), err=err)
+
+
 def _fail(message: str, status: int) -> None:
-    typer.echo(f"error: {printable(redact(message))}", err=True)
+    _echo(f"error: {message}", err=True)
     sys.exit(status)
 
 

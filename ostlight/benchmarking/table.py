@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -39,17 +40,21 @@ class TextTable:
 
     def markdown(self) -> str:
         rule = ["---" if k < self.name_columns else "---:" for k in range(len(self.headings))]
-        rows = [
-            [" ".join(text.replace("|", r"\|").split()) for text in row] for row in [self.headings, rule, *self.rows]
-        ]
+        named = [[self._escaped(k, text) for k, text in enumerate(row)] for row in self.rows]
+        rows = [[self._escaped(0, text) for text in self.headings], rule, *named]
         return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
     def csv(self) -> str:
         out = io.StringIO()
         writer = csv.writer(out)
-        writer.writerow(self.headings)
-        writer.writerows(self.rows)
+        writer.writerow([_guarded(text) for text in self.headings])
+        writer.writerows([[*map(_guarded, row[: self.name_columns]), *row[self.name_columns :]] for row in self.rows])
         return out.getvalue()
+
+    def _escaped(self, column: int, text: str) -> str:
+        """A cell of one line; names, which come from the configuration and the data, without markup."""
+        line = " ".join(text.split())
+        return re.sub(r"([\\`*<>\[\]|])", r"\\\1", line) if column < self.name_columns else line.replace("|", r"\|")
 
     def rich(self, title: str) -> Table:
         """Returns the table for a terminal; texts come from the data, and are shown as they are, not read as markup."""
@@ -59,6 +64,11 @@ class TextTable:
         for row in self.rows:
             table.add_row(*(Text(printable(text)) for text in row))
         return table
+
+
+def _guarded(text: str) -> str:
+    """A name as a spreadsheet shows it: what begins like a formula is text."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def groups_of(rows: Sequence[ResultRow]) -> list[str]:

@@ -23,6 +23,8 @@ from ostlight.errors import ConfigError
 T = TypeVar("T")
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+ABSURD = 1_000_000_000
+"""Upper bounds from here on are named only to who passes them."""
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
@@ -99,7 +101,7 @@ def allowed_values(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         limits = [(word, getattr(bound, name, None)) for bound in parts[1:] for name, word in _BOUNDS.items()]
-        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None and limit < ABSURD)
         return ", ".join(filter(None, [allowed_values(parts[0]), bounds]))
     if origin in (types.UnionType, typing.Union):
         words = [allowed_values(part) for part in parts]
@@ -107,7 +109,7 @@ def allowed_values(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else str(parts[0])
     if dataclasses.is_dataclass(hint):
-        return "a mapping with " + ", ".join(f.name for f in dataclasses.fields(hint))
+        return "a mapping with " + ", ".join(_valid_keys(hint))
     if origin is list:
         return f"a list, each item {allowed_values(parts[0])}"
     if origin is dict:
@@ -207,7 +209,9 @@ def _describe(schema: type, error: ErrorDetails, where: str) -> tuple[str, str]:
         return path, f"{path} is missing; it must be {allowed_values(hint)}"
     near = _nearest(value, list(map(str, typing.get_args(hint)))) if error["type"] == "literal_error" else ""
     quote = "; put it in quotes" if error["type"] == "string_type" and isinstance(value, int | float) else ""
-    return path, f"{path or 'this'} must be {allowed_values(hint)}; {near}got {value!r:.200}{quote}"
+    most = error.get("ctx", {}).get("le", 0)
+    limit = f", at most {most:,}" if error["type"] == "less_than_equal" and most >= ABSURD else ""
+    return path, f"{path or 'this'} must be {allowed_values(hint)}{limit}; {near}got {value!r:.200}{quote}"
 
 
 def _inner_hint(hint: Any, key: int | str) -> Any:
@@ -224,7 +228,7 @@ def _inner_hint(hint: Any, key: int | str) -> Any:
 
 def _valid_keys(hint: Any) -> list[str]:
     if (schema := dataclass_in(hint)) is not None:
-        return [f.name for f in dataclasses.fields(schema)]
+        return [f.name for f in dataclasses.fields(schema) if not f.metadata.get("hidden")]
     mapping = next(member for member in _members(hint) if typing.get_origin(member) is dict)
     return [str(key) for key in typing.get_args(typing.get_args(mapping)[0])]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ostlight.errors import ConfigError
+
+MOST_VALUES = 100_000
+"""In one file."""
 
 
 def read_mapping(path: Path, what: str = "settings") -> dict[str, Any]:
@@ -36,9 +41,24 @@ def parse(text: str) -> Any:
     """Plain data from YAML; ``1e-5`` is a number, unlike in PyYAML.
 
     Raises:
-        yaml.YAMLError: not YAML, or a repeated key (PyYAML would silently drop the first).
+        yaml.YAMLError: not YAML, a repeated key (PyYAML would silently drop the first), or so many values, or nested so
+            deeply, that it is no configuration (aliases of aliases grow without bounds).
     """
-    return yaml.load(text, _Loader)
+    try:
+        values = yaml.load(text, _Loader)
+        count = sum(1 for _ in itertools.islice(_values_in(values), MOST_VALUES + 1))
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply, or an alias holds itself") from error
+    if count > MOST_VALUES:
+        raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, those of aliases included")
+    return values
+
+
+def _values_in(value: Any) -> Iterator[Any]:
+    yield value
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    for one in inner:
+        yield from _values_in(one)
 
 
 def one_line(error: yaml.YAMLError) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
@@ -22,11 +21,12 @@ Protocol = Literal["equal_epochs", "equal_steps"]
 BASE, ORACLE = "base", "oracle"
 """Rows of a benchmark's table that are not selectors: the target before training, and trained on clean samples only."""
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
+Processes = Annotated[int, Interval(ge=1, le=1024)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
-Seed = Annotated[int, Ge(0)]
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 
 
 @dataclass
@@ -347,7 +347,7 @@ class Compute:
     """
 
     accelerator: str = "auto"
-    devices: Count = 1
+    devices: Processes = 1
     num_nodes: Count = 1
     strategy: str = "auto"
     precision: Precision = "32-true"
@@ -393,7 +393,7 @@ class Benchmark:
     seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     defect_labels: str | None = None
     baseline: str | None = None
-    workers: Count | None = None
+    workers: Processes | None = None
     variants: list[Variant] = field(default_factory=list)
 
     @property
@@ -452,8 +452,8 @@ class Config:
     written: dict[str, Any] = field(default_factory=dict, metadata={"hidden": True}, compare=False, repr=False)
 
     def problems(self) -> Iterator[str]:
-        if Path(self.name).name != self.name:
-            yield f"name must be a plain folder name; got {self.name!r}"
+        if not is_folder_name(self.name):
+            yield f"name must be a plain folder name; got {self.name[:80]!r}"
         if self.digitmath is None and self.pool.path is None:
             yield "pool.path is missing: name your data there, or add `digitmath: {}` for the built-in pool"
         yield from self._weight_problems()
@@ -482,6 +482,13 @@ class Config:
                     f"{where} has no share for each source, so the weights in pool.path have no effect; set "
                     f"{where}.stratify_by={SOURCE} with a fraction, count or tokens, or leave the weights out"
                 )
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether it names a folder in another, on any file system: not ``.`` or ``..``, without ``/``, ``\\`` and
+    characters that cannot be seen."""
+    plain = name.isprintable() and name == name.strip() and not {"/", "\\"} & {*name}
+    return plain and name not in ("", ".", "..") and len(name.encode()) <= 200
 
 
 def _repeated(values: Sequence[Any]) -> list[Any]:

@@ -38,7 +38,7 @@ def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
     wanted = steps * training.batch_size if training.steps is not None else round(samples * epochs)
     share = samples / wanted
     passes = [
-        pass_order(training.order, samples, seed * 1_000_003 + epoch, epoch * share, share)
+        pass_order(training.order, samples, (seed * 1_000_003 + epoch) % 2**63, epoch * share, share)
         for epoch in range(math.ceil(wanted / samples))
     ]
     order = np.concatenate(passes)[:wanted]

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from ostlight.benchmarking.results import ResultRow, RunResult, summarise
-from ostlight.benchmarking.table import accuracy_table, terminal_tables
+from ostlight.benchmarking.table import TextTable, accuracy_table, terminal_tables
 
 
 def rows(*accuracies: dict[str, float]) -> list[ResultRow]:
@@ -61,3 +61,14 @@ def test_no_figure_is_cut_in_a_terminal_of_80_columns():
     assert "1.85e+12" in text
     assert "123.4" in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
+def test_names_are_text_in_markdown_and_in_spreadsheets():
+    table = TextTable(["selector", "<b>group</b>"], [["=HYPERLINK(1)|x", "-1.5"], ["[a](b) <script> `c` *d*", "+1"]], 1)
+    assert table.csv().splitlines()[1:] == ["'=HYPERLINK(1)|x,-1.5", "[a](b) <script> `c` *d*,+1"]
+    lines = table.markdown().splitlines()
+    assert lines[0] == r"| selector | \<b\>group\</b\> |"
+    assert lines[2] == r"| =HYPERLINK(1)\|x | -1.5 |"
+    assert lines[3] == r"| \[a\](b) \<script\> \`c\` \*d\* | +1 |"
+    for start in "=+-@\t\r":
+        assert TextTable(["a"], [[f"{start}1"]], 1).csv().splitlines()[1].lstrip('"').startswith("'")

@@ -70,7 +70,7 @@ def test_values_out_of_bounds_and_unknown_choices_are_listed_together():
         "target.dtype must be one of float32, bfloat16, float64; did you mean 'bfloat16'? got 'float16'",
         "target.training.schedule must be one of cosine, constant; did you mean 'constant'? got 'constat'",
         "budget.fraction must be a number, above 0 and at most 1, or null; got 2",
-        "compute.devices must be a whole number, at least 1; got 0",
+        "compute.devices must be a whole number, at least 1 and at most 1024; got 0",
     ]
 
 

@@ -12,7 +12,7 @@ def test_every_setting_has_a_description():
 
 def test_rows_hold_default_and_allowed_values():
     rows = {s.key: s for s in settings_reference()}
-    assert rows["compute.devices"][1:3] == (1, "a whole number, at least 1")
+    assert rows["compute.devices"][1:3] == (1, "a whole number, at least 1 and at most 1024")
     assert rows["budget.fraction"][1:3] == (None, "a number, above 0 and at most 1, or null")
     assert rows["target.training.schedule"][1:3] == ("cosine", "one of cosine, constant")
     assert rows["target.lora"].default is None

@@ -1,0 +1,217 @@
+"""How fast are images read, what does it take in memory, and does the model wait for them?
+
+    python benchmarks/bench_input.py --out /tmp/bench_input.jsonl
+
+- `rate`: samples a second that one core reads, decodes and processes, of JPEGs of 448, 672 and 1,024 pixels, by the
+  processors of three families at their published settings. Measured in processor time, so that other work on the
+  machine does not count. `tokens` are those of a sample.
+- `memory`: peak of the process that reads for scoring, in windows and with whole shards.
+- `training`: samples a second of a training that decodes images in worker processes, over those of a bare loop on
+  batches that are there already.
+- `select`: share of the time of `ostlight select` that the engine computes, in processor time: its own rate on the same
+  batches against the whole command, after the warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from _photo_pools import READERS, write_pool, write_processor, write_qwen
+from _record import Recorder
+
+import ostlight
+from ostlight.config.schema import Compute, Model, Training
+from ostlight.data.pool import Pool
+from ostlight.models.batch import Collator
+from ostlight.models.cost import StageCost
+from ostlight.models.load import load_encoder
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.scoring import stream
+from ostlight.pipeline.scoring.batch_scorer import BatchScorer
+from ostlight.pipeline.scoring.stream import Encoding, ShardStream
+from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
+
+SIDES = (448, 672, 1024)
+RATE_SAMPLES = 24
+MEMORY_SAMPLES = 48
+MAX_LENGTH = 16_384
+
+
+def rate(recorder: Recorder, folder: Path) -> None:
+    for family in READERS:
+        settings = Model(path=str(write_processor(family, folder / family)), max_length=MAX_LENGTH)
+        encoder = load_encoder(settings, "proxy")
+        for side in SIDES:
+            pool = Pool.open(write_pool(folder, side, RATE_SAMPLES))
+            encoder.encode(pool[0])
+            seconds, nbytes, tokens = [], 0, 0
+            for k in range(RATE_SAMPLES):
+                start = time.process_time()
+                encoded = encoder.encode(pool[k])
+                seconds.append(time.process_time() - start)
+                nbytes, tokens = encoded.nbytes, len(encoded)
+            case = f"part=rate family={family} pixels={side}"
+            low, middle, high = (torch.tensor(seconds).quantile(q).item() for q in (0.2, 0.5, 0.8))
+            recorder.add(case=case, metric="rate", value=1 / middle, unit="samples/core/s", n=RATE_SAMPLES,
+                         p20=1 / high, p80=1 / low)  # fmt: skip
+            recorder.add(case=case, metric="tokens", value=tokens, unit="tokens", n=1)
+            recorder.add(case=case, metric="encoded", value=nbytes / 1e6, unit="MB", n=1)
+
+
+def memory(recorder: Recorder) -> None:
+    for family in ("qwen2_5_vl", "smolvlm"):
+        for window in ("2**28", "2**62"):
+            command = [sys.executable, __file__, "--stream", family, "--window", window]
+            found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            name = "window" if window == "2**28" else "whole_shard"
+            case = f"part=memory family={family} pixels=1024 records={MEMORY_SAMPLES} batches_from={name}"
+            for metric, value in zip(("peak_rss", "until_first_batch"), found, strict=True):
+                unit = "MB" if metric == "peak_rss" else "s"
+                recorder.add(case=case, metric=metric, value=float(value), unit=unit, n=1)
+
+
+def stream_once(family: str, window: int) -> None:
+    """Prints the peak memory beyond that of an idle process, and the seconds until the first batch."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = Model(path=str(write_processor(family, folder / family)), max_length=MAX_LENGTH)
+        encoder = load_encoder(settings, "proxy")
+        pool = Pool.open(write_pool(folder, 1024, MEMORY_SAMPLES))
+        encoder.encode(pool[0])
+        idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        stream.WINDOW_BYTES = window
+        start, first = time.process_time(), 0.0
+        encoding = Encoding(encoder, Collator(images_by_sample=family == "smolvlm"))
+        for _ in ShardStream(pool, [0], Compute(tokens_per_batch=16_384), encoding):
+            first = first or time.process_time() - start
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) * 1024 / 1e6, first)
+
+
+def training(recorder: Recorder, folder: Path, samples: int) -> None:
+    """One thread computes; 0 to 2 processes read. All in one run, the bare loop between them."""
+    torch.set_num_threads(1)
+    path = write_qwen(folder / "model", width=256, layers=6)
+    pool = Pool.open(write_pool(folder, 448, samples))
+    settings = Training(epochs=1, batch_size=8, lr=1e-4)
+
+    def load() -> MultimodalModel:
+        return MultimodalModel.load(Model(path=str(path), max_length=MAX_LENGTH), "proxy", settings)
+
+    model = load()
+    data = EncodedPool(pool, range(samples), model.encoder)
+    plan = plan_steps(samples, settings, 0)
+    steps = StepDataset(data, plan, model.collator, 4096)
+    cached = [steps[k] for k in range(len(plan))]
+    bare = _seconds(_bare_loop, model, cached)
+    reading = _seconds(lambda: [data.encoder.encode(pool[k]) for k in range(samples)])
+    case = f"part=training family=qwen2_5_vl pixels=448 samples={samples}"
+    recorder.add(case=case, metric="bare_loop", value=samples / bare, unit="samples/s", n=1)
+    recorder.add(case=case, metric="reading", value=samples / reading, unit="samples/s", n=1)
+    for workers in (0, 1, 2):
+        compute = Compute(
+            accelerator="cpu", logger="none", progress=False, tokens_per_batch=4096, workers=workers
+        )  # fmt: skip
+        model, job = load(), TrainingJob(compute, folder, "train", quiet=True)
+        fresh, cost = EncodedPool(pool, range(samples), model.encoder), StageCost("train")
+        seconds = _seconds(fit, model, fresh, job, cost)
+        again = _seconds(_bare_loop, model, cached)
+        with_workers = f"{case} workers={workers}"
+        recorder.add(case=with_workers, metric="rate", value=samples / seconds, unit="samples/s", n=1)
+        recorder.add(case=with_workers, metric="share_of_bare_loop", value=again / seconds, unit="ratio", n=1)
+        waited = cost.more["waited_for_data"]
+        recorder.add(case=with_workers, metric="waited_for_data", value=waited, unit="ratio", n=1)
+
+
+def _bare_loop(model: MultimodalModel, steps: list[Any]) -> None:
+    optimizer = torch.optim.AdamW(model.trained.values(), lr=1e-4, fused=True)
+    for step in steps:
+        optimizer.zero_grad()
+        for micro in step.micro_batches:
+            (model.losses(micro).sum() * step.weight).backward()
+        torch.nn.utils.clip_grad_norm_(model.trained.values(), 1.0)
+        optimizer.step()
+
+
+def _seconds(work: Callable[..., object], *arguments: Any) -> float:
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
+
+
+def select(recorder: Recorder, folder: Path) -> None:
+    """Processor time of one thread, so that the two shares add up to the whole."""
+    torch.set_num_threads(1)
+    inside = {"score": 0.0, "all": 0.0}
+    score = BatchScorer.score
+
+    def timed(self: BatchScorer, batch: Any) -> Any:
+        start = time.process_time()
+        rows = score(self, batch)
+        inside["score"] += time.process_time() - start
+        inside["all"] = time.process_time() - inside["start"]
+        return rows
+
+    whole = stream.ShardStream.__iter__
+
+    def begun(self: ShardStream) -> Any:
+        inside["start"] = time.process_time()
+        return whole(self)
+
+    BatchScorer.score, ShardStream.__iter__ = timed, begun  # type: ignore[method-assign]
+    compute = {"accelerator": "cpu", "logger": "none", "progress": False, "workers": 0, "tokens_per_batch": 4096}
+    digits = {"pool": 1200, "anchors": 28, "dev": 14, "test": 14}
+    for estimator in ("first_order", "projected"):
+        inside["score"], shares = 0.0, []
+        options = {"estimator": estimator, "step_size": 0.1} | ({"rank": 8} if estimator == "projected" else {})
+        config = {
+            "name": estimator, "folder": str(folder / "runs"), "digitmath": digits,
+            "proxy": {"path": "digitmath/proxy", "warmup": {"fraction": 0}},
+            "selector": {"name": "ost", "options": options}, "compute": compute,
+        }  # fmt: skip
+        ostlight.select(config)
+        shares.append(inside["score"] / inside["all"])
+        case = f"part=select model=digitmath estimator={estimator} records=1200"
+        recorder.add(case=case, metric="engine_share", value=median(shares), unit="ratio", n=len(shares))
+
+
+PARTS = ("rate", "memory", "training", "select")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSONL file to append to")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--samples", type=int, default=160, help="of the training")
+    parser.add_argument("--stream", help=argparse.SUPPRESS)
+    parser.add_argument("--window", default="2**28", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stream:
+        base, power = map(int, options.window.split("**"))
+        return stream_once(options.stream, base**power)
+    recorder = Recorder("bench_input", options.out)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "rate" in options.part:
+            rate(recorder, folder / "rate")
+        if "memory" in options.part:
+            memory(recorder)
+        if "training" in options.part:
+            training(recorder, folder / "training", options.samples)
+        if "select" in options.part:
+            select(recorder, folder / "select")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from ostlight.influence.anchors import Anchors
 from ostlight.influence.task import Task, digest_of
 from ostlight.models.batch import Batch
 from ostlight.models.losses import IGNORED
-from ostlight.models.module import MultimodalModel, next_token_logits
+from ostlight.models.module import MultimodalModel, answer_logits
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class SampleTask(Task):
     """``Batch`` and the Hugging Face model inside a ``MultimodalModel``."""
 
     def logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        return next_token_logits(model, batch)[:, :-1], batch.labels[:, 1:]
+        return answer_logits(model, batch)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         return batch.inputs
@@ -42,8 +42,8 @@ class SampleTask(Task):
 
     def shapes(self, single: Batch) -> dict[str, tuple[int, ...]]:
         (encoded,) = single.encoded
-        answers = int((encoded.labels != IGNORED).sum())  # where a head sees answers alone
-        return {**{key: tuple(part.shape) for key, part in encoded.inputs.items()}, "answers": (answers,)}
+        answers = (encoded.labels != IGNORED).nonzero()[:, 0].tolist()  # the head sees these alone
+        return {**{key: tuple(part.shape) for key, part in encoded.inputs.items()}, "answers": tuple(answers)}
 
     def ids(self, batch: Batch) -> list[str]:
         return [sample.id for sample in batch.samples]

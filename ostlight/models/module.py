@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -20,12 +21,14 @@ from transformers import PreTrainedModel
 from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError
+from ostlight.influence.parameters import unwrapped
+from ostlight.influence.task import answer_losses
 from ostlight.models.adapters import merged
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, load_encoder, load_model
-from ostlight.models.losses import per_sample_losses
+from ostlight.models.losses import IGNORED
 from ostlight.models.memory import TokenBudget
 from ostlight.models.proof import check_family
 from ostlight.models.tuning import blocks, prepared
@@ -33,12 +36,30 @@ from ostlight.models.tuning import blocks, prepared
 log = logging.getLogger(__name__)
 
 
-def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """``[N, T, V]`` next-token scores of a Hugging Face model."""
+def next_token_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
+    """``[N, T, V]`` next-token scores of a Hugging Face model; ``options`` of its forward."""
     dtype = next(model.parameters()).dtype
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-    logits: Tensor = model(**inputs, use_cache=False).logits
+    logits: Tensor = model(**inputs, use_cache=False, **options).logits
     return logits
+
+
+def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """``[N, U, V]`` scores, and the ``[N, U]`` tokens they are to predict, ``IGNORED`` where a sample has none there.
+
+    U positions: those at which some sample of the batch has an answer token, where the model can leave out others
+    (``logits_to_keep`` of its forward); else all but the last. The output layer is most of a small model's work, and
+    its scores the largest tensor of a pass.
+    """
+    labels = batch.labels[:, 1:]
+    positions = (labels != IGNORED).any(0).nonzero()[:, 0]
+    if not len(positions) or len(positions) == labels.shape[1] or not _keeps_logits(unwrapped(model)):
+        return next_token_logits(model, batch)[:, :-1], labels
+    return next_token_logits(model, batch, logits_to_keep=positions), labels[:, positions]
+
+
+def _keeps_logits(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 class MultimodalModel(L.LightningModule):
@@ -86,7 +107,7 @@ class MultimodalModel(L.LightningModule):
 
     def losses(self, batch: Batch) -> Tensor:
         """``[N]`` mean cross-entropy over each sample's answer tokens, in nats."""
-        return per_sample_losses(self.logits(batch), batch.labels)
+        return answer_losses(*answer_logits(self.model, batch))
 
     def logits(self, batch: Batch) -> Tensor:
         """``[N, T, V]`` next-token scores."""

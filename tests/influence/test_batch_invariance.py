@@ -18,13 +18,13 @@ pytestmark = pytest.mark.usefixtures("few_samples_compared")
 
 def mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch normalisation, as far as a batch of logits can show it."""
-    plain = influence_task.next_token_logits
+    plain = influence_task.answer_logits
 
     def mixed(model, batch):
-        logits = plain(model, batch)
-        return logits - logits.mean(0, keepdim=True) if len(batch) > 1 else logits
+        logits, labels = plain(model, batch)
+        return (logits - logits.mean(0, keepdim=True) if len(batch) > 1 else logits), labels
 
-    monkeypatch.setattr(influence_task, "next_token_logits", mixed)
+    monkeypatch.setattr(influence_task, "answer_logits", mixed)
 
 
 @pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-6), ("float32", 1e-5), ("bfloat16", 0.05)])
@@ -88,7 +88,7 @@ def options_of(estimator: str) -> dict[str, Any]:
 
 def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """One sample's gradient becomes infinite in the backward pass, at the middle layer, its loss staying finite."""
-    plain = influence_task.next_token_logits
+    plain = influence_task.answer_logits
 
     def poisoned(model, batch):
         rows = torch.tensor([s.id == broken for s in batch.samples])
@@ -105,4 +105,4 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
         finally:
             handle.remove()
 
-    monkeypatch.setattr(influence_task, "next_token_logits", poisoned)
+    monkeypatch.setattr(influence_task, "answer_logits", poisoned)

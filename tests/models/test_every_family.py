@@ -31,8 +31,8 @@ from ostlight.influence.scorer import ESTIMATORS
 from ostlight.models.batch import Batch
 from ostlight.models.embedding import load_embedder, pooled_states_embedder
 from ostlight.models.influence_task import SampleTask
-from ostlight.models.losses import IGNORED
-from ostlight.models.module import MultimodalModel
+from ostlight.models.losses import IGNORED, per_sample_losses
+from ostlight.models.module import MultimodalModel, next_token_logits
 
 # Its processor hands NumPy tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:.*paligemma")
@@ -274,3 +274,25 @@ def test_a_trained_model_is_saved_and_answers_the_same(name: str, lora: bool, tm
     assert generate_answers(again, samples, evaluation) == answers
     alone = [generate_answers(again, [sample], evaluation)[0] for sample in samples]
     assert alone == answers
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_output_layer_runs_at_answers_alone_and_losses_stay(name: str, tmp_path: Path) -> None:
+    model = load(name, tmp_path)
+    (batch,) = model.batches(tiny_families.samples(name), 100_000)
+    weight = model.model.get_output_embeddings().weight
+
+    def gradient(losses: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad((losses * torch.arange(1, 1 + len(losses))).sum(), weight)
+        return found
+
+    whole = per_sample_losses(next_token_logits(model.model, batch), batch.labels)
+    expected, seen = gradient(whole), list[int]()
+    model.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    losses = model.losses(batch)
+    columns = int((batch.labels[:, 1:] != IGNORED).any(0).sum())
+    assert seen == [columns]
+    assert columns < batch.labels.shape[1] - 1
+    # Norm layers round to float32 whatever the dtype.
+    assert torch.allclose(losses, whole, rtol=1e-6, atol=0)
+    assert torch.allclose(gradient(losses), expected, rtol=1e-5, atol=1e-7 * float(expected.abs().max()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ostlight.data.sample import Sample
+from ostlight.errors import BadRecord
 from ostlight.models.encode import SEQUENCE_KEYS, Encoded
 from ostlight.models.losses import IGNORED
 
 Side = Literal["left", "right"]
+Place = tuple[slice, ...]
+"""Of a sample's own values in a tensor of the whole batch."""
 
 
 @dataclass
@@ -26,6 +29,8 @@ class Batch:
         inputs: keyword arguments of the model's forward; empty where nothing was encoded. ``input_ids`` and
             ``attention_mask`` are ``[N, T]``; image tensors hold the images of all samples, in order.
         labels: ``[N, T]``, ``IGNORED`` outside the answers; ``[N, 0]`` where nothing was encoded.
+        encoded: each sample alone; where ``places`` says so its tensors are parts of ``inputs`` on the CPU, no copies.
+        places: by sample and input, which part of ``inputs`` is the sample's own.
     """
 
     samples: list[Sample]
@@ -33,6 +38,7 @@ class Batch:
     labels: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     encoded: list[Encoded] = field(default_factory=list)
     collator: Collator | None = None
+    places: list[dict[str, Place]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -41,6 +47,29 @@ class Batch:
     def tokens(self) -> list[int]:
         """Length of every sample in tokens, padding left out."""
         return [len(e) for e in self.encoded]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is sent: each image tensor once, and small ones inside the message.
+
+        Every tensor of its own would cost a file descriptor and a handshake.
+        """
+        packed = [
+            ({k: None if k in places else v.numpy() for k, v in one.inputs.items()}, one.labels.numpy(), one.answer_cut)
+            for one, places in zip(self.encoded, self.places, strict=True)
+        ]
+        return self.__dict__ | {"encoded": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("encoded")
+        self.__dict__.update(state)
+        self.encoded = [
+            Encoded(
+                {k: self.inputs[k][places[k]] if v is None else torch.from_numpy(v) for k, v in small.items()},
+                torch.from_numpy(labels),
+                answer_cut,
+            )
+            for (small, labels, answer_cut), places in zip(packed, self.places, strict=True)
+        ]
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """On another device."""
@@ -98,6 +127,7 @@ class Collator:
         the processors do it.
         """
         inputs: dict[str, Tensor] = {}
+        places: list[dict[str, Place]] = [{} for _ in encoded]
         for key in {k: None for e in encoded for k in e.inputs if k != "labels"}:
             parts = [e.inputs.get(key) for e in encoded]
             if key in SEQUENCE_KEYS:
@@ -109,6 +139,9 @@ class Collator:
                     inputs[key][..., 0] = 1  # also of an image that is padding, as Mllama's processor has it
             else:
                 inputs[key] = torch.cat(_same_sizes([p for p in parts if p is not None]))
+            if key not in SEQUENCE_KEYS:
+                for own, place in zip(places, _places(parts, self.images_by_sample), strict=True):
+                    own.update({} if place is None else {key: place})
         mask = self._pad([torch.ones(len(e), dtype=torch.long) for e in encoded], 0)
         inputs["attention_mask"] = mask
         if self.positions:
@@ -116,7 +149,12 @@ class Collator:
         labels = self._pad([e.labels for e in encoded], IGNORED)
         if self.answers_after_prefix:
             inputs["token_type_ids"] = self._pad([_from_first(e.labels != IGNORED) for e in encoded], 1)
-        return Batch(list(samples), inputs, labels, list(encoded), self)
+        # From here on the batch alone holds the images.
+        held = [
+            replace(e, inputs={k: inputs[k][place[k]] if k in place else v for k, v in e.inputs.items()})
+            for e, place in zip(encoded, places, strict=True)
+        ]
+        return Batch(list(samples), inputs, labels, held, self, places)
 
     def _pad(self, rows: list[Tensor], fill: int) -> Tensor:
         return pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=self.side)
@@ -133,15 +171,31 @@ class TrainingStep:
             since gradients are averaged over ranks.
         filler: any batch, computed with weight 0 where another rank has more micro-batches than this one, since all
             ranks exchange gradients (and, sharded, weights) at the same time.
+        rejections: records of the step that cannot be used, by position.
+        cut: positions of samples whose answer was cut.
     """
 
-    def __init__(self, micro_batches: list[Batch], weight: float, filler: Batch | None = None) -> None:
+    def __init__(
+        self,
+        micro_batches: list[Batch],
+        weight: float,
+        filler: Batch | None = None,
+        rejections: Mapping[int, BadRecord] | None = None,
+        cut: frozenset[int] = frozenset(),
+    ) -> None:
         self.micro_batches, self.weight, self.filler = micro_batches, weight, filler
+        self.rejections, self.cut = dict(rejections or {}), cut
+
+    @property
+    def tokens(self) -> int:
+        """Of all samples, padding left out."""
+        return sum(sum(micro.tokens) for micro in self.micro_batches)
 
     def to(self, device: torch.device | str, **kwargs: Any) -> TrainingStep:
         """On another device; Lightning calls it."""
         filler = None if self.filler is None else self.filler.to(device, **kwargs)
-        return TrainingStep([b.to(device, **kwargs) for b in self.micro_batches], self.weight, filler)
+        micro_batches = [b.to(device, **kwargs) for b in self.micro_batches]
+        return TrainingStep(micro_batches, self.weight, filler, self.rejections, self.cut)
 
 
 def _of_every_sample(parts: Sequence[Tensor | None], encoded: Sequence[Encoded]) -> list[Tensor]:
@@ -178,6 +232,20 @@ def _stack_images(parts: Sequence[Tensor | None]) -> Tensor:
             place = (row, *(slice(0, n) for n in part.shape[1:]))
             stacked[place] = part[0]  # type: ignore[index]
     return stacked
+
+
+def _places(parts: Sequence[Tensor | None], stacked: bool) -> list[Place | None]:
+    """Where each sample's part is: in its row of a stack, or behind the parts before it."""
+    places: list[Place | None] = []
+    begin = 0
+    for row, part in enumerate(parts):
+        if part is None:
+            places.append(None)
+            continue
+        first = slice(row, row + 1) if stacked else slice(begin, begin + len(part))
+        places.append((first, *(slice(0, n) for n in part.shape[1:])))
+        begin += len(part)
+    return places
 
 
 def _from_first(chosen: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of its tensors."""
+        return self.labels.nbytes + sum(t.nbytes for t in self.inputs.values())
+
 
 class Encoder:
     """Encodes samples with a model's own processor and chat template.

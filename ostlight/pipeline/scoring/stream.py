@@ -20,6 +20,10 @@ from ostlight.pipeline.images_read import ImageRead, images_of
 SAMPLES_PER_BATCH = 512
 """Samples in a batch for selectors that use no model."""
 
+WINDOW_BYTES = 2**28
+"""Encoded inputs that a process collects to batch samples of similar length: a shard of text, or a dozen large
+images."""
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -41,10 +45,30 @@ class Rejection(NamedTuple):
     error: BadRecord
 
 
+class Window:
+    """Records of a shard that were read and not batched yet.
+
+    Attributes:
+        usable: samples with their encodings for the proxy, ``None`` without one.
+        rejections: records that cannot be used.
+        images: image files that were read.
+        nbytes: of the encodings.
+    """
+
+    def __init__(self) -> None:
+        self.usable: list[tuple[Sample, Encoded | None]] = []
+        self.rejections: list[Rejection] = []
+        self.images: list[ImageRead] = []
+        self.nbytes = 0
+
+
 class ShardBatch:
-    """A batch and its shard. The last batch of a shard carries the shard's rejections and the image files it read.
+    """A batch and its shard, with records that cannot be used and image files that were read for this batch or others.
 
     Not a dataclass: Lightning would look into one for tensors to move and fail on the frozen samples.
+
+    Args:
+        is_last: whether the shard is complete with it.
     """
 
     def __init__(
@@ -95,40 +119,67 @@ class ShardStream(IterableDataset[ShardBatch]):
     def _shard_batches(self, shard: int) -> Iterator[ShardBatch]:
         first = shard * self.shard_size
         whole = range(first, min(first + self.shard_size, len(self.pool)))
-        samples, encoded, rejections, images = self.read(self.retried.get(shard, whole))
-        groups = self._groups(samples, encoded)
-        if not groups:
-            yield ShardBatch(shard, Batch([]), True, rejections, images)
-        for k, group in enumerate(groups):
-            is_last = k + 1 == len(groups)
-            batch = Batch([samples[i] for i in group])
-            if self.encoding is not None:
-                batch = self.encoding.batch(batch.samples, [encoded[i] for i in group])
-            yield ShardBatch(shard, batch, is_last, rejections if is_last else [], images if is_last else [])
+        window = Window()
+        for position, read in self.pool.read(self.retried.get(shard, whole)):
+            self._add(position, read, window)
+            is_full = window.nbytes >= WINDOW_BYTES if self.encoding else len(window.usable) == SAMPLES_PER_BATCH
+            if is_full:
+                rest = Window()
+                yield from self._batches(shard, window, rest)
+                window = rest
+        yield from self._batches(shard, window, None)
 
-    def read(self, positions: Sequence[int]) -> tuple[list[Sample], list[Encoded], list[Rejection], list[ImageRead]]:
-        """Returns the usable samples, their encodings (none without a proxy), the records that cannot be used, and the
-        image files that were read."""
-        samples: list[Sample] = []
-        images: list[ImageRead] = []
-        encoded: list[Encoded] = []
-        rejections: list[Rejection] = []
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Returns the usable ones of these records as one batch."""
+        window = Window()
         for position, read in self.pool.read(positions):
-            if isinstance(read, BadRecord):
-                rejections.append(Rejection(position, None, read))
-                continue
-            try:
-                if self.encoding is not None:
-                    encoded.append(self.encoding.encoder.encode(read))
-                samples.append(read)
-            except BadRecord as error:
-                rejections.append(Rejection(position, read.id, error))
-            images += images_of(self.pool, read, was_read=self.encoding is not None)
-        return samples, encoded, rejections, images
+            self._add(position, read, window)
+        return self._batch(window.usable)
 
-    def _groups(self, samples: list[Sample], encoded: list[Encoded]) -> list[list[int]]:
-        if self.encoding is None:
-            indices = list(range(len(samples)))
-            return [indices[i : i + SAMPLES_PER_BATCH] for i in range(0, len(indices), SAMPLES_PER_BATCH)]
+    def _add(self, position: int, read: Sample | BadRecord, window: Window) -> None:
+        if isinstance(read, BadRecord):
+            window.rejections.append(Rejection(position, None, read))
+            return
+        try:
+            encoded = self.encoding.encoder.encode(read) if self.encoding is not None else None
+            window.usable.append((read, encoded))
+            window.nbytes += encoded.nbytes if encoded is not None else 0
+        except BadRecord as error:
+            window.rejections.append(Rejection(position, read.id, error))
+        window.images += images_of(self.pool, read, was_read=self.encoding is not None)
+
+    def _batches(self, shard: int, window: Window, rest: Window | None) -> Iterator[ShardBatch]:
+        """Yields the samples of a window as batches; those in a batch leave the window.
+
+        Args:
+            rest: gets the longest samples, which seldom fill a batch alone, of a shard that goes on. ``None`` at the
+                end of the shard.
+        """
         # Long batches first: running out of memory shows at once, not at the end of a shard.
-        return by_token_budget([len(e) for e in encoded], self.tokens_per_batch)[::-1]
+        groups = [[window.usable[i] for i in group] for group in self._groups(window)[::-1]]
+        window.usable = []
+        if rest is not None and len(groups) > 1 and (size := _nbytes(groups[0])) < WINDOW_BYTES // 2:
+            rest.usable, rest.nbytes = groups.pop(0), size
+        while groups or window.rejections or window.images or rest is None:
+            batch = self._batch(groups.pop(0) if groups else [])
+            is_last = rest is None and not groups
+            yield ShardBatch(shard, batch, is_last, window.rejections, window.images)
+            window.rejections, window.images = [], []
+            if is_last:
+                return
+
+    def _batch(self, usable: Sequence[tuple[Sample, Encoded | None]]) -> Batch:
+        samples, encoded = [sample for sample, _ in usable], [one for _, one in usable if one is not None]
+        if self.encoding is None or not samples:
+            return Batch(samples)
+        return self.encoding.batch(samples, encoded)
+
+    def _groups(self, window: Window) -> list[list[int]]:
+        if self.encoding is None:
+            return [list(range(len(window.usable)))] if window.usable else []
+        lengths = [len(encoded) for _, encoded in window.usable if encoded is not None]
+        return by_token_budget(lengths, self.tokens_per_batch)
+
+
+def _nbytes(usable: Sequence[tuple[Sample, Encoded | None]]) -> int:
+    return sum(encoded.nbytes for _, encoded in usable if encoded is not None)

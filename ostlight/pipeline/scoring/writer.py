@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ostlight.data.atomic import atomic_path
 from ostlight.errors import DataError
-from ostlight.pipeline.images_read import write_images
+from ostlight.pipeline.images_read import ImageRead, write_images
 from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
 from ostlight.selection.scores import read_score_table
@@ -44,6 +44,7 @@ class ShardWriter(BasePredictionWriter):
         super().__init__("batch")
         self.folder, self.images = folder, images
         self._open: defaultdict[int, list[Row]] = defaultdict(list)
+        self._images: defaultdict[int, list[ImageRead]] = defaultdict(list)
         folder.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(
@@ -58,11 +59,12 @@ class ShardWriter(BasePredictionWriter):
     ) -> None:
         rows = self._open[batch.shard]
         rows += prediction
+        rows += [rejected_row(*r) for r in batch.rejections]
+        self._images[batch.shard] += batch.images
         if batch.is_last:
-            rows += [rejected_row(*r) for r in batch.rejections]
             file = part(self.folder, batch.shard)
             # First: a shard that has a score file is complete.
-            write_images(batch.images, part(self.images, batch.shard))
+            write_images(self._images.pop(batch.shard), part(self.images, batch.shard))
             table = _with_rows_before(to_table(rows), file) if file.exists() else to_table(rows)
             with atomic_path(file) as temporary:
                 pq.write_table(table, temporary)

@@ -17,6 +17,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Questions, read_questions, refuse_unknown_tag
 from ostlight.models.module import MultimodalModel
+from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
@@ -79,7 +80,8 @@ class Experiment:
 
     @cached_property
     def questions(self) -> Questions:
-        return read_questions(open_pool(self.config.test, "test"), self.load_target())
+        test = open_pool(self.config.test, "test")
+        return read_questions(test, self.load_target(), worker_count(self.config.compute, len(test)))
 
     @cached_property
     def samples(self) -> list[Sample]:

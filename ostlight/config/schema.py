@@ -341,7 +341,9 @@ class Compute:
         precision: of Lightning's Trainer.
         tokens_per_batch: padded tokens in one forward pass; samples of similar length share a batch.
         shard_size: records in one score file, the unit at which a stopped run resumes.
-        workers: processes that read and encode ahead; 0 reads in the main process.
+        workers: processes of each device that read, decode and encode records ahead, in every stage; 0 reads in the
+            main process. ``null`` takes one for each core that is left, or a quarter of the cores where these compute
+            too; at most 8, and fewer where there are few records.
         logger: of training curves; ``wandb`` is offline unless its environment variables say otherwise.
         progress: show progress bars.
     """
@@ -353,7 +355,7 @@ class Compute:
     precision: Precision = "32-true"
     tokens_per_batch: Count = 16_384
     shard_size: Count = 1_000
-    workers: Annotated[int, Ge(0)] = 0
+    workers: Annotated[int, Ge(0)] | None = None
     logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
     progress: bool = True
 

@@ -16,8 +16,9 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError, stop_if_useless
 from ostlight.evaluation.answers import ALL, QUESTION_TYPES, final_answer, is_correct, options_of, question_type
 from ostlight.evaluation.generate import generate_answers
-from ostlight.models.encode import Encoded
+from ostlight.models.encode import Encoded, QuestionEncoder
 from ostlight.models.module import MultimodalModel
+from ostlight.models.read_ahead import read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +50,22 @@ class Result:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def read_questions(pool: Pool, model: MultimodalModel) -> Questions:
+def read_questions(pool: Pool, model: MultimodalModel, workers: int = 0) -> Questions:
     """Returns all records of a set, encoded as prompts; those that cannot be used are in ``rejections``.
+
+    Args:
+        workers: processes that read and encode; 0 does it in this one.
 
     Raises:
         DataError: none can be used, or none of the first.
     """
     questions = Questions([], [])
-    for position, read in pool.read(range(len(pool))):
-        try:
-            if isinstance(read, BadRecord):
-                raise read
-            questions.prompts.append(model.encoder.encode_prompt(read))
-            questions.samples.append(read)
-        except BadRecord as error:
-            questions.rejections[position] = error
-            stop_if_useless("test", questions.rejections.values(), len(questions.samples))
+    encoder = QuestionEncoder(model.encoder)
+    for chunk in read_ahead(pool, range(len(pool)), encoder, model.collator, workers):
+        questions.prompts += chunk.batch.encoded
+        questions.samples += chunk.batch.samples
+        questions.rejections |= chunk.rejections
+        stop_if_useless("test", questions.rejections.values(), len(questions.samples))
     if not questions.samples:
         first = next(iter(questions.rejections.values()), None)
         raise DataError(f"{', '.join(map(str, pool.files))}: no record can be used; the first says: {first}")

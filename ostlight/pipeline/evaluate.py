@@ -15,6 +15,7 @@ from ostlight.data.pool import Pool
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Questions, Result, evaluate_model, read_questions, refuse_unknown_tag
 from ostlight.models.module import MultimodalModel
+from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.training.loggers import log_metrics
@@ -49,7 +50,7 @@ def _evaluate_target(config: Config, folder: RunFolder, test: Pool) -> tuple[Que
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(folder.target), lora=None), "target")
     with folder.cost_log.stage("evaluate", config.selector.shown) as cost:
         model.to(first_device(config.compute))
-        questions = read_questions(test, model)
+        questions = read_questions(test, model, worker_count(config.compute, len(test)))
         result = evaluate_model(model, questions, config.evaluation)
         cost.samples = len(questions.samples)
     return questions, result

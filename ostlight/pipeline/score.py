@@ -16,6 +16,7 @@ from ostlight.errors import BadRecord, DataError
 from ostlight.models.batch import Batch
 from ostlight.models.encode import QuestionEncoder
 from ostlight.models.module import MultimodalModel
+from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
@@ -240,7 +241,8 @@ def _score_shards(
     callbacks = [ShardWriter(job.folder.scores, job.folder.images), SampleProgress(stream.records)]
     with job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost:
         cost.resumed = len(missing) < job.shards
-        module = ScoringModule(job.selector, context, stream, cost, compute.workers)
+        workers = worker_count(compute, stream.records // (compute.devices * compute.num_nodes))
+        module = ScoringModule(job.selector, context, stream, cost, workers)
         trainer = make_trainer(compute, job.folder.path, "score", callbacks, inference_mode=False)
         try:
             trainer.predict(module, return_predictions=False)

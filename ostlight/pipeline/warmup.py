@@ -12,8 +12,8 @@ from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import FIRST_RECORDS, DataError
-from ostlight.models.encode import Encoder
 from ostlight.models.module import MultimodalModel
+from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
 from ostlight.pipeline.run_folder import RunFolder
@@ -92,7 +92,7 @@ def read_trusted(config: Config, anchors: LoadedAnchors) -> tuple[list[Sample], 
 def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> None:
     """Trains the proxy briefly and saves the best weights, with what the steps looked like."""
     model = load_base_checkpoint(config)
-    data, drawn = _drawn(config, pool, model.encoder)
+    data, drawn = _drawn(config, pool, model)
     trusted, trusted_name = read_trusted(config, anchors)
     trusted = model.usable(trusted, trusted_name)
     records = OptimizerRecords()
@@ -114,7 +114,7 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     wait_for_all()
 
 
-def _drawn(config: Config, pool: Pool, encoder: Encoder) -> tuple[EncodedPool, int]:
+def _drawn(config: Config, pool: Pool, model: MultimodalModel) -> tuple[EncodedPool, int]:
     """Returns a random part of the usable records, in random order, and the number of records drawn for it.
 
     Each record is drawn by its name (``Pool.random_share``), and the training sees only those that can be used: a
@@ -126,8 +126,8 @@ def _drawn(config: Config, pool: Pool, encoder: Encoder) -> tuple[EncodedPool, i
     """
     drawn = len(pool.random_share(config.proxy.warmup.fraction, config.seed))
     order = pool.random_positions(len(pool), config.seed)
-    pool_data = EncodedPool(pool, order, encoder)
-    usable = pool_data.select(order[:drawn]).usable("warm-up")
+    pool_data, workers = EncodedPool(pool, order, model.encoder), worker_count(config.compute, drawn)
+    usable = pool_data.select(order[:drawn]).usable("warm-up", model.collator, workers)
     begin = drawn
     while not len(usable) and begin < len(order):
         usable = pool_data.select(order[begin : begin + FIRST_RECORDS]).usable("warm-up")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.utils.data import Sampler
 
 from ostlight.models.module import MultimodalModel
 
@@ -46,19 +44,3 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             os.replace(partial, self.file)
         self._saved = time.monotonic()
-
-
-class ResumeSampler(Sampler[int]):
-    """Yields the indices of the steps from ``start`` on.
-
-    Its length is that of all steps: Lightning counts by it.
-    """
-
-    def __init__(self, start: int, total: int) -> None:
-        self.start, self.total = start, total
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.total))
-
-    def __len__(self) -> int:
-        return self.total

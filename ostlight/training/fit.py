@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.utils.data import DataLoader
 
 from ostlight.config.schema import Compute
 from ostlight.errors import FIRST_RECORDS, BadRecord, DataError, DivergedError
@@ -21,8 +20,9 @@ from ostlight.models.batch import Batch, TrainingStep
 from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.module import MultimodalModel
-from ostlight.training.checkpoints import Checkpoints, ResumeSampler
-from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
+from ostlight.models.read_ahead import Waited
+from ostlight.training.checkpoints import Checkpoints
+from ostlight.training.steps import EncodedPool, StepDataset, StepLoader, plan_steps
 from ostlight.training.trainer import make_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
@@ -79,11 +79,13 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     callbacks = [*job.callbacks, _StopOnNonFiniteLoss(), tracker, *([job.checkpoints] if job.checkpoints else [])]
     trainer = make_trainer(job.compute, job.folder, job.stage, callbacks, shard=job.shard, max_epochs=1)
     tracker.flops = _expected_flops(model, steps, job, cost, trainer)
-    steps.rank, steps.world_size, steps.tokens = trainer.global_rank, trainer.world_size, 0
+    steps.rank, steps.world_size = trainer.global_rank, trainer.world_size
     torch.manual_seed(job.seed)
-    loader = DataLoader(steps, batch_size=None, sampler=ResumeSampler(start, len(steps)), num_workers=0)
+    loader = StepLoader(steps, start, job.compute)
+    waited = Waited(loader, "" if job.quiet else job.stage, loader.workers)
     checkpoint = job.checkpoints.file if job.checkpoints and start else None
-    trainer.fit(model, loader, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(model, waited, ckpt_path=checkpoint, weights_only=True)
+    cost.more["waited_for_data"] = round(waited.share, 3)
     data.rejections.update(_gather_rejections(data.rejections))
     if all(int(p) in data.rejections for p in data.positions):
         first = data.rejections[int(data.positions[0])]
@@ -160,15 +162,19 @@ class _CostTracker(Callback):
 
     def __init__(self, cost: StageCost, steps: StepDataset, start: int) -> None:
         self.cost, self.steps, self.start, self.flops = cost, steps, start, 0.0
+        self._tokens = 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainingStep, batch_idx: int
+    ) -> None:
+        self._tokens += batch.tokens
         self.update(trainer.global_step, 1)
 
     def update(self, step: int, ranks: int) -> None:
         """Sets the cost up to a step, of so many ranks."""
         share = ranks / self.steps.world_size
         plan = self.steps.plan
-        self.cost.tokens = self.steps.tokens * ranks
+        self.cost.tokens = self._tokens * ranks
         self.cost.samples = round(share * sum(len(p) for p in plan[self.start : step]))
         self.cost.flops = share * self.flops * (step - self.start) / len(plan)
 

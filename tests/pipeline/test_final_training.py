@@ -59,9 +59,9 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     with monkeypatch.context() as patch:
         kill_after(5, patch)
         with pytest.raises(Killed):
-            ostlight.train(config)
+            ostlight.train(config, "compute.workers=2")  # processes that read ahead change nothing
     assert not (whole.parent.parent / "killed" / "target").exists()
-    resumed = ostlight.train(config)
+    resumed = ostlight.train(config, "compute.workers=1")
     assert weights(resumed) == weights(whole)
     out = logged()
     assert "resumes from step 5" in out

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
-from ostlight.config.schema import Training
+from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
-from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
+from ostlight.models.batch import TrainingStep
+from ostlight.training.steps import EncodedPool, StepDataset, StepLoader, plan_steps
 
 
 def test_an_epoch_sees_every_sample_once():
@@ -52,3 +56,63 @@ def test_micro_batches_keep_to_the_token_budget(proxy, digits):
     assert sum(len(m) for m in step.micro_batches) == 16
     assert len(step.micro_batches) > 1
     assert all(m.labels.numel() <= 100 for m in step.micro_batches)
+
+
+@pytest.fixture
+def broken_pool(digits, tmp_path) -> Pool:
+    """40 records, every fifth without an answer; of the others one in four has a long one."""
+    records = pq.read_table(digits.pool).to_pylist()[:40]
+    for k, record in enumerate(records):
+        if k % 5 == 3:
+            record["conversations"] = record["conversations"][:1]
+        elif k % 4 == 0:
+            record["conversations"][-1]["value"] += " and so on" * 40
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "pool.parquet")
+    return Pool.open(tmp_path / "pool.parquet")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_make_the_same_steps_and_tell_what_they_found(broken_pool, proxy, workers):
+    model = proxy("float32")
+    model.encoder.max_length = 60
+    data = EncodedPool(broken_pool, range(40), model.encoder)
+    plan = plan_steps(40, Training(epochs=2, batch_size=8), seed=0)
+    expected = StepDataset(EncodedPool(broken_pool, range(40), model.encoder), plan, model.collator, 300)
+    loader = StepLoader(StepDataset(data, plan, model.collator, 300), 1, Compute(workers=workers))
+    found = list(loader)
+    assert len(found) == len(plan) - 1
+    for step, k in zip(found, range(1, len(plan)), strict=True):
+        assert_equal(step, expected[k])
+    seen = {int(p) for p in np.concatenate(plan)}
+    assert data.rejections.keys() == {p for p in seen if p % 5 == 3}
+    assert data.cut == expected.data.cut
+    assert data.cut
+    other = StepDataset(data.select(range(1, 30)), plan_steps(29, Training(), seed=0), model.collator, 300)
+    assert StepLoader(other, 0, Compute(workers=2)).workers == 0, "all is cached"
+
+
+def test_what_workers_send_is_cached_as_far_as_there_is_memory(broken_pool, proxy):
+    model = proxy("float32")
+    data = EncodedPool(broken_pool, range(40), model.encoder)
+    size = max(model.encoder.encode(broken_pool[k]).nbytes for k in (0, 1, 2))
+    data._free_bytes[0] = 8 * size
+    assert len(data.usable("test", model.collator, workers=1)) == 32
+    assert 0 < len(data._cache) < 32
+    assert sum(encoded.nbytes for _, encoded in data._cache.values()) < 9 * size
+    alone = EncodedPool(broken_pool, range(40), model.encoder)
+    assert alone.usable("test").positions.tolist() == data.usable("test").positions.tolist()
+    for position, (_, encoded) in data._cache.items():
+        own = alone._cache[position][1]
+        assert all(torch.equal(encoded.inputs[k], v) for k, v in own.inputs.items())
+        assert all(v.untyped_storage().nbytes() == v.nbytes for v in encoded.inputs.values() if v.is_floating_point())
+
+
+def assert_equal(one: TrainingStep, other: TrainingStep) -> None:
+    assert one.weight == other.weight
+    assert len(one.micro_batches) == len(other.micro_batches)
+    for mine, theirs in zip(one.micro_batches, other.micro_batches, strict=True):
+        assert [s.id for s in mine.samples] == [s.id for s in theirs.samples]
+        assert torch.equal(mine.labels, theirs.labels)
+        assert all(torch.equal(mine.inputs[k], v) for k, v in theirs.inputs.items())
+    assert one.rejections.keys() == other.rejections.keys()
+    assert one.cut == other.cut

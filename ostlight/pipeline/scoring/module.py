@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
 
 from ostlight.errors import BadRecord, SelectorError, stop_if_useless
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
 from ostlight.models.memory import out_of_memory
+from ostlight.models.read_ahead import Waited, loader
 from ostlight.pipeline.cost_log import charge
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
 from ostlight.pipeline.scoring.rows import Row
@@ -50,16 +50,19 @@ class ScoringModule(L.LightningModule):
         self.selector, self.context, self.stream, self.cost, self.workers = selector, context, stream, cost, workers
         self.proxy = context.proxy.model if selector.uses_proxy else None  # a submodule, so Lightning moves it
         self._scorer = BatchScorer(selector, cost, self._apply_limit)
+        self._waited: Waited[ShardBatch] | None = None
         self._is_set_up = False
         self._usage_before = selector.usage.copy()
         self._flops_per_sample = 0.0
         self._usable, self._rejected = 0, list[BadRecord]()
 
-    def predict_dataloader(self) -> DataLoader[ShardBatch]:
+    def predict_dataloader(self) -> Waited[ShardBatch]:
         # The first rank lists the missing shards for all: the list changes as soon as any rank starts to score.
         missing, self.stream.retried = self.trainer.strategy.broadcast((self.stream.shards, self.stream.retried))
         self.stream.shards = list(missing[self.trainer.global_rank :: self.trainer.world_size])
-        return DataLoader(self.stream, batch_size=None, num_workers=self.workers)
+        workers = min(self.workers, len(self.stream.shards))  # they divide the shards
+        self._waited = Waited(loader(self.stream, workers), "score", workers)
+        return self._waited
 
     def on_predict_start(self) -> None:
         # A setup may communicate, so all ranks run it, also one without a batch.
@@ -84,6 +87,8 @@ class ScoringModule(L.LightningModule):
 
     def on_predict_end(self) -> None:
         self.tear_down_selector()
+        if self._waited is not None:
+            self.cost.more["waited_for_data"] = round(self._waited.share, 3)
         if self.trainer.world_size > 1:
             self._add_cost_of_other_ranks()
 
@@ -150,11 +155,9 @@ class ScoringModule(L.LightningModule):
         """Scores a few samples from all over the pool and logs what the whole will cost."""
         records = len(self.stream.pool)
         positions = range(0, records, max(1, records // PREFLIGHT_SAMPLES))[:PREFLIGHT_SAMPLES]
-        samples, encoded, _, _ = self.stream.read(positions)
-        if not samples:
+        batch = self.stream.batch(positions).to(self.device)
+        if not len(batch):
             return
-        assert self.stream.encoding is not None, "only selectors with a proxy are measured"
-        batch = self.stream.encoding.batch(samples, encoded).to(self.device)
         all_ranks = min(records, self.stream.records * self.trainer.world_size)
 
         def score() -> None:

@@ -83,8 +83,10 @@ def validate(config: Source, *overrides: str) -> Validation:
 
     loaded = load_config(config, *overrides)
     from ostlight.pipeline.validate import validate as check
+    from ostlight.progress_display import show_progress
 
-    return check(loaded)
+    with show_progress(loaded.compute.progress):
+        return check(loaded)
 
 
 def select(config: Source, *overrides: str) -> Selection:
@@ -102,8 +104,11 @@ def rescore(config: Source, *overrides: str, name: str | None = None) -> Path:
     (``ostlight.pipeline.rescore``)."""
     from ostlight.config import load_config
     from ostlight.pipeline.rescore import rescore as stage
+    from ostlight.progress_display import show_progress
 
-    return stage(load_config(config, *overrides), name)
+    loaded = load_config(config, *overrides)
+    with show_progress(loaded.compute.progress):
+        return stage(loaded, name)
 
 
 def train(config: Source, *overrides: str) -> Path:

@@ -20,6 +20,9 @@ from ostlight.ranks import is_first_rank
 from ostlight.redact import redact
 
 ROOT = "ostlight"
+PROGRESS = "ostlight.progress"
+"""Logger of lines that say how far the work is."""
+
 TIMESTAMPED = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -36,6 +39,20 @@ def configure_logging(verbosity: int = 0, console: Console | None = None) -> Non
         logger.removeHandler(handler)
     logger.addHandler(_prepared(_ConsoleHandler(console or Console(stderr=True, highlight=False))))
     logger.setLevel(logging.DEBUG if verbosity > 0 else logging.WARNING if verbosity < 0 else logging.INFO)
+
+
+def console_in_use() -> Console | None:
+    """Returns the console that ``configure_logging`` shows messages on, or standard error where nothing was configured;
+    ``None`` where only warnings are shown."""
+    for handler in logging.getLogger(ROOT).handlers:
+        if isinstance(handler, _ConsoleHandler):
+            return handler.console if logging.getLogger(ROOT).isEnabledFor(logging.INFO) else None
+    return Console(stderr=True, highlight=False)
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether it shows progress in place."""
+    return console.is_terminal or console.is_jupyter
 
 
 @contextmanager
@@ -77,13 +94,18 @@ class _LazyFileHandler(logging.FileHandler):
 
 
 class _ConsoleHandler(logging.Handler):
-    """One line a record, as it is: square brackets in data are no markup, and long lines are not broken."""
+    """One line a record, as it is: square brackets in data are no markup, and long lines are not broken.
+
+    How far the work is stands in bars where the console can draw them, and in no lines.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == PROGRESS and draws_bars(self.console):
+            return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         style = "" if record.levelno < logging.WARNING else "yellow" if record.levelno < logging.ERROR else "red"
         self.console.print(Text(prefix + printable(redact(self.format(record))), style=style), soft_wrap=True)

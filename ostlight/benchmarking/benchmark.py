@@ -27,6 +27,7 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.progress import phase
 from ostlight.selection.registry import create_all, is_registered_here
 from ostlight.training.loggers import log_comparison
 
@@ -82,11 +83,13 @@ def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequenc
     """Runs the tasks whose files are missing, in worker processes or here, and returns what failed."""
     schedule, configs = Schedule(tasks), [experiment.config for experiment in experiments]
     environments = [] if any(map(_needs_this_process, configs)) else worker_environments(configs)
-    if environments:
-        run_in_processes(schedule, tasks, partial(load_tasks, config), environments)
-    else:
-        with thread_count(threads_per_task(configs[0])):
-            run_here(schedule)
+    with phase("benchmark", len(tasks), "tasks") as ended:
+        schedule.on_end = ended.advance
+        if environments:
+            run_in_processes(schedule, tasks, partial(load_tasks, config), environments)
+        else:
+            with thread_count(threads_per_task(configs[0])):
+                run_here(schedule)
     return schedule.failures
 
 

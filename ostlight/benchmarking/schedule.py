@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,6 +59,7 @@ class Schedule:
 
     Attributes:
         failures: in the order in which they happened.
+        on_end: called for every task that is done, failed, or waits for one that failed.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -67,6 +68,7 @@ class Schedule:
         self._running: set[str] = set()
         self._failure_of_task: dict[Task, Failure] = {}
         self.failures: list[Failure] = []
+        self.on_end: Callable[[], None] = lambda: None
 
     def next_task(self) -> Task | None:
         """Returns the first task that can run now and whose file does not exist yet; ``None`` while there is none."""
@@ -76,17 +78,20 @@ class Schedule:
                 failures[0].blocked.append(task.name)
                 self._failure_of_task[task] = failures[0]
                 self._waiting.remove(task)
+                self.on_end()
             elif self._done.issuperset(task.needs) and task.key not in self._running:
                 self._waiting.remove(task)
                 if not task.is_done():
                     self._running.add(task.key)
                     return task
                 self._done.add(task)
+                self.on_end()
         return None
 
     def finish(self, task: Task, error: str | None) -> None:
         """Records that a task has ended; ``error`` says why it failed."""
         self._running.discard(task.key)
+        self.on_end()
         if error is None:
             self._done.add(task)
         else:

@@ -345,7 +345,8 @@ class Compute:
             main process. ``null`` takes one for each core that is left, or a quarter of the cores where these compute
             too; at most 8, and fewer where there are few records.
         logger: of training curves; ``wandb`` is offline unless its environment variables say otherwise.
-        progress: show progress bars.
+        progress: show what every phase longer than two seconds does, how far it is and how long it will take: bars in a
+            terminal, text in a notebook, and a line about every ten seconds in the log.
     """
 
     accelerator: str = "auto"

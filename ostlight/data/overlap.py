@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
+from ostlight.progress import track
 
 
 def overlaps(anchors: Sequence[Sample], other: Pool) -> list[tuple[str, str]]:
@@ -21,7 +22,7 @@ def overlaps(anchors: Sequence[Sample], other: Pool) -> list[tuple[str, str]]:
         ids.setdefault(_content_key(anchor), []).append(anchor.id)
     ids.pop(None, None)
     pairs: list[tuple[str, str]] = []
-    for _, sample in other.read(range(len(other))):
+    for _, sample in track(other.read(range(len(other))), "looking for anchors", len(other), "records"):
         if isinstance(sample, Sample) and sample.text_key() in texts:
             pairs += [(anchor, sample.id) for anchor in ids.get(_content_key(sample), ())]
     return pairs

@@ -18,6 +18,7 @@ from ostlight.data.images import ImageRoot
 from ostlight.data.pool import Pool
 from ostlight.data.remote import RemotePath, place
 from ostlight.errors import BadRecord, DataError
+from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def write_subset(
         )
         files |= copies
         indices = [pool.source_and_index(i)[1] for i in kept[n]]
-        source.write(indices, target)
+        with phase(f"writing {target.name}"):
+            source.write(indices, target)
         written.append(target)
         files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
         if unreadable:
@@ -154,7 +156,7 @@ def _copy_images(
     """
     copies: set[Path] = set()
     unreadable = 0
-    for i in positions:
+    for i in track(positions, "images of the subset", unit="records"):
         try:
             sample = pool[i]
         except BadRecord as bad:

@@ -19,6 +19,7 @@ from ostlight.evaluation.generate import generate_answers
 from ostlight.models.encode import Encoded, QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import read_ahead
+from ostlight.progress import phase
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,13 @@ def read_questions(pool: Pool, model: MultimodalModel, workers: int = 0) -> Ques
     """
     questions = Questions([], [])
     encoder = QuestionEncoder(model.encoder)
-    for chunk in read_ahead(pool, range(len(pool)), encoder, model.collator, workers):
-        questions.prompts += chunk.batch.encoded
-        questions.samples += chunk.batch.samples
-        questions.rejections |= chunk.rejections
-        stop_if_useless("test", questions.rejections.values(), len(questions.samples))
+    with phase("reading the questions", len(pool), "questions") as read:
+        for chunk in read_ahead(pool, range(len(pool)), encoder, model.collator, workers):
+            questions.prompts += chunk.batch.encoded
+            questions.samples += chunk.batch.samples
+            questions.rejections |= chunk.rejections
+            stop_if_useless("test", questions.rejections.values(), len(questions.samples))
+            read.done = len(questions.samples) + len(questions.rejections)
     if not questions.samples:
         first = next(iter(questions.rejections.values()), None)
         raise DataError(f"{', '.join(map(str, pool.files))}: no record can be used; the first says: {first}")

@@ -13,6 +13,7 @@ from ostlight.data.sample import Sample
 from ostlight.models.encode import Encoded
 from ostlight.models.generation import AnswerEnd
 from ostlight.models.module import MultimodalModel
+from ostlight.progress import phase
 
 
 class GeneratedAnswer(str):
@@ -48,13 +49,15 @@ def generate_answers(
     collator = replace(model.collator, side="left", positions=False)
     end = AnswerEnd(model)
     answers = [GeneratedAnswer("", ended=False)] * len(prompts)
-    for group, new_tokens in _groups(model, prompts, settings):
-        batch = collator.batch([samples[i] for i in group], [prompts[i] for i in group]).to(model.device)
-        inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-        with torch.no_grad():
-            out = model.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **end.options)  # type: ignore[operator]
-        for i, row in zip(group, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            answers[i] = GeneratedAnswer(*end.read(row))
+    with phase("generating answers", len(prompts), "answers") as generated:
+        for group, new_tokens in _groups(model, prompts, settings):
+            batch = collator.batch([samples[i] for i in group], [prompts[i] for i in group]).to(model.device)
+            inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+            with torch.no_grad():
+                out = model.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **end.options)  # type: ignore[operator]
+            for i, row in zip(group, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                answers[i] = GeneratedAnswer(*end.read(row))
+            generated.advance(len(group))
     return answers
 
 

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.progress import track
 
 
 class Estimator(Protocol):
@@ -71,7 +72,10 @@ def rank_agreement(
     Half-precision weights are copied to float32 for ``exact``, which would lose its step in them.
     """
     exact = Exact(step.in_full_precision())
-    estimated, expected = ([float(u) for b in batches for u in one.columns(b)["score"]] for one in (estimator, exact))
+    estimated, expected = (
+        [float(u) for b in track(batches, "rank agreement", unit="samples") for u in one.columns(b)["score"]]
+        for one in (estimator, exact)
+    )
     pairs = [(a, b) for a, b in zip(estimated, expected, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
         return RankAgreement(float("nan"), len(pairs), seen)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.task import CausalLM, Task
+from ostlight.progress import track
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Anchors:
 
     def runs(self, model: nn.Module) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """``(indices, logits [N, T, V], labels [N, T])`` of each batch, with a graph."""
-        for indices, batch in zip(self.indices, self.batches, strict=True):
+        pairs = zip(self.indices, self.batches, strict=True)
+        for indices, batch in track(pairs, "pass over the anchors", len(self.batches), "batches"):
             yield list(indices), *self.task.logits(model, batch)
 
     def singles(self) -> Iterator[tuple[int, Any]]:

@@ -27,6 +27,7 @@ from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import beyond_last_used, has_room, load_aligned, save_whole
+from ostlight.progress import phase
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,8 @@ def make_vectors(
         InfluenceError: too few anchors for the probes, an anchor without a finite loss.
     """
     further = {} if directions is None else dict(directions.key)
-    folder = None if settings.cache is None else settings.cache / _key(step, plan, seed, settings, further)
+    with phase("fingerprint of model and anchors"):
+        folder = None if settings.cache is None else settings.cache / _key(step, plan, seed, settings, further)
     if directions is not None:
         directions.prepare(folder)
     names = plan.own_names()
@@ -232,16 +234,20 @@ def _made(
         for k, group in enumerate(plan.groups):
             put_at(by_group[group], k * (1 + plan.probes) + first)
 
-    means = finite_mean_gradients(step.model, step.anchors, parameters)
-    put({group: {name: v.unsqueeze(0) for name, v in vectors.items()} for group, vectors in means.items()}, 0)
-    del means
-    for first in range(0, plan.probes, AT_ONCE):
-        some = range(first, min(plan.probes, first + AT_ONCE))
-        put(curvature_probes(step.model, step.anchors, parameters, plan.probes, seed, some), 1 + first)
-    for first in range(0, plan.directions, AT_ONCE):
-        assert directions is not None, "they are counted"
-        some = range(first, min(plan.directions, first + AT_ONCE))
-        put_at(directions.vectors(names, some), plan.count - plan.directions + first)
+    with phase("gradient vectors", plan.count, "vectors") as made:
+        means = finite_mean_gradients(step.model, step.anchors, parameters)
+        put({group: {name: v.unsqueeze(0) for name, v in vectors.items()} for group, vectors in means.items()}, 0)
+        del means
+        made.advance(len(plan.groups))
+        for first in range(0, plan.probes, AT_ONCE):
+            some = range(first, min(plan.probes, first + AT_ONCE))
+            put(curvature_probes(step.model, step.anchors, parameters, plan.probes, seed, some), 1 + first)
+            made.advance(len(plan.groups) * len(some))
+        for first in range(0, plan.directions, AT_ONCE):
+            assert directions is not None, "they are counted"
+            some = range(first, min(plan.directions, first + AT_ONCE))
+            put_at(directions.vectors(names, some), plan.count - plan.directions + first)
+            made.advance(len(some))
     return stored
 
 

@@ -40,6 +40,7 @@ from ostlight.influence.gradients.vectors import shares
 from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
 from ostlight.influence.task import Task, digest_of
 from ostlight.influence.tensor_files import beyond_last_used, has_room
+from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def kronecker_preconditioner(
     own = ranks.own(parameters)
     file = None
     if cache is not None:
-        key = _key(model, task, parameters, samples, [kind, damping, dict(depends_on or {})])
+        with phase("fingerprint of model and samples"):
+            key = _key(model, task, parameters, samples, [kind, damping, dict(depends_on or {})])
         file = cache / f"{kind}-{key}{ranks.suffix}.safetensors"
         if ranks.all_agree(file.exists()):
             log.info(f"{kind}: factors taken from {file}")
@@ -123,17 +125,22 @@ def kronecker_preconditioner(
             moments[name] = moments[name].plus(one) if name in moments else one
         return True
 
-    for group in _of_one_shape(task, samples):
-        if len(group) > 1 and add(task.together(group)):
-            count += len(group)
-        else:
-            count += sum(add(single) for single in group)
+    with phase(f"{kind} factors", len(samples), "samples") as taken:
+        for group in _of_one_shape(task, samples):
+            if len(group) > 1 and add(task.together(group)):
+                count += len(group)
+            else:
+                count += sum(add(single) for single in group)
+            taken.advance(len(group))
     if ranks.all_agree(not any(bool(one.square.any()) for one in moments.values())):
         raise InfluenceError(
             f"{kind}: none of {len(samples)} samples of the pool has a finite gradient other than zero; "
             "give others, or take plain SGD steps"
         )
-    bases = {name: _Eigenbasis.of(one) for name, one in moments.items() if one.is_matrix}
+    matrices = {name: one for name, one in moments.items() if one.is_matrix}
+    bases = {
+        name: _Eigenbasis.of(one) for name, one in track(matrices.items(), f"{kind} eigenvectors", unit="matrices")
+    }
     squares = {name: one.square for name, one in moments.items() if not one.is_matrix}
     if kind == "ekfac":
         squares |= _squares_in_bases(model, task, parameters, usable, bases)
@@ -321,7 +328,7 @@ def _squares_in_bases(
     """``sum_i (U' G_i V)^2 [D_out, D_in]`` of every matrix."""
     sums = {name: basis.outputs.new_zeros(len(basis.outputs), len(basis.inputs)) for name, basis in bases.items()}
     rotate = {name: partial(_rotated, Block(sums[name], basis.left, basis.right)) for name, basis in bases.items()}
-    for batch in batches:
+    for batch in track(batches, "ekfac second moments", unit="batches"):
         for name, squares in moments_in_bases(model, task, parameters, rotate, batch).items():
             sums[name] = sums[name] + squares
     return sums

@@ -9,6 +9,7 @@ from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.influence.simulated_step import SimulatedStep
+from ostlight.progress import track
 
 
 def anchor_products(step: SimulatedStep, directions: RandomDirections) -> Tensor:
@@ -27,7 +28,7 @@ def anchor_products(step: SimulatedStep, directions: RandomDirections) -> Tensor
     """
     train_only(step.model, step.parameters)
     rows: dict[int, Tensor] = {}
-    for index, single in step.anchors.singles():
+    for index, single in track(step.anchors.singles(), "products of the anchors", len(step.anchors), "anchors"):
         try:
             _, gradient = sample_gradient(step.model, step.task, step.parameters, single)
         except BadRecord as error:

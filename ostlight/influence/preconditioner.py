@@ -19,6 +19,7 @@ from ostlight.influence.anchors import Anchors
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import save_whole
+from ostlight.progress import track
 
 EPSILON = 1e-8
 """Added to the root of the second moment, as in Adam."""
@@ -200,7 +201,7 @@ def anchor_second_moments(
     from."""
     train_only(model, parameters)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    for _, single in anchors.singles():
+    for _, single in track(anchors.singles(), "anchors' second moments", len(anchors), "anchors"):
         _, gradient = sample_gradient(model, anchors.task, parameters, single)
         for name, g in gradient.items():
             sums[name] += g.float().square()

@@ -13,6 +13,7 @@ from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import norm, sample_gradient
 from ostlight.influence.task import CausalLM, Task
+from ostlight.progress import track
 
 
 def first_adam_step(parameters: Mapping[str, nn.Parameter], lr: float) -> float:
@@ -47,7 +48,7 @@ def median_step_size(
         InfluenceError: no gradient of these samples is usable.
     """
     task, norms = task or CausalLM(), []
-    for single in (single for batch in batches for single in task.singles(batch)):
+    for single in (single for batch in track(batches, "step size") for single in task.singles(batch)):
         try:
             gradient = sample_gradient(model, task, parameters, single)[1]
         except BadRecord:

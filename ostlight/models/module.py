@@ -32,6 +32,7 @@ from ostlight.models.losses import IGNORED
 from ostlight.models.memory import TokenBudget
 from ostlight.models.proof import check_family
 from ostlight.models.tuning import blocks, prepared
+from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ class MultimodalModel(L.LightningModule):
         Raises:
             ModelError: model or processor cannot be loaded.
         """
-        model, encoder = load_model(settings, where), load_encoder(settings, where)
+        with phase(f"loading the {where}"):
+            model, encoder = load_model(settings, where), load_encoder(settings, where)
         collator = collator_for(model, encoder)
         encoder.limits = limits_of(model)
         check_family(model, encoder, collator, where)
@@ -119,7 +121,7 @@ class MultimodalModel(L.LightningModule):
         Raises:
             BadRecord: one of them cannot be encoded; names it.
         """
-        encoded = [self._encoded(s) for s in samples]
+        encoded = [self._encoded(s) for s in track(samples, "encoding", unit="samples")]
         groups = by_token_budget([len(e) for e in encoded], tokens_per_batch)
         batches = (self.collator.batch([samples[i] for i in g], [encoded[i] for i in g]) for g in groups)
         return [batch.to(self.device) for batch in batches]
@@ -134,7 +136,7 @@ class MultimodalModel(L.LightningModule):
             DataError: there are samples, and none can be encoded.
         """
         usable, rejected = [], list[BadRecord]()
-        for sample in samples:
+        for sample in track(samples, f"encoding the {name}", unit="samples"):
             try:
                 self._encoded(sample)
                 usable.append(sample)

@@ -14,6 +14,7 @@ from ostlight.config import Config, load_config
 from ostlight.errors import UNKNOWN_FILE, ConfigError
 from ostlight.logs import log_to_file
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.progress_display import show_progress
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ Source = str | Path | Mapping[str, Any] | Config
 
 @contextmanager
 def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Config], str]) -> Iterator[Config]:
-    """Loads the configuration for a stage, appends its log to ``RUN/logs/ostlight.log``, logs what to run next.
+    """Loads the configuration for a stage, appends its log to ``RUN/logs/ostlight.log``, shows its progress, logs
+    what to run next.
 
     Args:
         source: YAML file, nested data or a ``Config``.
@@ -34,7 +36,7 @@ def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Confi
     """
     config = load_config(source, *overrides)
     folder = RunFolder.path_of(config)
-    with log_to_file(folder / "logs" / "ostlight.log") as handler:
+    with log_to_file(folder / "logs" / "ostlight.log") as handler, show_progress(config.compute.progress):
         try:
             with _naming_the_file(source):
                 yield config

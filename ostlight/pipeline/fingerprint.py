@@ -18,6 +18,7 @@ from ostlight.data.file_key import content_key
 from ostlight.data.remote import local_model
 from ostlight.data.sample import Sample
 from ostlight.errors import ConfigError, ModelError
+from ostlight.progress import track
 
 LENGTH = 16
 
@@ -60,7 +61,7 @@ def of_folder(path: Path, without: str = "__pycache__") -> str:
     Links are followed, to files and to folders.
     """
     digest = hashlib.sha256()
-    for file in sorted(_files_below(path, without)):
+    for file in track(sorted(_files_below(path, without)), f"fingerprint of {path}", unit="files"):
         digest.update(str(file.relative_to(path)).encode())
         digest.update(bytes.fromhex(content_key(file)))
     return digest.hexdigest()[:LENGTH]
@@ -145,7 +146,7 @@ def of_images(samples: Iterable[Sample]) -> str:
     A file that is not there counts as such. Images that records hold themselves are part of the file of records.
     """
     digest, count = hashlib.sha256(), 0
-    for sample in samples:
+    for sample in track(samples, "fingerprint of images", unit="samples"):
         for image in sample.images:
             if image.path is not None:
                 count += 1

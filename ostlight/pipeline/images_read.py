@@ -23,6 +23,7 @@ from ostlight.data.remote import RemotePath
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, RunChangedError
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.progress import track
 from ostlight.selection.scores import REJECTED
 
 IMAGE_REASONS = frozenset(
@@ -110,7 +111,7 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
     _ask_servers(folder, pool)
     checked: dict[tuple[int, str], str | None] = {}
     total, changed, first = 0, 0, ""
-    for file in sorted(folder.images.glob("part-*.parquet")):
+    for file in track(sorted(folder.images.glob("part-*.parquet")), "checking images", unit="shards"):
         for row in pq.read_table(file, schema=SCHEMA).to_pylist():
             image = ImageRead(**row)
             total += 1

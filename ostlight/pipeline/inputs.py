@@ -19,6 +19,7 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, ConfigError, DataError
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.progress import phase, track
 from ostlight.ranks import is_first_rank
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
     made_from = {"digitmath": settings, "data code": fingerprint.of_code(*fingerprint.DATA)}
     folder.claim("data", made_from | {"package versions": fingerprint.package_versions()})
     if is_first_rank() and not all(path.exists() for path in astuple(files)):
-        build(config.digitmath, data)
+        with phase("writing the built-in pool"):
+            build(config.digitmath, data)
     config = replace(
         config,
         pool=_filled(config.pool, files.pool),
@@ -87,18 +89,19 @@ def open_pool(data: Data, where: str, require_answer: bool = True, folder: RunFo
     """
     if data.path is None:
         raise ConfigError([f"{where}.path is missing"])
-    pool = Pool.open(
-        data.pieces,
-        format=data.format,
-        image_root=data.image_root,
-        require_answer=require_answer,
-        columns=data.columns,
-        duplicates=data.duplicates,
-        background=data.background,
-        limits=data.limits,
-        frames=data.video.frames if data.video is not None else None,
-        index=folder.index if folder is not None else None,
-    )
+    with phase(f"opening {where}.path"):
+        pool = Pool.open(
+            data.pieces,
+            format=data.format,
+            image_root=data.image_root,
+            require_answer=require_answer,
+            columns=data.columns,
+            duplicates=data.duplicates,
+            background=data.background,
+            limits=data.limits,
+            frames=data.video.frames if data.video is not None else None,
+            index=folder.index if folder is not None else None,
+        )
     if not len(pool):
         raise DataError(f"{where}.path: {data.path} holds no record")
     return pool
@@ -107,7 +110,8 @@ def open_pool(data: Data, where: str, require_answer: bool = True, folder: RunFo
 def read_usable(data: Data, where: str) -> list[Sample]:
     """Returns the usable records of one setting."""
     pool = open_pool(data, where)
-    return [sample for _, sample in pool.read(range(len(pool))) if isinstance(sample, Sample)]
+    records = track(pool.read(range(len(pool))), f"reading {where}.path", len(pool), "records")
+    return [sample for _, sample in records if isinstance(sample, Sample)]
 
 
 @dataclass
@@ -129,7 +133,7 @@ def read_anchors(config: Config) -> LoadedAnchors:
         return LoadedAnchors([], [], "none")
     pool = open_pool(config.anchors, "anchors")
     samples: list[Sample] = []
-    for position, read in pool.read(range(len(pool))):
+    for position, read in track(pool.read(range(len(pool))), "reading the anchors", len(pool), "records"):
         if isinstance(read, BadRecord):
             raise DataError(f"anchors: {pool.record_name(position)} cannot be used: {read}; fix or remove it")
         samples.append(read)

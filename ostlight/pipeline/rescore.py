@@ -24,6 +24,7 @@ from ostlight.pipeline.score import ScoringJob, proxy_context, rescored_from, sc
 from ostlight.pipeline.scoring.rows import checked_columns
 from ostlight.pipeline.scoring.writer import audit, missing_shards, part
 from ostlight.pipeline.warmup import load_warm_proxy
+from ostlight.progress import track
 from ostlight.selection.context import ScoringContext, no_anchors
 from ostlight.selection.registry import create
 from ostlight.selection.scores import FIXED_NAMES, OK, Scores
@@ -99,7 +100,7 @@ def _write_parts(job: ScoringJob, new: RunFolder, anchors: LoadedAnchors) -> Non
     )
     new.scores.mkdir(parents=True, exist_ok=True)
     with as_in_predict(job.config.compute, proxy):
-        tables = (pq.read_table(file) for file in files)
+        tables = (pq.read_table(file) for file in track(files, "rescoring", unit="shards"))
         given: list[pa.Table] = []
 
         def parts() -> Iterator[Scores]:

@@ -22,11 +22,11 @@ from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import ScoringModule
-from ostlight.pipeline.scoring.progress import SampleProgress
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.pipeline.unsupported import announce
 from ostlight.pipeline.warmup import proxy_fingerprints, warm_up_proxy
+from ostlight.progress import phase
 from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
 from ostlight.selection.notes import read_notes
 from ostlight.selection.registry import create
@@ -218,15 +218,17 @@ def _encoding(job: ScoringJob, proxy: MultimodalModel) -> Encoding:
 def _random_examples(job: ScoringJob, proxy: MultimodalModel, count: int) -> Iterator[Batch]:
     """Yields ``count`` usable samples: the next ones stand in for those that cannot be used."""
     encoding, found = _encoding(job, proxy), 0
-    for _, read in job.pool.read(job.pool.random_positions(len(job.pool), job.config.seed)):
-        if found == count:
-            return
-        if isinstance(read, Sample):
-            # A record that cannot be encoded is rejected with its reason when it is scored.
-            with contextlib.suppress(BadRecord):
-                encoded = encoding.encoder.encode(read)
-                found += 1
-                yield encoding.batch([read], [encoded]).to(proxy.device)
+    with phase("samples of the pool", count, "samples") as read_so_far:
+        for _, read in job.pool.read(job.pool.random_positions(len(job.pool), job.config.seed)):
+            if found == count:
+                return
+            if isinstance(read, Sample):
+                # A record that cannot be encoded is rejected with its reason when it is scored.
+                with contextlib.suppress(BadRecord):
+                    encoded = encoding.encoder.encode(read)
+                    found += 1
+                    yield encoding.batch([read], [encoded]).to(proxy.device)
+                    read_so_far.advance()
 
 
 @quiet_lightning()
@@ -238,7 +240,7 @@ def _score_shards(
     compute = job.config.compute
     encoding = _encoding(job, context.proxy.model) if job.selector.uses_proxy else None
     stream = ShardStream(job.pool, sorted({*missing, *retried}), compute, encoding, retried)
-    callbacks = [ShardWriter(job.folder.scores, job.folder.images), SampleProgress(stream.records)]
+    callbacks = [ShardWriter(job.folder.scores, job.folder.images)]
     with job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost:
         cost.resumed = len(missing) < job.shards
         workers = worker_count(compute, stream.records // (compute.devices * compute.num_nodes))

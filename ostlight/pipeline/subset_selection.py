@@ -17,6 +17,7 @@ from ostlight.models.load import load_encoder
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.warmup import load_base_checkpoint, read_trusted
+from ostlight.progress import phase, track
 from ostlight.selection.notes import check_note
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight.selection.select_rows import select_rows
@@ -37,7 +38,8 @@ def select_subset_rows(
         if budget.tokens is not None:
             scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
         context = _selection_context(config, folder, pool, selector, cost)
-        rows = select_rows(selector, scores.with_context(context), budget)
+        with phase(f"selecting by {config.selector.shown}"):
+            rows = select_rows(selector, scores.with_context(context), budget)
         cost.samples = len(scores)
         cost.more["budget"] = budget.label
     return rows, cost
@@ -91,7 +93,8 @@ def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarra
     """
     encoder = load_encoder(config.target, "target")
     lengths = np.full(len(positions), np.iinfo(np.int32).max)
-    for k, (_, read) in enumerate(pool.read(positions.tolist())):
+    reads = track(pool.read(positions.tolist()), "counting tokens", len(positions), "samples")
+    for k, (_, read) in enumerate(reads):
         if isinstance(read, Sample):
             with suppress(BadRecord):
                 lengths[k] = len(encoder.encode(read))

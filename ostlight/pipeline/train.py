@@ -21,6 +21,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.inputs import fingerprint_of_records, open_pool, read_usable, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.progress import phase
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
@@ -139,6 +140,11 @@ def _quarantine(folder: RunFolder, pool: Pool, rejections: dict[int, BadRecord],
 
 def _save(model: MultimodalModel, config: Config, target: Path) -> None:
     """Saves the model; the folder appears complete, by rename."""
+    with phase("saving the target"):
+        _write_model(model, config, target)
+
+
+def _write_model(model: MultimodalModel, config: Config, target: Path) -> None:
     if model.sharded:
         weights = trained_weights(model)
         if is_first_rank():

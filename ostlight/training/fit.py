@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import Waited
+from ostlight.progress import Phase, phase
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.steps import EncodedPool, StepDataset, StepLoader, plan_steps
 from ostlight.training.trainer import make_trainer, quiet_lightning
@@ -76,7 +78,13 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     model.total_steps = len(plan)
     steps = StepDataset(data, plan, model.collator, job.compute.tokens_per_batch)
     tracker = _CostTracker(cost, steps, start)
-    callbacks = [*job.callbacks, _StopOnNonFiniteLoss(), tracker, *([job.checkpoints] if job.checkpoints else [])]
+    callbacks = [
+        *job.callbacks,
+        _StopOnNonFiniteLoss(),
+        tracker,
+        _Progress(job.stage, start, len(plan)),
+        *([job.checkpoints] if job.checkpoints else []),
+    ]
     trainer = make_trainer(job.compute, job.folder, job.stage, callbacks, shard=job.shard, max_epochs=1)
     tracker.flops = _expected_flops(model, steps, job, cost, trainer)
     steps.rank, steps.world_size = trainer.global_rank, trainer.world_size
@@ -177,6 +185,26 @@ class _CostTracker(Callback):
         self.cost.tokens = self._tokens * ranks
         self.cost.samples = round(share * sum(len(p) for p in plan[self.start : step]))
         self.cost.flops = share * self.flops * (step - self.start) / len(plan)
+
+
+class _Progress(Callback):
+    """The training as a phase, step by step."""
+
+    def __init__(self, stage: str, start: int, steps: int) -> None:
+        self._open, self._phase = ExitStack(), Phase(stage)
+        self._settings = (stage, steps, "steps", start)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._phase = self._open.enter_context(phase(*self._settings))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self._phase.advance()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._open.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._open.close()
 
 
 class _StopOnNonFiniteLoss(Callback):

@@ -19,6 +19,7 @@ from ostlight.errors import BadRecord, stop_if_useless
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.read_ahead import loader, read_ahead, worker_count
+from ostlight.progress import phase
 from ostlight.training.order import pass_order
 
 CACHE_BYTES = 2**30
@@ -90,10 +91,12 @@ class EncodedPool:
             DataError: the model can use none of the first records.
         """
         rejected, used = list[BadRecord](), 0
-        for positions in self._read_all(np.sort(self.positions).tolist(), collator, workers):
-            rejected += [self.rejections[p] for p in positions if p in self.rejections]
-            used += sum(p not in self.rejections for p in positions)
-            stop_if_useless(stage, rejected, used)
+        with phase(f"{stage}: reading and encoding", len(self), "samples") as read:
+            for positions in self._read_all(np.sort(self.positions).tolist(), collator, workers):
+                rejected += [self.rejections[p] for p in positions if p in self.rejections]
+                used += sum(p not in self.rejections for p in positions)
+                stop_if_useless(stage, rejected, used)
+                read.advance(len(positions))
         return self.select([p for p in self.positions.tolist() if p not in self.rejections])
 
     def _read_all(self, positions: list[int], collator: Collator | None, workers: int) -> Iterator[list[int]]:

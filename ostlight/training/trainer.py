@@ -15,7 +15,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
@@ -39,15 +39,12 @@ def make_trainer(
     Args:
         folder: of the run; loggers write below it.
         stage: its name in the loggers.
-        callbacks: besides the progress bar; a progress bar among them replaces ours.
         shard: whether ``strategy: fsdp`` shards this stage's model; if not, the stage runs under ``ddp``.
         arguments: further arguments of ``lightning.Trainer``.
 
     Raises:
         ConfigError: Lightning refuses the settings (no such accelerator, precision or strategy here).
     """
-    bars: list[Callback] = [c for c in callbacks if isinstance(c, RichProgressBar)] or [RichProgressBar()]
-    others = [c for c in callbacks if not isinstance(c, RichProgressBar)]
     try:
         return L.Trainer(
             accelerator=compute.accelerator,
@@ -56,8 +53,8 @@ def make_trainer(
             strategy=_strategy(compute, shard),
             precision=compute.precision,
             logger=make_logger(compute.logger, folder, stage),
-            callbacks=[*others, *(bars if compute.progress else [])],
-            enable_progress_bar=compute.progress,
+            callbacks=list(callbacks),
+            enable_progress_bar=False,  # ours are shown by ostlight.progress
             enable_model_summary=False,
             log_every_n_steps=1,
             enable_checkpointing=False,
@@ -98,7 +95,7 @@ def as_in_predict(compute: Compute, model: L.LightningModule) -> Iterator[None]:
 
 
 def _alone(compute: Compute) -> L.Trainer:
-    alone = dataclasses.replace(compute, devices=1, num_nodes=1, strategy="auto", logger="none", progress=False)
+    alone = dataclasses.replace(compute, devices=1, num_nodes=1, strategy="auto", logger="none")
     with quiet_lightning():
         return make_trainer(alone, Path.cwd(), "")
 

@@ -101,7 +101,7 @@ class Trials:
         earlier = self.cost.more.get("trials", 0)
         trusted, cost = self._trusted_loss, StageCost("trial")
         trusted.loss, trusted.flops = TrialLoss(math.inf), 0.0
-        compute = dataclasses.replace(self.compute, progress=False, logger="none")
+        compute = dataclasses.replace(self.compute, logger="none")
         seed = _seed_of(self.seed, repeat)
         job = TrainingJob(compute, self.folder, "trial", seed, callbacks=[trusted], quiet=earlier > 0)
         with suppress(DivergedError):  # the loss stays infinite

@@ -13,6 +13,7 @@ from annotated_types import Gt
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Count
 from ostlight.errors import SelectorError
+from ostlight.progress import track
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight_selectors.embed import EmbeddingSelector, rows_by_cluster, spherical_clusters
@@ -61,7 +62,8 @@ class Coincide(EmbeddingSelector):
         used, clusters = np.unique(clusters, return_inverse=True)
         transfer = transferability(centroids[used].astype(np.float64))
         density, place = np.empty(len(used)), np.empty(len(vectors), dtype=np.int64)
-        for cluster, members in enumerate(rows_by_cluster(clusters)):
+        parts = track(rows_by_cluster(clusters), "comparing within clusters", unit="clusters")
+        for cluster, members in enumerate(parts):
             kernel = gaussian_kernel(vectors[members].astype(np.float64))
             density[cluster] = kernel.mean()
             place[members[greedy_discrepancy(kernel)]] = np.arange(len(members))

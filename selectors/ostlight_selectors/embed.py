@@ -22,6 +22,7 @@ from ostlight.models.batch import Batch
 from ostlight.models.embedding import load_folder_embedder, pooled_states_embedder
 from ostlight.models.influence_task import make_anchors
 from ostlight.pipeline import fingerprint
+from ostlight.progress import phase, track
 from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.pool_columns import PoolColumns
@@ -98,10 +99,12 @@ class Embed(Selector):
 
     def _anchor_embeddings(self, context: ScoringContext) -> np.ndarray:
         if not self.uses_proxy:
-            return np.concatenate([self.embed(Batch([sample])) for sample in context.anchors]).astype(np.float16)
+            samples = track(context.anchors, "embedding the anchors", unit="samples")
+            return np.concatenate([self.embed(Batch([sample])) for sample in samples]).astype(np.float16)
         one_group = ["" for _ in context.anchors]
         anchors = make_anchors(context.proxy.model, context.anchors, one_group, context.proxy.tokens_per_batch)
-        vectors = np.concatenate([self.embed(batch) for batch in anchors.batches]).astype(np.float16)
+        batches = track(anchors.batches, "embedding the anchors", unit="batches")
+        vectors = np.concatenate([self.embed(batch) for batch in batches]).astype(np.float16)
         return vectors[np.argsort(np.concatenate(anchors.indices))]
 
     def score(self, batch: Batch) -> dict[str, Any]:
@@ -221,11 +224,12 @@ def spherical_clusters(vectors: np.ndarray, clusters: int | None, seed: int) -> 
     with warnings.catch_warnings():
         # Fewer different vectors than clusters: some clusters stay empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        means.fit(vectors[fitted])
+        with phase(f"k-means: {count:,} clusters of {len(fitted):,} embeddings"):
+            means.fit(vectors[fitted])
     lengths = np.linalg.norm(means.cluster_centers_, axis=1, keepdims=True)
     centroids = (means.cluster_centers_ / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
     parts = range(0, len(vectors), ROWS_AT_ONCE)
-    nearest = [(vectors[k : k + ROWS_AT_ONCE] @ centroids.T).argmax(1) for k in parts]
+    nearest = [(vectors[k : k + ROWS_AT_ONCE] @ centroids.T).argmax(1) for k in track(parts, "nearest clusters")]
     return np.concatenate(nearest), centroids
 
 
@@ -251,5 +255,6 @@ def nearest_neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.
     count = min(count, len(vectors) - 1)
     if not count:
         return np.empty((len(vectors), 0)), np.empty((len(vectors), 0), dtype=np.int64)
-    distances, rows = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(vectors).kneighbors()
+    with phase(f"nearest neighbours of {len(vectors):,} embeddings"):
+        distances, rows = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(vectors).kneighbors()
     return 1 - distances.astype(np.float64) ** 2 / 2, rows  # of unit vectors

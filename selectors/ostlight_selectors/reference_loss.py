@@ -13,6 +13,7 @@ from ostlight.config.schema import Count, Positive
 from ostlight.errors import SelectorError
 from ostlight.models.batch import Batch
 from ostlight.models.module import MultimodalModel
+from ostlight.progress import track
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector, Preference
 
@@ -77,7 +78,7 @@ def trained_on_anchors(context: ScoringContext, epochs: int, lr: float | None) -
     generator = torch.Generator().manual_seed(context.seed)
     before = _mean_loss(model, context)
     with torch.enable_grad():
-        for _ in range(epochs):
+        for _ in track(range(epochs), "training on the anchors", unit="epochs"):
             order = torch.randperm(len(context.anchors), generator=generator).tolist()
             for start in range(0, len(order), BATCH_SIZE):
                 some = [context.anchors[k] for k in order[start : start + BATCH_SIZE]]

@@ -10,6 +10,7 @@ from annotated_types import Interval
 
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Count
+from ostlight.progress import track
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight_selectors.embed import EmbeddingSelector, rows_by_cluster, spherical_clusters
@@ -47,7 +48,7 @@ class SemDeDup(EmbeddingSelector):
         clusters, centroids = spherical_clusters(vectors, self.options.clusters, context.seed)
         distance = 1 - np.einsum("nd,nd->n", vectors, centroids[clusters])
         score = np.ones(len(vectors))
-        for members in rows_by_cluster(clusters):
+        for members in track(rows_by_cluster(clusters), "comparing within clusters", unit="clusters"):
             order = np.argsort(-distance[members] if self.options.keep == "hard" else distance[members], kind="stable")
             members = members[order]
             score[members] = 1 - largest_cosine_before(vectors[members])

@@ -14,6 +14,7 @@ from ostlight.influence.failures import failure_column, not_finite_losses
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import IGNORED, answer_losses
+from ostlight.progress import track
 from ostlight_kernels import one_step_head
 
 
@@ -51,7 +52,7 @@ class ExactHead:
         self.general = None if self._gives_the_logits(step.anchors.batches[0]) else Exact(step)
         if self.general:
             return
-        seen = [self._features(batch) for batch in step.anchors.batches]
+        seen = [self._features(batch) for batch in track(step.anchors.batches, "anchors' features", unit="batches")]
         longest = max(labels.shape[1] for _, _, labels in seen)
         self.anchor_features = torch.cat([_widened(h, longest, 0.0) for _, h, _ in seen])
         self.anchor_labels = torch.cat([_widened(labels, longest, IGNORED) for _, _, labels in seen])

@@ -19,6 +19,7 @@ from ostlight.influence.gradients.responses import StepResponses, measure_respon
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.tensor_files import load_aligned, save_whole
+from ostlight.progress import track
 
 
 class Projected(GradientProducts):
@@ -61,7 +62,7 @@ class Projected(GradientProducts):
         self.correction = self._correction([snapshots[k] for k in self.responses.steps.tolist()])
 
     def _correction(self, taken: Sequence[Any]) -> CurvatureCorrection:
-        _, phi = self.split(torch.cat([self.products(single).dots for single in taken]))
+        _, phi = self.split(torch.cat([self.products(single).dots for single in track(taken, "curvature correction")]))
         known = phi.isfinite().all(1)
         return CurvatureCorrection.fit(phi[known], self.responses.deviations[known], self.step.step_size)
 
@@ -122,7 +123,7 @@ class _MeasuredSteps:
         return self._step.in_full_precision()
 
     def _gradients(self) -> Iterator[Vectors]:
-        for single in self._snapshots:
+        for single in track(self._snapshots, "calibration by measured steps", unit="samples"):
             try:
                 _, gradient = sample_gradient(self._step.model, self._step.task, self._step.parameters, single)
             except BadRecord:

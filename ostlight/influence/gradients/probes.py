@@ -26,6 +26,7 @@ from ostlight.influence.anchors import Anchors
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.seeded_random import signs, uniforms
 from ostlight.influence.task import IGNORED
+from ostlight.progress import track
 
 Vectors = dict[str, Tensor]
 """One or several vectors over the parameters: parameter name to ``[*shape]`` or ``[K, *shape]``."""
@@ -43,7 +44,8 @@ def mean_gradients(
     """
     totals: dict[Hashable, Vectors] = {group: zeros(parameters) for group in anchors.sizes}
     with requiring_gradients(parameters):
-        for indices, batch in zip(anchors.indices, anchors.batches, strict=True):
+        pairs = zip(anchors.indices, anchors.batches, strict=True)
+        for indices, batch in track(pairs, "anchors' mean gradients", len(anchors.batches), "batches"):
             losses = anchors.task.losses(model, batch)
             for index, loss in zip(indices, losses.tolist(), strict=True):
                 if not isfinite(loss):

@@ -21,6 +21,7 @@ from ostlight.pipeline.cost_log import charge
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
 from ostlight.pipeline.scoring.rows import Row
 from ostlight.pipeline.scoring.stream import ShardBatch, ShardStream
+from ostlight.progress import Phase, phase
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
 
@@ -55,6 +56,7 @@ class ScoringModule(L.LightningModule):
         self._usage_before = selector.usage.copy()
         self._flops_per_sample = 0.0
         self._usable, self._rejected = 0, list[BadRecord]()
+        self._open, self._phase = contextlib.ExitStack(), Phase("")
 
     def predict_dataloader(self) -> Waited[ShardBatch]:
         # The first rank lists the missing shards for all: the list changes as soon as any rank starts to score.
@@ -76,6 +78,7 @@ class ScoringModule(L.LightningModule):
             if len(batch.batch):  # where every record is rejected, the reasons matter, and not what setup may lack
                 self._ensure_set_up()
                 rows = self._scorer.score(batch.batch)
+        self._phase.advance(len(batch.batch) + len(batch.rejections))
         self._usable += len(batch.batch)
         if not self._usable:
             self._rejected += [rejection.error for rejection in batch.rejections]
@@ -94,6 +97,7 @@ class ScoringModule(L.LightningModule):
 
     def tear_down_selector(self) -> None:
         """Calls the selector's teardown once, if it was set up; also after a run that failed or was stopped."""
+        self._open.close()
         if self._is_set_up:
             self._is_set_up = False
             self.selector.teardown()
@@ -101,9 +105,11 @@ class ScoringModule(L.LightningModule):
     def _ensure_set_up(self) -> None:
         if self._is_set_up:
             return
-        self._set_up_selector()
+        with phase("setting up the selector"):
+            self._set_up_selector()
         if self.selector.uses_proxy and self.stream.shards:
             self._log_expected_cost()
+        self._phase = self._open.enter_context(phase("scoring", self.stream.records, "samples"))
         self._is_set_up = True
 
     def _set_up_selector(self) -> None:

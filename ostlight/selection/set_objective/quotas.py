@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ostlight.config.budget import shared_out
+from ostlight.progress import phase
 from ostlight.selection.set_objective.constraints import Constraints
 from ostlight.selection.set_objective.objective import ROWS_AT_ONCE, checked
 
@@ -70,7 +71,8 @@ def gradient_clusters(f: np.ndarray, phi: np.ndarray, clusters: int, seed: int =
     with warnings.catch_warnings():
         # Fewer distinct directions than clusters: some clusters stay empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        means.fit(_directions(f[spaced], phi[spaced], weight))
+        with phase(f"{clusters:,} clusters of gradients"):
+            means.fit(_directions(f[spaced], phi[spaced], weight))
     parts = range(0, len(f), ROWS_AT_ONCE)
     found = [means.predict(_directions(f[k : k + ROWS_AT_ONCE], phi[k : k + ROWS_AT_ONCE], weight)) for k in parts]
     return np.concatenate(found).astype(np.int64)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ostlight.errors import SelectorError
 from ostlight.models.embedding import unit
+from ostlight.progress import track
 
 BLOCK = 1024
 """Samples compared at once; does not change the result."""
@@ -41,7 +42,8 @@ def filter_similar(
     """
     index = _flat_index(embeddings.shape[1])
     kept: list[int] = []
-    for start in range(0, len(order), block):
+    blocks = range(0, len(order), block)
+    for start in track(blocks, "leaving out what resembles", unit="blocks"):
         rows = order[start : start + block]
         vectors = unit(embeddings[rows])
         nearest = index.search(vectors, 1)[0][:, 0] if index.ntotal else np.full(len(rows), -np.inf)

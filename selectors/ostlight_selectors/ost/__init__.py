@@ -322,7 +322,7 @@ class OneStepTrain(Selector):
         source = "the warm-up's median update"
         if length is None:
             length, source = first_adam_step(parameters, proxy.lr), "Adam's first update"
-        examples = proxy.examples(STEP_SIZE_SAMPLES)
+        examples = list(proxy.examples(STEP_SIZE_SAMPLES))
         step_size = median_step_size(
             proxy.model.model, parameters, examples, length, task=SampleTask(), preconditioner=preconditioner
         )

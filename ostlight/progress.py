@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -94,7 +94,7 @@ def track(items: Iterable[Item], what: str, total: float | None = None, unit: st
     Args:
         total: how many they are; by default their length, where they have one.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with phase(what, total, unit) as opened:
         for item in items:

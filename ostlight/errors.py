@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,7 +114,7 @@ class BadRecord(OstlightError):
     """
 
     def __init__(self, reason: str, detail: str, field: str | None = None) -> None:
-        self.reason, self.detail = reason, redact(_encodable(detail))
+        self.reason, self.detail = reason, redact(_ADDRESS.sub("", _encodable(detail)))
         self.field = field if field is None else _encodable(field)
         super().__init__(f"{reason}: {self.detail}" + (f" (field {self.field!r})" if field else ""))
 
@@ -125,6 +126,10 @@ class BadRecord(OstlightError):
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # Worker processes hand these over pickled.
         return type(self), (self.reason, self.detail, self.field)
+
+
+_ADDRESS = re.compile(r"(?<=\w) at 0x[0-9a-f]{6,}")
+"""Where Python's form of an object says that it lies in memory: another place in every run."""
 
 
 def _encodable(text: str) -> str:

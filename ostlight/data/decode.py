@@ -25,6 +25,17 @@ _BEGINNINGS = (
 HEAD_BYTES = 16
 """Bytes that tell an image from anything else."""
 
+_OTHER_FORMATS = {
+    b"\0\0\1\0": "ICO", b"\0\0\2\0\1\0": "CUR", b"DDS ": "DDS", b"8BPS": "PSD", b"icns": "ICNS", b"%!PS": "EPS",
+    b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"<svg": "SVG", b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL", b"\x76\x2f\x31\x01": "EXR", b"#?RADIANCE": "HDR", b"\x0a\x05\x01": "PCX",
+    b"\xd7\xcd\xc6\x9a": "WMF", b"\x93NUMPY": "NumPy", b"version https://": "a pointer of Git LFS (git lfs pull)",
+    b"<!DOCTYPE html": "HTML", b"<!doctype html": "HTML", b"<html": "HTML",
+}  # fmt: skip
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_TGA_TYPES = (b"\1\1", b"\0\2", b"\0\3", b"\1\x09", b"\0\x0a", b"\0\x0b")
+"""Second and third byte: with a palette or not, and how pixels are stored; a format without a signature."""
+
 PILImage.init()  # or only the commonest formats are known
 _LOADED = [name for name in DECODERS if name in PILImage.OPEN]  # MPO goes by JPEG's; AVIF may be missing in a build
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a colour profile of 2 MB is no attack
@@ -57,6 +68,14 @@ def is_image(head: bytes) -> bool:
     return (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or (
         head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
     )
+
+
+def other_format(head: bytes) -> str | None:
+    """The name of a format that is not decoded, by the first bytes (``HEAD_BYTES``); ``None`` where it is not known."""
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return "HEIC"
+    named = next((name for begin, name in _OTHER_FORMATS.items() if head.startswith(begin)), None)
+    return named or ("TGA" if head[1:3] in _TGA_TYPES and head[8:12] == bytes(4) else None)
 
 
 def size_of(encoded: bytes, where: str, rules: ImageRules) -> tuple[int, int]:
@@ -97,7 +116,8 @@ def _opened(encoded: bytes, where: str, rules: ImageRules) -> Iterator[PILImage.
         with rejecting("corrupt_image", f"cannot decode {where}", "images"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an image with metadata Pillow dislikes is still an image
             if encoded and not is_image(encoded[:HEAD_BYTES]):
-                raise not_an_image(where, encoded[:HEAD_BYTES], reason="corrupt_image")
+                head = encoded[:HEAD_BYTES]
+                raise not_an_image(where, head, reason="not_an_image" if other_format(head) else "corrupt_image")
             with PILImage.open(io.BytesIO(encoded), formats=_LOADED) as image:
                 width, height = image.size
                 if width * height > rules.pixels:
@@ -116,7 +136,9 @@ def too_large(where: str, found: str, limit: str) -> BadRecord:
 
 def not_an_image(where: str, head: bytes, *, reason: str = "not_an_image", field: str = "images") -> BadRecord:
     """The error for something that is no image by its content."""
-    detail = f"{where} is no image of a format that is read ({', '.join(DECODERS)}); it begins {head!r}"
+    named = other_format(head)
+    found = f"it is {named}" if named else f"it begins {head!r}"
+    detail = f"{where} is no image of a format that is read ({', '.join(DECODERS)}); {found}"
     return BadRecord(reason, detail, field)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar"})
 NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json"})
+NOT_READ = re.compile(r"(\.(jsonl?|ndjson|csv|tsv|tar)\.(gz|bz2|xz|zst|lz4|zip)|\.(tgz|arrow|feather|orc|xlsx))$", re.I)
+"""Names of files that hold records in a form that is not read."""
+_CURE_NOT_READ = "unpack compressed files, and write tables as Parquet"
 CARD, DATA, TRAIN = "README.md", "data", "train"
 
 _SPLITS = {
@@ -69,23 +72,32 @@ def _files_in(folder: Path) -> list[Path]:
     card = _card(folder)
     if card.get("configs"):
         return _of_split(folder, _described_splits(folder, card["configs"]))
-    found = sorted(p for p in folder.iterdir() if _is_data(p))
+    listed = sorted(folder.iterdir())
+    found = [p for p in listed if _is_data(p)]
     if not found and (folder / DATA).is_dir():
         return _of_split(folder, _named_splits(folder, (folder / DATA).rglob("*")))
     if not found and card:
         return _of_split(folder, _named_splits(folder, folder.rglob("*")))
+    unread = [p.name for p in listed if NOT_READ.search(p.name)]
     if not found:
-        raise DataError(f"{folder} holds no file ending in {', '.join(sorted(SUFFIXES))}", folder)
+        raise _no_data(folder, unread)
+    if unread:
+        log.warning(f"{folder}: {len(unread):,} files are not read ({', '.join(unread[:3])}); {_CURE_NOT_READ}")
     return found
 
 
+def _no_data(folder: Path, unread: Sequence[str] = ()) -> DataError:
+    there = f"; it has {', '.join(unread[:3])}: {_CURE_NOT_READ}" if unread else ""
+    return DataError(f"{folder} holds no file ending in {', '.join(sorted(SUFFIXES))}{there}", folder)
+
+
 def _is_data(file: Path) -> bool:
-    """Whether the file is one of a pool.
+    """Whether the file is one of a pool; hidden ones (macOS writes ``._NAME`` beside each file) are not.
 
     Raises:
         DataError: it is called like one, and is a link that leads nowhere, a pipe or a device.
     """
-    if file.suffix not in SUFFIXES or file.name in NOT_DATA:
+    if file.suffix.lower() not in SUFFIXES or file.name in NOT_DATA or file.name.startswith("."):
         return False
     if file.is_file() or file.is_dir():
         return file.is_file()
@@ -110,7 +122,10 @@ def _card(folder: Path) -> dict[str, Any]:
 
 def _described_splits(folder: Path, configs: Any) -> dict[str, list[Path]]:
     """The files of each split, as the card describes them."""
-    named = {str(c.get("config_name", "default")): c for c in configs if isinstance(c, dict)}
+    listed_configs = configs if isinstance(configs, list) else [configs]
+    named = {str(c.get("config_name", "default")): c for c in listed_configs if isinstance(c, dict)}
+    if not named:
+        raise DataError(f"{folder / CARD}: 'configs' is {str(configs)[:60]!r}, no list of configurations", folder)
     default = [name for name, config in named.items() if config.get("default")] or [n for n in named if n == "default"]
     if len(named) != 1 and not default:
         listed = "; ".join(f"{name}: {', '.join(_patterns(c))[:100]}" for name, c in named.items())
@@ -123,13 +138,22 @@ def _described_splits(folder: Path, configs: Any) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for split, patterns in _entries(config):
         for pattern in patterns:
-            if pattern.startswith("/") or ".." in Path(pattern).parts:
-                raise DataError(f"{folder / CARD}: the pattern {pattern!r} leads out of the folder", folder)
-            files = sorted(p for p in folder.glob(pattern) if p.is_file())
+            _check_inside(folder, pattern)
+            try:
+                files = sorted(p for p in folder.glob(pattern) if p.is_file())
+            except ValueError as error:
+                raise DataError(f"{folder / CARD}: {pattern!r} is no pattern of files: {error}", folder) from error
             if not files:
                 raise DataError(f"{folder / CARD} names {pattern!r}, and no such file is there; fetch it", folder)
             splits.setdefault(split, []).extend(files)
-    return splits or _named_splits(folder, (folder / str(config.get("data_dir", "."))).rglob("*"))
+    data_dir = str(config.get("data_dir", "."))
+    _check_inside(folder, data_dir)
+    return splits or _named_splits(folder, (folder / data_dir).rglob("*"))
+
+
+def _check_inside(folder: Path, pattern: str) -> None:
+    if pattern.startswith("/") or ".." in Path(pattern).parts:
+        raise DataError(f"{folder / CARD}: the pattern {pattern!r} leads out of the folder", folder)
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
@@ -154,7 +178,7 @@ def _named_splits(folder: Path, files: Iterator[Path]) -> dict[str, list[Path]]:
         if _is_data(file) and not any(part.startswith(".") for part in parts):
             splits.setdefault(_split_of(parts), []).append(file)
     if not splits:
-        raise DataError(f"{folder} holds no file ending in {', '.join(sorted(SUFFIXES))}", folder)
+        raise _no_data(folder)
     return splits
 
 

@@ -45,11 +45,13 @@ class ImageRoot:
                 ``bad_field``.
         """
         if isinstance(value, dict):
-            value = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
+            value = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), value)
         if isinstance(value, bytes):
             return self._in_record(value)
         if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_encodable(value):
-            raise BadRecord.wrong_type(field, "a path, a data: address or bytes", value)
+            raise BadRecord.wrong_type(
+                field, "a path, a data: address, bytes, or {'bytes', 'path', 'url'} of one", value
+            )
         scheme = value[:8].lower()
         if scheme.startswith("data:"):
             return self._in_record(_decoded(value, field))
@@ -191,6 +193,8 @@ def _why_missing(named: str, path: str, folder: Path, error: OSError) -> str:
         return f"{named!r} under the image root {folder} is a link that leads back to itself"
     if os.path.islink(path):
         return f"{named!r} under the image root {folder} is a link to {os.readlink(path)!r}, which cannot be read"
+    if error.errno == errno.ENOENT and "\\" in named:
+        return f"no file {named!r} under the image root {folder}; write its separators as /"
     if error.errno == errno.ENOENT:
         return f"no file {named!r} under the image root {folder}"
     return f"cannot read {named!r} under the image root {folder}: {error.strerror}"

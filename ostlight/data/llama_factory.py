@@ -8,7 +8,7 @@ from typing import Any
 
 from ostlight.data.layouts import layout_of
 from ostlight.data.sample import IMAGE_PLACEHOLDER
-from ostlight.data.turns import CALLING_ROLES, ROLES, images_of, is_trained, turn_keys
+from ostlight.data.turns import CALLING_ROLES, REASONING, ROLES, images_of, is_trained, turn_keys
 
 VIDEO_FIELDS = ("videos", "video")
 FILE_NAME = "dataset_info.json"
@@ -77,6 +77,8 @@ def _text(turn: Mapping[str, Any], found: dict[str, set[Any]]) -> str:
     found[f"names for the {role}"].add(name)
     if role in ("developer", "tool") or name.strip().lower() in CALLING_ROLES or turn.get("tool_calls"):
         raise UnsuitableError("it has developer or tool turns or tool calls")
+    if any(turn.get(name) for name in REASONING):
+        raise UnsuitableError("its turns hold reasoning in a field of its own, which LLaMA-Factory does not read")
     if role == "assistant" and not is_trained(turn, role, "a turn"):
         raise UnsuitableError("it has assistant turns of loss weight 0, which LLaMA-Factory would train on")
     if not isinstance(content, str):

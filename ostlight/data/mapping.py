@@ -34,7 +34,7 @@ def with_columns(record: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
 
     Texts of several columns are joined by newlines, images in their order. Numbers become text. With ``choices`` the
     question gets one line for each (``A. ...``), and an answer that is a number names one by its letter. Columns that
-    are not mapped stay.
+    are not mapped stay: without ``images``, those of the record's own ``images`` or ``image``.
 
     Raises:
         BadRecord: ``bad_field`` where a column holds no text, or an answer names no choice.
@@ -42,9 +42,9 @@ def with_columns(record: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     mapped = {name: value for name, value in record.items() if name not in columns_used(columns)}
     if (system := _texts(record, columns.system)) is not None:
         mapped["system"] = system
-    images = [image for name in _names(columns.images) for image in flat_images(_value(record, name))]
-    mapped.pop("image", None)
-    mapped["images"] = images
+    if columns.images is not None:
+        mapped.pop("image", None)
+        mapped["images"] = [image for name in _names(columns.images) for image in flat_images(_value(record, name))]
     if columns.messages is not None:
         return {**mapped, "messages": _value(record, columns.messages)}
     choices = [choice for name in _names(columns.choices) for choice in _choices(record, name)]

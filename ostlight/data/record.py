@@ -21,6 +21,8 @@ IMAGE_FIELDS = ("image", "images")
 MEDIA_FIELDS = ("audio", "audios", "video", "videos")
 NESTED_TAGS = ("tags", "meta")
 _RECORD_FLAGS = frozenset(flag + end for flag in LOSS_FLAGS for end in ("", "s"))
+_WHOLE_RECORD_FLAGS = frozenset(LOSS_FLAGS) - {"loss", "weight"}
+"""Flags that mean nothing else beside the turns; ``loss`` and ``weight`` may be what somebody measured."""
 FILE_NAMES = ("file_name", "file_names")
 TOOL_FIELDS = ("tools", "functions")
 BOX_PLACEHOLDERS = ("<bbox>", "<ref-object>")
@@ -69,6 +71,9 @@ class RecordReader:
             if isinstance(record.get(name), list | dict):
                 detail = f"{name!r} beside the turns is not read; write the flag into each turn, as one of "
                 raise BadRecord("bad_field", detail + ", ".join(LOSS_FLAGS), name)
+            if name in _WHOLE_RECORD_FLAGS and isinstance(record[name], bool | int | float) and not record[name]:
+                detail = f"{name!r} of the whole record is {record[name]}, so there is nothing to learn from it"
+                raise BadRecord("no_answer", detail, name)
         record = self.canonical(record)
         layout = self._layout(record)
         conversation = layout.read(record, self.require_answer)
@@ -100,7 +105,8 @@ class RecordReader:
         Raises:
             BadRecord: a mapped column holds what it cannot.
         """
-        if self.names_images and not (record.get("image") or record.get("images")):
+        is_mapped = self.columns is not None and self.columns.images is not None
+        if self.names_images and not (is_mapped or record.get("image") or record.get("images")):
             names = record.get("file_names") or record.get("file_name")
             record = {**{k: v for k, v in record.items() if k not in FILE_NAMES}, "images": names}
         return record if self.columns is None else with_columns(record, self.columns)

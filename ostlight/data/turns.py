@@ -35,6 +35,11 @@ LOSS_FLAGS = ("loss", "loss_weight", "loss_scale", "loss_mask", "weight", "train
 """Fields of a turn that say whether it is trained on: 1 or true, 0 or false."""
 _LOOKS_LIKE_FLAG = re.compile(r"loss|train|mask|weight|supervise|ignore", re.IGNORECASE)
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of an assistant turn with what it thought before its answer."""
+IMAGE_PARTS = ("image_url", "image", "input_image")
+TEXT_PARTS = ("text", "input_text", "output_text")
+_TYPED_BY_KEY = ("text", "image", "image_url", "video", "audio")
 _OWN_MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 _QWEN_IMAGE = re.compile(r"<img>([^<>\n]{1,4096})</img>")
 NEXT_IMAGE: Any = object()
@@ -81,12 +86,14 @@ def read_turn(message: Any, where: str, found: list[Any]) -> Turn:
         raise BadRecord.wrong_type(f"{where}.{content_key}", "text or a list of parts", content)
     text = _with_own_images(message, text, images, where)
     found += images
+    is_learned = is_trained(message, role, where)
+    text = _with_reasoning(message, text, role, where, is_learned and not calls)
     name, call_id = message.get("name"), message.get("tool_call_id")
     is_reply = role == "tool"
     return Turn(
         role,
         text,
-        is_trained(message, role, where),
+        is_learned,
         calls,
         name if is_reply and isinstance(name, str) and name else None,
         call_id if is_reply and isinstance(call_id, str) and call_id else None,
@@ -168,23 +175,58 @@ def _part(part: Any, where: str, found: list[Any]) -> str:
     if isinstance(part, str):
         return _text(part, found)
     kind = part.get("type") if isinstance(part, dict) else None
+    if kind is None and isinstance(part, dict):
+        kind = next((name for name in _TYPED_BY_KEY if part.get(name) is not None), None)
     if not isinstance(kind, str):
         raise BadRecord.wrong_type(where, "an object with a 'type'", part)
-    if kind == "text":
+    if kind in TEXT_PARTS:
         value = next((part[name] for name in ("text", "value", "content") if part.get(name) is not None), None)
         if not isinstance(value, str):
             raise BadRecord.wrong_type(f"{where}.text", "text", value)
         return _text(value, found)
-    if kind in ("image_url", "image"):
-        names = ("image_url", "image", "value", "url", "path")
-        value = next((part[name] for name in names if part.get(name) is not None), NEXT_IMAGE)
-        if isinstance(value, dict) and value.get("url") is not None:
-            value = value["url"]
-        found.append(value)
+    if kind in IMAGE_PARTS:
+        value = image_of_part(part)
+        found.append(NEXT_IMAGE if value is None else value)
         return IMAGE_PLACEHOLDER
     if "audio" in kind or "video" in kind:
         raise BadRecord("unsupported_media", f"{where} is of type {kind!r}; only text and images are read", where)
-    raise BadRecord("bad_field", f"{where} is of type {kind!r}; known types are text, image_url, image", where)
+    known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
+    raise BadRecord("bad_field", f"{where} is of type {kind!r}; known types are {known}", where)
+
+
+def image_of_part(part: Mapping[str, Any]) -> Any:
+    """The image that a content part itself names; ``None`` where it stands for the next one of the record's list."""
+    names = ("image_url", "image", "value", "url", "path", "source")
+    value = next((part[name] for name in names if part.get(name) is not None), None)
+    if isinstance(value, dict) and value.get("url") is not None:
+        return value["url"]
+    if isinstance(value, dict) and isinstance(value.get("data"), str) and value.get("type") == "base64":  # Anthropic's
+        return f"data:{value.get('media_type', 'image/png')};base64,{value['data']}"
+    return value
+
+
+def _with_reasoning(message: Mapping[str, Any], text: str, role: Role, where: str, needs_answer: bool) -> str:
+    """The answer behind what the turn thought, in the ``<think>`` tags that chat templates look for.
+
+    Raises:
+        BadRecord: ``bad_field``; ``empty_answer`` where there is no answer behind it.
+    """
+    given = {name: message[name] for name in REASONING if message.get(name) not in (None, "", [])}
+    if not given:
+        return text
+    name, value = next(iter(given.items()))
+    field = f"{where}.{name}"
+    if not isinstance(value, str):
+        raise BadRecord.wrong_type(field, "text", value)
+    if role != "assistant":
+        raise BadRecord("bad_field", f"{where} has {name!r}, and only an assistant thinks; remove it", field)
+    if any(other != value for other in given.values()) or "</think>" in text:
+        places = ", ".join(given) + (", </think> in the text" if "</think>" in text else "")
+        raise BadRecord("bad_field", f"{where} holds its reasoning more than once ({places}); keep one", field)
+    if needs_answer and not text.strip():
+        raise BadRecord("empty_answer", f"{where} has {name!r} and no answer", field)
+    stripped = value.strip("\n")
+    return f"<think>\n{stripped}\n</think>\n\n{text}"
 
 
 def _text(text: str, found: list[Any], role: Role | None = None) -> str:

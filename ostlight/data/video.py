@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from ostlight.data.decode import ImageRules, too_large
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef
-from ostlight.data.turns import images_of
+from ostlight.data.turns import IMAGE_PARTS, image_of_part, images_of
 from ostlight.errors import BadRecord
 
 VIDEO_PLACEHOLDER = "<video>"
@@ -132,9 +132,8 @@ def _replaced(value: Any, frames: int, kinds: list[Any]) -> Any:
         own = next((value[name] for name in ("video", "video_url", "path", "url", "value") if value.get(name)), None)
         kinds.append(own.get("url", own) if isinstance(own, dict) else own)
         return {"type": "text", "text": IMAGE_PLACEHOLDER * frames}
-    if value.get("type") in ("image", "image_url"):
-        own = next((value[name] for name in ("image_url", "image", "value", "url", "path") if value.get(name)), None)
-        if own is None:
+    if value.get("type") in IMAGE_PARTS:
+        if image_of_part(value) is None:
             kinds.append(IMAGE_PLACEHOLDER)
         return value
     return {name: _replaced(one, frames, kinds) for name, one in value.items()}

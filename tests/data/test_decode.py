@@ -179,8 +179,6 @@ def test_limits_hold_for_each_image_and_for_all_of_a_record(
 @pytest.mark.parametrize(
     "data",
     [
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        b"DDS " + bytes(124),
         b"not an image",
         b"\x89PNG\r\n\x1a\n",
         encoded(Image.new("RGB", (8, 8)), "AVIF")[:-20],
@@ -192,6 +190,40 @@ def test_anything_else_is_a_corrupt_image(data: bytes) -> None:
     with pytest.raises(BadRecord) as caught:
         decode(data, "it", DEFAULT_RULES)
     assert (caught.value.reason, caught.value.field) == ("corrupt_image", "images")
+
+
+def in_format(format: str, mode: str = "RGB") -> bytes:
+    return encoded(Image.new(mode, (16, 16)), format)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (in_format("ICO"), "ICO"), (in_format("DDS", "RGBA"), "DDS"), (in_format("TGA"), "TGA"),
+        (in_format("EPS"), "EPS"), (in_format("PDF"), "PDF"), (in_format("PCX"), "PCX"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "HEIC"), (b"<!DOCTYPE html>", "HTML"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"), (b"\xff\x0a" + bytes(30), "JPEG XL"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)  # fmt: skip
+def test_other_formats_are_rejected_by_name(
+    images: Path, jsonl: Callable, chat: Callable, data: bytes, name: str
+) -> None:
+    (images / "pics" / "x.bin").write_bytes(data)
+    (_, in_a_file), *_ = Pool.open(jsonl(chat(image="pics/x.bin"))).read([0])
+    with pytest.raises(BadRecord) as in_the_record:
+        decode(data, "it", DEFAULT_RULES)
+    for bad in (in_a_file, in_the_record.value):
+        assert isinstance(bad, BadRecord)
+        assert (bad.reason, bad.field) == ("not_an_image", "images")
+        assert name in bad.detail
+
+
+def test_the_words_of_a_decoder_are_the_same_in_every_run() -> None:
+    for data in (b"", b"\x89PNG\r\n\x1a\n"):
+        with pytest.raises(BadRecord) as caught:
+            decode(data, "it", DEFAULT_RULES)
+        assert " at 0x" not in caught.value.detail
 
 
 def reason_of(path: Path) -> tuple[str, str | None]:

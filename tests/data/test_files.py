@@ -114,3 +114,28 @@ def test_a_plain_folder_gives_all_its_files(tmp_path: Path) -> None:
     assert names(tmp_path, tmp_path) == ["test.jsonl", "train.jsonl"]
     with pytest.raises(DataError):
         files_of(clone(tmp_path / "empty", "notes.txt", card=None))
+
+
+def test_hidden_files_are_none_of_a_pool_and_capitals_make_no_difference(tmp_path: Path) -> None:
+    clone(tmp_path, "a.JSONL", "b.jsonl")
+    (tmp_path / "._b.jsonl").write_bytes(b"\0\5\x16\7")
+    assert names(tmp_path, tmp_path) == ["a.JSONL", "b.jsonl"]
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(tmp_path: Path, logged) -> None:
+    (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match="b.jsonl.gz"):
+        files_of(tmp_path)
+    clone(tmp_path, "a.jsonl")
+    assert names(tmp_path, tmp_path) == ["a.jsonl"]
+    assert "b.jsonl.gz" in logged()
+
+
+@pytest.mark.parametrize(
+    "card",
+    ["configs: yes", "configs:\n- data_files: '**x'", "configs:\n- data_dir: ../..", "configs: [1]"],
+)
+def test_a_card_that_describes_no_files_is_refused(tmp_path: Path, card: str) -> None:
+    clone(tmp_path, "a.jsonl", card=card)
+    with pytest.raises(DataError):
+        files_of(tmp_path)

@@ -101,6 +101,28 @@ def test_a_csv_file_reads_and_its_subset_keeps_the_rows(images: Path, shade: Cal
     assert shade(again[1].images[0]) == 0
 
 
+def test_images_of_columns_that_are_not_mapped_stay(images: Path, shade: Callable, jsonl: Callable) -> None:
+    columns = Columns(question="query", answer="response")
+    path = jsonl({"query": "q", "response": "a", "images": ["pics/2.png"]})
+    assert [shade(image) for image in Pool.open(path, columns=columns)[0].images] == [2]
+
+
+@pytest.mark.parametrize("mapped", [None, "file_name"])
+def test_the_metadata_file_of_a_folder_of_images_with_columns(
+    images: Path, shade: Callable, mapped: str | None
+) -> None:
+    (images / "pics" / "metadata.csv").write_text("file_name,text\n3.png,a cat\n")
+    sample = Pool.open(images / "pics", columns=Columns(answer="text", images=mapped))[0]
+    assert [shade(image) for image in sample.images] == [3]
+    assert sample.answer == "a cat"
+
+
+def test_the_names_in_a_header_have_no_spaces_around_them(tmp_path: Path) -> None:
+    path = tmp_path / "pool.csv"
+    path.write_text("question , answer\nq,a\n")
+    assert Pool.open(path)[0].answer == "a"
+
+
 def test_a_stray_quote_costs_its_own_row_only(tmp_path: Path) -> None:
     rows = ["question,answer", 'q1,"never closed', "q2,a2", "q3,a3", 'q4,5" wide', "q5,a5"]
     path = tmp_path / "pool.csv"
@@ -110,7 +132,9 @@ def test_a_stray_quote_costs_its_own_row_only(tmp_path: Path) -> None:
     assert [getattr(record, "reason", "read") for record in found] == ["bad_row", "read", "read", "read", "read"]
 
 
-@pytest.mark.parametrize(("suffix", "delimiter"), [(".tsv", "\t"), (".csv", ";"), (".csv", ",")])
+@pytest.mark.parametrize(
+    ("suffix", "delimiter"), [(".tsv", "\t"), (".csv", ";"), (".csv", ","), (".csv", "\t"), (".csv", "|")]
+)
 def test_delimiters_and_images_in_base64(
     tmp_path: Path, shade: Callable, png: Callable, suffix: str, delimiter: str
 ) -> None:
@@ -145,6 +169,12 @@ def test_json_lines_in_a_json_file_with_any_first_line(tmp_path: Path, first: st
 def test_an_array_of_one_record_a_line_stays_an_array(tmp_path: Path) -> None:
     path = tmp_path / "pool.json"
     path.write_text('[\n{"question": "q", "answer": "a"},\n{"question": "r", "answer": "b"}\n]\n')
+    assert [s.answer for _, s in Pool.open(path).read(range(2)) if isinstance(s, Sample)] == ["a", "b"]
+
+
+def test_an_array_in_one_line_of_a_jsonl_file_is_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_text('[{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]')
     assert [s.answer for _, s in Pool.open(path).read(range(2)) if isinstance(s, Sample)] == ["a", "b"]
 
 

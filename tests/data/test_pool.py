@@ -122,14 +122,30 @@ def test_more_files_than_are_kept_open(jsonl: Callable, chat: Callable, tmp_path
         ("[]", r"\(json\)"),
         ('{"prompt": "a", "completion": "b"}', r"prompt, completion.*sharegpt \(conversations"),
         ("\x1f\x8b\x08", "compressed"),
+        ("\x28\xb5\x2f\xfd....", "compressed"),
+        ("version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("\xff\xfe{\0", "UTF-16"),
+        ('{\0"\0', "UTF-16"),
+        ("\xff\xfe\0\0{\0\0\0", "UTF-32"),
+        ("ARROW1\0\0", "save_to_disk"),
+        ("PK\3\4", "ZIP"),
+        ("<!DOCTYPE html><html>403</html>", "web page"),
+        ("\0" * 600, "zeros"),
+        ('{\n"question": "q",\n"answer": "a"\n}', "several lines"),
+        ("data/other.jsonl", "name that file"),
     ],
 )
 def test_a_file_of_an_unknown_format_is_refused_with_what_it_holds(tmp_path: Path, content: str, shown: str) -> None:
-    path = tmp_path / "pool.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(DataError, match=shown) as caught:
-        Pool.open(path)
-    assert caught.value.path == path
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "other.jsonl").write_text("")
+    for name in (
+        ("pool.json", "pool.jsonl") if content.startswith(("\x28", "version", "\xff", "<!")) else ("pool.json",)
+    ):
+        path = tmp_path / name
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(DataError, match=shown) as caught:
+            Pool.open(path)
+        assert caught.value.path == path
 
 
 def test_what_is_not_there_is_refused_by_name(tmp_path: Path, jsonl: Callable, chat: Callable) -> None:

@@ -61,6 +61,48 @@ def test_a_list_of_flags_beside_the_turns_is_refused(jsonl: Callable) -> None:
     assert (bad.reason, bad.field) == ("bad_field", "loss_mask")
 
 
+@pytest.mark.parametrize("flag", ["loss_mask", "loss_weight", "loss_scale", "train", "trainable"])
+def test_a_record_that_is_not_to_be_trained_on_is_rejected(jsonl: Callable, chat: Callable, flag: str) -> None:
+    for value in (0, False, 0.0):
+        bad = rejected(jsonl(chat("q", "a", **{flag: value})))
+        assert (bad.reason, bad.field) == ("no_answer", flag)
+    assert Pool.open(jsonl(chat("q", "a", **{flag: 1})))[0].turns[1].trained
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_in_a_field_of_its_own_stands_before_the_answer(jsonl: Callable, field: str) -> None:
+    def record(who: str, content: str | None, thought: Any, **more: Any) -> dict:
+        turns = [{"role": "user", "content": "?"}, {"role": who, "content": content, field: thought, **more}]
+        return {"messages": [*turns, {"role": "assistant", "content": "end"}]}
+
+    sample = Pool.open(jsonl(record("assistant", "Yes.", "Is it?\n")))[0]
+    assert sample.turns[1] == Turn("assistant", "<think>\nIs it?\n</think>\n\nYes.", True)
+    for nothing in (None, ""):
+        assert Pool.open(jsonl(record("assistant", "Yes.", nothing)))[0].turns[1].text == "Yes."
+    calling = Pool.open(jsonl(record("assistant", None, "Look.", tool_calls=[CALL])))[0]
+    assert calling.turns[1] == Turn("assistant", "<think>\nLook.\n</think>\n\n", True, (CALL,))
+    assert rejected(jsonl(record("assistant", "", "Is it?"))).reason == "empty_answer"
+    for wrong in (record("user", "x", "y"), record("assistant", "x", 3), record("assistant", "<think>a</think>b", "c")):
+        bad = rejected(jsonl(wrong))
+        assert (bad.reason, bad.field) == ("bad_field", f"messages[1].{field}")
+
+
+def test_content_parts_of_other_apis(images: Path, shade: Callable, png: Callable, jsonl: Callable) -> None:
+    data = base64.b64encode(png(2)).decode()
+    spellings: list[tuple[list[dict], int]] = [
+        ([{"type": "input_image", "image_url": "pics/1.png"}, {"type": "input_text", "text": "q"}], 1),
+        ([{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}},
+          {"type": "text", "text": "q"}], 2),
+        ([{"type": "image", "source": {"type": "url", "url": "pics/3.png"}}, {"type": "text", "text": "q"}], 3),
+        ([{"image": "pics/1.png"}, {"text": "q"}], 1),
+    ]  # fmt: skip
+    for parts, expected in spellings:
+        answer = {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]}
+        sample = Pool.open(jsonl({"messages": [{"role": "user", "content": parts}, answer]}))[0]
+        assert [turn.text for turn in sample.turns] == ["<image>q", "a"]
+        assert [shade(image) for image in sample.images] == [expected]
+
+
 @pytest.mark.parametrize(
     ("named", "role"),
     [

@@ -179,3 +179,41 @@ def test_a_caption_without_a_conversation_is_a_column(tmp_path: Path, shade: Cal
     pool = Pool.open(path, columns=Columns(answer="txt", images="images"))
     assert [turn.text for turn in pool[0].turns] == ["<image>\n", "A cat."]
     assert shade(pool[0].images[0]) == 2
+
+
+def test_numbers_in_names_order_images_and_content_tells_them(
+    tmp_path: Path, shade: Callable, png: Callable, chat: Callable
+) -> None:
+    three = json.dumps(chat("<image><image><image>?", "a")).encode()
+    members = [
+        *[_file("a.json", three), *[_file(f"a.image{n}.png", png(n)) for n in (10, 2, 1)]],
+        *[_file("b.JSON", three), *[_file(f"b.{n}.PNG", png(n)) for n in (10, 9, 11)]],
+        *[_file("c.json", three), _file("c.jfif", png(1)), _file("c.img", png(2)), _file("c.x.1", png(3))],
+        *[_file("d.json", json.dumps(chat("?", "a")).encode()), _file("d.heic", b"\0\0\0\x18ftypheic" + bytes(50))],
+    ]
+    a, b, c, d = (sample for _, sample in Pool.open(_tar(tmp_path / "pool.tar", members)).read(range(4)))
+    assert isinstance(a, Sample)
+    assert isinstance(b, Sample)
+    assert isinstance(c, Sample)
+    assert [shade(image) for image in a.images] == [1, 2, 10]
+    assert [shade(image) for image in b.images] == [9, 10, 11]
+    assert sorted(shade(image) for image in c.images) == [1, 2, 3]
+    assert isinstance(d, Sample)
+    with pytest.raises(BadRecord, match="HEIC"):
+        d.images[0].open()
+
+
+def test_a_video_is_one_of_the_record(tmp_path: Path, chat: Callable) -> None:
+    film = json.dumps(chat("<video>?", "a", video="a.mp4")).encode()
+    path = _tar(
+        tmp_path / "pool.tar", [_file("a.json", film), _file("a.mp4", b"\0\0\0\x18ftypisom"), _file("b.wav", b"x")]
+    )
+    with_video, sound = (bad for _, bad in Pool.open(path).read(range(2)))
+    assert isinstance(with_video, BadRecord)
+    assert (with_video.reason, with_video.field) == ("unsupported_media", "videos")
+    assert isinstance(sound, BadRecord)
+    assert sound.reason == "unsupported_media"
+    pytest.importorskip("av")
+    sample = Pool.open(path, frames=2)[0]
+    assert [turn.text for turn in sample.turns] == ["<image><image>?", "a"]
+    assert len(sample.images) == 2

@@ -12,12 +12,33 @@ from ostlight.data.formats.jsonl import JsonLines
 from ostlight.data.formats.parquet import Parquet
 from ostlight.data.formats.source import RECORD_BYTES, Source
 from ostlight.data.formats.webdataset import WebDataset
+from ostlight.data.layouts import layout_of
 from ostlight.errors import DataError
 
 FORMATS: dict[str, type[Source]] = {
     source.name: source for source in (JsonLines, JsonArray, Parquet, HuggingFaceFolder, WebDataset, CsvTable)
 }
 HEAD_BYTES = 1 << 16
+_COMPRESSED = "the file is compressed, so no record can be reached without unpacking all before it; unpack it first"
+_ARROW = "it is an Arrow file; name the folder that save_to_disk wrote, or write it as Parquet"
+_NOT_READ = {
+    b"\x1f\x8b": _COMPRESSED, b"BZh": _COMPRESSED, b"\xfd7zXZ": _COMPRESSED, b"\x28\xb5\x2f\xfd": _COMPRESSED,
+    b"\x04\x22\x4d\x18": _COMPRESSED, b"7z\xbc\xaf": _COMPRESSED,
+    b"PK\3\4": "it is a ZIP archive (as .xlsx and .npz files are); unpack it, or save the table as CSV",
+    b"\xff\xfe\0\0": "the text is UTF-32; save it as UTF-8", b"\0\0\xfe\xff": "the text is UTF-32; save it as UTF-8",
+    b"\xff\xfe": "the text is UTF-16; save it as UTF-8", b"\xfe\xff": "the text is UTF-16; save it as UTF-8",
+    b"{\0": "the text is UTF-16; save it as UTF-8", b"[\0": "the text is UTF-16; save it as UTF-8",
+    b"version https://git-lfs": "it is a pointer of Git LFS, and the content was not fetched; run `git lfs pull`",
+    b"ARROW1": _ARROW, b"\xff\xff\xff\xff": _ARROW,
+    b"ORC": "it is an ORC file; write it as Parquet", b"\x89HDF": "it is an HDF5 file; write it as Parquet",
+    b"SQLite format 3": "it is an SQLite database; save the table as CSV or Parquet",
+    b"PARE": "it is an encrypted Parquet file; write it without encryption",
+    b"\x80\4\x95": "it is a pickle, which is not read because it can run code; save the records as JSON lines",
+    b"<!DOCTYPE": "it is a web page, as servers send in the place of a file; fetch it again",
+    b"<html": "it is a web page, as servers send in the place of a file; fetch it again",
+}  # fmt: skip
+"""Beginnings of files that hold no records that can be read, and what to do."""
+_MAX_LINK = 4096
 MAX_OBJECT_BYTES = 64 << 20
 ONE_OBJECT = "the file is one JSON object, where a JSON array or one object a line is expected"
 
@@ -66,6 +87,9 @@ def _recognized(path: Path) -> type[Source]:
     if not path.is_dir():
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
+    for begin, why in _NOT_READ.items():
+        if head.startswith(begin):
+            raise DataError(f"{path}: {why}", path)
     for source in FORMATS.values():
         if source.recognizes(path, head):
             return source
@@ -77,13 +101,20 @@ def _described(path: Path, head: bytes) -> str:
         return "a folder that save_to_disk did not write"
     if not head.strip():
         return "the file is empty"
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        return "the file is compressed, so no record can be reached without unpacking all before it; unpack it first"
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "the text is UTF-16; save it as UTF-8"
+    if not head.strip(b"\0"):
+        return "the file holds zeros alone; write or fetch it again"
     if head.lstrip().startswith(b"{"):
         return described_object(path)
+    if (link := _link_as_text(path, head)) is not None:
+        return link
     return f"the format is unknown; the file begins {head[:60].decode('utf-8', 'replace')!r}"
+
+
+def _link_as_text(path: Path, content: bytes) -> str | None:
+    named = content[:_MAX_LINK].strip().decode("utf-8", "replace")
+    if len(content) >= _MAX_LINK or len(named.split()) != 1 or "\0" in named or not (path.parent / named).exists():
+        return None
+    return f"the file holds the path {named!r} alone, as a link does that was copied as text; name that file"
 
 
 def described_object(path: Path) -> str:
@@ -94,7 +125,7 @@ def described_object(path: Path) -> str:
         value = json.loads(content)
     except (ValueError, RecursionError):
         begin = repr(content[:60].decode("utf-8", "replace"))
-        return f"the file is neither one JSON array nor JSON lines; it begins {begin}"
+        return _link_as_text(path, content) or f"the file is neither one JSON array nor JSON lines; it begins {begin}"
     entries = {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}
     named = {name: entry for name, entry in entries.items() if isinstance(entry, dict) and entry.get("annotation")}
     if named:  # InternVL's list of data sets
@@ -103,8 +134,12 @@ def described_object(path: Path) -> str:
         return (
             f"the file is a list of data sets ({', '.join(named)[:200]}), no pool; name them in pool.path: [{listed}]"
         )
+    if entries and layout_of(entries) is not None:
+        return "the file is one record over several lines; put it into brackets: [...]"
     lists = [
-        name for name, entry in entries.items() if isinstance(entry, list) and entry and isinstance(entry[0], dict)
+        name
+        for name, entry in entries.items()
+        if isinstance(entry, list) and entry and isinstance(entry[0], dict) and not {"role", "from"} & entry[0].keys()
     ]
     if lists:
         return f"the file is one JSON object; save its list {lists[0]!r} as a file of its own"

@@ -14,6 +14,7 @@ from ostlight.data.atomic import atomic_path
 from ostlight.data.formats.source import RECORD_BYTES, RecordHashes, SpanSource, own_id
 from ostlight.errors import BadRecord, DataError
 
+OTHER_DELIMITERS = ";\t|"
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
 MAX_LINES = 10_000
 """Lines that one row may have."""
@@ -25,7 +26,8 @@ csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than an image
 class CsvTable(SpanSource):
     """A row is a record; its fields are text, under the names that the first row gives. Empty cells are null.
 
-    Cells may be quoted and then hold line breaks. Semicolons are understood where the header has no comma.
+    Cells may be quoted and then hold line breaks. Semicolons, tabs and bars are understood where the header has no
+    comma.
     """
 
     name = "csv"
@@ -53,12 +55,13 @@ class CsvTable(SpanSource):
         with self.path.open("rb") as file:
             header = file.readline()
             self._header = header.removeprefix(_BYTE_ORDER_MARK)
-            if self._delimiter == "," and b"," not in header and b";" in header:
-                self._delimiter = ";"
+            if self._delimiter == "," and b"," not in header:
+                self._delimiter = next((other for other in OTHER_DELIMITERS if other.encode() in header), ",")
             try:
-                (self.columns,) = self._parsed(self._header)
+                (names,) = self._parsed(self._header)
             except (csv.Error, ValueError) as error:
                 raise DataError(f"{self.path}: the first line is no header row: {error}", self.path) from error
+            self.columns = [name.strip() for name in names]
             if len(set(self.columns)) != len(self.columns):
                 raise DataError(f"{self.path}: two columns have the same name: {', '.join(self.columns)}", self.path)
             start = len(header)

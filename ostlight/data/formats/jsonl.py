@@ -27,9 +27,11 @@ class JsonLines(SpanSource):
         begin = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
         if path.is_dir() or not begin or b"\0" in head[:1024]:
             return False
-        if path.suffix in (".jsonl", ".ndjson"):
-            return not begin.startswith(b"[") or _first_lines(path)[0] == "value"
+        if path.suffix in (".jsonl", ".ndjson") and not begin.startswith(b"["):
+            return True
         kinds = _first_lines(path)
+        if path.suffix in (".jsonl", ".ndjson"):  # one line that is an array holds all records
+            return kinds[0] == "value" and len(kinds) > 1
         if path.suffix != ".json" and kinds[0] != "object":
             return False
         if begin.startswith(b"["):  # an array, unless the first line is a whole one and objects follow

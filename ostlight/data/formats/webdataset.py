@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ostlight.data.atomic import atomic_path
+from ostlight.data.decode import HEAD_BYTES, is_image
 from ostlight.data.formats.source import RECORD_BYTES, RecordHashes, SpanSource, own_id, parse_object
 from ostlight.errors import BadRecord, DataError
 
 log = logging.getLogger(__name__)
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "ppm", "mpo"})
-OTHER_MEDIA = frozenset({"mp4", "webm", "avi", "mov", "mkv", "wav", "mp3", "flac", "ogg", "m4a"})
+IMAGES = frozenset({
+    "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "ppm", "mpo",
+    "heic", "heif", "ico", "tga", "svg", "jxl", "psd",
+})  # fmt: skip
+"""Extensions of images; those of formats that are not read are rejected by name when they are opened."""
+VIDEOS = frozenset({"mp4", "m4v", "webm", "avi", "mov", "mkv", "mpg", "mpeg", "flv"})
+AUDIO = frozenset({"wav", "mp3", "flac", "ogg", "m4a", "aac", "opus"})
 TEXTS = frozenset({"txt", "text", "caption"})
 """Members that hold a caption, in shards without ``KEY.json``."""
 MAX_LINKS = 40
@@ -38,6 +44,9 @@ class Content:
 
 class WebDataset(SpanSource):
     """``KEY.json`` holds the conversation; ``KEY.jpg`` or ``KEY.0.png``, ``KEY.1.png``, ... its images in order.
+
+    Numbers in names count as numbers: ``image2`` comes before ``image10``. Members of other names are images if their
+    content is. ``KEY.mp4`` is a video of the record.
 
     A record's bytes are its members with their headers, so a subset is cut out without being unpacked. Links are
     followed to other members of the archive, and nowhere else; a subset holds their content in their place. Without
@@ -80,7 +89,7 @@ class WebDataset(SpanSource):
                     stop = _end(member)
                     if member.islnk() or member.issym():
                         linked.append((records, member))
-                    elif split_name(member.name)[1] == "json" and member.size <= self.record_bytes:
+                    elif split_name(member.name)[1].lower() == "json" and member.size <= self.record_bytes:
                         described = archive.at(member.offset_data, member.size)
                 if walk.damage is not None and walk.damaged_key in (key, None):
                     stop = start  # what is missing may belong to this record
@@ -105,28 +114,32 @@ class WebDataset(SpanSource):
             raise BadRecord("damaged_archive", self._damage[i])
         described: bytes | None = None
         text: dict[str, str] = {}
-        images: list[tuple[tuple[int, str], dict[str, Any]]] = []
+        media: dict[str, list[tuple[str, dict[str, Any]]]] = {"images": [], "videos": []}
         key = ""
         for member, content in self._members(i, self.raw_within_limit(i)):
-            key, extension = split_name(member.name)
-            kind = extension.rpartition(".")[2].lower()
-            if kind in OTHER_MEDIA:
-                raise BadRecord("unsupported_media", f"{member.name} is audio or video; only images are read")
+            key, name = split_name(member.name)
+            extension = name.lower()
+            kind = extension.rpartition(".")[2]
+            if kind in AUDIO:
+                raise BadRecord("unsupported_media", f"{member.name} is audio; only images and videos are read")
             if isinstance(content, str):
-                if extension == "json" or kind in IMAGES:
-                    raise BadRecord("bad_link", f"{member.name} {content}", extension)
+                if extension == "json" or kind in IMAGES | VIDEOS:
+                    raise BadRecord("bad_link", f"{member.name} {content}", name)
             elif extension == "json":
                 described = content
-            elif kind in IMAGES:
-                images.append((_order(extension), {"bytes": content, "path": None}))
+            elif kind in VIDEOS:
+                media["videos"].append((extension, {"bytes": content, "path": None}))
             elif extension in TEXTS:
                 text[extension] = content.decode("utf-8", "surrogateescape")
-        if described is None and not (images and text):
+            elif kind in IMAGES or is_image(content[:HEAD_BYTES]):
+                media["images"].append((extension, {"bytes": content, "path": None}))
+        if described is None and not (any(media.values()) and text):
             raise BadRecord("bad_field", f"the members of {key!r} hold no {key}.json with the conversation", "json")
         record: dict[str, Any] = {**text} if described is None else parse_object(described)
-        if images:
-            record.pop("image", None)
-            record["images"] = [image for _, image in sorted(images, key=lambda pair: pair[0])]
+        for field, found in media.items():
+            if found:
+                record.pop(field.removesuffix("s"), None)
+                record[field] = [one for _, one in sorted(found, key=lambda pair: (_order(pair[0]), pair[0]))]
         return {"id": key, **record} if own_id(record) is None else record
 
     def write(self, kept: Sequence[int], target: Path) -> None:
@@ -280,9 +293,10 @@ def split_name(member: str) -> tuple[str, str]:
     return folder + slash + key, extension
 
 
-def _order(extension: str) -> tuple[int, str]:
-    number = re.match(r"(\d+)\.", extension)
-    return (int(number[1]) if number else -1, extension)
+def _order(extension: str) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them; one without a number before its first dot comes first."""
+    stem = extension.rpartition(".")[0]
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", stem) if part]
 
 
 def _id(key: str, described: bytes) -> str:

@@ -179,7 +179,16 @@ FIRST_RECORDS = 64
 """Records after which a run stops if the model can use none of them."""
 
 OF_MODEL = frozenset(
-    {"template_refused", "processor_refused", "labels_unproved", "no_vision", "too_long", "unknown_token"}
+    {
+        "template_refused",
+        "processor_refused",
+        "labels_unproved",
+        "no_vision",
+        "no_tools",
+        "image_size",
+        "too_long",
+        "unknown_token",
+    }
 )
 """Reasons that lie in the model as much as in the record: what all of the first records have, the rest has too."""
 

@@ -65,9 +65,12 @@ class ChatTemplate:
             tools: functions the assistant may call.
 
         Raises:
-            BadRecord: ``template_refused``, with the template's words.
+            BadRecord: ``template_refused``, with the template's words; ``no_tools`` where it leaves out function calls,
+                or what they returned.
         """
-        return self._render([self._message(turn) for turn in turns], prompt, tools)
+        text = self._render([self._message(turn) for turn in turns], prompt, tools)
+        self._check_tools(turns)
+        return text
 
     def render_answers(self, turns: Sequence[Turn], tools: Tools = ()) -> tuple[str, list[Answer]]:
         """The conversation as text, and the answers in it: the trained turns, in their order.
@@ -103,6 +106,28 @@ class ChatTemplate:
                 found = [one.covered(text, marks.places.get(k, {})) for k, one in marked.items()]
                 return text, found, [(marks.plain(start), marks.plain(stop)) for start, stop in blocks]
         raise unproved("the chat template writes something else when the ends of the answers are marked")
+
+    def _check_tools(self, turns: Sequence[Turn]) -> None:
+        """Refuses function calls, and what they returned, where the template leaves such turns out."""
+        calls, results = any(turn.tool_calls for turn in turns), any(turn.role == "tool" for turn in turns)
+        if (calls and not self._writes_tools[0]) or (results and not self._writes_tools[1]):
+            what = "function calls" if calls and not self._writes_tools[0] else "what functions return"
+            detail = f"the chat template does not write {what}, so a part of the conversation would be lost; use a "
+            raise BadRecord("no_tools", detail + "model whose template takes tools", "turns")
+
+    @cached_property
+    def _writes_tools(self) -> tuple[bool, bool]:
+        """Whether the template writes function calls, and what functions return; both where it takes no probe."""
+        function = {"name": "zqlook", "arguments": {}}
+        call = {"type": "function", "id": "zqcall123", "function": function}
+        answer = Turn("tool", "zqresult", name="zqlook", tool_call_id="zqcall123")
+        asked = [Turn("user", "Say yes."), Turn("assistant", "", tool_calls=(call,)), answer]
+        tool = {"type": "function", "function": {"name": "other", "description": "", "parameters": {}}}
+        try:
+            text = self._render([self._message(turn) for turn in (*asked, Turn("assistant", "yes"))], False, [tool])
+        except BadRecord:
+            return True, True
+        return "zqlook" in text, "zqresult" in text
 
     def _with_end(self, text: str, covered: _Covered, blocks: Sequence[Span], ends: Sequence[str]) -> Answer:
         """The answer with the end of its turn."""
@@ -360,6 +385,11 @@ class _Marked:
             calls.append({**call, "function": {**call["function"], "name": name}})
         self.turn = replace(turn, text="".join([*pieces, self.plain[last:]]), tool_calls=tuple(calls))
 
+    @property
+    def _ends_in_reasoning(self) -> bool:
+        """Whether the answer is nothing but reasoning, which templates leave out of earlier turns."""
+        return len(self.chunks) == 1 and self.plain[self.chunks[0][1] :].lstrip().startswith("</")
+
     def covered(self, text: str, places: Mapping[tuple[int, bool], int]) -> _Covered:
         """Where the answer is in the rendered conversation ``text``, without the end of the turn.
 
@@ -373,6 +403,9 @@ class _Marked:
         if not self.chunks:
             return _Covered((places[0, False], places[0, False]), "", call_end)
         kept = [k for k in range(len(self.chunks)) if (k, False) in places and (k, True) in places]
+        if not kept and calls and self._ends_in_reasoning and len(places) == 2 * len(calls):
+            begin = places[self._calls[0], False]
+            return _Covered((begin, begin), "", call_end)
         marks = 2 * (len(kept) + len(calls))
         if not kept or kept != list(range(kept[0], len(self.chunks))) or len(places) != marks:
             raise unproved("the chat template leaves out a part of an answer")

@@ -214,12 +214,21 @@ class Encoder:
         return inputs, tokenized
 
     def _checked(self, encoded: Encoded) -> Encoded:
-        """The same, if the model has an embedding for each token and a position for all of them."""
+        """The same, if the model has an embedding for each token, a position for all of them, and takes the images."""
         if self.limits is None:
             return encoded
         if self.limits.positions is not None and len(encoded) > self.limits.positions:
             detail = f"the sample has {len(encoded)} tokens, the model's table of positions {self.limits.positions}"
             raise BadRecord("too_long", f"{detail}; lower max_length, or take another model", "turns")
+        side, pixels = self.limits.image, encoded.inputs.get("pixel_values")
+        if side is not None and pixels is not None and tuple(pixels.shape[-2:]) != (side, side):
+            height, width = pixels.shape[-2:]
+            detail = (
+                f"an image becomes {width} x {height} pixels, and the model takes {side} x {side}; scale it to that"
+            )
+            raise BadRecord(
+                "image_size", f"{detail}, or set the size in the model's preprocessor_config.json", "images"
+            )
         ids = encoded.inputs["input_ids"]
         media = torch.tensor(sorted(self._media_tokens.values()), dtype=ids.dtype)
         unknown = ids[(ids >= self.limits.vocabulary) & ~torch.isin(ids, media)]

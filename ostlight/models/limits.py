@@ -1,4 +1,4 @@
-"""What a model has a place for: tokens of its vocabulary, and positions."""
+"""What a model has a place for: tokens of its vocabulary, positions, and images of its size."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ OTHER_TOWER = re.compile(
 )
 """Parts of a multimodal model that see no text."""
 
+ONE_IMAGE_SIZE = frozenset({"clip_vision_model", "siglip_vision_model"})
+"""Vision towers with a table of positions for one size of images."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -24,10 +27,12 @@ class Limits:
         vocabulary: rows of its table of embeddings.
         positions: rows of its table of positions that text can use; ``None`` where it computes positions and takes any
             length.
+        image: side in pixels of the images that its vision tower takes; ``None`` where it takes several sizes.
     """
 
     vocabulary: int
     positions: int | None = None
+    image: int | None = None
 
 
 def limits_of(model: Any) -> Limits:
@@ -42,7 +47,13 @@ def limits_of(model: Any) -> Limits:
         for name, buffer in model.named_buffers()
         if POSITION_TABLE.search(name) and not OTHER_TOWER.search(name) and buffer.ndim == 2
     ]
-    return Limits(model.get_input_embeddings().weight.shape[0], min(tables, default=None))
+    return Limits(model.get_input_embeddings().weight.shape[0], min(tables, default=None), _image_side(model))
+
+
+def _image_side(model: Any) -> int | None:
+    vision = getattr(getattr(model, "config", None), "vision_config", None)
+    side = getattr(vision, "image_size", None)
+    return side if isinstance(side, int) and getattr(vision, "model_type", None) in ONE_IMAGE_SIZE else None
 
 
 def _skipped(table: nn.Embedding) -> int:

@@ -144,12 +144,35 @@ def test_function_calls_are_part_of_the_answer(said: str) -> None:
     assert "<|im_start|>tool\nrain<|im_end|>" in whole
 
 
-def test_a_template_that_leaves_out_function_calls_is_no_account_of_them() -> None:
-    encoder = Encoder(templates.byte_tokenizer(templates.CHATML), 1000)
-    turns = (Turn("user", "question"), Turn("assistant", "Let me see.", True, tool_calls=(CALL,)))
-    with pytest.raises(BadRecord) as caught:
-        encoder.encode(Sample("s", turns))
-    assert caught.value.reason == "labels_unproved"
+@pytest.mark.parametrize("name", ["CHATML", "R1"])
+def test_a_template_that_leaves_out_function_calls_or_their_results_is_no_account_of_them(name: str) -> None:
+    encoder = Encoder(templates.byte_tokenizer(TEMPLATES[name]), 1000)
+    calling = (Turn("user", "question"), Turn("assistant", "Let me see.", tool_calls=(CALL,)))
+    returned = (Turn("tool", "rain", name="weather"),)
+    for turns in (calling, (*calling, *returned), (*calling[:1], *returned) if name == "R1" else calling):
+        for encode in (encoder.encode, encoder.encode_prompt):
+            with pytest.raises(BadRecord) as caught:
+                encode(Sample("s", (*turns, Turn("assistant", "yes", True))))
+            assert (caught.value.reason, caught.value.field) == ("no_tools", "turns")
+
+
+def test_a_call_whose_reasoning_the_template_drops_is_labelled_without_it() -> None:
+    with_calls = templates.QWEN3.replace(
+        "{{- '<|im_end|>\n' }}",
+        "{%- for call in m.tool_calls or [] %}{{- '<call>' + call.function.name + '</call>' }}{% endfor %}"
+        "{{- '<|im_end|>\n' }}",
+    )
+    assert with_calls != templates.QWEN3
+    tokenizer = templates.byte_tokenizer(with_calls)
+    turns = (
+        Turn("user", "q"), Turn("assistant", "<think>\nwhy\n</think>\n\n", True, tool_calls=(CALL,)),
+        Turn("tool", "rain"), Turn("user", "and?"), Turn("assistant", THOUGHT, True),
+    )  # fmt: skip
+    encoder = Encoder(tokenizer, 1000)
+    dropped = labelled(encoder.encode(Sample("s", turns)), tokenizer)
+    assert dropped == ["<call>weather</call><|im_end|>", "<think>why</think>yes<|im_end|>"]
+    kept = labelled(encoder.encode(Sample("s", turns[:2])), tokenizer)
+    assert kept == ["<think>why</think><call>weather</call><|im_end|>"]
 
 
 def test_only_the_trained_turns_are_labelled() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from ostlight.models.module import MultimodalModel
 sys.path.insert(0, str(Path(__file__).parent))
 
 import chat_templates as templates
+import tiny_families
 
 POSITIONS = 48
 VOCABULARY = 400
@@ -121,3 +123,17 @@ def test_a_token_beyond_the_embeddings_is_rejected_by_name(tmp_path: Path) -> No
         model.encoder.encode(sample("what is </think>?"))
     assert (caught.value.reason, caught.value.field) == ("unknown_token", "turns")
     assert "</think>" in caught.value.detail
+
+
+def test_an_image_of_a_size_that_the_model_does_not_take_is_rejected(tmp_path: Path) -> None:
+    folder = tiny_families.save("llava", tmp_path / "model")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["image_processor"] |= {"do_resize": False, "do_center_crop": False}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    encoder = MultimodalModel.load(Model(path=str(folder)), "proxy").encoder
+    turns = (Turn("user", "<image> what"), Turn("assistant", "one", True))
+    encoder.encode(Sample("s", turns, (tiny_families.picture(0, 8, 8),)))
+    with pytest.raises(BadRecord) as caught:
+        encoder.encode(Sample("s", turns, (tiny_families.picture(0, 16, 8),)))
+    assert (caught.value.reason, caught.value.field) == ("image_size", "images")
+    assert "16 x 8" in caught.value.detail

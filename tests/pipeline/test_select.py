@@ -211,6 +211,22 @@ def test_a_selector_that_fails_on_everything_stops_the_run(settings):
         ostlight.select(settings(selector={"name": "tests-broken"}))
 
 
+@register("tests-late")
+class BrokenLater(Selector):
+    """Fails on every record behind the twentieth."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        if batch.samples[-1].position >= 20:
+            raise KeyError("no such thing")
+        return {"score": [0.0] * len(batch)}
+
+
+def test_a_batch_that_fails_after_others_were_scored_costs_its_own_records(settings):
+    selection = ostlight.select(settings(selector={"name": "tests-late"}, budget={"fraction": 1.0}))
+    assert len(selection.kept) == 20
+    assert selection.rejected == {"selector_error": 28}
+
+
 class Stopped(BaseException):
     """As Ctrl-C, which Lightning turns into the end of the process."""
 

@@ -101,7 +101,8 @@ class BatchScorer:
         """Returns the rows of a batch that failed, with the samples rejected that fail alone.
 
         Raises:
-            SelectorError: every one of several samples fails, so the selector itself does not work.
+            SelectorError: every one of several samples fails, and none was scored before, so the selector itself does
+                not work.
         """
         rows: list[Row] = []
         failures = 0
@@ -116,7 +117,8 @@ class BatchScorer:
                 failures += 1
                 reason = BadRecord("selector_error", f"{type(own_error).__name__}: {own_error}")
                 rows.append(rejected_row(sample.position, sample.id, reason))
-        if failures == len(batch) and failures > 1:
+        self._any_fitted |= any(row["state"] == OK for row in rows)
+        if failures == len(batch) and failures > 1 and not self._any_fitted:
             raise SelectorError(
                 f"{self._name}.score failed on every sample of a batch: {type(error).__name__}: {error}"
             ) from error

@@ -92,7 +92,7 @@ class Experiment:
     @cached_property
     def training_fingerprints(self) -> dict[str, Any]:
         """Everything that all trainings and their tests depend on; the untrained model depends on nothing else."""
-        ignored = dict.fromkeys(("path", "training", "patience", "checkpoint_minutes"))
+        ignored = dict.fromkeys(("path", "name", "training", "patience", "checkpoint_minutes"))
         return {
             "test": fingerprint_of_records(self.config.test, "test"),
             "target.path": self.target_fingerprint,

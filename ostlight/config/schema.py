@@ -279,6 +279,7 @@ class Target(Model):
     """The model that is finally trained on the subset.
 
     Attributes:
+        name: of the trained model's folder below ``targets/``; by default made from the selection and these settings.
         lora: train LoRA adapters (with about ten times the learning rate); ``null`` trains all weights.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more work.
         patience: readings of the development loss (eight per training) without improvement until training stops;
@@ -286,11 +287,16 @@ class Target(Model):
         checkpoint_minutes: longest time between two training checkpoints.
     """
 
+    name: str | None = None
     training: Training = field(default_factory=Training)
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     patience: Count | None = 3
     checkpoint_minutes: NotNegative = 15.0
+
+    def problems(self) -> Iterator[str]:
+        if self.name is not None and not is_folder_name(self.name):
+            yield f"name must be a plain folder name; got {self.name[:80]!r}"
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,41 +14,68 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.data.pool import Pool
 from ostlight.errors import DataError
+from ostlight.evaluation.answers import ALL
 from ostlight.evaluation.evaluate import Questions, Result, evaluate_model, read_questions, refuse_unknown_tag
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.train import is_trained, read_kept, settings_fingerprints, stage_of
 from ostlight.training.loggers import log_metrics
 from ostlight.training.trainer import first_device
 
 log = logging.getLogger(__name__)
 
+ACCURACY = "accuracy.jsonl"
+
 
 def evaluate(config: Config) -> Result:
-    """Returns the target's accuracy on the test set; writes ``predictions.parquet`` and ``accuracy.jsonl``.
+    """Returns the target's accuracy on the test set; writes ``predictions.parquet`` and ``accuracy.jsonl`` beside the
+    target, and as the latest into the run folder.
+
+    The target is that of ``target.name``, else the one trained with these settings, else the only one there is.
 
     Raises:
         ConfigError: no test set is named, or a tag in ``evaluation.by`` that none of its records has.
-        DataError: the run has no trained target yet.
+        DataError: the run has no trained target yet, or several, of which none is meant.
     """
     folder = RunFolder.of(config)
     config = with_digitmath(config, folder)
     test = open_pool(config.test, "test")
     refuse_unknown_tag(test, config.evaluation.by)
-    if not (folder.target / "config.json").exists():
-        raise DataError(f"{folder.target} holds no model; run `ostlight train` with this configuration first")
+    target = _target_of(config, folder)
     folder.write_config("test", "evaluation")
-    questions, result = _evaluate_target(config, folder, test)
-    _write(config, folder, result)
+    questions, result = _evaluate_target(config, folder, test, target)
+    _write(config, folder, result, target)
     log_metrics(config.compute, folder.path, "evaluate", {f"accuracy/{k}": v for k, v in result.accuracy.items()})
     _log_accuracy(result, questions)
+    _log_others(folder, target)
     return result
 
 
-def _evaluate_target(config: Config, folder: RunFolder, test: Pool) -> tuple[Questions, Result]:
+def _target_of(config: Config, folder: RunFolder) -> Path:
+    trained = [file.parent for file in sorted(folder.targets.glob("*/config.json"))]
+    if not trained and is_trained(folder.target):  # of an earlier version
+        trained = [folder.target]
+    if config.target.name is not None:
+        trained = [target for target in trained if target.name == config.target.name]
+    elif len(trained) > 1 and folder.selection.exists():
+        meant = settings_fingerprints(config, read_kept(folder))
+        trained = [target for target in trained if meant.items() <= (folder.made_from(stage_of(target)) or {}).items()]
+    if len(trained) == 1:
+        return trained[0]
+    names = ", ".join(sorted(file.parent.name for file in folder.targets.glob("*/config.json")))
+    if not names:
+        raise DataError(f"{folder.targets} holds no model; run `ostlight train` with this configuration first")
+    raise DataError(
+        f"no target was trained with these settings; run `ostlight train` with them, or name one of {names} "
+        "(target.name=...)"
+    )
+
+
+def _evaluate_target(config: Config, folder: RunFolder, test: Pool, target: Path) -> tuple[Questions, Result]:
     # Adapters are merged already.
-    model = MultimodalModel.load(dataclasses.replace(config.target, path=str(folder.target), lora=None), "target")
+    model = MultimodalModel.load(dataclasses.replace(config.target, path=str(target), lora=None), "target")
     with folder.cost_log.stage("evaluate", config.selector.shown) as cost:
         model.to(first_device(config.compute))
         questions = read_questions(test, model, worker_count(config.compute, len(test)))
@@ -56,11 +84,21 @@ def _evaluate_target(config: Config, folder: RunFolder, test: Pool) -> tuple[Que
     return questions, result
 
 
-def _write(config: Config, folder: RunFolder, result: Result) -> None:
-    with atomic_path(folder.predictions) as temporary:
-        pq.write_table(result.predictions, temporary)
-    rows = "".join(json.dumps(row) + "\n" for row in _accuracy_rows(config, result))
-    atomic_write_text(folder.path / "accuracy.jsonl", rows)
+def _write(config: Config, folder: RunFolder, result: Result, target: Path) -> None:
+    rows = "".join(json.dumps({"target": target.name} | row) + "\n" for row in _accuracy_rows(config, result))
+    for place in (target, folder.path):
+        with atomic_path(place / folder.predictions.name) as temporary:
+            pq.write_table(result.predictions, temporary)
+        atomic_write_text(place / ACCURACY, rows)
+
+
+def _log_others(folder: RunFolder, target: Path) -> None:
+    """One line for each other target of the run that was evaluated."""
+    for file in sorted(folder.targets.glob(f"*/{ACCURACY}")):
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.parent != target else []
+        of_all = {row["metric"]: row["value"] for row in rows if row["group"] == ALL}
+        if of_all:
+            log.info(f"target {file.parent.name}: {of_all['accuracy']:.3f} of {of_all['questions']} questions")
 
 
 def _log_accuracy(result: Result, questions: Questions) -> None:

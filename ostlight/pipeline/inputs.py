@@ -43,7 +43,8 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
     files = Files.in_folder(data)
     settings = fingerprint.of_values(vars(config.digitmath))
     made_from = {"digitmath": settings, "data code": fingerprint.of_code(*fingerprint.DATA)}
-    folder.claim("data", made_from | {"package versions": fingerprint.package_versions()})
+    made_from |= {"package versions": fingerprint.package_versions()}
+    folder.claim("data", made_from, is_empty=not any(path.exists() for path in astuple(files)))
     if is_first_rank() and not all(path.exists() for path in astuple(files)):
         with phase("writing the built-in pool"):
             build(config.digitmath, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,8 @@ from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import ConfigError, RunChangedError
 from ostlight.pipeline.cost_log import CostLog
 from ostlight.ranks import is_first_rank
+
+ANOTHER_NAME = "give this run another name (name=...)"
 
 
 class RunFolder:
@@ -38,6 +41,7 @@ class RunFolder:
         self.selection = path / "selection.parquet"
         self.quarantine = path / "quarantine.parquet"
         self.subset = path / "subset"
+        self.targets = path / "targets"
         self.target = path / "target"
         self.predictions = path / "predictions.parquet"
         self.score_index = path / "score_index.jsonl"
@@ -80,7 +84,14 @@ class RunFolder:
             text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
             atomic_write_text(file, f"# Repeat this run: ostlight select THIS_FILE\n{text}")
 
-    def claim(self, stage: str, inputs: dict[str, str]) -> None:
+    def claim(
+        self,
+        stage: str,
+        inputs: dict[str, str],
+        is_empty: bool = False,
+        way_out: str = ANOTHER_NAME,
+        clear: Callable[[], None] | None = None,
+    ) -> bool:
         """Records in the manifest what a stage is made from, before its first file is written.
 
         A stage that the folder already holds, made from the same inputs, may resume.
@@ -88,21 +99,32 @@ class RunFolder:
         Args:
             stage: its name in the manifest.
             inputs: fingerprint of everything the result depends on, by a name the user understands.
+            is_empty: nothing that took work is there of the stage, whatever the manifest says: an earlier run failed,
+                or was refused, before it made anything. It is then claimed anew.
+            way_out: what to do about other inputs, for the message.
+            clear: removes what an empty stage left, before it is claimed with other inputs.
+
+        Returns:
+            Whether it was claimed with other inputs before, of which nothing is there.
 
         Raises:
             RunChangedError: the folder holds the stage made from other inputs; lists what changed.
         """
         stages, before = self._stages(), self.made_from(stage)
-        if before is not None and before != inputs:
+        is_other = before is not None and before != inputs
+        if before is not None and is_other and not is_empty:
             changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
             raise RunChangedError(
                 f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(changed)}. "
-                f"Give this run another name (name=...), or remove {self.path} to start over",
+                f"Undo the change, or {way_out}; what is there stays",
                 changed,
             )
-        if before is None and is_first_rank():
+        if is_other and clear is not None:
+            clear()
+        if (before is None or is_other) and is_first_rank():
             stages |= {stage: inputs}
             atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")
+        return is_other
 
     def made_from(self, stage: str) -> dict[str, str] | None:
         """What a stage was claimed with; ``None`` where it was not."""

@@ -8,6 +8,9 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config, SelectorChoice
 from ostlight.data.pool import Pool
@@ -28,7 +31,7 @@ from ostlight.pipeline.unsupported import announce
 from ostlight.pipeline.warmup import proxy_fingerprints, warm_up_proxy
 from ostlight.progress import phase
 from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
-from ostlight.selection.notes import read_notes
+from ostlight.selection.notes import read_notes, remove_notes
 from ostlight.selection.registry import create
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
@@ -75,7 +78,8 @@ def score_pool(job: ScoringJob) -> None:
     if job.selector.needs_anchors and not anchors.samples:
         raise no_anchors(job.config.selector.name)
     origin = rescored_from(job.folder)
-    job.folder.claim("scores", scoring_fingerprints(job.config, job.pool, anchors, job.selector) | origin)
+    made_from = scoring_fingerprints(job.config, job.pool, anchors, job.selector) | origin
+    job.folder.claim("scores", made_from, not _holds_scores(job.folder.scores), clear=lambda: _clear(job.folder))
     job.folder.write_config()
     if origin:
         _check_rescored(job, origin)
@@ -90,6 +94,22 @@ def score_pool(job: ScoringJob) -> None:
     announce(job.pool, job.config.pool.unsupported, takes_images)
     _score_shards(job, context, missing, retried)
     log.info(audit(job.folder.scores, len(job.pool)))
+
+
+def _holds_scores(scores: Path) -> bool:
+    """Whether any record has a score: where all were rejected, a setting was wrong, and there is nothing to lose."""
+    for part in scores.glob("part-*.parquet"):
+        file = pq.ParquetFile(part)
+        if file.metadata.num_rows and file.read(["score"])["score"].null_count < file.metadata.num_rows:
+            return True
+    return False
+
+
+def _clear(folder: RunFolder) -> None:
+    """Removes what scoring without a result has left."""
+    for part in (*folder.scores.glob("part-*.parquet"), *folder.images.glob("part-*.parquet")):
+        part.unlink(missing_ok=True)
+    remove_notes(folder.path / "selector")
 
 
 def _retried(job: ScoringJob) -> dict[int, list[int]]:

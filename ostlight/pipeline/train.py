@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import shutil
@@ -31,17 +32,21 @@ from ostlight.training.weights import set_trained_weights, trained_weights
 
 log = logging.getLogger(__name__)
 
+NAME_LENGTH = 8
+"""Characters of a target's name that is made from its settings."""
+
 
 def train(config: Config) -> Path:
-    """Trains the target on the records the run kept and returns its folder, ``target/``.
+    """Trains the target on the records the run kept and returns its folder, ``targets/NAME``.
 
-    With a development set the best weights by its loss are kept, and training stops early where they get no better. A
-    training that was killed resumes from its last checkpoint. ``from_pretrained`` and inference servers load the
-    folder; adapters are merged.
+    The name is ``target.name``, or made from the selection and the settings, so that several targets of one selection
+    stand side by side; ``target`` is a link to the one trained last. With a development set the best weights by its
+    loss are kept, and training stops early where they get no better. A training that was killed resumes from its last
+    checkpoint. ``from_pretrained`` and inference servers load the folder; adapters are merged.
 
     Raises:
         DataError: the run has no selection yet, or an empty one.
-        RunChangedError: the folder holds a target trained on other samples or with other settings, or images changed
+        RunChangedError: a target of that name was trained on other samples or with other settings, or images changed
             since the samples were scored.
     """
     folder = RunFolder.of(config)
@@ -49,41 +54,81 @@ def train(config: Config) -> Path:
     kept = read_kept(folder)
     pool = open_pool(config.pool, "pool", folder=folder)
     check_images(folder, pool)
-    folder.claim("target", target_fingerprints(config, pool, kept))
+    made_from = target_fingerprints(config, pool, kept)
+    target = folder.targets / (config.target.name or fingerprint.of_values(made_from)[:NAME_LENGTH])
+    checkpoint = target.with_name(f"{target.name}.ckpt")
+    is_empty = not (is_trained(target) or checkpoint.exists())
+    folder.claim(stage_of(target), made_from, is_empty, "give the target another name (target.name=...)")
     folder.write_config("target")
-    if (folder.target / "config.json").exists():
-        log.info(f"target: already trained in {folder.target}")
-        return folder.target
-    log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
-    model = MultimodalModel.load(config.target, "target", config.target.training)
-    checkpoints = Checkpoints(folder.path / "checkpoint.ckpt", config.target.checkpoint_minutes)
-    rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), checkpoints)
-    _quarantine(folder, pool, rejections, len(kept))
-    _save(model, config, folder.target)
+    if is_trained(target):
+        log.info(f"target: already trained in {target}")
+    else:
+        log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
+        model = MultimodalModel.load(config.target, "target", config.target.training)
+        checkpoints = Checkpoints(checkpoint, config.target.checkpoint_minutes)
+        rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), checkpoints)
+        _quarantine(folder, pool, rejections, len(kept))
+        _save(model, config, target)
+        if is_first_rank():
+            checkpoints.file.unlink(missing_ok=True)
+        log.info(f"target: {target}")
     if is_first_rank():
-        checkpoints.file.unlink(missing_ok=True)
-    log.info(f"target: {folder.target}")
-    return folder.target
+        _link(folder.target, target)
+    return target
+
+
+def is_trained(target: Path) -> bool:
+    """Whether a folder holds a trained model: it appears whole."""
+    return (target / "config.json").exists()
+
+
+def stage_of(target: Path) -> str:
+    """Name of a target's training in the manifest."""
+    return f"target {target.name}"
+
+
+def _link(link: Path, target: Path) -> None:
+    """Makes ``target`` a link to the target trained last; what an earlier version left there is kept."""
+    if link.is_dir() and not link.is_symlink():
+        link.rename(_unused(target.with_name("earlier")))
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(Path(target.parent.name) / target.name, target_is_directory=True)
+        os.replace(temporary, link)
+    except OSError as error:
+        log.info(f"no link {link} to it: {error.strerror}")
+
+
+def _unused(path: Path) -> Path:
+    candidates = (path.with_name(f"{path.name}-{k}" if k else path.name) for k in itertools.count())
+    return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def target_fingerprints(config: Config, pool: Pool, kept: np.ndarray) -> dict[str, str]:
     """Returns the fingerprint of everything the target's weights depend on."""
-    settings = dataclasses.asdict(config.target) | {"path": None, "checkpoint_minutes": None}
-    return {
+    return settings_fingerprints(config, kept) | {
         "pool": pool.fingerprint()[:16],
-        "selection": fingerprint.of_values(kept.tolist()),
         "development set": "none" if config.dev.path is None else fingerprint_of_records(config.dev, "dev"),
         "target.path": fingerprint.of_model(config.target.path, "target"),
-        "target": fingerprint.of_values(settings),
-        "compute.precision": config.compute.precision,
-        "seed": str(config.seed),
         "training code": fingerprint.of_code(*fingerprint.TRAINING),
         "package versions": fingerprint.package_versions(),
     }
 
 
+def settings_fingerprints(config: Config, kept: np.ndarray) -> dict[str, str]:
+    """Returns those of them that the configuration and the selection decide."""
+    settings = dataclasses.asdict(config.target) | {"path": None, "name": None, "checkpoint_minutes": None}
+    return {
+        "selection": fingerprint.of_values(kept.tolist()),
+        "target": fingerprint.of_values(settings),
+        "compute.precision": config.compute.precision,
+        "seed": str(config.seed),
+    }
+
+
 def read_kept(folder: RunFolder) -> np.ndarray:
-    """Returns the positions of the records the run kept, highest score first.
+    """Returns the positions of the records the run kept, in the order of the selection, best first.
 
     Raises:
         DataError: nothing was selected yet, or no record was kept.
@@ -91,8 +136,7 @@ def read_kept(folder: RunFolder) -> np.ndarray:
     if not folder.selection.exists():
         raise DataError(f"{folder.selection} does not exist; run `ostlight select` with this configuration first")
     table = pq.read_table(folder.selection)
-    order = [("score", "descending"), ("rank", "ascending")]
-    kept: np.ndarray = table.filter(pc.field("kept")).sort_by(order)["position"].to_numpy()
+    kept: np.ndarray = table.filter(pc.field("kept")).sort_by("rank")["position"].to_numpy()
     if not len(kept):
         raise DataError(f"{folder.selection} keeps no record; widen the budget")
     return kept
@@ -153,5 +197,6 @@ def _write_model(model: MultimodalModel, config: Config, target: Path) -> None:
     if is_first_rank():
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         model.save(partial)
         os.replace(partial, target)

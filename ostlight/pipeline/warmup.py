@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_write_text
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import FIRST_RECORDS, DataError
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 DONE = "warmup.json"
 """In the proxy's folder; written last."""
+MADE_FROM = "made_from"
+"""In that file: the fingerprint of all that the proxy's weights depend on."""
 
 
 def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> MultimodalModel:
@@ -40,12 +43,24 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
     """
     if config.proxy.warmup.fraction == 0:
         return load_base_checkpoint(config)
-    folder.claim("proxy", proxy_fingerprints(config, pool, anchors))
-    if (folder.proxy / DONE).exists():
+    # A proxy that has scored nothing yet is no work to protect: a setting was wrong, and is corrected.
+    has_scored = any(folder.path.rglob("scores/part-*.parquet"))
+    made_from = proxy_fingerprints(config, pool, anchors)
+    if folder.claim("proxy", made_from, is_empty=not has_scored):
+        log.info("proxy: warmed up again: other settings were used before, and nothing was scored with it")
+    if _is_done(folder.proxy, fingerprint.of_values(made_from)):
         log.info(f"proxy: taken from {folder.proxy}")
     else:
-        _warm_up(config, folder, pool, anchors)
+        _warm_up(config, folder, pool, anchors, fingerprint.of_values(made_from))
     return load_warm_proxy(config, folder)
+
+
+def _is_done(proxy: Path, made_from: str) -> bool:
+    """Whether the folder holds a proxy made from this; one of an earlier version does not say."""
+    try:
+        return bool(json.loads((proxy / DONE).read_text()).get(MADE_FROM, made_from) == made_from)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def load_warm_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
@@ -89,7 +104,7 @@ def read_trusted(config: Config, anchors: LoadedAnchors) -> tuple[list[Sample], 
     return anchors.samples, "anchors (no development set is named)"
 
 
-def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors) -> None:
+def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAnchors, made_from: str) -> None:
     """Trains the proxy briefly and saves the best weights, with what the steps looked like."""
     model = load_base_checkpoint(config)
     data, drawn = _drawn(config, pool, model)
@@ -110,7 +125,7 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
         model.save(folder.proxy, merge=False)
         if monitor is None or monitor.kept_step:  # steps that were undone are not this proxy's
             records.save(folder.proxy)
-        _write_summary(folder.proxy, monitor, trusted_name, len(data))
+        _write_summary(folder.proxy, monitor, trusted_name, len(data), made_from)
     wait_for_all()
 
 
@@ -138,9 +153,10 @@ def _drawn(config: Config, pool: Pool, model: MultimodalModel) -> tuple[EncodedP
     return usable, drawn
 
 
-def _write_summary(folder: Path, monitor: LossMonitor | None, trusted_name: str, samples: int) -> None:
+def _write_summary(folder: Path, monitor: LossMonitor | None, trusted_name: str, samples: int, made_from: str) -> None:
     """Writes ``warmup.json``; that it exists means the warm-up is complete."""
     summary: dict[str, Any] = {"samples": samples, "monitored_on": trusted_name if monitor else None}
+    summary[MADE_FROM] = made_from
     if monitor is not None:
         summary |= {"kept_step": monitor.kept_step, "losses": monitor.losses}
-    (folder / DONE).write_text(json.dumps(summary, indent=2) + "\n")
+    atomic_write_text(folder / DONE, json.dumps(summary, indent=2) + "\n")

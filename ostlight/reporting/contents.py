@@ -43,6 +43,7 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
         "score_folders": _score_folders(run),
         "rejected": _rejected_by_reason(scored or run),
         "answers": answers,
+        "targets": _targets(run),
         "cost_log": cost_log,
         "total": total(cost_log, tuple({entry.stage for entry in cost_log})),
         "settings": (run.path / "config.yaml").read_text(),
@@ -101,6 +102,15 @@ def _answers(run: FinishedRun) -> list[dict[str, Any]]:
             correct_by_group.setdefault(row["group"], []).append(row["correct"])
     names = [ALL, *sorted(correct_by_group.keys() - {ALL})]
     return [_accuracy(name, correct_by_group[name]) for name in names]
+
+
+def _targets(run: FinishedRun) -> list[dict[str, Any]]:
+    """Accuracy of every trained target of the run; empty where there is but one."""
+    found = []
+    for file in sorted(run.folder.targets.glob("*/predictions.parquet")):
+        correct = pq.read_table(file, columns=["correct"])["correct"].to_pylist()
+        found.append(_accuracy(file.parent.name, correct))
+    return found if len(found) > 1 else []
 
 
 def _accuracy(group: str, correct: list[bool]) -> dict[str, Any]:

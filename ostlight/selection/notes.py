@@ -32,6 +32,12 @@ def write_note(folder: Path, name: str, value: Any) -> None:
         atomic_write_text(folder / FILE, json.dumps(notes, indent=2, sort_keys=True) + "\n")
 
 
+def remove_notes(folder: Path) -> None:
+    """Removes all facts of a run that was not finished, on the first rank only."""
+    if is_first_rank():
+        (folder / FILE).unlink(missing_ok=True)
+
+
 def check_note(name: str, value: Any) -> None:
     """Checks that a value can be written as JSON.
 

@@ -70,7 +70,7 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     assert kept[0] in out, "the resumed training read the same losses and kept the same step"
     assert not list(resumed.parent.glob("checkpoint*"))
     sittings = [e for e in CostLog(resumed.parent / "cost_log.jsonl").read() if e.stage == "train"]
-    one = next(e for e in CostLog(whole.parent / "cost_log.jsonl").read() if e.stage == "train")
+    one = next(e for e in CostLog(whole.parent.parent / "cost_log.jsonl").read() if e.stage == "train")
     assert [e.resumed for e in sittings] == [False, True]
     assert [e.more.get("failed") for e in sittings] == ["Killed", None]
     assert [e.samples for e in sittings] == [20, 16]
@@ -86,7 +86,7 @@ def test_the_best_weights_by_the_development_loss_are_kept_and_training_stops(se
     start = AutoModelForImageTextToText.from_pretrained(config["target"]["path"]).state_dict()
     found = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
     assert all(torch.equal(found[name], start[name]) for name in start)
-    entry = next(e for e in CostLog(folder.parent / "cost_log.jsonl").read() if e.stage == "train")
+    entry = next(e for e in CostLog(folder.parent.parent / "cost_log.jsonl").read() if e.stage == "train")
     assert entry.samples == 6 * 4, "stopped at the second reading without a new best"
     assert entry.more["kept_step"] == 0
 
@@ -162,8 +162,7 @@ def test_all_problems_of_the_settings_are_listed_at_once(settings):
 
 
 @pytest.mark.parametrize("order", ["utility_descending", "utility_ascending"])
-def test_samples_are_seen_in_the_order_of_their_scores(settings, monkeypatch, order: str):
-    from ostlight.selection.scores import Scores
+def test_samples_are_seen_in_the_order_of_the_selection(settings, monkeypatch, order: str):
     from ostlight.training.steps import StepDataset
 
     seen: dict[int, list[int]] = {}
@@ -177,9 +176,7 @@ def test_samples_are_seen_in_the_order_of_their_scores(settings, monkeypatch, or
     selection = ostlight.select(config, "budget.stratify_by=task", "budget.fraction=0.25")
     monkeypatch.setattr(StepDataset, "__getitem__", watched)
     ostlight.train(config, "budget.stratify_by=task", "budget.fraction=0.25")
-    scores = Scores.read(selection.folder.scores)
-    score_of = dict(zip(scores.positions.tolist(), scores.score.tolist(), strict=True))
-    shown = [score_of[p] for step in sorted(seen) for p in seen[step]]
-    assert len(shown) == 12
-    assert len(selection.kept) >= 12
-    assert shown == sorted(shown, reverse=order == "utility_descending")
+    shown = [position for step in sorted(seen) for position in seen[step]]
+    kept = selection.kept.tolist()
+    assert len(shown) == 12 == len(kept)
+    assert shown == (kept if order == "utility_descending" else kept[::-1])

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import ostlight
 from ostlight.config import load_config
 from ostlight.errors import DataError, DivergedError, RunChangedError
+from ostlight.pipeline.train import read_kept
 
 
 def test_select_train_evaluate(settings, logged):
@@ -25,17 +26,17 @@ def test_select_train_evaluate(settings, logged):
     moved = [n for n, p in model.named_parameters() if not torch.equal(p, start.get_parameter(n).to(p.dtype))]
     assert any("language_model" in n for n in moved)
     result = ostlight.evaluate(config)
-    predictions = pq.read_table(folder.parent / "predictions.parquet")
+    predictions = pq.read_table(folder / "predictions.parquet")
     assert predictions.num_rows == 21
     assert sum(predictions["correct"].to_pylist()) / 21 == pytest.approx(result.accuracy["all"])
     assert len(result.accuracy) == 8
     assert result.counts["all"] == 21
-    lines = [json.loads(line) for line in (folder.parent / "accuracy.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "accuracy.jsonl").read_text().splitlines()]
     stored = {(line["group"], line["metric"]): line["value"] for line in lines}
     assert stored["all", "accuracy"] == result.accuracy["all"]
     assert stored["parity", "exact_accuracy"] == result.accuracy["parity"], "parity is answered in words"
     assert {(line["selector"], line["budget"], line["seed"]) for line in lines} == {("random", "20%", 0)}
-    stages = [json.loads(line) for line in (folder.parent / "cost_log.jsonl").read_text().splitlines()]
+    stages = [json.loads(line) for line in (folder.parent.parent / "cost_log.jsonl").read_text().splitlines()]
     train = next(s for s in stages if s["stage"] == "train")
     assert train["samples"] == 12
     assert train["flops"] > 0
@@ -63,12 +64,56 @@ def test_later_stages_leave_what_the_folder_says_of_the_selection(settings):
     assert len(again[0]) == 24
 
 
+def test_targets_of_one_selection_stand_side_by_side(settings, logged):
+    folder = ostlight.select(settings()).folder.path
+    first = ostlight.train(settings())
+    assert (folder / "target").resolve() == first.resolve()
+    second = ostlight.train(settings(), "target.training.lr=0.01")
+    third = ostlight.train(settings(), "target.training.lr=0.02", "target.name=fast")
+    assert len({first, second, third}) == 3
+    assert third == folder / "targets" / "fast"
+    assert (folder / "target").resolve() == third.resolve()
+    assert ostlight.train(settings()) == first
+    assert "already trained" in logged()
+    assert (folder / "target").resolve() == first.resolve()
+    ostlight.evaluate(settings())
+    ostlight.evaluate(settings(), "target.training.lr=0.01")
+    ostlight.evaluate(settings(), "target.name=fast")
+    for target in (first, second, third):
+        assert (target / "predictions.parquet").exists()
+    assert f"target {first.name}: " in logged()
+    assert json.loads((folder / "accuracy.jsonl").read_text().splitlines()[0])["target"] == "fast"
+    page = ostlight.report(folder).read_text()
+    assert all(target.name in page for target in (first, second, third))
+    with pytest.raises(DataError, match=f"no target was trained with these settings.*{first.name}"):
+        ostlight.evaluate(settings(), "target.training.lr=0.03")
+
+
 def test_a_target_trained_otherwise_is_not_taken_for_this_one(settings):
     ostlight.select(settings())
-    ostlight.train(settings())
-    with pytest.raises(RunChangedError) as refused:
-        ostlight.train(settings(), "target.training.lr=0.01")
+    ostlight.train(settings(), "target.name=one")
+    with pytest.raises(RunChangedError, match=r"target\.name=") as refused:
+        ostlight.train(settings(), "target.name=one", "target.training.lr=0.01")
     assert refused.value.changed == ["target"]
+    assert ostlight.train(settings(), "target.name=two", "target.training.lr=0.01").name == "two"
+
+
+def test_a_folder_of_an_earlier_version_is_kept(settings):
+    folder = ostlight.select(settings()).folder.path
+    (folder / "target").mkdir()
+    (folder / "target" / "config.json").write_text("{}")
+    ostlight.train(settings())
+    assert (folder / "targets" / "earlier" / "config.json").read_text() == "{}"
+    assert (folder / "target").is_symlink()
+
+
+def test_training_takes_the_order_of_the_selection(settings):
+    """As a benchmark does: a filter's order is not that of the scores."""
+    folder = ostlight.select(settings()).folder
+    table = pq.read_table(folder.selection)
+    kept = read_kept(folder)
+    ranks = dict(zip(table["position"].to_pylist(), table["rank"].to_pylist(), strict=True))
+    assert [ranks[position] for position in kept.tolist()] == list(range(len(kept)))
 
 
 def test_the_same_seed_trains_the_same_target(settings):

@@ -168,11 +168,12 @@ def test_two_killed_ranks_go_on(final, tmp_path: Path, logged, strategy: str):
     runs = tmp_path / "runs"
     longer = {"epochs": 8, "batch_size": 4, "lr": 1e-3}
     config = final("killed", strategy, training=longer, checkpoint_minutes=0)
+    config["target"]["name"] = "one"
     alone = final("whole", training=longer, checkpoint_minutes=0)
     for one in (config, alone):
         select_all_but_one_usable(one)
     run_here(alone, logged)
-    run_apart(KILL, [config], tmp_path, runs / "killed" / "checkpoint.ckpt")
+    run_apart(KILL, [config], tmp_path, runs / "killed" / "targets" / "one.ckpt")
     assert not (runs / "killed" / "target").exists(), "the training was killed in the middle"
     assert "resumes from step" in run_apart(TRAIN_ALL, [config], tmp_path)
     whole, resumed = weights(runs / "whole" / "target"), weights(runs / "killed" / "target")

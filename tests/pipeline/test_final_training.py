@@ -60,7 +60,9 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
         kill_after(5, patch)
         with pytest.raises(Killed):
             ostlight.train(config, "compute.workers=2")  # processes that read ahead change nothing
-    assert not (whole.parent.parent / "killed" / "target").exists()
+    killed = whole.parent.parent.parent / "killed"
+    assert not (killed / "target").exists()
+    assert [file.suffix for file in (killed / "targets").iterdir()] == [".ckpt"]
     resumed = ostlight.train(config, "compute.workers=1")
     assert weights(resumed) == weights(whole)
     out = logged()
@@ -68,8 +70,8 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     kept = [line for line in expected.splitlines() if line.startswith("training ")]
     assert len(kept) == 1
     assert kept[0] in out, "the resumed training read the same losses and kept the same step"
-    assert not list(resumed.parent.glob("checkpoint*"))
-    sittings = [e for e in CostLog(resumed.parent / "cost_log.jsonl").read() if e.stage == "train"]
+    assert not list(resumed.parent.glob("*.ckpt"))
+    sittings = [e for e in CostLog(resumed.parent.parent / "cost_log.jsonl").read() if e.stage == "train"]
     one = next(e for e in CostLog(whole.parent.parent / "cost_log.jsonl").read() if e.stage == "train")
     assert [e.resumed for e in sittings] == [False, True]
     assert [e.more.get("failed") for e in sittings] == ["Killed", None]

@@ -6,10 +6,10 @@
   processors of three families at their published settings. Measured in processor time, so that other work on the
   machine does not count. `tokens` are those of a sample.
 - `memory`: peak of the process that reads for scoring, in windows and with whole shards.
-- `training`: samples a second of a training that decodes images in worker processes, over those of a bare loop on
-  batches that are there already.
-- `select`: share of the time of `ostlight select` that the engine computes, in processor time: its own rate on the same
-  batches against the whole command, after the warm-up.
+- `training`: what a training with worker processes leaves of the rate of a bare loop on batches that are there already,
+  in processor time of the process that trains: what it reaches where each of the processes has a core of its own.
+- `select`: the rate at which `ostlight select` scores over that of the engine on the same batches: reading, encoding,
+  batching, moving and writing are what it loses. In processor time, without worker processes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import lightning as L
 import torch
 from _photo_pools import READERS, write_pool, write_processor, write_qwen
 from _record import Recorder
+from lightning.pytorch.callbacks import Callback
 
 import ostlight
 from ostlight.config.schema import Compute, Model, Training
@@ -38,6 +39,7 @@ from ostlight.models.load import load_encoder
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline.scoring import stream
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
+from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.steps import EncodedPool, StepDataset, plan_steps
@@ -98,10 +100,22 @@ def stream_once(family: str, window: int) -> None:
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) * 1024 / 1e6, first)
 
 
+class LoopClock(Callback):
+    """Processor time of this process between the first step and the last."""
+
+    seconds = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._start = time.process_time()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.seconds = time.process_time() - self._start
+
+
 def training(recorder: Recorder, folder: Path, samples: int) -> None:
-    """One thread computes; 0 to 2 processes read. All in one run, the bare loop between them."""
+    """One thread computes, other processes read."""
     torch.set_num_threads(1)
-    path = write_qwen(folder / "model", width=256, layers=6)
+    path = write_qwen(folder / "model", width=128, layers=4)
     pool = Pool.open(write_pool(folder, 448, samples))
     settings = Training(epochs=1, batch_size=8, lr=1e-4)
 
@@ -109,28 +123,25 @@ def training(recorder: Recorder, folder: Path, samples: int) -> None:
         return MultimodalModel.load(Model(path=str(path), max_length=MAX_LENGTH), "proxy", settings)
 
     model = load()
-    data = EncodedPool(pool, range(samples), model.encoder)
-    plan = plan_steps(samples, settings, 0)
-    steps = StepDataset(data, plan, model.collator, 4096)
-    cached = [steps[k] for k in range(len(plan))]
-    bare = _seconds(_bare_loop, model, cached)
-    reading = _seconds(lambda: [data.encoder.encode(pool[k]) for k in range(samples)])
+    steps = StepDataset(
+        EncodedPool(pool, range(samples), model.encoder), plan_steps(samples, settings, 0), model.collator, 4096
+    )
+    cached = [steps[k] for k in range(len(steps))]
+    _bare_loop(model, cached[:1])
+    bare = _cpu_seconds(_bare_loop, model, cached)
+    reading = _cpu_seconds(lambda: [model.encoder.encode(pool[k]) for k in range(samples)])
     case = f"part=training family=qwen2_5_vl pixels=448 samples={samples}"
-    recorder.add(case=case, metric="bare_loop", value=samples / bare, unit="samples/s", n=1)
-    recorder.add(case=case, metric="reading", value=samples / reading, unit="samples/s", n=1)
-    for workers in (0, 1, 2):
+    recorder.add(case=case, metric="bare_loop", value=samples / bare, unit="samples/core/s", n=1)
+    recorder.add(case=case, metric="reading", value=samples / reading, unit="samples/core/s", n=1)
+    for workers in (0, 2):
+        model, clock = load(), LoopClock()
         compute = Compute(
             accelerator="cpu", logger="none", progress=False, tokens_per_batch=4096, workers=workers
         )  # fmt: skip
-        model, job = load(), TrainingJob(compute, folder, "train", quiet=True)
-        fresh, cost = EncodedPool(pool, range(samples), model.encoder), StageCost("train")
-        seconds = _seconds(fit, model, fresh, job, cost)
-        again = _seconds(_bare_loop, model, cached)
-        with_workers = f"{case} workers={workers}"
-        recorder.add(case=with_workers, metric="rate", value=samples / seconds, unit="samples/s", n=1)
-        recorder.add(case=with_workers, metric="share_of_bare_loop", value=again / seconds, unit="ratio", n=1)
-        waited = cost.more["waited_for_data"]
-        recorder.add(case=with_workers, metric="waited_for_data", value=waited, unit="ratio", n=1)
+        job = TrainingJob(compute, folder, "train", callbacks=[clock], quiet=True)
+        fit(model, EncodedPool(pool, range(samples), model.encoder), job, StageCost("train"))
+        share = bare / clock.seconds
+        recorder.add(case=f"{case} workers={workers}", metric="share_of_bare_loop", value=share, unit="ratio", n=1)
 
 
 def _bare_loop(model: MultimodalModel, steps: list[Any]) -> None:
@@ -143,46 +154,49 @@ def _bare_loop(model: MultimodalModel, steps: list[Any]) -> None:
         optimizer.step()
 
 
-def _seconds(work: Callable[..., object], *arguments: Any) -> float:
-    start = time.perf_counter()
+def _cpu_seconds(work: Callable[..., object], *arguments: Any) -> float:
+    start = time.process_time()
     work(*arguments)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def select(recorder: Recorder, folder: Path) -> None:
-    """Processor time of one thread, so that the two shares add up to the whole."""
+    """Of the processor time of one thread from the first record to the last score, without the selector's set-up."""
     torch.set_num_threads(1)
-    inside = {"score": 0.0, "all": 0.0}
-    score = BatchScorer.score
-
-    def timed(self: BatchScorer, batch: Any) -> Any:
-        start = time.process_time()
-        rows = score(self, batch)
-        inside["score"] += time.process_time() - start
-        inside["all"] = time.process_time() - inside["start"]
-        return rows
-
-    whole = stream.ShardStream.__iter__
-
-    def begun(self: ShardStream) -> Any:
-        inside["start"] = time.process_time()
-        return whole(self)
-
-    BatchScorer.score, ShardStream.__iter__ = timed, begun  # type: ignore[method-assign]
+    engine = timed(BatchScorer, "score")
+    loop = timed(L.Trainer, "predict")
+    set_up = timed(ScoringModule, "_ensure_set_up")
     compute = {"accelerator": "cpu", "logger": "none", "progress": False, "workers": 0, "tokens_per_batch": 4096}
-    digits = {"pool": 1200, "anchors": 28, "dev": 14, "test": 14}
-    for estimator in ("first_order", "projected"):
-        inside["score"], shares = 0.0, []
-        options = {"estimator": estimator, "step_size": 0.1} | ({"rank": 8} if estimator == "projected" else {})
+    digits = {"pool": 600, "anchors": 28, "dev": 14, "test": 14}
+    for estimator, more in (("first_order", {}), ("projected", {"rank": 8})):
+        for clock in (engine, loop, set_up):
+            clock.clear()
         config = {
             "name": estimator, "folder": str(folder / "runs"), "digitmath": digits,
             "proxy": {"path": "digitmath/proxy", "warmup": {"fraction": 0}},
-            "selector": {"name": "ost", "options": options}, "compute": compute,
+            "selector": {"name": "ost", "options": {"estimator": estimator, "step_size": 0.1} | more},
+            "compute": compute,
         }  # fmt: skip
         ostlight.select(config)
-        shares.append(inside["score"] / inside["all"])
-        case = f"part=select model=digitmath estimator={estimator} records=1200"
-        recorder.add(case=case, metric="engine_share", value=median(shares), unit="ratio", n=len(shares))
+        share = sum(engine) / (sum(loop) - sum(set_up))
+        case = f"part=select model=digitmath estimator={estimator} records=600"
+        recorder.add(case=case, metric="engine_share", value=share, unit="ratio", n=1)
+
+
+def timed(owner: Any, name: str) -> list[float]:
+    """Processor time of each call of a method, from now on."""
+    seconds: list[float] = []
+    whole = getattr(owner, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.process_time()
+        try:
+            return whole(*arguments, **options)
+        finally:
+            seconds.append(time.process_time() - start)
+
+    setattr(owner, name, call)
+    return seconds
 
 
 PARTS = ("rate", "memory", "training", "select")
@@ -192,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
-    parser.add_argument("--samples", type=int, default=160, help="of the training")
+    parser.add_argument("--samples", type=int, default=48, help="of the training")
     parser.add_argument("--stream", help=argparse.SUPPRESS)
     parser.add_argument("--window", default="2**28", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -362,7 +362,7 @@ class Compute:
     precision: Precision = "32-true"
     tokens_per_batch: Count = 16_384
     shard_size: Count = 1_000
-    workers: Annotated[int, Ge(0)] | None = None
+    workers: Annotated[int, Interval(ge=0, le=1024)] | None = None
     logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
     progress: bool = True
 

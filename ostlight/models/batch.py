@@ -14,6 +14,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
 from ostlight.models.encode import SEQUENCE_KEYS, Encoded
 from ostlight.models.losses import IGNORED
+from ostlight.models.vision_features import VisionFeatures
 
 Side = Literal["left", "right"]
 Place = tuple[slice, ...]
@@ -31,6 +32,7 @@ class Batch:
         labels: ``[N, T]``, ``IGNORED`` outside the answers; ``[N, 0]`` where nothing was encoded.
         encoded: each sample alone; where ``places`` says so its tensors are parts of ``inputs`` on the CPU, no copies.
         places: by sample and input, which part of ``inputs`` is the sample's own.
+        features: of its images, kept from one pass to the next; for batches that are run many times.
     """
 
     samples: list[Sample]
@@ -39,6 +41,7 @@ class Batch:
     encoded: list[Encoded] = field(default_factory=list)
     collator: Collator | None = None
     places: list[dict[str, Place]] = field(default_factory=list)
+    features: VisionFeatures | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -57,7 +60,7 @@ class Batch:
             ({k: None if k in places else v.numpy() for k, v in one.inputs.items()}, one.labels.numpy(), one.answer_cut)
             for one, places in zip(self.encoded, self.places, strict=True)
         ]
-        return self.__dict__ | {"encoded": packed}
+        return self.__dict__ | {"encoded": packed, "features": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.pop("encoded")
@@ -74,7 +77,7 @@ class Batch:
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """On another device."""
         inputs = {k: v.to(device, **kwargs) for k, v in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels.to(device, **kwargs))
+        return replace(self, inputs=inputs, labels=self.labels.to(device, **kwargs), features=None)
 
     def rows(self, wanted: Sequence[int]) -> Batch:
         """Some of the samples, padded among themselves only."""

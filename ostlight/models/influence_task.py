@@ -15,6 +15,7 @@ from ostlight.influence.task import Task, digest_of
 from ostlight.models.batch import Batch
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel, answer_logits
+from ostlight.models.vision_features import VisionFeatures
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ def make_anchors(
         batches = model.batches(samples, tokens_per_batch)
     except BadRecord as error:
         raise SelectorError(f"an anchor cannot be used: {error}; fix or remove it in the anchors file") from error
+    for batch in batches:
+        batch.features = VisionFeatures()  # each is run hundreds of times
     number = {id(sample): k for k, sample in enumerate(samples)}
     indices = [[number[id(sample)] for sample in batch.samples] for batch in batches]
     return Anchors(batches, SampleTask(), list(groups), indices, [sample.id for sample in samples])

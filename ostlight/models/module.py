@@ -41,7 +41,8 @@ def next_token_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
     """``[N, T, V]`` next-token scores of a Hugging Face model; ``options`` of its forward."""
     dtype = next(model.parameters()).dtype
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-    logits: Tensor = model(**inputs, use_cache=False, **options).logits
+    with batch.features.reused(model, batch.inputs) if batch.features is not None else nullcontext():
+        logits: Tensor = model(**inputs, use_cache=False, **options).logits
     return logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,8 @@ from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError, stop_if_useless
-from ostlight.evaluation.answers import ALL, QUESTION_TYPES, final_answer, is_correct, options_of, question_type
+from ostlight.evaluation.answers import ALL, EXACT, QUESTION_TYPES, final_answer, is_correct, options_of, question_type
+from ostlight.evaluation.free_text import expected_answer_losses, rouge_l, token_f1
 from ostlight.evaluation.generate import generate_answers
 from ostlight.models.encode import Encoded, QuestionEncoder
 from ostlight.models.module import MultimodalModel
@@ -43,12 +45,14 @@ class Result:
         accuracy_by_type: by group and question type (``exact``, ``numeric``, ``choice``); types without questions are
             left out.
         counts: questions by group.
+        means: by group, of the metrics that ``add_text_metrics`` adds.
     """
 
     accuracy: dict[str, float]
     predictions: pa.Table
     accuracy_by_type: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    means: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def read_questions(pool: Pool, model: MultimodalModel, workers: int = 0) -> Questions:
@@ -128,6 +132,37 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
         }
     )
     return result
+
+
+def add_text_metrics(model: MultimodalModel, samples: Sequence[Sample], result: Result, tokens_per_batch: int) -> None:
+    """Adds columns to the predictions, and their means by group: the loss of the expected answers (and its exponential,
+    the perplexity, over all of a group); where expected answers have several words, ROUGE-L and token F1 of the texts.
+
+    Args:
+        samples: those that ``evaluate_model`` was given.
+    """
+    texts, expected = result.predictions["text"].to_pylist(), [sample.answer for sample in samples]
+    columns: dict[str, list[float | None]] = {"loss": expected_answer_losses(model, samples, tokens_per_batch)}
+    if any(
+        question == EXACT and len(answer.split()) > 1
+        for question, answer in zip(result.predictions["question_type"].to_pylist(), expected, strict=True)
+    ):
+        for name, metric in (("rouge_l", rouge_l), ("token_f1", token_f1)):
+            columns[name] = [metric(*pair) if pair[1] else None for pair in zip(texts, expected, strict=True)]
+    groups = result.predictions["group"].to_pylist()
+    for name in result.accuracy:
+        for column, values in columns.items():
+            known = [v for v, g in zip(values, groups, strict=True) if v is not None and name in (ALL, g)]
+            if known:
+                result.means.setdefault(name, {})[column] = sum(known) / len(known)
+        if "loss" in result.means.get(name, {}):
+            result.means[name]["perplexity"] = math.exp(min(result.means[name]["loss"], MOST_NATS))
+    for column, values in columns.items():
+        result.predictions = result.predictions.append_column(column, pa.array(values, pa.float64()))
+
+
+MOST_NATS = 700.0
+"""Losses above it have a perplexity that no float holds."""
 
 
 def _share(correct: Sequence[bool]) -> float:

@@ -15,7 +15,14 @@ from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.data.pool import Pool
 from ostlight.errors import DataError
 from ostlight.evaluation.answers import ALL
-from ostlight.evaluation.evaluate import Questions, Result, evaluate_model, read_questions, refuse_unknown_tag
+from ostlight.evaluation.evaluate import (
+    Questions,
+    Result,
+    add_text_metrics,
+    evaluate_model,
+    read_questions,
+    refuse_unknown_tag,
+)
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline.inputs import open_pool, with_digitmath
@@ -30,8 +37,10 @@ ACCURACY = "accuracy.jsonl"
 
 
 def evaluate(config: Config) -> Result:
-    """Returns the target's accuracy on the test set; writes ``predictions.parquet`` and ``accuracy.jsonl`` beside the
-    target, and as the latest into the run folder.
+    """Returns the target's accuracy on the test set; writes ``predictions.parquet`` and ``accuracy.jsonl``.
+
+    With it come the loss of the expected answers and, where these have several words, how close the texts come
+    (ROUGE-L, token F1). The files appear beside the target, and as the latest in the run folder.
 
     The target is that of ``target.name``, else the one trained with these settings, else the only one there is.
 
@@ -80,6 +89,7 @@ def _evaluate_target(config: Config, folder: RunFolder, test: Pool, target: Path
         model.to(first_device(config.compute))
         questions = read_questions(test, model, worker_count(config.compute, len(test)))
         result = evaluate_model(model, questions, config.evaluation)
+        add_text_metrics(model, questions.samples, result, config.compute.tokens_per_batch)
         cost.samples = len(questions.samples)
     return questions, result
 
@@ -105,6 +115,10 @@ def _log_accuracy(result: Result, questions: Questions) -> None:
     for name, accuracy in result.accuracy.items():
         by_type = "".join(f", {question} {value:.3f}" for question, value in result.accuracy_by_type[name].items())
         log.info(f"accuracy {name}: {accuracy:.3f} of {result.counts[name]} questions{by_type}")
+        means = result.means.get(name, {})
+        if "loss" in means:
+            words = "".join(f", {metric} {value:.3f}" for metric, value in means.items() if metric != "loss")
+            log.info(f"expected answers {name}: loss {means['loss']:.4f} nats{words}")
     if questions.rejections:
         first = next(iter(questions.rejections.values()))
         log.info(f"{len(questions.rejections)} test records could not be used; the first: {first}")
@@ -117,5 +131,6 @@ def _accuracy_rows(config: Config, result: Result) -> list[dict[str, Any]]:
     for group, accuracy in result.accuracy.items():
         values = {"accuracy": accuracy, "questions": result.counts[group]}
         values |= {f"{question}_accuracy": value for question, value in result.accuracy_by_type[group].items()}
+        values |= result.means.get(group, {})
         rows += [run | {"group": group, "metric": metric, "value": value} for metric, value in values.items()]
     return rows

@@ -99,11 +99,10 @@ def pooled_states_embedder(
         present = inputs["attention_mask"].bool()
         is_image = present & (inputs["input_ids"] == (-1 if image_id is None else image_id))
         chosen = {"all": present, "image": is_image, "text": present & ~is_image}
-        kinds = [tokens] if tokens != "both" else ["image", "text"] if image_id is not None else ["text"]
         parts = []
         for share in layers:
             layer = by_layer[max(1, round(share * len(by_layer))) - 1]
-            for kind in kinds:
+            for kind in kinds_of_tokens(tokens, model):
                 pooled = _pooled(layer, chosen[kind], pooling)
                 part = unit(pooled if states == "hidden" else np.tanh(pooled))
                 if tokens == "both":
@@ -112,6 +111,13 @@ def pooled_states_embedder(
         return unit(np.concatenate(parts, axis=1))
 
     return embed
+
+
+def kinds_of_tokens(tokens: Tokens, model: MultimodalModel) -> list[str]:
+    """The tokens that are pooled apart in each layer, in the order in which ``pooled_states_embedder`` joins them."""
+    if tokens != "both":
+        return [tokens]
+    return ["text"] if model.encoder.image_token_id is None else ["image", "text"]
 
 
 def load_folder_embedder(path: str, tokens: Tokens, pooling: Pooling, device: torch.device | str) -> Embedder:

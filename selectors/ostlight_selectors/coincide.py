@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -16,7 +16,7 @@ from ostlight.errors import SelectorError
 from ostlight.progress import track
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
-from ostlight_selectors.embed import EmbeddingSelector, rows_by_cluster, spherical_clusters
+from ostlight_selectors.embed import PARTS, EmbeddingSelector, rows_by_cluster, spherical_clusters
 
 log = logging.getLogger("ostlight.selectors.coincide")
 
@@ -29,12 +29,12 @@ class Coincide(EmbeddingSelector):
     """Representative samples of every cluster of activations, more from clusters that transfer and are diverse.
 
     "Concept-skill Transferability-based Data Selection for Large Vision-Language Models" (COINCIDE, arXiv 2406.10995).
-    Attention outputs of five layers at image and at text tokens are clustered. A cluster's transferability S is its
-    centroid's mean cosine with the others', its density D the mean Gaussian kernel between its samples, and its share
-    of the budget is ``softmax(S / (D temperature))``; what a small cluster cannot use goes to the next. Within a
-    cluster samples are taken greedily so that their maximum mean discrepancy from the cluster is least. The score is
-    ``S / D``, the same for a whole cluster. One forward pass a sample, by `embed`; a cluster of n samples takes
-    ``n^2`` numbers.
+    Attention outputs of five layers at image and at text tokens are clustered. A cluster's transferability S is the
+    mean cosine of its centroid's text part with the others', its density D the mean Gaussian kernel between its
+    samples, and its share of the budget is ``softmax(S / (D temperature))``; what a small cluster cannot use goes to
+    the next. Within a cluster samples are taken greedily so that their maximum mean discrepancy from the cluster is
+    least. The score is ``S / D``, the same for a whole cluster. One forward pass a sample, by `embed`; a cluster of n
+    samples takes ``n^2`` numbers.
     """
 
     embedding_defaults: ClassVar[Mapping[str, Any]] = {
@@ -60,7 +60,8 @@ class Coincide(EmbeddingSelector):
         count = self.options.clusters or max(1, round(len(vectors) / SAMPLES_PER_CLUSTER))
         clusters, centroids = spherical_clusters(vectors, count, context.seed)
         used, clusters = np.unique(clusters, return_inverse=True)
-        transfer = transferability(centroids[used].astype(np.float64))
+        parts = context.dependency_notes.get(self.embedding.shown, {}).get(PARTS, ["all"])
+        transfer = transferability(text_part(centroids[used].astype(np.float64), parts))
         density, place = np.empty(len(used)), np.empty(len(vectors), dtype=np.int64)
         parts = track(rows_by_cluster(clusters), "comparing within clusters", unit="clusters")
         for cluster, members in enumerate(parts):
@@ -93,8 +94,21 @@ class Coincide(EmbeddingSelector):
         )
 
 
+def text_part(vectors: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+    """What text tokens alone made of ``[K, D]`` vectors, or all of it where no part is of text tokens alone.
+
+    Args:
+        vectors: joined from equal parts.
+        parts: the kind of tokens of each part, in order.
+    """
+    of_text = np.repeat([kind == "text" for kind in parts], vectors.shape[1] // len(parts))
+    return vectors[:, of_text] if of_text.any() else vectors
+
+
 def transferability(centroids: np.ndarray) -> np.ndarray:
-    """``[K]`` mean cosine of each centroid ``[K, D]`` (unit length) with those that differ from it; 0 with none."""
+    """``[K]`` mean cosine of each centroid ``[K, D]`` with those that differ from it; 0 with none."""
+    lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
+    centroids = centroids / np.maximum(lengths, np.finfo(np.float64).tiny)
     cosines = centroids @ centroids.T
     differs = cosines <= SAME_CLUSTER
     np.fill_diagonal(differs, False)

@@ -19,7 +19,7 @@ from ostlight.data.atomic import atomic_path
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.batch import Batch
-from ostlight.models.embedding import load_folder_embedder, pooled_states_embedder
+from ostlight.models.embedding import kinds_of_tokens, load_folder_embedder, pooled_states_embedder
 from ostlight.models.influence_task import make_anchors
 from ostlight.pipeline import fingerprint
 from ostlight.progress import phase, track
@@ -34,6 +34,8 @@ log = logging.getLogger("ostlight.selectors.embed")
 
 PROXY = "proxy"
 COLUMN = "embedding"
+PARTS = "parts"
+"""Note: the kind of tokens of each of the equal parts that a vector of the proxy is joined from."""
 ANCHORS = "anchor_embeddings.npy"
 """File in the selector's folder: ``[A, D]`` in half precision, in the order of the anchors; NaN where one has none."""
 
@@ -86,9 +88,9 @@ class Embed(Selector):
     def setup(self, context: ScoringContext) -> None:
         options = self.options
         if self.uses_proxy:
-            self.embed = pooled_states_embedder(
-                context.proxy.model, options.states, options.layers, options.tokens, options.pooling
-            )
+            model = context.proxy.model
+            self.embed = pooled_states_embedder(model, options.states, options.layers, options.tokens, options.pooling)
+            context.note(PARTS, kinds_of_tokens(options.tokens, model) * len(options.layers))
         else:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             self.embed = load_folder_embedder(options.source, options.tokens, options.pooling, device)

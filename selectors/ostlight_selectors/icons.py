@@ -18,13 +18,15 @@ from ostlight.selection.scores import Scores, rejections
 from ostlight.selection.selector import Selector
 
 DEPENDENCY = "less"
+INFLUENCES = {"step": "sgd", "average": "cosines"}
+"""Options of `less` for the influences of the authors' scripts."""
 
 
 class Icons(Selector):
     """The samples with the most votes: each anchor group votes for its share of the pool with the highest influence.
 
-    "ICONS: Influence Consensus for Vision-Language Data Selection" (arXiv 2501.00654): influences are cosines of the
-    sample's Adam step with each target task's mean gradient, as `less` stores them; every task votes for the samples
+    "ICONS: Influence Consensus for Vision-Language Data Selection" (arXiv 2501.00654): a sample's influence on a task
+    is the mean cosine of its gradient with those of the task's anchors, by `less`; every task votes for the samples
     above its own threshold, and votes are counted. Tie rule: of as many votes, the higher mean rank over the groups
     comes first, so ``score = votes + mean rank``, the rank in [0, 1). Tasks are the anchors' groups
     (``anchors.group``). What it costs is `less`.
@@ -35,8 +37,8 @@ class Icons(Selector):
     @dataclass
     class Options:
         """Attributes:
-        share: of the pool that each group votes for.
-        less: options of ``less``.
+        share: of the pool that each group votes for; the authors' is the share that is kept.
+        less: options of ``less``; here ``{step: sgd, average: cosines}`` unless given.
         """
 
         share: Annotated[float, Interval(gt=0, le=1)] = 0.2
@@ -44,10 +46,11 @@ class Icons(Selector):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        create("less", self.options.less, "selector.options.less")  # refuses unknown options before anything is scored
+        self.less = {**INFLUENCES, **self.options.less}
+        create("less", self.less, "selector.options.less")  # refuses unknown options before anything is scored
 
     def dependencies(self) -> list[SelectorChoice]:
-        return [SelectorChoice("less", self.options.less, DEPENDENCY)]
+        return [SelectorChoice("less", self.less, DEPENDENCY)]
 
     def setup(self, context: ScoringContext) -> None:
         table = context.dependencies[DEPENDENCY]

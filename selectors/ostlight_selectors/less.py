@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ostlight.config.schema import Count
-from ostlight.errors import SelectorError
+from ostlight.errors import BadRecord, SelectorError
+from ostlight.influence.anchors import Anchors
 from ostlight.influence.failures import failures
 from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.gradients.engine import GradientDots
+from ostlight.influence.gradients.probes import Vectors, requiring_gradients, zeros
 from ostlight.influence.gradients.rows import RowMap
 from ostlight.influence.parameters import select_parameters
-from ostlight.influence.sample_gradient import train_only
+from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.models.batch import Batch
 from ostlight.models.influence_task import make_anchors
 from ostlight.selection.context import ScoringContext
@@ -38,6 +40,9 @@ class Less(Selector):
     are exact; the projection ``R P g_i`` gives the length of the step, within a factor of ``1 +- 1/sqrt(2 d)``. LESS
     takes the inner product between projections too, since it keeps the pool's for later: an error of ``1/sqrt(d)`` on a
     cosine that is itself small. That cosine is kept beside the score. One forward and one backward pass a sample.
+
+    With ``average: cosines`` the score is the largest mean, over the anchors of a group, of the cosines with their
+    gradients one by one, as the authors' code has it: ``mean_j g_j / |g_j|`` takes the place of ``g_V / |g_V|``.
     """
 
     uses_proxy: ClassVar[bool] = True
@@ -49,10 +54,14 @@ class Less(Selector):
         """Attributes:
         parameters: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
         projection: d, random vectors; each takes as much memory as the gradient.
+        step: ``adam``, or ``sgd``: the gradient itself, P = 1.
+        average: of a group's anchors: their ``gradients`` (as in the paper), or the ``cosines`` with them.
         """
 
         parameters: str = "blocks"
         projection: Count = 64
+        step: Literal["adam", "sgd"] = "adam"
+        average: Literal["gradients", "cosines"] = "gradients"
 
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("less")
@@ -61,24 +70,32 @@ class Less(Selector):
         parameters = select_parameters(model, self.options.parameters)
         train_only(model, parameters)
         anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
-        preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
-        by_group = finite_mean_gradients(model, anchors, parameters)
+        of_cosines = self.options.average == "cosines"
+        by_group = (mean_unit_gradients if of_cosines else finite_mean_gradients)(model, anchors, parameters)
         means = {name: torch.stack([mean[name] for mean in by_group.values()]) for name in parameters}
         random = random_directions(context.seed, parameters, self.options.projection)
-        self.vectors = {n: preconditioner.apply(n, torch.cat([means[n], random[n]])) for n in parameters}
+        self.vectors = {n: torch.cat([means[n], random[n]]) for n in parameters}
+        shaped = "sgd steps"
+        if self.options.step == "adam":
+            preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
+            self.vectors = {n: preconditioner.apply(n, v) for n, v in self.vectors.items()}
+            shaped = f"adam steps, shaped by {source}"
         flat = {n: w.double().flatten(1) for n, w in means.items()}
-        self.lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
-        for group, length in zip(by_group, self.lengths.tolist(), strict=True):
+        lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
+        for group, length in zip(by_group, lengths.tolist(), strict=True):
             if not length:
                 raise SelectorError(
                     f"the mean gradient of the anchors of group {str(group)!r} is zero, so no step has a direction "
                     "towards them; leave them out, or group the anchors by another tag (anchors.group)"
                 )
         self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
+        # What the inner products are over, besides the sample's length; unit gradients have their lengths in them.
+        self.lengths = torch.ones_like(lengths) if of_cosines else lengths
+        self.projected_lengths = torch.ones_like(lengths) if of_cosines else self.projected.norm(dim=0)
         self.engine, self.rows = GradientDots(model, parameters), RowMap(model)
         self.task = anchors.task
         size = sum(t.nbytes for t in self.vectors.values())
-        log.info(f"adam steps, shaped by {source}; gradient vectors: {size / 2**20:.1f} MiB")
+        log.info(f"{shaped}; gradient vectors: {size / 2**20:.1f} MiB")
         context.note("groups", [str(group) for group in by_group])
         context.note("vector_bytes", size)
         for single in proxy.examples(1):
@@ -92,7 +109,7 @@ class Less(Selector):
         along, sketch = found.dots[:, :groups], found.dots[:, groups:]
         length = sketch.norm(dim=1, keepdim=True)
         cosines = along / (length * self.lengths)
-        projected = sketch @ self.projected / (length * self.projected.norm(dim=0))
+        projected = sketch @ self.projected / (length * self.projected_lengths)
         columns: dict[str, Any] = {
             "score": cosines.amax(1),
             "projected_cosine": projected.amax(1),
@@ -102,6 +119,27 @@ class Less(Selector):
         if groups > 1:
             columns["cosine_by_group"] = cosines
         return columns | failures(found)
+
+
+def mean_unit_gradients(
+    model: nn.Module, anchors: Anchors, parameters: Mapping[str, nn.Parameter]
+) -> dict[Hashable, Vectors]:
+    """``mean_j g_j / |g_j|`` over the anchors of each group: ``[*shape]`` per parameter. A gradient of 0 counts as 0.
+
+    Raises:
+        SelectorError: an anchor's loss or gradient is not finite; names the anchor.
+    """
+    means: dict[Hashable, Vectors] = {group: zeros(parameters) for group in anchors.sizes}
+    with requiring_gradients(parameters):
+        for index, single in anchors.singles():
+            try:
+                _, gradient = sample_gradient(model, anchors.task, parameters, single)
+            except BadRecord as error:
+                raise SelectorError(f"{anchors.name_of(index)}: {error}; fix it or leave it out") from error
+            group, length = anchors.groups[index], norm(gradient)
+            for name, part in gradient.items():
+                means[group][name] += part / (length * anchors.sizes[group] or 1.0)
+    return means
 
 
 def random_directions(seed: int, parameters: Mapping[str, nn.Parameter], count: int) -> dict[str, Tensor]:

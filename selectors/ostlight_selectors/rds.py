@@ -1,4 +1,4 @@
-"""RDS+: the anchors take turns, each with the sample whose embedding is nearest."""
+"""RDS+: the anchors take turns, each with the samples whose embeddings are nearest."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from ostlight.config.budget import Budget
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight_selectors.embed import EmbeddingSelector, anchor_embeddings
-from ostlight_selectors.ost.round_robin import turns
+
+BY_ANCHOR, BY_GROUP = "similarity_by_anchor", "similarity_by_group"
 
 
 class RDS(EmbeddingSelector):
-    """The anchors in turn take the sample most like them: cosine of position-weighted mean hidden states.
+    """The anchors in turn name the samples most like them: cosine of position-weighted mean hidden states.
 
     RDS+ of "Large-Scale Data Selection for Instruction Tuning" (arXiv 2503.01807): embeddings are means over the last
-    layer's hidden states with weights ``w_i = i / sum_j j`` for the i-th token, and each anchor in turn takes its
-    nearest sample that is left. The score, for thresholds and tables, is the cosine with the nearest anchor. One
-    forward pass a sample, by `embed`.
+    layer's hidden states with weights ``w_i = i / sum_j j`` for the i-th token. In round k each anchor names the k-th
+    nearest sample to it, which is taken unless it is already; where anchors have groups, the groups take turns, by the
+    cosine with the nearest of their anchors, as the authors select for several tasks. The score, for thresholds and
+    tables, is the cosine with the nearest anchor. One forward pass a sample, by `embed`.
     """
 
     needs_anchors: ClassVar[bool] = True
@@ -31,14 +33,28 @@ class RDS(EmbeddingSelector):
         anchors = anchor_embeddings(context, self.embedding.shown)
         cosines = (vectors.astype(np.float64) @ anchors.T.astype(np.float64)).astype(np.float32)
         ids = np.array([sample.id for sample in context.anchors], dtype=object)
-        return {"score": cosines.max(1), "similarity_by_anchor": cosines, "nearest_anchor": ids[cosines.argmax(1)]}
+        columns = {"score": cosines.max(1), BY_ANCHOR: cosines, "nearest_anchor": ids[cosines.argmax(1)]}
+        groups = np.array(context.groups, dtype=object)
+        names = sorted(set(context.groups))
+        if len(names) > 1:
+            columns[BY_GROUP] = np.stack([cosines[:, groups == name].max(1) for name in names], axis=1)
+        return columns
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
-        # Turns are taken among positive numbers, and in the order of the positions where cosines are equal. In float64,
-        # in which float32 cosines that differ still do after the shift.
         by_position = np.argsort(scores.positions)
-        similarities = scores.column("similarity_by_anchor")[by_position].astype(np.float64) + 2
-        similarities = np.nan_to_num(similarities, nan=-np.inf)
-        is_size = budget.tokens is None and budget.threshold is None
-        wanted = budget.size(len(scores)) if is_size else len(scores)
-        return budget.within(scores, by_position[turns(similarities, wanted)])
+        similarities = scores.column(BY_GROUP if BY_GROUP in scores else BY_ANCHOR)
+        return budget.within(scores, by_position[in_rounds(similarities[by_position])])
+
+
+def in_rounds(similarities: np.ndarray) -> np.ndarray:
+    """All rows of ``[N, A]`` similarities, in the order in which A anchors name them: in each round every anchor names
+    the next of its own ranking, and a row that was named before is passed over.
+
+    Of equal similarities the first row comes first.
+    """
+    count, anchors = similarities.shape
+    named = np.full(count, np.iinfo(np.int64).max)  # number of the first turn in which each row is named
+    for anchor in range(anchors):
+        ranking = np.argsort(-similarities[:, anchor], kind="stable")
+        named[ranking] = np.minimum(named[ranking], np.arange(count) * anchors + anchor)
+    return np.argsort(named)

@@ -39,10 +39,13 @@ def selector_setting(samples, tmp_path):
 def scored_by_embeddings(tmp_path):
     """Scores of a selector that reads ``embed``'s table, for vectors given by hand; their ids are ``s000`` and so on.
 
-    Keyword arguments: ``anchors`` vectors, ``rejected`` positions, ``order`` of the pool, ``tokens`` of each sample.
+    Keyword arguments: ``anchors`` vectors and their ``groups``, ``rejected`` positions, ``order`` of the pool,
+    ``tokens`` of each sample, ``notes`` of ``embed``.
     """
 
-    def make(selector, vectors, anchors=(), rejected=(), order=None, tokens=None, seed=0) -> Scores:
+    def make(
+        selector, vectors, anchors=(), groups=None, rejected=(), order=None, tokens=None, seed=0, notes=None
+    ) -> Scores:
         half = np.asarray(vectors, dtype=np.float16)
         order = np.arange(len(half)) if order is None else np.asarray(order)
         samples = [Sample(f"s{k:03d}", (), position=p) for p, k in enumerate(order)]
@@ -52,10 +55,11 @@ def scored_by_embeddings(tmp_path):
         trusted = [Sample(f"a{k}", ()) for k in range(len(anchors))]
         context = ScoringContext(
             anchors=trusted,
-            groups=["" for _ in trusted],
+            groups=groups or ["" for _ in trusted],
             seed=seed,
             folder=tmp_path / "own",
             dependencies={"embed": to_table(scored_rows(Batch(samples), columns))},
+            dependency_notes={"embed": notes or {}},
             dependency_folders={"embed": tmp_path},
         )
         selector.setup(context)

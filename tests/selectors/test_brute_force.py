@@ -94,14 +94,9 @@ def test_the_largest_cosine_before_each(vectors: np.ndarray, cosines: np.ndarray
 def test_the_turns_of_the_anchors(scored_by_embeddings, vectors: np.ndarray):
     anchors = unit(np.random.default_rng(2).normal(size=(7, 12)))
     scores = scored_by_embeddings(create("rds"), vectors, anchors)
-    similarities = scores.column("similarity_by_anchor")
-    orders, free, expected = np.argsort(-similarities, axis=0, kind="stable"), np.ones(N, dtype=bool), []
-    while len(expected) < 500:
-        for anchor in range(7):
-            row = next(row for row in orders[:, anchor] if free[row])
-            free[row] = False
-            expected.append(int(row))
-    assert create("rds").select(scores, Budget(count=500)).tolist() == expected[:500]
+    rankings = np.argsort(-scores.column("similarity_by_anchor"), axis=0, kind="stable")
+    named = [int(row) for in_round in rankings for row in in_round]  # the anchors in turn, round after round
+    assert create("rds").select(scores, Budget(count=500)).tolist() == list(dict.fromkeys(named))[:500]
 
 
 def test_votes():

@@ -8,7 +8,7 @@ import pytest
 from ostlight.config.budget import Budget
 from ostlight.errors import SelectorError
 from ostlight.selection.registry import create
-from ostlight_selectors.coincide import allocate, gaussian_kernel, greedy_discrepancy, transferability
+from ostlight_selectors.coincide import allocate, gaussian_kernel, greedy_discrepancy, text_part, transferability
 
 VECTORS = np.random.default_rng(0).normal(size=(50, 6))
 OPTIONS = {"clusters": 5}
@@ -43,6 +43,24 @@ def test_transferability_is_the_mean_cosine_with_other_concepts():
     expected = [np.mean([c for c in row if c <= 0.9]) for row in cosines]
     np.testing.assert_allclose(transferability(centroids), expected)
     assert transferability(centroids[:1]).tolist() == [0]
+    longer = centroids * np.array([[1], [2], [3], [0]])  # of any length; the last has no text, say
+    np.testing.assert_allclose(transferability(longer)[1], (cosines[1, 2] + 0) / 2)
+
+
+def test_transferability_is_that_of_the_text_parts(scored_by_embeddings):
+    vectors = np.arange(12.0).reshape(1, 12)
+    assert text_part(vectors, ["image", "text"] * 3).tolist() == [[2, 3, 6, 7, 10, 11]]
+    for parts in (["text"], ["all"], ["image", "image"]):
+        assert text_part(vectors, parts).tolist() == vectors.tolist()
+    notes = {"parts": ["image", "text"]}
+    scores = scored_by_embeddings(create("coincide", OPTIONS), VECTORS, notes=notes)
+    clusters, found = scores.column("cluster"), scores.column("transferability")
+    centroids = [unit(VECTORS)[clusters == cluster].mean(0)[3:] for cluster in range(5)]
+    expected = transferability(np.stack(centroids))
+    # Centroids are those of k-means, before samples move to the one with the largest cosine.
+    np.testing.assert_allclose(found, expected[clusters], atol=0.1)
+    whole = scored_by_embeddings(create("coincide", OPTIONS), VECTORS).column("transferability")
+    assert np.abs(found - whole).max() > 0.1
 
 
 def test_samples_are_taken_so_that_the_discrepancy_is_least_each_time():

@@ -45,6 +45,13 @@ def test_it_counts_the_votes_of_the_anchor_groups(settings, digits, group: str |
     assert votes.max() <= (7 if group else 1)
 
 
+def test_influences_are_those_of_the_authors_unless_options_say_otherwise():
+    (choice,) = create("icons", {"less": {"projection": 4}}).dependencies()
+    assert choice.options == {"step": "sgd", "average": "cosines", "projection": 4}
+    (choice,) = create("icons", {"less": {"step": "adam", "average": "gradients"}}).dependencies()
+    assert choice.options == {"step": "adam", "average": "gradients"}
+
+
 def test_unknown_options_of_less_are_refused():
     with pytest.raises(ConfigError, match="projektion"):
         create("icons", {"less": {"projektion": 4}})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ostlight
-from ostlight.errors import ConfigError, SelectorError
+from ostlight.errors import BadRecord, ConfigError, SelectorError
 from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import sample_gradient, train_only
@@ -24,6 +24,16 @@ SCOPE = "last:1"
 
 def flat(vectors) -> torch.Tensor:
     return torch.cat([v.double().flatten() for v in vectors])
+
+
+def gradients_of(model, some) -> torch.Tensor:
+    """``[N, P]`` one sample at a time."""
+    parameters = select_parameters(model.model, SCOPE)
+    train_only(model.model, parameters)
+    singles = [model.batches([sample], 1)[0] for sample in some]
+    return torch.stack(
+        [flat(sample_gradient(model.model, SampleTask(), parameters, single)[1].values()) for single in singles]
+    )
 
 
 @pytest.fixture
@@ -83,6 +93,54 @@ def test_the_score_comes_nearer_the_true_cosine_than_the_projected_one(by_hand, 
     assert torch.allclose(columns["score"], true, rtol=0.25)
     error, projected_error = ((columns[name] - true).square().mean().sqrt() for name in ("score", "projected_cosine"))
     assert error < projected_error
+
+
+@pytest.mark.parametrize("average", ["gradients", "cosines"])
+def test_sgd_steps_and_the_mean_of_cosines_are_those_of_single_gradients(
+    average: str, proxy, samples, selector_setting
+):
+    model, anchors, pool = proxy("float64"), samples("anchors"), samples("pool")[:5]
+    tasks = [a.tags["task"] for a in anchors]
+    selector = create("less", {"parameters": SCOPE, "projection": 512, "step": "sgd", "average": average})
+    selector.setup(selector_setting(model))
+    (batch,) = model.batches(pool, 100_000)
+    columns = selector.score(batch)
+    steps, single = gradients_of(model, batch.samples), gradients_of(model, anchors)
+    for g, task in enumerate(dict.fromkeys(tasks)):
+        of_task = single[[k for k, t in enumerate(tasks) if t == task]]
+        along = (of_task / of_task.norm(dim=1, keepdim=True) if average == "cosines" else of_task).mean(0)
+        if average == "gradients":
+            along /= along.norm()
+        expected = steps @ along / columns["step_length"]
+        assert torch.allclose(columns["cosine_by_group"][:, g], expected, rtol=1e-5)
+        if average == "cosines":
+            true = cosines(steps, of_task).mean(1)
+            assert torch.allclose(columns["cosine_by_group"][:, g], true, rtol=0.15)  # the length is estimated
+    assert torch.allclose(columns["score"], columns["cosine_by_group"].amax(1))
+    assert torch.allclose(columns["projected_cosine"], columns["score"], atol=0.2)
+
+
+def test_an_anchor_without_a_gradient_counts_nothing_and_one_that_is_not_finite_is_named(proxy, samples, monkeypatch):
+    model, anchors = proxy("float64"), samples("anchors")[:2]
+    parameters = select_parameters(model.model, SCOPE)
+    made, calls = make_anchors(model, anchors, ["a", "a"], 1000), []
+
+    def first_is_zero(model, task, parameters, single):
+        loss, gradient = sample_gradient(model, task, parameters, single)
+        calls.append({n: g * 0 if not calls else g for n, g in gradient.items()})
+        return loss, calls[-1]
+
+    monkeypatch.setattr(less, "sample_gradient", first_is_zero)
+    means = less.mean_unit_gradients(model.model, made, parameters)
+    assert float(flat(means["a"].values()).norm()) == pytest.approx(0.5)
+    monkeypatch.undo()
+
+    def fails(*_):
+        raise BadRecord("gradient_not_finite", "the gradient of x holds NaN or infinity")
+
+    monkeypatch.setattr(less, "sample_gradient", fails)
+    with pytest.raises(SelectorError, match="anchor .*holds NaN"):
+        less.mean_unit_gradients(model.model, made, parameters)
 
 
 def test_it_shares_the_slope_of_first_order(by_hand, selector_setting):

@@ -10,6 +10,7 @@ from ostlight.errors import ConfigError, SelectorError
 from ostlight.pipeline.scoring.rows import to_table
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
+from ostlight_selectors.rds import in_rounds
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(20, 5))
@@ -23,14 +24,15 @@ def cosines():
 
 
 def in_turn(similarities):
-    """Each anchor takes its nearest that is left, until all are taken."""
+    """In each round every anchor names the next of its ranking; a sample that is already taken is passed over."""
+    rankings = [np.argsort(-of_anchor, kind="stable").tolist() for of_anchor in similarities.T]
     order = []
-    while True:
-        for of_anchor in similarities.T:
-            left = [k for k in np.argsort(-of_anchor, kind="stable") if k not in order]
-            if not left:
-                return order
-            order.append(int(left[0]))
+    while len(order) < len(similarities):
+        for ranking in rankings:
+            named = ranking.pop(0)
+            if named not in order:
+                order.append(named)
+    return order
 
 
 def test_the_anchors_take_turns(scored_by_embeddings):
@@ -46,10 +48,24 @@ def test_the_anchors_take_turns(scored_by_embeddings):
     assert create("rds").select(scores, Budget(threshold=0.5)).tolist() == reached
 
 
+def test_an_anchor_that_names_what_is_taken_loses_its_turn():
+    similarities = np.array([[9, 9, 1], [8, 8, 2], [7, 1, 3], [1, 7, 4], [0, 0, 9]])
+    # Round 1: 0, (0 again), 4; round 2: 1, (1 again), 3; round 3: 2.
+    assert in_rounds(similarities).tolist() == [0, 4, 1, 3, 2] == in_turn(similarities)
+
+
+def test_groups_of_anchors_take_turns_by_their_nearest_anchor(scored_by_embeddings):
+    scores = scored_by_embeddings(create("rds"), VECTORS, ANCHORS, groups=["b", "a", "b"])
+    found = cosines()
+    by_group = np.stack([found[:, 1], found[:, [0, 2]].max(1)], axis=1)  # in the order of the names
+    np.testing.assert_allclose(scores.column("similarity_by_group"), by_group, atol=1e-6)
+    assert create("rds").select(scores, Budget(count=9)).tolist() == in_turn(by_group)[:9]
+    np.testing.assert_allclose(scores.score, found.max(1), atol=1e-6)
+
+
 def test_cosines_that_differ_in_the_last_digit_are_not_equal():
     cosines = np.float32([0.1, 0.1, 0.1])
     cosines[1] = np.nextafter(cosines[1], np.float32(1))
-    assert np.float32(cosines[1] + 2) == np.float32(cosines[0] + 2)
     rows = [
         {"position": k, "id": f"s{k}", "state": "ok", "score": float(c), "similarity_by_anchor": [c]}
         for k, c in enumerate(cosines)

@@ -73,11 +73,6 @@ def _most(scores: Scores, budget: Budget) -> int:
     return budget.size(len(scores))
 
 
-def turns(utilities: np.ndarray, wanted: int) -> np.ndarray:
-    """``take_turns`` of ``[N, A]`` utilities."""
-    return take_turns(lambda a: utilities[:, a], utilities.shape[1], wanted)
-
-
 def take_turns(utilities: Callable[[int], np.ndarray], anchors: int, wanted: int) -> np.ndarray:
     """At most ``wanted`` rows, in the order in which the anchors take them in turn.
 

@@ -16,7 +16,7 @@ from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight_selectors.ost import ANCHOR_SCALE, BY_ANCHOR, in_half_precision
 from ostlight_selectors.ost.filter import sign_confidence
-from ostlight_selectors.ost.round_robin import turns
+from ostlight_selectors.ost.round_robin import take_turns
 
 ROWS, ANCHORS = 200, 7
 RNG = np.random.default_rng(5)
@@ -52,6 +52,10 @@ def table(**changes: np.ndarray) -> Scores:
 def in_run(scores: Scores, seed: int, notes: dict[str, Any] | None = None) -> Scores:
     noted = {} if notes is None else notes
     return scores.with_context(SelectionContext(lambda *_: 0.0, list, noted.__setitem__, seed))
+
+
+def turns(utilities: np.ndarray, wanted: int) -> np.ndarray:
+    return take_turns(lambda anchor: utilities[:, anchor], utilities.shape[1], wanted)
 
 
 def select(scores: Scores, budget: Budget, **options: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ from ostlight.errors import SelectorError
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.scoring.rows import checked_columns
+from ostlight.selection.admission import admitted_first, warn_of_filling
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.pool_columns import PoolColumns
 from ostlight.selection.registry import create, create_all
@@ -248,13 +249,8 @@ class Combine(Selector):
             return budget.within(scores, by_score)
         admitted = np.asarray(scores.column(ADMITTED).all(1))
         order = np.argsort(seeded_uniform(scores), kind="stable") if self.draws else by_score
-        selected = budget.within(scores, np.concatenate([order[admitted[order]], by_score[~admitted[by_score]]]))
-        filled = int((~admitted[selected]).sum())
-        if filled:
-            log.warning(
-                f"intersection: {filled:,} of {len(selected):,} selected samples are not admitted by all parts: the "
-                "budget is larger than what all admit, and those that most parts admit fill it up"
-            )
+        selected = budget.within(scores, admitted_first(admitted, order, by_score))
+        warn_of_filling(log, "intersection", selected, admitted, " by all parts")
         return selected
 
 

@@ -18,9 +18,10 @@ from ostlight.selection.metric_selector import MetricSelector
 class ImageGrounding(MetricSelector):
     """The samples whose loss rises most without their images: ``l(answer | text) - l(answer | text, image)``.
 
-    The idea of CVS (arXiv 2603.09715), which asks a frozen vision-language model how much the image matters; here it is
-    read off the proxy's loss. A sample whose answer can be guessed from the question, or whose image belongs to another
-    question, has little to lose. A sample without an image is rejected (``no_image``). Two forward passes a sample.
+    The multi-modal gain of MMStar (arXiv 2403.20330), of one sample's loss by the proxy. A sample whose answer can be
+    guessed from the question, or whose image belongs to another question, has little to lose. CVS (arXiv 2603.09715)
+    has the same aim and takes the question away instead: its evaluator judges whether the answer is valid, with and
+    without the question. A sample without an image is rejected (``no_image``). Two forward passes a sample.
     """
 
     uses_proxy: ClassVar[bool] = True

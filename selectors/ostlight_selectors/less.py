@@ -35,11 +35,12 @@ class Less(Selector):
 
     "LESS: Selecting Influential Data for Targeted Instruction Tuning" (arXiv 2402.04333), at one checkpoint, the
     proxy: ``score_i = max_g cos(P g_i, g_V^g)``, where ``P = diag(1 / (sqrt(v) + eps))`` holds Adam's second moments of
-    the warm-up, frozen. No gradient is kept: ``<P g_i, t> = <g_i, P t>``, so a pass takes each ``g_i`` against fixed
-    vectors, the groups' ``P g_V^g`` and ``d`` random ones, ``P r_k`` with entries ``+-1/sqrt(d)``. The inner products
-    are exact; the projection ``R P g_i`` gives the length of the step, within a factor of ``1 +- 1/sqrt(2 d)``. LESS
-    takes the inner product between projections too, since it keeps the pool's for later: an error of ``1/sqrt(d)`` on a
-    cosine that is itself small. That cosine is kept beside the score. One forward and one backward pass a sample.
+    the warm-up, frozen; its first moment, the same for all samples, is left out. No gradient is kept:
+    ``<P g_i, t> = <g_i, P t>``, so a pass takes each ``g_i`` against fixed vectors, the groups' ``P g_V^g`` and ``d``
+    random ones, ``P r_k`` with entries ``+-1/sqrt(d)``. The inner products are exact; the projection ``R P g_i`` gives
+    the length of the step, within a factor of ``1 +- 1/sqrt(2 d)``. LESS takes the inner product between projections
+    too, since it keeps the pool's for later: an error of ``1/sqrt(d)`` on a cosine that is itself small. That cosine is
+    kept beside the score. One forward and one backward pass a sample.
 
     With ``average: cosines`` the score is the largest mean, over the anchors of a group, of the cosines with their
     gradients one by one, as the authors' code has it: ``mean_j g_j / |g_j|`` takes the place of ``g_V / |g_V|``.

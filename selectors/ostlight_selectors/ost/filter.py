@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from ostlight.config.budget import Budget
 from ostlight.errors import DataError
+from ostlight.selection.admission import admitted_first, warn_of_filling
 from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import gradient_clusters
@@ -71,15 +72,10 @@ def select_filter(
         if share.threshold is not None:
             return share.within(part, order[passed[order]])
         by_strength = np.lexsort((part.positions, -part.column(STRENGTH)))
-        return share.within(part, np.concatenate([order[passed[order]], by_strength[~passed[by_strength]]]))
+        return share.within(part, admitted_first(passed, order, by_strength))
 
     selected = within(scores, budget) if budget.stratify_by is None else select_per_stratum(scores, budget, within)
-    filled = int((~admitted[selected]).sum())
-    if filled:
-        log.warning(
-            f"filter: {filled:,} of {len(selected):,} selected samples are not admitted: the budget is larger than "
-            "what is admitted, and those closest to it fill it up"
-        )
+    warn_of_filling(log, "filter", selected, admitted)
     return selected
 
 

@@ -82,6 +82,7 @@ def test_utilities_along_it_are_numbers(case: str, estimator: str):
         estimator=estimator,
         step_size=0.1,
         parameters="all",
+        calibration=[batch] if estimator == "finite_difference" else None,
         preconditioner=preconditioner(model, singles, "kfac"),
     )
     columns = scorer.columns(batch)

@@ -19,6 +19,9 @@ from ostlight.data.video import Frame, FrameRef
 from ostlight.data.video import is_video as has_video
 from ostlight.errors import BadRecord
 
+MAX_FOLDERS = 10_000
+"""Folders of images whose real paths are remembered."""
+
 
 class ImageRoot:
     """The folder image paths are relative to, and may not lead out of, by ``..`` or by a link.
@@ -34,6 +37,7 @@ class ImageRoot:
     def __init__(self, folder: Path, rules: ImageRules | None = None) -> None:
         self.folder, self.rules = folder, rules or ImageRules()
         self._real = os.path.realpath(folder)
+        self._folders: dict[str, str] = {}
         self._allowed = tuple(path.rstrip(os.sep) + os.sep for path in (self._real, *_hub_blobs(self._real)))
 
     def find(self, value: Any, field: str = "images") -> ImageRef:
@@ -110,9 +114,19 @@ class ImageRoot:
             relative = os.path.relpath(os.path.realpath(path), self._real)
         return Path(relative)
 
+    def _realpath(self, path: str) -> str:
+        """The path without links; folders are looked up once."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            if len(self._folders) > MAX_FOLDERS:
+                self._folders.clear()
+            self._folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._folders[folder], name)
+        return os.path.realpath(real) if os.path.islink(real) else real
+
     def _inside(self, named: str, field: str, is_video: bool = False) -> Path:
         path = os.path.normpath(os.path.join(self.folder, named))
-        real = os.path.realpath(path)
+        real = self._realpath(path)
         if real != self._real and not real.startswith(self._allowed):
             detail = (
                 f"{named!r} leads to {real}, outside the image root {self.folder}; "

@@ -211,6 +211,8 @@ def _with_reasoning(message: Mapping[str, Any], text: str, role: Role, where: st
     Raises:
         BadRecord: ``bad_field``; ``empty_answer`` where there is no answer behind it.
     """
+    if not message.keys() & REASONING:
+        return text
     given = {name: message[name] for name in REASONING if message.get(name) not in (None, "", [])}
     if not given:
         return text

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,16 @@ class Tokenized:
 
     def tokens(self, span: Span) -> tuple[int, int]:
         """First token that overlaps the characters, and the one behind the last; equal where none does."""
-        wide = np.flatnonzero(self.offsets[:, 1] > self.offsets[:, 0])
-        first = np.searchsorted(self.offsets[wide, 1], span[0], side="right")
-        behind = np.searchsorted(self.offsets[wide, 0], span[1], side="left")
+        wide, starts, stops = self._wide
+        first = np.searchsorted(stops, span[0], side="right")
+        behind = np.searchsorted(starts, span[1], side="left")
         return (int(wide[first]), int(wide[behind - 1]) + 1) if first < behind else (0, 0)
+
+    @cached_property
+    def _wide(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Indices of the tokens that stand for characters, and where these begin and end."""
+        wide = np.flatnonzero(self.offsets[:, 1] > self.offsets[:, 0])
+        return wide, self.offsets[wide, 0], self.offsets[wide, 1]
 
 
 class RecordingTokenizer:

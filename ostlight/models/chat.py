@@ -136,8 +136,9 @@ class ChatTemplate:
         start, stop = covered.span
         behind = next((end for end in ends if end and text.startswith(end, stop)), "")
         if self._has_blocks:
-            block = next((b for b in blocks if b[0] <= start and stop <= b[1]), None)
-            if block is None:
+            last = bisect_right(blocks, start, key=lambda b: b[0]) - 1
+            block = blocks[last] if last >= 0 else (0, 0)
+            if stop > block[1]:
                 raise unproved("no {% generation %} block of the chat template holds the answer")
             in_block = text[stop : block[1]]
             behind = behind if behind and in_block.startswith(behind) else in_block

@@ -142,3 +142,35 @@ def test_a_text_that_is_no_utf8_costs_its_own_row_only(tmp_path: Path) -> None:
     found = dict(Pool.open(path).read(range(3)))
     assert [getattr(found[n], "field", "read") for n in range(3)] == ["read", "answer", "read"]
     assert isinstance(found[1], BadRecord)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("has_dictionary", [False, True])
+def test_compressed_arrow_files_are_refused_before_they_are_unpacked(
+    saved: Path, compression: str, has_dictionary: bool
+) -> None:
+    (file,) = saved.glob("*.arrow")
+    large = pa.array(["x" * 50_000_000], pa.string())
+    table = pa.table({"question": ["q"], "answer": large.dictionary_encode() if has_dictionary else large})
+    with pa.ipc.new_stream(file, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="compressed") as caught:
+        Pool.open(saved)
+    assert caught.value.path == file
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
+
+
+@pytest.mark.parametrize("size", [5, 2**20])
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip"])
+def test_a_page_that_claims_another_size_is_refused(tmp_path: Path, compression: str, size: int) -> None:
+    path = tmp_path / "pool.parquet"
+    texts = [f"text {n}" * 9 for n in range(400)]
+    pq.write_table(pa.table({"question": texts, "answer": texts}), path, compression=compression, use_dictionary=False)
+    raw, place = path.read_bytes(), pq.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset
+    assert raw[place : place + 1] + raw[place + 2 : place + 3] == b"\x15\x15"
+    stop = next(k for k in range(place + 3, place + 13) if raw[k] < 0x80) + 1
+    claimed = bytes(0x80 | (2 * size) >> 7 * k & 0x7F for k in range(stop - place - 4)) + b"\x7f"
+    path.write_bytes(raw[: place + 3] + claimed + raw[stop:])
+    with pytest.raises(DataError):
+        Pool.open(path)

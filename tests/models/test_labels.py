@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -317,3 +318,17 @@ def test_two_thousand_turns_take_no_more_than_their_share_of_time() -> None:
     long = encoder.encode(sample(*(f"text {k}" for k in range(2000))))
     assert renders == 2
     assert len(labelled(long, tokenizer)) == 1000
+
+
+def test_a_conversation_of_many_turns_takes_time_by_its_length() -> None:
+    encoder = Encoder(templates.byte_tokenizer(templates.CHATML), 10**9)
+    texts = [f"question {k}, please" if k % 2 == 0 else f"answer {k}" for k in range(2_000)]
+    encoder.encode(sample("warm", "up"))
+    seconds = []
+    for turns in (500, 2_000):
+        began = time.process_time()
+        encoded = encoder.encode(sample(*texts[:turns]))
+        seconds.append(time.process_time() - began)
+        assert len(labelled(encoded, encoder.tokenizer)) == turns // 2
+    assert seconds[1] < 5
+    assert seconds[1] < 10 * seconds[0]

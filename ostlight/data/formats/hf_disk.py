@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class HuggingFaceFolder(Source):
             for table in tables:
                 check_schema(table.schema, path)
             self.hashes, self.kinds = hash_rows(tables[0].schema, self._batches, record_bytes).arrays()
-        except (OSError, LookupError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
+        except (OSError, LookupError, TypeError, AttributeError, ValueError, struct.error, pa.ArrowException) as error:
             raise DataError(f"{path} is not a whole save_to_disk folder: {error}", path) from error
         self.table_start = np.concatenate([[0], np.cumsum([t.num_rows for t in tables])]).astype(np.int64)
         self.close()
@@ -96,12 +97,53 @@ class HuggingFaceFolder(Source):
     def _table(self, file: Path) -> pa.Table:
         """The mapped table, after its buffers were checked; once for a file that does not change."""
         status = file.stat()
-        table = pa.ipc.open_stream(pa.memory_map(os.fspath(file))).read_all()
         state = (str(file), status.st_size, status.st_mtime_ns)
+        if state not in self._validated:
+            _refuse_compressed(file)
+        table = pa.ipc.open_stream(pa.memory_map(os.fspath(file))).read_all()
         if state not in self._validated:
             validate(table, file)
             self._validated.add(state)
         return table
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Refuse compressed batches: a few bytes of them may unpack to more than there is memory, and all at once.
+
+    Raises:
+        DataError: the file holds one.
+        struct.error: it is damaged.
+    """
+    for message in pa.ipc.MessageReader.open_stream(pa.memory_map(os.fspath(file))):
+        if message.type in BATCHES and _is_compressed(message.metadata.to_pybytes(), BATCHES[message.type]):
+            raise DataError(f"{file} is compressed, so it can only be unpacked as a whole; write it uncompressed", file)
+
+
+BATCHES = {"record batch": False, "dictionary": True}
+"""Messages of an Arrow stream with values in them, and whether the values are a field of the message's own."""
+
+
+def _is_compressed(metadata: bytes, is_nested: bool) -> bool:
+    """Whether the body of a message is compressed, by its metadata.
+
+    Source: Arrow's ``Message.fbs``; a flatbuffer's tables refer to their fields by a list of offsets.
+    """
+
+    def number(kind: str, place: int) -> int:
+        return int(struct.unpack_from(f"<{kind}", metadata, place)[0])
+
+    def field(table: int, n: int) -> int:
+        offsets = table - number("i", table)
+        offset = number("H", offsets + 4 + 2 * n) if 4 + 2 * n < number("H", offsets) else 0
+        return table + offset if offset else 0
+
+    def table(place: int) -> int:
+        return place + number("I", place)
+
+    batch = table(field(table(0), 2))
+    if is_nested:
+        batch = table(field(batch, 1))
+    return field(batch, 3) != 0
 
 
 def _read_object(file: Path) -> dict[str, Any]:

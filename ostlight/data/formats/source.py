@@ -95,14 +95,17 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     Raises:
         BadRecord: ``bad_json`` where it is no JSON or no object.
     """
-    beginning = repr(raw[:60].decode("utf-8", "replace")) + ("..." if len(raw) > 60 else "")
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BadRecord("bad_json", f"not JSON ({error}); it begins {beginning}") from error
+        raise BadRecord("bad_json", f"not JSON ({error}); it begins {_beginning(raw)}") from error
     if not isinstance(record, dict):
-        raise BadRecord("bad_json", f"a record must be a JSON object, got {beginning}")
+        raise BadRecord("bad_json", f"a record must be a JSON object, got {_beginning(raw)}")
     return record
+
+
+def _beginning(raw: bytes) -> str:
+    return repr(raw[:60].decode("utf-8", "replace")) + ("..." if len(raw) > 60 else "")
 
 
 def check_size(size: int, limit: int, field: str | None = None) -> None:

@@ -23,6 +23,8 @@ TAG = re.compile(r"</?[\w:|-]{1,40}>|<\|[^|<>\n]{1,40}\|>|\[/?[A-Z_]{2,24}\]|◁
 """What templates look for inside an answer: ``<think>``, ``</think>``, ``[THINK]``, ``<|channel|>``, ..."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+OWN_REASONING = re.compile(r"[.'\"](thinking|reasoning|reasoning_content)\b")
+"""Where a template reads a message's reasoning from a field."""
 PRIVATE = (0xE000, 0xF0000, 0x100000)
 """First characters of Unicode's areas for private use, which no text should hold."""
 
@@ -70,6 +72,11 @@ class ChatTemplate:
         """
         text = self._render([self._message(turn) for turn in turns], prompt, tools)
         self._check_tools(turns)
+        if self._thinks_elsewhere and any(turn.role == "assistant" and "</think>" in turn.text for turn in turns):
+            detail = (
+                "the chat template takes reasoning in a field of its own and knows no <think>; remove the reasoning, "
+            )
+            raise BadRecord("template_refused", detail + "or use another model", "turns")
         return text
 
     def render_answers(self, turns: Sequence[Turn], tools: Tools = ()) -> tuple[str, list[Answer]]:
@@ -114,6 +121,10 @@ class ChatTemplate:
             what = "function calls" if calls and not self._writes_tools[0] else "what functions return"
             detail = f"the chat template does not write {what}, so a part of the conversation would be lost; use a "
             raise BadRecord("no_tools", detail + "model whose template takes tools", "turns")
+
+    @cached_property
+    def _thinks_elsewhere(self) -> bool:
+        return "</think>" not in self.source and OWN_REASONING.search(self.source) is not None
 
     @cached_property
     def _writes_tools(self) -> tuple[bool, bool]:

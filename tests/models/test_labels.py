@@ -126,6 +126,17 @@ def test_reasoning_is_labelled_where_the_template_keeps_it(name: str, expected: 
     assert labelled(encoded, tokenizer) == expected
 
 
+def test_a_template_that_knows_reasoning_by_another_name_gets_no_tags() -> None:
+    source = templates.CHATML.replace(
+        "{{ m.content }}", "{% if 'thinking' in m %}{{ m.thinking }}{% endif %}{{ m.content }}"
+    )
+    encoder = Encoder(templates.byte_tokenizer(source), 1000)
+    assert labelled(encoder.encode(sample("q?", "yes")), encoder.tokenizer) == ["yes<|im_end|>"]
+    with pytest.raises(BadRecord) as caught:
+        encoder.encode(sample("q?", THOUGHT))
+    assert (caught.value.reason, caught.value.field) == ("template_refused", "turns")
+
+
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}
 
 

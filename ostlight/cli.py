@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ import typer
 
 from ostlight.data.sanitize import printable
 from ostlight.errors import ConfigError, OstlightError
+from ostlight.interrupts import NAMES, REQUEUE, listening, received
 from ostlight.logs import configure_logging
+from ostlight.ranks import is_first_rank
 from ostlight.redact import redact
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -26,6 +29,13 @@ RENAMED_VERBS = {"pick": "select", "score": "select", "compare": "benchmark", "b
 
 VERBOSITY = {"-v": 1, "--verbose": 1, "-q": -1, "--quiet": -1}
 INTERRUPTED = 130
+
+KEPT = {
+    "select": "finished shards and the last checkpoint of the warm-up are kept",
+    "train": "the last checkpoint is kept",
+    "benchmark": "finished tasks are kept",
+}
+"""What a stage that is interrupted has saved; the others start over."""
 
 Config = Annotated[str, typer.Argument(help="YAML file", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings to change", metavar="[KEY=VALUE]...")]
@@ -175,21 +185,60 @@ def selectors(
 
 
 def main() -> None:
-    """Runs the command line; a user's error is one message without a traceback."""
+    """Runs the command line; a user's error is one message without a traceback.
+
+    The exit status is 0 for what is done, 1 for an error, 2 for a command written wrongly, and 128 plus the signal's
+    number for a run that a signal ended: 130 (SIGINT), 143 (SIGTERM), 138 (SIGUSR1).
+    """
     # Threads that wait by spinning make a busy machine ten times slower (docs/log.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with listening(_tell_interrupted):
+        try:
+            status = _run()
+        except BaseException:
+            if received() is None:
+                raise
+        if (number := received()) is not None:
+            _tell_interrupted(number)
+            status = 128 + number
+    sys.exit(status)
+
+
+def _run() -> int:
     try:
         status = app(_global_options_first(sys.argv[1:]), prog_name="ostlight", standalone_mode=False)
     except OstlightError as error:
-        _fail(_message(error), 1)
+        return _failed(_message(error), 1)
     except UsageError as error:
-        _fail(_usage_message(error), 2)
+        return _failed(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command resumes the run", INTERRUPTED)
+        return _failed("interrupted; the same command resumes the run", INTERRUPTED)
     except Exception:  # not Python's own traceback: a library's message may hold a key, or what a terminal obeys
         _echo(traceback.format_exc().rstrip(), err=True)
-        sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _tell_interrupted(number: int) -> None:
+    """Says how to go on; where SLURM has announced the end of the job, puts it back into the queue."""
+    if not is_first_rank():
+        return
+    verb = next((argument for argument in sys.argv[1:] if argument in KEPT), None)
+    again = shlex.join(["ostlight", *sys.argv[1:]])
+    kept = f"{KEPT[verb]}; go on with: {again}" if verb else f"start again with: {again}"
+    _echo(f"interrupted by {NAMES[number]}: {kept}", err=True)
+    if number == REQUEUE:
+        _echo(_requeue(os.environ["SLURM_JOB_ID"]), err=True)
+
+
+def _requeue(job: str) -> str:
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"job {job} is not requeued: scontrol: {error.strerror}"
+    return f"requeued job {job}" if done.returncode == 0 else f"job {job} is not requeued: {done.stderr.strip()}"
 
 
 def _global_options_first(arguments: Sequence[str]) -> list[str]:
@@ -222,9 +271,9 @@ def _echo(text: str, err: bool = False) -> None:
     typer.echo(printable(redact(text)), err=err)
 
 
-def _fail(message: str, status: int) -> None:
+def _failed(message: str, status: int) -> int:
     _echo(f"error: {message}", err=True)
-    sys.exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -172,8 +172,9 @@ class TrainingStep:
         micro_batches: forward and backward are done on these one after the other.
         weight: what each sample's loss counts: 1 over the samples of the step on all ranks, times the number of ranks,
             since gradients are averaged over ranks.
-        filler: any batch, computed with weight 0 where another rank has more micro-batches than this one, since all
-            ranks exchange gradients (and, sharded, weights) at the same time.
+        filler: a batch of text, computed with weight 0 where another rank has more micro-batches than this one and the
+            model is sharded: all ranks exchange weights and gradients at the same time. Text, so that it uses no part
+            of the model that no sample of the step uses.
         rejections: records of the step that cannot be used, by position.
         cut: positions of samples whose answer was cut.
     """

@@ -262,6 +262,15 @@ def encode_reduced(encoder: Encoder, sample: Sample, whole: Encoded) -> Encoded:
     return Encoded(encoded.inputs, labels)
 
 
+def text_alone(encoded: Encoded, tokens: int = 8) -> Encoded:
+    """The first tokens of a sample's answer, without anything before them: no image, and hardly any memory."""
+    answer = encoded.inputs["input_ids"][encoded.labels != IGNORED][:tokens]
+    ids = torch.cat([answer[:1], answer])  # the first one predicts
+    labels = torch.cat([torch.full_like(answer[:1], IGNORED), answer])
+    kinds = [key for key in ("token_type_ids", "mm_token_type_ids") if key in encoded.inputs]
+    return Encoded({"input_ids": ids} | {key: torch.zeros_like(ids) for key in kinds}, labels)
+
+
 class QuestionEncoder(Encoder):
     """Encodes every sample up to its last answer only; a sample needs no answer."""
 

@@ -40,23 +40,38 @@ class TokenBudget:
             OstlightError: memory runs out on single samples too.
         """
         while True:
-            parts = [part for micro in micro_batches for part in self._within(micro)]
+            parts = self.split(micro_batches)
             try:
                 return work(parts)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                self._halve(parts, error)
+                self.halve(parts, error)
             # Only here does nothing hold the tensors of the pass that failed.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def split(self, micro_batches: Sequence[Batch]) -> list[Batch]:
+        """Returns the same samples in micro-batches that keep to the limit."""
+        return [part for micro in micro_batches for part in self._within(micro)]
+
+    def follow(self, most: int) -> None:
+        """Takes over the limit of the rank that has the lowest."""
+        if most < (self.most or most + 1):
+            self.most = most
+            self.on_halving(f"out of memory on another rank: from here on a micro-batch has at most {most:,} tokens")
 
     def _within(self, micro: Batch) -> list[Batch]:
         if self.most is None or max(micro.tokens) * len(micro) <= self.most:
             return [micro]
         return [micro.rows(group) for group in by_token_budget(micro.tokens, self.most)]
 
-    def _halve(self, parts: Sequence[Batch], error: Exception) -> None:
+    def halve(self, parts: Sequence[Batch], error: Exception) -> None:
+        """Lowers the limit to half of the largest of ``parts`` that holds several samples.
+
+        Raises:
+            OstlightError: none does.
+        """
         largest = max(parts, key=lambda part: max(part.tokens) * len(part))
         several = [max(part.tokens) * len(part) for part in parts if len(part) > 1]
         if not several:
@@ -65,7 +80,7 @@ class TokenBudget:
                 f"{error}; lower max_length, take a smaller model, or, for a target, set target.lora or "
                 "target.gradient_checkpointing"
             ) from error
-        self.most = max(several) // 2
+        self.most = max(1, max(several) // 2)
         self.on_halving(
             f"out of memory on a micro-batch of {len(largest)} samples: from here on one has at most {self.most:,} "
             "tokens, half of that; the steps stay the same"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,37 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, DataError, OstlightError
 from ostlight.influence.parameters import unwrapped
 from ostlight.influence.task import answer_losses
 from ostlight.models.adapters import merged
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
 from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.exchange import agreed, average_gradients
 from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight.models.losses import IGNORED
-from ostlight.models.memory import TokenBudget
+from ostlight.models.memory import TokenBudget, out_of_memory
 from ostlight.models.proof import check_family
-from ostlight.models.tuning import blocks, prepared
+from ostlight.models.tuning import blocks_of_text, prepared
 from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
+
+MAX_INT = 2**62
+"""Stands for no limit among numbers of which ranks take the smallest."""
+
+NOT_ALONE = (
+    "out of memory on rank {rank}; the model is sharded, and no rank can repeat a micro-batch without the others: run "
+    "the same command again, it goes on from the last checkpoint with micro-batches of at most {most:,} tokens"
+)
 
 
 def next_token_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
@@ -158,14 +170,9 @@ class MultimodalModel(L.LightningModule):
     def training_step(self, step: TrainingStep, step_index: int) -> Tensor:
         """One optimizer step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
         optimizer: Any = self.optimizers()
-        if step.filler is None:
-            total = self.budget.run(step.micro_batches, lambda parts: self._backward([(p, step.weight) for p in parts]))
-        else:
-            # Ranks synchronize in every micro-batch, so none of them can repeat a step alone.
-            weighted = [(micro, step.weight) for micro in step.micro_batches]
-            count = torch.tensor(len(weighted), device=self.device)
-            most = int(self.trainer.strategy.reduce(count, reduce_op="max"))
-            total = self._backward(weighted + [(step.filler, 0.0)] * (most - len(weighted)))
+        self.zero_grad(set_to_none=True)
+        alone = self.trainer.world_size == 1 or isinstance(self.trainer.strategy.model, DistributedDataParallel)
+        total = self._backward_alone(step) if alone else self._backward_together(step)
         if self.training_settings.clip is not None:
             # Lightning's own clipping refuses fused optimizers under mixed precision, even bf16, which scales nothing.
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
@@ -177,18 +184,103 @@ class MultimodalModel(L.LightningModule):
         self.log("loss", mean, prog_bar=True, batch_size=1)
         return mean
 
-    def _backward(self, micro_batches: Sequence[tuple[Batch, float]]) -> Tensor:
-        """The weighted sum of the losses, and its gradient in the weights."""
-        self.zero_grad(set_to_none=True)
+    def _backward_alone(self, step: TrainingStep) -> Tensor:
+        """Each rank computes its gradient alone, in as many micro-batches as it takes; then gradients are averaged.
+
+        Returns the weighted sum of this rank's losses.
+
+        Raises:
+            OstlightError: a rank has failed; all of them raise.
+        """
+        if self.trainer.world_size == 1:
+            return self._accumulated(step)
+        failure: Exception | None = None
         total = torch.zeros((), device=self.device)
-        for k, (micro, weight) in enumerate(micro_batches):
-            # Gradients are exchanged between ranks once a step, with the last micro-batch.
-            held = hasattr(self.trainer.strategy.model, "no_sync") and k + 1 < len(micro_batches)
-            with self.trainer.strategy.model.no_sync() if held else nullcontext():  # type: ignore[union-attr, operator]
-                loss = self.losses(micro).sum() * weight
-                self.manual_backward(loss)
-            total += loss.detach().to(total.dtype)
+        try:
+            total = self._accumulated(step)
+        except Exception as error:  # the other ranks wait to hear of it
+            failure = error
+        failed = 0 if failure is None else self.trainer.global_rank + 1
+        own = [p.grad is not None for p in self.trained.values()]
+        failed, limit, *used = agreed([failed, -(self.budget.most or MAX_INT), *own], self.device)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise OstlightError(f"the training ends because rank {failed - 1} failed; its message says why")
+        if -limit < (self.budget.most or MAX_INT):
+            self.budget.follow(-limit)
+        average_gradients(self.trained, dict(zip(self.trained, map(bool, used), strict=True)))
         return total
+
+    def _accumulated(self, step: TrainingStep) -> Tensor:
+        """The gradient of this rank's micro-batches, smaller ones where memory runs out, and their weighted losses."""
+
+        def work(parts: Sequence[Batch]) -> Tensor:
+            self.zero_grad(set_to_none=True)
+            with self.trainer.strategy.model.no_sync() if self.trainer.world_size > 1 else nullcontext():  # type: ignore[union-attr, operator]
+                return self._sum(self._backward(part, step.weight) for part in parts)
+
+        return self.budget.run(step.micro_batches, work)
+
+    def _backward_together(self, step: TrainingStep) -> Tensor:
+        """Ranks exchange weights and gradients within every micro-batch, so all compute as many.
+
+        Raises:
+            OstlightError: memory runs out; no rank can repeat a micro-batch without the others.
+        """
+        weighted = [(part, step.weight) for part in self.budget.split(step.micro_batches)]
+        (most,) = agreed([len(weighted)], self.device)
+        if step.filler is not None:  # else no sample can be used, on any rank
+            weighted += [(step.filler, 0.0)] * (most - len(weighted))
+        used: set[str] = set()
+
+        def backward(part: Batch, weight: float) -> Tensor:
+            try:
+                return self._backward(part, weight, partial(self._complete_gradients, used if weight else set()))
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                self.budget.halve([part], error)
+                rank, most = self.trainer.global_rank, self.budget.most
+                raise OstlightError(NOT_ALONE.format(rank=rank, most=most)) from error
+
+        total = self._sum(backward(part, weight) for part, weight in weighted)
+        names = list(self.trained)
+        for name, on_any in zip(names, agreed([name in used for name in names], self.device), strict=True):
+            if not on_any:  # as on a single device: the optimizer leaves such a parameter as it is
+                self.trained[name].grad = None
+        return total
+
+    def _backward(self, batch: Batch, weight: float, at_end: Callable[[], None] | None = None) -> Tensor:
+        """The weighted sum of the losses; its gradient is added to the weights'.
+
+        Args:
+            at_end: called at the end of the backward pass, before FSDP sends what it has gathered until then.
+        """
+        loss = self.losses(batch).sum() * weight
+        if at_end is not None:
+            # FSDP registers its own end when the pass reaches the model's outputs, which is later.
+            loss.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(at_end))
+        self.manual_backward(loss)
+        return loss.detach()
+
+    def _sum(self, losses: Iterable[Tensor]) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for loss in losses:
+            total += loss.to(total.dtype)
+        return total
+
+    def _complete_gradients(self, used: set[str]) -> None:
+        """Gives parameters that the pass did not use a gradient of zero, since all ranks send as many numbers.
+
+        Args:
+            used: gets the names of those it did use.
+        """
+        for name, parameter in self.trained.items():
+            if isinstance(parameter, DTensor) or parameter.grad is not None:  # what is sharded again has been sent
+                used.add(name)
+            else:
+                parameter.grad = torch.zeros_like(parameter)
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -201,13 +293,21 @@ class MultimodalModel(L.LightningModule):
         return isinstance(self.model, FSDPModule)
 
     def configure_model(self) -> None:
-        """Shards the model, block by block, where the strategy asks for it (FSDP2)."""
+        """Shards the model, block by block, where the strategy asks for it (FSDP2).
+
+        Blocks that run with images alone are sharded with what is outside of blocks: those weights are gathered once a
+        pass, on all ranks, also on one whose batch holds only text.
+        """
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.sharded:
             assert self.device_mesh is not None, "the strategy makes one"
             mesh = self.device_mesh["data_parallel"]
-            for block in blocks(self.model):
+            for block in blocks_of_text(self.model):
                 fully_shard(block, mesh=mesh)
             fully_shard(self.model, mesh=mesh)
+            # Below frozen embeddings the pass ends inside the first block, unless the batch has images. FSDP sends the
+            # gradients of a block when the pass leaves it, or else after all others: ranks must do it in one order.
+            embeddings: nn.Module = self.model.get_input_embeddings()
+            embeddings.register_forward_hook(lambda _, __, out: out.requires_grad_())
 
     def configure_optimizers(self) -> Any:
         settings = self.training_settings

@@ -45,3 +45,9 @@ def prepared(model: Any, settings: Target) -> Any:
 def blocks(model: nn.Module) -> list[GradientCheckpointingLayer]:
     """The transformer blocks of the language model and of the vision tower."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def blocks_of_text(model: Any) -> list[GradientCheckpointingLayer]:
+    """The blocks that every batch runs through: those of the language model without cross-attention to images."""
+    decoder: nn.Module = model.get_decoder()
+    return [block for block in blocks(decoder) if "CrossAttention" not in type(block).__name__]

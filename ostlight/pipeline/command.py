@@ -12,6 +12,7 @@ from typing import Any
 
 from ostlight.config import Config, load_config
 from ostlight.errors import UNKNOWN_FILE, ConfigError
+from ostlight.interrupts import Interrupted
 from ostlight.logs import log_to_file
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress_display import show_progress
@@ -40,6 +41,11 @@ def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Confi
         try:
             with _naming_the_file(source):
                 yield config
+        except Interrupted as interruption:
+            if folder.is_dir():
+                message = f"interrupted by {interruption}"
+                handler.handle(log.makeRecord(log.name, logging.WARNING, "", 0, message, (), None))
+            raise
         except Exception as error:
             if folder.is_dir():  # a refused run makes no folder
                 message = f"{type(error).__name__}: {error}"

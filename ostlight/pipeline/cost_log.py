@@ -87,7 +87,8 @@ def selection_cost(
 ) -> StageCost:
     """Returns the cost of warm-up, scoring and selecting, as a run without interruptions would have had it.
 
-    A warm-up that fails starts over, so its last run counts. Scoring resumes, and repeats the shards it was at; its
+    A warm-up that fails starts over or resumes from a checkpoint, so its last run counts, with those that it resumes.
+    Scoring resumes, and repeats the shards it was at; its
     cost is therefore the cost per record over all attempts times the number of records, for the selector and for each
     of its dependencies.
 
@@ -98,14 +99,15 @@ def selection_cost(
         records: in the pool.
     """
     cost = StageCost("selection")
-    warm_ups = [e for e in proxy if e.stage == "warm-up" and "failed" not in e.more]
+    warm_ups = [e for e in proxy if e.stage == "warm-up"]
+    begun = max((k for k, e in enumerate(warm_ups) if not e.resumed), default=0)
     attempts: dict[str, list[StageCost]] = {}
     for entry in scoring:
         if entry.stage == "score":
             attempts.setdefault(entry.selector, []).append(entry)
     for name in ("wall_s", "device_s", *ADDITIVE):
         scores = sum(_scale_to_pool(name, entries, records) for entries in attempts.values())
-        value = sum(getattr(e, name) for e in warm_ups[-1:]) + scores + getattr(selecting, name)
+        value = sum(getattr(e, name) for e in warm_ups[begun:]) + scores + getattr(selecting, name)
         setattr(cost, name, type(getattr(cost, name))(value))
     return cost
 

@@ -28,6 +28,7 @@ from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.train import is_trained, read_kept, settings_fingerprints, stage_of
+from ostlight.ranks import is_first_rank
 from ostlight.training.loggers import log_metrics
 from ostlight.training.trainer import first_device
 
@@ -55,6 +56,8 @@ def evaluate(config: Config) -> Result:
     target = _target_of(config, folder)
     folder.write_config("test", "evaluation")
     questions, result = _evaluate_target(config, folder, test, target)
+    if not is_first_rank():  # under torchrun: it has the same
+        return result
     _write(config, folder, result, target)
     log_metrics(config.compute, folder.path, "evaluate", {f"accuracy/{k}": v for k, v in result.accuracy.items()})
     _log_accuracy(result, questions)

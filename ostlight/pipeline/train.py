@@ -60,20 +60,19 @@ def train(config: Config) -> Path:
     is_empty = not (is_trained(target) or checkpoint.exists())
     folder.claim(stage_of(target), made_from, is_empty, "give the target another name (target.name=...)")
     folder.write_config("target")
+    checkpoints = Checkpoints(checkpoint, config.target.checkpoint_minutes)
     if is_trained(target):
         log.info(f"target: already trained in {target}")
     else:
         log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
         model = MultimodalModel.load(config.target, "target", config.target.training)
-        checkpoints = Checkpoints(checkpoint, config.target.checkpoint_minutes)
         rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), checkpoints)
         _quarantine(folder, pool, rejections, len(kept))
         _save(model, config, target)
-        if is_first_rank():
-            checkpoints.file.unlink(missing_ok=True)
         log.info(f"target: {target}")
     if is_first_rank():
         _link(folder.target, target)
+    checkpoints.remove()
     return target
 
 

@@ -19,6 +19,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.ranks import is_first_rank
+from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
 from ostlight.training.optimizer_records import OptimizerRecords
@@ -113,8 +114,12 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     records = OptimizerRecords()
     monitor = LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
     callbacks = [records, *([monitor] if monitor else [])]
-    job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks)
+    checkpoints = Checkpoints(folder.path / "warmup.ckpt", config.target.checkpoint_minutes)
+    if checkpoints.start:
+        log.info(f"warm-up: resumes from step {checkpoints.start} ({checkpoints.file})")
+    job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks, checkpoints)
     with folder.cost_log.stage("warm-up") as cost:
+        cost.resumed = checkpoints.start > 0
         rejections = fit(model, data, job, cost)
         cost.more["rejected"] = len(rejections)
     if rejections:
@@ -127,6 +132,7 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
             records.save(folder.proxy)
         _write_summary(folder.proxy, monitor, trusted_name, len(data), made_from)
     wait_for_all()
+    checkpoints.remove()
 
 
 def _drawn(config: Config, pool: Pool, model: MultimodalModel) -> tuple[EncodedPool, int]:

@@ -68,7 +68,8 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     Raises:
         DataError: no sample to train on, or none (or none of the first) that can be used.
         DivergedError: the loss became NaN or infinite.
-        OstlightError: memory runs out on single samples too; until then micro-batches are halved on a single device.
+        OstlightError: memory runs out on single samples too, or at all where the model is sharded; else micro-batches
+            are halved, on all ranks.
     """
     if not len(data):
         raise DataError(f"{job.stage}: no sample to train on; widen the budget or look at quarantine.parquet")
@@ -76,6 +77,9 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     start = job.checkpoints.start if job.checkpoints else 0
     plan = plan_steps(len(data), model.training_settings, job.seed)
     model.total_steps = len(plan)
+    model.budget.on_halving = partial(_note_halving, model, cost, job)
+    if job.checkpoints and job.checkpoints.most_tokens:
+        model.budget.most = job.checkpoints.most_tokens
     steps = StepDataset(data, plan, model.collator, job.compute.tokens_per_batch)
     tracker = _CostTracker(cost, steps, start)
     callbacks = [
@@ -114,15 +118,16 @@ def _expected_flops(
         flops, line = _estimate(model, steps, job.stage)
     else:
         model.to(trainer.strategy.root_device)
-        model.budget.on_halving = partial(_log_halving, cost, job)
         flops, line = _preflight(model, steps, job)
     if not job.quiet:
         log.info(line)
     return flops
 
 
-def _log_halving(cost: StageCost, job: TrainingJob, message: str) -> None:
+def _note_halving(model: MultimodalModel, cost: StageCost, job: TrainingJob, message: str) -> None:
     cost.more["out_of_memory"] = message
+    if job.checkpoints and model.budget.most:
+        job.checkpoints.note_limit(model.budget.most)
     if not job.quiet:
         log.warning(f"{job.stage}: {message}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -43,6 +44,12 @@ class OptimizerRecords(Callback):
             if state:
                 bias_corrected = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
                 self._moments[name] = bias_corrected.detach().float().cpu().contiguous()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"norms": self._norms}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._norms = state_dict["norms"]
 
     def save(self, folder: Path) -> None:
         """Writes ``[steps, parameters]`` norms with the parameters' names, and the moments by name."""

@@ -17,7 +17,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, stop_if_useless
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encode import Encoded, Encoder, text_alone
 from ostlight.models.read_ahead import loader, read_ahead, worker_count
 from ostlight.progress import phase
 from ostlight.training.order import pass_order
@@ -201,11 +201,11 @@ class StepDataset(Dataset[TrainingStep]):
 
     @cached_property
     def _filler(self) -> Batch | None:
-        """Returns the first usable sample as a batch of its own."""
+        """Returns some of the first usable sample's answer as a batch of its own."""
         for k in range(len(self.data)):
             samples, encoded = self.data.get([k])
             if samples:
-                return self.collator.batch(samples, encoded)
+                return self.collator.batch(samples, [text_alone(encoded[0])])
         return None
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
+from ostlight import interrupts
 from ostlight.config.schema import Compute
 from ostlight.errors import ConfigError
 
@@ -53,7 +54,7 @@ def make_trainer(
             strategy=_strategy(compute, shard),
             precision=compute.precision,
             logger=make_logger(compute.logger, folder, stage),
-            callbacks=list(callbacks),
+            callbacks=[_Signals(), *callbacks],
             enable_progress_bar=False,  # ours are shown by ostlight.progress
             enable_model_summary=False,
             log_every_n_steps=1,
@@ -65,6 +66,19 @@ def make_trainer(
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError([f"compute: Lightning refuses these settings: {reason}"]) from error
+
+
+class _Signals(Callback):
+    """Keeps Lightning's own handlers out: it would send to the other ranks in the middle of a step."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        interrupts.pass_on_to(getattr(trainer.strategy.launcher, "procs", []))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        interrupts.listen_again()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        interrupts.listen_again()
 
 
 def wait_for_all() -> None:
@@ -107,8 +121,8 @@ def _strategy(compute: Compute, shard: bool) -> str | Strategy:
     if compute.strategy == "fsdp" and shard:
         # FSDP2: it shards single blocks, so that a step's micro-batches go through it one after the other.
         return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False)
-    # Some batches leave parts of a multimodal model out: the vision tower without an image, say.
-    return "ddp_find_unused_parameters_true" if devices > 1 else "auto"
+    # Gradients are averaged outside of DDP (ostlight.models.exchange): it need not look for parts that were not used.
+    return "ddp" if devices > 1 else "auto"
 
 
 def make_logger(name: str, folder: Path, stage: str) -> Logger | bool:

@@ -1,0 +1,38 @@
+"""A pool in which images and text alternate in blocks, with records that cannot be read."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+
+def _picture(seed: int) -> bytes:
+    noise = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise.numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_mixed_pool(file: Path) -> Path:
+    """Records 0 to 15 have an image, 16 to 31 are text, 32 to 39 cannot be read."""
+    rows = []
+    for k in range(40):
+        shown = k < 16 or k >= 32
+        image = _picture(k) if k < 16 else b"no picture"
+        rows.append(
+            {
+                "id": f"record-{k}",
+                "messages": [
+                    {"role": "user", "content": f"{'<image> ' * shown}what is {'the odd digit ' * (k % 3)}"},
+                    {"role": "assistant", "content": ("one", "two or three digits and a row", "even")[k % 3]},
+                ],
+                "images": [{"bytes": image, "path": None}] if shown else [],
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file

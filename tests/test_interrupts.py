@@ -170,18 +170,29 @@ def test_a_warm_up_is_saved_and_goes_on(settings, config, interrupted, tmp_path:
     assert statuses == [143]
     assert seconds < GRACE_S
     assert f"go on with: ostlight select {file}" in said.splitlines()[-1]
-    assert (run / "warmup.ckpt").exists()
+    assert len(list(run.glob("warmup-*.ckpt"))) == 1
     assert "interrupted by SIGTERM" in (run / "logs" / "ostlight.log").read_text()
     statuses, _, said = interrupted("select", file)
     assert statuses == [0]
     assert "warm-up: resumes from step 3" in said
-    assert not (run / "warmup.ckpt").exists()
+    assert not list(run.glob("warmup-*"))
     for name in ("model.safetensors", "second_moments.safetensors"):
         one, other = load_file(whole / "proxy" / name), load_file(run / "proxy" / name)
         assert all(torch.equal(one[key], other[key]) for key in one), name
     costs = [entry for entry in CostLog(run / "cost_log.jsonl").read() if entry.stage == "warm-up"]
     assert [(entry.more.get("failed"), entry.resumed) for entry in costs] == [("Interrupted", False), (None, True)]
     assert [entry.samples for entry in costs] == [12, 12]
+
+
+def test_a_warm_up_with_other_settings_does_not_go_on_from_the_checkpoint(
+    settings, config, interrupted, tmp_path: Path
+):
+    file = config(**with_warmup(settings))
+    assert interrupted("select", file, place=STEP, calls=3)[0] == [143]
+    statuses, _, said = interrupted("select", file, "seed=5")
+    assert statuses == [0]
+    assert "resumes" not in said
+    assert not list((tmp_path / "runs" / "run").glob("warmup-*"))
 
 
 def test_scoring_keeps_its_shards_and_goes_on(config, interrupted, tmp_path: Path):

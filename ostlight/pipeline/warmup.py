@@ -114,7 +114,7 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     records = OptimizerRecords()
     monitor = LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch)) if trusted else None
     callbacks = [records, *([monitor] if monitor else [])]
-    checkpoints = Checkpoints(folder.path / "warmup.ckpt", config.target.checkpoint_minutes)
+    checkpoints = _checkpoints(config, folder, made_from)
     if checkpoints.start:
         log.info(f"warm-up: resumes from step {checkpoints.start} ({checkpoints.file})")
     job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks, checkpoints)
@@ -133,6 +133,16 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
         _write_summary(folder.proxy, monitor, trusted_name, len(data), made_from)
     wait_for_all()
     checkpoints.remove()
+
+
+def _checkpoints(config: Config, folder: RunFolder, made_from: str) -> Checkpoints:
+    """Returns those of a warm-up made from this; removes those made from something else."""
+    file = folder.path / f"warmup-{made_from}.ckpt"
+    if is_first_rank():
+        for other in folder.path.glob("warmup-*.*"):
+            if other.stem != file.stem:
+                other.unlink()
+    return Checkpoints(file, config.target.checkpoint_minutes)
 
 
 def _drawn(config: Config, pool: Pool, model: MultimodalModel) -> tuple[EncodedPool, int]:

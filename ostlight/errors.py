@@ -99,6 +99,10 @@ class RunChangedError(OstlightError):
         super().__init__(message)
 
 
+class ClusterError(OstlightError):
+    """A node of a Ray cluster cannot do its work, or processes on it were lost again and again."""
+
+
 class BenchmarkError(OstlightError):
     """Parts of a benchmark failed; the rest is finished and written."""
 

@@ -7,6 +7,14 @@ import os
 RANK_VARIABLES = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 """What launchers set where ``RANK`` is not set: one of them is above 0 on every rank but the first."""
 
+CLUSTER_PROCESS = "OSTLIGHT_CLUSTER_PROCESS"
+"""Number of a process of a Ray cluster among those that work on the same; they are no ranks, and do not communicate."""
+
+
+def cluster_process() -> int:
+    """Returns this process's number among those of a Ray cluster that work on the same; 0 where there is no cluster."""
+    return int(os.environ.get(CLUSTER_PROCESS, "0"))
+
 
 def is_first_rank() -> bool:
     """Whether this is the process that writes files and logs for all ranks.
@@ -15,4 +23,4 @@ def is_first_rank() -> bool:
     before, and costs no import.
     """
     names = ("RANK",) if "RANK" in os.environ else RANK_VARIABLES
-    return all(int(os.environ.get(name, "0")) == 0 for name in names)
+    return all(int(os.environ.get(name, "0")) == 0 for name in (*names, CLUSTER_PROCESS))

@@ -15,6 +15,7 @@ from rich.console import Console
 from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.files import write_all
 from ostlight.benchmarking.folder_lock import lock_folder
+from ostlight.benchmarking.on_ray import run_on_ray
 from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
 from ostlight.benchmarking.schedule import Failure, Schedule, Task, run_here
@@ -26,6 +27,7 @@ from ostlight.config.load import vary
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError
+from ostlight.pipeline.ray_cluster import Place, connected
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import phase
 from ostlight.selection.registry import create_all, is_registered_here
@@ -71,21 +73,33 @@ def variant_configs(config: Config) -> dict[str, Config]:
     return {v.label: vary(config, v) for v in config.benchmark.variants} or {"": config}
 
 
-def load_tasks(config: Config) -> list[Task]:
-    """Returns the tasks of a benchmark as its worker processes see them."""
-    quiet = replace(config, compute=replace(config.compute, progress=False))
+def load_tasks(config: Config, place: Place | None = None) -> list[Task]:
+    """Returns the tasks of a benchmark as its worker processes see them.
+
+    Args:
+        place: what each has on a Ray cluster.
+    """
+    compute = place.compute(config.compute) if place else replace(config.compute, progress=False)
+    quiet = replace(config, compute=compute)
     folder = RunFolder.of(quiet)
     experiments = [Experiment(variant, folder, label) for label, variant in variant_configs(quiet).items()]
     return in_order(build_train_tasks(experiments))
 
 
 def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequence[Task]) -> list[Failure]:
-    """Runs the tasks whose files are missing, in worker processes or here, and returns what failed."""
+    """Runs the tasks whose files are missing, on a cluster, in worker processes or here, and returns what failed."""
     schedule, configs = Schedule(tasks), [experiment.config for experiment in experiments]
-    environments = [] if any(map(_needs_this_process, configs)) else worker_environments(configs)
+    on_ray = config.compute.engine == "ray"
+    if on_ray and all(task.is_done() for task in tasks):
+        return []
+    environments = [] if on_ray or any(map(_needs_this_process, configs)) else worker_environments(configs)
     with phase("benchmark", len(tasks), "tasks") as ended:
         schedule.on_end = ended.advance
-        if environments:
+        if on_ray:
+            with connected(config.compute):
+                place = Place.of(config.compute)
+                run_on_ray(schedule, tasks, partial(load_tasks, config, place), place)
+        elif environments:
             run_in_processes(schedule, tasks, partial(load_tasks, config), environments)
         else:
             with thread_count(threads_per_task(configs[0])):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ostlight.errors import OstlightError
 
@@ -97,6 +98,35 @@ class Schedule:
         else:
             self._failure_of_task[task] = Failure(task.name, error)
             self.failures.append(self._failure_of_task[task])
+
+
+T = TypeVar("T")
+
+
+class Engine(Protocol[T]):
+    """Where tasks run beside each other; ``T`` is what each sends back."""
+
+    def has_room(self) -> bool:
+        """Whether another task can be started now."""
+
+    def start(self, task: Task) -> Future[T]:
+        """Starts a task; the future is done when it has ended, however it did."""
+
+    def outcome(self, task: Task, future: Future[T]) -> str | None:
+        """Returns why a task that has ended failed; ``None`` where it succeeded."""
+
+
+def run_tasks(schedule: Schedule, engine: Engine[T]) -> None:
+    """Runs all tasks, as many at a time as the engine has room for."""
+    running: dict[Future[T], Task] = {}
+    while True:
+        while engine.has_room() and (task := schedule.next_task()) is not None:
+            running[engine.start(task)] = task
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            task = running.pop(future)
+            schedule.finish(task, engine.outcome(task, future))
 
 
 def run_here(schedule: Schedule) -> None:

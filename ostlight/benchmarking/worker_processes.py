@@ -11,13 +11,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
 from logging.handlers import QueueHandler
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.connection import Connection
 
-from ostlight.benchmarking.schedule import Schedule, Task, run_task
+from ostlight.benchmarking.schedule import Schedule, Task, run_task, run_tasks
 from ostlight.errors import BenchmarkError
 from ostlight.logs import ROOT
 
@@ -47,102 +47,114 @@ def run_in_processes(
     Raises:
         BenchmarkError: a process cannot be started.
     """
-    workers = [_Worker(load_tasks, environment) for environment in environments]
-    idle, running = list(workers), dict[object, tuple[_Worker, Task]]()
+    processes = _WorkerProcesses(tasks, [_Worker(load_tasks, environment) for environment in environments])
     try:
-        while True:
-            while idle and (task := schedule.next_task()) is not None:
-                worker = idle.pop(0)
-                running[worker.start(tasks.index(task))] = worker, task
-            if not running:
-                break
-            for connection in wait(list(running)):  # type: ignore[arg-type]
-                worker, task = running[connection]
-                if (outcome := worker.receive()) is not None:
-                    del running[connection]
-                    if outcome.error == CRASHED:
-                        log.error(f"failed: {task.name}: {CRASHED}")
-                    schedule.finish(task, outcome.error)
-                    idle.append(worker)
+        run_tasks(schedule, processes)
     except BaseException:
-        for worker, _ in running.values():
-            worker.kill()
+        processes.kill()
         raise
     finally:
-        for worker in workers:
+        processes.stop()
+
+
+class _WorkerProcesses:
+    """An engine for ``run_tasks``: as many tasks at a time as there are workers."""
+
+    def __init__(self, tasks: Sequence[Task], workers: Sequence[_Worker]) -> None:
+        self._tasks, self._workers, self._idle = tasks, workers, list(workers)
+        self._busy: dict[Task, _Worker] = {}
+
+    def has_room(self) -> bool:
+        return bool(self._idle)
+
+    def start(self, task: Task) -> Future[str | None]:
+        worker = self._busy[task] = self._idle.pop(0)
+        return worker.start(self._tasks.index(task))
+
+    def outcome(self, task: Task, future: Future[str | None]) -> str | None:
+        worker = self._busy.pop(task)
+        self._idle.append(worker)
+        error = worker.outcome(future)
+        if error == CRASHED:
+            log.error(f"failed: {task.name}: {CRASHED}")
+        return error
+
+    def kill(self) -> None:
+        for worker in self._busy.values():
+            worker.kill()
+
+    def stop(self) -> None:
+        for worker in self._workers:
             worker.stop()
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What a process sends when it has loaded the tasks, and after each task; ``error`` says why that failed."""
-
-    error: str | None
-
-
 class _Worker:
-    """A process that runs one task at a time. It is started when it is first needed, and again after it has died.
+    """A pool of one process, which is started when it is first needed, and again after it has died.
 
-    One pipe carries positions of tasks to the process, and its log records and outcomes back.
+    One pool for all would fail the tasks of every process when one of them dies, and gives all the same environment.
     """
 
     def __init__(self, load_tasks: LoadTasks, environment: Mapping[str, str]) -> None:
         self._load_tasks, self._environment = load_tasks, environment
-        self._process: SpawnProcess | None = None
+        self._pool: ProcessPoolExecutor | None = None
 
-    def start(self, index: int) -> Connection:
-        """Starts the task at this position of ``load_tasks()``; returns the connection that messages arrive on."""
-        if self._process is None or not self._process.is_alive():
-            self.stop()
-            self._connection, child_connection = SPAWN.Pipe()
-            level = logging.getLogger(ROOT).getEffectiveLevel()
-            self._process = SPAWN.Process(target=_work, args=(child_connection, self._environment, level))
-            self._process.start()
-            child_connection.close()  # the process has its own copy: messages end when it does
-            self._is_loading = True
-            self._send(self._load_tasks)
-        self._send(index)
-        return self._connection
+    def start(self, index: int) -> Future[str | None]:
+        """Starts the task at this position of ``load_tasks()``."""
+        if self._pool is not None:
+            try:
+                return self._pool.submit(_run, index)
+            except BrokenProcessPool:  # the process has died since its last task
+                self.stop()
+        records, sender = SPAWN.Pipe(duplex=False)
+        level = logging.getLogger(ROOT).getEffectiveLevel()
+        self._pool = ProcessPoolExecutor(1, SPAWN, _prepare, (sender, self._environment, level))
+        self._loaded = self._pool.submit(_load, self._load_tasks)
+        sender.close()  # the process, which has been started by now, has its own: records end when it does
+        self._relay = threading.Thread(target=_relay, args=(records,), daemon=True)
+        self._relay.start()
+        return self._pool.submit(_run, index)
 
-    def receive(self) -> _Outcome | None:
-        """Handles the next message; returns the outcome where it ends the task.
+    def outcome(self, future: Future[str | None]) -> str | None:
+        """Returns why the task failed; ``None`` where it succeeded.
 
         Raises:
             BenchmarkError: the process could not load the tasks.
         """
         try:
-            message: logging.LogRecord | _Outcome = self._connection.recv()
-        except (EOFError, OSError):
-            self.stop()
-            message = _Outcome(CRASHED)
-        if isinstance(message, logging.LogRecord):
-            logging.getLogger(message.name).handle(message)
-            return None
-        if not self._is_loading:
-            return message
-        if message.error is not None:
+            problem = self._loaded.result()
+        except BrokenProcessPool:
+            problem = CRASHED
+        if problem is not None:
             raise BenchmarkError(
-                f"a worker process could not start ({message.error}). A script that calls ostlight.benchmark must do "
+                f"a worker process could not start ({problem}). A script that calls ostlight.benchmark must do "
                 "so under `if __name__ == '__main__':`. With benchmark.workers=1 no worker processes are needed"
             )
-        self._is_loading = False
-        return None
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            self.stop()
+            return CRASHED
 
     def kill(self) -> None:
         """Ends the process in the middle of its task."""
-        if self._process is not None:
-            self._process.kill()
+        # From Python 3.14 on this is `kill_workers`.
+        for process in list(self._pool._processes.values()) if self._pool else []:
+            process.kill()
 
     def stop(self) -> None:
-        """Waits for the process to end, as it does once nothing more can be sent to it."""
-        if self._process is not None:
-            self._connection.close()
-            self._process.join()
-            self._process = None
+        """Waits for the process to end, and for its last log record."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._relay.join()
+            self._pool = None
 
-    def _send(self, message: object) -> None:
-        with suppress(OSError):  # a process that has died is noticed when its answer is read
-            self._connection.send(message)
+
+def _relay(records: Connection) -> None:
+    """Hands a process's log records to the loggers of this one, until it ends."""
+    with records, suppress(EOFError, OSError):
+        while True:
+            record: logging.LogRecord = records.recv()
+            logging.getLogger(record.name).handle(record)
 
 
 class _Sender:
@@ -151,32 +163,42 @@ class _Sender:
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
-    def put_nowait(self, message: object) -> None:
+    def put_nowait(self, record: logging.LogRecord) -> None:
         with self._lock:
-            self._connection.send(message)
+            self._connection.send(record)
 
 
-def _work(connection: Connection, environment: Mapping[str, str], level: int) -> None:
-    """Runs the tasks whose positions arrive, until the other end of the connection is closed."""
+_tasks: Sequence[Task] = ()
+"""In a worker process: what it has loaded."""
+
+
+def _prepare(records: Connection, environment: Mapping[str, str], level: int) -> None:
+    """The first that a worker process does."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set by the command line, not by other programs
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    sender, logger = _Sender(connection), logging.getLogger(ROOT)
-    logger.handlers = [QueueHandler(sender)]  # type: ignore[arg-type]
+    logger = logging.getLogger(ROOT)
+    logger.handlers = [QueueHandler(_Sender(records))]  # type: ignore[arg-type]
     logger.setLevel(level)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         import torch
 
         torch.set_num_threads(int(threads))
+
+
+def _load(load_tasks: LoadTasks) -> str | None:
+    """Loads the tasks; returns why that failed."""
+    global _tasks
     try:
-        tasks = connection.recv()()
+        _tasks = load_tasks()
     except Exception as error:
-        return sender.put_nowait(_Outcome(f"{type(error).__name__}: {error}"))
-    sender.put_nowait(_Outcome(None))
-    with suppress(EOFError):
-        while True:
-            sender.put_nowait(_Outcome(run_task(tasks[connection.recv()])))
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _run(index: int) -> str | None:
+    return run_task(_tasks[index])
 
 
 def _exit_with_parent() -> None:

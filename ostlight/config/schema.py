@@ -340,6 +340,11 @@ class Compute:
     """Where and how it runs; none of it changes a score beyond rounding.
 
     Attributes:
+        engine: what spreads scoring and the tasks of a benchmark: ``local`` (this machine, or the ranks that Lightning,
+            torchrun or SLURM start) or ``ray`` (every device of a Ray cluster, whose nodes may come and go; needs
+            ``pip install 'ostlight[ray]'``). Training is always Lightning's.
+        address: of a Ray cluster, ``HOST:PORT`` or ``auto``; ``null`` takes the one that ``RAY_ADDRESS`` names, or
+            starts one on this machine.
         accelerator: of Lightning's Trainer: ``auto``, ``cpu``, ``gpu``, ...
         devices: devices on each node; a benchmark gives each of its tasks one.
         num_nodes: machines.
@@ -355,6 +360,8 @@ class Compute:
             terminal, text in a notebook, and a line about every ten seconds in the log.
     """
 
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
     accelerator: str = "auto"
     devices: Processes = 1
     num_nodes: Count = 1
@@ -365,6 +372,15 @@ class Compute:
     workers: Annotated[int, Interval(ge=0, le=1024)] | None = None
     logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
     progress: bool = True
+
+    def problems(self) -> Iterator[str]:
+        if self.address is not None and self.engine != "ray":
+            yield "address is that of a Ray cluster; set engine=ray, or leave it out"
+        if self.address is not None and self.address.startswith("ray://"):
+            yield (
+                f"address={self.address}: a remote client cannot see the run folder; submit the command to the cluster "
+                "(`ray job submit -- ostlight select ...`), or run it on a node with address=auto"
+            )
 
 
 @dataclass
@@ -393,7 +409,8 @@ class Benchmark:
         baseline: label of the row that others are compared to: a selector's, ``base`` or ``oracle``; by default
             ``random``, else the first selector.
         workers: processes that share the work; 1 runs it in this process, ``null`` takes one per device, or per core
-            as far as memory allows.
+            as far as memory allows. With ``compute.engine=ray`` every device of the cluster works, and it must be
+            ``null``.
     """
 
     selectors: list[SelectorChoice] = field(default_factory=list)
@@ -470,6 +487,11 @@ class Config:
             yield (
                 f"pool.unsupported={self.pool.unsupported}: a benchmark trains on scored records alone; leave it out "
                 "here, and set it for `ostlight select`"
+            )
+        if self.benchmark is not None and self.benchmark.workers is not None and self.compute.engine == "ray":
+            yield (
+                f"benchmark.workers={self.benchmark.workers}: with compute.engine=ray as many tasks run as the cluster "
+                "has devices; leave it out"
             )
         steps = self.target.training.steps
         if self.benchmark is not None and "equal_epochs" in self.benchmark.protocols and steps is not None:

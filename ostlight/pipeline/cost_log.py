@@ -33,7 +33,7 @@ class CostLog:
 
     @contextmanager
     def stage(self, stage: str, selector: str = "", usage: Usage | None = None) -> Iterator[StageCost]:
-        """Times the block and writes its cost; the block fills in the rest.
+        """Times the block and writes its cost; the block fills in the rest, and ``device_s`` where others did the work.
 
         A stage that fails is written too, with the error's name in ``more["failed"]``. A process that is killed writes
         nothing.
@@ -53,7 +53,7 @@ class CostLog:
             if usage is not None and before is not None:
                 charge(cost, usage.since(before))
             cost.wall_s = time.perf_counter() - start
-            cost.device_s = cost.wall_s * self.devices
+            cost.device_s = cost.device_s or cost.wall_s * self.devices
             self.add(cost)
 
     def add(self, cost: StageCost) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,10 @@ from ostlight.training.trainer import make_trainer, quiet_lightning
 log = logging.getLogger(__name__)
 
 
+ShardEngine = Callable[["ScoringJob", Sequence[int], Mapping[int, Sequence[int]]], None]
+"""Scores missing shards, and retried records by shard, of a job whose dependencies are scored."""
+
+
 @dataclass(frozen=True)
 class ScoringJob:
     """What is scored, how, and where the scores go.
@@ -51,6 +55,7 @@ class ScoringJob:
         proxy_folder: the run folder whose warmed-up proxy is used, or that gets it; by default ``folder``.
         dependencies: run folders whose scores are complete, by the label of the dependency they were made for. A
             dependency that is not listed is scored in ``dependencies/LABEL`` of ``folder``.
+        engine: what scores the missing shards and the retried records; ``None`` for this process and its ranks.
     """
 
     config: Config
@@ -59,6 +64,7 @@ class ScoringJob:
     selector: Selector
     proxy_folder: RunFolder | None = None
     dependencies: Mapping[str, RunFolder] = field(default_factory=dict)
+    engine: ShardEngine | None = None
 
     @property
     def shards(self) -> int:
@@ -89,10 +95,14 @@ def score_pool(job: ScoringJob) -> None:
         log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
         return
     warn_of_overlap(job.config, anchors, job.pool)
-    context = _scoring_context(job, anchors)
-    takes_images = not job.selector.uses_proxy or context.proxy.model.encoder.takes_images
-    announce(job.pool, job.config.pool.unsupported, takes_images)
-    _score_shards(job, context, missing, retried)
+    dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
+    job = dataclasses.replace(job, dependencies=dependencies)
+    if job.engine is not None:
+        job.engine(job, missing, retried)
+    else:
+        context = scoring_context(job, anchors)
+        announce_unsupported(job, context)
+        _score_shards(job, context, missing, retried)
     log.info(audit(job.folder.scores, len(job.pool)))
 
 
@@ -178,11 +188,10 @@ def rescored_from(folder: RunFolder) -> dict[str, str]:
     return source
 
 
-def _scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:
-    """Scores the dependencies, warms up the proxy, and returns what the selector's ``setup`` is given."""
-    dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
-    tables = {label: read_score_table(scored.scores) for label, scored in dependencies.items()}
-    folders = {label: scored.path / "selector" for label, scored in dependencies.items()}
+def scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:
+    """Warms up the proxy, and returns what the selector's ``setup`` is given; its dependencies are scored."""
+    tables = {label: read_score_table(scored.scores) for label, scored in job.dependencies.items()}
+    folders = {label: scored.path / "selector" for label, scored in job.dependencies.items()}
     notes = {label: read_notes(folder) for label, folder in folders.items()}
     proxy = None
     if job.selector.uses_proxy:
@@ -213,8 +222,15 @@ def _scored_dependency(job: ScoringJob, choice: SelectorChoice) -> RunFolder:
     folder = RunFolder.of(config)
     folder.cost_log = job.folder.cost_log
     selector = create(choice.name, choice.options)
-    score_pool(ScoringJob(config, folder, job.pool, selector, job.proxy_folder or job.folder))
+    proxy_folder = job.proxy_folder or job.folder
+    score_pool(ScoringJob(config, folder, job.pool, selector, proxy_folder, engine=job.engine))
     return folder
+
+
+def announce_unsupported(job: ScoringJob, context: ScoringContext) -> None:
+    """Says before scoring how many records the proxy cannot read."""
+    takes_images = not job.selector.uses_proxy or context.proxy.model.encoder.takes_images
+    announce(job.pool, job.config.pool.unsupported, takes_images)
 
 
 def proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) -> ProxyContext:
@@ -230,14 +246,15 @@ def proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) ->
     )
 
 
-def _encoding(job: ScoringJob, proxy: MultimodalModel) -> Encoding:
+def make_encoding(job: ScoringJob, proxy: MultimodalModel) -> Encoding:
+    """Returns how samples become batches for a proxy."""
     encoder = proxy.encoder if job.selector.needs_answers else QuestionEncoder(proxy.encoder)
     return Encoding(encoder, proxy.collator)
 
 
 def _random_examples(job: ScoringJob, proxy: MultimodalModel, count: int) -> Iterator[Batch]:
     """Yields ``count`` usable samples: the next ones stand in for those that cannot be used."""
-    encoding, found = _encoding(job, proxy), 0
+    encoding, found = make_encoding(job, proxy), 0
     with phase("samples of the pool", count, "samples") as read_so_far:
         for _, read in job.pool.read(job.pool.random_positions(len(job.pool), job.config.seed)):
             if found == count:
@@ -258,7 +275,7 @@ def _score_shards(
     """Runs the selector over the missing shards and the retried records under ``Trainer.predict`` and logs what that
     cost."""
     compute = job.config.compute
-    encoding = _encoding(job, context.proxy.model) if job.selector.uses_proxy else None
+    encoding = make_encoding(job, context.proxy.model) if job.selector.uses_proxy else None
     stream = ShardStream(job.pool, sorted({*missing, *retried}), compute, encoding, retried)
     callbacks = [ShardWriter(job.folder.scores, job.folder.images)]
     with job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost:

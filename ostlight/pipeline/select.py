@@ -24,6 +24,7 @@ from ostlight.errors import BadRecord, DataError
 from ostlight.pipeline.inputs import open_pool, read_anchors, warn_of_records, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
+from ostlight.pipeline.scoring_on_ray import shard_engine
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.pipeline.unsupported import kept_unsupported, share_of_scored, unsupported_positions
@@ -77,7 +78,8 @@ def select(config: Config) -> Selection:
     pool = open_pool(config.pool, "pool", selector.needs_answers, folder)
     refuse_missing_tags(pool, selector, {"budget": config.budget}, lambda: read_anchors(config).groups)
     warn_of_records(pool)
-    score_pool(ScoringJob(config, folder, pool, selector))
+    with shard_engine(config.compute) as engine:
+        score_pool(ScoringJob(config, folder, pool, selector, engine=engine))
     selection = select_subset(config, folder, pool, selector, config.budget)
     log_metrics(config.compute, folder.path, "select", _metrics(selection))
     _log_summary(selection, config, len(pool))

@@ -96,6 +96,11 @@ def is_registered_here(name: str) -> bool:
     return name in _registered
 
 
+def registered() -> dict[str, type[Selector]]:
+    """The selectors that the running program has registered, by name."""
+    return dict(_registered)
+
+
 def load(name: str) -> type[Selector]:
     """The class of that name.
 

@@ -89,14 +89,14 @@ def wait_for_all() -> None:
 
 def first_device(compute: Compute) -> torch.device:
     """Returns the device of a stage that runs in one process alone."""
-    return _alone(compute).strategy.root_device
+    return alone(compute).strategy.root_device
 
 
 @contextmanager
 def as_in_predict(compute: Compute, model: L.LightningModule) -> Iterator[None]:
     """Inside, in one process alone: the model on its device, weights and autocast as ``Trainer.predict`` would have
     them, with gradients."""
-    trainer = _alone(compute)
+    trainer = alone(compute)
     trainer.precision_plugin.convert_module(model)
     model.to(trainer.strategy.root_device).eval()
     before = torch.get_default_dtype()
@@ -108,7 +108,8 @@ def as_in_predict(compute: Compute, model: L.LightningModule) -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-def _alone(compute: Compute) -> L.Trainer:
+def alone(compute: Compute) -> L.Trainer:
+    """Returns the Trainer of a process that works on its one device alone."""
     alone = dataclasses.replace(compute, devices=1, num_nodes=1, strategy="auto", logger="none")
     with quiet_lightning():
         return make_trainer(alone, Path.cwd(), "")

@@ -19,7 +19,7 @@ from ostlight.errors import BenchmarkError
 
 # Worker processes find tasks by import: they are defined in a module that the tests write.
 MODULE = '''
-import logging, os, time
+import logging, os, threading, time
 from pathlib import Path
 
 
@@ -36,6 +36,12 @@ class Act:
             log.write(f"{self.name}\\n")
         if self.action == "exit":
             os._exit(3)
+        if self.action == "exit later":
+            threading.Timer(0.2, os._exit, (3,)).start()
+        if self.action == "outlive":
+            other = self.folder / "task1.pid"
+            while not other.exists() or os.path.exists(f"/proc/{other.read_text()}"):
+                time.sleep(0.05)
         if self.action == "fail":
             raise ValueError("no such thing")
         if self.action == "sleep":
@@ -127,6 +133,12 @@ def test_a_crash_fails_its_task_and_the_rest_goes_on(tasks_module, tmp_path: Pat
     assert "crashed" in crash.error
     assert failure == Failure("task1", "ValueError: no such thing")
     assert names_run(tmp_path) == ["task0", "task1", "task2", "task3"]
+
+
+def test_a_process_that_dies_between_its_tasks_is_replaced(tasks_module, tmp_path: Path):
+    schedule = run(tasks_module, tmp_path, ["outlive", "exit later", ""], [{}, {}])
+    assert schedule.failures == []
+    assert sorted(names_run(tmp_path)) == ["task0", "task1", "task2"]
 
 
 def test_environment_is_set_and_records_reach_this_process(tasks_module, tmp_path: Path, monkeypatch, logged):

@@ -190,6 +190,15 @@ def test_equal_epochs_needs_epochs():
     load_config(POOL | {"benchmark": section}, "target.training.epochs=2")
 
 
+def test_a_ray_cluster_needs_its_engine_and_decides_the_number_of_tasks():
+    section = {"selectors": [{"name": "ost"}], "budgets": [{}], "workers": 2}
+    assert [p.split()[0] for p in problems("compute.address=auto")] == ["compute.address"]
+    assert [p.split("=")[0] for p in problems("compute.engine=ray", "compute.address=ray://h:1")] == ["compute.address"]
+    (problem,) = problems("compute.engine=ray", benchmark=section)
+    assert problem.startswith("benchmark.workers=2: ")
+    load_config(POOL, "compute.engine=ray", "compute.address=auto")
+
+
 def test_rules_over_several_fields_name_the_section():
     section = {"selectors": [{"name": "ost"}], "budgets": [{"count": 3, "tokens": 1}], "baseline": "best"}
     assert problems("name=a/b", "proxy.warmup.training.order=annealed", benchmark=section) == [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ostlight.ranks import RANK_VARIABLES, is_first_rank
+from ostlight.ranks import CLUSTER_PROCESS, RANK_VARIABLES, is_first_rank
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from ostlight.ranks import RANK_VARIABLES, is_first_rank
         ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
         ({"SLURM_PROCID": "0", "NODE_RANK": "0", "LOCAL_RANK": "1"}, False),
         ({"SLURM_PROCID": "0", "NODE_RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({CLUSTER_PROCESS: "0"}, True),
+        ({CLUSTER_PROCESS: "2"}, False),
     ],
     ids=[
         "alone",
@@ -28,10 +30,12 @@ from ostlight.ranks import RANK_VARIABLES, is_first_rank
         "node with ranks",
         "ranks of a shell under srun",
         "the first there",
+        "first of a cluster",
+        "another of a cluster",
     ],
 )
 def test_one_rank_is_the_first(environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch):
-    for name in ("RANK", *RANK_VARIABLES):
+    for name in ("RANK", *RANK_VARIABLES, CLUSTER_PROCESS):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -70,13 +70,13 @@ class ScoringModule(L.LightningModule):
         # A setup may communicate, so all ranks run it, also one without a batch.
         if self.trainer.world_size > 1:
             with torch.enable_grad():
-                self._ensure_set_up()
+                self.ensure_set_up()
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> list[Row]:
         with torch.enable_grad(), _default_dtype_fp32():
             rows: list[Row] = []
             if len(batch.batch):  # where every record is rejected, the reasons matter, and not what setup may lack
-                self._ensure_set_up()
+                self.ensure_set_up()
                 rows = self._scorer.score(batch.batch)
         self._phase.advance(len(batch.batch) + len(batch.rejections))
         self._usable += len(batch.batch)
@@ -102,7 +102,8 @@ class ScoringModule(L.LightningModule):
             self._is_set_up = False
             self.selector.teardown()
 
-    def _ensure_set_up(self) -> None:
+    def ensure_set_up(self) -> None:
+        """Sets the selector up, once, and logs what scoring will cost."""
         if self._is_set_up:
             return
         with phase("setting up the selector"):

@@ -13,6 +13,7 @@ import torch
 from ostlight.errors import BadRecord, ConfigError, SelectorError
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
+from ostlight.ranks import cluster_process
 from ostlight.redact import remember_key
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.selector import Selector
@@ -72,7 +73,7 @@ class LLMJudge(Selector):
             self._judge = LocalJudge(options, self.rubric, self.usage)
             log.info(f"judge: {options.model}, rubric {options.rubric}")
             return
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else cluster_process()
         if options.backend == "batch":
             self._judge = BatchJudge(options, self.rubric, context.folder / BATCH, rank, self.usage)
             log.info(

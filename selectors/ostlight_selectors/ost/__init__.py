@@ -30,7 +30,7 @@ from ostlight.influence.step_size import first_adam_step, median_step_size
 from ostlight.models.batch import Batch
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.pipeline import fingerprint
-from ostlight.ranks import is_first_rank
+from ostlight.ranks import cluster_process, is_first_rank
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.notes import PRECONDITIONER
 from ostlight.selection.scores import Scores
@@ -149,9 +149,10 @@ class OneStepTrain(Selector):
         facts = {"step_size": step_size, "groups": self.scorer.groups, **self.scorer.facts}
         if singles and estimator != "exact":
             self.scorer.verify(Batch.together(singles[:2]))
-            agreement = self.scorer.rank_agreement(singles, seen)
-            log.info(agreement.summary(estimator))
-            facts["rank_agreement"] = agreement.note(estimator)
+            if cluster_process() == 0:  # on a cluster one process has noted it before the others begin
+                agreement = self.scorer.rank_agreement(singles, seen)
+                log.info(agreement.summary(estimator))
+                facts["rank_agreement"] = agreement.note(estimator)
         for name, fact in facts.items():
             context.note(name, fact)
 

@@ -35,7 +35,7 @@ def estimate_cost(
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        expected = f"about {_duration((time.perf_counter() - start) * per_rank)}, "
+        expected = f"about {duration((time.perf_counter() - start) * per_rank)}, "
     memory = f"peak memory {_peak_bytes() / 2**30:.2g} GiB"
     return flops, f"{stage}: {expected}{flops:.2g} FLOPs, {memory} (measured on {samples} samples)"
 
@@ -48,7 +48,8 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``40 s``, ``3.5 min`` or ``2.0 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -28,7 +28,7 @@ from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.pipeline.unsupported import announce
-from ostlight.pipeline.warmup import proxy_fingerprints, warm_up_proxy
+from ostlight.pipeline.warmup import proxy_fingerprints, seconds_per_sample, warm_up_proxy
 from ostlight.progress import phase
 from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
 from ostlight.selection.notes import read_notes, remove_notes
@@ -243,6 +243,7 @@ def proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) ->
         update_norm=lambda parameters: median_update_norm(folder.proxy, parameters),
         lr=job.config.proxy.warmup.training.lr,
         tokens_per_batch=job.config.compute.tokens_per_batch,
+        seconds_per_sample=seconds_per_sample(folder),
     )
 
 

@@ -78,12 +78,23 @@ def select(config: Config) -> Selection:
     pool = open_pool(config.pool, "pool", selector.needs_answers, folder)
     refuse_missing_tags(pool, selector, {"budget": config.budget}, lambda: read_anchors(config).groups)
     warn_of_records(pool)
+    _announce_trials(config, selector, len(pool))
     with shard_engine(config.compute) as engine:
         score_pool(ScoringJob(config, folder, pool, selector, engine=engine))
     selection = select_subset(config, folder, pool, selector, config.budget)
     log_metrics(config.compute, folder.path, "select", _metrics(selection))
     _log_summary(selection, config, len(pool))
     return selection
+
+
+def _announce_trials(config: Config, selector: Selector, records: int) -> None:
+    batch = config.proxy.warmup.training.batch_size
+    trials, steps = selector.trials_at_most(records, batch)
+    if trials:
+        log.info(
+            f"after scoring: at most {trials} trials of {steps} steps on the proxy, as much training as on "
+            f"{trials * steps * batch:,} samples; the pool has {records:,}"
+        )
 
 
 def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selector, budget: Budget) -> Selection:

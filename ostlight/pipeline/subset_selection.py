@@ -14,14 +14,16 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.cost import StageCost
 from ostlight.models.load import load_encoder
+from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.warmup import load_base_checkpoint, read_trusted
+from ostlight.pipeline.warmup import load_base_checkpoint, proxy_fingerprints, read_trusted, seconds_per_sample
 from ostlight.progress import phase, track
 from ostlight.selection.notes import check_note
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
+from ostlight.training.kept_trials import KeptTrials
 from ostlight.training.trial import Trials
 
 
@@ -63,6 +65,8 @@ def _selection_context(
         config.seed,
         config.anchors.group,
         config.pool.weights,
+        config.proxy.warmup.training.batch_size,
+        seconds_per_sample(folder),
     )
 
 
@@ -80,7 +84,18 @@ def _trials(
         )
     load_proxy = partial(load_base_checkpoint, config)
     group_tag = config.anchors.group or config.evaluation.by
-    return Trials(load_proxy, pool, trusted, config.compute, folder.path, config.seed, cost, group_tag)
+    kept = KeptTrials(folder.path / "trials", _trial_fingerprints(config, pool, anchors, group_tag))
+    return Trials(load_proxy, pool, trusted, config.compute, folder.path, config.seed, cost, group_tag, kept)
+
+
+def _trial_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, group_tag: str | None) -> dict[str, str]:
+    """Returns the fingerprint of everything a trial depends on besides its records, their order and its steps."""
+    compute = config.compute
+    return proxy_fingerprints(config, pool, anchors) | {
+        "group": str(group_tag),
+        "compute": f"{compute.devices * compute.num_nodes} devices, {compute.tokens_per_batch} tokens",
+        "evaluation code": fingerprint.of_code("ostlight.training"),
+    }
 
 
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:

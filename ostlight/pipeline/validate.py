@@ -222,9 +222,14 @@ def _estimate_cost(config: Config, selector: Selector, records: int, report: Val
             report.stages.append(_training("warm-up", warmup.training, samples, length, parameters))
         forward, training = (factor * parameters * tokens for factor in (FLOPS_FORWARD, FLOPS_TRAINING))
         report.stages.append(StageEstimate("score", tokens, (forward, training)))
+        trials, steps = selector.trials_at_most(records, warmup.training.batch_size)
+        if trials:
+            tokens = trials * steps * warmup.training.batch_size * length
+            flops = FLOPS_TRAINING * parameters * tokens
+            report.stages.append(StageEstimate(f"at most {trials} trials of {steps} steps", tokens, (0.0, flops)))
         report.assumptions.append(
             "scoring passes each sample through the proxy once: forward only, or forward and backward where the "
-            "selector takes gradients; its setup, dependencies and trials come on top (`select` measures them before "
+            "selector takes gradients; its setup and dependencies come on top (`select` measures them before "
             "it starts)"
         )
     parameters = _count_parameters(config.target, "target", report)

@@ -83,6 +83,13 @@ def load_base_checkpoint(config: Config) -> MultimodalModel:
     return MultimodalModel.load(config.proxy, "proxy", config.proxy.warmup.training)
 
 
+def seconds_per_sample(folder: RunFolder) -> float | None:
+    """Returns how long the warm-up took for a sample of a training step, by the folder's cost log; ``None`` where it
+    holds no warm-up."""
+    warm_ups = [cost for cost in folder.cost_log.read() if cost.stage == "warm-up" and "failed" not in cost.more]
+    return warm_ups[-1].wall_s / warm_ups[-1].samples if warm_ups and warm_ups[-1].samples else None
+
+
 def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> dict[str, str]:
     """Returns the fingerprint of everything the proxy's weights depend on."""
     dev = config.dev.path and fingerprint_of_records(config.dev, "dev")

@@ -37,6 +37,7 @@ class ProxyContext:
         update_norm: median distance the given parameters moved in a step of the warm-up; ``None`` without a warm-up.
         lr: the warm-up's learning rate.
         tokens_per_batch: padded tokens in one forward pass.
+        seconds_per_sample: that a step of the warm-up took for each of its samples; ``None`` where it is not known.
     """
 
     model: MultimodalModel
@@ -46,6 +47,7 @@ class ProxyContext:
     update_norm: Callable[[Mapping[str, nn.Parameter]], float | None]
     lr: float
     tokens_per_batch: int
+    seconds_per_sample: float | None = None
 
 
 @dataclass

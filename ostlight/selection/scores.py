@@ -52,6 +52,8 @@ class SelectionContext:
         seed: the run's seed.
         group_tag: the tag by which anchors are grouped; ``None`` where the configuration names none.
         source_weights: factors by which the pool's pieces get a larger or smaller share of a budget, by their source.
+        samples_per_step: of a trial.
+        seconds_per_sample: that a step of the warm-up took for each of its samples; ``None`` where it is not known.
     """
 
     trial: Callable[[np.ndarray, int, int | None], float] | None
@@ -60,6 +62,8 @@ class SelectionContext:
     seed: int
     group_tag: str | None = None
     source_weights: Mapping[str, float] = field(default_factory=dict)
+    samples_per_step: int = 16
+    seconds_per_sample: float | None = None
 
 
 class Scores:

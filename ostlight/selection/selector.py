@@ -108,6 +108,16 @@ class Selector(ABC):
         """
         return {}
 
+    def trials_at_most(self, records: int, samples_per_step: int) -> tuple[int, int]:
+        """How many trials ``select`` may run, and the steps of each, for what a run says before it starts. By default
+        none.
+
+        Args:
+            records: of the pool.
+            samples_per_step: of a trial.
+        """
+        return 0, 0
+
     @abstractmethod
     def score(self, batch: Batch) -> Mapping[str, Any]:
         """Score one batch.

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -25,6 +26,7 @@ from ostlight.models.cost import StageCost
 from ostlight.models.flops import FlopCounter
 from ostlight.models.module import MultimodalModel
 from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.kept_trials import KeptTrials
 from ostlight.training.loss_monitor import sample_losses
 from ostlight.training.steps import EncodedPool
 from ostlight.training.weights import set_trained_weights, trained_weights
@@ -62,6 +64,7 @@ class Trials:
         seed: of the order of the samples.
         cost: every trial adds its own.
         group_tag: tag of the trusted samples that groups them; ``None`` for no groups.
+        kept: results of earlier trials, which are not repeated; ``None`` keeps none.
     """
 
     load_proxy: Callable[[], MultimodalModel]
@@ -72,6 +75,10 @@ class Trials:
     seed: int
     cost: StageCost
     group_tag: str | None = None
+    kept: KeptTrials | None = None
+
+    def __post_init__(self) -> None:
+        self._ran = 0
 
     @cached_property
     def _proxy(self) -> tuple[MultimodalModel, dict[str, Tensor], EncodedPool]:
@@ -90,19 +97,36 @@ class Trials:
             repeat: another number shuffles the samples differently, which shows the noise of a trial.
             steps: optimiser steps; ``TRIAL_STEPS`` by default.
 
+        What it costs is added each time, also where the result was kept: the cost is that of a run without a break.
+
         Raises:
             DataError: no record to train on.
         """
+        steps, seed = TRIAL_STEPS if steps is None else steps, _seed_of(self.seed, repeat)
+        if self.kept is None:
+            result = self._run(positions, seed, steps)
+        else:
+            key = self.kept.key(positions, seed, steps)
+            found = self.kept.get(key)
+            result = found or self._run(positions, seed, steps)
+            if found is None:
+                self.kept.put(key, result)
+            else:
+                self.cost.more["trials_kept"] = self.cost.more.get("trials_kept", 0) + 1
+        self.cost.flops += result["flops"]
+        self.cost.tokens += result["tokens"]
+        self.cost.more["trials"] = self.cost.more.get("trials", 0) + 1
+        return TrialLoss(result["loss"], result["by_group"])
+
+    def _run(self, positions: np.ndarray, seed: int, steps: int) -> dict[str, Any]:
+        """``loss``, ``by_group``, ``flops`` and ``tokens`` of a trial."""
         model, weights, data = self._proxy
         set_trained_weights(model, weights)
-        model.training_settings = dataclasses.replace(
-            model.training_settings, epochs=None, steps=TRIAL_STEPS if steps is None else steps
-        )
-        earlier = self.cost.more.get("trials", 0)
+        model.training_settings = dataclasses.replace(model.training_settings, epochs=None, steps=steps)
+        earlier, self._ran = self._ran, self._ran + 1
         trusted, cost = self._trusted_loss, StageCost("trial")
         trusted.loss, trusted.flops = TrialLoss(math.inf), 0.0
         compute = dataclasses.replace(self.compute, logger="none")
-        seed = _seed_of(self.seed, repeat)
         job = TrainingJob(compute, self.folder, "trial", seed, callbacks=[trusted], quiet=earlier > 0)
         with suppress(DivergedError):  # the loss stays infinite
             fit(model, data.select(positions), job, cost)
@@ -110,10 +134,13 @@ class Trials:
             self.cost.more["out_of_memory"] = cost.more["out_of_memory"]
             if earlier:
                 log.warning(f"trial: {cost.more['out_of_memory']}")
-        self.cost.flops += cost.flops + trusted.flops
-        self.cost.tokens += cost.tokens
-        self.cost.more["trials"] = earlier + 1
-        return trusted.loss
+        loss = trusted.loss
+        return {
+            "loss": float(loss),
+            "by_group": dict(loss.by_group),
+            "flops": cost.flops + trusted.flops,
+            "tokens": cost.tokens,
+        }
 
 
 def _seed_of(seed: int, repeat: int) -> int:

@@ -15,7 +15,9 @@ from ostlight.config.budget import Budget
 from ostlight.config.schema import Count, SelectorChoice
 from ostlight.errors import DivergedError, SelectorError
 from ostlight.models.batch import Batch
+from ostlight.models.cost_estimate import duration
 from ostlight.pipeline import fingerprint
+from ostlight.progress import phase
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector
 from ostlight.selection.registry import create_all
@@ -24,6 +26,9 @@ from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
 
 log = logging.getLogger("ostlight.selectors.best_of")
+
+STEPS, FEWEST_STEPS = 100, 25
+"""Of a trial, where the options name none: fewer on small pools."""
 
 WORSE = 3.0
 """Standard errors by which a group has to be worse off for its candidate to be refused."""
@@ -92,7 +97,8 @@ class BestOf(Selector):
         candidates: the selectors whose subsets are tried, ``{name: ost, options: {...}, label: filter}``. By default
             ``ost`` with ``selection: filter`` (with ``step: kfac``, with ``step: sgd``, and taking the lowest losses
             among the admitted), with ``selection: top``, ``random`` and low ``loss``.
-        steps: optimiser steps of a trial.
+        steps: optimiser steps of a trial. ``null`` for 100, and for fewer, down to 25, on pools so small that trials
+            would take longer than scoring; the log says so.
         repeats: trials of each subset, in different orders of its samples; their spread is the noise of a trial.
         rule: which subset is kept: ``one_standard_error`` (the first candidate whose mean log loss is within one
             standard error of the lowest) or ``lowest``.
@@ -103,7 +109,7 @@ class BestOf(Selector):
         """
 
         candidates: list[SelectorChoice] = field(default_factory=default_candidates)
-        steps: Count = 100
+        steps: Count | None = None
         repeats: Count = 2
         rule: Literal["one_standard_error", "lowest"] = "one_standard_error"
         refuse_worse_groups: bool | None = None
@@ -131,6 +137,9 @@ class BestOf(Selector):
                 )
             candidate.usage = self.usage
         self._dependencies, self.sources = _resolve(self.options.candidates, self.candidates)
+        # A dependency that asks the proxy costs about a training step for each record.
+        dependencies = create_all(self._dependencies, "selector.options.candidates")
+        self._passes = max(1, sum(dependency.uses_proxy for dependency in dependencies))
         # Random candidates behind the first use the run's seed alone: they change no score that is shown.
         self.stochastic = self.candidates[0].stochastic  # type: ignore[misc]
         self.stochastic_selection = any(one.stochastic_selection for one in self.candidates)  # type: ignore[misc]
@@ -180,7 +189,7 @@ class BestOf(Selector):
             return first
         if not scores.in_run or scores.context.trial is None:
             return first
-        repeats, steps = self.options.repeats, self.options.steps
+        repeats = self.options.repeats
         subsets, notes = {}, {}
         for k, choice in enumerate(self.options.candidates):
             rows, noted = self._subset(k, scores, budget)
@@ -188,7 +197,19 @@ class BestOf(Selector):
                 subsets[choice.shown] = rows
             if noted:
                 notes[choice.shown] = noted
-        log.info(f"at most {repeats * len(subsets)} trials on the proxy: {len(subsets)} subsets, {steps} steps each")
+        distinct = len({np.sort(rows).tobytes() for rows in subsets.values()})
+        per_step, seconds = scores.context.samples_per_step, scores.context.seconds_per_sample
+        steps = self._steps(len(scores), distinct * repeats, per_step)
+        about = f", about {duration(seconds * distinct * repeats * steps * per_step)}" if seconds else ""
+        log.info(
+            f"{distinct * repeats} trials on the proxy: {distinct} different subsets, {repeats} orders of each, "
+            f"{steps} steps{about}"
+        )
+        if steps < (self.options.steps or STEPS):
+            log.info(
+                f"trials: {steps} steps instead of {STEPS}, which would take longer than scoring this pool; "
+                f"selector.options.steps={STEPS} takes them all the same"
+            )
         trials = _trials(scores, list(subsets.values()), repeats, steps)
         losses = np.array(trials, dtype=np.float64)
         refuses = self.options.refuse_worse_groups is not False and _can_refuse(self.options.candidates, repeats)
@@ -210,6 +231,16 @@ class BestOf(Selector):
             f"others: {', '.join(means.values())}"
         )
         return subsets[selected]
+
+    def trials_at_most(self, records: int, samples_per_step: int) -> tuple[int, int]:
+        trials = self.options.repeats * len(self.candidates)
+        return trials, self._steps(records, trials, samples_per_step)
+
+    def _steps(self, records: int, trials: int, samples_per_step: int) -> int:
+        """Of each trial: as many as are asked for, or as scoring the records costs, if that is fewer."""
+        if self.options.steps is not None:
+            return int(self.options.steps)
+        return max(FEWEST_STEPS, min(STEPS, self._passes * records // (trials * samples_per_step)))
 
     def _refused(self, labels: Sequence[str], trials: Sequence[Sequence[float]]) -> dict[str, tuple[str, float]]:
         """The group that is worst off after each refused candidate, and its loss over that after ``random``."""
@@ -312,10 +343,12 @@ def _trials(scores: Scores, subsets: Sequence[np.ndarray], repeats: int, steps: 
     """``[subsets][repeats]`` losses in nats; equal subsets are tried once in each repeat."""
     losses: dict[tuple[int, bytes], float] = {}
     keys = [np.sort(rows).tobytes() for rows in subsets]
-    for k in range(repeats):
-        for key, rows in zip(keys, subsets, strict=True):
-            if (k, key) not in losses:
-                losses[k, key] = scores.trial(rows, k, steps)
+    with phase("trials", len(set(keys)) * repeats, "trials") as done:
+        for k in range(repeats):
+            for key, rows in zip(keys, subsets, strict=True):
+                if (k, key) not in losses:
+                    losses[k, key] = scores.trial(rows, k, steps)
+                    done.advance()
     return [[losses[k, key] for k in range(repeats)] for key in keys]
 
 

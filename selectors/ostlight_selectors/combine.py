@@ -157,6 +157,9 @@ class Combine(Selector):
         parts = enumerate(self.parts)
         return {f"of[{k}].options.{option}": tag for k, part in parts for option, tag in part.tags_needed().items()}
 
+    def trials_at_most(self, records: int, samples_per_step: int) -> tuple[int, int]:
+        return self.last.trials_at_most(records, samples_per_step) if self.cascade else (0, 0)
+
     def fingerprints(self) -> dict[str, str]:
         if not self.cascade:
             return {}

@@ -93,7 +93,7 @@ def test_the_best_candidate_is_kept_and_all_losses_are_noted(best: str, logged):
     distinct = list(map(set, dict.fromkeys(map(frozenset, SUBSETS.values()))))
     assert run.tried == distinct * REPEATS, "equal subsets are tried once in every order"
     assert run.repeats == [k for k in range(REPEATS) for _ in distinct]
-    assert run.steps == {100}
+    assert run.steps == {25}, "as few as there may be, on so small a pool"
     assert note["losses"] == {
         label: [0.25 if rows == SUBSETS[best] else 0.75] * REPEATS for label, rows in SUBSETS.items()
     }
@@ -275,7 +275,7 @@ def test_the_score_shown_is_the_first_candidates(settings):
         ({"candidates": [{"name": "ost"}, {"name": "oost"}]}, "unknown selector 'oost'"),
         ({"repeats": 1}, "repeats must be at least 2 with rule=one_standard_error"),
         ({"rule": "best"}, "rule must be one of one_standard_error, lowest; .*got 'best'"),
-        ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
+        ({"steps": 0}, "steps must be a whole number, at least 1, or null; got 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], match: str):
@@ -370,3 +370,19 @@ def test_without_groups_nobody_is_refused(logged):
     run = Run(lambda rows: 0.25 if rows == SUBSETS["ost"] else 0.75)
     best_of(refuse_worse_groups=True).select(run.scores(), BUDGET)
     assert "no candidate is refused" in logged()
+
+
+@pytest.mark.parametrize(("records", "steps"), [(60, 25), (9_600, 50), (1_000_000, 100)])
+def test_trials_take_no_longer_than_scoring_unless_they_would_say_nothing(records: int, steps: int):
+    one_pass = best_of(repeats=1, rule="lowest")
+    assert one_pass.trials_at_most(records, 32) == (6, steps)
+    assert best_of(repeats=1, rule="lowest", steps=100).trials_at_most(records, 32) == (6, 100)
+
+
+def test_the_log_says_how_many_trials_there_are_and_that_they_are_smaller(logged):
+    run = Run()
+    best_of().select(run.scores(), BUDGET)
+    distinct = len(set(map(frozenset, SUBSETS.values())))
+    lines = logged()
+    assert f"{2 * distinct} trials on the proxy: {distinct} different subsets, 2 orders of each, 25 steps" in lines
+    assert "trials: 25 steps instead of 100" in lines

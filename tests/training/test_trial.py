@@ -14,6 +14,7 @@ from ostlight.data.pool import Pool
 from ostlight.models.cost import StageCost
 from ostlight.training import trial
 from ostlight.training.fit import TrainingJob, fit
+from ostlight.training.kept_trials import KeptTrials
 from ostlight.training.loss_monitor import mean_loss
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trial import Trials
@@ -82,3 +83,47 @@ def test_a_trial_that_diverges_is_infinitely_bad_and_paid_for(setup):
     assert trials(ROWS) == math.inf
     assert entry.more["trials"] == 1
     assert entry.flops > 0
+
+
+def test_a_trial_that_is_kept_is_not_repeated_and_costs_and_gives_the_same(setup, tmp_path, monkeypatch):
+    trials, entry, _ = setup()
+    trials.kept, trials.group_tag = KeptTrials(tmp_path / "trials", {"proxy": "a"}), "task"
+    first = trials(ROWS)
+    assert first.by_group
+    again, second, _ = setup()
+    again.kept, again.group_tag = KeptTrials(tmp_path / "trials", {"proxy": "a"}), "task"
+    monkeypatch.setattr(trial, "fit", lambda *_: pytest.fail("it is trained again"))
+    found = again(ROWS)
+    assert (float(found), found.by_group) == (float(first), first.by_group)
+    assert (second.flops, second.tokens) == (entry.flops, entry.tokens)
+    assert (second.more["trials"], second.more["trials_kept"]) == (1, 1)
+
+
+def test_a_trial_that_diverged_is_kept_too(setup, tmp_path):
+    for _ in range(2):
+        trials, entry, _ = setup(lr=1e30)
+        trials.kept = KeptTrials(tmp_path / "trials", {})
+        assert trials(ROWS) == math.inf
+    assert entry.more["trials_kept"] == 1
+
+
+@pytest.mark.parametrize("changed", ["rows", "order", "seed", "steps", "made from"])
+def test_a_kept_trial_is_that_of_these_very_settings(changed, tmp_path):
+    key = KeptTrials(tmp_path, {"proxy": "a"}).key(ROWS, 0, 4)
+    assert key == KeptTrials(tmp_path, {"proxy": "a"}).key(ROWS.copy(), 0, 4)
+    other = {
+        "rows": KeptTrials(tmp_path, {"proxy": "a"}).key(ROWS + 1, 0, 4),
+        "order": KeptTrials(tmp_path, {"proxy": "a"}).key(ROWS[::-1], 0, 4),
+        "seed": KeptTrials(tmp_path, {"proxy": "a"}).key(ROWS, 1, 4),
+        "steps": KeptTrials(tmp_path, {"proxy": "a"}).key(ROWS, 0, 5),
+        "made from": KeptTrials(tmp_path, {"proxy": "b"}).key(ROWS, 0, 4),
+    }
+    assert other[changed] != key
+
+
+def test_all_ranks_see_the_trials_that_were_there_at_first(tmp_path):
+    mine, late = KeptTrials(tmp_path, {}), KeptTrials(tmp_path, {})
+    assert late.get("a") is None
+    mine.put("a", {"loss": 1.0})
+    assert late.get("a") is None, "another rank would not train with this one"
+    assert KeptTrials(tmp_path, {}).get("a") == {"loss": 1.0}

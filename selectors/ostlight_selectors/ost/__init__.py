@@ -28,6 +28,7 @@ from ostlight.influence.scorer import DEFAULT_PROBES, DEFAULT_RANK, UtilityScore
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.step_size import first_adam_step, median_step_size
 from ostlight.models.batch import Batch
+from ostlight.models.cost_estimate import duration
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.pipeline import fingerprint
 from ostlight.ranks import cluster_process, is_first_rank
@@ -47,6 +48,9 @@ from ostlight_selectors.ost.set_selection import select_set
 log = logging.getLogger("ostlight.selectors.ost")
 
 STEP_SIZE_SAMPLES = 256
+
+FEWEST_COMPARED = 8
+"""Samples compared with ``exact`` on the smallest pools."""
 """Pool samples over which the median gradient norm is taken. On DigitMath the median over other 256 samples differs by
 a quarter (95%), over other 64 by half, which was two or three points of accuracy."""
 FINITE_DIFFERENCE_SAMPLES = 8
@@ -107,6 +111,9 @@ class OneStepTrain(Selector):
         parameters = select_parameters(model, options.parameters)
         anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
         train_only(model, parameters)
+        estimator = options.estimator or self._first_order(context, parameters)
+        rank = options.rank or DEFAULT_RANK if estimator == "projected" else None
+        compared = self._announce_set_up(context, estimator, rank)
         preconditioner = self._preconditioner(context, parameters, anchors)
         step_size = options.step_size or self._step_size(context, parameters, preconditioner)
         count = sum(p.numel() for p in parameters.values())
@@ -117,9 +124,8 @@ class OneStepTrain(Selector):
         if options.random_products is not None:
             size = options.random_products + 8
             log.info(f"random products: {size:,} bytes a sample, {size * proxy.records / 2**20:.1f} MiB for the pool")
-        estimator = options.estimator or self._first_order(context, parameters)
-        rank = options.rank or DEFAULT_RANK if estimator == "projected" else None
         singles, calibration, seen = self._examples(context, estimator, rank)
+        singles = singles[:compared]
         if rank is not None and 0 < len(calibration) < rank:
             log.warning(f"rank={len(calibration)} instead of {rank}: the pool has no more samples to measure steps on")
             rank = len(calibration)
@@ -155,6 +161,40 @@ class OneStepTrain(Selector):
                 facts["rank_agreement"] = agreement.note(estimator)
         for name, fact in facts.items():
             context.note(name, fact)
+
+    def _announce_set_up(self, context: ScoringContext, estimator: str, rank: int | None) -> int:
+        """Logs what the set-up costs before it starts, and returns how many samples are compared with ``exact``.
+
+        Each of these costs a forward pass over all anchors. On small pools, where they would take longer than all else
+        of the run, they are fewer.
+        """
+        anchors, records, seconds = len(context.anchors), context.proxy.records, context.proxy.seconds_per_sample
+        work = self._set_up_work(anchors, records, estimator, rank)
+        wanted = 0 if estimator == "exact" else sample_count(records)
+        compared = min(wanted, max(FEWEST_COMPARED, 3 * (work + records) // (3 + anchors)))
+        if compared < wanted:
+            log.info(
+                f"rank agreement: on {compared} samples instead of {wanted}, which would take longer than all else on "
+                f"{records:,} records"
+            )
+        work += compared * (3 + anchors) // 3
+        about = f", about {duration(work * seconds)}" if seconds else ""
+        log.info(
+            f"set-up: as much as training on {work:,} samples{about}, less what an earlier run has kept; then "
+            f"{records:,} records are scored"
+        )
+        return compared
+
+    def _set_up_work(self, anchors: int, records: int, estimator: str, rank: int | None) -> int:
+        """What the set-up costs without the comparison with ``exact``, in training steps on one sample."""
+        work = anchors + min(records, STEP_SIZE_SAMPLES)
+        if self.options.step in ("kfac", "ekfac"):
+            work += min(records, FACTOR_SAMPLES)
+        if rank is not None:  # three forward passes over the anchors a measured step, a backward pass a vector
+            work += anchors * (min(records, SNAPSHOTS * rank) + rank)
+        if estimator == "second_order":
+            work += anchors * (self.options.probes or DEFAULT_PROBES)
+        return int(work)
 
     def _first_order(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         """Two forward passes a sample; a backward pass where they do not do: for groups, random products, or in half
@@ -214,7 +254,7 @@ class OneStepTrain(Selector):
         source = "the warm-up's median update"
         if length is None:
             length, source = first_adam_step(parameters, proxy.lr), "Adam's first update"
-        examples = list(proxy.examples(STEP_SIZE_SAMPLES))
+        examples = proxy.examples(STEP_SIZE_SAMPLES)
         step_size = median_step_size(
             proxy.model.model, parameters, examples, length, task=SampleTask(), preconditioner=preconditioner
         )

@@ -175,6 +175,28 @@ def rejecting(reason: str, what: str, field: str | None = None) -> Iterator[None
         raise BadRecord(reason, f"{what}: {' '.join(str(error).split())[:WORDS]}", field) from error
 
 
+@contextmanager
+def reading_back(path: str | Path, cure: str) -> Iterator[None]:
+    """Around reading a file that this project wrote: whatever is wrong with it is one line with the cure.
+
+    Args:
+        path: the file.
+        cure: what to remove, and what is then computed again.
+
+    Raises:
+        DataError: the block raised because of what the file holds.
+    """
+    try:
+        yield
+    except (OstlightError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path} cannot be read: {error.strerror}", path) from error
+        words = " ".join(str(error).split())[:WORDS]
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {words}); {cure}", path) from error
+
+
 WORDS = 300
 """Characters kept of what a library says."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from pathlib import Path
 
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.selection.usage import NAMES, Usage
+
+log = logging.getLogger(__name__)
 
 
 def charge(cost: StageCost, usage: Usage) -> None:
@@ -61,15 +65,27 @@ class CostLog:
         if self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             line = asdict(cost) | {"when": datetime.now(UTC).isoformat(timespec="seconds")}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a line was cut short by a kill
+                        file.write(b"\n")
+                file.write(json.dumps(line).encode() + b"\n")
 
     def read(self) -> list[StageCost]:
-        """Returns all lines so far."""
+        """Returns all lines so far; a warning counts those that are damaged."""
         if not self.path.exists():
             return []
-        lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
-        return [StageCost(**{k: v for k, v in line.items() if k != "when"}) for line in lines]
+        costs, damaged = [], 0
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if line.strip():
+                    costs.append(StageCost(**{k: v for k, v in json.loads(line).items() if k != "when"}))
+            except (ValueError, TypeError, AttributeError):
+                damaged += 1
+        if damaged:
+            log.warning(f"{self.path}: {damaged} lines are damaged and left out; the costs of these stages are missing")
+        return costs
 
 
 def total(costs: list[StageCost], stages: tuple[str, ...]) -> StageCost:

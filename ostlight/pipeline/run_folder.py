@@ -12,7 +12,7 @@ from ostlight.config.load import as_written
 from ostlight.config.read import read_mapping
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
-from ostlight.errors import ConfigError, RunChangedError
+from ostlight.errors import ConfigError, RunChangedError, reading_back
 from ostlight.pipeline.cost_log import CostLog
 from ostlight.ranks import is_first_rank
 
@@ -132,4 +132,11 @@ class RunFolder:
 
     def _stages(self) -> dict[str, dict[str, str]]:
         file = self.path / "manifest.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        if not file.exists():
+            return {}
+        cure = (
+            f"what {self.path} was made from is not known any more: remove that folder, or give this run another name"
+        )
+        with reading_back(file, cure):
+            stages: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+            return {str(stage): dict(inputs) for stage, inputs in stages.items()}

@@ -80,3 +80,13 @@ def test_a_training_that_failed_leaves_no_claim(settings):
 def test_names_are_checked(settings):
     with pytest.raises(ConfigError, match="target.name must be a plain folder name"):
         ostlight.train(settings(), "target.name=..")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"scores": {"pool"', b"\xff\xfe noise", b"[1]", b'{"scores": 3}'])
+def test_a_damaged_manifest_is_named_with_the_cure(settings, content: bytes):
+    folder = ostlight.select(settings()).folder.path
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"manifest\.json is damaged .*remove that folder, or give this run another name"
+    ):
+        ostlight.select(settings())

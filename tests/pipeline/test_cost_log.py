@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import CostLog, total
 from ostlight.selection.usage import Usage
 
@@ -75,3 +76,15 @@ def test_a_failed_stage_is_charged_what_the_selector_used(tmp_path: Path):
         fails()
     (read,) = cost_log.read()
     assert (read.calls, read.more) == (7, {"failed": "KeyError"})
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path, logged):
+    costs = CostLog(tmp_path / "cost_log.jsonl")
+    costs.add(StageCost("score", samples=3))
+    with costs.path.open("ab") as file:
+        file.write(b'{"stage": "tra')
+    costs.add(StageCost("evaluate", samples=4))
+    with costs.path.open("ab") as file:
+        file.write(b"\xff\xfe\x00\n[1]\nnull\n")
+    assert [(cost.stage, cost.samples) for cost in costs.read()] == [("score", 3), ("evaluate", 4)]
+    assert "4 lines are damaged" in logged()

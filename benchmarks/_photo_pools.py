@@ -100,6 +100,7 @@ def write_qwen(folder: Path, width: int, layers: int) -> Path:
     text = {
         "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 4, "vocab_size": len(tokenizer), "max_position_embeddings": 8192,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 1e4, "mrope_section": [width // 32, width // 32, width // 16],
         },

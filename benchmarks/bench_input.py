@@ -9,7 +9,8 @@
 - `training`: what a training with worker processes leaves of the rate of a bare loop on batches that are there already,
   in processor time of the process that trains: what it reaches where each of the processes has a core of its own.
 - `select`: the rate at which `ostlight select` scores over that of the engine on the same batches: reading, encoding,
-  batching, moving and writing are what it loses. In processor time, without worker processes.
+  batching, moving and writing are what it loses. In processor time of the process that scores: with workers, what it
+  reaches where each of them has a core of its own and they keep up.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from lightning.pytorch.callbacks import Callback
 import ostlight
 from ostlight.config.schema import Compute, Model, Training
 from ostlight.data.pool import Pool
+from ostlight.digitmath.model import checkpoint
 from ostlight.models.batch import Collator
 from ostlight.models.cost import StageCost
 from ostlight.models.load import load_encoder
@@ -160,26 +163,27 @@ def _cpu_seconds(work: Callable[..., object], *arguments: Any) -> float:
     return time.process_time() - start
 
 
-def select(recorder: Recorder, folder: Path) -> None:
+def select(recorder: Recorder, folder: Path, workers: list[int]) -> None:
     """Of the processor time of one thread from the first record to the last score, without the selector's set-up."""
     torch.set_num_threads(1)
     engine = timed(BatchScorer, "score")
     loop = timed(L.Trainer, "predict")
     set_up = timed(ScoringModule, "_ensure_set_up")
-    compute = {"accelerator": "cpu", "logger": "none", "progress": False, "workers": 0, "tokens_per_batch": 4096}
+    compute = {"accelerator": "cpu", "logger": "none", "progress": False, "tokens_per_batch": 4096, "shard_size": 100}
     digits = {"pool": 600, "anchors": 28, "dev": 14, "test": 14}
-    for estimator, more in (("first_order", {}), ("projected", {"rank": 8})):
+    estimators: dict[str, dict[str, int]] = {"first_order": {}, "projected": {"rank": 8}}
+    for (estimator, more), count in product(estimators.items(), workers):
         for clock in (engine, loop, set_up):
             clock.clear()
         config = {
-            "name": estimator, "folder": str(folder / "runs"), "digitmath": digits,
-            "proxy": {"path": "digitmath/proxy", "warmup": {"fraction": 0}},
+            "name": f"{estimator}-{count}", "folder": str(folder / "runs"), "digitmath": digits,
+            "proxy": {"path": str(checkpoint("proxy")), "warmup": {"fraction": 0}},
             "selector": {"name": "ost", "options": {"estimator": estimator, "step_size": 0.1} | more},
-            "compute": compute,
+            "compute": compute | {"workers": count},
         }  # fmt: skip
         ostlight.select(config)
         share = sum(engine) / (sum(loop) - sum(set_up))
-        case = f"part=select model=digitmath estimator={estimator} records=600"
+        case = f"part=select model=digitmath estimator={estimator} records=600 workers={count}"
         recorder.add(case=case, metric="engine_share", value=share, unit="ratio", n=1)
 
 
@@ -207,6 +211,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--samples", type=int, default=48, help="of the training")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of selecting")
     parser.add_argument("--stream", help=argparse.SUPPRESS)
     parser.add_argument("--window", default="2**28", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -223,7 +228,7 @@ def main() -> None:
         if "training" in options.part:
             training(recorder, folder / "training", options.samples)
         if "select" in options.part:
-            select(recorder, folder / "select")
+            select(recorder, folder / "select", options.workers)
     return None
 
 

@@ -210,7 +210,6 @@ OF_MODEL = frozenset(
         "processor_refused",
         "labels_unproved",
         "no_vision",
-        "no_tools",
         "image_size",
         "too_long",
         "unknown_token",

@@ -126,6 +126,11 @@ class ChatTemplate:
     def _thinks_elsewhere(self) -> bool:
         return "</think>" not in self.source and OWN_REASONING.search(self.source) is not None
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template writes function calls and what functions return."""
+        return all(self._writes_tools)
+
     @cached_property
     def _writes_tools(self) -> tuple[bool, bool]:
         """Whether the template writes function calls, and what functions return; both where it takes no probe."""

@@ -229,8 +229,9 @@ def _scored_dependency(job: ScoringJob, choice: SelectorChoice) -> RunFolder:
 
 def announce_unsupported(job: ScoringJob, context: ScoringContext) -> None:
     """Says before scoring how many records the proxy cannot read."""
-    takes_images = not job.selector.uses_proxy or context.proxy.model.encoder.takes_images
-    announce(job.pool, job.config.pool.unsupported, takes_images)
+    encoder = context.proxy.model.encoder if job.selector.uses_proxy else None
+    takes_images, takes_tools = (encoder.takes_images, encoder.chat.takes_tools) if encoder else (True, True)
+    announce(job.pool, job.config.pool.unsupported, takes_images, takes_tools)
 
 
 def proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) -> ProxyContext:

@@ -173,7 +173,7 @@ def _log_summary(selection: Selection, config: Config, records: int) -> None:
     _log_rejected(selection.folder)
     if selection.kept_unscored:
         log.info(
-            f"{selection.kept_unscored:,} of the kept have no score: they hold media that the proxy cannot read "
+            f"{selection.kept_unscored:,} of the kept have no score: they hold what the proxy cannot read "
             f"(pool.unsupported={config.pool.unsupported})"
         )
     if selection.answers_cut:

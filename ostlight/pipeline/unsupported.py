@@ -1,4 +1,6 @@
-"""Records of media that the proxy cannot read: rejected, all kept, or kept in proportion, as ``pool.unsupported`` says.
+"""Records of media and function calls that the proxy cannot read: rejected, all kept, or kept in proportion.
+
+The setting ``pool.unsupported`` decides.
 
 They have no score. They are kept so that a slice of a pool (its videos, say) is not lost because the proxy is blind to
 it: whoever trains on the subset reads them.
@@ -22,8 +24,9 @@ from ostlight.selection.scores import REJECTED
 
 log = logging.getLogger(__name__)
 
-REASONS = ("unsupported_media", "no_vision")
-"""Of records that hold media (video, sound; images for a proxy that takes none) and no fault."""
+REASONS = ("unsupported_media", "no_vision", "no_tools")
+"""Of records without a fault that hold media (video, sound; images for a proxy that takes none), or function calls that
+the proxy's chat template leaves out."""
 
 LOOKED_AT = 2_000
 """Records, spread over the pool, that are looked at before it is scored; all of a smaller pool."""
@@ -35,20 +38,22 @@ _OUTCOMES = {
 }
 
 
-def announce(pool: Pool, policy: Unsupported, takes_images: bool) -> None:
+def announce(pool: Pool, policy: Unsupported, takes_images: bool, takes_tools: bool) -> None:
     """Says before scoring how many records the proxy cannot read, and what becomes of them."""
     positions = range(0, len(pool), max(1, len(pool) // LOOKED_AT))[:LOOKED_AT]
     found: Counter[str] = Counter()
     for _, read in pool.read(positions):
         if isinstance(read, Sample):
             found["images, for a proxy that takes none"] += bool(read.images) and not takes_images
+            calls = any(turn.tool_calls or turn.role == "tool" for turn in read.turns)
+            found["function calls, which the proxy's chat template leaves out"] += calls and not takes_tools
         elif read.reason in REASONS:
             found[read.field or "other media"] += 1
     if count := found.total():
         kinds = ", ".join(f"{n:,} with {kind}" for kind, n in found.most_common() if n)
         looked = f"{len(positions):,} records looked at" if len(positions) < len(pool) else f"{len(pool):,} records"
         log.warning(
-            f"{count:,} of {looked} ({count / len(positions):.0%}) hold media that the proxy cannot read ({kinds}): "
+            f"{count:,} of {looked} ({count / len(positions):.0%}) hold what the proxy cannot read ({kinds}): "
             f"{_OUTCOMES[policy]} (pool.unsupported={policy})"
         )
 

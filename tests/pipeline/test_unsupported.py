@@ -113,3 +113,21 @@ def test_images_for_a_proxy_without_eyes_go_with_their_records(tmp_path: Path) -
     assert len(Pool.open(tmp_path / "subset" / "pool.jsonl")) == 2
     with pytest.raises(DataError):
         write_subset(pool, [0, 1], tmp_path / "other")
+
+
+def test_function_calls_that_the_proxys_template_leaves_out_go_by_the_same_policy(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path, logged
+) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call]}
+    turns = [{"role": "user", "content": "q?"}, calling, {"role": "tool", "content": "red"}]
+    records = [{"id": f"call{k}", "messages": [*turns, {"role": "assistant", "content": "a"}]} for k in range(3)]
+    records += [{"id": f"text{k}", "question": "q?", "answer": "a" * (k + 1)} for k in range(5)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for policy, kept in (("reject", 5), ("keep", 8)):
+        pool = {"path": str(tmp_path / "pool.jsonl"), "unsupported": policy}
+        given = settings(name=policy, pool=pool, selector={"name": "loss"}, budget={"fraction": 1.0})
+        selection = ostlight.select(load_config(given))
+        assert selection.rejected == ({"no_tools": 3} if policy == "reject" else {})
+        assert len(ids_of(selection)) == kept
+        assert "3 with function calls" in logged()

@@ -14,6 +14,8 @@ from ostlight.config.digitmath import DigitMath
 
 Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "64-true"]
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+Part = Literal["vision", "projector", "language"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 Duplicates = Literal["keep", "first", "reject"]
 Unsupported = Literal["reject", "keep", "proportional"]
@@ -224,12 +226,15 @@ class Model:
         trust_remote_code: run Python code that comes with the model.
         dtype: of the weights.
         max_length: tokens after which a sample is cut; cut answers are counted and reported.
+        attention: implementation, ``eager``, ``sdpa`` or ``flash_attention_2`` (needs the package flash-attn); ``null``
+            takes that of the model folder, or else transformers' choice.
     """
 
     path: str | None = None
     trust_remote_code: bool = False
     dtype: Dtype = "float32"
     max_length: Count = 4096
+    attention: Attention | None = None
 
 
 @dataclass
@@ -280,6 +285,7 @@ class Target(Model):
 
     Attributes:
         name: of the trained model's folder below ``targets/``; by default made from the selection and these settings.
+        freeze: parts that training leaves as they are: ``vision`` (the tower), ``projector``, ``language``.
         lora: train LoRA adapters (with about ten times the learning rate); ``null`` trains all weights.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more work.
         patience: readings of the development loss (eight per training) without improvement until training stops;
@@ -289,6 +295,7 @@ class Target(Model):
 
     name: str | None = None
     training: Training = field(default_factory=Training)
+    freeze: list[Part] = field(default_factory=list)
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     patience: Count | None = 3

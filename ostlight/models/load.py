@@ -32,7 +32,7 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
     """The model, in eval mode, dropout off; adapters that peft saved come on their base model, unmerged.
 
     Args:
-        settings: path, dtype and whether the model's own code may run.
+        settings: path, dtype, attention and whether the model's own code may run.
         where: the setting's name (``proxy``), for messages.
 
     Raises:
@@ -56,7 +56,8 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
             or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
         )
         auto = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
-        model: Any = auto.from_pretrained(whole, dtype=getattr(torch, settings.dtype), **trust)
+        chosen = {} if settings.attention is None else {"attn_implementation": settings.attention}
+        model: Any = auto.from_pretrained(whole, dtype=getattr(torch, settings.dtype), **chosen, **trust)
         if base is not None:
             model = with_adapters(model, path)
         if settings.dtype == "float64" and hasattr(model, "set_experts_implementation"):

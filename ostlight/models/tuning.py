@@ -14,13 +14,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ostlight.config.schema import Target
 from ostlight.errors import ConfigError
 from ostlight.models.adapters import quiet_peft
+from ostlight.models.parts import freeze
 
 
 def prepared(model: Any, settings: Target) -> Any:
-    """The model with the adapters and gradient checkpointing of ``settings``.
+    """The model with the adapters, frozen parts and gradient checkpointing of ``settings``.
 
     Raises:
-        ConfigError: no module matches ``lora.modules``; the model has no block that can be checkpointed.
+        ConfigError: no module matches ``lora.modules``; the model has no block that can be checkpointed, or none of a
+            part that is to be frozen.
     """
     if settings.gradient_checkpointing:
         layers = blocks(model)
@@ -31,15 +33,18 @@ def prepared(model: Any, settings: Target) -> Any:
             # transformers' own switch needs train mode, which would turn dropout on.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     if settings.lora is None:
+        freeze(model, settings.freeze)
         return model
     lora = settings.lora
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.modules)
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(0)  # the same initial adapters on every rank and after a resume
         try:
-            return get_peft_model(model, config).eval()
+            adapted = get_peft_model(model, config).eval()
         except ValueError as error:
             raise ConfigError([f"target.lora.modules={lora.modules!r}: {' '.join(str(error).split())}"]) from error
+    freeze(adapted, settings.freeze)
+    return adapted
 
 
 def blocks(model: nn.Module) -> list[GradientCheckpointingLayer]:

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import save
 from torch import nn
 
 from ostlight.config.schema import Lora, Target
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import ConfigError
+from ostlight.models.load import load_model
 from ostlight.models.module import MultimodalModel
+from ostlight.models.parts import part_of_parameters
 from ostlight.models.tuning import prepared
 
 
@@ -55,3 +58,46 @@ def test_adapters_begin_the_same_each_time():
     one, other = adapters(), adapters()
     assert len(one) > 2
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3", "internvl", "mllama"])
+def test_every_parameter_belongs_to_the_part_that_its_module_says(family: str, tmp_path):
+    model = load_model(Target(path=str(save(family, tmp_path))), "target")
+    part_of = part_of_parameters(model)
+    assert set(part_of.values()) == {"vision", "projector", "language"}
+    assert {part_of[name] for name in part_of if "language_model" in name or "lm_head" in name} == {"language"}
+    seeing = ("vision_tower", "vision_model", "visual.blocks", "visual.patch_embed")
+    assert {part_of[name] for name in part_of if any(f"{one}." in name for one in seeing)} == {"vision"}
+
+
+def test_frozen_parts_stay_as_they_are_and_the_others_are_trained():
+    settings = Target(path=str(checkpoint("target")), freeze=["vision", "projector"])
+    model = MultimodalModel.load(settings, "target")
+    part_of = part_of_parameters(model)
+    assert {part_of[name] for name in model.trained} == {"language"}
+    assert len(model.trained) == sum(part == "language" for part in part_of.values())
+
+
+def test_adapters_of_frozen_parts_are_not_trained():
+    settings = Target(path=str(checkpoint("target")), freeze=["vision"], lora=Lora(rank=2))
+    model = MultimodalModel.load(settings, "target")
+    assert {part_of_parameters(model)[name] for name in model.trained} == {"projector", "language"}
+    assert all("lora" in name for name in model.trained)
+
+
+def test_a_part_that_is_not_there_and_a_model_without_anything_to_train_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has no part vision; it has language"):
+        MultimodalModel.load(Target(path=str(save("llama", tmp_path)), freeze=["vision"]), "target")
+    everything = Target(path=str(checkpoint("target")), freeze=["vision", "projector", "language"])
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        MultimodalModel.load(everything, "target")
+
+
+def test_the_attention_is_the_one_that_is_named_and_gives_the_same_losses(samples):
+    losses = {}
+    for attention in ("eager", "sdpa"):
+        model = MultimodalModel.load(Target(path=str(checkpoint("target")), attention=attention), "target")
+        assert model.model.get_decoder().config._attn_implementation == attention
+        with torch.no_grad():
+            losses[attention] = model.losses(model.batches(samples("pool")[:6], 10_000)[0])
+    assert torch.allclose(losses["eager"], losses["sdpa"], rtol=1e-4)

@@ -106,6 +106,7 @@ class OneStepTrain(Selector):
 
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("ost")
+        self.options.check_anchors(context.groups)
         options, proxy = self.options, context.proxy
         model = proxy.model.model
         parameters = select_parameters(model, options.parameters)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Interval
 
 from ostlight.config.schema import Count, Positive
+from ostlight.errors import SelectorError
 
 Estimator = Literal["projected", "exact", "first_order", "second_order", "finite_difference"]
 
@@ -121,3 +122,23 @@ class OstOptions:
             )
         if self.min_confidence is not None and not self.utility_by_anchor:
             yield "min_confidence needs utility_by_anchor=true"
+
+    def check_anchors(self, groups: Sequence[str]) -> None:
+        """Refuses, before the pass over the pool, a selection that would miss a column after it.
+
+        Args:
+            groups: of each anchor.
+
+        Raises:
+            SelectorError: utilities by anchor or by group are needed and will not be stored.
+        """
+        grouped = len(set(groups)) > 1
+        group = "name the tag that groups the anchors in two groups or more (anchors.group)"
+        if self.selection == "round_robin" and not (self.utility_by_anchor or grouped):
+            raise SelectorError(
+                f"selection=round_robin reads each anchor's utility: set utility_by_anchor=true, or {group}"
+            )
+        if self.admit not in (None, "mean") and not grouped:
+            raise SelectorError(f"admit={self.admit} reads utilities by group: {group}, or leave admit out")
+        if self.min_confidence is not None and len(groups) < 2:
+            raise SelectorError("min_confidence compares anchors, and there is one; give more, or leave it out")

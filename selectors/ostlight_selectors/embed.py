@@ -222,7 +222,7 @@ def spherical_clusters(vectors: np.ndarray, clusters: int | None, seed: int) -> 
         log.info(f"{count:,} clusters, since there are no more samples")
     random = np.random.default_rng(seed)
     fitted = np.sort(random.permutation(len(vectors))[: FITTED_PER_CLUSTER * count])
-    means = KMeans(count, n_init=1, random_state=seed)
+    means = KMeans(count, n_init=1, random_state=seed % 2**32)
     with warnings.catch_warnings():
         # Fewer different vectors than clusters: some clusters stay empty.
         warnings.simplefilter("ignore", ConvergenceWarning)

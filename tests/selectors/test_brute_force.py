@@ -53,6 +53,13 @@ def test_k_means_of_separate_blobs_finds_them():
         np.testing.assert_allclose(centroids[cluster], mean / np.linalg.norm(mean), atol=1e-5)
 
 
+def test_k_means_takes_any_seed(vectors: np.ndarray):
+    """scikit-learn takes 32 bits of it, a run has 63."""
+    for seed in (2**32, 2**63 - 1):
+        clusters, _ = spherical_clusters(vectors, 3, seed)
+        assert len(clusters) == len(vectors)
+
+
 def test_k_means_assigns_each_to_the_nearest_centroid(vectors: np.ndarray):
     clusters, centroids = spherical_clusters(vectors, 30, seed=0)
     nearest = [max(range(30), key=lambda k: float(centroids[k] @ v)) for v in vectors]

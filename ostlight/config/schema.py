@@ -196,6 +196,8 @@ class Training:
         steps: optimizer steps, however many samples there are; instead of ``epochs``.
         batch_size: samples in one optimizer step, over all devices.
         lr: peak learning rate of AdamW.
+        lr_vision: that of the vision tower; ``null`` for ``lr``.
+        lr_projector: that of what turns its features into tokens; ``null`` for ``lr``.
         warmup: share of the steps with a rising learning rate.
         schedule: learning rate after the warm-up: ``cosine`` (to 0) or ``constant``.
         weight_decay: of AdamW.
@@ -208,6 +210,8 @@ class Training:
     steps: Count | None = None
     batch_size: Count = 16
     lr: Positive = 1e-5
+    lr_vision: Positive | None = None
+    lr_projector: Positive | None = None
     warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NotNegative = 0.0

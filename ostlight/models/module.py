@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, DataError, OstlightError
+from ostlight.errors import BadRecord, ConfigError, DataError, OstlightError
 from ostlight.influence.parameters import unwrapped
 from ostlight.influence.task import answer_losses
 from ostlight.models.adapters import merged
@@ -34,6 +34,7 @@ from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight.models.losses import IGNORED
 from ostlight.models.memory import TokenBudget, out_of_memory
+from ostlight.models.parts import part_of_parameters
 from ostlight.models.proof import check_family
 from ostlight.models.tuning import blocks_of_text, prepared
 from ostlight.progress import phase, track
@@ -311,8 +312,9 @@ class MultimodalModel(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.training_settings
-        trained = self.trained.values()
-        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            self._groups(settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
         rise = max(1, round(settings.warmup * self.total_steps))
 
         def factor(step: int) -> float:
@@ -323,6 +325,27 @@ class MultimodalModel(L.LightningModule):
             return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.total_steps - rise)))
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    def _groups(self, settings: Training) -> Iterable[Any]:
+        """What is trained; in groups with rates of their own where the settings give a part another one.
+
+        Raises:
+            ConfigError: such a part is not there, or frozen.
+        """
+        rates = {"vision": settings.lr_vision, "projector": settings.lr_projector}
+        rates = {part: rate for part, rate in rates.items() if rate is not None}
+        if not rates:
+            return self.trained.values()
+        part_of = part_of_parameters(self.model)
+        groups: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *rates)}
+        for name, parameter in self.trained.items():
+            part = part_of[name.removeprefix("model.")]
+            groups[part if part in rates else ""].append(parameter)
+        for part in rates:
+            if not groups[part]:
+                raise ConfigError([f"training.lr_{part}: nothing of the {part} is trained; leave it out"])
+        rates[""] = settings.lr
+        return [{"params": groups[part], "lr": rates[part]} for part in groups if groups[part]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultimodalModel:
         """As PyTorch does it, but buffers that no checkpoint holds keep their dtype, as in a model that is loaded.

@@ -10,7 +10,7 @@ import torch
 from tiny_families import save
 from torch import nn
 
-from ostlight.config.schema import Lora, Target
+from ostlight.config.schema import Lora, Target, Training
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import ConfigError
 from ostlight.models.load import load_model
@@ -106,3 +106,26 @@ def test_the_attention_is_the_one_that_is_named_and_gives_the_same_losses(sample
         with torch.no_grad():
             losses[attention] = model.losses(model.batches(samples("pool")[:6], 10_000)[0])
     assert torch.allclose(losses["eager"], losses["sdpa"], rtol=1e-4)
+
+
+def test_a_part_has_the_learning_rate_that_it_is_given():
+    training = Training(lr=1e-3, lr_vision=1e-5)
+    model = MultimodalModel.load(Target(path=str(checkpoint("target"))), "target", training)
+    model.total_steps = 10
+    optimizer = model.configure_optimizers()["optimizer"]
+    rate_of = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    part_of = part_of_parameters(model.model)
+    assert {
+        part: {rate_of[id(p)] for name, p in model.model.named_parameters() if part_of[name] == part}
+        for part in ("vision", "projector", "language")
+    } == {"vision": {1e-5}, "projector": {1e-3}, "language": {1e-3}}
+    model.training_settings = Training(lr=1e-3)
+    (group,) = model.configure_optimizers()["optimizer"].param_groups
+    assert len(group["params"]) == len(model.trained)
+
+
+def test_a_learning_rate_of_a_frozen_part_is_refused():
+    settings = Target(path=str(checkpoint("target")), freeze=["vision"])
+    model = MultimodalModel.load(settings, "target", Training(lr_vision=1e-5))
+    with pytest.raises(ConfigError, match="lr_vision: nothing of the vision is trained"):
+        model.configure_optimizers()

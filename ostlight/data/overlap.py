@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
 from ostlight.progress import track
 
+MAX_PAIRS_LISTED = 5
+"""Pairs of ids that a message lists."""
+
+
+class OverlapCheck:
+    """Finds trusted samples among others that stream by: the same texts and the same images, whatever their ids are.
+
+    Images are read only where the texts are those of an anchor.
+    """
+
+    def __init__(self, anchors: Sequence[Sample]) -> None:
+        self._anchors = list(anchors)
+        self._texts = {anchor.text_key() for anchor in anchors}
+
+    def among(self, others: Iterable[Sample]) -> list[tuple[str, str]]:
+        """Pairs of ids (anchor, other), in the order of ``others``. A sample whose images cannot be read is in none."""
+        if not self._texts:
+            return []
+        pairs: list[tuple[str, str]] = []
+        for other in others:
+            if other.text_key() in self._texts:
+                pairs += [(anchor, other.id) for anchor in self._ids.get(_content_key(other), ())]
+        return pairs
+
+    @cached_property
+    def _ids(self) -> dict[str | None, list[str]]:
+        """Ids of the anchors by what they hold."""
+        ids: dict[str | None, list[str]] = {}
+        for anchor in self._anchors:
+            ids.setdefault(_content_key(anchor), []).append(anchor.id)
+        ids.pop(None, None)
+        return ids
+
 
 def overlaps(anchors: Sequence[Sample], other: Pool) -> list[tuple[str, str]]:
-    """Pairs of ids (anchor, other) with the same texts and the same images, whatever their ids are.
+    """Pairs of ids (anchor, other) of ``OverlapCheck``, in one pass over ``other``. Records that cannot be read are in
+    no pair."""
+    records = track(other.read(range(len(other))), "looking for anchors", len(other), "records")
+    return OverlapCheck(anchors).among(read for _, read in records if isinstance(read, Sample))
 
-    Streams over ``other``, and reads its images only where the texts are those of an anchor. Records that cannot be
-    read are in no pair.
-    """
-    texts = {anchor.text_key() for anchor in anchors}
-    ids: dict[str | None, list[str]] = {}
-    for anchor in anchors:
-        ids.setdefault(_content_key(anchor), []).append(anchor.id)
-    ids.pop(None, None)
-    pairs: list[tuple[str, str]] = []
-    for _, sample in track(other.read(range(len(other))), "looking for anchors", len(other), "records"):
-        if isinstance(sample, Sample) and sample.text_key() in texts:
-            pairs += [(anchor, sample.id) for anchor in ids.get(_content_key(sample), ())]
-    return pairs
+
+def overlap_message(pairs: Sequence[tuple[str, str]], where: str) -> str:
+    """Says how many anchors also occur in the pool or the test set, and names the first."""
+    ids = ", ".join([f"{a} = {b}" for a, b in pairs[:MAX_PAIRS_LISTED]] + ["..."] * (len(pairs) > MAX_PAIRS_LISTED))
+    return f"{len(pairs):,} anchors also occur in the {where} (anchor = record): {ids}"
 
 
 def _content_key(sample: Sample) -> str | None:

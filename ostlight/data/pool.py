@@ -218,6 +218,11 @@ class Pool:
         n, k = self.source_and_index(i)
         return self.sources[n].path, k + 1
 
+    def locate_all(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``[N]`` number of each record's file among ``files``, and the record's number there, counted from 1."""
+        files = np.searchsorted(self._begins, positions, side="right") - 1
+        return files, positions - self._begins[files] + 1
+
     def record_name(self, i: int) -> str:
         """File and number of record ``i``, for messages: ``train.jsonl:record 17``, counted from 1."""
         file, number = self.locate(i)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -85,3 +86,20 @@ class Quarantine:
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())
+
+
+def write_rejected(pool: Pool, rejected: pa.Table, stage: str, path: str | Path) -> None:
+    """Writes ``quarantine.parquet`` with the rejected records of one stage, as ``Quarantine.write`` would.
+
+    Args:
+        rejected: ``position``, ``id``, ``reason``, ``field`` and ``detail`` of each, by position.
+    """
+    file, record = pool.locate_all(rejected["position"].to_numpy())
+    columns = {
+        **{name: rejected[name] for name in ("position", "id", "field", "reason", "detail")},
+        "file": pa.array([str(name) for name in pool.files], pa.string()).take(pa.array(file)),
+        "record": pa.array(record),
+        "stage": pa.array([stage], pa.string()).take(pa.array(np.zeros(len(rejected), dtype=np.int64))),
+    }
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA), temporary)

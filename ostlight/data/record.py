@@ -25,6 +25,8 @@ _WHOLE_RECORD_FLAGS = frozenset(LOSS_FLAGS) - {"loss", "weight"}
 """Flags that mean nothing else beside the turns; ``loss`` and ``weight`` may be what somebody measured."""
 FILE_NAMES = ("file_name", "file_names")
 TOOL_FIELDS = ("tools", "functions")
+MAX_TAG_CHARACTERS = 256
+"""A field of a longer text is no tag: nothing is grouped by it, and every stage would carry it along."""
 BOX_PLACEHOLDERS = ("<bbox>", "<ref-object>")
 """Stand in a text for what the field ``objects`` holds (ms-swift); not read."""
 
@@ -174,13 +176,14 @@ def _with_placeholders(conversation: Conversation) -> tuple[Turn, ...]:
 
 
 def _tags(record: Mapping[str, Any], used: tuple[str, ...]) -> dict[str, str]:
-    """All other scalar fields as text; a field of the record itself wins over one of its nested tags and metadata."""
+    """All other scalar fields as text of at most ``MAX_TAG_CHARACTERS``; a field of the record itself wins over one of
+    its nested tags and metadata."""
     own = {name: value for name, value in record.items() if name not in ("id", *used, *IMAGE_FIELDS)}
     tags: dict[str, str] = {}
     for fields in (*(record.get(name) for name in NESTED_TAGS), own):
         if isinstance(fields, dict):
             tags |= {name: _as_text(value) for name, value in fields.items() if isinstance(value, str | int | float)}
-    return tags
+    return {name: value for name, value in tags.items() if len(value) <= MAX_TAG_CHARACTERS}
 
 
 def _as_text(value: Any) -> str:

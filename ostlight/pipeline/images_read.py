@@ -24,7 +24,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, RunChangedError
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import track
-from ostlight.selection.scores import REJECTED
+from ostlight.selection.score_files import ScoreFiles
 
 IMAGE_REASONS = frozenset(
     {"missing_image", "image_outside_root", "remote_image", "not_an_image", "image_too_large", "corrupt_image"}
@@ -161,12 +161,10 @@ def _path_now(image: ImageRead, pool: Pool) -> Path:
 
 def rejected_reasons(scores: Path) -> dict[int, str]:
     """Returns the reason of every rejected record by its position."""
-    found: dict[int, str] = {}
-    for part in sorted(scores.glob("part-*.parquet")):
-        table = pq.read_table(part, columns=["position", "state", "reason"])
-        table = table.filter(pc.equal(table["state"], REJECTED))
-        found |= dict(zip(table["position"].to_pylist(), table["reason"].to_pylist(), strict=True))
-    return found
+    if not any(scores.glob("part-*.parquet")):
+        return {}
+    rejected = ScoreFiles(scores).rejected()
+    return dict(zip(rejected["position"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
 
 
 def _read(pool: Pool, position: int) -> Sample | BadRecord:

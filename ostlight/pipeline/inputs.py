@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ostlight.config.schema import Anchors, Config, Data, PoolData, Proxy, Target
-from ostlight.data.overlap import overlaps
+from ostlight.data.overlap import overlap_message, overlaps
 from ostlight.data.pool import Pool
 from ostlight.data.remote import is_remote
 from ostlight.data.sample import Sample
@@ -177,13 +177,16 @@ def warn_of_records(pool: Pool) -> None:
         log.warning(f"{unread}; name images in `image` or `images`, or map the columns with pool.columns")
 
 
-def warn_of_overlap(config: Config, anchors: LoadedAnchors, pool: Pool) -> None:
-    """Warns of anchors that are also in the pool or the test set: utilities or the test would be too good."""
-    others = [("pool", pool)]
+def warn_of_overlap(config: Config, anchors: LoadedAnchors, pool: Pool | None = None) -> None:
+    """Warns of anchors that are also in the test set, whose accuracy would be too good, or in the pool.
+
+    Args:
+        pool: costs a pass over it; by default ``ostlight.pipeline.scoring.overlap`` looks while it is scored.
+    """
+    others = {} if pool is None else {"pool": pool}
     if config.test.path is not None:
-        others.append(("test set", open_pool(config.test, "test")))
-    for name, other in others:
+        others["test set"] = open_pool(config.test, "test")
+    for where, other in others.items():
         found = overlaps(anchors.samples, other)
         if found:
-            ids = ", ".join([f"{a} = {b}" for a, b in found[:MAX_IDS_LISTED]] + ["..."] * (len(found) > MAX_IDS_LISTED))
-            log.warning(f"{len(found)} anchors also occur in the {name} (anchor = record): {ids}")
+            log.warning(overlap_message(found, where))

@@ -25,6 +25,7 @@ from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import ScoringModule
+from ostlight.pipeline.scoring.overlap import OverlapWatch
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
 from ostlight.pipeline.unsupported import announce
@@ -94,7 +95,8 @@ def score_pool(job: ScoringJob) -> None:
     if not missing and not retried:
         log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
         return
-    warn_of_overlap(job.config, anchors, job.pool)
+    # Here the pool is looked through as it is scored (OverlapWatch); another engine's batches are not seen.
+    warn_of_overlap(job.config, anchors, job.pool if job.engine is not None else None)
     dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
     job = dataclasses.replace(job, dependencies=dependencies)
     if job.engine is not None:
@@ -279,7 +281,7 @@ def _score_shards(
     compute = job.config.compute
     encoding = make_encoding(job, context.proxy.model) if job.selector.uses_proxy else None
     stream = ShardStream(job.pool, sorted({*missing, *retried}), compute, encoding, retried)
-    callbacks = [ShardWriter(job.folder.scores, job.folder.images)]
+    callbacks = [ShardWriter(job.folder.scores, job.folder.images), OverlapWatch(context.anchors)]
     with job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost:
         cost.resumed = len(missing) < job.shards
         workers = worker_count(compute, stream.records // (compute.devices * compute.num_nodes))

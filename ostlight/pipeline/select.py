@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Config
-from ostlight.data.atomic import atomic_path
 from ostlight.data.pool import Pool
-from ostlight.data.quarantine import Quarantine
+from ostlight.data.quarantine import Quarantine, write_rejected
 from ostlight.data.reasons import group_by_reason
 from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
@@ -30,12 +28,16 @@ from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.pipeline.unsupported import kept_unsupported, share_of_scored, unsupported_positions
 from ostlight.ranks import is_first_rank
 from ostlight.selection.registry import create
-from ostlight.selection.scores import REJECTED, Scores, read_score_table
+from ostlight.selection.score_files import ScoreFiles
+from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.underrepresented import UnderrepresentedTag, find_underrepresented
 from ostlight.training.loggers import log_metrics
 
 log = logging.getLogger(__name__)
+
+PERCENTILES = (5, 25, 50, 75, 95)
+"""Of the scores, which a logger gets."""
 
 MAX_RARE_LISTED = 3
 """Strata that the warning about nearly omitted ones lists."""
@@ -53,6 +55,7 @@ class Selection:
         answers_cut: samples whose answer was cut by the length limit.
         rare: strata of which hardly any sample is kept.
         kept_unscored: kept records of media that the proxy cannot read (``pool.unsupported``).
+        score_percentiles: of the scores, by ``PERCENTILES``; empty where every record was rejected.
     """
 
     folder: RunFolder
@@ -62,6 +65,7 @@ class Selection:
     answers_cut: int
     rare: list[UnderrepresentedTag]
     kept_unscored: int = 0
+    score_percentiles: dict[int, float] = field(default_factory=dict)
 
 
 def select(config: Config) -> Selection:
@@ -103,65 +107,60 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
     Raises:
         DataError: a budget that needs columns the scores lack; no record is kept.
     """
-    table = read_score_table(folder.scores)
-    scores = Scores(table)
-    policy, unsupported = config.pool.unsupported, unsupported_positions(table)
+    files = ScoreFiles(folder.scores)
+    scores, rejected = Scores.of_files(files), files.rejected()
+    policy, unsupported = config.pool.unsupported, unsupported_positions(rejected)
     share = share_of_scored(budget, policy, len(scores), len(unsupported))
     rows, _ = select_subset_rows(config, folder, pool, selector, scores, share)
     unread = kept_unsupported(pool, policy, unsupported, budget, len(rows), len(scores), config.seed)
     kept = np.concatenate([scores.positions[rows], unread])
-    is_kept = pc.is_in(table["position"], pa.array(unread))
-    rejected_rows = table.filter(pc.and_not(pc.equal(table["state"], REJECTED), is_kept))
+    rejected = rejected.filter(pc.invert(pc.is_in(rejected["position"], pa.array(unread))))
     if is_first_rank():
-        _write_selection(folder, table, kept)
-        _write_quarantine(folder, pool, rejected_rows)
-    rejected = _count_by_reason(rejected_rows)
+        _write_selection(folder, files, kept)
+        write_rejected(pool, rejected, "score", folder.quarantine)
+    by_reason = _count_by_reason(rejected)
     if not len(kept):
         _log_rejected(folder)
         raise DataError(
-            f"no record is kept: of {len(table):,}, {rejected_rows.num_rows:,} were rejected"
-            f"{_reasons(rejected, folder)} and {len(scores):,} did not pass the budget ({budget.label}); "
-            f"there is no subset to write{_first_reason(rejected_rows)}"
+            f"no record is kept: of {len(files.rows):,}, {len(rejected):,} were rejected"
+            f"{_reasons(by_reason, folder)} and {len(scores):,} did not pass the budget ({budget.label}); "
+            f"there is no subset to write{_first_reason(rejected)}"
         )
     if is_first_rank():
-        write_subset(pool, kept.tolist(), folder.subset, set(unread.tolist()))
-    answers_cut = pc.sum(table["answer_cut"]).as_py() or 0
-    dropped = len(scores) - len(rows)
-    rare = find_underrepresented(scores, rows)
-    return Selection(folder, kept, dropped, rejected, answers_cut, rare, len(unread))
+        write_subset(pool, kept, folder.subset, set(unread.tolist()))
+    answers_cut = pc.sum(files.rows["answer_cut"]).as_py() or 0
+    return Selection(
+        folder,
+        kept,
+        dropped=len(scores) - len(rows),
+        rejected=by_reason,
+        answers_cut=answers_cut,
+        rare=find_underrepresented(scores, rows),
+        kept_unscored=len(unread),
+        score_percentiles={p: float(np.percentile(scores.score, p)) for p in PERCENTILES if len(scores)},
+    )
 
 
-def _count_by_reason(rejected_rows: pa.Table) -> dict[str, int]:
-    reasons = rejected_rows["reason"].to_pylist()
-    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+def _count_by_reason(rejected: pa.Table) -> dict[str, int]:
+    counts = rejected.group_by("reason").aggregate([("reason", "count")])
+    return dict(sorted(zip(counts["reason"].to_pylist(), counts["reason_count"].to_pylist(), strict=True)))
 
 
-def _write_selection(folder: RunFolder, table: pa.Table, kept: np.ndarray) -> None:
+def _write_selection(folder: RunFolder, files: ScoreFiles, kept: np.ndarray) -> None:
     """One row per record: its score, whether it was kept, and its rank among the kept (0 is best)."""
-    rank = np.full(len(table), -1)
-    rank[kept] = np.arange(len(kept))
-    columns = {name: table[name] for name in ("position", "id", "state", "reason", "score")}
-    columns |= {"kept": pa.array(rank >= 0), "rank": pa.array(rank, pa.int64(), mask=rank < 0)}
-    with atomic_path(folder.selection) as temporary:
-        pq.write_table(pa.table(columns), temporary)
-
-
-def _write_quarantine(folder: RunFolder, pool: Pool, rejected_rows: pa.Table) -> None:
-    quarantine = Quarantine()
-    for row in rejected_rows.select(["position", "id", "reason", "field", "detail"]).to_pylist():
-        error = BadRecord(row["reason"], row["detail"], row["field"])
-        quarantine.add(pool, row["position"], error, stage="score", id=row["id"])
-    quarantine.write(folder.quarantine)
+    columns = "position, id, state, reason, score, rank IS NOT NULL AS kept, rank"
+    files.write(
+        f"SELECT {columns} FROM scores LEFT JOIN kept USING (position) ORDER BY position",
+        folder.selection,
+        kept=pa.table({"position": kept, "rank": np.arange(len(kept))}),
+    )
 
 
 def _metrics(selection: Selection) -> dict[str, float]:
     """Returns what a logger gets: counts, and percentiles of the scores."""
     metrics: dict[str, float] = {"kept": len(selection.kept), "dropped": selection.dropped}
     metrics |= {f"rejected/{reason}": count for reason, count in selection.rejected.items()}
-    scores = Scores.read(selection.folder.scores).score
-    if not len(scores):
-        return metrics
-    return metrics | {f"score/p{p}": float(np.percentile(scores, p)) for p in (5, 25, 50, 75, 95)}
+    return metrics | {f"score/p{p}": value for p, value in selection.score_percentiles.items()}
 
 
 def _log_summary(selection: Selection, config: Config, records: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ostlight.errors import BadRecord, DataError, SelectorError
+from ostlight.selection.score_files import ScoreFiles, ask
+from ostlight.selection.tag_codes import TagCodes, encode_tags, of_rows
 
 OK = "ok"
 REJECTED = "rejected"
@@ -30,13 +32,8 @@ FIXED_FIELDS = [
 ]
 """Columns of every score table; a selector's extra columns follow. ``score`` is null where ``state`` is not ``ok``."""
 
-MAX_LIST_VALUES = 2**31 - 1
-"""Numbers in a column of lists up to which pyarrow can sort it."""
-
 FIXED_NAMES = tuple(f.name for f in FIXED_FIELDS)
-
-HIDDEN = "_"
-"""First letter of the long columns that a selector stores for ``rescore`` alone: ``read_score_table`` skips them."""
+FIXED_TYPES = {f.name: f.type for f in FIXED_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,8 @@ class Scores:
     """The scored rows of a score table, as a selector's ``select`` sees them. Immutable.
 
     Rows are numbered from 0 in the table's order; ``select`` returns such numbers. ``positions`` maps them to records
-    of the pool.
+    of the pool. Those of a run are read from its files: ids and numbers at once, texts, vectors and tags when they are
+    first asked for.
 
     Args:
         table: a score table (``FIXED_FIELDS`` and a selector's extra columns); rejected records are left out.
@@ -79,19 +77,73 @@ class Scores:
 
     def __init__(self, table: pa.Table, context: SelectionContext | None = None) -> None:
         scored = pa.compute.equal(table["state"], OK)
-        self.table = table if pa.compute.all(scored).as_py() else table.filter(scored)
+        self._loaded = table if pa.compute.all(scored).as_py() else table.filter(scored)
         self._context = context
+        self._files: ScoreFiles | None = None
+        self._rows = np.empty(0, dtype=np.int64)
 
     @classmethod
     def read(cls, folder: Path) -> Scores:
         """From the shards of a run's ``scores`` folder."""
-        return cls(read_score_table(folder))
+        return cls.of_files(ScoreFiles(folder))
+
+    @classmethod
+    def of_files(cls, files: ScoreFiles) -> Scores:
+        """From files that are opened already."""
+        scores = cls(files.rows)
+        scores._files = files
+        scores._rows = np.flatnonzero(pa.compute.equal(files.rows["state"], OK).to_numpy())
+        return scores
+
+    def _with(self, loaded: pa.Table, rows: np.ndarray | None = None) -> Scores:
+        """Other columns in memory, or (``rows``) other rows of the same files."""
+        scores = copy.copy(self)
+        scores._loaded = loaded
+        scores._rows = self._rows if rows is None else rows
+        return scores
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._loaded.num_rows)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.table.column_names
+        return name in self.names
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of all columns."""
+        added = self._loaded.schema
+        if self._files is None:
+            return added
+        of_files = [field for field in self._files.schema if field.name not in added.names]
+        return pa.schema([*added, *of_files])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all columns."""
+        return [*self.schema.names]
+
+    @property
+    def table(self) -> pa.Table:
+        """All columns, which for the table of a run means to read the rest of it."""
+        if self._files is None:
+            return self._loaded
+        names = list(dict.fromkeys([*self._files.schema.names, *self._loaded.column_names]))
+        return pa.table({name: self.stored(name) for name in names})
+
+    def stored(self, name: str) -> pa.ChunkedArray:
+        """A column as it is stored.
+
+        Raises:
+            DataError: no such column; the message lists those there are.
+        """
+        if name in self._loaded.column_names:
+            return self._loaded[name]
+        if name not in self:
+            raise DataError(f"the score table has no column {name!r}; it has {', '.join(self.names)}")
+        assert self._files is not None, "a table in memory has all its columns loaded"
+        column = self._files.column(name)
+        is_whole = np.array_equal(self._rows, np.arange(len(column)))
+        return column if is_whole else column.take(pa.array(self._rows))
 
     def column(self, name: str) -> np.ndarray:
         """A column as an array, ``[len(self)]``; lists of equal length become ``[len(self), width]``.
@@ -99,9 +151,7 @@ class Scores:
         Raises:
             DataError: no such column; the message lists those there are.
         """
-        if name not in self:
-            raise DataError(f"the score table has no column {name!r}; it has {', '.join(self.table.column_names)}")
-        chunked = self.table[name].combine_chunks()
+        chunked = self.stored(name).combine_chunks()
         if pa.types.is_fixed_size_list(chunked.type):
             return np.asarray(chunked.flatten().to_numpy(zero_copy_only=False)).reshape(len(self), -1)
         if pa.types.is_list(chunked.type):
@@ -120,12 +170,12 @@ class Scores:
 
     @property
     def ids(self) -> list[str]:
-        return [*self.table["id"].to_pylist()]
+        return [*self.stored("id").to_pylist()]
 
     @property
     def tokens(self) -> np.ndarray:
         """``[len(self)]`` tokens of each sample, as the budget counts them."""
-        if self.table["tokens"].null_count:
+        if self.stored("tokens").null_count:
             raise DataError("token counts are missing: a token budget needs a target model to count with (target.path)")
         return self.column("tokens")
 
@@ -135,35 +185,43 @@ class Scores:
         Raises:
             DataError: no sample has the tag; the message lists the tags there are.
         """
-        tags = self.tags()
-        if len(self) and name not in tags:
-            raise DataError(f"no sample has a tag {name!r}; the pool's tags are: {', '.join(tags) or 'none'}")
-        return tags.get(name, np.empty(0, dtype=object))
+        found = self._encoded(name).get(name)
+        if found is None:
+            if len(self):
+                there_are = ", ".join(self.encoded_tags()) or "none"
+                raise DataError(f"no sample has a tag {name!r}; the pool's tags are: {there_are}")
+            return np.empty(0, dtype=object)
+        values, codes = found
+        return values[codes]
 
     def tags(self) -> dict[str, np.ndarray]:
         """``[len(self)]`` values of every tag that a sample has, as ``tag`` gives them."""
         return {name: values[codes] for name, (values, codes) in self.encoded_tags().items()}
 
-    def encoded_tags(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def encoded_tags(self) -> dict[str, TagCodes]:
         """For every tag that a sample has: ``[K]`` its values, and ``[len(self)]`` the number of each sample's value.
 
         The first value is the empty string, of the samples that lack the tag. Ten million samples take 40 MB a tag.
         """
-        maps = self.table["tags"].combine_chunks().take(pa.array(np.arange(len(self))))  # compact: no offset of a slice
-        owners = np.repeat(np.arange(len(self), dtype=np.int32), np.diff(maps.offsets.to_numpy()))
-        keys = maps.keys
-        tags = {}
-        for name in sorted(keys.unique().to_pylist()):
-            chosen = pa.compute.equal(keys, name)
-            values = maps.items.filter(chosen).dictionary_encode()
-            codes = np.zeros(len(self), dtype=np.int32)
-            codes[owners[chosen.to_numpy(zero_copy_only=False)]] = 1 + values.indices.to_numpy(zero_copy_only=False)
-            tags[name] = np.array(["", *values.dictionary.to_pylist()], dtype=object), codes
-        return tags
+        return self._encoded(None)
+
+    def _encoded(self, only: str | None) -> dict[str, TagCodes]:
+        if self._files is None:
+            return encode_tags([self._loaded["tags"]], only)
+        found = {name: of_rows(codes, self._rows) for name, codes in self._files.tags(only).items()}
+        return {name: codes for name, codes in found.items() if codes is not None}
+
+    def query(self, sql: str, **tables: pa.Table) -> pa.Table:
+        """The result of a question in SQL (DuckDB's) on the table ``scores``: these rows, or in the table of a run
+        those of all records, scored (``state = 'ok'``) or rejected."""
+        if self._files is not None and len(self._rows) == self._files.scored:
+            return self._files.query(sql, **tables)
+        return ask(sql, scores=self.table, **tables)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Scores:
         """The given rows, in that order."""
-        return Scores(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))), self._context)
+        rows = np.asarray(rows, dtype=np.int64)
+        return self._with(self._loaded.take(pa.array(rows)), self._rows[rows] if self._files else None)
 
     def with_tokens(self, tokens: np.ndarray) -> Scores:
         """The same rows, their tokens counted by another tokenizer."""
@@ -175,19 +233,21 @@ class Scores:
 
     def with_columns(self, columns: Mapping[str, np.ndarray | pa.ChunkedArray]) -> Scores:
         """The same rows with columns added, or replaced where they exist."""
-        table = self.table
+        table = self._loaded
         for name, values in columns.items():
             if not isinstance(values, pa.ChunkedArray):
-                values = pa.array(values, table.schema.field(name).type if name in FIXED_NAMES else None)
+                values = pa.array(values, FIXED_TYPES.get(name))
             if name in table.column_names:
                 table = table.set_column(table.column_names.index(name), name, values)
             else:
                 table = table.append_column(name, values)
-        return Scores(table, self._context)
+        return self._with(table)
 
     def with_context(self, context: SelectionContext) -> Scores:
         """The same rows, selected from in a run."""
-        return Scores(self.table, context)
+        scores = copy.copy(self)
+        scores._context = context
+        return scores
 
     def trial(self, rows: Sequence[int] | np.ndarray, repeat: int = 0, steps: int | None = None) -> float:
         """Mean loss, in nats, after a brief training of the proxy on these rows; infinite where it diverged.
@@ -242,51 +302,12 @@ def _rectangle(lists: pa.ListArray) -> np.ndarray:
 
 
 def read_score_table(folder: Path) -> pa.Table:
-    """All rows of a run's ``scores`` folder, by position, without hidden columns (``HIDDEN``).
+    """All rows of a run's ``scores`` folder, by position, without hidden columns; for tables that fit into memory.
 
     Raises:
         DataError: no shard is there, or a column is of one type in one and of another elsewhere.
     """
-    parts = sorted(folder.glob("part-*.parquet"))
-    if not parts:
-        raise DataError(f"{folder} holds no scores; run `ostlight select` first")
-    tables = [pq.read_table(p, columns=[n for n in pq.read_schema(p).names if not n.startswith(HIDDEN)]) for p in parts]
-    try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(_schema_conflict(parts, tables)) from error
-    return _without_offsets(table).sort_by("position")
-
-
-def _without_offsets(table: pa.Table) -> pa.Table:
-    """Vectors of one length with more numbers than 32-bit offsets count (500,000 of 4,096) as fixed-size lists."""
-    for k, name in enumerate(table.column_names):
-        column = table[name]
-        if pa.types.is_list(column.type) and sum(len(chunk.values) for chunk in column.chunks) > MAX_LIST_VALUES:
-            lengths = pa.compute.unique(pa.compute.list_value_length(column)).drop_null()
-            if len(lengths) == 1:
-                column = column.cast(pa.list_(column.type.value_type, lengths[0].as_py()))
-                table = table.set_column(k, name, column)
-    return table
-
-
-def _schema_conflict(parts: Sequence[Path], tables: Sequence[pa.Table]) -> str:
-    """The first column whose type differs between shards, and where, as a message."""
-    first_seen: dict[str, tuple[pa.DataType, Path]] = {}
-    for path, table in zip(parts, tables, strict=True):
-        for column in table.schema:
-            dtype, first = first_seen.setdefault(column.name, (column.type, path))
-            try:
-                pa.unify_schemas([pa.schema([(column.name, dtype)]), pa.schema([column])], promote_options="permissive")
-            except pa.ArrowException:
-                found = f"{dtype} in {first.name} and {column.type} in {path.name}"
-                return (
-                    f"{path.parent}: column {column.name!r} is {found}; "
-                    "return the same type for every batch from the selector's score"
-                )
-            if pa.types.is_null(dtype):
-                first_seen[column.name] = column.type, path
-    return f"{parts[0].parent}: the shards do not fit together"
+    return ScoreFiles(folder).table()
 
 
 def rejections(table: pa.Table) -> dict[int, BadRecord]:

@@ -41,7 +41,7 @@ def _select(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
 def _checked_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
     rows = np.asarray(selector.select(scores, budget), dtype=np.int64)
     name = type(selector).__name__
-    if rows.ndim != 1 or len(set(rows.tolist())) != len(rows):
+    if rows.ndim != 1 or len(np.unique(rows)) != len(rows):
         raise SelectorError(f"{name}.select returned a row twice or no flat list; return each row at most once")
     if len(rows) and (rows.min() < 0 or rows.max() >= len(scores)):
         raise SelectorError(f"{name}.select returned row {rows.max()} of {len(scores)}; rows count from 0")

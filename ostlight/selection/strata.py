@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, SOURCE, Budget
 from ostlight.errors import DataError
@@ -82,9 +83,9 @@ def _source_weights(scores: Scores, labels: np.ndarray, in_tokens: bool) -> dict
     factors = scores.context.source_weights if scores.in_run else {}
     if not factors:
         return None
-    sizes: Counter[str] = Counter()
-    for label, size in zip(labels, scores.tokens if in_tokens else np.ones(len(scores), dtype=int), strict=True):
-        sizes[label] += int(size)
+    names, codes = _encoded(labels)
+    counts = np.bincount(codes, scores.tokens if in_tokens else None, len(names))
+    sizes = {name: int(count) for name, count in zip(names, counts, strict=True)}
     return {label: size * factors.get(label, 1.0) for label, size in sizes.items()}
 
 
@@ -162,7 +163,19 @@ def select_from(
 def _rows_by_label(labels: np.ndarray) -> dict[Any, np.ndarray]:
     """Rows of each label, by ascending label."""
     if labels.dtype == object:
-        return {label: np.flatnonzero(labels == label) for label in sorted(set(labels))}
-    names, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)  # there may be many clusters
-    parts = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
-    return dict(zip(names.tolist(), parts, strict=True))
+        names, codes = _encoded(labels)
+        parts = _rows_by_code(codes, np.bincount(codes, minlength=len(names)))
+        return {name: part for name, part in sorted(zip(names, parts, strict=True), key=lambda pair: pair[0])}
+    values, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)  # there may be many clusters
+    return dict(zip(values.tolist(), _rows_by_code(inverse, sizes), strict=True))
+
+
+def _encoded(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The different labels by first occurrence, and the number of each row's."""
+    encoded = pa.array(labels, pa.large_string()).dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+
+def _rows_by_code(codes: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    """Ascending rows of each code."""
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ostlight.selection.scores import Scores
+from ostlight.data.record import MAX_TAG_CHARACTERS
+from ostlight.selection.scores import OK, Scores
 
 MIN_EXPECTED = 10
 """Samples that a random subset would keep of a tag; a tag with fewer may be missing by chance."""
@@ -35,20 +36,20 @@ def find_underrepresented(scores: Scores, rows: np.ndarray) -> list[Underreprese
     A model forgets what its subset lacks: a fifth chosen by utility may have two samples of a question type that is a
     seventh of the pool, because the proxy answers that type well (docs/results.md).
     """
-    tags = scores.table["tags"].combine_chunks()
-    if not len(rows) or not len(scores) or tags.null_count == len(tags):
+    if not len(rows) or not len(scores):
         return []
-    is_kept = np.zeros(len(scores), dtype=bool)
-    is_kept[rows] = True
-    offsets = tags.offsets.to_numpy()
-    entries = slice(int(offsets[0]), int(offsets[-1]))
-    kept = np.repeat(is_kept, np.diff(offsets)).astype(np.int64)
-    table = pa.table({"tag": tags.keys[entries], "value": tags.items[entries], "kept": kept})
-    counts = table.group_by(["tag", "value"]).aggregate([("kept", "sum"), ("kept", "count")]).to_pylist()
-    found = []
-    for count in counts:
-        tag = UnderrepresentedTag(count["tag"], count["value"], count["kept_count"], count["kept_sum"])
-        expected = tag.scored * len(rows) / len(scores)
-        if expected >= MIN_EXPECTED and tag.kept < MIN_SHARE * expected:
-            found.append(tag)
+    expected = f"count(*) * {len(rows)} / {len(scores)}"
+    counts = scores.query(
+        f"""
+        SELECT tag, value, count(*) AS scored, count(kept.position) AS kept
+        FROM (SELECT position, unnest(map_keys(tags)) AS tag, unnest(map_values(tags)) AS value
+              FROM scores WHERE state = '{OK}')
+        LEFT JOIN kept USING (position)
+        WHERE length(value) <= {MAX_TAG_CHARACTERS}
+        GROUP BY tag, value
+        HAVING {expected} >= {MIN_EXPECTED} AND count(kept.position) < {MIN_SHARE} * {expected}
+        """,
+        kept=pa.table({"position": scores.positions[rows]}),
+    )
+    found = [UnderrepresentedTag(**row) for row in counts.to_pylist()]
     return sorted(found, key=lambda tag: (tag.kept / tag.scored, -tag.scored, tag.tag, tag.value))

@@ -279,8 +279,8 @@ class BestOf(Selector):
         """The scores as the candidate's own table has them; columns it lacks are the first candidate's."""
         source, candidate = self.sources[k], self.candidates[k]
         prefix = f"{source.dependency}."
-        stored = [name for name in scores.table.column_names if name.startswith(prefix)]
-        view = scores.with_columns({name.removeprefix(prefix): scores.table[name] for name in stored})
+        stored = [name for name in scores.names if name.startswith(prefix)]
+        view = scores.with_columns({name.removeprefix(prefix): scores.stored(name) for name in stored})
         if source.metric is None:
             return view
         assert isinstance(candidate, MetricSelector), "only metric selectors read another's column"

@@ -163,7 +163,7 @@ class EmbeddingSelector(Selector):
         scores, columns = Scores(table), {"score": np.empty(0)}
         if len(scores):
             # In the order of the ids, so that the pool's order decides nothing.
-            scores = scores.take(pa.compute.sort_indices(scores.table["id"]).to_numpy())
+            scores = scores.take(pa.compute.sort_indices(scores.stored("id")).to_numpy())
             vectors = scores.column(COLUMN).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             columns = self.measure(vectors, scores, context)

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ostlight.selection import scores
+from ostlight.selection import score_files
 from ostlight.selection.scores import Scores
 
 
 @pytest.mark.parametrize("limit", [2**31 - 1, 10])
 def test_columns_of_very_many_numbers_are_read_as_others(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(scores, "MAX_LIST_VALUES", limit)
+    monkeypatch.setattr(score_files, "MAX_LIST_VALUES", limit)
     vectors = np.arange(24, dtype=np.float16).reshape(6, 4)
     for part, rows in enumerate(([3, 5], [4, 0], [1, 2])):
         columns = {

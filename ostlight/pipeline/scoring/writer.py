@@ -17,7 +17,7 @@ from ostlight.errors import DataError
 from ostlight.pipeline.images_read import ImageRead, write_images
 from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
-from ostlight.selection.scores import read_score_table
+from ostlight.selection.score_files import ScoreFiles
 
 
 def part(folder: Path, shard: int) -> Path:
@@ -85,13 +85,18 @@ def audit(folder: Path, records: int) -> str:
     Raises:
         DataError: rows are missing or double; names the first of them.
     """
-    positions = read_score_table(folder)["position"].to_numpy()
-    if len(positions) != records or (positions != range(records)).any():
-        seen = set(positions.tolist())
-        missing = [p for p in range(records) if p not in seen]
-        double = len(positions) - len(seen)
+    files = ScoreFiles(folder)
+    assert files.schema.names, "asked for first: it refuses files that do not fit together"
+    (found,) = files.query(
+        "SELECT count(*) AS rows, count(DISTINCT position) AS records, min(position) AS first, max(position) AS last "
+        "FROM scores"
+    ).to_pylist()
+    if found != {"rows": records, "records": records, "first": 0, "last": records - 1}:
+        missing = files.query(
+            f"SELECT range AS position FROM range({records}) ANTI JOIN scores ON range = position ORDER BY position"
+        )["position"]
         raise DataError(
-            f"{folder}: {len(missing)} of {records} records have no row (first: {missing[:5]}), {double} have several; "
-            "remove the part files concerned and run again"
+            f"{folder}: {len(missing)} of {records} records have no row (first: {missing[:5].to_pylist()}), "
+            f"{found['rows'] - found['records']} have several; remove the part files concerned and run again"
         )
     return f"audit: each of the {records:,} records has exactly one row in {folder}"

@@ -133,7 +133,7 @@ def _order(scores: Scores, then: str) -> np.ndarray:
     if then == "coverage":
         return _cluster_by_cluster(scores)
     name, sign = then.removeprefix("-"), 1 if then.startswith("-") else -1
-    numbers = [n for n in scores.table.column_names if scores.table.schema.field(n).type in NUMBERS]
+    numbers = [field.name for field in scores.schema if field.type in NUMBERS]
     if name not in numbers:
         raise DataError(
             f"then={then} names no column of numbers of the scores; it takes random, coverage, {', '.join(numbers)}"
@@ -163,7 +163,7 @@ def _cluster_by_cluster(scores: Scores) -> np.ndarray:
 def seeded_uniform(scores: Scores) -> np.ndarray:
     """``[N]`` numbers in [0, 1) by the run's seed and each sample's id; seed 0 outside a run."""
     seed = scores.context.seed if scores.in_run else 0
-    ids = scores.table["id"]
+    ids = scores.stored("id")
     pieces = (ids[k : k + ROWS_AT_ONCE].to_pylist() for k in range(0, len(ids), ROWS_AT_ONCE))
     return np.concatenate([np.empty(0), *(np.array(uniform_by_id(seed, piece)) for piece in pieces)])
 

@@ -19,7 +19,8 @@ from ostlight.influence.scorer import UtilityScorer
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.batch import Batch
 from ostlight.selection.context import ScoringContext
-from ostlight.selection.scores import HIDDEN, Scores
+from ostlight.selection.score_files import HIDDEN
+from ostlight.selection.scores import Scores
 
 log = logging.getLogger("ostlight.selectors.ost")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, Budget
 from ostlight.data.pool import Pool
+from ostlight.data.record import MAX_TAG_CHARACTERS
 from ostlight.data.sample import Sample
 from ostlight.errors import ConfigError
 from ostlight.selection.selector import Selector
@@ -56,7 +57,8 @@ def refuse_missing_tags(
             also = f"; it also takes {ANCHOR_GROUP} and {GRADIENT_CLUSTER}" if setting.endswith("stratify_by") else ""
             there_are = ", ".join(sorted(known)) or "none"
             problems.append(
-                f"{setting} is {tag!r}, a tag no record of the pool has; {hint}there are: {there_are}{also}"
+                f"{setting} is {tag!r}, a tag no record of the pool has; {hint}there are: {there_are}{also}; "
+                f"a text of more than {MAX_TAG_CHARACTERS} characters is no tag"
             )
     if problems:
         raise ConfigError(problems)

@@ -164,6 +164,7 @@ def connected() -> Iterator[duckdb.DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="ostlight-") as folder,
         duckdb.connect(config={"memory_limit": SQL_MEMORY, "temp_directory": folder}) as connection,
     ):
+        connection.execute("SET enable_progress_bar = false")
         yield connection
 
 

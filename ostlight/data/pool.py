@@ -140,15 +140,24 @@ class Pool:
             BadRecord: the record cannot be used.
             IndexError: there is no such record.
         """
+        return self.record_and_sample(i)[1]
+
+    def record_and_sample(self, i: int) -> tuple[dict[str, Any], Sample]:
+        """Record ``i`` as its file holds it, and as a sample; read once.
+
+        Raises:
+            BadRecord: the record cannot be used.
+            IndexError: there is no such record.
+        """
         i = int(i)  # a position may come out of an array
         n, k = self.source_and_index(i)
         record = _record(self._opened(n), k)
         id = own_id(record)
         if id is None:
-            return self.readers[n].sample(record, self._ids.content_id(i), i)
+            return record, self.readers[n].sample(record, self._ids.content_id(i), i)
         if self.duplicates != "keep":
             self._refuse_duplicate(i, id)
-        return self.readers[n].sample(record, self._ids.unique_id(i, id), i)
+        return record, self.readers[n].sample(record, self._ids.unique_id(i, id), i)
 
     def _refuse_duplicate(self, i: int, id: str) -> None:
         first = self._ids.first_with_same_id(i)
@@ -219,7 +228,13 @@ class Pool:
         return self.sources[n].path, k + 1
 
     def locate_all(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``[N]`` number of each record's file among ``files``, and the record's number there, counted from 1."""
+        """``[N]`` number of each record's file among ``files``, and the record's number there, counted from 1.
+
+        Raises:
+            IndexError: there is no such record.
+        """
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"records {positions.min()} to {positions.max()} of a pool of {len(self)}")
         files = np.searchsorted(self._begins, positions, side="right") - 1
         return files, positions - self._begins[files] + 1
 

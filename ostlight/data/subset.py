@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ostlight.data import llama_factory
 from ostlight.data.atomic import atomic_path, atomic_write_text
@@ -27,7 +30,7 @@ MANIFEST = ".files"
 
 
 def write_subset(
-    pool: Pool, positions: Sequence[int], folder: Path, unread: Collection[int] = frozenset()
+    pool: Pool, positions: Sequence[int] | np.ndarray, folder: Path, unread: Collection[int] = frozenset()
 ) -> list[Path]:
     """Write the records at ``positions`` as they came: the same bytes, in the same format, one file per pool file.
 
@@ -38,7 +41,7 @@ def write_subset(
     several image roots go to ``piece-1``, ``piece-2``, ... with their images, so that equal names stay apart. Beside
     JSON and JSON lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry,
     and a line in the log says why; with a mapping of columns there is none. What an earlier call wrote into ``folder``
-    and this one does not is removed.
+    and this one does not is removed. The records are looked at in one pass over the files, in their order.
 
     Args:
         unread: those of the positions that are written also where they cannot be read; what they name is then not
@@ -52,11 +55,10 @@ def write_subset(
     """
     if not len(positions):
         raise DataError(f"no record is kept, so there is nothing to write to {folder}", folder)
-    if len(set(positions)) != len(positions):
+    positions = np.asarray(positions, dtype=np.int64)
+    if len(np.unique(positions)) != len(positions):
         raise ValueError("a record can be written once only: positions holds some twice")
-    kept: dict[int, list[int]] = {}
-    for i in positions:
-        kept.setdefault(pool.source_and_index(int(i))[0], []).append(int(i))
+    file_of, number = pool.locate_all(positions)
     bases = _bases(pool, folder)
     targets = _targets(pool.sources, bases)
     for source in pool.sources:
@@ -69,31 +71,36 @@ def write_subset(
     files: set[Path] = set()
     written: list[Path] = []
     entries: dict[str, dict[str, Any]] = {}
-    for n in sorted(kept):
-        source, target = pool.sources[n], targets[n]
+    for n in np.unique(file_of).tolist():
+        source, target, in_file = pool.sources[n], targets[n], file_of == n
         beside = target if isinstance(source, HuggingFaceFolder) else target.parent
         root = pool.readers[n].root
-        copies, unreadable = _copy_images(
-            pool, kept[n], root, beside if root.folder == source.folder else bases[n], unread
-        )
-        files |= copies
-        indices = [pool.source_and_index(i)[1] for i in kept[n]]
+        checked = _CheckedRecords(pool, root, beside if root.folder == source.folder else bases[n], unread)
+        records = checked.of(np.sort(positions[in_file]))
+        described: dict[str, Any] = {}
+        problem: llama_factory.UnsuitableError | None = None
+        first = next(records, None)
+        if first is not None and isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
+            try:
+                described = llama_factory.describe(target.relative_to(folder).as_posix(), chain([first], records))
+            except llama_factory.UnsuitableError as error:
+                problem = error
+        for _ in records:  # those that the description did not come to
+            pass
+        files |= checked.copies
         with phase(f"writing {target.name}"):
-            source.write(indices, target)
+            source.write((number[in_file] - 1).tolist(), target)
         written.append(target)
         files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
-        if unreadable:
+        if checked.unreadable:
             log.info(
-                f"{target} holds {unreadable:,} records of media that are not read: their files stay where they are, "
-                f"and {llama_factory.FILE_NAME} has no entry for it"
+                f"{target} holds {checked.unreadable:,} records of media that are not read: their files stay where they "
+                f"are, and {llama_factory.FILE_NAME} has no entry for it"
             )
-        elif isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
-            file_name = target.relative_to(folder).as_posix()
-            name = file_name.rpartition(".")[0].replace("/", "_")
-            try:
-                entries[name] = llama_factory.describe(file_name, map(source.record, indices))
-            except llama_factory.UnsuitableError as problem:
-                log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, problem)
+        elif problem is not None:
+            log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, problem)
+        elif described:
+            entries[described["file_name"].rpartition(".")[0].replace("/", "_")] = described
     if entries:
         info = folder / llama_factory.FILE_NAME
         atomic_write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
@@ -147,30 +154,51 @@ def _targets(sources: list[Source], bases: list[Path]) -> list[Path]:
     return targets
 
 
-def _copy_images(
-    pool: Pool, positions: list[int], root: ImageRoot, folder: Path, unread: Collection[int]
-) -> tuple[set[Path], int]:
-    """Copy the images of these records below ``folder``, unless they lie elsewhere.
+class _CheckedRecords:
+    """Reads records that are kept, and copies the images they name.
 
-    Returns the copies, and how many of ``unread`` cannot be read.
+    Args:
+        root: of their images.
+        folder: gets the images, unless they lie elsewhere.
+        unread: records that are kept also where they cannot be read.
+
+    Attributes:
+        copies: the images copied so far.
+        unreadable: how many of ``unread`` could not be read.
     """
-    copies: set[Path] = set()
-    unreadable = 0
-    for i in track(positions, "images of the subset", unit="records"):
-        try:
-            sample = pool[i]
-        except BadRecord as bad:
-            if i in unread:
-                unreadable += 1
-                continue
-            raise DataError(f"{pool.record_name(i)} cannot be kept: {bad}", pool.locate(i)[0]) from bad
-        for image in sample.images if not isinstance(root.folder, RemotePath) else ():
-            if image.path is not None and (target := folder / root.relative(image.path)) not in copies:
-                _copy(image.path, target)
-                copies.add(target)
-    if isinstance(root.folder, RemotePath):
-        log.info(f"images of the subset stay at {root.folder}: name it as the image root of what reads the subset")
-    return copies, unreadable
+
+    def __init__(self, pool: Pool, root: ImageRoot, folder: Path, unread: Collection[int]) -> None:
+        self.pool, self.root, self.folder, self.unread = pool, root, folder, unread
+        self.copies: set[Path] = set()
+        self.unreadable = 0
+
+    def of(self, positions: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The records that can be read, in this order.
+
+        Raises:
+            DataError: another record cannot be read.
+        """
+        is_remote = isinstance(self.root.folder, RemotePath)
+        for i in track(positions.tolist(), "images of the subset", unit="records"):
+            try:
+                record, sample = self.pool.record_and_sample(i)
+            except BadRecord as bad:
+                if i in self.unread:
+                    self.unreadable += 1
+                    continue
+                raise DataError(f"{self.pool.record_name(i)} cannot be kept: {bad}", self.pool.locate(i)[0]) from bad
+            for image in () if is_remote else sample.images:
+                if (
+                    image.path is not None
+                    and (target := self.folder / self.root.relative(image.path)) not in self.copies
+                ):
+                    _copy(image.path, target)
+                    self.copies.add(target)
+            yield record
+        if is_remote:
+            log.info(
+                f"images of the subset stay at {self.root.folder}: name it as the image root of what reads the subset"
+            )
 
 
 def _copy(image: Path, target: Path) -> None:

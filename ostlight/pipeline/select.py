@@ -127,7 +127,7 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
             f"there is no subset to write{_first_reason(rejected)}"
         )
     if is_first_rank():
-        write_subset(pool, kept.tolist(), folder.subset, set(unread.tolist()))
+        write_subset(pool, kept, folder.subset, set(unread.tolist()))
     answers_cut = pc.sum(files.rows["answer_cut"]).as_py() or 0
     return Selection(
         folder,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,18 +79,17 @@ class Parquet(Source):
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         reader = self._opened()
-        with atomic_path(target) as temporary, self._writer(temporary) as writer:
-            pending: list[pa.Table] = []
-            pending_bytes = 0
-            for i in kept:
-                start, table = reader.around(i)
-                pending.append(cut_row(table, i - start))
-                pending_bytes += pending[-1].nbytes
-                if pending_bytes > WRITE_BYTES:
-                    writer.write_table(pa.concat_tables(pending))
-                    pending, pending_bytes = [], 0
-            if pending:
-                writer.write_table(pa.concat_tables(pending))
+        order = np.argsort(np.asarray(kept, dtype=np.int64), kind="stable")
+        pieces = _pieces(_row_of(*reader.around(kept[k]), kept[k]) for k in order)  # forward: each is unpacked once
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(target))
+            writer = stack.enter_context(self._writer(temporary))
+            if (np.diff(order) != 1).any():
+                place = np.argsort(order)
+                rows = stack.enter_context(_mapped(pieces, reader.file.schema_arrow, target.parent))
+                pieces = _pieces(cut_row(rows, i) for i in place.tolist())
+            for piece in pieces:
+                writer.write_table(piece)
 
     def _writer(self, target: Path | BinaryIO) -> pq.ParquetWriter:
         """Of a file with the schema and, where it can be written, the compression of this one."""
@@ -103,6 +103,35 @@ class Parquet(Source):
 
     def _open(self) -> Any:
         return _Reader(self.path)
+
+
+def _row_of(first: int, table: pa.Table, i: int) -> pa.Table:
+    """Row ``i`` of a file, of which ``table`` is a part that begins with row ``first``."""
+    return cut_row(table, i - first)
+
+
+def _pieces(rows: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Rows together in tables of about ``WRITE_BYTES``."""
+    pending: list[pa.Table] = []
+    pending_bytes = 0
+    for one in rows:
+        pending.append(one)
+        pending_bytes += one.nbytes
+        if pending_bytes > WRITE_BYTES:
+            yield pa.concat_tables(pending)
+            pending, pending_bytes = [], 0
+    if pending:
+        yield pa.concat_tables(pending)
+
+
+@contextmanager
+def _mapped(pieces: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> Iterator[pa.Table]:
+    """The pieces as one table in a temporary file of ``folder``, mapped: its rows can be read in any order."""
+    with tempfile.NamedTemporaryFile(prefix=".ostlight-", suffix=".arrow", dir=folder) as temporary:
+        with pa.ipc.new_stream(temporary.name, schema) as writer:
+            for piece in pieces:
+                writer.write_table(piece)
+        yield pa.ipc.open_stream(pa.memory_map(temporary.name)).read_all()
 
 
 class _Reader:

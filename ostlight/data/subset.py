@@ -79,6 +79,7 @@ def write_subset(
         records = checked.of(np.sort(positions[in_file]))
         described: dict[str, Any] = {}
         problem: llama_factory.UnsuitableError | None = None
+        source.close()  # a new pass, which starts at the file's beginning
         first = next(records, None)
         if first is not None and isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
             try:
@@ -94,8 +95,8 @@ def write_subset(
         files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
         if checked.unreadable:
             log.info(
-                f"{target} holds {checked.unreadable:,} records of media that are not read: their files stay where they "
-                f"are, and {llama_factory.FILE_NAME} has no entry for it"
+                f"{target} holds {checked.unreadable:,} records of media that are not read: their files stay where "
+                f"they are, and {llama_factory.FILE_NAME} has no entry for it"
             )
         elif problem is not None:
             log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, problem)

@@ -78,9 +78,9 @@ class Parquet(Source):
         return row(table, i - start, self.record_bytes, reader.packed)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
-        reader = self._opened()
+        reader = self._open()  # one that has read nothing yet, so that this is a first pass
         order = np.argsort(np.asarray(kept, dtype=np.int64), kind="stable")
-        pieces = _pieces(_row_of(*reader.around(kept[k]), kept[k]) for k in order)  # forward: each is unpacked once
+        pieces = _pieces(reader.cut_row(kept[k]) for k in order)  # forward: each row group is unpacked once
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(target))
             writer = stack.enter_context(self._writer(temporary))
@@ -103,11 +103,6 @@ class Parquet(Source):
 
     def _open(self) -> Any:
         return _Reader(self.path)
-
-
-def _row_of(first: int, table: pa.Table, i: int) -> pa.Table:
-    """Row ``i`` of a file, of which ``table`` is a part that begins with row ``first``."""
-    return cut_row(table, i - first)
 
 
 def _pieces(rows: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -160,6 +155,11 @@ class _Reader:
         if self._window is None or not 0 <= i - self._window[0] < self._window[1].num_rows:
             self._window = self._load(i)
         return self._window
+
+    def cut_row(self, i: int) -> pa.Table:
+        """Row ``i`` as a table of its own."""
+        start, table = self.around(i)
+        return cut_row(table, i - start)
 
     def _load(self, i: int) -> tuple[int, pa.Table]:
         group = int(np.searchsorted(self._group_start, i, side="right")) - 1

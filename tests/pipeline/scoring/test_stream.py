@@ -26,7 +26,7 @@ def pool(tmp_path: Path) -> Pool:
         if k in BROKEN:
             (tmp_path / f"{k}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         else:
-            Image.new("RGB", (32, 32), (k, 0, 0)).save(tmp_path / f"{k}.png")
+            Image.new("RGB", (16, 16), (k, 0, 0)).save(tmp_path / f"{k}.png")
         answer = "an answer " * (1 + k % 5)
         turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": answer}]
         lines.append(json.dumps({"id": str(k), "image": f"{k}.png", "conversations": turns}))
@@ -50,7 +50,7 @@ def order(found: list[ShardBatch]) -> list[list[int]]:
 
 
 def test_a_shard_that_fits_is_batched_as_a_whole_longest_first(made):
-    found = made(tokens_per_batch=100)
+    found = made(tokens_per_batch=60)
     for shard in range(3):
         lengths = [max(one.batch.tokens) for one in found if one.shard == shard]
         assert lengths == sorted(lengths, reverse=True)
@@ -59,7 +59,7 @@ def test_a_shard_that_fits_is_batched_as_a_whole_longest_first(made):
 
 @pytest.mark.parametrize("records", [1, 3, 4])
 def test_no_more_is_held_than_a_window(made, monkeypatch, records):
-    whole = made(tokens_per_batch=100)
+    whole = made(tokens_per_batch=60)
     size = max(one.nbytes for batch in whole for one in batch.batch.encoded)
     held: list[int] = []
     add = ShardStream._add
@@ -71,7 +71,7 @@ def test_no_more_is_held_than_a_window(made, monkeypatch, records):
 
     monkeypatch.setattr(ShardStream, "_add", watched)
     monkeypatch.setattr(stream, "WINDOW_BYTES", records * size)
-    found = made(tokens_per_batch=100)
+    found = made(tokens_per_batch=60)
     assert max(held) <= (records + 1) * size
     assert order(found) != order(whole)
     positions = sorted(p for positions in order(found) for p in positions)

@@ -122,8 +122,8 @@ class Data:
         path: file, folder of files, or glob; or a list of them, each with settings of its own where that is needed
             (``{path, image_root, source, weight}``). Of a clone of a data set of the hub, the training split is read.
         format: file format (``jsonl``, ``json``, ``csv``, ``parquet``, ``hf``, ``webdataset``) or record layout
-            (``sharegpt``, ``messages``, ``conversation``, ``texts``, ``alpaca``, ``question``); ``auto`` recognizes
-            both by the content.
+            (``sharegpt``, ``messages``, ``conversation``, ``texts``, ``alpaca``, ``question``, ``prompt``); ``auto``
+            recognizes both by the content.
         image_root: folder that image paths are relative to and must stay in; by default the folder of the file.
         columns: which columns hold question, answer and images, for tables of no known layout.
         duplicates: records that share an id: ``keep`` all (the second is called ``ID#2``), keep the ``first``, or

@@ -2,13 +2,13 @@
 
 ``sharegpt`` (LLaVA and ShareGPT), ``messages`` (OpenAI) and ``conversation`` are lists of turns, ``from``/``value`` or
 ``role``/``content`` in each. ``texts`` (the Cauldron) is a list of pairs of question and answer. ``alpaca`` and
-``question`` are one question and its answer in columns.
+``question`` are one question and its answer in columns; ``prompt`` is TRL's prompt and completion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -93,6 +93,24 @@ def _read_alpaca(record: Mapping[str, Any], labelled: bool) -> Conversation:
     return Conversation(turns, images_of(record))
 
 
+def _read_prompt(record: Mapping[str, Any], labelled: bool) -> Conversation:
+    """Prompt and completion, each a text or a list of turns, as TRL has them; the completion alone is trained on."""
+    found: list[Any] = []
+    turns = _system(record)
+    prompt = record.get("prompt")
+    if isinstance(prompt, str):
+        turns.append(Turn("user", prompt))
+    else:
+        given = enumerate(_field(record, "prompt", list) or [])
+        turns += [replace(read_turn(one, f"prompt[{n}]", found), trained=False) for n, one in given]
+    if isinstance(record.get("completion"), str):
+        turns += _answer(record, "completion", labelled)
+    else:
+        given = enumerate(_field(record, "completion", list) or [])
+        turns += [read_turn(one, f"completion[{n}]", found) for n, one in given]
+    return Conversation(turns, _in_order(found, images_of(record)))
+
+
 def _read_question(record: Mapping[str, Any], labelled: bool) -> Conversation:
     question = _field(record, "question", str)
     if question is None:
@@ -109,6 +127,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout("texts", ("texts", "system"), _read_texts),
         Layout("alpaca", ("instruction", "input", "output", "system", "history"), _read_alpaca),
         Layout("question", ("question", "answer"), _read_question),
+        Layout("prompt", ("completion", "prompt", "system"), _read_prompt),
     )
 }
 

@@ -41,6 +41,8 @@ def describe(file_name: str, records: Iterable[Mapping[str, Any]]) -> dict[str, 
         fields.update(name for name, value in record.items() if value is not None)
         if layout.name == "texts":
             raise UnsuitableError("its turns are pairs of user and assistant, which LLaMA-Factory does not read")
+        if layout.name == "prompt":
+            raise UnsuitableError("it has prompts and completions apart, which LLaMA-Factory reads as texts only")
         if layout.name in _ONE_TURN_COLUMNS:
             texts = [value for value in record.values() if isinstance(value, str)]
         else:

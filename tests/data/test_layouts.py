@@ -102,6 +102,25 @@ def test_question_and_answer(images: Path, jsonl: Callable) -> None:
     assert sample.tags == {"split": "a"}
 
 
+def test_prompt_and_completion_as_texts_or_turns(images: Path, jsonl: Callable) -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"},
+             {"role": "assistant", "content": "4"}, {"role": "user", "content": [{"type": "image"},
+             {"type": "text", "text": "And this?"}]}]  # fmt: skip
+    records = [
+        {"prompt": "2+2?", "completion": " 4"},
+        {"prompt": asked, "completion": [{"role": "assistant", "content": "a shade"}], "images": ["pics/1.png"]},
+        {"prompt": asked, "completion": "a shade", "images": ["pics/1.png"]},
+    ]
+    text, turns, mixed = Pool.open(jsonl(records), image_root=images)
+    assert [(t.role, t.text, t.trained) for t in text.turns] == [("user", "2+2?", False), ("assistant", " 4", True)]
+    for sample in (turns, mixed):
+        assert [t.role for t in sample.turns] == ["system", "user", "assistant", "user", "assistant"]
+        assert [t.trained for t in sample.turns] == [False, False, False, False, True], "the prompt's answers are given"
+        assert sample.answer == "a shade"
+        assert len(sample.images) == 1
+        assert "<image>" in sample.turns[3].text
+
+
 def test_images_without_any_mark_come_before_the_first_user_turn(images: Path, jsonl: Callable, chat: Callable) -> None:
     record = chat("What?", image=["pics/0.png", "pics/1.png"], system="S")
     assert Pool.open(jsonl(record))[0].turns[1].text == "<image>\n<image>\nWhat?"

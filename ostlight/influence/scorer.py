@@ -20,6 +20,7 @@ from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.gradient_products import GradientProducts
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
+from ostlight.influence.estimators.sharded_finite_difference import ShardedFiniteDifference, is_sharded
 from ostlight.influence.gradient_vectors import STORAGES, VectorSettings
 from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.parameters import select_parameters
@@ -91,7 +92,9 @@ class UtilityScorer:
     changed.
 
     Args:
-        model: any module whose forward gives logits (or, with a callable ``loss``, whatever that takes).
+        model: any module whose forward gives logits (or, with a callable ``loss``, whatever that takes). One sharded by
+            FSDP2 is scored by ``finite_difference``: each call is one of all ranks, each with a batch of its own, and a
+            rank that has no more calls ``close``.
         anchors: batches of trusted samples that show what the model must do, or ``Anchors``.
         parameters: what the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora``, or a regular expression.
         estimator: ``projected`` (about one training step a sample; needs ``calibration``), ``exact`` (a pass over all
@@ -219,6 +222,8 @@ class UtilityScorer:
             batches: what is compared.
             seen: whether the estimator was calibrated on them too, for the summary.
         """
+        if is_sharded(self.step.model):
+            raise InfluenceError("the weights are sharded over ranks, which exact, to compare with, does not support")
         with self._evaluating():
             return rank_agreement(self.step, self._estimator, batches, seen)
 
@@ -237,8 +242,9 @@ class UtilityScorer:
             return self._estimator.verify(batch)
 
     def close(self) -> None:
-        """Ends this rank's part where ``vector_storage="split"``: the others may still look up its vectors."""
-        if isinstance(self._estimator, GradientProducts):
+        """Ends this rank's part: the others may still look up its vectors (``vector_storage="split"``), or gather its
+        part of the weights (a model sharded by FSDP2)."""
+        if isinstance(self._estimator, GradientProducts | ShardedFiniteDifference):
             self._estimator.close()
 
     def _make_estimator(
@@ -251,6 +257,13 @@ class UtilityScorer:
         by_anchor: bool,
     ) -> Exact | ExactHead | GradientProducts | FiniteDifference:
         step = self.step
+        if is_sharded(step.model):
+            if name != "finite_difference":
+                raise InfluenceError(
+                    f"the weights are sharded over ranks, which {name} does not support; set "
+                    "estimator=finite_difference"
+                )
+            return ShardedFiniteDifference(step, self._calibration[:8])
         if name == "exact":
             full = step.in_full_precision()
             head = untied_linear_head(full.model, full.parameters) if step.preconditioner is None else None
@@ -275,7 +288,8 @@ class UtilityScorer:
         required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         model.eval()
         try:
-            train_only(model, self.step.parameters)
+            if not is_sharded(model):  # FSDP2 does not follow a change
+                train_only(model, self.step.parameters)
             yield
         finally:
             for parameter, before in required:

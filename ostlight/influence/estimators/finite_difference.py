@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.failures import failure_column, not_finite_losses
 from ostlight.influence.gradient_vectors import IN_MEMORY, VectorPlan, VectorSettings, make_vectors
-from ostlight.influence.gradients.forward_mode import directional_derivatives, find_difference_step
+from ostlight.influence.gradients.forward_mode import directional_derivatives, find_difference_step, norm_of
 from ostlight.influence.simulated_step import SimulatedStep
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,15 @@ class FiniteDifference:
             )
         if not calibration:
             raise InfluenceError("finite_difference needs a usable sample of the pool to find its step on; give one")
-        self.step, self.parameters = step, dict(step.parameters)
+        self.step, self._vectors = step, vectors
+        self.parameters = self._own_parameters()
         self._refuse_autocast()
-        plan = VectorPlan(self.parameters, step.anchors.sizes, 0, "full", step.device)
-        log.info(plan.summary())
-        made = make_vectors(step, plan, 0, vectors)
-        self.direction = {name: made[name][0] for name in self.parameters}
-        batch = step.task.together(calibration)
-        found = find_difference_step(lambda: step.losses(batch), self.parameters, self.direction, step.model)
-        self.size, self.relative_error = found.size, found.relative_error
+        self.direction = self._mean_gradient()
+        batch = self._calibration = step.task.together(calibration)
+        found = find_difference_step(
+            lambda: self._losses(batch), self.parameters, self.direction, self._one_product_of, self._norm
+        )
+        self.size, self.relative_error = self._agreed((found.size, found.relative_error))
         summary = f"first order from two forward passes: its own error is about {self.relative_error:.1g} of a product"
         if self.relative_error > LARGEST_ERROR:
             raise InfluenceError(
@@ -77,10 +77,10 @@ class FiniteDifference:
         passes: list[Tensor] = []
 
         def losses() -> Tensor:
-            passes.append(self.step.losses(batch).double())
+            passes.append(self._losses(batch).double())
             return passes[-1]
 
-        alignment = directional_derivatives(losses, self.parameters, self.direction, self.size, self.step.model)
+        alignment = directional_derivatives(losses, self.parameters, self.direction, self.size, self._one_product_of)
         columns = {
             "score": self.step.step_size * alignment,
             "loss": torch.stack(passes).mean(0),
@@ -88,6 +88,32 @@ class FiniteDifference:
             "step_size": [self.step.step_size] * len(alignment),
         }
         return columns | failure_column(not_finite_losses(alignment))
+
+    @property
+    def _one_product_of(self) -> nn.Module | None:
+        """The model, unless its weights are elsewhere than in its parameters."""
+        return self.step.model
+
+    def _own_parameters(self) -> dict[str, Any]:
+        """What is shifted."""
+        return dict(self.step.parameters)
+
+    def _mean_gradient(self) -> dict[str, Tensor]:
+        """``g_V``, of what is shifted."""
+        plan = VectorPlan(self.step.parameters, self.step.anchors.sizes, 0, "full", self.step.device)
+        log.info(plan.summary())
+        made = make_vectors(self.step, plan, 0, self._vectors)
+        return {name: made[name][0] for name in self.parameters}
+
+    def _losses(self, batch: Any) -> Tensor:
+        return self.step.losses(batch)
+
+    def _norm(self, vectors: Mapping[str, Tensor]) -> float:
+        return norm_of(vectors)
+
+    def _agreed(self, values: tuple[float, float]) -> tuple[float, float]:
+        """What all ranks go by."""
+        return values
 
     def _refuse_autocast(self) -> None:
         if torch.is_autocast_enabled(self.step.device.type):

@@ -69,6 +69,7 @@ def find_difference_step(
     parameters: Mapping[str, nn.Parameter],
     direction: Mapping[str, Tensor],
     model: nn.Module | None = None,
+    norm: Callable[[Mapping[str, Tensor]], float] | None = None,
 ) -> DifferenceStep:
     """The step whose quarter gives the same derivatives most nearly, from trying on a few samples once per direction.
 
@@ -78,10 +79,11 @@ def find_difference_step(
         InfluenceError: as ``directional_derivatives``; or no step gives finite losses.
     """
     _check(parameters, direction)
-    length = norm_of(direction)
+    norm = norm or norm_of  # over all ranks, where each holds a part
+    length = norm(direction)
     if length == 0:
         raise InfluenceError("the direction is zero everywhere; a derivative along it says nothing")
-    largest = LARGEST_SHIFT * norm_of(parameters) / length
+    largest = LARGEST_SHIFT * norm(parameters) / length
     sizes = [largest * 0.25**rung for rung in range(STEPS_TRIED)]
     with shiftable(parameters) as shift, _one_product(model, parameters), torch.no_grad():
         tried = [_central(losses, shift, direction, size) for size in sizes]

@@ -59,8 +59,8 @@ LIMITS = {"reselect": (120.0, 6_000.0), "first_score": (10.0, None)}
 """Seconds and MB."""
 
 
-class FirstScore(Exception):
-    """Ends a run at its first batch."""
+class FirstScore(BaseException):
+    """Ends a run at its first batch; a selector's own errors are counted against its samples."""
 
 
 class StopsAtFirstBatch(Selector):
@@ -213,9 +213,8 @@ def first_score(root: Path, records: int) -> None:
     pool = open_pool(config.pool, "pool", folder=folder)
     try:
         score_pool(ScoringJob(config, folder, pool, StopsAtFirstBatch()))
-    except Exception as error:
-        if not isinstance(error, FirstScore):
-            raise
+    except FirstScore:
+        pass
     else:
         raise AssertionError("no batch was scored")
 

@@ -24,7 +24,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, RunChangedError
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import track
-from ostlight.selection.score_files import ScoreFiles
+from ostlight.selection.score_files import ScoreFiles, is_whole
 
 IMAGE_REASONS = frozenset(
     {"missing_image", "image_outside_root", "remote_image", "not_an_image", "image_too_large", "corrupt_image"}
@@ -161,9 +161,9 @@ def _path_now(image: ImageRead, pool: Pool) -> Path:
 
 def rejected_reasons(scores: Path) -> dict[int, str]:
     """Returns the reason of every rejected record by its position."""
-    if not any(scores.glob("part-*.parquet")):
+    if not any(map(is_whole, scores.glob("part-*.parquet"))):
         return {}
-    rejected = ScoreFiles(scores).rejected()
+    rejected = ScoreFiles(scores, skip_damaged=True).rejected()
     return dict(zip(rejected["position"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
 
 

@@ -27,13 +27,14 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.overlap import OverlapWatch
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
-from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards
+from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards, part
 from ostlight.pipeline.unsupported import announce
 from ostlight.pipeline.warmup import proxy_fingerprints, seconds_per_sample, warm_up_proxy
 from ostlight.progress import phase
 from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
 from ostlight.selection.notes import read_notes, remove_notes
 from ostlight.selection.registry import create
+from ostlight.selection.score_files import is_whole
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
 from ostlight.training.optimizer_records import median_update_norm
@@ -92,6 +93,10 @@ def score_pool(job: ScoringJob) -> None:
         _check_rescored(job, origin)
         return
     missing, retried = missing_shards(job.folder.scores, job.shards), _retried(job)
+    damaged = [shard for shard in missing if part(job.folder.scores, shard).exists()]
+    if damaged:
+        names = ", ".join(part(job.folder.scores, shard).name for shard in damaged[:3])
+        log.warning(f"scores: {len(damaged)} files are damaged ({names}); their records are scored again")
     if not missing and not retried:
         log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
         return
@@ -110,8 +115,8 @@ def score_pool(job: ScoringJob) -> None:
 
 def _holds_scores(scores: Path) -> bool:
     """Whether any record has a score: where all were rejected, a setting was wrong, and there is nothing to lose."""
-    for part in scores.glob("part-*.parquet"):
-        file = pq.ParquetFile(part)
+    for scored in filter(is_whole, scores.glob("part-*.parquet")):
+        file = pq.ParquetFile(scored)
         if file.metadata.num_rows and file.read(["score"])["score"].null_count < file.metadata.num_rows:
             return True
     return False
@@ -119,8 +124,8 @@ def _holds_scores(scores: Path) -> bool:
 
 def _clear(folder: RunFolder) -> None:
     """Removes what scoring without a result has left."""
-    for part in (*folder.scores.glob("part-*.parquet"), *folder.images.glob("part-*.parquet")):
-        part.unlink(missing_ok=True)
+    for file in (*folder.scores.glob("part-*.parquet"), *folder.images.glob("part-*.parquet")):
+        file.unlink(missing_ok=True)
     remove_notes(folder.path / "selector")
 
 

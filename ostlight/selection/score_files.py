@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
-from ostlight.errors import DataError
+from ostlight.errors import DataError, reading_back
 from ostlight.selection.tag_codes import TagCodes, encode_tags
 
 SQL_MEMORY = "2GB"
@@ -28,8 +28,20 @@ HIDDEN = "_"
 MAX_LIST_VALUES = 2**31 - 1
 """Numbers in a column of lists up to which pyarrow can sort it."""
 
+CURE = "remove it, and the same command scores its records again"
+"""For a score file that is damaged inside; one without a readable end is scored again anyway."""
+
 TEXTS_READ = ("id", "state")
 """Columns of text among ``ScoreFiles.rows``."""
+
+
+def is_whole(part: Path) -> bool:
+    """Whether a score file is there, with a readable end: it appears whole, so one without was damaged since."""
+    try:
+        pq.read_metadata(part)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return True
 
 
 class ScoreFiles:
@@ -37,13 +49,17 @@ class ScoreFiles:
 
     Rows are numbered from 0 by ascending position, whatever order the files have.
 
+    Args:
+        folder: of the files.
+        skip_damaged: leave out files without a readable end.
+
     Raises:
         DataError: the folder holds no score file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, skip_damaged: bool = False) -> None:
         self.folder = folder
-        self.parts = sorted(folder.glob("part-*.parquet"))
+        self.parts = [part for part in sorted(folder.glob("part-*.parquet")) if not skip_damaged or is_whole(part)]
         if not self.parts:
             raise DataError(f"{folder} holds no scores; run `ostlight select` first")
         self._columns: dict[str, pa.ChunkedArray] = {}
@@ -58,7 +74,10 @@ class ScoreFiles:
         Raises:
             DataError: a column is of one type in one file and of another elsewhere.
         """
-        schemas = [_shown(pq.read_schema(part)) for part in self.parts]
+        schemas = []
+        for part in self.parts:
+            with reading_back(part, CURE):
+                schemas.append(_shown(pq.read_schema(part)))
         try:
             return pa.unify_schemas(list(dict.fromkeys(schemas)), promote_options="permissive")
         except pa.ArrowException as error:
@@ -105,8 +124,9 @@ class ScoreFiles:
 
     def _tag_columns(self) -> Iterator[pa.ChunkedArray]:
         for part in self.parts:
-            with pq.ParquetFile(part) as file:
-                yield file.read(["tags"])["tags"]
+            with reading_back(part, CURE), pq.ParquetFile(part) as file:
+                tags = file.read(["tags"])["tags"]
+            yield tags
 
     def rejected(self) -> pa.Table:
         """``position``, ``id``, ``state``, ``reason``, ``field`` and ``detail`` of rejected records, by position."""
@@ -120,7 +140,7 @@ class ScoreFiles:
             sql: on the table ``scores``, which has the columns that every score table has, for every record.
             tables: further tables, by their name in the query.
         """
-        with self._connected(tables) as connection:
+        with reading_back(self.folder, "one of its files cannot be read"), self._connected(tables) as connection:
             return connection.sql(sql).to_arrow_table()
 
     def write(self, sql: str, target: Path, **tables: pa.Table) -> None:
@@ -144,7 +164,7 @@ class ScoreFiles:
         """These columns, in the order of the files."""
         tables = []
         for part in self.parts:
-            with pq.ParquetFile(part) as file:
+            with reading_back(part, CURE), pq.ParquetFile(part) as file:
                 tables.append(file.read([name for name in names if name in file.schema_arrow.names]))
         return pa.concat_tables(tables, promote_options="permissive").select(list(names))
 

@@ -90,3 +90,27 @@ def test_a_damaged_manifest_is_named_with_the_cure(settings, content: bytes):
         DataError, match=r"manifest\.json is damaged .*remove that folder, or give this run another name"
     ):
         ostlight.select(settings())
+
+
+@pytest.mark.parametrize("damage", [b"", b"noise" * 40, None], ids=["empty", "noise", "half"])
+def test_a_damaged_score_file_is_scored_again(settings, damage, logged):
+    first = ostlight.select(settings(selector=OST))
+    file = sorted(first.folder.scores.iterdir())[1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    again = ostlight.select(settings(selector=OST))
+    assert "1 files are damaged (part-000001.parquet)" in logged()
+    assert again.kept.tolist() == first.kept.tolist()
+    assert file.read_bytes() == whole
+
+
+def test_a_score_file_damaged_inside_is_named_with_the_cure(settings):
+    folder = ostlight.select(settings(selector=OST)).folder
+    file = sorted(folder.scores.iterdir())[1]
+    content = bytearray(file.read_bytes())
+    content[4:400] = bytes(396)
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"is damaged|cannot be read"):
+        ostlight.select(settings(selector=OST), "budget.fraction=0.3")
+    file.unlink()
+    assert len(ostlight.select(settings(selector=OST), "budget.fraction=0.3").kept)

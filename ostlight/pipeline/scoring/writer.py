@@ -17,7 +17,7 @@ from ostlight.errors import DataError
 from ostlight.pipeline.images_read import ImageRead, write_images
 from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
-from ostlight.selection.score_files import ScoreFiles
+from ostlight.selection.score_files import ScoreFiles, is_whole
 
 
 def part(folder: Path, shard: int) -> Path:
@@ -26,8 +26,8 @@ def part(folder: Path, shard: int) -> Path:
 
 
 def missing_shards(folder: Path, shards: int) -> list[int]:
-    """Returns the numbers of the shards that have no file yet."""
-    return [s for s in range(shards) if not part(folder, s).exists()]
+    """Returns the numbers of the shards that have no file yet, or a damaged one."""
+    return [s for s in range(shards) if not is_whole(part(folder, s))]
 
 
 class ShardWriter(BasePredictionWriter):
@@ -65,7 +65,7 @@ class ShardWriter(BasePredictionWriter):
             file = part(self.folder, batch.shard)
             # First: a shard that has a score file is complete.
             write_images(self._images.pop(batch.shard), part(self.images, batch.shard))
-            table = _with_rows_before(to_table(rows), file) if file.exists() else to_table(rows)
+            table = _with_rows_before(to_table(rows), file) if is_whole(file) else to_table(rows)
             with atomic_path(file) as temporary:
                 pq.write_table(table, temporary)
             del self._open[batch.shard]

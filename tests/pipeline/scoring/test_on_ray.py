@@ -69,12 +69,14 @@ def test_a_node_is_killed_while_it_scores_and_another_joins(cluster, settings, t
 
     with ThreadPoolExecutor(1) as thread:
         ended = thread.submit(ostlight.select, on_ray(base, name="ray"))
-        # Each process waits in the middle of its second shard.
-        wait_until(lambda: (tmp_path / "waits-second").exists() and (tmp_path / "waits-first").exists())
-        kill_second_node(cluster)
-        add_node(cluster)
-        wait_until(lambda: len(list(tmp_path.glob("set_up-*"))) == 3)
-        (tmp_path / "go").touch()
+        try:
+            # Each process waits in the middle of its second shard.
+            wait_until(lambda: (tmp_path / "waits-second").exists() and (tmp_path / "waits-first").exists())
+            kill_second_node(cluster)
+            add_node(cluster)
+            wait_until(lambda: len(list(tmp_path.glob("set_up-*"))) >= 3)
+        finally:
+            (tmp_path / "go").touch()  # whatever failed: the thread is waited for
         ended.result()
     runs = tmp_path / "runs"
     assert parts(runs / "ray") == parts(runs / "whole")

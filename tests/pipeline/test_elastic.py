@@ -1,5 +1,4 @@
-"""Under torchrun's agent a rank that dies is restarted with all others: scoring resumes from its shards, training from
-its checkpoint."""
+"""Under torchrun's agent a rank that dies is restarted with all others, and scoring resumes from the shards of all."""
 
 from __future__ import annotations
 
@@ -24,25 +23,17 @@ import os, sys
 import ostlight
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ostlight.selection.registry import register
-from ostlight.training.checkpoints import Checkpoints
 from asked_selector import Asked
 
 register("asked")(Asked)
 ostlight.configure_logging()
 verb, config = sys.argv[1:]
 dies = os.environ.get
-save, score = Checkpoints.on_train_batch_end, Asked.score
+score = Asked.score
 
 
 def dies_here():
     return (dies("TORCHELASTIC_RESTART_COUNT"), dies("RANK")) == ("0", "1")
-
-
-def save_and_die(self, trainer, *rest):
-    save(self, trainer, *rest)
-    trainer.strategy.barrier()  # the file is there
-    if dies_here() and trainer.global_step == 2:
-        os._exit(3)
 
 
 def score_and_die(self, batch):
@@ -51,7 +42,7 @@ def score_and_die(self, batch):
     return score(self, batch)
 
 
-Checkpoints.on_train_batch_end, Asked.score = save_and_die, score_and_die
+Asked.score = score_and_die
 launch = LaunchConfig(1, 1, 2, max_restarts=1, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
                       monitor_interval=0.2)
 elastic_launch(launch, getattr(ostlight, verb))(config)
@@ -82,12 +73,3 @@ def test_scoring_resumes_from_the_shards_of_all_ranks(settings, tmp_path: Path):
         del registry._registered["asked"]
     one, two = (sorted((tmp_path / "runs" / name / "scores").iterdir()) for name in ("one", "two"))
     assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
-
-
-def test_training_resumes_from_its_checkpoint(settings, tmp_path: Path):
-    base = settings(name="two", budget={"count": 12})
-    ostlight.select(base)
-    target = base["target"] | {"checkpoint_minutes": 0, "training": {"steps": 4, "batch_size": 4, "lr": 1e-3}}
-    said = torchrun("train", base | {"target": target, "compute": base["compute"] | {"devices": 2}}, tmp_path)
-    assert "resumes from step 2" in said
-    assert (tmp_path / "runs" / "two" / "target" / "config.json").exists()

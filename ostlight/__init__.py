@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ostlight.models.batch import Batch
     from ostlight.pipeline.command import Source
     from ostlight.pipeline.init_config import init_config
+    from ostlight.pipeline.plan import RunPlan
     from ostlight.pipeline.select import Selection
     from ostlight.pipeline.validate import Validation
     from ostlight.reporting.matrix import Matrix
@@ -67,6 +68,7 @@ __all__ = [
     "evaluate",
     "explain",
     "init_config",
+    "plan",
     "register",
     "report",
     "rescore",
@@ -87,6 +89,16 @@ def validate(config: Source, *overrides: str) -> Validation:
 
     with show_progress(loaded.compute.progress):
         return check(loaded)
+
+
+def plan(config: Source, *overrides: str) -> RunPlan:
+    """Returns what every stage will cost, from shapes alone; loads no weight (``ostlight.pipeline.plan``)."""
+    from ostlight.config import load_config
+
+    loaded = load_config(config, *overrides)
+    from ostlight.pipeline.plan import plan as estimate
+
+    return estimate(loaded)
 
 
 def select(config: Source, *overrides: str) -> Selection:

@@ -88,6 +88,14 @@ def validate(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """Show what each stage will cost, from shapes alone."""
+    import ostlight
+
+    typer.echo(str(ostlight.plan(config, *overrides or [])))
+
+
+@app.command()
 def select(config: Config, overrides: Overrides = None) -> None:
     """Score the pool, select within the budget, write the subset."""
     import ostlight

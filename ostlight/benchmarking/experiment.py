@@ -23,6 +23,7 @@ from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, open
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.selection.registry import create_all
+from ostlight.training.precision import precision_of
 from ostlight.training.steps import EncodedPool
 
 CLEAN = (None, "", "clean")
@@ -97,7 +98,7 @@ class Experiment:
             "test": fingerprint_of_records(self.config.test, "test"),
             "target.path": self.target_fingerprint,
             "target": dataclasses.asdict(self.config.target) | ignored,
-            "compute.precision": self.config.compute.precision,
+            "compute.precision": precision_of(self.config.compute),
             "evaluation": dataclasses.asdict(self.config.evaluation),
             "training code": fingerprint.of_code(*fingerprint.TRAINING, "ostlight.evaluation"),
             "package versions": fingerprint.package_versions(),

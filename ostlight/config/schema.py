@@ -13,7 +13,7 @@ from ostlight.config.budget import SOURCE, Budget
 from ostlight.config.digitmath import DigitMath
 
 Order = Literal["shuffled", "utility_descending", "utility_ascending", "annealed"]
-Precision = Literal["32-true", "bf16-mixed", "bf16-true", "64-true"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "64-true"]
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 Part = Literal["vision", "projector", "language"]
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -360,7 +360,8 @@ class Compute:
         devices: devices on each node; a benchmark gives each of its tasks one.
         num_nodes: machines.
         strategy: of Lightning's Trainer; ``fsdp`` (FSDP2) shards the target, and means ``ddp`` in earlier stages.
-        precision: of Lightning's Trainer.
+        precision: of Lightning's Trainer; ``auto`` is ``bf16-mixed`` on a CUDA device that computes in bf16, else
+            ``32-true``.
         tokens_per_batch: padded tokens in one forward pass; samples of similar length share a batch.
         shard_size: records in one score file, the unit at which a stopped run resumes.
         workers: processes of each device that read, decode and encode records ahead, in every stage; 0 reads in the
@@ -377,7 +378,7 @@ class Compute:
     devices: Processes = 1
     num_nodes: Count = 1
     strategy: str = "auto"
-    precision: Precision = "32-true"
+    precision: Precision = "auto"
     tokens_per_batch: Count = 16_384
     shard_size: Count = 1_000
     workers: Annotated[int, Interval(ge=0, le=1024)] | None = None
@@ -392,6 +393,43 @@ class Compute:
                 f"address={self.address}: a remote client cannot see the run folder; submit the command to the cluster "
                 "(`ray job submit -- ostlight select ...`), or run it on a node with address=auto"
             )
+
+
+@dataclass
+class Plan:
+    """What ``ostlight plan`` takes for granted in the place of what it reads off the files and this machine.
+
+    Attributes:
+        records, anchors, test: how many there are; ``null`` counts those of the files.
+        tokens: mean length of a sample, its images among them; ``null`` encodes some records of the pool.
+        answer_tokens, image_tokens: how many of these tokens are answer, and image; read where ``tokens`` is set.
+        record_bytes: of a record's text and images, for the size of the subset; ``null`` leaves it out.
+        flops_per_s: that one device reaches; ``null`` multiplies two matrices on this machine and takes
+            ``utilization`` of that rate.
+        utilization: share of a large matrix product's rate that training and scoring reach.
+        device_gib: memory of one device; ``null`` reads this machine's.
+        judge_parameters: of the judge the plan is compared with; ``null`` takes the target.
+        judge_tokens: what the judge reads and writes besides the sample: rubric and reply.
+    """
+
+    records: Count | None = None
+    anchors: Count | None = None
+    test: Count | None = None
+    tokens: Count | None = None
+    answer_tokens: Count = 64
+    image_tokens: Annotated[int, Ge(0)] = 0
+    record_bytes: Count | None = None
+    flops_per_s: Positive | None = None
+    utilization: Annotated[float, Interval(gt=0, le=1)] = 0.4
+    device_gib: Positive | None = None
+    judge_parameters: Positive | None = None
+    judge_tokens: Count = 600
+
+    def problems(self) -> Iterator[str]:
+        if self.tokens is not None and self.answer_tokens + self.image_tokens >= self.tokens:
+            yield f"tokens must be more than answer_tokens + image_tokens; got {self.tokens}"
+        if self.tokens is None and self.image_tokens:
+            yield "image_tokens needs tokens: the whole length of a sample; leave both out to read some records"
 
 
 @dataclass
@@ -485,13 +523,14 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     evaluation: Evaluation = field(default_factory=Evaluation)
     compute: Compute = field(default_factory=Compute)
+    plan: Plan = field(default_factory=Plan)
     benchmark: Benchmark | None = None
     written: dict[str, Any] = field(default_factory=dict, metadata={"hidden": True}, compare=False, repr=False)
 
     def problems(self) -> Iterator[str]:
         if not is_folder_name(self.name):
             yield f"name must be a plain folder name; got {self.name[:80]!r}"
-        if self.digitmath is None and self.pool.path is None:
+        if self.digitmath is None and self.pool.path is None and self.plan.records is None:
             yield "pool.path is missing: name your data there, or add `digitmath: {}` for the built-in pool"
         yield from self._weight_problems()
         if self.benchmark is not None and self.pool.unsupported != "reject":

@@ -74,6 +74,12 @@ class Batch:
             for (small, labels, answer_cut), places in zip(packed, self.places, strict=True)
         ]
 
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What decides the cost of a pass over the batch: the sizes of its tensors, and how many tokens are answers."""
+        sizes = tuple((name, tuple(tensor.shape)) for name, tensor in self.inputs.items())
+        return len(self), sizes, int((self.labels != IGNORED).sum())
+
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """On another device."""
         inputs = {k: v.to(device, **kwargs) for k, v in self.inputs.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 _no_composites: set[Any] = set()
 """Operators that do not decompose into others."""
@@ -29,8 +29,19 @@ def _grouped_backward(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     return 2 * _grouped(a, b)
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """As torch counts attention on a GPU: a causal mask saves nothing."""
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
+
+
 UNREGISTERED: dict[str, Callable[..., int]] = {
     "aten::_grouped_mm": _grouped,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "transformers::grouped_mm_fallback": _grouped,
     "transformers::grouped_mm_fallback_backward": _grouped_backward,
 }

@@ -39,12 +39,33 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
         ConfigError: no path.
         ModelError: the folder or name, or the base model its adapters name, cannot be loaded; says why.
     """
-    path = _path(settings, where)
+    path = model_path(settings, where)
     trust = {"trust_remote_code": settings.trust_remote_code}
     base = base_of(path, where)
+    with model_class(settings, path, where, base) as (auto, _):
+        chosen = {} if settings.attention is None else {"attn_implementation": settings.attention}
+        model: Any = auto.from_pretrained(base or path, dtype=getattr(torch, settings.dtype), **chosen, **trust)
+        if base is not None:
+            model = with_adapters(model, path)
+        if settings.dtype == "float64" and hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the grouped kernels of experts have no float64
+        keep_samples_apart(model)
+    return model.eval()
+
+
+@contextmanager
+def model_class(settings: Model, path: str, where: str, base: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """The class of transformers that builds the model, and the model's configuration.
+
+    Args:
+        path: folder or hub name, for messages.
+        base: the one its adapters name.
+
+    Raises:
+        ModelError: the configuration cannot be read, or the block within fails to build the model; says why.
+    """
     with _loading("model", path, where):
-        whole = base or path
-        config = AutoConfig.from_pretrained(whole, **trust)
+        config = AutoConfig.from_pretrained(base or path, trust_remote_code=settings.trust_remote_code)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(
                 f"{where}.path: {path!r} ({config.model_type}) reads with an encoder and writes with a decoder; only "
@@ -55,15 +76,7 @@ def load_model(settings: Model, where: str) -> PreTrainedModel:
             config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
             or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
         )
-        auto = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
-        chosen = {} if settings.attention is None else {"attn_implementation": settings.attention}
-        model: Any = auto.from_pretrained(whole, dtype=getattr(torch, settings.dtype), **chosen, **trust)
-        if base is not None:
-            model = with_adapters(model, path)
-        if settings.dtype == "float64" and hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("eager")  # the grouped kernels of experts have no float64
-        keep_samples_apart(model)
-    return model.eval()
+        yield AutoModelForImageTextToText if takes_images else AutoModelForCausalLM, config
 
 
 def load_encoder(settings: Model, where: str) -> Encoder:
@@ -73,14 +86,19 @@ def load_encoder(settings: Model, where: str) -> Encoder:
         ConfigError: no path.
         ModelError: it cannot be loaded, or has no chat template.
     """
-    path = _path(settings, where)
+    path = model_path(settings, where)
     home = processor_home(path, base_of(path, where))
     with _loading("processor", home, where):
         processor = load_processor(home, trust_remote_code=settings.trust_remote_code)
     return Encoder(processor, settings.max_length)
 
 
-def _path(settings: Model, where: str) -> str:
+def model_path(settings: Model, where: str) -> str:
+    """The folder or hub name of a model.
+
+    Raises:
+        ConfigError: none is named.
+    """
     if settings.path is None:
         raise ConfigError([f"{setting_of(where)} is missing: name a model folder or hub name"])
     return local_model(settings.path)

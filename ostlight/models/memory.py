@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,6 +17,23 @@ T = TypeVar("T")
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory of the device or of the machine ran out; PyTorch has no class of its own for the latter."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def device_memory(accelerator: str) -> int | None:
+    """Bytes of the first device that ``compute.accelerator`` takes on this machine; ``None`` where it cannot be told.
+
+    On a CPU it is the machine's memory.
+    """
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return machine_memory() if accelerator in ("auto", "cpu") else None
+
+
+def machine_memory() -> int | None:
+    """Bytes of this machine's memory; ``None`` where it cannot be told."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class TokenBudget:

@@ -177,13 +177,29 @@ class MultimodalModel(L.LightningModule):
         if self.training_settings.clip is not None:
             # Lightning's own clipping refuses fused optimizers under mixed precision, even bf16, which scales nothing.
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
-        optimizer.step()
+        self._take_step(optimizer)
         optimizer.zero_grad()
         self.lr_schedulers().step()  # type: ignore[union-attr]
         mean = self.trainer.strategy.reduce(total, reduce_op="mean")
         assert isinstance(mean, Tensor), "a tensor reduces to a tensor"
         self.log("loss", mean, prog_bar=True, batch_size=1)
         return mean
+
+    def _take_step(self, optimizer: Any) -> None:
+        """Raises:
+        OstlightError: memory runs out for AdamW's two averages, which smaller batches would not help.
+        """
+        try:
+            optimizer.step()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            needed = 2 * sum(p.nbytes for p in self.trained.values()) / 2**30
+            raise OstlightError(
+                f"out of memory in the optimizer, whose averages take {needed:.1f} GiB beside weights and gradients: "
+                "train adapters (target.lora), shard the target (compute.strategy=fsdp with more compute.devices), or "
+                "take a smaller model; `ostlight plan` shows what fits"
+            ) from error
 
     def _backward_alone(self, step: TrainingStep) -> Tensor:
         """Each rank computes its gradient alone, in as many micro-batches as it takes; then gradients are averaged.

@@ -40,6 +40,7 @@ def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Confi
     with log_to_file(folder / "logs" / "ostlight.log") as handler, show_progress(config.compute.progress):
         try:
             with _naming_the_file(source):
+                _log_precision(config)
                 yield config
         except Interrupted as interruption:
             if folder.is_dir():
@@ -52,6 +53,14 @@ def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Confi
                 handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, message, (), sys.exc_info()))
             raise
         log.info(f"next: {_next_command(next_verb(config), source, overrides, folder)}")
+
+
+def _log_precision(config: Config) -> None:
+    from ostlight.training.precision import precision_line  # torch, which takes a while, after the configuration
+
+    line = precision_line(config.compute)
+    if line is not None:
+        log.info(line)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -125,6 +126,11 @@ class RunFolder:
             stages |= {stage: inputs}
             atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")
         return is_other
+
+    def written_options(self) -> dict[str, Any]:
+        """The selector's options in ``config.yaml``, as its scores were made with."""
+        options: dict[str, Any] = read_mapping(self.path / "config.yaml").get("selector", {}).get("options") or {}
+        return options
 
     def made_from(self, stage: str) -> dict[str, str] | None:
         """What a stage was claimed with; ``None`` where it was not."""

@@ -23,6 +23,7 @@ from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
+from ostlight.pipeline.memory import fitted
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.overlap import OverlapWatch
@@ -86,6 +87,12 @@ def score_pool(job: ScoringJob) -> None:
     if job.selector.needs_anchors and not anchors.samples:
         raise no_anchors(job.config.selector.name)
     origin = rescored_from(job.folder)
+    if not origin:
+        config = fitted(
+            job.config, job.folder, job.selector, anchors, not missing_shards(job.folder.scores, job.shards)
+        )
+        job.folder.config = config
+        job = dataclasses.replace(job, config=config)
     made_from = scoring_fingerprints(job.config, job.pool, anchors, job.selector) | origin
     job.folder.claim("scores", made_from, not _holds_scores(job.folder.scores), clear=lambda: _clear(job.folder))
     job.folder.write_config()

@@ -27,6 +27,7 @@ from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
+from ostlight.training.precision import precision_of
 from ostlight.training.steps import EncodedPool
 from ostlight.training.weights import set_trained_weights, trained_weights
 
@@ -121,7 +122,7 @@ def settings_fingerprints(config: Config, kept: np.ndarray) -> dict[str, str]:
     return {
         "selection": fingerprint.of_values(kept.tolist()),
         "target": fingerprint.of_values(settings),
-        "compute.precision": config.compute.precision,
+        "compute.precision": precision_of(config.compute),
         "seed": str(config.seed),
     }
 

@@ -6,49 +6,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER, Budget
-from ostlight.config.schema import Config, Data, Model, Training
+from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER
+from ostlight.config.schema import Config, Data, Model
 from ostlight.data.pool import Pool
-from ostlight.data.remote import local_model
 from ostlight.errors import BadRecord, ConfigError, OstlightError
-from ostlight.models.adapters import base_of
 from ostlight.models.encode import Encoder
 from ostlight.models.load import load_encoder
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
+from ostlight.pipeline.plan import RECORDS_READ, StagePlan, planned_stages
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.sample_text import mark_answers
 from ostlight.selection.context import no_anchors
 from ostlight.selection.registry import create, create_all
 from ostlight.selection.selector import Selector
-
-RECORDS_READ = 100
-"""Records that are read and encoded, spread over the pool."""
-FLOPS_TRAINING, FLOPS_FORWARD = 6, 2
-"""Operations per parameter and token: forward and backward pass, and forward pass alone."""
-
-
-@dataclass
-class StageEstimate:
-    """What one stage will cost.
-
-    Attributes:
-        tokens: that go through the model, padding left out.
-        flops: lowest and highest estimate.
-    """
-
-    stage: str
-    tokens: float
-    flops: tuple[float, float]
-
-    def __str__(self) -> str:
-        low, high = self.flops
-        flops = f"{high:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
-        return f"{self.stage}: {self.tokens:,.0f} tokens, {flops} FLOPs"
 
 
 @dataclass
@@ -74,7 +45,7 @@ class Validation:
     answers_cut: int = 0
     tokens_per_sample: float = 0.0
     sample: str = ""
-    stages: list[StageEstimate] = field(default_factory=list)
+    stages: list[StagePlan] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -136,7 +107,8 @@ def validate(config: Config) -> Validation:
     _check_strata(config, tags, report)
     if lengths:
         report.tokens_per_sample = sum(lengths) / len(lengths)
-        _estimate_cost(config, selector, len(pools["pool"]), report)
+    if lengths and not report.problems:
+        _estimate_cost(config, report)
     return report
 
 
@@ -208,64 +180,10 @@ def _check_strata(config: Config, tags: set[str], report: Validation) -> None:
             )
 
 
-def _estimate_cost(config: Config, selector: Selector, records: int, report: Validation) -> None:
-    length = report.tokens_per_sample
-    report.assumptions.append(
-        f"{length:,.0f} tokens a sample, the mean of those read; {FLOPS_TRAINING} FLOPs for each parameter and token "
-        f"of training, {FLOPS_FORWARD} of a forward pass"
-    )
-    parameters = _count_parameters(config.proxy, "proxy", report) if selector.uses_proxy else 0
-    if parameters:
-        warmup, tokens = config.proxy.warmup, records * length
-        if warmup.fraction > 0:
-            samples = max(1, round(warmup.fraction * records))
-            report.stages.append(_training("warm-up", warmup.training, samples, length, parameters))
-        forward, training = (factor * parameters * tokens for factor in (FLOPS_FORWARD, FLOPS_TRAINING))
-        report.stages.append(StageEstimate("score", tokens, (forward, training)))
-        trials, steps = selector.trials_at_most(records, warmup.training.batch_size)
-        if trials:
-            tokens = trials * steps * warmup.training.batch_size * length
-            flops = FLOPS_TRAINING * parameters * tokens
-            report.stages.append(StageEstimate(f"at most {trials} trials of {steps} steps", tokens, (0.0, flops)))
-        report.assumptions.append(
-            "scoring passes each sample through the proxy once: forward only, or forward and backward where the "
-            "selector takes gradients; its setup and dependencies come on top (`select` measures them before "
-            "it starts)"
-        )
-    parameters = _count_parameters(config.target, "target", report)
-    if parameters:
-        kept = _kept_records(config.budget, records, length)
-        report.stages.append(_training("train", config.target.training, kept, length, parameters))
-
-
-def _kept_records(budget: Budget, records: int, length: float) -> int:
-    if budget.tokens is not None:
-        return max(1, min(records, round(budget.tokens / length)))
-    return records if budget.threshold is not None else max(1, budget.size(records))
-
-
-def _training(stage: str, training: Training, samples: int, length: float, parameters: int) -> StageEstimate:
-    epochs = 1.0 if training.epochs is None else training.epochs
-    shown = samples * epochs if training.steps is None else training.steps * training.batch_size
-    tokens = shown * length
-    flops = FLOPS_TRAINING * parameters * tokens
-    return StageEstimate(f"{stage} on {samples:,} samples", tokens, (flops, flops))
-
-
-def _count_parameters(settings: Model, where: str, report: Validation) -> int:
-    """Returns the model's parameters, from its configuration alone; 0 where none is named or it cannot be read."""
-    path, trust = settings.path, {"trust_remote_code": settings.trust_remote_code}
-    if path is None:
-        return 0
-    multimodal: Any = AutoModelForImageTextToText
-    text_only: Any = AutoModelForCausalLM
-    with report.collect_problem(f"{where}.path"):
-        path = local_model(path)
-        config = AutoConfig.from_pretrained(base_of(path, where) or path, **trust)
-        with torch.device("meta"):
-            try:
-                model = multimodal.from_config(config, **trust)
-            except ValueError:  # a text-only model
-                model = text_only.from_config(config, **trust)
-        return int(model.num_parameters())
-    return 0
+def _estimate_cost(config: Config, report: Validation) -> None:
+    """A model that cannot be counted without its weights may run all the same, so this makes no problem."""
+    try:
+        report.stages, report.assumptions = planned_stages(config)
+    except (OSError, ValueError, ImportError, RuntimeError, OstlightError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        report.assumptions = [f"the cost is not estimated: {reason}"]

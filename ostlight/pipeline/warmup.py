@@ -23,6 +23,7 @@ from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
 from ostlight.training.optimizer_records import OptimizerRecords
+from ostlight.training.precision import precision_of
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trainer import wait_for_all
 
@@ -99,7 +100,7 @@ def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> di
         "proxy.path": fingerprint.of_model(config.proxy.path, "proxy"),
         "proxy": fingerprint.of_values(dataclasses.asdict(config.proxy) | {"path": None}),
         "seed": str(config.seed),
-        "compute.precision": config.compute.precision,
+        "compute.precision": precision_of(config.compute),
         "training code": fingerprint.of_code(*fingerprint.TRAINING),
         "package versions": fingerprint.package_versions(),
     }

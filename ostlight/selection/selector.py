@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ostlight.config.schema import SelectorChoice
     from ostlight.models.batch import Batch
     from ostlight.selection.context import ScoringContext
+    from ostlight.selection.planning import PlannedScoring, ProxyMemory, ScoringPlan
 
 
 class Selector(ABC):
@@ -118,6 +119,21 @@ class Selector(ABC):
         """
         return 0, 0
 
+    def fit_memory(self, proxy: ProxyMemory) -> None:  # noqa: B027 - optional, so not abstract
+        """Called before anything is loaded, for selectors with a proxy: refuses what cannot fit into memory, and sets
+        those of ``options`` that are left to it. The options it sets are what scores are claimed with.
+
+        Raises:
+            SelectorError: what it needs does not fit; says what would.
+        """
+
+    def plan_scoring(self, scoring: PlannedScoring) -> ScoringPlan | None:
+        """What scoring with the proxy will take, from shapes alone; asked by ``ostlight plan`` of a fresh instance.
+
+        By default ``None``: the plan then has one pass of the proxy over each sample, forward or forward and backward.
+        """
+        return None
+
     @abstractmethod
     def score(self, batch: Batch) -> Mapping[str, Any]:
         """Score one batch.
@@ -187,6 +203,8 @@ SIGNATURES = {
     "teardown": ["self"],
     "select": ["self", "scores", "budget"],
     "rescore": ["self", "context", "parts"],
+    "fit_memory": ["self", "proxy"],
+    "plan_scoring": ["self", "scoring"],
 }
 
 FLAGS = (

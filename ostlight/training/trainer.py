@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from ostlight import interrupts
 from ostlight.config.schema import Compute
 from ostlight.errors import ConfigError
+from ostlight.training.precision import on_cuda, precision_of, sum_in_fp32
 
 PROJECT = "ostlight"
 """Of runs in Weights & Biases."""
@@ -46,13 +47,15 @@ def make_trainer(
     Raises:
         ConfigError: Lightning refuses the settings (no such accelerator, precision or strategy here).
     """
+    if on_cuda(compute):
+        sum_in_fp32()
     try:
         return L.Trainer(
             accelerator=compute.accelerator,
             devices=compute.devices,
             num_nodes=compute.num_nodes,
             strategy=_strategy(compute, shard),
-            precision=compute.precision,
+            precision=precision_of(compute),  # type: ignore[arg-type]
             logger=make_logger(compute.logger, folder, stage),
             callbacks=[_Signals(), *callbacks],
             enable_progress_bar=False,  # ours are shown by ostlight.progress

@@ -6,6 +6,7 @@ import pytest
 import tiny_families
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ostlight.config.schema import Model
@@ -34,12 +35,25 @@ def test_as_torchs_own_counter(proxy, samples, mode):
         if loss.requires_grad:
             loss.backward()
 
-    with FlopCounterMode(display=False) as theirs:
-        work()
-    with FlopCounter() as ours:
-        work()
-        work()
+    with sdpa_kernel(SDPBackend.MATH):  # theirs does not know the fused attention of CPUs
+        with FlopCounterMode(display=False) as theirs:
+            work()
+        with FlopCounter() as ours:
+            work()
+            work()
     assert ours.total == 2 * theirs.get_total_flops() > 0
+
+
+def test_fused_attention_of_cpus_counts_as_that_of_gpus():
+    query = torch.randn(2, 4, 5, 8, requires_grad=True)
+    key = value = torch.randn(2, 4, 7, 8)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), FlopCounter() as counter:
+        out = nn.functional.scaled_dot_product_attention(query, key, value)
+        forward = counter.total
+        out.sum().backward()
+    product = 2 * 2 * 4 * 5 * 7 * 8
+    assert forward == 2 * product
+    assert counter.total - forward == 5 * product, "the scores are computed again"
 
 
 def test_grouped_products_of_experts_count_as_a_loop_over_them(tmp_path):

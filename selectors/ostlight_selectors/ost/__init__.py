@@ -34,12 +34,15 @@ from ostlight.pipeline import fingerprint
 from ostlight.ranks import cluster_process, is_first_rank
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.notes import PRECONDITIONER
+from ostlight.selection.planning import PlannedScoring, ProxyMemory, ScoringPlan
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.selection.strata import select_top
 from ostlight.training.optimizer_records import SECOND_MOMENTS, warmup_adam_preconditioner
 from ostlight_selectors.ost.filter import select_filter
+from ostlight_selectors.ost.memory import fit
 from ostlight_selectors.ost.options import Estimator, OstOptions
+from ostlight_selectors.ost.plan import planned
 from ostlight_selectors.ost.rescore import PRODUCTS, in_eight_bits, rescored
 from ostlight_selectors.ost.round_robin import select_round_robin
 from ostlight_selectors.ost.sample import select_sample
@@ -171,8 +174,7 @@ class OneStepTrain(Selector):
         """
         anchors, records, seconds = len(context.anchors), context.proxy.records, context.proxy.seconds_per_sample
         work = self._set_up_work(anchors, records, estimator, rank)
-        wanted = 0 if estimator == "exact" else sample_count(records)
-        compared = min(wanted, max(FEWEST_COMPARED, 3 * (work + records) // (3 + anchors)))
+        wanted, compared = self._compared(anchors, records, estimator, rank)
         if compared < wanted:
             log.info(
                 f"rank agreement: on {compared} samples instead of {wanted}, which would take longer than all else on "
@@ -185,6 +187,12 @@ class OneStepTrain(Selector):
             f"{records:,} records are scored"
         )
         return compared
+
+    def _compared(self, anchors: int, records: int, estimator: str, rank: int | None) -> tuple[int, int]:
+        """Samples compared with ``exact`` in a large pool, and in one of this size."""
+        wanted = 0 if estimator == "exact" else sample_count(records)
+        work = self._set_up_work(anchors, records, estimator, rank)
+        return wanted, min(wanted, max(FEWEST_COMPARED, 3 * (work + records) // (3 + anchors)))
 
     def _set_up_work(self, anchors: int, records: int, estimator: str, rank: int | None) -> int:
         """What the set-up costs without the comparison with ``exact``, in training steps on one sample."""
@@ -278,6 +286,12 @@ class OneStepTrain(Selector):
             return singles, singles[:FINITE_DIFFERENCE_SAMPLES], False
         enough = len(unseen) >= rank
         return singles, unseen if enough else examples, not enough
+
+    def fit_memory(self, proxy: ProxyMemory) -> None:
+        fit(self.options, proxy)
+
+    def plan_scoring(self, scoring: PlannedScoring) -> ScoringPlan:
+        return planned(self.options, scoring, STEP_SIZE_SAMPLES, lambda *sizes: self._compared(*sizes)[1])
 
     def fingerprints(self) -> dict[str, str]:
         # Where the vectors are changes no score; half precision does.

@@ -40,7 +40,8 @@ class OstOptions:
             training step per sample), ``exact`` (the step is taken; a pass over all anchors per sample),
             ``first_order`` (the inner product of the gradients), ``second_order`` (and sketched curvature) or
             ``finite_difference`` (first order from two forward passes: for any architecture, and with less memory).
-        parameters: those the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression.
+        parameters: those the step changes: ``blocks``, ``last:N``, ``head``, ``all``, ``lora`` or a regular expression;
+            ``auto`` is ``blocks``, or as many of the last ones as fit into memory.
         step: the step's shape: ``sgd`` (as in the paper), ``adam`` (second moments of the warm-up, frozen), ``kfac`` or
             ``ekfac`` (natural gradient; curvature of 300 pool samples). ``null`` is ``kfac``, and ``sgd`` with
             ``selection=top`` or ``set``.
@@ -71,7 +72,9 @@ class OstOptions:
         set_batch_size: of the mini-batches of ``set``; ``null`` is 32.
         vector_storage: how the estimators' fixed vectors (one for each anchor group, and the directions or probes, the
             latter for each group; each as large as the parameters) are held: ``full``, ``bf16``, ``offload`` (the
-            machine's memory) or ``split`` (over the ranks; the factors of ``kfac`` and ``ekfac`` with them).
+            machine's memory) or ``split`` (over the ranks; the factors of ``kfac`` and ``ekfac`` with them). ``auto``
+            is the first that fits of ``full``, ``split``, ``bf16`` and ``offload``, and if none does a lower ``rank``,
+            where that is ``null``.
     """
 
     estimator: Estimator | None = None
@@ -91,7 +94,7 @@ class OstOptions:
     normalize: bool | None = None
     set_step_size: Positive | None = None
     set_batch_size: Count | None = None
-    vector_storage: Literal["full", "bf16", "offload", "split"] = "full"
+    vector_storage: Literal["full", "bf16", "offload", "split", "auto"] = "full"
 
     def __post_init__(self) -> None:
         reads_sizes = self.selection in ("top", "set")
@@ -109,7 +112,7 @@ class OstOptions:
                 yield f"{name} is an option of {owner}={' or '.join(values)}; {is_now}{hint}"
         if self.selection == "set" and self.estimator not in ("projected", "second_order"):
             yield "selection=set needs estimator=projected or second_order: it reads their curvature"
-        if self.estimator == "finite_difference" and self.vector_storage != "full":
+        if self.estimator == "finite_difference" and self.vector_storage not in ("full", "auto"):
             yield "vector_storage must be full with estimator=finite_difference, which holds one vector"
         if self.utility_by_anchor and self.estimator == "finite_difference":
             yield "utility_by_anchor needs another estimator than finite_difference, which takes one vector"
@@ -120,6 +123,8 @@ class OstOptions:
                 f"random_products need estimator=projected, first_order or second_order; {self.estimator} takes no "
                 "backward pass over whole batches"
             )
+        if self.random_products is not None and self.parameters == "auto":
+            yield "random_products need named parameters, over which other anchors are scored too; not auto"
         if self.min_confidence is not None and not self.utility_by_anchor:
             yield "min_confidence needs utility_by_anchor=true"
 

@@ -156,7 +156,7 @@ def add_text_metrics(model: MultimodalModel, samples: Sequence[Sample], result: 
             if known:
                 result.means.setdefault(name, {})[column] = sum(known) / len(known)
         if "loss" in result.means.get(name, {}):
-            result.means[name]["perplexity"] = math.exp(min(result.means[name]["loss"], MOST_NATS))
+            result.means[name]["answer_perplexity"] = math.exp(min(result.means[name]["loss"], MOST_NATS))
     for column, values in columns.items():
         result.predictions = result.predictions.append_column(column, pa.array(values, pa.float64()))
 

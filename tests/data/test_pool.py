@@ -120,7 +120,7 @@ def test_more_files_than_are_kept_open(jsonl: Callable, chat: Callable, tmp_path
         ("id,question\n1,what", r"'id,question\\n1,what'.*jsonl, json, parquet, hf, webdataset, csv"),
         ('{"data": [\n', r"'{\"data\": \[\\n'"),
         ("[]", r"\(json\)"),
-        ('{"prompt": "a", "completion": "b"}', r"prompt, completion.*sharegpt \(conversations"),
+        ('{"query_text": "a", "reply_text": "b"}', r"query_text, reply_text.*sharegpt \(conversations"),
         ("\x1f\x8b\x08", "compressed"),
         ("\x28\xb5\x2f\xfd....", "compressed"),
         ("version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),

@@ -65,7 +65,7 @@ CASES: list[tuple[str, str | None, str, Any]] = [  # reason, field, a value that
     ("bad_field", "history[0]", "['a']", {"instruction": "Say hi.", "output": "x", "history": [["a"]]}),
     ("bad_field", "question", "None", {"question": None, "answer": "x"}),
     ("bad_field", "images", "got int", turns(("human", "<image>"), ("gpt", "x"), image=7)),
-    ("bad_field", None, "prompt", {"prompt": "a", "completion": "b"}),
+    ("bad_field", None, "query_text", {"query_text": "a", "reply_text": "b"}),
     ("bad_field", None, "'\\ud83d'", turns(("human", "Hi \ud83d"), ("gpt", "x"))),
     ("bad_field", None, "'\\udc00'", turns(("human", "Hi"), ("gpt", "x"), id="\udc00")),
     ("bad_field", "images", "", turns(("human", "<image>"), ("gpt", "x"), image="\ud83d.png")),

@@ -49,7 +49,7 @@ def test_a_run_writes_and_logs_them(settings, logged):
     losses = table["loss"].to_pylist()
     assert len(losses) == table.num_rows
     assert result.means["all"]["loss"] == pytest.approx(sum(losses) / len(losses))
-    assert result.means["all"]["perplexity"] == pytest.approx(math.exp(result.means["all"]["loss"]))
+    assert result.means["all"]["answer_perplexity"] == pytest.approx(math.exp(result.means["all"]["loss"]))
     rows = [json.loads(line) for line in (target / "accuracy.jsonl").read_text().splitlines()]
     stored = {row["metric"]: row["value"] for row in rows if row["group"] == "all"}
     assert stored["loss"] == result.means["all"]["loss"]

@@ -26,7 +26,7 @@ def trained(settings, logger: str) -> Path:
     config = settings()
     config["compute"] |= {"logger": logger}
     ostlight.select(config)
-    return ostlight.train(config).parent
+    return ostlight.train(config).parent.parent
 
 
 def test_csv_logs_the_loss_of_each_step(settings):

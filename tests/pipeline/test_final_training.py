@@ -156,7 +156,7 @@ def test_all_problems_of_the_settings_are_listed_at_once(settings):
         "checkpoint_minutes must",
         "training.order must be one of shuffled",
         "training.clip must",
-        "precision must be one of 32-true",
+        "precision must be one of auto, 32-true",
         "proxy.warmup.training.order must be shuffled",
     ):
         assert says in problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -184,7 +184,9 @@ def connected() -> Iterator[duckdb.DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="ostlight-") as folder,
         duckdb.connect(config={"memory_limit": SQL_MEMORY, "temp_directory": folder}) as connection,
     ):
-        connection.execute("SET enable_progress_bar = false")
+        # In a notebook without ipywidgets DuckDB has no bar, and refuses the setting.
+        with suppress(duckdb.InvalidInputException):
+            connection.execute("SET enable_progress_bar = false")
         yield connection
 
 

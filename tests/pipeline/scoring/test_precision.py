@@ -28,7 +28,7 @@ def test_scores_are_those_of_double_precision_but_for_rounding(precision: str, s
     exact = scores(config, "exact", "proxy.dtype=float64")
     off = np.abs(found - exact).max() / np.abs(exact).max()
     bound = 0.05 if precision.startswith("bf16") else 1e-4
-    if (precision, selector) == ("32-true", "ost"):
+    if precision in ("32-true", "auto") and selector == "ost":
         bound = 5e-3  # curvature is a difference of nearly equal logits, and these steps are very short
     assert off < bound
 

@@ -54,7 +54,9 @@ def overlaps(anchors: Sequence[Sample], other: Pool) -> list[tuple[str, str]]:
 def overlap_message(pairs: Sequence[tuple[str, str]], where: str) -> str:
     """Says how many anchors also occur in the pool or the test set, and names the first."""
     ids = ", ".join([f"{a} = {b}" for a, b in pairs[:MAX_PAIRS_LISTED]] + ["..."] * (len(pairs) > MAX_PAIRS_LISTED))
-    return f"{len(pairs):,} anchors also occur in the {where} (anchor = record): {ids}"
+    anchors, records = (len({pair[side] for pair in pairs}) for side in (0, 1))
+    among = f"{records:,} records" if records > 1 else "1 record"
+    return f"{anchors:,} anchors also occur in the {where}, as {among} (anchor = record): {ids}"
 
 
 def _content_key(sample: Sample) -> str | None:

@@ -171,7 +171,7 @@ def warn_of_records(pool: Pool) -> None:
             "first": "only the first of each is kept",
             "reject": "all of them are rejected",
         }
-        log.info(f"{records:,} records share {ids:,} ids: {what[pool.duplicates]}")
+        log.info(f"{records:,} records share {ids:,} {'id' if ids == 1 else 'ids'}: {what[pool.duplicates]}")
     unread = unread_media(pool)
     if unread.fields:
         log.warning(f"{unread}; name images in `image` or `images`, or map the columns with pool.columns")

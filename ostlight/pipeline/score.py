@@ -154,7 +154,9 @@ def _retried(job: ScoringJob) -> dict[int, list[int]]:
             f"scores: {len(readable):,} rejected records are scored again: their images are there now, or are others"
         )
     if failed:
-        log.info(f"scores: {len(failed):,} records that {job.config.selector.shown} failed on are tried again")
+        log.info(
+            f"scores: {len(failed):,} records that {job.config.selector.shown} gave no score for are asked about again"
+        )
     return shards
 
 

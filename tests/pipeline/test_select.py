@@ -140,7 +140,7 @@ def test_an_audit_finds_missing_and_double_rows(settings):
 def test_anchors_in_the_pool_are_reported_with_ids(settings, digits, logged):
     ostlight.select(settings(anchors={"path": str(digits.test)}))
     out = logged()
-    assert "21 anchors also occur in the test set (anchor = record): " in out
+    assert "21 anchors also occur in the test set, as 21 records (anchor = record): " in out
     assert "in the pool" not in out
 
 

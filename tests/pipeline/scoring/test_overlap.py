@@ -42,8 +42,11 @@ def config(tmp_path: Path) -> dict[str, Any]:
 def test_all_anchors_among_the_records_are_named(config, logged):
     ostlight.select(config)
     messages = logged()
-    assert "2 anchors also occur in the pool (anchor = record): anchors-1 = pool-150, anchors-2 = pool-7" in messages
-    assert "1 anchors also occur in the test set (anchor = record): anchors-0 = test-1" in messages
+    assert (
+        "2 anchors also occur in the pool, as 2 records (anchor = record): anchors-1 = pool-150, anchors-2 = pool-7"
+        in messages
+    )
+    assert "1 anchors also occur in the test set, as 1 record (anchor = record): anchors-0 = test-1" in messages
 
 
 @register("tests-read-before")

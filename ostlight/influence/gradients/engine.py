@@ -115,17 +115,7 @@ class GradientDots:
         random_sink = None if random is None else RandomProducts(random, rows)
         both = sink if random_sink is None else Both(sink, random_sink)
         tracker = ParameterTracker(self.model, self.parameters, both)
-        with tracker.tracking(), torch.enable_grad():
-            values = losses()
-            if values.shape != (rows.num_samples,):
-                raise InfluenceError(
-                    f"the losses have shape {tuple(values.shape)}, not [{rows.num_samples}]: "
-                    "the gradients are per sample, so the loss has to be"
-                )
-            if not values.requires_grad:
-                raise InfluenceError("none of the parameters took part in the losses; choose other parameters")
-            tracker.backward_began = True
-            torch.autograd.grad(values.sum(), tracker.root, allow_unused=True)
+        values = tracker.backward(losses, rows.num_samples)
         sink.finish()
         found = None if random_sink is None else random_sink.products
         return SampleProducts(values.detach(), num_vectors, sink.dots, sink.norms, found)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
-from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.experts import Routing
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.products import Products, summed_to, to_leaves
@@ -247,18 +246,7 @@ def _row_owners(model: nn.Module, task: Task, batch: Any) -> RowOwners:
 def _backward(model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], batch: Any, sink: HeldUses) -> bool:
     """Whether all losses of the batch are finite."""
     tracker = ParameterTracker(model, dict(parameters), sink)
-    with tracker.tracking(), torch.enable_grad():
-        losses = task.losses(model, batch)
-        if losses.shape != (task.size(batch),):
-            raise InfluenceError(
-                f"the losses have shape {tuple(losses.shape)}, not [{task.size(batch)}]: the factors are sums over "
-                "samples, so there has to be a loss for each"
-            )
-        if not losses.requires_grad:
-            raise InfluenceError("none of the parameters took part in the losses; choose other parameters")
-        tracker.backward_began = True
-        torch.autograd.grad(losses.sum(), tracker.root, allow_unused=True)
-    return bool(losses.isfinite().all())
+    return bool(tracker.backward(lambda: task.losses(model, batch), task.size(batch)).isfinite().all())
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -190,6 +190,29 @@ class ParameterTracker:
             for parameter in asked:
                 parameter.requires_grad_(True)
 
+    def backward(self, losses: Callable[[], Tensor], num_samples: int) -> Tensor:
+        """One forward and one backward pass, whose uses of the parameters the sink is given; returns ``[N]`` losses.
+
+        Args:
+            losses: runs the model and returns ``[N]`` losses; sample i's may depend on sample i's rows alone.
+            num_samples: N.
+
+        Raises:
+            InfluenceError: losses that are not one a sample, or that no parameter took part in.
+        """
+        with self.tracking(), torch.enable_grad():
+            values = losses()
+            if values.shape != (num_samples,):
+                raise InfluenceError(
+                    f"the losses have shape {tuple(values.shape)}, not [{num_samples}]: "
+                    "the gradients are per sample, so the loss has to be"
+                )
+            if not values.requires_grad:
+                raise InfluenceError("none of the parameters took part in the losses; choose other parameters")
+            self.backward_began = True
+            torch.autograd.grad(values.sum(), self.root, allow_unused=True)
+        return values
+
     def _stand_in(self, name: str, parameter: nn.Parameter) -> TrackedTensor:
         leaf = parameter.detach().requires_grad_(True)
         return TrackedTensor.of(self, parameter, leaf, {name: leaf}, alias=name)

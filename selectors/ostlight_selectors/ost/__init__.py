@@ -40,7 +40,7 @@ from ostlight.selection.selector import Selector
 from ostlight.selection.strata import select_top
 from ostlight.training.optimizer_records import SECOND_MOMENTS, warmup_adam_preconditioner
 from ostlight_selectors.ost.filter import select_filter
-from ostlight_selectors.ost.memory import fit
+from ostlight_selectors.ost.memory import estimator_of, fit
 from ostlight_selectors.ost.options import Estimator, OstOptions
 from ostlight_selectors.ost.plan import planned
 from ostlight_selectors.ost.rescore import PRODUCTS, in_eight_bits, rescored
@@ -115,7 +115,7 @@ class OneStepTrain(Selector):
         parameters = select_parameters(model, options.parameters)
         anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
         train_only(model, parameters)
-        estimator = options.estimator or self._first_order(context, parameters)
+        estimator = self._estimator(context, parameters)
         rank = options.rank or DEFAULT_RANK if estimator == "projected" else None
         compared = self._announce_set_up(context, estimator, rank)
         preconditioner = self._preconditioner(context, parameters, anchors)
@@ -205,14 +205,10 @@ class OneStepTrain(Selector):
             work += anchors * (self.options.probes or DEFAULT_PROBES)
         return int(work)
 
-    def _first_order(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter]) -> Estimator:
-        """Two forward passes a sample; a backward pass where they do not do: for groups, random products, or in half
-        precision."""
+    def _estimator(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         parameter = next(iter(parameters.values()))
         is_full = parameter.dtype.itemsize >= 4 and not torch.is_autocast_enabled(parameter.device.type)
-        options = self.options
-        of_one_vector = len(set(context.groups)) < 2 and not options.utility_by_anchor
-        return "finite_difference" if is_full and of_one_vector and options.random_products is None else "first_order"
+        return estimator_of(self.options, not is_full, len(set(context.groups)))
 
     def _preconditioner(
         self, context: ScoringContext, parameters: Mapping[str, nn.Parameter], anchors: Any
@@ -246,7 +242,7 @@ class OneStepTrain(Selector):
     def _splits_factors(self, context: ScoringContext, parameters: Mapping[str, nn.Parameter]) -> bool:
         """As the vectors are; not where every sample's step, or all of one vector, needs all factors."""
         options = self.options
-        by_vectors = (options.estimator or self._first_order(context, parameters)) not in (
+        by_vectors = self._estimator(context, parameters) not in (
             "exact",
             "finite_difference",
         )

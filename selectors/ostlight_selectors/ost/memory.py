@@ -17,6 +17,7 @@ from ostlight.influence.gradients.vectors import shares
 from ostlight.influence.parameters import select_parameters, text_blocks
 from ostlight.influence.scorer import DEFAULT_PROBES, DEFAULT_RANK
 from ostlight.selection.planning import ProxyMemory
+from ostlight_selectors.ost.options import Estimator
 
 log = logging.getLogger("ostlight.selectors.ost")
 
@@ -44,10 +45,12 @@ class Choice:
         return f"parameters={self.parameters}, vector_storage={self.vector_storage}{rank}"
 
 
-def estimator_of(options: Any, half: bool, groups: int) -> str:
-    """The estimator that ``null`` stands for."""
+def estimator_of(options: Any, half: bool, groups: int) -> Estimator:
+    """The estimator of these options; ``null`` stands for two forward passes a sample, or a backward pass where they do
+    not do: for groups, random products, or in half precision."""
     if options.estimator is not None:
-        return str(options.estimator)
+        chosen: Estimator = options.estimator
+        return chosen
     of_one_vector = groups < 2 and not options.utility_by_anchor and options.random_products is None
     return "finite_difference" if of_one_vector and not half else "first_order"
 

@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from ostlight.benchmarking.experiment import Experiment
-from ostlight.benchmarking.files import write_all
+from ostlight.benchmarking.files import write_all, write_separations
 from ostlight.benchmarking.folder_lock import lock_folder
 from ostlight.benchmarking.on_ray import run_on_ray
 from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
 from ostlight.benchmarking.schedule import Failure, Schedule, Task, run_here
+from ostlight.benchmarking.separation import Separation, measure_separation, separation_table
 from ostlight.benchmarking.table import terminal_tables
 from ostlight.benchmarking.task_graph import build_train_tasks, in_order
 from ostlight.benchmarking.tasks import SelectTask, TrainTask
@@ -60,9 +61,9 @@ def benchmark(config: Config) -> list[ResultRow]:
         experiments = [Experiment(variant, folder, label) for label, variant in variants.items()]
         train_tasks = build_train_tasks(experiments)
         log.info(f"{len(train_tasks)} planned runs: selector x budget x protocol x seed, each trained and evaluated")
-        failures = _run_tasks(config, experiments, in_order(train_tasks))
+        failures = _run_tasks(config, experiments, wanted_tasks(config, train_tasks))
         rows = _write_results(config, folder, experiments, train_tasks)
-    if failures or not rows:
+    if failures or (config.benchmark.train and not rows):
         raise BenchmarkError(_describe(failures))
     return rows
 
@@ -83,7 +84,17 @@ def load_tasks(config: Config, place: Place | None = None) -> list[Task]:
     quiet = replace(config, compute=compute)
     folder = RunFolder.of(quiet)
     experiments = [Experiment(variant, folder, label) for label, variant in variant_configs(quiet).items()]
-    return in_order(build_train_tasks(experiments))
+    return wanted_tasks(config, build_train_tasks(experiments))
+
+
+def wanted_tasks(config: Config, train_tasks: Sequence[TrainTask]) -> list[Task]:
+    """Returns the trainings and what they need; without the trainings, and what only the oracle needs, where nothing is
+    to be trained."""
+    assert config.benchmark is not None, "checked by benchmark"
+    if config.benchmark.train:
+        return in_order(train_tasks)
+    selected = [task for task in train_tasks if isinstance(task.selection, SelectTask)]
+    return [task for task in in_order(selected) if not isinstance(task, TrainTask)]
 
 
 def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequence[Task]) -> list[Failure]:
@@ -130,20 +141,44 @@ def _write_results(
     """Writes and prints the tables of the finished runs; does nothing where none is finished."""
     assert config.benchmark is not None, "checked by benchmark"
     results = [result for task in train_tasks if (result := task.result()) is not None]
-    if not results:
+    separated = _separations(train_tasks, config.benchmark.auroc_within)
+    if not results and not separated:
         return []
+    console = Console(highlight=False)
     baseline, seeds = config.benchmark.compared_to, len(config.benchmark.seeds)
+    title = f"{config.name}: {len(experiments[0].pool):,} records"
+    written: list[str] = []
+    if separated:
+        written += write_separations(separated, folder.path)
+        console.print(separation_table(separated).rich(f"{title}: which scores separate clean from defective records?"))
     rows = summarise(results, baseline)
-    title = f"{config.name}: {len(experiments[0].pool):,} records, {seeds} seed{'s' * (seeds != 1)}"
-    written = write_all(results, rows, baseline, folder.path, title)
+    title = f"{title}, {seeds} seed{'s' * (seeds != 1)}"
+    if rows:
+        written += write_all(results, rows, baseline, folder.path, title)
     index = "".join(json.dumps(entry) + "\n" for entry in _score_index(train_tasks, folder.path))
     atomic_write_text(folder.score_index, index)
-    log_comparison(config.compute, folder.path)
-    console = Console(highlight=False)
-    for table in terminal_tables(rows, baseline, title):
+    if rows:
+        log_comparison(config.compute, folder.path)
+    for table in terminal_tables(rows, baseline, title) if rows else []:
         console.print(table)
     log.info(f"written to {folder.path}: {', '.join(written)}")
     return rows
+
+
+def _separations(train_tasks: Sequence[TrainTask], within: Sequence[str]) -> list[Separation]:
+    """Returns one row for each selector and variant whose first selection is there, in their order; none where there
+    are no defect labels."""
+    rows: dict[tuple[str, str], Separation] = {}
+    for task in train_tasks:
+        key = (task.planned.variant, task.planned.label)
+        select, labels = task.selection, task.experiment.defect_labels
+        if labels is None or key in rows or not isinstance(select, SelectTask):
+            continue
+        if select.scores.is_done() and select.is_done():
+            cost = task.selection_facts["cost"]
+            measured = measure_separation(select.scores.folder.scores, labels, within)
+            rows[key] = Separation(*key, *measured, cost["flops"], cost["s"])
+    return list(rows.values())
 
 
 def _score_index(train_tasks: Sequence[TrainTask], folder: Path) -> list[dict[str, Any]]:

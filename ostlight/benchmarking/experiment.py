@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ostlight.benchmarking.metric import METRICS
 from ostlight.benchmarking.plan import plan_runs
 from ostlight.config.budget import SOURCE, Budget
 from ostlight.config.schema import Config, SelectorChoice, Training
@@ -39,6 +40,7 @@ class Experiment:
         variant: its label; empty where there are no variants.
 
     Attributes:
+        metric: what is compared.
         defect_labels: defect by id, of the defective records; ``None`` where no labels are given.
     """
 
@@ -52,6 +54,7 @@ class Experiment:
         for selector in create_all(self.config.benchmark.selectors, "benchmark.selectors"):
             refuse_missing_tags(self.pool, selector, budgets, lambda: self.anchors.groups)
         self.defect_labels = _read_defect_labels(self.config.benchmark.defect_labels)
+        self.metric = METRICS[self.config.benchmark.metric]
         self.defect_labels_key = fingerprint.of_values(self.defect_labels)
         self.planned_runs = plan_runs(self.config.benchmark, self.defect_labels is not None, variant)
 
@@ -96,6 +99,7 @@ class Experiment:
         ignored = dict.fromkeys(("path", "name", "training", "patience", "checkpoint_minutes"))
         return {
             "test": fingerprint_of_records(self.config.test, "test"),
+            "metric": self.metric.name,
             "target.path": self.target_fingerprint,
             "target": dataclasses.asdict(self.config.target) | ignored,
             "compute.precision": precision_of(self.config.compute),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.benchmarking.results import AVERAGED, ResultRow, RunResult, pareto_optimal
-from ostlight.benchmarking.table import accuracy_table, cost_table
+from ostlight.benchmarking.separation import Separation, separation_record, separation_table
+from ostlight.benchmarking.table import cost_table, results_table
 from ostlight.data.atomic import atomic_write_text
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,10 @@ def write_all(
 ) -> list[str]:
     """Writes the files of ``WRITTEN``, the plot only where matplotlib is installed; returns the names of those
     written."""
-    accuracy, cost = accuracy_table(rows, baseline), cost_table(rows)
+    table, cost = results_table(rows, baseline), cost_table(rows)
     texts = {
-        "table.md": accuracy.markdown(),
-        "table.csv": accuracy.csv(),
+        "table.md": table.markdown(),
+        "table.csv": table.csv(),
         "table.jsonl": _jsonl(row_record(*pair) for pair in zip(rows, pareto_optimal(rows), strict=True)),
         "costs.md": cost.markdown(),
         "costs.csv": cost.csv(),
@@ -36,6 +37,19 @@ def write_all(
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     return [*texts, *([PLOT] if _write_plot(rows, folder / PLOT, title) else [])]
+
+
+def write_separations(rows: Sequence[Separation], folder: Path) -> list[str]:
+    """Writes ``auroc.md``, ``auroc.csv`` and ``auroc.jsonl``; returns their names."""
+    table = separation_table(rows)
+    texts = {
+        "auroc.md": table.markdown(),
+        "auroc.csv": table.csv(),
+        "auroc.jsonl": _jsonl(separation_record(row) for row in rows),
+    }
+    for name, text in texts.items():
+        atomic_write_text(folder / name, text)
+    return list(texts)
 
 
 def _write_plot(rows: Sequence[ResultRow], file: Path, title: str) -> bool:
@@ -57,20 +71,20 @@ def run_records(result: RunResult) -> list[dict[str, Any]]:
     key = {"selector": result.label, "budget": result.budget, "protocol": result.protocol, "seed": result.seed}
     if result.variant:
         key["variant"] = result.variant
-    records = [key | {"group": g, "metric": "accuracy", "value": v} for g, v in result.accuracy.items()]
+    records = [key | {"group": g, "metric": result.metric, "value": v} for g, v in result.values.items()]
     metrics = ("kept", "defect_share", *AVERAGED[1:])
     return records + [key | {"group": "all", "metric": m, "value": getattr(result, m)} for m in metrics]
 
 
 def row_record(row: ResultRow, is_pareto_optimal: bool) -> dict[str, Any]:
-    """Returns a row of the accuracy table, unrounded and without times."""
+    """Returns a row of the table of results, unrounded and without times."""
     key = {"selector": row.label, "budget": row.budget, "protocol": row.protocol, "seeds": row.seeds}
     if row.variant:
         key["variant"] = row.variant
     d = row.difference
     return key | {
-        "accuracy": {g: v.mean for g, v in row.accuracy.items()},
-        "accuracy_half_width": {g: v.half_width if v.has_width else None for g, v in row.accuracy.items()},
+        row.metric: {g: v.mean for g, v in row.values.items()},
+        f"{row.metric}_half_width": {g: v.half_width if v.has_width else None for g, v in row.values.items()},
         "difference": None if d is None else {"mean": d.mean, "low": d.low, "high": d.high, "items": d.items},
         "kept": row.kept,
         "defect_share": row.defect_share,

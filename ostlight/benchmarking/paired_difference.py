@@ -14,7 +14,7 @@ CHUNK = 500
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference in accuracy and its 95% interval; 0 to 1.
+    """A mean difference in a metric and its 95% interval, in the metric's unit.
 
     Attributes:
         seeds: pairs of runs it is over.
@@ -28,7 +28,7 @@ class Difference:
     items: int
 
 
-def paired_difference(correct: np.ndarray, baseline: np.ndarray, resamples: int = RESAMPLES) -> Difference:
+def paired_difference(values: np.ndarray, baseline: np.ndarray, resamples: int = RESAMPLES) -> Difference:
     """Returns the mean difference with a bootstrap interval over both sources of chance.
 
     Seeds and test items are resampled with replacement, independently. Both rows are resampled alike, so that what they
@@ -36,14 +36,14 @@ def paired_difference(correct: np.ndarray, baseline: np.ndarray, resamples: int 
     ``sqrt((S - 1) / S)`` in the seeds' share of it.
 
     Args:
-        correct, baseline: ``[S, I]`` whether run ``s`` answered item ``i`` correctly, items in the same order. One run
-            alone (an untrained model) is compared to every run of the other row.
+        values, baseline: ``[S, I]`` the metric of run ``s`` on item ``i`` (for accuracy, whether it is correct), items
+            in the same order. One run alone (an untrained model) is compared to every run of the other row.
         resamples: their number; the generator's seed is fixed, so the same runs give the same interval.
 
     Raises:
         ValueError: the rows differ in their numbers of seeds or items.
     """
-    delta = np.atleast_2d(correct).astype(np.float64) - np.atleast_2d(baseline).astype(np.float64)
+    delta = np.atleast_2d(values).astype(np.float64) - np.atleast_2d(baseline).astype(np.float64)
     seeds, items = delta.shape
     generator = np.random.default_rng(0)
     means: list[np.ndarray] = []

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from ostlight.benchmarking.metric import METRICS, Metric
 from ostlight.benchmarking.paired_difference import CONFIDENCE, Difference, paired_difference
 from ostlight.config.schema import BASE, ORACLE
 from ostlight.evaluation.answers import ALL
@@ -29,6 +30,7 @@ class Row:
 
     Attributes:
         variant: label of the changed settings; empty where there are none.
+        metric: the name of what is compared (``metric.METRICS``).
         kept: samples trained on.
         selection_s, training_s: device-seconds; a device is what one process computes on.
         selection_wall_s, training_wall_s: elapsed seconds.
@@ -42,6 +44,7 @@ class Row:
     protocol: str
     _: KW_ONLY
     variant: str = ""
+    metric: str = "accuracy"
     kept: float = 0
     selection_s: float = 0.0
     training_s: float = 0.0
@@ -58,7 +61,7 @@ class Row:
         return RowKey(self.variant, self.label, self.budget, self.protocol)
 
 
-AVERAGED = tuple(f.name for f in fields(Row) if f.name not in (*RowKey._fields, "defect_share"))
+AVERAGED = tuple(f.name for f in fields(Row) if f.name not in (*RowKey._fields, "metric", "defect_share"))
 """Attributes of a row that are means over its runs; its defect share is one over the runs that have it."""
 
 
@@ -67,14 +70,14 @@ class RunResult(Row):
     """What one training and its test came to.
 
     Attributes:
-        accuracy: by group, ``all`` among them; 0 to 1.
-        correct: ``1`` or ``0`` for each test item, in their order.
+        values: of the metric by group, ``all`` among them.
+        items: of the metric for each test item, in their order; NaN where an item has none.
     """
 
     seed: int
-    accuracy: dict[str, float]
+    values: dict[str, float]
     _: KW_ONLY
-    correct: str = ""
+    items: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,17 @@ class ResultRow(Row):
     """A row of the table: all seeds of one selector at one budget and protocol, under one variant of the settings.
 
     Attributes:
-        difference: in accuracy to the baseline's row of the same variant, budget and protocol, over the seeds that both
-            have; ``None`` where there is no such row.
+        values: of the metric by group, ``all`` among them.
+        difference: of the metric to the baseline's row of the same variant, budget and protocol, over the seeds that
+            both have; ``None`` where there is no such row.
     """
 
-    accuracy: dict[str, Interval]
+    values: dict[str, Interval]
     difference: Difference | None
+
+    @property
+    def compared_by(self) -> Metric:
+        return METRICS[self.metric]
 
     @property
     def total_s(self) -> float:
@@ -125,7 +133,7 @@ class ResultRow(Row):
 
     @property
     def seeds(self) -> int:
-        return next(iter(self.accuracy.values())).n
+        return next(iter(self.values.values())).n
 
     @property
     def is_reference(self) -> bool:
@@ -146,9 +154,9 @@ def summarise(results: Sequence[RunResult], baseline: str | None = None) -> list
 
 
 def pareto_optimal(rows: Sequence[ResultRow]) -> list[bool]:
-    """Returns for each row whether no other of its variant is at least as accurate for at most its total FLOPs.
+    """Returns for each row whether no other of its variant is at least as good for at most its total FLOPs.
 
-    The untrained model takes part: a less accurate model is worth no cost. The oracle does not, since clean samples
+    The untrained model takes part: a worse model is worth no cost. The oracle does not, since clean samples
     are not known in practice.
     """
     compared = [row for row in rows if row.label != ORACLE]
@@ -156,7 +164,7 @@ def pareto_optimal(rows: Sequence[ResultRow]) -> list[bool]:
 
 
 def _dominates(one: ResultRow, other: ResultRow) -> bool:
-    gain = one.accuracy[ALL].mean - other.accuracy[ALL].mean
+    gain = one.compared_by.gain(one.values[ALL].mean, other.values[ALL].mean)
     saving = other.total_flops - one.total_flops
     return one.variant == other.variant and gain >= 0 and saving >= 0 and (gain > 0 or saving > 0)
 
@@ -168,7 +176,8 @@ def _row(key: RowKey, runs: Sequence[RunResult], baseline_runs: Sequence[RunResu
         label=key.label,
         budget=key.budget,
         protocol=key.protocol,
-        accuracy={group: Interval.of(run.accuracy[group] for run in runs) for group in runs[0].accuracy},
+        metric=runs[0].metric,
+        values={group: Interval.of(run.values[group] for run in runs) for group in runs[0].values},
         difference=_difference(runs, baseline_runs),
         defect_share=float(np.mean(shares)) if shares else None,
         **{name: float(np.mean([getattr(run, name) for run in runs])) for name in AVERAGED},
@@ -195,12 +204,9 @@ def _difference(runs: Sequence[RunResult], baseline_runs: Sequence[RunResult]) -
     else:
         by_seed = {run.seed: run for run in baseline_runs}
         pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
-    pairs = [(one, other) for one, other in pairs if one.correct and len(one.correct) == len(other.correct)]
+    pairs = [(one, other) for one, other in pairs if len(one.items) and len(one.items) == len(other.items)]
     if not pairs:
         return None
-    return paired_difference(_is_correct([one for one, _ in pairs]), _is_correct([other for _, other in pairs]))
-
-
-def _is_correct(runs: Sequence[RunResult]) -> np.ndarray:
-    """Returns ``[S, I]`` whether run ``s`` answered item ``i`` correctly."""
-    return np.array([[c == "1" for c in run.correct] for run in runs])
+    ones, others = (np.array([run.items for run in runs], dtype=np.float64) for runs in zip(*pairs, strict=True))
+    known = np.isfinite(ones).all(axis=0) & np.isfinite(others).all(axis=0)
+    return paired_difference(ones[:, known], others[:, known]) if known.any() else None

@@ -1,4 +1,4 @@
-"""The tables of a comparison, accuracy and cost, as Markdown, as CSV and for a terminal.
+"""The tables of a comparison, results and cost, as Markdown, as CSV and for a terminal.
 
 Only the table of costs holds times: the other one is the same, byte for byte, whenever the benchmark is run again.
 """
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from ostlight.benchmarking.metric import Metric
 from ostlight.benchmarking.names import protocol_words, shared_settings, short_names
 from ostlight.benchmarking.paired_difference import Difference
 from ostlight.benchmarking.results import Interval, ResultRow, pareto_optimal
 from ostlight.data.sanitize import printable
 from ostlight.evaluation.answers import ALL
 
-ACCURACY, KEPT, PARETO = "accuracy, % (95%)", "samples kept", "Pareto-optimal"
+KEPT, PARETO = "samples kept", "Pareto-optimal"
 SELECTION_FLOPS, TOTAL_FLOPS = "selection FLOPs", "total FLOPs"
 FLOPS = (SELECTION_FLOPS, "training FLOPs", TOTAL_FLOPS)
 SECONDS = ("selection, device seconds", "training, device seconds", "total, device seconds", "total, elapsed seconds")
@@ -73,27 +74,36 @@ def _guarded(text: str) -> str:
 
 def groups_of(rows: Sequence[ResultRow]) -> list[str]:
     """Returns the groups of the questions; variants with test sets of their own may have different ones."""
-    return list(dict.fromkeys(group for row in rows for group in row.accuracy if group != ALL))
+    return list(dict.fromkeys(group for row in rows for group in row.values if group != ALL))
 
 
-def accuracy_table(rows: Sequence[ResultRow], baseline: str | None) -> TextTable:
-    """Returns accuracies in percent with their interval over seeds, and differences in points with their interval over
-    seeds and items; blank where a row has no questions of a group."""
-    groups = groups_of(rows)
+def results_table(rows: Sequence[ResultRow], baseline: str | None) -> TextTable:
+    """Returns the metric with its interval over seeds, and differences with their interval over seeds and items; blank
+    where a row has no questions of a group."""
+    groups, metric = groups_of(rows), rows[0].compared_by
     name_headings, names = _name_columns(rows)
-    difference = [f"difference to {baseline}, points (95%)"] if baseline else []
-    headings = [*name_headings, "seeds", ACCURACY, *difference, *groups, KEPT, "defective", SELECTION_FLOPS]
+    difference = [f"difference to {baseline}, {metric.difference_unit} (95%)"] if baseline else []
+    headings = [
+        *name_headings,
+        "seeds",
+        f"{metric.heading} (95%)",
+        *difference,
+        *groups,
+        KEPT,
+        "defective",
+        SELECTION_FLOPS,
+    ]
     texts = [
         [
             *name,
             str(row.seeds),
-            _interval(row.accuracy[ALL]),
-            *([_difference(row.difference)] if baseline else []),
-            *(f"{100 * row.accuracy[group].mean:.0f}" if group in row.accuracy else "" for group in groups),
+            _interval(row.values[ALL], metric),
+            *([_difference(row.difference, metric)] if baseline else []),
+            *(metric.shown(row.values[group].mean, fewer=1) if group in row.values else "" for group in groups),
             f"{row.kept:.0f}" if row.kept else "",
             "" if row.defect_share is None else f"{100 * row.defect_share:.0f}%",
-            _flops(row.selection_flops),
-            _flops(row.total_flops),
+            flops_text(row.selection_flops),
+            flops_text(row.total_flops),
         ]
         for row, name in zip(rows, names, strict=True)
     ]
@@ -105,19 +115,20 @@ def cost_table(rows: Sequence[ResultRow]) -> TextTable:
     name_headings, names = _name_columns(rows)
     has_price = any(row.selection_calls or row.selection_price for row in rows)
     price_headings = ["requests", "price"] if has_price else []
-    headings = [*name_headings, "accuracy, %", *FLOPS, *SECONDS, *price_headings, PARETO]
+    metric = rows[0].compared_by
+    headings = [*name_headings, metric.heading, *FLOPS, *SECONDS, *price_headings, PARETO]
     texts = []
     for row, name, is_optimal in zip(rows, names, pareto_optimal(rows), strict=True):
         flops = (row.selection_flops, row.training_flops, row.total_flops)
         seconds = (row.selection_s, row.training_s, row.total_s, row.total_wall_s)
         price = [f"{row.selection_calls:.0f}", f"{row.selection_price:.2f}"] if has_price else []
-        figures = [f"{100 * row.accuracy[ALL].mean:.1f}", *map(_flops, flops), *(f"{s:.1f}" for s in seconds), *price]
+        figures = [metric.shown(row.values[ALL].mean), *map(flops_text, flops), *(f"{s:.1f}" for s in seconds), *price]
         texts.append([*name, *figures, "yes" if is_optimal else ""])
     return TextTable(headings, texts, len(name_headings))
 
 
 def terminal_tables(rows: Sequence[ResultRow], baseline: str | None, title: str) -> list[Table]:
-    """Returns accuracy, accuracy by group, FLOPs and times, each narrow enough for 80 columns where names are short.
+    """Returns results, results by group, FLOPs and times, each narrow enough for 80 columns where names are short.
 
     The title says what all rows have in common, and the names do not.
     """
@@ -125,11 +136,12 @@ def terminal_tables(rows: Sequence[ResultRow], baseline: str | None, title: str)
         f"{row.variant}: {name}" if row.variant else name for row, name in zip(rows, short_names(rows), strict=True)
     ]
     title = ", ".join([title, *shared_settings(rows).phrases])
-    accuracy, cost, groups = accuracy_table(rows, baseline), cost_table(rows), groups_of(rows)
-    first = {*accuracy.headings} - {*groups, KEPT, SELECTION_FLOPS}
+    results, cost, groups = results_table(rows, baseline), cost_table(rows), groups_of(rows)
+    metric = rows[0].compared_by
+    first = {*results.headings} - {*groups, KEPT, SELECTION_FLOPS}
     parts = [
-        (title, accuracy, first),
-        ("accuracy by group, %", accuracy, groups),
+        (title, results, first),
+        (f"{metric.name} by group, {metric.unit}", results, groups),
         ("cost", cost, (*FLOPS, PARETO)),
         ("time", cost, (*SECONDS, "requests", "price")),
     ]
@@ -152,15 +164,17 @@ def _name_columns(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]
     return headings, names
 
 
-def _interval(value: Interval) -> str:
-    return f"{100 * value.mean:.1f}" + (f" ± {100 * value.half_width:.1f}" if value.has_width else "")
+def _interval(value: Interval, metric: Metric) -> str:
+    return metric.shown(value.mean) + (f" ± {metric.shown(value.half_width)}" if value.has_width else "")
 
 
-def _difference(value: Difference | None) -> str:
+def _difference(value: Difference | None, metric: Metric) -> str:
     if value is None:
         return ""
-    return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+    mean, low, high = (metric.shown(number, sign=True) for number in (value.mean, value.low, value.high))
+    return f"{mean} [{low}, {high}]"
 
 
-def _flops(value: float) -> str:
+def flops_text(value: float) -> str:
+    """Returns a number of FLOPs for a table; blank for 0."""
     return f"{value:.2e}" if value else ""

@@ -21,8 +21,10 @@ from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.errors import DataError
-from ostlight.evaluation.evaluate import evaluate_model
+from ostlight.evaluation.answers import ALL
+from ostlight.evaluation.evaluate import answer_losses, evaluate_model
 from ostlight.models.cost import StageCost
+from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.cost_log import selection_cost
 from ostlight.pipeline.run_folder import RunFolder
@@ -277,17 +279,26 @@ class TrainTask:
                 job = TrainingJob(compute, home.path, self.name, self.planned.seed, [logger], quiet=True)
                 fit(model, data, job, cost)
         model.to(first_device(compute))
-        result = evaluate_model(model, experiment.questions, experiment.config.evaluation)
-        log_metrics(compute, home.path, self.name, {f"accuracy/{k}": v for k, v in result.accuracy.items()}, logger)
+        metric, (values, items) = experiment.metric.name, self._measure(model)
+        log_metrics(compute, home.path, self.name, {f"{metric}/{k}": v for k, v in values.items()}, logger)
         facts = {
-            "accuracy": result.accuracy,
-            "correct": "".join("1" if c else "0" for c in result.predictions["correct"].to_pylist()),
+            "values": values,
+            "items": items,
             "training_s": cost.device_s,
             "training_wall_s": cost.wall_s,
             "training_flops": cost.flops,
         }
         atomic_write_text(self.file, json.dumps(facts, indent=1))
-        log.info(f"{self.name}: accuracy {result.accuracy['all']:.3f}")
+        log.info(f"{self.name}: {metric} {values[ALL]:.3f}")
+
+    def _measure(self, model: MultimodalModel) -> tuple[dict[str, float], list[float | None]]:
+        """Returns the metric by group, and for each question."""
+        experiment, settings = self.experiment, self.experiment.config.evaluation
+        if experiment.metric.name == "loss":
+            budget = experiment.config.compute.tokens_per_batch
+            return answer_losses(model, experiment.questions, settings.by, budget)
+        result = evaluate_model(model, experiment.questions, settings)
+        return result.accuracy, [float(correct) for correct in result.predictions["correct"].to_pylist()]
 
     def result(self) -> RunResult | None:
         """Returns what the run came to; ``None`` where it is not finished."""
@@ -295,6 +306,8 @@ class TrainTask:
             return None
         planned, selection = self.planned, self.selection_facts
         kept, defects = selection["kept"], sum(selection["defects_kept"].values())
+        facts = json.loads(self.file.read_text())
+        facts["items"] = np.array(facts["items"], dtype=np.float64)  # null becomes NaN
         is_labelled = self.experiment.defect_labels is not None and kept > 0
         return RunResult(
             label=planned.label,
@@ -302,8 +315,9 @@ class TrainTask:
             protocol=planned.protocol,
             seed=planned.seed,
             variant=planned.variant,
+            metric=self.experiment.metric.name,
             kept=kept,
             defect_share=defects / kept if is_labelled else None,
             **{f"selection_{name}": value for name, value in selection["cost"].items()},
-            **json.loads(self.file.read_text()),
+            **facts,
         )

@@ -455,6 +455,11 @@ class Benchmark:
         seeds: of random selection and of training, one repetition each.
         defect_labels: table of ``id`` and ``defect`` (null where clean), read after selection to report which defects
             were kept and to train the ``oracle`` row (clean samples only).
+        auroc_within: tags. Where defect labels are given, ``auroc.csv`` says how well each selector's scores separate
+            clean from defective records: over all pairs, and over pairs with the same value of each of these tags.
+        train: ``false`` scores and selects, and trains nothing.
+        metric: ``accuracy`` of generated answers, or ``loss``, the mean loss of the expected answers in nats, for which
+            nothing is generated.
         baseline: label of the row that others are compared to: a selector's, ``base`` or ``oracle``; by default
             ``random``, else the first selector.
         workers: processes that share the work; 1 runs it in this process, ``null`` takes one per device, or per core
@@ -467,6 +472,9 @@ class Benchmark:
     protocols: list[Protocol] = field(default_factory=lambda: ["equal_steps"])
     seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     defect_labels: str | None = None
+    auroc_within: list[str] = field(default_factory=list)
+    train: bool = True
+    metric: Literal["accuracy", "loss"] = "accuracy"
     baseline: str | None = None
     workers: Processes | None = None
     variants: list[Variant] = field(default_factory=list)

@@ -161,6 +161,22 @@ def add_text_metrics(model: MultimodalModel, samples: Sequence[Sample], result: 
         result.predictions = result.predictions.append_column(column, pa.array(values, pa.float64()))
 
 
+def answer_losses(
+    model: MultimodalModel, questions: Questions, by: str | None, tokens_per_batch: int
+) -> tuple[dict[str, float], list[float | None]]:
+    """Returns the mean loss of the expected answers by group, ``all`` among them, and the loss of each question, in
+    nats. It is ``None`` where the question has no usable answer, and such questions are in no mean. Nothing is
+    generated."""
+    losses = expected_answer_losses(model, questions.samples, tokens_per_batch)
+    groups = [sample.tags.get(by, "") if by else "" for sample in questions.samples]
+    means = {}
+    for name in [ALL, *sorted({*groups} - {""})]:
+        known = [v for v, g in zip(losses, groups, strict=True) if v is not None and name in (ALL, g)]
+        if known:
+            means[name] = sum(known) / len(known)
+    return means, losses
+
+
 MOST_NATS = 700.0
 """Losses above it have a perplexity that no float holds."""
 

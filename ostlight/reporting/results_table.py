@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ostlight.benchmarking.metric import METRICS
 from ostlight.benchmarking.paired_difference import Difference
 from ostlight.benchmarking.results import ResultRow, RowKey, RunResult, summarise
 from ostlight.errors import DataError
@@ -21,9 +22,9 @@ def read_results(folder: Path) -> list[ResultRow]:
     runs: dict[tuple[RowKey, int], RunResult] = {}
     for key, record in _records(folder / "results.jsonl", "seed", "group", "metric", "value"):
         seed, metric, value = record["seed"], record["metric"], record["value"]
-        run = runs.setdefault((key, seed), RunResult(**key._asdict(), seed=seed, accuracy={}))
-        if metric == "accuracy":
-            run.accuracy[record["group"]] = value
+        run = runs.setdefault((key, seed), RunResult(**key._asdict(), seed=seed, values={}))
+        if metric in METRICS:
+            run.metric, run.values[record["group"]] = metric, value
         else:
             setattr(run, metric, value)
     differences = {key: record["difference"] for key, record in _records(folder / "table.jsonl", "difference")}

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from forks import run_script
+from sklearn.metrics import roc_auc_score
 
 import ostlight
 from ostlight.benchmarking import benchmark as benchmark_module
@@ -29,6 +31,7 @@ from ostlight.errors import BenchmarkError, ConfigError, DataError
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.page import write_report
+from ostlight.reporting.results_table import read_results
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.selection import registry
 from ostlight.selection.registry import load
@@ -126,9 +129,9 @@ def test_a_lost_run_is_repeated_with_the_same_result(experiment):
     planned.unlink()
     ostlight.benchmark(experiment)
     after = json.loads(planned.read_text())
-    assert after["correct"] == before["correct"]
-    assert len(after["correct"]) == 21
-    assert after["accuracy"]["all"] == pytest.approx(after["correct"].count("1") / 21)
+    assert after["items"] == before["items"]
+    assert len(after["items"]) == 21
+    assert after["values"]["all"] == pytest.approx(sum(after["items"]) / 21)
 
 
 def test_a_failed_run_is_reported_and_the_rest_goes_on(experiment, monkeypatch, logged):
@@ -421,7 +424,7 @@ def test_rows_average_over_seeds_only():
         for seed in (1, 3)
     ]
     rows = summarise(results)
-    assert [(row.budget, row.accuracy["all"].mean, row.training_s) for row in rows] == [
+    assert [(row.budget, row.values["all"].mean, row.training_s) for row in rows] == [
         ("20%", pytest.approx(0.2), 2),
         ("50%", pytest.approx(0.2), 2),
     ]
@@ -437,3 +440,49 @@ def test_best_of_reads_the_scores_of_ost_beside_it(experiment):
     folders = (Path(experiment["folder"]) / "run" / "selectors").iterdir()
     assert sorted(folder.name.split("-")[0] for folder in folders) == ["best_of", "ost", "random"]
     assert rows["best_of"].selection_flops > rows["ost"].selection_flops > 0
+
+
+def test_rows_can_be_compared_by_the_loss_of_the_expected_answers(experiment):
+    section = experiment["benchmark"] | {"metric": "loss", "baseline": "base", "selectors": [{"name": "random"}]}
+    evaluation = {"by": "task"}
+    rows = ostlight.benchmark(experiment | {"benchmark": section, "evaluation": evaluation})
+    folder = Path(experiment["folder"]) / "run"
+    base = rows[0]
+    assert base.metric == "loss"
+    questions = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert {record["metric"] for record in questions if record["group"] == "read"} == {"loss"}
+    trained = next(row for row in rows if row.label == "random")
+    # The difference is over items, the values are means over them: they agree.
+    difference = trained.values["all"].mean - base.values["all"].mean
+    assert trained.difference.mean == pytest.approx(difference)
+    assert difference < 0, "training lowers the loss"
+    assert json.loads((folder / "table.jsonl").read_text().splitlines()[0])["loss"]["all"] == base.values["all"].mean
+    assert "loss, nats" in write_report(folder).read_text()
+    read = [{group: value.mean for group, value in row.values.items()} for row in read_results(folder)]
+    assert read == [{group: value.mean for group, value in row.values.items()} for row in rows]
+
+
+def test_without_training_it_scores_and_says_which_scores_separate_defects(experiment, digits):
+    section = {
+        "selectors": [{"name": "random"}, {"name": "loss"}, {"name": "full"}],
+        "train": False,
+        "auroc_within": ["task", "no such tag"],
+    }
+    assert ostlight.benchmark(experiment | {"benchmark": experiment["benchmark"] | section}) == []
+    folder = Path(experiment["folder"]) / "run"
+    assert not (folder / "trained").exists()
+    assert not list((folder / "selections").glob("*")) if (folder / "selections").exists() else True
+    rows = {row["selector"]: row for row in map(json.loads, (folder / "auroc.jsonl").read_text().splitlines())}
+    entry = next(entry for entry in score_index(folder) if entry["selector"] == "loss")
+    scores = pq.read_table(folder / entry["scores"] / "scores")
+    labels = pq.read_table(digits.defect_labels)
+    defective = {
+        id for id, d in zip(labels["id"].to_pylist(), labels["defect"].to_pylist(), strict=True) if d != "clean"
+    }
+    is_clean = [id not in defective for id in scores["id"].to_pylist()]
+    expected = roc_auc_score(is_clean, scores["score"].to_numpy())
+    assert rows["loss"]["auroc"]["all"]["value"] == pytest.approx(expected)
+    assert rows["loss"]["auroc"]["task"]["pairs"] < rows["loss"]["auroc"]["all"]["pairs"]
+    assert rows["loss"]["auroc"]["no such tag"] is None
+    assert rows["loss"]["flops"] > rows["random"]["flops"] == 0
+    assert "<table" in write_report(folder).read_text()

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from ostlight.benchmarking.files import WRITTEN, row_record, write_all
 from ostlight.benchmarking.results import RunResult, pareto_optimal, summarise
-from ostlight.benchmarking.table import accuracy_table, cost_table
+from ostlight.benchmarking.table import cost_table, results_table
 
 
 def result(
     label: str, budget: str = "20%", seed: int = 0, correct: str = "1100", flops: float = 1.0, **more
 ) -> RunResult:
-    accuracy = {"all": correct.count("1") / len(correct)}
+    accuracy, items = {"all": correct.count("1") / len(correct)}, [float(c) for c in correct]
     protocol = more.pop("protocol", "" if label == "base" else "equal_steps")
-    return RunResult(label, budget, protocol, seed, accuracy, correct=correct, training_flops=flops, **more)
+    return RunResult(label, budget, protocol, seed, accuracy, items=items, training_flops=flops, **more)
 
 
 def test_a_row_is_compared_to_the_baseline_of_its_own_budget_protocol_and_variant():
@@ -79,7 +79,7 @@ def test_totals_include_selection_and_only_the_cost_table_has_times():
     rows = summarise(results)
     cost = next(csv.DictReader(io.StringIO(cost_table(rows).csv())))
     assert (cost["total FLOPs"], cost["total, device seconds"]) == ("3.00e+09", "7.0")
-    assert not any("seconds" in heading for heading in accuracy_table(rows, None).headings)
+    assert not any("seconds" in heading for heading in results_table(rows, None).headings)
     assert not any(name.endswith("_s") for name in row_record(rows[0], True))
 
 

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from ostlight.benchmarking.results import ResultRow, RunResult, summarise
-from ostlight.benchmarking.table import TextTable, accuracy_table, terminal_tables
+from ostlight.benchmarking.table import TextTable, results_table, terminal_tables
 
 
 def rows(*accuracies: dict[str, float]) -> list[ResultRow]:
@@ -27,7 +27,7 @@ def printed(some: list[ResultRow], width: int, title: str = "t") -> str:
 
 
 def test_a_group_without_questions_is_blank():
-    table = accuracy_table(rows({"read": 0.9, "sum": 0.7}, {"sum": 0.6, "colour": 0.5}), None)
+    table = results_table(rows({"read": 0.9, "sum": 0.7}, {"sum": 0.6, "colour": 0.5}), None)
     first = table.headings.index("read")
     assert table.headings[first : first + 3] == ["read", "sum", "colour"]
     assert [row[first : first + 3] for row in table.rows] == [["90", "70", ""], ["", "60", "50"]]
@@ -40,7 +40,7 @@ def test_names_from_the_data_are_not_read_as_markup():
     assert "[/x]" in text
     assert "[/run]" in text
     assert "\x1b" not in text
-    head, rule, row = accuracy_table(some, None).markdown().splitlines()
+    head, rule, row = results_table(some, None).markdown().splitlines()
     assert r"| a\|b c |" in head
     assert head.replace(r"\|", "").count("|") == rule.count("|") == row.count("|")
 

@@ -67,9 +67,9 @@ def write_results() -> Callable[..., None]:
                 trained += [("good", budget, 70 - 15 * place, 30, 20)]
             rows = [("base", "", 30, 0, 0, ""), *((*row, protocol) for protocol in protocols for row in trained)]
             for (selector, budget, right, selection, training, protocol), seed in itertools.product(rows, (0, 1)):
-                share, correct = (right + seed) / 100, "1" * (right + seed) + "0" * (100 - right - seed)
+                share, items = (right + seed) / 100, [1.0] * (right + seed) + [0.0] * (100 - right - seed)
                 costs = {"selection_s": selection, "training_s": training, "kept": 20, "variant": variant}
-                costs |= {"selection_flops": 1e9 * selection, "training_flops": 1e9 * training, "correct": correct}
+                costs |= {"selection_flops": 1e9 * selection, "training_flops": 1e9 * training, "items": items}
                 runs.append(RunResult(selector, budget, protocol, seed, {"all": share, "sum": share}, **costs))
         write_all(runs, summarise(runs, "random"), "random", folder, "made")
 

@@ -141,7 +141,7 @@ def test_results_are_read_with_their_costs_and_what_nothing_cheaper_beats(tmp_pa
     rows = read_results(tmp_path)
     results = {row.label: row for row in rows}
     assert results["good"].total_s == 50
-    assert results["good"].accuracy["all"].mean == pytest.approx(0.705)
+    assert results["good"].values["all"].mean == pytest.approx(0.705)
     shown = (tmp_path / "table.jsonl").read_text().splitlines()
     assert [json.loads(line)["is_pareto_optimal"] for line in shown] == pareto_optimal(rows)
     optimal = {row.label for row, is_optimal in zip(rows, pareto_optimal(rows), strict=True) if is_optimal}

@@ -59,8 +59,8 @@ def test_each_variant_has_rows_and_a_front_of_its_own(bench: Callable[..., Path]
     folder = bench(variants=("small target", "large target"))
     results = read_results(folder)
     good = {s.variant: s for s in results if s.label == "good"}
-    assert [100 * s.accuracy["all"].mean for s in good.values()] == pytest.approx([70.5, 55.5])
-    assert {s.accuracy["all"].n for s in results} == {2}
+    assert [100 * s.values["all"].mean for s in good.values()] == pytest.approx([70.5, 55.5])
+    assert {s.values["all"].n for s in results} == {2}
     optimal = [row for row, is_optimal in zip(results, pareto_optimal(results), strict=True) if is_optimal]
     assert [(row.variant, row.label) for row in optimal] == [
         *(("small target", label) for label in ("base", "random", "good")),

@@ -24,7 +24,7 @@ from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, open
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.selection.registry import create_all
-from ostlight.training.precision import precision_of
+from ostlight.training.precision import precision_of, target_compute
 from ostlight.training.steps import EncodedPool
 
 CLEAN = (None, "", "clean")
@@ -96,13 +96,13 @@ class Experiment:
     @cached_property
     def training_fingerprints(self) -> dict[str, Any]:
         """Everything that all trainings and their tests depend on; the untrained model depends on nothing else."""
-        ignored = dict.fromkeys(("path", "name", "training", "patience", "checkpoint_minutes"))
+        ignored = dict.fromkeys(("path", "name", "training", "precision", "patience", "checkpoint_minutes"))
         return {
             "test": fingerprint_of_records(self.config.test, "test"),
             "metric": self.metric.name,
             "target.path": self.target_fingerprint,
             "target": dataclasses.asdict(self.config.target) | ignored,
-            "compute.precision": precision_of(self.config.compute),
+            "compute.precision": precision_of(target_compute(self.config)),
             "evaluation": dataclasses.asdict(self.config.evaluation),
             "training code": fingerprint.of_code(*fingerprint.TRAINING, "ostlight.evaluation"),
             "package versions": fingerprint.package_versions(),

@@ -36,6 +36,7 @@ from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loggers import LoggerOf, log_metrics
+from ostlight.training.precision import target_compute
 from ostlight.training.trainer import first_device
 
 log = logging.getLogger(__name__)
@@ -271,7 +272,7 @@ class TrainTask:
 
     def run(self) -> None:
         experiment, cost, logger = self.experiment, StageCost("train", self.planned.label), LoggerOf()
-        home, compute = experiment.folder, dataclasses.replace(experiment.config.compute, progress=False)
+        home, compute = experiment.folder, dataclasses.replace(target_compute(experiment.config), progress=False)
         model = experiment.load_target(self.training)
         if self.selection:
             data = experiment.encoded_pool.select(np.load(self.selection.file.with_suffix(".npy")))

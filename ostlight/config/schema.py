@@ -292,6 +292,8 @@ class Target(Model):
         freeze: parts that training leaves as they are: ``vision`` (the tower), ``projector``, ``language``.
         lora: train LoRA adapters (with about ten times the learning rate); ``null`` trains all weights.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more work.
+        precision: of its training; ``null`` takes ``compute.precision``. Scores of a proxy in ``32-true`` and a target
+            in ``bf16-mixed``, say.
         patience: readings of the development loss (eight per training) without improvement until training stops;
             ``null`` never stops early. Needs ``dev.path``.
         checkpoint_minutes: longest time between two training checkpoints.
@@ -302,6 +304,7 @@ class Target(Model):
     freeze: list[Part] = field(default_factory=list)
     lora: Lora | None = None
     gradient_checkpointing: bool = False
+    precision: Precision | None = None
     patience: Count | None = 3
     checkpoint_minutes: NotNegative = 15.0
 

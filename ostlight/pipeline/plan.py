@@ -31,7 +31,7 @@ from ostlight.pipeline.memory import proxy_memory
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.planning import PlannedScoring, ScoringPlan
 from ostlight.selection.registry import create
-from ostlight.training.precision import on_cuda, precision_of
+from ostlight.training.precision import on_cuda, precision_of, target_compute
 
 RECORDS_READ = 100
 """Records that are read and encoded, spread over the pool."""
@@ -302,12 +302,15 @@ class _Planner:
             self._models[where] = self._made_shapes(where)
         return self._models[where]
 
+    def _compute(self, where: str) -> Compute:
+        return target_compute(self.config) if where == "target" else self.config.compute
+
     def _made_shapes(self, where: Where) -> tuple[MultimodalModel, _Encodings]:
         settings: Model
         settings, training = self._settings(where)
         if settings.path is None:
             raise ConfigError([f"{where}.path is missing: name a model folder or hub name"])
-        if precision_of(self.config.compute).startswith("bf16"):
+        if precision_of(self._compute(where)).startswith("bf16"):
             settings = dataclasses.replace(settings, dtype="bfloat16")
         if self.settings.tokens is None:
             encoder = load_encoder(settings, where)
@@ -342,7 +345,7 @@ class _Planner:
         key = (where, isinstance(settings, Target) and settings.lora is not None)
         if key not in self._sizes:
             model = shapes_of(settings, where, None)
-            shrinks = 2 / _itemsize(settings) if precision_of(self.config.compute) == "bf16-true" else 1
+            shrinks = 2 / _itemsize(settings) if precision_of(self._compute(where)) == "bf16-true" else 1
             self._sizes[key] = round(weight_bytes(model) * shrinks), round(trained_bytes(model) * shrinks)
         return self._sizes[key]
 
@@ -360,7 +363,7 @@ class _Planner:
         disk: Mapping[str, int] | None = None,
     ) -> StagePlan:
         where: Where = "target" if isinstance(settings, Target) else "proxy"
-        (_, data), compute, cost = self._shapes(where), self.config.compute, self._training_cost(where)
+        (_, data), compute, cost = self._shapes(where), self._compute(where), self._training_cost(where)
         epochs = 1.0 if training.epochs is None else training.epochs
         shown = training.steps * training.batch_size if training.steps is not None else round(samples * epochs)
         flops = shown * cost.flops_per_sample

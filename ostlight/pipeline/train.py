@@ -27,7 +27,7 @@ from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
-from ostlight.training.precision import precision_of
+from ostlight.training.precision import precision_of, target_compute
 from ostlight.training.steps import EncodedPool
 from ostlight.training.weights import set_trained_weights, trained_weights
 
@@ -118,11 +118,12 @@ def target_fingerprints(config: Config, pool: Pool, kept: np.ndarray) -> dict[st
 
 def settings_fingerprints(config: Config, kept: np.ndarray) -> dict[str, str]:
     """Returns those of them that the configuration and the selection decide."""
-    settings = dataclasses.asdict(config.target) | {"path": None, "name": None, "checkpoint_minutes": None}
+    ignored = dict.fromkeys(("path", "name", "precision", "checkpoint_minutes"))
+    settings = dataclasses.asdict(config.target) | ignored
     return {
         "selection": fingerprint.of_values(kept.tolist()),
         "target": fingerprint.of_values(settings),
-        "compute.precision": precision_of(config.compute),
+        "compute.precision": precision_of(target_compute(config)),
         "seed": str(config.seed),
     }
 
@@ -150,7 +151,7 @@ def _fit(
         log.info(f"train: resumes from step {checkpoints.start} ({checkpoints.file})")
     monitor = _monitor(model, config)
     callbacks = [monitor] if monitor else []
-    job = TrainingJob(config.compute, folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
+    job = TrainingJob(target_compute(config), folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
     with folder.cost_log.stage("train", config.selector.shown) as cost:
         cost.resumed = checkpoints.start > 0
         rejections = fit(model, data, job, cost)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ostlight.config.schema import Compute
+from ostlight.config.schema import Compute, Config
 
 
 def on_cuda(compute: Compute) -> bool:
@@ -21,6 +23,11 @@ def precision_of(compute: Compute) -> str:
     if compute.precision != "auto":
         return compute.precision
     return "bf16-mixed" if on_cuda(compute) and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def target_compute(config: Config) -> Compute:
+    """``compute``, in the precision of the target's training."""
+    return replace(config.compute, precision=config.target.precision or config.compute.precision)
 
 
 def precision_line(compute: Compute) -> str | None:

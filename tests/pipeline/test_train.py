@@ -129,3 +129,17 @@ def test_a_loss_that_blows_up_stops_training_with_the_samples_named(settings):
     ostlight.select(settings())
     with pytest.raises(DivergedError, match=r"at step \d+, on samples pool-\d+"):
         ostlight.train(settings(), "target.training.lr=1e30", "target.training.clip=null", "target.training.steps=8")
+
+
+def test_the_target_may_be_trained_in_a_precision_of_its_own(settings):
+    scores = ostlight.select(settings()).folder.scores
+    written = {part: part.stat().st_mtime_ns for part in scores.iterdir()}
+    first = ostlight.train(settings())
+    assert ostlight.train(settings(), "target.precision=32-true") == first, "what it is anyway: the same target"
+    other = ostlight.train(settings(), "target.precision=64-true")
+    assert other != first
+    ostlight.select(settings(), "target.precision=64-true")
+    assert {part: part.stat().st_mtime_ns for part in scores.iterdir()} == written, "the scores stay"
+    one, two = (AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in (first, other))
+    assert any(not torch.equal(one[name], two[name]) for name in one), "float64 rounds otherwise"
+    assert all(torch.allclose(one[name].double(), two[name].double(), atol=1e-4) for name in one)

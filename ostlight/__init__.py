@@ -4,10 +4,15 @@ The steps of the command line, from Python::
 
     import ostlight
 
-    ostlight.select("mine.yaml", "budget.fraction=0.2")
-    ostlight.train("mine.yaml")
+    selection = ostlight.select("mine.yaml", "budget.fraction=0.2")
+    selection.scores.to_pandas()
+    selection.subset
+    ostlight.train("mine.yaml", {"target.training.lr": 1e-4})
     ostlight.evaluate("mine.yaml")
     ostlight.benchmark("configs/demo.yaml")
+
+A configuration is a YAML file, the same as nested data, or a ``Config``; overrides are texts (``"seed=1"``), lists of
+texts, or mappings, nested or with dotted keys. What is wrong raises an ``OstlightError`` (``ostlight.errors``).
 
 Importing ostlight changes nothing global and configures no logging; ``ostlight.configure_logging()`` shows on the
 console what the command line shows.
@@ -21,32 +26,70 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ostlight.benchmarking.results import ResultRow
     from ostlight.config.budget import Budget
+    from ostlight.config.load import Source, load_config
+    from ostlight.config.overrides import Override
     from ostlight.config.schema import Config
     from ostlight.data.pool import Pool
     from ostlight.data.sample import Sample
+    from ostlight.errors import (
+        BadRecord,
+        BenchmarkError,
+        ClusterError,
+        ConfigError,
+        DataError,
+        DivergedError,
+        InfluenceError,
+        ModelError,
+        OstlightError,
+        RunChangedError,
+        SelectorError,
+        UnknownLayoutError,
+    )
     from ostlight.evaluation.evaluate import Result
     from ostlight.logs import configure_logging
     from ostlight.models.batch import Batch
-    from ostlight.pipeline.command import Source
     from ostlight.pipeline.init_config import init_config
     from ostlight.pipeline.plan import RunPlan
-    from ostlight.pipeline.select import Selection
+    from ostlight.pipeline.selection import Selection
     from ostlight.pipeline.validate import Validation
     from ostlight.reporting.matrix import Matrix
     from ostlight.selection.context import ScoringContext
     from ostlight.selection.registry import register
+    from ostlight.selection.score_files import ScoreFiles
     from ostlight.selection.scores import Scores
     from ostlight.selection.selector import Selector
+
+_ERRORS = (
+    "BadRecord",
+    "BenchmarkError",
+    "ClusterError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "InfluenceError",
+    "ModelError",
+    "OstlightError",
+    "RunChangedError",
+    "SelectorError",
+    "UnknownLayoutError",
+)
 
 # Imported on first use: `import ostlight` stays fast, and the influence library works without the rest. For the same
 # reason a stage is imported after its configuration was checked.
 _MODULES = {
+    **dict.fromkeys(_ERRORS, "ostlight.errors"),
     "Batch": "ostlight.models.batch",
     "Budget": "ostlight.config.budget",
     "Config": "ostlight.config.schema",
     "Pool": "ostlight.data.pool",
     "Sample": "ostlight.data.sample",
+    "ScoreFiles": "ostlight.selection.score_files",
     "Scores": "ostlight.selection.scores",
+    "Result": "ostlight.evaluation.evaluate",
+    "RunPlan": "ostlight.pipeline.plan",
+    "Selection": "ostlight.pipeline.selection",
+    "Validation": "ostlight.pipeline.validate",
+    "load_config": "ostlight.config.load",
     "ScoringContext": "ostlight.selection.context",
     "Selector": "ostlight.selection.selector",
     "configure_logging": "ostlight.logs",
@@ -55,19 +98,37 @@ _MODULES = {
 }
 
 __all__ = [
+    "BadRecord",
     "Batch",
+    "BenchmarkError",
     "Budget",
+    "ClusterError",
     "Config",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "InfluenceError",
+    "ModelError",
+    "OstlightError",
     "Pool",
+    "Result",
+    "RunChangedError",
+    "RunPlan",
     "Sample",
+    "ScoreFiles",
     "Scores",
     "ScoringContext",
+    "Selection",
     "Selector",
+    "SelectorError",
+    "UnknownLayoutError",
+    "Validation",
     "benchmark",
     "configure_logging",
     "evaluate",
     "explain",
     "init_config",
+    "load_config",
     "plan",
     "register",
     "report",
@@ -79,7 +140,7 @@ __all__ = [
 ]
 
 
-def validate(config: Source, *overrides: str) -> Validation:
+def validate(config: Source, *overrides: Override) -> Validation:
     """Checks a configuration against its data and models and estimates what the run will cost; trains nothing."""
     from ostlight.config import load_config
 
@@ -91,7 +152,7 @@ def validate(config: Source, *overrides: str) -> Validation:
         return check(loaded)
 
 
-def plan(config: Source, *overrides: str) -> RunPlan:
+def plan(config: Source, *overrides: Override) -> RunPlan:
     """Returns what every stage will cost, from shapes alone; loads no weight (``ostlight.pipeline.plan``)."""
     from ostlight.config import load_config
 
@@ -101,7 +162,7 @@ def plan(config: Source, *overrides: str) -> RunPlan:
     return estimate(loaded)
 
 
-def select(config: Source, *overrides: str) -> Selection:
+def select(config: Source, *overrides: Override) -> Selection:
     """Scores the pool, selects within the budget and writes the subset (``ostlight.pipeline.select``)."""
     from ostlight.pipeline.command import after_select, command
 
@@ -111,7 +172,7 @@ def select(config: Source, *overrides: str) -> Selection:
         return stage(loaded)
 
 
-def rescore(config: Source, *overrides: str, name: str | None = None) -> Path:
+def rescore(config: Source, *overrides: Override, name: str | None = None) -> Path:
     """Scores for other anchors from what the run stored, in a run folder of their own, which is returned
     (``ostlight.pipeline.rescore``)."""
     from ostlight.config import load_config
@@ -123,7 +184,7 @@ def rescore(config: Source, *overrides: str, name: str | None = None) -> Path:
         return stage(loaded, name)
 
 
-def train(config: Source, *overrides: str) -> Path:
+def train(config: Source, *overrides: Override) -> Path:
     """Trains the target on the selected subset and returns its folder (``ostlight.pipeline.train``)."""
     from ostlight.pipeline.command import after_train, command
 
@@ -133,7 +194,7 @@ def train(config: Source, *overrides: str) -> Path:
         return stage(loaded)
 
 
-def evaluate(config: Source, *overrides: str) -> Result:
+def evaluate(config: Source, *overrides: Override) -> Result:
     """Returns the accuracy of the trained target on the test set (``ostlight.pipeline.evaluate``)."""
     from ostlight.pipeline.command import command
 
@@ -143,7 +204,7 @@ def evaluate(config: Source, *overrides: str) -> Result:
         return stage(loaded)
 
 
-def benchmark(config: Source, *overrides: str) -> list[ResultRow]:
+def benchmark(config: Source, *overrides: Override) -> list[ResultRow]:
     """Compares selectors and returns the rows of the table (``ostlight.benchmarking.benchmark``)."""
     from ostlight.pipeline.command import command
 
@@ -172,6 +233,10 @@ def sources(run: str | Path, tag: str | None = None) -> Matrix:
     from ostlight.reporting.sources import sources as print_sources
 
     return print_sources(run, tag)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__", *globals()})
 
 
 def __getattr__(name: str) -> Any:

@@ -4,40 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ostlight.config.bind import bind
 from ostlight.config.budget import Budget
-from ostlight.config.read import one_line, parse, read_mapping
+from ostlight.config.overrides import Override, blamed, override_texts, split_override
+from ostlight.config.read import read_mapping
 from ostlight.config.renamed import RENAMED
 from ostlight.config.schema import Config, Training, Variant
-from ostlight.errors import ConfigError
+from ostlight.errors import UNKNOWN_FILE, ConfigError
 from ostlight.redact import remember, secrets
 
 ALTERNATIVES = (Budget.alternatives, Training.alternatives)
 """Keys of which a section takes one: an override that names one replaces the others."""
 
-COMMAND_LINE = "command line"
-"""Source of overrides, for messages."""
+
+Source = str | Path | Mapping[str, Any] | Config
+"""A YAML file, the same as nested data, or a ``Config``."""
 
 
-def load_config(source: str | Path | Mapping[str, Any] | Config, *overrides: str) -> Config:
+def load_config(source: Source, *overrides: Override) -> Config:
     """A checked configuration.
 
     Args:
         source: a YAML file, or the same as nested data, or a ``Config``.
-        overrides: ``key=value`` with dotted keys; values are read as YAML (``budget.fraction=0.5``).
+        overrides: ``key=value`` with dotted keys, values read as YAML (``budget.fraction=0.5``); or a mapping, nested
+            or with dotted keys; or a list of texts. A later one wins.
 
     Raises:
-        ConfigError: no such file, not YAML, or unknown keys, wrong types and values out of bounds, all listed.
+        ConfigError: no such file, not YAML, or unknown keys, wrong types and values out of bounds, all listed; the
+            source is the override where it makes the problem.
     """
-    name = str(source) if isinstance(source, str | Path) else "config"
+    texts = override_texts(overrides)
+    try:
+        return _load(source, texts)
+    except ConfigError as error:
+        if not texts or error.source != _name(source):
+            raise
+        raise blamed(error.problems, error.source, texts, lambda: _problems_of(source)) from error
+
+
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else UNKNOWN_FILE
+
+
+def _problems_of(source: Source) -> list[str]:
+    try:
+        _load(source, ())
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _load(source: Source, overrides: Sequence[str]) -> Config:
+    name = _name(source)
     if isinstance(source, Config):
         values = as_written(source)
     elif isinstance(source, Mapping):
@@ -112,16 +137,7 @@ def _yaml_files(folder: Path) -> str:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    *path, last = key.split(".")
-    if not separator or not all((*path, last)):
-        raise ConfigError([f"an override is written key=value, as budget.fraction=0.5; got {override!r}"], COMMAND_LINE)
-    if not text.strip():
-        raise ConfigError([f"{key} has no value; write {key}=null to unset it"], COMMAND_LINE)
-    try:
-        value = parse(text)
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{override!r}: the value is not YAML: {one_line(error)}"], COMMAND_LINE) from error
+    (*path, last), value = split_override(override)
     place = values
     for step in path:
         inner = place.get(step)
@@ -140,7 +156,7 @@ def vary(config: Config, variant: Variant) -> Config:
     Raises:
         ConfigError: the overrides make it invalid.
     """
-    return load_config(config, "benchmark.variants=[]", *variant.overrides)
+    return _load(config, ("benchmark.variants=[]", *variant.overrides))
 
 
 def _variant_problems(config: Config) -> Iterator[str]:

@@ -113,6 +113,11 @@ def write_subset(
     return written
 
 
+def subset_files(pool: Pool, folder: Path) -> list[Path]:
+    """Where ``write_subset`` writes the records of each of the pool's files."""
+    return _targets(pool.sources, _bases(pool, folder))
+
+
 def _manifest(folder: Path) -> set[str]:
     """Names of the files that an earlier subset in this folder consists of."""
     try:

@@ -10,20 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ostlight.influence.agreement import rank_agreement as rank_agreement
-    from ostlight.influence.gradients.random_products import RandomDirections as RandomDirections
-    from ostlight.influence.kronecker import kronecker_preconditioner as kronecker_preconditioner
-    from ostlight.influence.other_anchors import anchor_products as anchor_products
-    from ostlight.influence.parameters import select_parameters as select_parameters
-    from ostlight.influence.preconditioner import Preconditioner as Preconditioner
-    from ostlight.influence.preconditioner import adam_preconditioner as adam_preconditioner
-    from ostlight.influence.scorer import UtilityScorer as UtilityScorer
-    from ostlight.influence.scorer import UtilityScores as UtilityScores
-    from ostlight.influence.step_size import first_adam_step as first_adam_step
-    from ostlight.influence.step_size import median_step_size as median_step_size
-    from ostlight.influence.task import CausalLM as CausalLM
-    from ostlight.influence.task import Classification as Classification
-    from ostlight.influence.task import Task as Task
+    from ostlight.influence.agreement import rank_agreement
+    from ostlight.influence.gradients.random_products import RandomDirections
+    from ostlight.influence.kronecker import kronecker_preconditioner
+    from ostlight.influence.other_anchors import anchor_products
+    from ostlight.influence.parameters import select_parameters
+    from ostlight.influence.preconditioner import Preconditioner, adam_preconditioner
+    from ostlight.influence.scorer import UtilityScorer, UtilityScores
+    from ostlight.influence.step_size import first_adam_step, median_step_size
+    from ostlight.influence.task import CausalLM, Classification, Task
 
 _MODULES = {
     "CausalLM": "task",
@@ -42,6 +37,23 @@ _MODULES = {
     "select_parameters": "parameters",
 }
 
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "Preconditioner",
+    "RandomDirections",
+    "Task",
+    "UtilityScorer",
+    "UtilityScores",
+    "adam_preconditioner",
+    "anchor_products",
+    "first_adam_step",
+    "kronecker_preconditioner",
+    "median_step_size",
+    "rank_agreement",
+    "select_parameters",
+]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
@@ -52,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(_MODULES)
+    return sorted({*__all__, *globals()})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ostlight.config import Config, load_config
+from ostlight.config.load import Source
+from ostlight.config.overrides import Override, blamed, override_texts
 from ostlight.errors import UNKNOWN_FILE, ConfigError
 from ostlight.interrupts import Interrupted
 from ostlight.logs import log_to_file
@@ -19,27 +20,26 @@ from ostlight.progress_display import show_progress
 
 log = logging.getLogger(__name__)
 
-Source = str | Path | Mapping[str, Any] | Config
-
 
 @contextmanager
-def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Config], str]) -> Iterator[Config]:
+def command(source: Source, overrides: Sequence[Override], next_verb: Callable[[Config], str]) -> Iterator[Config]:
     """Loads the configuration for a stage, appends its log to ``RUN/logs/ostlight.log``, shows its progress, logs
     what to run next.
 
     Args:
         source: YAML file, nested data or a ``Config``.
-        overrides: ``key=value``.
+        overrides: as ``load_config`` takes them.
         next_verb: the verb that usually follows this stage.
 
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    config = load_config(source, *overrides)
+    texts = override_texts(overrides)
+    config = load_config(source, *texts)
     folder = RunFolder.path_of(config)
     with log_to_file(folder / "logs" / "ostlight.log") as handler, show_progress(config.compute.progress):
         try:
-            with _naming_the_file(source):
+            with _naming_the_file(source, texts):
                 _log_precision(config)
                 yield config
         except Interrupted as interruption:
@@ -52,7 +52,7 @@ def command(source: Source, overrides: Sequence[str], next_verb: Callable[[Confi
                 message = f"{type(error).__name__}: {error}"
                 handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, message, (), sys.exc_info()))
             raise
-        log.info(f"next: {_next_command(next_verb(config), source, overrides, folder)}")
+        log.info(f"next: {_next_command(next_verb(config), source, texts, folder)}")
 
 
 def _log_precision(config: Config) -> None:
@@ -64,14 +64,15 @@ def _log_precision(config: Config) -> None:
 
 
 @contextmanager
-def _naming_the_file(source: Source) -> Iterator[None]:
-    """Problems that a stage finds in the settings are those of the file, which the stage does not know."""
+def _naming_the_file(source: Source, overrides: Sequence[str]) -> Iterator[None]:
+    """Problems that a stage finds in the settings are those of the file or of an override, which it does not know."""
     try:
         yield
     except ConfigError as error:
-        if error.source != UNKNOWN_FILE or not isinstance(source, str | Path):
+        if error.source != UNKNOWN_FILE:
             raise
-        raise ConfigError(error.problems, str(source)) from error
+        name = str(source) if isinstance(source, str | Path) else UNKNOWN_FILE
+        raise blamed(error.problems, name, overrides) from error
 
 
 def after_select(config: Config) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from ostlight.pipeline.inputs import open_pool, read_anchors, warn_of_records, w
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
 from ostlight.pipeline.scoring_on_ray import shard_engine
+from ostlight.pipeline.selection import Selection
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.pipeline.unsupported import kept_unsupported, share_of_scored, unsupported_positions
@@ -31,7 +31,7 @@ from ostlight.selection.registry import create
 from ostlight.selection.score_files import ScoreFiles
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
-from ostlight.selection.underrepresented import UnderrepresentedTag, find_underrepresented
+from ostlight.selection.underrepresented import find_underrepresented
 from ostlight.training.loggers import log_metrics
 
 log = logging.getLogger(__name__)
@@ -41,31 +41,6 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 MAX_RARE_LISTED = 3
 """Strata that the warning about nearly omitted ones lists."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The result of a selection. ``kept + dropped + rejected`` is the number of records read.
-
-    Attributes:
-        folder: the run folder.
-        kept: positions of the kept records, best first; last come those that are kept without a score.
-        dropped: usable records that were not kept.
-        rejected: unusable records by reason.
-        answers_cut: samples whose answer was cut by the length limit.
-        rare: strata of which hardly any sample is kept.
-        kept_unscored: kept records of media that the proxy cannot read (``pool.unsupported``).
-        score_percentiles: of the scores, by ``PERCENTILES``; empty where every record was rejected.
-    """
-
-    folder: RunFolder
-    kept: np.ndarray
-    dropped: int
-    rejected: dict[str, int]
-    answers_cut: int
-    rare: list[UnderrepresentedTag]
-    kept_unscored: int = 0
-    score_percentiles: dict[int, float] = field(default_factory=dict)
 
 
 def select(config: Config) -> Selection:
@@ -136,6 +111,7 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
         rejected=by_reason,
         answers_cut=answers_cut,
         rare=find_underrepresented(scores, rows),
+        pool=pool,
         kept_unscored=len(unread),
         score_percentiles={p: float(np.percentile(scores.score, p)) for p in PERCENTILES if len(scores)},
     )

@@ -18,7 +18,7 @@ from ostlight.models.cost import StageCost
 from ostlight.models.encode import Encoded
 from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.select import Selection
+from ostlight.pipeline.selection import Selection
 from ostlight.pipeline.subset_selection import count_tokens
 from ostlight.selection.usage import Usage
 from ostlight.testing import pools

@@ -19,7 +19,8 @@ from ostlight.models.batch import Batch
 from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
-from ostlight.pipeline.select import Selection, select_subset
+from ostlight.pipeline.select import select_subset
+from ostlight.pipeline.selection import Selection
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
 from ostlight.testing.pools import PoolFiles

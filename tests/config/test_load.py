@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ostlight.config import load_config
@@ -137,14 +138,52 @@ def test_an_override_takes_the_place_of_its_alternatives():
     assert (config.budget.fraction, config.budget.count) == (None, 30)
 
 
-def test_an_override_without_value_is_refused():
-    for text in ("budget", "=3", "budget..count=3"):
-        assert problems(text) == [f"an override is written key=value, as budget.fraction=0.5; got {text!r}"]
-    assert problems("budget.count=") == ["budget.count has no value; write budget.count=null to unset it"]
-    assert problems("budget.count=[1") == [
-        "'budget.count=[1': the value is not YAML: while parsing a flow sequence, expected ',' or ']', but got "
-        "'<stream end>' (line 1, column 3)"
-    ]
+@pytest.mark.parametrize("text", ["budget", "=3", "budget..count=3", "budget.count=", "budget.count=[1"])
+def test_an_override_that_is_not_written_key_value_is_named(text: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(POOL, text)
+    assert (len(caught.value.problems), caught.value.source) == (1, f"override {text}")
+
+
+def test_overrides_may_be_mappings_and_lists():
+    given = POOL | {"budget": {"fraction": 0.5, "stratify_by": "task"}, "selector": {"options": {"a": 1}}}
+    expected = load_config(given, "budget.count=30", "selector.options.b=[1, x]", "anchors.path=a/b.json", "seed=3")
+    nested = {"budget": {"count": 30}, "selector": {"options": {"b": [1, "x"]}}}
+    rest = {"anchors.path": Path("a/b.json"), "seed": np.int64(3)}
+    assert load_config(given, nested, rest) == expected
+    assert load_config(given, nested, ["anchors.path=a/b.json", "seed=3"]) == expected
+    assert expected.budget.stratify_by == "task"
+    assert load_config(given, {"budget": {"count": 1}}, "budget.count=2").budget.count == 2
+    assert load_config(given, {"budget.stratify_by": None}).budget.stratify_by is None
+    assert load_config(given, {"name": "1e5", "folder": "yes: no"}).name == "1e5"
+
+
+@pytest.mark.parametrize("override", [3, [3], {"seed": object()}, {"seed": {1, 2}}, None])
+def test_an_override_of_another_type_is_refused(override):
+    with pytest.raises(ConfigError) as caught:
+        load_config(POOL, override)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_problem_names_the_override_that_makes_it(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("pool: {path: pool.jsonl}\n")
+
+    def source(*overrides: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load_config(file, *overrides)
+        return caught.value.source
+
+    for override in ("budget.fracton=0.5", "seed=many", "budget.fraction=7", "nonsense.a.b=1", "pool={pth: x}"):
+        assert source("name=run", override) == f"override {override}"
+    assert source("budget={fraction: 0.1, count: 3}") == "override budget={fraction: 0.1, count: 3}"
+    assert source("seed=many", "budget.fracton=0.5") == "overrides"
+    file.write_text("pool: {path: pool.jsonl}\nseed: many\n")
+    assert source("name=run") == str(file)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, "budget.fracton=0.5")
+    assert caught.value.source == str(file)
+    assert ["override budget.fracton=0.5" in problem for problem in caught.value.problems] == [False, True]
 
 
 def test_plain_data_reads_back():
@@ -201,7 +240,8 @@ def test_a_ray_cluster_needs_its_engine_and_decides_the_number_of_tasks():
 
 def test_rules_over_several_fields_name_the_section():
     section = {"selectors": [{"name": "ost"}], "budgets": [{"count": 3, "tokens": 1}], "baseline": "best"}
-    assert problems("name=a/b", "proxy.warmup.training.order=annealed", benchmark=section) == [
+    proxy = {"warmup": {"training": {"order": "annealed"}}}
+    assert problems(name="a/b", proxy=proxy, benchmark=section) == [
         "name must be a plain folder name; got 'a/b'",
         "proxy.warmup.training.order must be shuffled: no sample has a score before the warm-up",
         "benchmark.baseline must be one of ost, base, oracle; got 'best'",

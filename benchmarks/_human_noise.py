@@ -33,11 +33,16 @@ def cut_human_noise(data: Path, seed: int = 0) -> Cut:
     pool = parts["pool"]
     few = np.random.default_rng(seed).permutation(len(pool))[: round(BASE_SHARE * len(pool))]
     parts["base"] = [*parts["anchors"], *(pool[k] for k in sorted(few))]
-    with (data / "truth.csv").open(newline="") as file:
-        wrong = {row["id"]: row["wrong"] == "1" for row in csv.DictReader(file)}
-    if unknown := [record.id for record in pool if record.id not in wrong]:
+    truth = true_labels(data)
+    if unknown := [record.id for record in pool if record.id not in truth]:
         raise SystemExit(f"{data / 'truth.csv'} says nothing of {len(unknown)} records of the pool, {unknown[0]} first")
-    return Cut(parts, [WRONG if wrong[record.id] else CLEAN for record in pool])
+    return Cut(parts, [CLEAN if record.answer == truth[record.id] else WRONG for record in pool])
+
+
+def true_labels(data: Path) -> dict[str, str]:
+    """The curated label of each record of the pool, by id; for analysis alone."""
+    with (data / "truth.csv").open(newline="") as file:
+        return {row["id"]: row["true_label"] for row in csv.DictReader(file)}
 
 
 def read(file: Path) -> list[Record]:

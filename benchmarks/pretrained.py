@@ -7,7 +7,7 @@
     python benchmarks/pretrained.py vision --data FOLDER --blocks 30   # EfficientNet-Lite0 before SmolLM2; photographs
     python benchmarks/pretrained.py vision --data FOLDER --blocks 10   # the same before the proxy
 
-All of it lies under ``runs/pretrained`` (``--out``); what is there already is kept. Seeded. FOLDER of ``gsm8k`` is
+All of it lies under ``runs/pretrained`` (``--out``). Seeded. FOLDER of ``gsm8k`` is
 ``grade_school_math/data`` of openai/grade-school-math, that of ``vision`` the human-noise records. A GPU is used where
 there is one. ``text`` needs ``pip install gguf``. ``configs/benchmark/gsm8k.yaml``,
 ``gsm8k_scores.yaml`` and ``photographs.yaml`` compare selectors on what this makes.

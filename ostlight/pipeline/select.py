@@ -27,7 +27,7 @@ from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.pipeline.unsupported import kept_unsupported, share_of_scored, unsupported_positions
 from ostlight.ranks import is_first_rank
-from ostlight.selection.registry import create
+from ostlight.selection.registry import create, load
 from ostlight.selection.score_files import ScoreFiles
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
@@ -141,8 +141,10 @@ def _metrics(selection: Selection) -> dict[str, float]:
 
 def _log_summary(selection: Selection, config: Config, records: int) -> None:
     rejected = sum(selection.rejected.values())
+    ignored = load(config.selector.name).ignores_budget
+    asked = f"{config.selector.name} ignores the budget" if ignored else config.budget.label
     log.info(
-        f"{records:,} records read = {len(selection.kept):,} kept ({config.budget.label}) + "
+        f"{records:,} records read = {len(selection.kept):,} kept ({asked}) + "
         f"{selection.dropped:,} dropped + {rejected:,} rejected{_reasons(selection.rejected, selection.folder)}"
     )
     _log_rejected(selection.folder)

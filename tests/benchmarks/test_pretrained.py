@@ -1,4 +1,4 @@
-"""Pretrained models and pools with real mistakes; what they are made from is made here, laid out like the real files."""
+"""Pretrained models and pools with real mistakes; what they are made from is made here, laid out like them."""
 
 from __future__ import annotations
 

@@ -6,21 +6,19 @@ what was read lies in a local cache of bounded size.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
 import re
 import shutil
 import stat
-import time
-from collections.abc import Callable, Generator, Iterable
-from datetime import datetime
-from functools import cache, partial
+from collections.abc import Generator, Iterable
+from functools import partial
 from pathlib import Path, PosixPath, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from ostlight.data.atomic import atomic_path
+from ostlight.data.remote_cache import cache_folder, cached, read_cached
+from ostlight.data.remote_server import FileInfo, file_info, filesystem_of, retried
 from ostlight.errors import DataError
 
 T = TypeVar("T")
@@ -28,22 +26,8 @@ T = TypeVar("T")
 BLOCK_BYTES = 8 << 20
 MAX_INFOS = 200_000
 """Files whose size, time and version are remembered."""
-ATTEMPTS = 4
-FIRST_WAIT_S = 0.5
-"""Before the second attempt; doubled before each further one."""
-
-CACHE_FOLDER, CACHE_GB = "OSTLIGHT_CACHE", "OSTLIGHT_CACHE_GB"
-"""Environment variables: where remote files are cached (``~/.cache/ostlight``), and how much (20 GB)."""
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+")
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-_TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created")
-_VERSIONS = ("ETag", "etag", "blob_id", "sha256", "md5Hash", "generation", "version_id", "Content-MD5", "Digest")
-_HINTS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=true",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
-    "hf": "set HF_TOKEN, or run `hf auth login`",
-}
 
 
 def is_remote(named: str | Path) -> bool:
@@ -60,22 +44,6 @@ def path_of(named: str | Path) -> Path:
     if is_remote(named):
         return RemotePath(named)
     return Path(named.removeprefix("file://"))
-
-
-class FileInfo(NamedTuple):
-    """What a server says of a file.
-
-    Attributes:
-        size: bytes; -1 where it does not say.
-        modified: nanoseconds since 1970; 0 where it does not say.
-        version: its name for the content (an ETag, a hash); empty where it gives none.
-        is_folder: whether it is a folder.
-    """
-
-    size: int
-    modified: int
-    version: str
-    is_folder: bool
 
 
 _infos: dict[str, FileInfo] = {}
@@ -111,7 +79,7 @@ class RemotePath(PosixPath):
         if len(_infos) > MAX_INFOS:
             _infos.clear()
         if address not in _infos:
-            _infos[address] = _file_info(self._call("info"))
+            _infos[address] = file_info(self._call("info"))
         return _infos[address]
 
     def version(self) -> str:
@@ -173,7 +141,7 @@ class RemotePath(PosixPath):
         raise io.UnsupportedOperation(f"{self} can only be read")
 
     def read_bytes(self) -> bytes:
-        return _read(self._whole(), lambda: self._fetch(None))
+        return read_cached(self._whole(), lambda: self._fetch(None))
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
@@ -187,14 +155,14 @@ class RemotePath(PosixPath):
             return data[start:stop] if len(data) > stop - start else data
 
         version = self.version()
-        return _read(_cached(f"{self} {version} {start}-{stop}", fetch), fetch) if version else fetch()
+        return read_cached(cached(f"{self} {version} {start}-{stop}", fetch), fetch) if version else fetch()
 
     def _whole(self) -> Path:
         """A local copy, by version; where the server tells none, the file is fetched anew and named by its content."""
         if version := self.version():
-            return _cached(f"{self} {version}", lambda: self._fetch(None))
+            return cached(f"{self} {version}", lambda: self._fetch(None))
         data = self._fetch(None)
-        return _cached(f"{self} {hashlib.sha256(data).hexdigest()}", lambda: data)
+        return cached(f"{self} {hashlib.sha256(data).hexdigest()}", lambda: data)
 
     def _fetch(self, part: tuple[int, int] | None) -> bytes:
         start, end = part or (None, None)
@@ -204,7 +172,7 @@ class RemotePath(PosixPath):
         found = []
         for entry in entries:
             path = _address(str(self), str(entry["name"]))
-            _infos[str(path)] = _file_info(entry)
+            _infos[str(path)] = file_info(entry)
             if path != self:
                 found.append(path)
         return sorted(found)
@@ -212,8 +180,8 @@ class RemotePath(PosixPath):
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """The result of a method of fsspec's file system, after several attempts where it fails for the moment."""
         address = str(self)
-        filesystem, path = _filesystem(address)
-        return _retried(address, lambda: getattr(filesystem, method)(path, *arguments, **options))
+        filesystem, path = filesystem_of(address)
+        return retried(address, lambda: getattr(filesystem, method)(path, *arguments, **options))
 
 
 class Blocks:
@@ -299,7 +267,7 @@ def fetch_folder(named: str) -> Path:
             raise DataError(f"{named} holds no file", named)
         state = "".join(f"{file} {file.version()}\n" for file in files)
         name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-        target = _cache_folder() / "folders" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+        target = cache_folder() / "folders" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
         if target.is_dir():
             return target
         for older in target.parent.glob(f"{name}-*"):
@@ -308,8 +276,8 @@ def fetch_folder(named: str) -> Path:
         for file in files:
             copy = temporary / file.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            filesystem, path = _filesystem(str(file))
-            _retried(str(file), partial(filesystem.get_file, path, str(copy)))
+            filesystem, path = filesystem_of(str(file))
+            retried(str(file), partial(filesystem.get_file, path, str(copy)))
         try:
             temporary.rename(target)
         except OSError:
@@ -320,173 +288,12 @@ def fetch_folder(named: str) -> Path:
     return target
 
 
-def _filesystem(address: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path there. Not kept: fsspec makes others after a fork.
-
-    Raises:
-        DataError: no such kind of address, or its package is missing.
-    """
-    import fsspec
-
-    scheme = address.partition(":")[0].lower()
-    try:
-        return fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        package = _PACKAGES.get(scheme, scheme)
-        raise DataError(
-            f"{address}: reading {scheme}:// needs the package {package}: pip install {package}", address
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{address}: {error}; known are s3://, gs://, hf://datasets/ and https://", address) from error
-    except Exception as error:  # made with credentials that cannot be read, for example
-        raise DataError(f"{address}: {type(error).__name__}: {error}{_hint(scheme)}", address) from error
-
-
-def _retried(address: str, call: Callable[[], T]) -> T:
-    scheme = address.partition(":")[0].lower()
-    for attempt in range(ATTEMPTS):
-        try:
-            return call()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise FileNotFoundError(errno.ENOENT, "nothing is there", address) from error
-        except Exception as error:
-            if _is_denied(error):
-                message = f"no permission, or no credentials ({_one_line(error)}){_hint(scheme)}"
-                raise PermissionError(errno.EACCES, message, address) from error
-            if attempt + 1 == ATTEMPTS or isinstance(error, TypeError | NotImplementedError):
-                message = f"{_one_line(error)} (after {attempt + 1} attempts)"
-                raise OSError(errno.EIO, message, address) from error
-            time.sleep(FIRST_WAIT_S * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _is_denied(error: Exception) -> bool:
-    status = getattr(error, "status", getattr(error, "code", None)) or getattr(
-        getattr(error, "response", None), "status_code", None
-    )
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return (
-        isinstance(error, PermissionError)
-        or status in (401, 403)
-        or bool(names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"})
-    )
-
-
-def _hint(scheme: str) -> str:
-    hint = _HINTS.get({"s3a": "s3", "gcs": "gs"}.get(scheme, scheme))
-    return f"; {hint}" if hint else ""
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
-
-
 def _address(base: str, name: str) -> RemotePath:
     """The address of an entry, which fsspec names without the scheme."""
     found = _URL.match(name)
     if found is not None:
         return RemotePath(name)
     return RemotePath(f"{base.partition(':')[0]}://{name.lstrip('/')}")
-
-
-def _file_info(entry: dict[str, Any]) -> FileInfo:
-    size = entry.get("size")
-    lfs = entry.get("lfs")
-    version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), "")
-    if isinstance(lfs, dict) and lfs.get("sha256"):
-        version = str(lfs["sha256"])
-    modified = next((_nanoseconds(entry[name]) for name in _TIMES if entry.get(name)), 0)
-    return FileInfo(-1 if size is None else int(size), modified, version, entry.get("type") == "directory")
-
-
-def _nanoseconds(value: Any) -> int:
-    if isinstance(value, datetime):
-        return int(value.timestamp() * 1e6) * 1000
-    if isinstance(value, int | float):
-        return int(value * 1e6) * 1000
-    # A date as text: told apart, not computed with.
-    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=7).digest(), "big")
-
-
-@cache
-def _cache_folder() -> Path:
-    named = os.environ.get(CACHE_FOLDER)
-    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ostlight"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}, the cache of remote files: {error.strerror}; set {CACHE_FOLDER}", folder) from error
-    return folder
-
-
-def _cached(key: str, fetch: Callable[[], bytes]) -> Path:
-    """The local file of what ``key`` names; fetched where it is not there."""
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    file = _cache_folder() / "files" / digest[:2] / digest
-    try:
-        os.utime(file)  # used just now
-    except OSError:
-        data = fetch()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as temporary:
-            temporary.write_bytes(data)
-        _usage.add(len(data))
-    return file
-
-
-def _read(file: Path, fetch: Callable[[], bytes]) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:  # another process needed the space in between
-        return fetch()
-
-
-class _Usage:
-    """Keeps the cache within its limit: what was used longest ago goes first."""
-
-    def __init__(self) -> None:
-        self._bytes = -1
-
-    def add(self, count: int) -> None:
-        """Count a new file, and make space where the limit is passed. Other processes are counted then."""
-        limit = _limit_bytes()
-        self._bytes = self._bytes + count if self._bytes >= 0 else sum(size for _, size, _ in _cached_files())
-        if self._bytes <= limit:
-            return
-        files = sorted(_cached_files())
-        self._bytes = sum(size for _, size, _ in files)
-        for _, size, path in files[:-1]:  # the newest is about to be read
-            if self._bytes <= 0.8 * limit:
-                break
-            path.unlink(missing_ok=True)
-            self._bytes -= size
-
-
-_usage = _Usage()
-
-
-def _limit_bytes() -> float:
-    text = os.environ.get(CACHE_GB, "20")
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = -1.0
-    if not limit > 0:
-        raise DataError(f"{CACHE_GB} must be a number of gigabytes above 0; got {text!r}")
-    return limit * 1e9
-
-
-def _cached_files() -> list[tuple[float, int, Path]]:
-    """Time of last use, size and path of all files in the cache."""
-    found = []
-    for file in (_cache_folder() / "files").glob("*/*"):
-        try:
-            status = file.stat()
-        except OSError:
-            continue
-        found.append((status.st_mtime, status.st_size, file))
-    return found
 
 
 def place(path: Path) -> PurePosixPath:

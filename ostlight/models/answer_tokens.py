@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ostlight.errors import BadRecord
-from ostlight.models.chat import Answer, Span, unproved
+from ostlight.models.answer_marks import Span, unproved
+from ostlight.models.chat import Answer
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, open_images
 from ostlight.errors import BadRecord, ModelError, rejecting
+from ostlight.models.answer_marks import unproved
 from ostlight.models.answer_tokens import RecordingTokenizer, Tokenized, answer_tokens, recorded
-from ostlight.models.chat import ChatTemplate, unproved
+from ostlight.models.chat import ChatTemplate
 from ostlight.models.limits import Limits
 from ostlight.models.losses import IGNORED
 

@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from ostlight.config.schema import Piece
-from ostlight.data import remote
+from ostlight.data import remote, remote_cache, remote_server
 from ostlight.data.pool import Pool
 from ostlight.data.remote import Blocks, RemotePath, fetch_folder, is_remote, local_model, path_of
 from ostlight.data.sample import Sample
@@ -36,13 +36,13 @@ IMAGE = _encoded.getvalue()
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(remote.CACHE_FOLDER, str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(remote, "_usage", remote._Usage())
-    remote._cache_folder.cache_clear()
+    monkeypatch.setenv(remote_cache.CACHE_FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setattr(remote_server, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(remote_cache, "_usage", remote_cache._Usage())
+    remote_cache.cache_folder.cache_clear()
     remote.forget()
     yield tmp_path / "cache"
-    remote._cache_folder.cache_clear()
+    remote_cache.cache_folder.cache_clear()
 
 
 @pytest.fixture
@@ -200,11 +200,11 @@ def test_a_file_is_read_in_blocks_and_each_once(
 
 
 def test_the_cache_keeps_to_its_limit(memory: Write, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(remote.CACHE_GB, "0.00001")  # 10,000 bytes
+    monkeypatch.setenv(remote_cache.CACHE_GB, "0.00001")  # 10,000 bytes
     for n in range(30):
         assert RemotePath(memory(f"bucket/{n}", bytes([n]) * 1000)).read_bytes() == bytes([n]) * 1000
         assert sum(file.stat().st_size for file in own_cache.rglob("*") if file.is_file()) <= 10_000
-    monkeypatch.setenv(remote.CACHE_GB, "much")
+    monkeypatch.setenv(remote_cache.CACHE_GB, "much")
     with pytest.raises(DataError, match="OSTLIGHT_CACHE_GB"):
         RemotePath(memory("bucket/last", b"x")).read_bytes()
 
@@ -271,7 +271,7 @@ def test_what_fails_for_the_moment_is_tried_again(memory: Write, monkeypatch: py
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", flaky)
     assert path.read_bytes() == b"content"
-    failures += [ConnectionError("reset")] * remote.ATTEMPTS
+    failures += [ConnectionError("reset")] * remote_server.ATTEMPTS
     with pytest.raises(OSError, match="reset"):
         RemotePath(memory("bucket/other", b"content")).read_bytes()
 
@@ -282,7 +282,7 @@ def test_missing_credentials_say_what_to_set(error: Exception, monkeypatch: pyte
         raise error
 
     monkeypatch.setattr(MemoryFileSystem, "info", refuse)
-    monkeypatch.setitem(remote._HINTS, "memory", "set THIS")
+    monkeypatch.setitem(remote_server._HINTS, "memory", "set THIS")
     with pytest.raises(DataError, match="set THIS") as caught:
         Pool.open("memory://bucket/pool.jsonl")
     assert str(caught.value.path).endswith("pool.jsonl")

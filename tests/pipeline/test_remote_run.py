@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 import ostlight
-from ostlight.data import remote
+from ostlight.data import remote_cache
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import RunChangedError
 from ostlight.selection.scores import read_score_table
@@ -22,8 +22,8 @@ from ostlight.selection.scores import read_score_table
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The memory file system with a pool of three records, two images of which one is missing, and the proxy."""
-    monkeypatch.setenv(remote.CACHE_FOLDER, str(tmp_path / "cache"))
-    remote._cache_folder.cache_clear()
+    monkeypatch.setenv(remote_cache.CACHE_FOLDER, str(tmp_path / "cache"))
+    remote_cache.cache_folder.cache_clear()
     filesystem = fsspec.filesystem("memory")
     for k, image in enumerate(["a.png", "b.png", None]):
         record = {"id": f"r{k}", "question": "q?", "answer": "1"} | ({"image": image} if image else {})
@@ -33,7 +33,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield filesystem
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
-    remote._cache_folder.cache_clear()
+    remote_cache.cache_folder.cache_clear()
 
 
 def write_image(filesystem: Any, tmp_path: Path, name: str, colour: str) -> None:

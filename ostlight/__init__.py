@@ -14,6 +14,11 @@ The steps of the command line, from Python::
 A configuration is a YAML file, the same as nested data, or a ``Config``; overrides are texts (``"seed=1"``), lists of
 texts, or mappings, nested or with dotted keys. What is wrong raises an ``OstlightError`` (``ostlight.errors``).
 
+Pool, anchors, development and test set may be objects of the program: ``ostlight.select(config, pool=records)`` takes a
+``datasets.Dataset``, a list of dicts, a DataFrame or an Arrow table in the place of ``pool.path``; likewise
+``anchors``, ``dev`` and ``test``, in every stage. They are written to ``RUN/records`` once, so that a rerun resumes,
+and a changed pool is refused as a changed file is.
+
 Importing ostlight changes nothing global and configures no logging; ``ostlight.configure_logging()`` shows on the
 console what the command line shows.
 """
@@ -24,6 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from ostlight.benchmarking.results import ResultRow
     from ostlight.config.budget import Budget
     from ostlight.config.load import Source, load_config
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from ostlight.evaluation.evaluate import Result
     from ostlight.logs import configure_logging
     from ostlight.models.batch import Batch
+    from ostlight.pipeline.given_records import Given
     from ostlight.pipeline.init_config import init_config
     from ostlight.pipeline.plan import RunPlan
     from ostlight.pipeline.selection import Selection
@@ -140,33 +148,31 @@ __all__ = [
 ]
 
 
-def validate(config: Source, *overrides: Override) -> Validation:
+def validate(config: Source, *overrides: Override, **data: Unpack[Given]) -> Validation:
     """Checks a configuration against its data and models and estimates what the run will cost; trains nothing."""
-    from ostlight.config import load_config
+    from ostlight.pipeline.command import inspection
 
-    loaded = load_config(config, *overrides)
-    from ostlight.pipeline.validate import validate as check
-    from ostlight.progress_display import show_progress
+    with inspection(config, overrides, data) as loaded:
+        from ostlight.pipeline.validate import validate as check
 
-    with show_progress(loaded.compute.progress):
         return check(loaded)
 
 
-def plan(config: Source, *overrides: Override) -> RunPlan:
+def plan(config: Source, *overrides: Override, **data: Unpack[Given]) -> RunPlan:
     """Returns what every stage will cost, from shapes alone; loads no weight (``ostlight.pipeline.plan``)."""
-    from ostlight.config import load_config
+    from ostlight.pipeline.command import inspection
 
-    loaded = load_config(config, *overrides)
-    from ostlight.pipeline.plan import plan as estimate
+    with inspection(config, overrides, data) as loaded:
+        from ostlight.pipeline.plan import plan as estimate
 
-    return estimate(loaded)
+        return estimate(loaded)
 
 
-def select(config: Source, *overrides: Override) -> Selection:
+def select(config: Source, *overrides: Override, **data: Unpack[Given]) -> Selection:
     """Scores the pool, selects within the budget and writes the subset (``ostlight.pipeline.select``)."""
     from ostlight.pipeline.command import after_select, command
 
-    with command(config, overrides, after_select) as loaded:
+    with command(config, overrides, after_select, data) as loaded:
         from ostlight.pipeline.select import select as stage
 
         return stage(loaded)
@@ -184,31 +190,31 @@ def rescore(config: Source, *overrides: Override, name: str | None = None) -> Pa
         return stage(loaded, name)
 
 
-def train(config: Source, *overrides: Override) -> Path:
+def train(config: Source, *overrides: Override, **data: Unpack[Given]) -> Path:
     """Trains the target on the selected subset and returns its folder (``ostlight.pipeline.train``)."""
     from ostlight.pipeline.command import after_train, command
 
-    with command(config, overrides, after_train) as loaded:
+    with command(config, overrides, after_train, data) as loaded:
         from ostlight.pipeline.train import train as stage
 
         return stage(loaded)
 
 
-def evaluate(config: Source, *overrides: Override) -> Result:
+def evaluate(config: Source, *overrides: Override, **data: Unpack[Given]) -> Result:
     """Returns the accuracy of the trained target on the test set (``ostlight.pipeline.evaluate``)."""
     from ostlight.pipeline.command import command
 
-    with command(config, overrides, lambda _: "report") as loaded:
+    with command(config, overrides, lambda _: "report", data) as loaded:
         from ostlight.pipeline.evaluate import evaluate as stage
 
         return stage(loaded)
 
 
-def benchmark(config: Source, *overrides: Override) -> list[ResultRow]:
+def benchmark(config: Source, *overrides: Override, **data: Unpack[Given]) -> list[ResultRow]:
     """Compares selectors and returns the rows of the table (``ostlight.benchmarking.benchmark``)."""
     from ostlight.pipeline.command import command
 
-    with command(config, overrides, lambda _: "report") as loaded:
+    with command(config, overrides, lambda _: "report", data) as loaded:
         from ostlight.benchmarking.benchmark import benchmark as stage
 
         return stage(loaded)

@@ -93,6 +93,8 @@ class ImageRoot:
         value = frame.video
         if isinstance(value, dict):
             value = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
+        if isinstance(value, str) and value[:5].lower() == "data:":
+            value = _decoded(value, field)
         if isinstance(value, bytes):
             return FrameRef(data=value, rules=self.rules, number=frame.number, of=frame.of)
         if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_encodable(value):

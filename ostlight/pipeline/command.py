@@ -6,8 +6,9 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ostlight.config import Config, load_config
 from ostlight.config.load import Source
@@ -15,6 +16,7 @@ from ostlight.config.overrides import Override, blamed, override_texts
 from ostlight.errors import UNKNOWN_FILE, ConfigError
 from ostlight.interrupts import Interrupted
 from ostlight.logs import log_to_file
+from ostlight.pipeline.given_records import Given, paths_given, records_in
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress_display import show_progress
 
@@ -22,7 +24,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def command(source: Source, overrides: Sequence[Override], next_verb: Callable[[Config], str]) -> Iterator[Config]:
+def command(
+    source: Source,
+    overrides: Sequence[Override],
+    next_verb: Callable[[Config], str],
+    given: Given | None = None,
+) -> Iterator[Config]:
     """Loads the configuration for a stage, appends its log to ``RUN/logs/ostlight.log``, shows its progress, logs
     what to run next.
 
@@ -30,16 +37,17 @@ def command(source: Source, overrides: Sequence[Override], next_verb: Callable[[
         source: YAML file, nested data or a ``Config``.
         overrides: as ``load_config`` takes them.
         next_verb: the verb that usually follows this stage.
+        given: records from memory, by the section that they are for; written to ``RUN/records``.
 
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    texts = override_texts(overrides)
+    texts, in_memory = paths_given(override_texts(overrides), given or Given())
     config = load_config(source, *texts)
     folder = RunFolder.path_of(config)
     with log_to_file(folder / "logs" / "ostlight.log") as handler, show_progress(config.compute.progress):
         try:
-            with _naming_the_file(source, texts):
+            with _naming_the_file(source, texts), records_in(folder / "records", config, in_memory) as config:
                 _log_precision(config)
                 yield config
         except Interrupted as interruption:
@@ -52,7 +60,26 @@ def command(source: Source, overrides: Sequence[Override], next_verb: Callable[[
                 message = f"{type(error).__name__}: {error}"
                 handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, message, (), sys.exc_info()))
             raise
-        log.info(f"next: {_next_command(next_verb(config), source, texts, folder)}")
+        next_source = folder / "config.yaml" if in_memory else source
+        log.info(f"next: {_next_command(next_verb(config), next_source, () if in_memory else texts, folder)}")
+
+
+@contextmanager
+def inspection(source: Source, overrides: Sequence[Override], given: Given) -> Iterator[Config]:
+    """Loads the configuration for a command that keeps nothing: records from memory lie in a temporary folder.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    texts, in_memory = paths_given(override_texts(overrides), given)
+    config = load_config(source, *texts)
+    with ExitStack() as stack:
+        stack.enter_context(show_progress(config.compute.progress))
+        stack.enter_context(_naming_the_file(source, texts))
+        if in_memory:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="ostlight-")))
+            config = stack.enter_context(records_in(folder, config, in_memory))
+        yield config
 
 
 def _log_precision(config: Config) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ostlight.data.sanitize import printable
-from ostlight.errors import ConfigError, OstlightError
+from ostlight.errors import ConfigError, OstlightError, machine_problem
 from ostlight.interrupts import NAMES, REQUEUE, listening, received
 from ostlight.logs import configure_logging
 from ostlight.ranks import is_first_rank
@@ -29,6 +29,8 @@ RENAMED_VERBS = {"pick": "select", "score": "select", "compare": "benchmark", "b
 
 VERBOSITY = {"-v": 1, "--verbose": 1, "-q": -1, "--quiet": -1}
 INTERRUPTED = 130
+DOUBTFUL = 3
+"""Exit status of a selection that is written, with problems that the log names."""
 
 KEPT = {
     "select": "finished shards and the last checkpoint of the warm-up are kept",
@@ -100,7 +102,8 @@ def select(config: Config, overrides: Overrides = None) -> None:
     """Score the pool, select within the budget, write the subset."""
     import ostlight
 
-    ostlight.select(config, *overrides or [])
+    if ostlight.select(config, *overrides or []).problems:
+        raise typer.Exit(DOUBTFUL)
 
 
 @app.command()
@@ -195,8 +198,9 @@ def selectors(
 def main() -> None:
     """Runs the command line; a user's error is one message without a traceback.
 
-    The exit status is 0 for what is done, 1 for an error, 2 for a command written wrongly, and 128 plus the signal's
-    number for a run that a signal ended: 130 (SIGINT), 143 (SIGTERM), 138 (SIGUSR1).
+    The exit status is 0 for what is done, 1 for an error, 2 for a command written wrongly, 3 for a selection that is
+    written and doubtful (``Selection.problems``), and 128 plus the signal's number for a run that a signal ended: 130
+    (SIGINT), 143 (SIGTERM), 138 (SIGUSR1).
     """
     # Threads that wait by spinning make a busy machine ten times slower (docs/log.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -221,7 +225,10 @@ def _run() -> int:
         return _failed(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted; the same command resumes the run", INTERRUPTED)
-    except Exception:  # not Python's own traceback: a library's message may hold a key, or what a terminal obeys
+    except Exception as error:
+        if (problem := machine_problem(error)) is not None:
+            return _failed(problem, 1)
+        # Not Python's own traceback: a library's message may hold a key, or what a terminal obeys.
         _echo(traceback.format_exc().rstrip(), err=True)
         return 1
     return status if isinstance(status, int) else 0

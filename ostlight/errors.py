@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from ostlight.redact import redact
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class OstlightError(Exception):
@@ -165,7 +173,7 @@ def rejecting(reason: str, what: str, field: str | None = None) -> Iterator[None
         words = " ".join(str(error).split())
         # Arrow and image decoders raise OSError without a number for bad data.
         of_machine = isinstance(error, OSError) and error.errno is not None
-        if of_machine or "can't allocate memory" in words or "out of memory" in words.lower():
+        if of_machine or _says_out_of_memory(words):
             raise
         raise BadRecord(reason, f"{what}: {type(error).__name__}: {words[:WORDS]}", field) from error
     except BaseException as error:
@@ -193,8 +201,72 @@ def reading_back(path: str | Path, cure: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path} cannot be read: {error.strerror}", path) from error
-        words = " ".join(str(error).split())[:WORDS]
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {words}); {cure}", path) from error
+        words = " ".join(str(error).split())
+        if _says_out_of_memory(words):
+            raise
+        found = f"{type(error).__name__}: {words[:WORDS]}" if words else type(error).__name__
+        raise DataError(f"{path} is damaged ({found}); {cure}", path) from error
+
+
+def read_if_whole(path: str | Path, read: Callable[[], T], then: str) -> T | None:
+    """Returns what ``read`` makes of a file that this project wrote and can make again; ``None`` where the file is
+    damaged, which a warning says.
+
+    Args:
+        path: the file.
+        read: raises whatever it likes about what the file holds.
+        then: what becomes of a damaged file, for the warning.
+
+    Raises:
+        DataError: the file cannot be read for a reason that does not lie in what it holds, such as its permissions.
+    """
+    try:
+        with reading_back(path, then):
+            return read()
+    except DataError as error:
+        cause = error.__cause__
+        if cause is None or (isinstance(cause, OSError) and cause.errno is not None):
+            raise
+        log.warning(str(error))
+        return None
+
+
+def machine_problem(error: BaseException) -> str | None:
+    """Returns one line where an error, or one that it came from, is of the machine: no space, no permission, a failing
+    disk. ``None`` for any other.
+
+    Libraries raise errors of their own for these, in which only the words are left.
+    """
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        words = " ".join(str(one).split())
+        number = one.errno if isinstance(one, OSError) else None
+        found = next((n for n in CURES_OF_MACHINE if n == number or os.strerror(n) in words), None)
+        if found is not None:
+            file = getattr(one, "filename", None)
+            what = f"{file}: {os.strerror(found)}" if file else words[:WORDS]
+            return f"{what}; {CURES_OF_MACHINE[found]}"
+        one = one.__cause__ or one.__context__
+    return None
+
+
+CURES_OF_MACHINE = {
+    errno.ENOSPC: "free space on that disk and run the same command again, which goes on from what is written",
+    errno.EDQUOT: "free space in your quota and run the same command again, which goes on from what is written",
+    errno.EACCES: "change the permissions, or name another folder (folder=...)",
+    errno.EPERM: "change the permissions, or name another folder (folder=...)",
+    errno.EROFS: "name a folder that can be written (folder=...)",
+    errno.EMFILE: "raise the limit (`ulimit -n`), or lower compute.num_workers",
+    errno.EIO: "the disk or the network file system fails; look at the system's log",
+    errno.ESTALE: "the network file system has lost the file; run the same command again",
+}
+"""Errors of the machine, by number, and what to do."""
+
+
+def _says_out_of_memory(words: str) -> bool:
+    return "can't allocate memory" in words or "out of memory" in words.lower()
 
 
 WORDS = 300

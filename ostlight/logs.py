@@ -7,8 +7,9 @@ attach handlers of their own.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def log_to_file(path: Path) -> Iterator[logging.Handler]:
         yield handler
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk was named already
+            handler.close()
 
 
 def _prepared(handler: logging.Handler) -> logging.Handler:
@@ -91,6 +93,19 @@ class _LazyFileHandler(logging.FileHandler):
     def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return super()._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening it
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A log that cannot be written (a full disk) ends no run, and is said once; the console has the messages."""
+        logging.getLogger(ROOT).removeHandler(self)
+        error = sys.exc_info()[1]
+        reason = error.strerror if isinstance(error, OSError) else error
+        logging.getLogger(__name__).warning(f"{self.baseFilename} cannot be written: {reason}")
 
 
 class _ConsoleHandler(logging.Handler):

@@ -20,7 +20,7 @@ from ostlight.benchmarking.schedule import Task
 from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
 from ostlight.data.atomic import atomic_path, atomic_write_text
-from ostlight.errors import DataError
+from ostlight.errors import DataError, read_if_whole
 from ostlight.evaluation.answers import ALL
 from ostlight.evaluation.evaluate import answer_losses, evaluate_model
 from ostlight.models.cost import StageCost
@@ -31,7 +31,7 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool, scoring_fingerprints
 from ostlight.pipeline.scoring.writer import missing_shards
 from ostlight.pipeline.subset_selection import select_subset_rows
-from ostlight.pipeline.warmup import DONE, proxy_fingerprints, warm_up_proxy
+from ostlight.pipeline.warmup import is_whole_proxy, proxy_fingerprints, warm_up_proxy
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.training.fit import TrainingJob, fit
@@ -62,7 +62,7 @@ class ProxyTask:
         return RunFolder.of(self.config)
 
     def is_done(self) -> bool:
-        return not self.is_warmed_up or (self.folder.proxy / DONE).exists()
+        return not self.is_warmed_up or is_whole_proxy(self.folder.proxy)
 
     def run(self) -> None:
         warm_up_proxy(self.config, self.folder, self.experiment.pool, self.experiment.anchors)
@@ -131,7 +131,10 @@ class SelectionTask:
     file: Path
 
     def is_done(self) -> bool:
-        return self.file.exists()
+        facts, positions = _read_facts(self.file), self.file.with_suffix(".npy")
+        if facts is None or not positions.exists():
+            return False
+        return read_if_whole(positions, lambda: _read_positions(positions, facts), SELECTED_AGAIN) is not None
 
     def write(self, positions: np.ndarray, cost: StageCost) -> None:
         """Writes the JSON file last."""
@@ -141,7 +144,7 @@ class SelectionTask:
             np.save(temporary, positions)
         facts = {
             "kept": len(positions),
-            "positions": hashlib.sha256(positions.tobytes()).hexdigest()[:16],
+            "positions": _digest(positions),
             "defects_kept": self.experiment.count_defects(positions),
             "cost": {
                 "s": cost.device_s,
@@ -152,6 +155,27 @@ class SelectionTask:
             },
         }
         atomic_write_text(self.file, json.dumps(facts, indent=1))
+
+
+SELECTED_AGAIN = "the selection is made again"
+
+
+def _read_positions(file: Path, facts: Mapping[str, Any]) -> np.ndarray:
+    positions: np.ndarray = np.load(file)
+    if _digest(positions) != facts["positions"]:
+        raise ValueError("the positions are not those that were written")
+    return positions
+
+
+def _digest(positions: np.ndarray) -> str:
+    return hashlib.sha256(positions.tobytes()).hexdigest()[:16]
+
+
+def _read_facts(file: Path) -> dict[str, Any] | None:
+    """What a finished task wrote; ``None`` where there is none, or it is damaged, which a warning says."""
+    if not file.exists():
+        return None
+    return read_if_whole(file, lambda: dict(json.loads(file.read_text(encoding="utf-8"))), "the task is run again")
 
 
 class SelectTask(SelectionTask):
@@ -247,7 +271,11 @@ class TrainTask:
 
     @cached_property
     def selection_facts(self) -> dict[str, Any]:
-        return dict(json.loads(self.selection.file.read_text())) if self.selection else NO_SELECTION
+        if self.selection is None:
+            return NO_SELECTION
+        facts = _read_facts(self.selection.file)
+        assert facts is not None, "the selection is done"
+        return facts
 
     @cached_property
     def key(self) -> str:
@@ -268,7 +296,7 @@ class TrainTask:
         return next(iter(folder.glob(f"*{ending}")), folder / f"{self.name}{ending}")
 
     def is_done(self) -> bool:
-        return self.file.exists()
+        return _read_facts(self.file) is not None
 
     def run(self) -> None:
         experiment, cost, logger = self.experiment, StageCost("train", self.planned.label), LoggerOf()

@@ -517,12 +517,15 @@ class Config:
         name: of the run; its folder is ``folder/name``.
         folder: that holds the run folders.
         seed: of random selection, of the warm-up and of training.
+        tolerate: what ``ostlight select`` ends with exit status 0 in spite of, instead of 3: ``rejections`` (more than
+            half of the records were rejected), ``divergence`` (the warm-up's loss grew beyond twice what it was).
         written: no setting: path, text and value of what resolvers stand for (``config.load``).
     """
 
     name: str = "run"
     folder: str = "runs"
     seed: Seed = 0
+    tolerate: list[Literal["rejections", "divergence"]] = field(default_factory=list)
     digitmath: DigitMath | None = None
     pool: PoolData = field(default_factory=PoolData)
     anchors: Anchors = field(default_factory=Anchors)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
 from ostlight.data.pool import Pool
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, reading_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,9 @@ class Quarantine:
         Raises:
             DataError: the file is missing or is no quarantine.
         """
-        try:
+        with reading_back(path, "`ostlight select` writes it again from the scores"):
             table = pq.read_table(path, columns=SCHEMA.names)
             return cls(Row(**row) for row in table.to_pylist())
-        except (OSError, pa.ArrowException, TypeError) as error:
-            raise DataError(f"{path} is not a readable quarantine file: {error}", path) from error
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())
@@ -103,3 +102,18 @@ def write_rejected(pool: Pool, rejected: pa.Table, stage: str, path: str | Path)
     }
     with atomic_path(path) as temporary:
         pq.write_table(pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA), temporary)
+
+
+def is_listed(rejected: pa.Table, stage: str, path: Path) -> bool:
+    """Whether a quarantine lists just these records of a stage, for these reasons.
+
+    Args:
+        rejected: ``position``, ``reason`` and ``detail`` of each, by position.
+    """
+    names = ["position", "reason", "detail"]
+    try:
+        listed = pq.read_table(path, columns=[*names, "stage"])
+    except (OSError, pa.ArrowException):
+        return False
+    listed = listed.filter(pc.equal(listed["stage"], stage)).select(names)
+    return bool(rejected.select(names).cast(listed.schema).equals(listed))

@@ -33,8 +33,10 @@ def open_indexed(path: Path, format: str | None, record_bytes: int, read_as: str
     for file in sorted(folder.glob(f"{_key(path, format, read_as)}.*.npz")):
         try:
             return FORMATS[file.name.split(".")[1]].with_index(path, file, record_bytes)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            log.info(f"{file}: not a readable index, so it is built again ({error})")
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile's and zlib's errors have no base of their own
+            log.warning(f"{file} is damaged ({type(error).__name__}: {error}); the index is built again")
     return None
 
 

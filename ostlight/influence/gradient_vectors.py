@@ -26,7 +26,7 @@ from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import digest_of
-from ostlight.influence.tensor_files import beyond_last_used, has_room, load_aligned, save_whole
+from ostlight.influence.tensor_files import beyond_last_used, has_room, load_whole, save_whole
 from ostlight.progress import phase
 
 log = logging.getLogger(__name__)
@@ -197,11 +197,10 @@ def make_vectors(
     if directions is not None:
         directions.prepare(folder)
     names = plan.own_names()
-    cached = [name for name in names if folder is not None and (folder / f"{name}.safetensors").exists()]
-    missing = [name for name in names if name not in cached]
-    stored = dict(_read(folder, cached, plan)) if folder is not None else {}
-    if cached:
-        log.info(f"gradient vectors of {len(cached)} parameters: taken from {folder}")
+    stored = dict(_read(folder, names, plan)) if folder is not None else {}
+    missing = [name for name in names if name not in stored]
+    if stored:
+        log.info(f"gradient vectors of {len(stored)} parameters: taken from {folder}")
     if missing:
         if settings.cache is not None and settings.is_writer:
             _remove_unused(settings.cache)
@@ -274,8 +273,13 @@ def finite_mean_gradients(
 
 
 def _read(folder: Path, names: list[str], plan: VectorPlan) -> Iterator[tuple[str, Tensor]]:
+    """Those that are there, whole."""
     for name in names:
-        vectors = load_aligned(folder / f"{name}.safetensors", plan.storage_device)["vectors"]
+        file = folder / f"{name}.safetensors"
+        loaded = load_whole(file, plan.storage_device) if file.exists() else None
+        if loaded is None:
+            continue
+        vectors = loaded[0]["vectors"]
         pinned = plan.storage == "offload" and plan.device.type == "cuda"
         yield name, vectors.pin_memory() if pinned else vectors
 

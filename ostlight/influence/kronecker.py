@@ -105,11 +105,13 @@ def kronecker_preconditioner(
         with phase("fingerprint of model and samples"):
             key = _key(model, task, parameters, samples, [kind, damping, dict(depends_on or {})])
         file = cache / f"{kind}-{key}{ranks.suffix}.safetensors"
-        if ranks.all_agree(file.exists()):
+        found = Preconditioner.load(file, next(iter(parameters.values())).device) if file.exists() else None
+        if ranks.all_agree(found is not None):
+            assert found is not None, "this rank agreed"
             log.info(f"{kind}: factors taken from {file}")
             if is_writer or ranks.count > 1:
                 file.touch()
-            return ranks.preconditioner(Preconditioner.load(file, next(iter(parameters.values())).device))
+            return ranks.preconditioner(found)
     log.info(f"{kind}: {ranks.summary(_size_in_bytes(parameters), _size_in_bytes(own))}, from {len(samples)} samples")
     moments: dict[str, Moments] = {}
     usable, count = [], 0

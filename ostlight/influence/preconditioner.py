@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.task import digest_of
-from ostlight.influence.tensor_files import save_whole
+from ostlight.influence.tensor_files import load_whole, save_whole
 from ostlight.progress import track
 
 EPSILON = 1e-8
@@ -108,15 +107,17 @@ class Preconditioner:
         save_whole(file, self._tensors(), {"kind": self.kind})
 
     @classmethod
-    def load(cls, file: Path, device: torch.device) -> Preconditioner:
-        """Reads what ``save`` wrote."""
+    def load(cls, file: Path, device: torch.device) -> Preconditioner | None:
+        """Reads what ``save`` wrote; ``None`` where the file is damaged."""
+        loaded = load_whole(file, device)
+        if loaded is None:
+            return None
+        tensors, metadata = loaded
         blocks: dict[str, dict[str, Tensor]] = {}
-        with safe_open(file, framework="pt", device=str(device)) as stored:
-            kind = stored.metadata()["kind"]
-            for key in stored.keys():  # noqa: SIM118 - not a mapping
-                name, _, part = key.rpartition("/")
-                blocks.setdefault(name, {})[part] = stored.get_tensor(key).clone()
-        return cls({name: Block(**parts) for name, parts in blocks.items()}, kind, file)
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition("/")
+            blocks.setdefault(name, {})[part] = tensor
+        return cls({name: Block(**parts) for name, parts in blocks.items()}, metadata["kind"], file)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {

@@ -9,10 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ostlight.errors import read_if_whole
+
 log = logging.getLogger(__name__)
+
+CHECKSUM = "checksum"
+"""Name in a file's metadata."""
 
 
 def has_room(folder: Path, needed: int, what: str) -> bool:
@@ -39,7 +45,7 @@ def save_whole(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, temporary, dict(metadata or {}))
+        save_file(kept, temporary, {**(metadata or {}), CHECKSUM: str(_checksum(kept.values()))})
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(file)
@@ -47,10 +53,30 @@ def save_whole(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         temporary.unlink(missing_ok=True)
 
 
-def load_aligned(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in memory of torch's own alignment.
+def load_whole(file: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """The tensors and the metadata that ``save_whole`` wrote, in memory of torch's own alignment; ``None`` where the
+    file is damaged, which a warning says: what it holds is computed again.
 
     Products of tensors at other addresses, as a mapped file has them, are rounded otherwise: a resumed run's scores
     would differ from an undisturbed one's in the last digit.
     """
-    return {name: tensor.clone() for name, tensor in load_file(file, device=str(device)).items()}
+
+    def load() -> tuple[dict[str, Tensor], dict[str, str]]:
+        with safe_open(file, framework="pt", device=str(device)) as stored:
+            metadata = dict(stored.metadata() or {})
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping
+        if metadata.get(CHECKSUM) != str(_checksum(tensors.values())):
+            raise ValueError("the tensors are not those that were written")
+        return tensors, metadata
+
+    return read_if_whole(file, load, "what it holds is computed again")
+
+
+def _checksum(tensors: Iterable[Tensor]) -> int:
+    """Of all bytes, at the speed of memory: the sum of them as whole numbers, which wraps around."""
+    total = 0
+    for tensor in tensors:
+        as_bytes = tensor.reshape(-1).view(torch.uint8)
+        words = len(as_bytes) // 8 * 8
+        total += int(as_bytes[:words].view(torch.int64).sum()) + int(as_bytes[words:].sum())
+    return total % 2**64

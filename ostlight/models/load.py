@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from ostlight.config.schema import Model
 from ostlight.data.remote import local_model
-from ostlight.errors import ConfigError, ModelError
+from ostlight.errors import ConfigError, ModelError, OstlightError
 from ostlight.models.adapters import base_of, processor_home, with_adapters
 from ostlight.models.batch import Collator
 from ostlight.models.cross_attention import keep_samples_apart
@@ -108,7 +107,9 @@ def model_path(settings: Model, where: str) -> str:
 def _loading(what: str, path: str, where: str) -> Iterator[None]:
     try:
         yield
-    except (ImportError, MemoryError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+    except OstlightError:
+        raise
+    except Exception as error:  # tokenizers and configurations raise what they like on a damaged file
         problem = f"{setting_of(where)}: cannot load the {what} of {path!r}: {_reason(error, where)}"
         raise ModelError(problem, setting_of(where)) from error
 

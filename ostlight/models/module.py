@@ -36,6 +36,7 @@ from ostlight.models.losses import IGNORED
 from ostlight.models.memory import TokenBudget, out_of_memory
 from ostlight.models.parts import part_of_parameters
 from ostlight.models.proof import check_family
+from ostlight.models.saved_files import note_saved
 from ostlight.models.tuning import blocks_of_text, prepared
 from ostlight.progress import phase, track
 
@@ -388,6 +389,7 @@ class MultimodalModel(L.LightningModule):
 
     def save(self, folder: Path, merge: bool = True) -> None:
         """Model and processor as a folder that ``from_pretrained`` and inference servers load; adapters are merged.
+        ``check_saved`` tells whether the files are still as they were.
 
         Args:
             merge: off, a model with adapters is saved as peft does: the adapters, and where their base model is.
@@ -395,3 +397,4 @@ class MultimodalModel(L.LightningModule):
         model: Any = merged(self.model) if merge else self.model
         model.save_pretrained(folder)
         self.encoder.processor.save_pretrained(folder)
+        note_saved(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.data.pool import Pool
-from ostlight.errors import DataError
+from ostlight.errors import DataError, read_if_whole
 from ostlight.evaluation.answers import ALL
 from ostlight.evaluation.evaluate import (
     Questions,
@@ -25,6 +26,7 @@ from ostlight.evaluation.evaluate import (
 )
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
+from ostlight.models.saved_files import check_saved
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.train import is_trained, read_kept, settings_fingerprints, stage_of
@@ -86,6 +88,7 @@ def _target_of(config: Config, folder: RunFolder) -> Path:
 
 
 def _evaluate_target(config: Config, folder: RunFolder, test: Pool, target: Path) -> tuple[Questions, Result]:
+    check_saved(target, f"remove {target}, and run `ostlight train` again")
     # Adapters are merged already.
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(target), lora=None), "target")
     with folder.cost_log.stage("evaluate", config.selector.shown) as cost:
@@ -108,10 +111,19 @@ def _write(config: Config, folder: RunFolder, result: Result, target: Path) -> N
 def _log_others(folder: RunFolder, target: Path) -> None:
     """One line for each other target of the run that was evaluated."""
     for file in sorted(folder.targets.glob(f"*/{ACCURACY}")):
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.parent != target else []
-        of_all = {row["metric"]: row["value"] for row in rows if row["group"] == ALL}
+        if file.parent == target:
+            continue
+        of_all = read_if_whole(file, partial(_values_of_all, file), f"evaluate target {file.parent.name} again")
         if of_all:
             log.info(f"target {file.parent.name}: {of_all['accuracy']:.3f} of {of_all['questions']} questions")
+
+
+def _values_of_all(file: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    of_all = {row["metric"]: row["value"] for row in rows if row["group"] == ALL}
+    if not {"accuracy", "questions"} <= of_all.keys():
+        raise ValueError("it holds no accuracy")
+    return of_all
 
 
 def _log_accuracy(result: Result, questions: Questions) -> None:

@@ -21,7 +21,7 @@ from ostlight.data.file_key import content_key
 from ostlight.data.pool import Pool
 from ostlight.data.remote import RemotePath
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, RunChangedError
+from ostlight.errors import BadRecord, RunChangedError, reading_back
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import track
 from ostlight.selection.score_files import ScoreFiles, is_whole
@@ -89,7 +89,8 @@ def write_images(images: Iterable[ImageRead], file: Path) -> None:
     rows = {name: [getattr(image, name) for image in images] for name in SCHEMA.names}
     table = pa.table(rows, schema=SCHEMA)
     if file.exists():
-        before = pq.read_table(file, schema=SCHEMA)
+        with reading_back(file, "remove it and the file of that name in `scores`, and its records are scored again"):
+            before = pq.read_table(file, schema=SCHEMA)
         is_old = pc.invert(pc.is_in(before["position"], pc.unique(table["position"])))
         table = pa.concat_tables([before.filter(is_old), table]).sort_by("position")
     elif not images:
@@ -112,7 +113,9 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
     checked: dict[tuple[int, str], str | None] = {}
     total, changed, first = 0, 0, ""
     for file in track(sorted(folder.images.glob("part-*.parquet")), "checking images", unit="shards"):
-        for row in pq.read_table(file, schema=SCHEMA).to_pylist():
+        with reading_back(file, f"remove it and {folder.scores / file.name}, and its records are scored again"):
+            rows = pq.read_table(file, schema=SCHEMA).to_pylist()
+        for row in rows:
             image = ImageRead(**row)
             total += 1
             unread.discard(image.position)  # it could be opened, so what matters is whether it is another one

@@ -18,6 +18,8 @@ from ostlight.pipeline.cost_log import CostLog
 from ostlight.ranks import is_first_rank
 
 ANOTHER_NAME = "give this run another name (name=...)"
+SELECT_AGAIN = "`ostlight select` writes it again from the scores"
+"""What to do about a selection or a quarantine that is damaged."""
 
 
 class RunFolder:

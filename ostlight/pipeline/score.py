@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ostlight.config.schema import Config, SelectorChoice
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, DataError, reading_back
 from ostlight.models.batch import Batch
 from ostlight.models.encode import QuestionEncoder
 from ostlight.models.module import MultimodalModel
@@ -200,8 +200,10 @@ def _check_rescored(job: ScoringJob, origin: dict[str, str]) -> None:
 def rescored_from(folder: RunFolder) -> dict[str, str]:
     """Returns where the scores of a folder that ``ostlight rescore`` made come from, and the fingerprint of those, as
     further fingerprints; nothing of any other folder."""
-    source: dict[str, str] = json.loads(folder.rescored.read_text()) if folder.rescored.exists() else {}
-    return source
+    if not folder.rescored.exists():
+        return {}
+    with reading_back(folder.rescored, f"remove {folder.path}, and run `ostlight rescore` again"):
+        return dict(json.loads(folder.rescored.read_text(encoding="utf-8")))
 
 
 def scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
-from ostlight.data.quarantine import Quarantine, write_rejected
+from ostlight.data.quarantine import Quarantine, is_listed, write_rejected
 from ostlight.data.reasons import group_by_reason
 from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
@@ -26,6 +27,7 @@ from ostlight.pipeline.selection import Selection
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.pipeline.unsupported import kept_unsupported, share_of_scored, unsupported_positions
+from ostlight.pipeline.warmup import divergence
 from ostlight.ranks import is_first_rank
 from ostlight.selection.registry import create, load
 from ostlight.selection.score_files import ScoreFiles
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 
 PERCENTILES = (5, 25, 50, 75, 95)
 """Of the scores, which a logger gets."""
+
+MOST_REJECTED = 0.5
+"""Share of the records above which a selection is a problem."""
 
 MAX_RARE_LISTED = 3
 """Strata that the warning about nearly omitted ones lists."""
@@ -61,6 +66,7 @@ def select(config: Config) -> Selection:
     with shard_engine(config.compute) as engine:
         score_pool(ScoringJob(config, folder, pool, selector, engine=engine))
     selection = select_subset(config, folder, pool, selector, config.budget)
+    selection.problems.extend(_problems(config, selection, len(pool)))
     log_metrics(config.compute, folder.path, "select", _metrics(selection))
     _log_summary(selection, config, len(pool))
     return selection
@@ -92,10 +98,11 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
     rejected = rejected.filter(pc.invert(pc.is_in(rejected["position"], pa.array(unread))))
     if is_first_rank():
         _write_selection(folder, files, kept)
-        write_rejected(pool, rejected, "score", folder.quarantine)
+        if not (is_listed(rejected, "score", folder.quarantine) and len(kept)):
+            write_rejected(pool, rejected, "score", folder.quarantine)
+            _log_rejected(folder)
     by_reason = _count_by_reason(rejected)
     if not len(kept):
-        _log_rejected(folder)
         raise DataError(
             f"no record is kept: of {len(files.rows):,}, {len(rejected):,} were rejected"
             f"{_reasons(by_reason, folder)} and {len(scores):,} did not pass the budget ({budget.label}); "
@@ -147,7 +154,6 @@ def _log_summary(selection: Selection, config: Config, records: int) -> None:
         f"{records:,} records read = {len(selection.kept):,} kept ({asked}) + "
         f"{selection.dropped:,} dropped + {rejected:,} rejected{_reasons(selection.rejected, selection.folder)}"
     )
-    _log_rejected(selection.folder)
     if selection.kept_unscored:
         log.info(
             f"{selection.kept_unscored:,} of the kept have no score: they hold what the proxy cannot read "
@@ -166,13 +172,29 @@ def _log_summary(selection: Selection, config: Config, records: int) -> None:
             f"budget.stratify_by={listed[0].tag} keeps the pool's shares"
         )
     log.info(f"subset: {selection.folder.subset}")
+    for problem in selection.problems:
+        log.warning(problem)
 
 
 def _log_rejected(folder: RunFolder) -> None:
-    """Logs the rejected records by reason, with the first of each and what to do."""
-    if is_first_rank() and folder.quarantine.is_file():
-        for group in group_by_reason(Quarantine.read(folder.quarantine)):
-            log.info("\n".join(group.lines()))
+    """Logs the rejected records by reason, with the first of each and what to do: once, not for every budget."""
+    for group in group_by_reason(Quarantine.read(folder.quarantine)):
+        log.info("\n".join(group.lines()))
+
+
+def _problems(config: Config, selection: Selection, records: int) -> Iterator[str]:
+    rejected, diverged = sum(selection.rejected.values()), divergence(selection.folder.proxy)
+    if rejected > MOST_REJECTED * records and "rejections" not in config.tolerate:
+        yield (
+            f"{rejected:,} of {records:,} records were rejected{_reasons(selection.rejected, selection.folder)}: the "
+            "subset says little about the pool. Correct the records, or set tolerate=[rejections]"
+        )
+    if diverged is not None and "divergence" not in config.tolerate:
+        before, after = diverged
+        yield (
+            f"the warm-up diverged and was undone: loss {before:.3g} before, {after:.3g} after; the pool was scored "
+            "with the proxy as it was given. Lower proxy.warmup.training.lr, or set tolerate=[divergence]"
+        )
 
 
 def _first_reason(rejected_rows: pa.Table) -> str:

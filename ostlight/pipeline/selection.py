@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from ostlight.data.pool import Pool
 from ostlight.data.sanitize import printable
 from ostlight.data.subset_dataset import subset_dataset
-from ostlight.errors import DataError
-from ostlight.pipeline.run_folder import RunFolder
+from ostlight.errors import DataError, reading_back
+from ostlight.pipeline.run_folder import SELECT_AGAIN, RunFolder
 from ostlight.selection.score_files import ScoreFiles
 from ostlight.selection.underrepresented import UnderrepresentedTag
 
@@ -40,6 +40,8 @@ class Selection:
         pool: the records that were selected from.
         kept_unscored: kept records of media that the proxy cannot read (``pool.unsupported``).
         score_percentiles: of the scores, by percent; empty where every record was rejected.
+        problems: why to look before going on with it, one sentence each (``tolerate``): most records were rejected, or
+            the warm-up diverged. ``ostlight select`` then ends with exit status 3.
     """
 
     folder: RunFolder
@@ -51,6 +53,7 @@ class Selection:
     pool: Pool
     kept_unscored: int = 0
     score_percentiles: dict[int, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     @property
     def selector(self) -> str:
@@ -97,7 +100,10 @@ class Selection:
     def _kept_now(self) -> np.ndarray:
         if not self.folder.selection.is_file():
             return np.empty(0, dtype=np.int64)
-        table = pq.read_table(self.folder.selection, columns=["position", "rank"], filters=pc.field("rank").is_valid())
+        with reading_back(self.folder.selection, SELECT_AGAIN):
+            table = pq.read_table(
+                self.folder.selection, columns=["position", "rank"], filters=pc.field("rank").is_valid()
+            )
         return table.sort_by("rank")["position"].to_numpy()
 
     def __repr__(self) -> str:

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, DataError, reading_back
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.inputs import fingerprint_of_records, open_pool, read_usable, with_digitmath
-from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.run_folder import SELECT_AGAIN, RunFolder
 from ostlight.progress import phase
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
@@ -136,8 +136,9 @@ def read_kept(folder: RunFolder) -> np.ndarray:
     """
     if not folder.selection.exists():
         raise DataError(f"{folder.selection} does not exist; run `ostlight select` with this configuration first")
-    table = pq.read_table(folder.selection)
-    kept: np.ndarray = table.filter(pc.field("kept")).sort_by("rank")["position"].to_numpy()
+    with reading_back(folder.selection, SELECT_AGAIN):
+        table = pq.read_table(folder.selection)
+        kept: np.ndarray = table.filter(pc.field("kept")).sort_by("rank")["position"].to_numpy()
     if not len(kept):
         raise DataError(f"{folder.selection} keeps no record; widen the budget")
     return kept

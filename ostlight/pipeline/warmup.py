@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import FIRST_RECORDS, DataError
+from ostlight.errors import FIRST_RECORDS, DataError, read_if_whole
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
+from ostlight.models.saved_files import check_saved, note_saved
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
 from ostlight.pipeline.run_folder import RunFolder
@@ -22,7 +24,7 @@ from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
-from ostlight.training.optimizer_records import OptimizerRecords
+from ostlight.training.optimizer_records import WARM_UP_AGAIN, OptimizerRecords
 from ostlight.training.precision import precision_of
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trainer import wait_for_all
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 DONE = "warmup.json"
 """In the proxy's folder; written last."""
+DIVERGED = 2.0
+"""Times the loss before a warm-up."""
 MADE_FROM = "made_from"
 """In that file: the fingerprint of all that the proxy's weights depend on."""
 
@@ -50,19 +54,39 @@ def warm_up_proxy(config: Config, folder: RunFolder, pool: Pool, anchors: Loaded
     made_from = proxy_fingerprints(config, pool, anchors)
     if folder.claim("proxy", made_from, is_empty=not has_scored):
         log.info("proxy: warmed up again: other settings were used before, and nothing was scored with it")
-    if _is_done(folder.proxy, fingerprint.of_values(made_from)):
+    if is_whole_proxy(folder.proxy, fingerprint.of_values(made_from)):
         log.info(f"proxy: taken from {folder.proxy}")
     else:
         _warm_up(config, folder, pool, anchors, fingerprint.of_values(made_from))
     return load_warm_proxy(config, folder)
 
 
-def _is_done(proxy: Path, made_from: str) -> bool:
-    """Whether the folder holds a proxy made from this; one of an earlier version does not say."""
-    try:
-        return bool(json.loads((proxy / DONE).read_text()).get(MADE_FROM, made_from) == made_from)
-    except (OSError, ValueError, AttributeError):
+def is_whole_proxy(proxy: Path, made_from: str = "") -> bool:
+    """Whether the folder holds a warmed-up proxy, undamaged; a warning says what is damaged.
+
+    Args:
+        made_from: what it must be made from; one of an earlier version does not say.
+    """
+    if not (proxy / DONE).exists():
         return False
+    found = read_if_whole(proxy / DONE, lambda: _made_from(proxy), "the proxy is warmed up again")
+    if found is None or (found and made_from and found != made_from):
+        return False
+    try:
+        check_saved(proxy, "it is warmed up again")
+    except DataError as error:
+        log.warning(str(error))
+        return False
+    return True
+
+
+def _made_from(proxy: Path) -> str:
+    """Empty for a proxy of an earlier version."""
+    return str(_summary(proxy).get(MADE_FROM, ""))
+
+
+def _summary(proxy: Path) -> dict[str, Any]:
+    return dict(json.loads((proxy / DONE).read_text(encoding="utf-8")))
 
 
 def load_warm_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
@@ -75,8 +99,26 @@ def load_warm_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
         return load_base_checkpoint(config)
     if not (folder.proxy / DONE).exists():
         raise DataError(f"{folder.proxy} holds no warmed-up proxy; run `ostlight select` first")
+    check_saved(folder.proxy, WARM_UP_AGAIN.format(folder.proxy))
     warm = dataclasses.replace(config.proxy, path=str(folder.proxy))
     return MultimodalModel.load(warm, "proxy", config.proxy.warmup.training)
+
+
+def divergence(proxy: Path) -> tuple[float, float] | None:
+    """The loss on the trusted samples before a warm-up that diverged, and after its last step (infinite where it is no
+    number); ``None`` where it did not, or nothing was warmed up.
+
+    It diverged where no step was kept and the last loss is more than ``DIVERGED`` times the first.
+    """
+    if not (proxy / DONE).exists():
+        return None
+    summary = read_if_whole(proxy / DONE, lambda: _summary(proxy), "the proxy is warmed up again where it is needed")
+    losses = (summary or {}).get("losses", [])
+    if not losses or summary is None or summary.get("kept_step", 0):
+        return None
+    first, last = float(losses[0][1]), float(losses[-1][1])
+    last = last if math.isfinite(last) else math.inf
+    return (first, last) if last > DIVERGED * first else None
 
 
 def load_base_checkpoint(config: Config) -> MultimodalModel:
@@ -183,4 +225,6 @@ def _write_summary(folder: Path, monitor: LossMonitor | None, trusted_name: str,
     summary[MADE_FROM] = made_from
     if monitor is not None:
         summary |= {"kept_step": monitor.kept_step, "losses": monitor.losses}
+    (folder / DONE).unlink(missing_ok=True)
+    note_saved(folder)
     atomic_write_text(folder / DONE, json.dumps(summary, indent=2) + "\n")

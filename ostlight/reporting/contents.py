@@ -12,6 +12,7 @@ from ostlight.benchmarking.files import PLOT
 from ostlight.benchmarking.names import shared_settings
 from ostlight.benchmarking.results import ResultRow, pareto_optimal
 from ostlight.data.reasons import group_by_reason
+from ostlight.errors import reading_back
 from ostlight.evaluation.answers import ALL
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import total
@@ -20,6 +21,8 @@ from ostlight.reporting.results_table import read_results
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.reporting.utilities import utilities_section
 
+EVALUATE_AGAIN = "remove it, or run `ostlight evaluate` again"
+
 
 def page_contents(run: FinishedRun) -> dict[str, Any]:
     """Returns everything the template asks for; what the run holds nothing for is empty, and named in ``missing``."""
@@ -27,7 +30,7 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
     scored = run.scored_runs[0] if run.scored_runs else None
     utilities = utilities_section(ScoreColumns.read(scored)) if scored is not None else None
     if scored is None:
-        run.missing.append("Utilities: the folder holds no scores.")
+        run.missing.append("Scores: the folder holds none.")
     answers = _answers(run)
     cost_log = _cost_log(run)
     return {
@@ -96,7 +99,8 @@ def _answers(run: FinishedRun) -> list[dict[str, Any]]:
         if not run.is_benchmark:
             run.missing.append("Accuracy: the target was not trained and evaluated in this folder.")
         return []
-    table = pq.read_table(run.folder.predictions, columns=["group", "correct"])
+    with reading_back(run.folder.predictions, EVALUATE_AGAIN):
+        table = pq.read_table(run.folder.predictions, columns=["group", "correct"])
     correct_by_group: dict[str, list[bool]] = {ALL: table["correct"].to_pylist()}
     for row in table.to_pylist():
         if row["group"]:
@@ -109,7 +113,8 @@ def _targets(run: FinishedRun) -> list[dict[str, Any]]:
     """Accuracy of every trained target of the run; empty where there is but one."""
     found = []
     for file in sorted(run.folder.targets.glob("*/predictions.parquet")):
-        correct = pq.read_table(file, columns=["correct"])["correct"].to_pylist()
+        with reading_back(file, EVALUATE_AGAIN):
+            correct = pq.read_table(file, columns=["correct"])["correct"].to_pylist()
         found.append(_accuracy(file.parent.name, correct))
     return found if len(found) > 1 else []
 

@@ -18,10 +18,11 @@ from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine, Row
 from ostlight.data.sample import Sample
 from ostlight.digitmath.build import Files
-from ostlight.errors import BadRecord, DataError, OstlightError
+from ostlight.errors import BadRecord, DataError, OstlightError, reading_back
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.selection.notes import read_notes
+from ostlight.selection.score_files import CURE
 from ostlight.selection.scores import REJECTED
 
 D = TypeVar("D", bound=Data)
@@ -134,13 +135,20 @@ class FinishedRun:
     def score_index(self) -> list[dict[str, Any]]:
         """Rows of ``score_index.jsonl`` of a benchmark: which selector, variant and selection use which scores."""
         file = self.folder.score_index
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        if not file.is_file():
+            return []
+        with reading_back(file, "run `ostlight benchmark` again to write it"):
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            if not all(isinstance(row, dict) and {"scores", "selector", "variant"} <= row.keys() for row in rows):
+                raise ValueError("a line is no entry")
+            return rows
 
     @cached_property
     def extra_columns(self) -> set[str]:
         """Columns of the first score file, beyond the score, that the report shows."""
         part = min(self.folder.scores.glob("part-*.parquet"))
-        return set(pq.read_schema(part).names) & {*EXTRA_COLUMNS, *VECTOR_COLUMNS}
+        with reading_back(part, CURE):
+            return set(pq.read_schema(part).names) & {*EXTRA_COLUMNS, *VECTOR_COLUMNS}
 
     @cached_property
     def quarantine(self) -> Quarantine:
@@ -151,7 +159,8 @@ class FinishedRun:
         if not self.has_scores:
             return Quarantine()
         columns = ["position", "id", "reason", "field", "detail"]
-        table = pq.read_table(self.folder.scores, columns=columns, filters=[("state", "=", REJECTED)])
+        with reading_back(self.folder.scores, "one of its files cannot be read"):
+            table = pq.read_table(self.folder.scores, columns=columns, filters=[("state", "=", REJECTED)])
         return Quarantine(Row(**row, file="", record=0, stage="score") for row in table.to_pylist())
 
     @cached_property
@@ -222,7 +231,10 @@ class FinishedRun:
             folders = [self.path / "data", *(Path(self._resolve(piece.path)).parent for piece in pool)]
             files = [folder / "defect_labels.parquet" for folder in folders]
         file = next(filter(Path.is_file, files), None)
-        rows = pq.read_table(file, columns=["id", "defect"]).to_pylist() if file else []
+        if file is None:
+            return {}
+        with reading_back(file, "write it again, or remove it: the report then shows no defects"):
+            rows = pq.read_table(file, columns=["id", "defect"]).to_pylist()
         return {row["id"]: "clean" if row["defect"] in CLEAN else row["defect"] for row in rows}
 
 

@@ -14,20 +14,21 @@ from torch import Tensor
 
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
-from ostlight.errors import DataError
+from ostlight.errors import DataError, reading_back
 from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.models.influence_task import make_anchors
 from ostlight.models.module import MultimodalModel
+from ostlight.models.saved_files import check_saved
 from ostlight.pipeline.fingerprint import GRADIENT_VECTORS
 from ostlight.pipeline.inputs import read_anchors
 from ostlight.pipeline.warmup import DONE
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.selection.notes import PRECONDITIONER
 from ostlight.selection.registry import create
-from ostlight.training.optimizer_records import warmup_adam_preconditioner
+from ostlight.training.optimizer_records import WARM_UP_AGAIN, warmup_adam_preconditioner
 
 NUMBERED = re.compile(r"^(.*?)([^.]+\.\d+)(\.|$)")
 
@@ -89,9 +90,10 @@ def layer_utilities(run: FinishedRun, position: int) -> list[LayerUtility]:
 
 def _stored_preconditioner(run: FinishedRun, proxy: Path, step: str, device: torch.device) -> Preconditioner:
     file = proxy / GRADIENT_VECTORS / str(run.notes.get(PRECONDITIONER))
-    if not file.is_file():
+    stored = Preconditioner.load(file, device) if file.is_file() else None
+    if stored is None:
         raise DataError(f"the factors of step={step} are not in {file.parent} any more; score again to make them anew")
-    return Preconditioner.load(file, device)
+    return stored
 
 
 def layer_of(parameter: str) -> str:
@@ -125,6 +127,7 @@ def _proxy(run: FinishedRun) -> tuple[MultimodalModel, Path]:
         return MultimodalModel.load(replace(settings, path=path), "proxy"), run.path / "proxy"
     for folder in (run.path / "proxy", *_benchmark_proxies(run)):
         if (folder / DONE).is_file():
+            check_saved(folder, WARM_UP_AGAIN.format(folder))
             return MultimodalModel.load(replace(settings, path=str(folder)), "proxy"), folder
     raise DataError(f"the warmed-up proxy is not in {run.path / 'proxy'} any more, nor among those of a benchmark")
 
@@ -140,4 +143,7 @@ def _benchmark_proxies(run: FinishedRun) -> Iterator[Path]:
 
 def _manifest(folder: Path) -> dict[str, dict[str, str]]:
     file = folder / "manifest.json"
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    with reading_back(file, f"what {folder} was made from is not known any more"):
+        return dict(json.loads(file.read_text(encoding="utf-8")))

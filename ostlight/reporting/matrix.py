@@ -18,7 +18,7 @@ MOST_VALUES = 1000
 
 @dataclass(frozen=True)
 class MeanUtility:
-    """Mean utility of some samples for some anchors, nats.
+    """Mean utility of some samples for some anchors, nats; the mean score where scores are no utilities.
 
     Attributes:
         error: standard error of the mean over the samples.
@@ -107,7 +107,8 @@ def _matrix(scores: ScoreColumns, tag: str, names: list[str], codes: np.ndarray)
         )
         for k, name in enumerate(shown)
     ]
-    return Matrix(tag, ["all anchors", *scores.groups], rows, _variance_explained(scores, codes, counts))
+    first = "all anchors" if scores.is_utility else "score"
+    return Matrix(tag, [first, *scores.groups], rows, _variance_explained(scores, codes, counts))
 
 
 def _means(values: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,9 @@ def read_results(folder: Path) -> list[ResultRow]:
 
 def _records(path: Path, *fields: str) -> Iterator[tuple[RowKey, dict[str, Any]]]:
     """Yields the lines of a file, each with its key; none where there is no file."""
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
+    # What is no text is no JSON either.
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = json.loads(line)
             names = [record[name] or "" for name in ("selector", "budget", "protocol")]

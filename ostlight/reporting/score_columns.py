@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ostlight.errors import DataError
+from ostlight.errors import DataError, reading_back
 from ostlight.reporting.finished_run import EXTRA_COLUMNS, FinishedRun
 from ostlight.reporting.number_format import UnitScale
 from ostlight.reporting.selections import Selection, cutoff_score, read_selections
+from ostlight.selection.score_files import CURE
 from ostlight.selection.scores import Scores
 
 COLUMNS = ["position", "id", "state", "tags", "score", "utility_by_group", *EXTRA_COLUMNS]
@@ -61,7 +62,10 @@ class ScoreColumns:
         parts = sorted(run.folder.scores.glob("part-*.parquet"))
         if not parts:
             raise DataError(f"{run.folder.scores} holds no scores; run `ostlight select` first")
-        tables = [pq.ParquetFile(part).read(COLUMNS) for part in parts]
+        tables = []
+        for part in parts:
+            with reading_back(part, CURE), pq.ParquetFile(part) as file:
+                tables.append(file.read(COLUMNS))
         table = pa.concat_tables(tables, promote_options="permissive").sort_by("position")
         scores = Scores(table)
         ids, by_group = scores.ids, None

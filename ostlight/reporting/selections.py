@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ostlight.benchmarking.plan import file_name
+from ostlight.errors import reading_back
+from ostlight.pipeline.run_folder import SELECT_AGAIN
 from ostlight.reporting.finished_run import FinishedRun
 
 FINGERPRINT = "-????????"
@@ -64,8 +66,10 @@ def read_selections(run: FinishedRun, position: np.ndarray) -> list[Selection]:
 def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndarray]]:
     """Label and tag of each budget, and the positions kept, best first."""
     if run.folder.selection.is_file():
-        table = pq.read_table(run.folder.selection, columns=["position", "rank"], filters=[("rank", ">=", 0)])
-        yield run.config.budget.label, run.config.budget.stratify_by, table.sort_by("rank")["position"].to_numpy()
+        with reading_back(run.folder.selection, SELECT_AGAIN):
+            table = pq.read_table(run.folder.selection, columns=["position", "rank"], filters=[("rank", ">=", 0)])
+            positions = table.sort_by("rank")["position"].to_numpy()
+        yield run.config.budget.label, run.config.budget.stratify_by, positions
         return
     selectors = run.selectors_by_selection
     for budget in run.budgets:
@@ -74,7 +78,9 @@ def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndar
         for file in files:
             made_by = ", ".join(selectors.get(file.stem, [file.stem.rpartition("-")[2]]))
             label = f"{budget.label}, {made_by}" if len(files) > 1 else budget.label
-            yield label, budget.stratify_by, np.load(file)
+            with reading_back(file, "`ostlight benchmark` makes the selection again"):
+                positions = np.load(file)
+            yield label, budget.stratify_by, positions
 
 
 def cutoff_score(score: np.ndarray, kept: int) -> float:

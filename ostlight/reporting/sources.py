@@ -11,8 +11,8 @@ from rich.text import Text
 from ostlight.data.sanitize import printable
 from ostlight.errors import DataError
 from ostlight.reporting.finished_run import open_scored
-from ostlight.reporting.matrix import Matrix, compute_matrices
-from ostlight.reporting.number_format import clipped
+from ostlight.reporting.matrix import Matrix, MeanUtility, compute_matrices
+from ostlight.reporting.number_format import clipped, plain
 from ostlight.reporting.score_columns import ScoreColumns
 
 WIDE = 320
@@ -22,7 +22,8 @@ STYLES = {"help": "green", "hurt": "red", "unclear": "dim"}
 def sources(path: str | Path, tag: str | None = None, console: Console | None = None) -> Matrix:
     """Prints and returns, for each value of a tag, the mean utility of its samples for each anchor group.
 
-    A mean whose 95% interval holds 0 is printed as ``unclear``, not as help or hurt.
+    A mean whose 95% interval holds 0 is printed as ``unclear``, not as help or hurt. Of a selector whose scores are no
+    utilities the mean score is printed, in no unit, and nothing of help, hurt or toxic.
 
     Args:
         path: a run folder with scores; of a benchmark's selectors the one with the most extra columns is shown.
@@ -43,23 +44,31 @@ def sources(path: str | Path, tag: str | None = None, console: Console | None = 
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)  # nothing is cut in a file or a pipe
-    console.print(_table(matrix, [f"kept{selection.suffix}" for selection in scores.selections]))
+    console.print(_table(matrix, scores))
     return matrix
 
 
-def _table(matrix: Matrix, kept: list[str]) -> Table:
-    title = Text(f"mean utility by {_short(matrix.tag)}, millinats; ± standard error")
-    table = Table(title=title, title_justify="left")
+def _table(matrix: Matrix, scores: ScoreColumns) -> Table:
+    is_utility, kept = scores.is_utility, [f"kept{selection.suffix}" for selection in scores.selections]
+    what = "utility" if is_utility else "score"
+    unit = ", millinats" if is_utility else ""
+    table = Table(title=Text(f"mean {what} by {_short(matrix.tag)}{unit}; ± standard error"), title_justify="left")
     table.add_column(Text(_short(matrix.tag)))
-    for name in ("samples", "toxic", *kept, *matrix.columns):
+    for name in ("samples", *(["toxic"] if is_utility else []), *kept, *matrix.columns):
         table.add_column(Text(_short(name)), justify="right")
     for row in matrix.rows:
-        utilities = [
-            Text(f"{1e3 * u.mean:+.2f} ± {1e3 * u.error:.2f} {u.effect}", style=STYLES[u.effect]) for u in row.utilities
-        ]
-        shares = [f"{share:.0%}" for share in row.kept]
-        table.add_row(Text(_short(row.value)), f"{row.count:,}", f"{row.toxic:.0%}", *shares, *utilities)
+        toxic = [f"{row.toxic:.0%}"] if is_utility else []
+        means = [_utility(mean) if is_utility else _score(mean) for mean in row.utilities]
+        table.add_row(Text(_short(row.value)), f"{row.count:,}", *toxic, *(f"{s:.0%}" for s in row.kept), *means)
     return table
+
+
+def _utility(mean: MeanUtility) -> Text:
+    return Text(f"{1e3 * mean.mean:+.2f} ± {1e3 * mean.error:.2f} {mean.effect}", style=STYLES[mean.effect])
+
+
+def _score(mean: MeanUtility) -> Text:
+    return Text(f"{plain(mean.mean, 4)} ± {plain(mean.error, 2)}")
 
 
 def _short(text: str) -> str:

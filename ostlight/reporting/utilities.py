@@ -24,7 +24,7 @@ def utilities_section(scores: ScoreColumns) -> dict[str, Any]:
     """Returns what the templates ask for under ``scored``."""
     run = scores.run
     if not len(scores):
-        run.missing.append("Utilities: every record was rejected.")
+        run.missing.append("Scores: every record was rejected.")
     lists = sample_lists(scores)
     notes = {b.label: run.selection_notes[b.label] for b in run.budgets if b.label in run.selection_notes}
     return {

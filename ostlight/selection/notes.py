@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.data.atomic import atomic_write_text
-from ostlight.errors import DataError, SelectorError
+from ostlight.errors import SelectorError, reading_back
 from ostlight.ranks import is_first_rank
 
 FILE = "notes.json"
+CURE = "remove it: the report then lacks what it holds, until the pool is scored again"
 PRECONDITIONER = "preconditioner"
 """Name of the fact which file beside the proxy holds the factors of the step."""
 
@@ -61,10 +62,8 @@ def read_notes(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     if not file.exists():
         return {}
-    try:
+    with reading_back(file, CURE):
         notes = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON ({error}); remove it and score again") from error
-    if not isinstance(notes, dict):
-        raise DataError(f"{file} holds a {type(notes).__name__}, not an object; remove it and score again")
+        if not isinstance(notes, dict):
+            raise TypeError(f"a {type(notes).__name__} instead of an object")
     return notes

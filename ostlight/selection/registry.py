@@ -195,7 +195,13 @@ def option_lines(cls: type[Selector]) -> list[str]:
 
 def _yaml(value: Any) -> str:
     """One line of YAML, without the settings of a section that are empty."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {name: v for name, v in dataclasses.asdict(value).items() if v is not None and v != {}}
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=float("inf"))
     return text.strip().removesuffix("...").strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: v for name, v in dataclasses.asdict(value).items() if v is not None and v != {}}
+    return value

@@ -28,7 +28,7 @@ HIDDEN = "_"
 MAX_LIST_VALUES = 2**31 - 1
 """Numbers in a column of lists up to which pyarrow can sort it."""
 
-CURE = "remove it, and the same command scores its records again"
+CURE = "remove it, and `ostlight select` scores its records again"
 """For a score file that is damaged inside; one without a readable end is scored again anyway."""
 
 TEXTS_READ = ("id", "state")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ostlight import interrupts
 from ostlight.data.atomic import atomic_write_text
+from ostlight.errors import read_if_whole
 from ostlight.models.exchange import agreed
 from ostlight.models.module import MultimodalModel
 from ostlight.ranks import is_first_rank
@@ -37,9 +39,11 @@ class Checkpoints(Callback):
         self.file, self.minutes = file, minutes
         self.start = 0
         if file.exists():
-            self.start = int(torch.load(file, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-        self._limit = file.with_suffix(".tokens")
-        self.most_tokens = int(self._limit.read_text()) if self._limit.exists() else None
+            self.start = read_if_whole(file, lambda: _step_of(file), "the training starts over") or 0
+        self._limit = limit = file.with_suffix(".tokens")
+        self.most_tokens: int | None = None
+        if limit.exists():
+            self.most_tokens = read_if_whole(limit, lambda: int(limit.read_text()), "the limit is found again")
         self._saved = time.monotonic()
 
     def note_limit(self, tokens: int) -> None:
@@ -82,3 +86,16 @@ class Checkpoints(Callback):
         own = [int(due), interrupts.received() or 0]
         due_anywhere, signal = agreed(own, model.device) if trainer.world_size > 1 else own
         return bool(due_anywhere), signal
+
+
+def _step_of(file: Path) -> int:
+    """The step of a checkpoint.
+
+    Raises:
+        ValueError: a part of the file is not what was written.
+    """
+    with zipfile.ZipFile(file) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"{broken} is not what was written")
+    return int(torch.load(file, map_location="cpu", mmap=True, weights_only=True)["global_step"])

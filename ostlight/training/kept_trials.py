@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ostlight.data.atomic import atomic_write_text
+from ostlight.errors import read_if_whole
 from ostlight.ranks import is_first_rank
 
 
@@ -55,4 +56,16 @@ class KeptTrials:
     @cached_property
     def _found(self) -> dict[str, dict[str, Any]]:
         """Read once: all ranks begin with the same ones, before any of them has finished a trial."""
-        return {file.stem: json.loads(file.read_text()) for file in sorted(self.folder.glob("*.json"))}
+        found = {}
+        for file in sorted(self.folder.glob("*.json")):
+            result = read_if_whole(file, partial(_result, file), "the trial is run again")
+            if result is not None:
+                found[file.stem] = result
+        return found
+
+
+def _result(file: Path) -> dict[str, Any]:
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(result, dict):
+        raise TypeError(f"a {type(result).__name__} instead of a result")
+    return result

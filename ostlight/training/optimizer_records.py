@@ -12,13 +12,15 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ostlight.errors import OstlightError
+from ostlight.errors import OstlightError, reading_back
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.preconditioner import Preconditioner, adam_preconditioner, anchor_second_moments
 from ostlight.models.module import MultimodalModel
 
 SECOND_MOMENTS = "second_moments.safetensors"
 UPDATE_NORMS = "update_norms.npz"
+WARM_UP_AGAIN = "remove {}, and the proxy is warmed up again"
+"""What to do about a damaged file of a warmed-up proxy, by its folder."""
 
 
 class OptimizerRecords(Callback):
@@ -66,11 +68,13 @@ def median_update_norm(folder: Path, parameters: Mapping[str, nn.Parameter]) -> 
     """Median over the warm-up's steps of the distance these parameters moved; ``None`` where none was recorded."""
     if not (folder / UPDATE_NORMS).exists():
         return None
-    stored = np.load(folder / UPDATE_NORMS)
-    columns = [k for k, name in enumerate(stored["names"]) if str(name) in parameters]
-    if not columns or not len(stored["norms"]):
+    file = folder / UPDATE_NORMS
+    with reading_back(file, WARM_UP_AGAIN.format(folder)), file.open("rb") as opened, np.load(opened) as stored:
+        names, norms = stored["names"], stored["norms"]
+    columns = [k for k, name in enumerate(names) if str(name) in parameters]
+    if not columns or not len(norms):
         return None
-    return float(np.median(np.sqrt((stored["norms"][:, columns] ** 2).sum(1))))
+    return float(np.median(np.sqrt((norms[:, columns] ** 2).sum(1))))
 
 
 def warmup_adam_preconditioner(
@@ -87,7 +91,8 @@ def warmup_adam_preconditioner(
     if not file.exists():
         source = "the anchors' gradients: no step of a warm-up was kept"
         return adam_preconditioner(parameters, anchor_second_moments(model, parameters, anchors)), source
-    stored = load_file(file)
+    with reading_back(file, WARM_UP_AGAIN.format(folder)):
+        stored = load_file(file)
     missing = [name for name in parameters if name not in stored]
     if missing:
         raise OstlightError(

@@ -224,6 +224,7 @@ class BestOf(Selector):
         finite = {label: each if np.isfinite(each).all() else None for label, each in losses_by_label.items()}
         note = {"samples": len(subsets[selected]), "selected": selected, "losses": finite, "notes": notes}
         note |= {"refused": refused} if refused else {}
+        note["rule"] = self.options.rule
         scores.context.note("best_of", note)
         means = {label: f"{label} {np.mean(each):.4g}" for label, each in losses_by_label.items()}
         log.info(

@@ -17,7 +17,7 @@ from annotated_types import Interval
 from ostlight.config.schema import SelectorChoice
 from ostlight.data.atomic import atomic_path
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord, SelectorError, reading_back
 from ostlight.models.batch import Batch
 from ostlight.models.embedding import kinds_of_tokens, load_folder_embedder, pooled_states_embedder
 from ostlight.models.influence_task import make_anchors
@@ -196,7 +196,10 @@ def anchor_embeddings(context: ScoringContext, label: str) -> np.ndarray:
     file = context.dependency_folders[label] / ANCHORS
     if not file.exists():
         raise SelectorError(f"{file} is missing; remove the folder {file.parents[1]} to embed again")
-    vectors = np.load(file).astype(np.float32)
+    with reading_back(file, f"remove the folder {file.parents[1]} to embed again"):
+        vectors = np.load(file).astype(np.float32)
+        if len(vectors) != len(context.anchors):
+            raise ValueError(f"{len(vectors)} embeddings of {len(context.anchors)} anchors")
     for sample, vector in zip(context.anchors, vectors, strict=True):
         if not np.isfinite(vector).all():
             raise SelectorError(f"anchor {sample.id} has no finite embedding; remove it from the anchors file")

@@ -191,7 +191,8 @@ class Source(ABC):
         """
         source = cls.__new__(cls)
         Source.__init__(source, path, record_bytes)
-        with np.load(file, allow_pickle=False) as arrays:
+        # Opened here: numpy leaves a file open that is no archive.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             for name in cls.stored:
                 setattr(source, name, arrays[name])
             source._set_details(json.loads(str(arrays["details"])))

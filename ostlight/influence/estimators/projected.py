@@ -18,7 +18,7 @@ from ostlight.influence.gradients.probes import Vectors
 from ostlight.influence.gradients.responses import StepResponses, measure_responses
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
-from ostlight.influence.tensor_files import load_aligned, save_whole
+from ostlight.influence.tensor_files import load_whole, save_whole
 from ostlight.progress import track
 
 
@@ -103,8 +103,9 @@ class _MeasuredSteps:
 
     def prepare(self, folder: Path | None) -> None:
         file = None if folder is None else folder / "responses"
-        if file is not None and file.exists():
-            self.responses = StepResponses(**load_aligned(file))
+        stored = load_whole(file) if file is not None and file.exists() else None
+        if stored is not None:
+            self.responses = StepResponses(**stored[0])
             return
         full = self._full
         with torch.autocast(self._step.device.type, enabled=False):  # its rounding is as large as a response

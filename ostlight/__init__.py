@@ -25,6 +25,7 @@ console what the command line shows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from ostlight.selection.score_files import ScoreFiles
     from ostlight.selection.scores import Scores
     from ostlight.selection.selector import Selector
+    from ostlight.sharing.export import Export
 
 _ERRORS = (
     "BadRecord",
@@ -135,6 +137,7 @@ __all__ = [
     "configure_logging",
     "evaluate",
     "explain",
+    "export",
     "init_config",
     "load_config",
     "plan",
@@ -225,6 +228,22 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     from ostlight.reporting.page import write_report
 
     return write_report(run, out)
+
+
+def export(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    tools: Sequence[str] = (),
+    license: Sequence[str] = (),
+    push: str | None = None,
+    public: bool = False,
+) -> Export:
+    """Writes what a run has selected as a data set with a card, for the Hub and other trainers
+    (``ostlight.sharing.export``)."""
+    from ostlight.sharing.export import export as write
+
+    return write(run, out, tools=tools, license=license, push=push, public=public)
 
 
 def explain(run: str | Path, sample_id: str, layers: bool = False) -> None:

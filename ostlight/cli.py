@@ -153,6 +153,28 @@ def report(
 
 
 @app.command()
+def export(
+    run: Run,
+    out: Annotated[str | None, typer.Option(help="folder to write instead of RUN/export")] = None,
+    tools: Annotated[
+        list[str] | None,
+        typer.Option("--for", help="also for another trainer: llama-factory, ms-swift, trl", metavar="TRAINER"),
+    ] = None,
+    license: Annotated[
+        list[str] | None, typer.Option(help="of the data, as the Hub names it: cc-by-4.0", metavar="NAME")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="upload to the Hugging Face Hub, privately", metavar="OWNER/NAME")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="let everybody see the upload")] = False,
+) -> None:
+    """Write the subset as a data set for the Hub, with a card."""
+    import ostlight
+
+    ostlight.export(run, out, tools=tools or (), license=license or (), push=push, public=public)
+
+
+@app.command()
 def explain(
     run: Run,
     id: Annotated[str, typer.Argument(help="of a sample of the pool")],

@@ -171,9 +171,17 @@ class PoolData(Data):
     Attributes:
         unsupported: what becomes of records of media that the proxy cannot read, and so cannot score: ``reject``;
             ``keep`` all, beside the budget; or ``proportional``, as large a share of them as of the others, by chance.
+        license: of the data, as the Hugging Face Hub names it (``cc-by-4.0``), or a list; for the card that
+            ``ostlight export`` writes. By default what the records' own field ``license`` says.
     """
 
     unsupported: Unsupported = "reject"
+    license: str | list[str] | None = None
+
+    @property
+    def licenses(self) -> list[str]:
+        """The licences, as a list."""
+        return [self.license] if isinstance(self.license, str) else list(self.license or [])
 
 
 @dataclass

@@ -1,0 +1,127 @@
+"""Writes what a run has selected as a data set that others can load, read about and train on."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ostlight.errors import ConfigError, DataError
+from ostlight.reporting.finished_run import FinishedRun
+from ostlight.sharing.card import card_text
+from ostlight.sharing.dataset import write_dataset
+from ostlight.sharing.folder import refuse_foreign, replaced_folder, size_of
+from ostlight.sharing.push import Hub
+from ostlight.sharing.recipes import TOOLS, write_recipes
+from ostlight.sharing.records import KeptRecords
+from ostlight.sharing.trainers import Recipe
+
+log = logging.getLogger(__name__)
+
+NAME = "export"
+"""The folder in a run folder that an export goes to."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported.
+
+    Attributes:
+        folder: holds ``README.md``, ``data/`` and, for other trainers, a folder each.
+        records: in it.
+        images: in it.
+        bytes: of the folder.
+        left_out: selected records that are not in it, by reason.
+        recipes: what was written for each of the other trainers.
+        address: on the Hub; ``None`` where it was not uploaded.
+    """
+
+    folder: Path
+    records: int
+    images: int
+    bytes: int
+    left_out: Counter[str]
+    recipes: list[Recipe]
+    address: str | None = None
+
+
+def export(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    tools: Sequence[str] = (),
+    license: Sequence[str] = (),
+    push: str | None = None,
+    public: bool = False,
+) -> Export:
+    """Writes the selected records with their images and a card, and uploads them if asked to.
+
+    The folder is replaced as a whole; one that holds anything else is refused.
+
+    Args:
+        path: a folder of `ostlight select`.
+        out: the folder to write; ``export`` in the run folder if left out.
+        tools: other trainers to write configurations and data for: ``llama-factory``, ``ms-swift``, ``trl``.
+        license: of the data, as the Hub names it; by default ``pool.license``, or what the records' own field
+            ``license`` states.
+        push: ``OWNER/NAME`` of a data set on the Hugging Face Hub to upload to.
+        public: whether everybody may see the upload.
+
+    Raises:
+        DataError: no run folder, nothing selected, another pool than it was selected from, a folder that no export
+            wrote, or a Hub that refuses.
+        ConfigError: an unknown trainer; no token for the Hub, or a name that it does not take.
+    """
+    wanted = _known(tools)
+    hub = Hub(push, public) if push is not None else None
+    run = FinishedRun.open(path)
+    target = Path(out) if out is not None else run.path / NAME
+    refuse_foreign(target)
+    kept = KeptRecords(run)
+    overview = kept.overview()
+    if not overview.records:
+        raise DataError(f"{run.path}: none of the {len(kept):,} selected records can be read as a conversation")
+    licences = list(license) or run.config.pool.licenses
+    with replaced_folder(target) as folder:
+        write_dataset(kept, overview, folder)
+        recipes = write_recipes(wanted, run, kept, overview, folder)
+        notes = [recipe.note for recipe in recipes if recipe.left_out]
+        (folder / "README.md").write_text(card_text(run, kept, overview, licences, notes), encoding="utf-8")
+    exported = Export(target, overview.records, overview.images, size_of(target), overview.left_out, recipes)
+    _log(exported, bool(licences or overview.licences))
+    if hub is None:
+        return exported
+    address = hub.push(target)
+    log.info(f"uploaded to {address} ({'public' if public else 'private'})")
+    return Export(**{**vars(exported), "address": address})
+
+
+def _known(tools: Sequence[str]) -> list[str]:
+    """The names of the trainers, each once, however they are listed (``a,b``)."""
+    named = [name.strip().lower() for listed in tools for name in listed.split(",") if name.strip()]
+    problems = []
+    for name in named:
+        if name not in TOOLS:
+            near = difflib.get_close_matches(name, TOOLS, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            problems.append(f"--for: {name!r} is unknown; {meant}known: {', '.join(TOOLS)}")
+    if problems:
+        raise ConfigError(problems, "export")
+    return list(dict.fromkeys(named))
+
+
+def _log(exported: Export, has_licence: bool) -> None:
+    log.info(
+        f"export: {exported.folder} ({exported.records:,} records, {exported.images:,} images, "
+        f"{exported.bytes / 1e6:,.1f} MB)"
+    )
+    if exported.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in exported.left_out.most_common())
+        log.warning(f"{exported.left_out.total():,} selected records are no conversations and left out ({reasons})")
+    if not has_licence:
+        log.info("the card names no licence; add --license NAME, or set pool.license")
+    for recipe in exported.recipes:
+        log.info(f"{recipe.note}; in the folder: {recipe.command}")

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from ostlight.models.batch import Batch
     from ostlight.pipeline.given_records import Given
     from ostlight.pipeline.init_config import init_config
-    from ostlight.pipeline.plan import RunPlan
+    from ostlight.pipeline.run_plan import RunPlan
     from ostlight.pipeline.selection import Selection
     from ostlight.pipeline.validate import Validation
     from ostlight.reporting.matrix import Matrix

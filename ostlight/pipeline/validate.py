@@ -14,8 +14,10 @@ from ostlight.errors import BadRecord, ConfigError, OstlightError
 from ostlight.models.encode import Encoder
 from ostlight.models.load import load_encoder
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
-from ostlight.pipeline.plan import RECORDS_READ, StagePlan, planned_stages
+from ostlight.pipeline.plan import planned_stages
+from ostlight.pipeline.planned_models import RECORDS_READ
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.run_plan import StagePlan
 from ostlight.pipeline.sample_text import mark_answers
 from ostlight.selection.context import no_anchors
 from ostlight.selection.registry import create, create_all

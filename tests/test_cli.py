@@ -161,9 +161,12 @@ def test_verbosity_is_accepted_at_every_position(
     assert (err == "") is is_silent
 
 
-def test_a_fault_in_the_options_of_a_selector_names_the_file(config: Path, wrong):
-    said = wrong("select", str(config), "selector={name: loss, options: {preferr: low}}")
-    assert f"{config}: unknown key 'selector.options.preferr'" in said
+def test_a_fault_in_the_options_of_a_selector_names_where_it_stands(config: Path, wrong):
+    override = "selector={name: loss, options: {preferr: low}}"
+    assert f"override {override}: unknown key 'selector.options.preferr'" in wrong("select", str(config), override)
+    raw = yaml.safe_load(config.read_text()) | {"selector": {"name": "loss", "options": {"preferr": "low"}}}
+    config.write_text(yaml.safe_dump(raw))
+    assert f"{config}: unknown key 'selector.options.preferr'" in wrong("select", str(config))
 
 
 def test_without_a_target_nothing_is_trained_next(config: Path, tmp_path: Path, monkeypatch, capsys):
@@ -240,10 +243,10 @@ def test_importing_ostlight_changes_nothing_global():
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("budget.fraction", "an override is written key=value, as budget.fraction=0.5; got 'budget.fraction'"),
+        ("budget.fraction", "override budget.fraction: an override is written key=value, as budget.fraction=0.5"),
         ("budget.fraction=", "budget.fraction has no value; write budget.fraction=null to unset it"),
         ("budget.fraction=abc", "budget.fraction must be a number, above 0 and at most 1, or null; got 'abc'"),
-        ("budget.fraction=[1", "'budget.fraction=[1': the value is not YAML"),
+        ("budget.fraction=[1", "override budget.fraction=[1: the value is not YAML"),
         ("selector.options.lenth=3", "unknown key 'selector.options.lenth'; valid here: none"),
         ("anchors.path=nowhere.jsonl", "anchors.path: nowhere.jsonl does not exist"),
     ],

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ostlight.config.schema import Config
-from ostlight.data.in_memory import write_records
-from ostlight.data.layouts import LAYOUTS
 from ostlight.errors import ConfigError, RunChangedError
 
 log = logging.getLogger(__name__)
@@ -70,6 +68,11 @@ def records_in(folder: Path, config: Config, in_memory: Mapping[str, Any]) -> It
         ConfigError: the folder cannot be written.
         DataError: what is given cannot be written as records.
     """
+    if not in_memory:
+        yield config
+        return
+    from ostlight.data.in_memory import write_records  # pyarrow, which a typo need not wait for
+
     written: list[Path] = []
     try:
         for where, records in in_memory.items():
@@ -90,6 +93,8 @@ def records_in(folder: Path, config: Config, in_memory: Mapping[str, Any]) -> It
 
 
 def _reading(config: Config, where: str, path: Path) -> Config:
+    from ostlight.data.layouts import LAYOUTS
+
     section = getattr(config, where)
     section = replace(
         section,

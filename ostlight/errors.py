@@ -107,6 +107,21 @@ class RunChangedError(OstlightError):
         super().__init__(message)
 
 
+class RunInUseError(OstlightError):
+    """Another process works in the run folder.
+
+    Args:
+        owners: what each of them does, with host and process id.
+    """
+
+    def __init__(self, message: str, owners: Sequence[str] = ()) -> None:
+        self.owners = list(owners)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (str(self), self.owners)
+
+
 class ClusterError(OstlightError):
     """A node of a Ray cluster cannot do its work, or processes on it were lost again and again."""
 

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.files import write_all, write_separations
-from ostlight.benchmarking.folder_lock import lock_folder
 from ostlight.benchmarking.on_ray import run_on_ray
 from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
@@ -46,8 +45,9 @@ def benchmark(config: Config) -> list[ResultRow]:
     Raises:
         ConfigError: no ``benchmark`` section, unknown options, or tasks that would each run on several devices.
         SelectorError: unknown selectors.
-        BenchmarkError: tasks failed (the others are finished, and the tables hold them); another process uses the
-            folder; or a worker process cannot be started.
+        BenchmarkError: tasks failed (the others are finished, and the tables hold them), or a worker process cannot be
+            started.
+        RunInUseError: another process works in the run folder.
     """
     if config.benchmark is None:
         raise ConfigError(["the benchmark section is missing: name its selectors and budgets"])
@@ -55,8 +55,7 @@ def benchmark(config: Config) -> list[ResultRow]:
     variants = variant_configs(config)
     for variant in variants.values():
         refuse_ranks(variant)
-    folder = RunFolder.of(config)
-    with lock_folder(folder.path):
+    with RunFolder.owned(config, "benchmark") as folder:
         folder.write_config()
         experiments = [Experiment(variant, folder, label) for label, variant in variants.items()]
         train_tasks = build_train_tasks(experiments)

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from ostlight.data import llama_factory
-from ostlight.data.atomic import atomic_path, atomic_write_text
+from ostlight.data.atomic import atomic_folder, atomic_write_text
 from ostlight.data.formats import HuggingFaceFolder, JsonArray, JsonLines, Source
 from ostlight.data.images import ImageRoot
 from ostlight.data.pool import Pool
 from ostlight.data.remote import RemotePath, place
-from ostlight.errors import BadRecord, DataError
+from ostlight.errors import BadRecord, DataError, reading_back
 from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
 
 MANIFEST = ".files"
-"""Lists what a subset consists of, for the next one in the same folder."""
+"""Lists what a subset consists of: all else in its folder is the user's."""
 
 
 def write_subset(
@@ -40,8 +42,11 @@ def write_subset(
     file system can), so that the same path holds in ``folder``; absolute paths stay as they are. Files of a pool with
     several image roots go to ``piece-1``, ``piece-2``, ... with their images, so that equal names stay apart. Beside
     JSON and JSON lines goes a ``dataset_info.json`` for LLaMA-Factory; a file it could not read as it is gets no entry,
-    and a line in the log says why; with a mapping of columns there is none. What an earlier call wrote into ``folder``
-    and this one does not is removed. The records are looked at in one pass over the files, in their order.
+    and a line in the log says why; with a mapping of columns there is none. The records are looked at in one pass over
+    the files, in their order.
+
+    ``folder`` is replaced as a whole once everything is written: until then an earlier subset stays as it was, and
+    nothing of it survives. Files in it that no call has written are taken over.
 
     Args:
         unread: those of the positions that are written also where they cannot be read; what they name is then not
@@ -51,7 +56,8 @@ def write_subset(
         The files and ``save_to_disk`` folders written, ``dataset_info.json`` last.
 
     Raises:
-        DataError: no positions, a record that cannot be used, or a folder that holds the pool itself.
+        DataError: no positions, a record that cannot be used, a folder that holds the pool itself, or one whose list of
+            files is damaged.
     """
     if not len(positions):
         raise DataError(f"no record is kept, so there is nothing to write to {folder}", folder)
@@ -59,58 +65,54 @@ def write_subset(
     if len(np.unique(positions)) != len(positions):
         raise ValueError("a record can be written once only: positions holds some twice")
     file_of, number = pool.locate_all(positions)
-    bases = _bases(pool, folder)
-    targets = _targets(pool.sources, bases)
+    targets = _targets(pool.sources, _bases(pool, folder))
+    _refuse_pool(pool, targets, folder)
+    earlier = _Earlier.read(folder, {target.relative_to(folder).as_posix() for target in targets})
+    with atomic_folder(folder) as unfinished:
+        bases = _bases(pool, unfinished)
+        targets = _targets(pool.sources, bases)
+        files: set[Path] = set()
+        written: list[Path] = []
+        entries: dict[str, dict[str, Any]] = {}
+        for n in np.unique(file_of).tolist():
+            source, target, in_file = pool.sources[n], targets[n], file_of == n
+            beside = target if isinstance(source, HuggingFaceFolder) else target.parent
+            root = pool.readers[n].root
+            place_of_images = beside if root.folder == source.folder else bases[n]
+            checked = _CheckedRecords(pool, root, place_of_images, unread, partial(earlier.copy, unfinished))
+            records = checked.of(np.sort(positions[in_file]))
+            described, problem = _described(source, pool, n, target.relative_to(unfinished).as_posix(), records)
+            files |= checked.copies
+            with phase(f"writing {target.name}"):
+                source.write((number[in_file] - 1).tolist(), target)
+            written.append(target)
+            files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
+            if checked.unreadable:
+                log.info(
+                    f"{target.name} holds {checked.unreadable:,} records of media that are not read: their files stay "
+                    f"where they are, and {llama_factory.FILE_NAME} has no entry for it"
+                )
+            elif problem is not None:
+                log.warning("%s has no entry in %s: %s", target.name, llama_factory.FILE_NAME, problem)
+            elif described:
+                entries[described["file_name"].rpartition(".")[0].replace("/", "_")] = described
+        if entries:
+            info = unfinished / llama_factory.FILE_NAME
+            atomic_write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+            written.append(info)
+            files.add(info)
+        names = {path.relative_to(unfinished).as_posix() for path in files}
+        atomic_write_text(unfinished / MANIFEST, json.dumps(sorted(names), indent=0))
+        earlier.take_over(unfinished)
+    return [folder / path.relative_to(unfinished) for path in written]
+
+
+def _refuse_pool(pool: Pool, targets: Sequence[Path], folder: Path) -> None:
     for source in pool.sources:
         if any(place(target.resolve()) == place(source.path.resolve()) for target in targets):
             raise DataError(
                 f"{folder} holds the pool's own {source.path.name}; write the subset to another folder", folder
             )
-    ours = {path.relative_to(folder).as_posix() for path in (*targets, folder / llama_factory.FILE_NAME)}
-    before = _manifest(folder) | ours
-    files: set[Path] = set()
-    written: list[Path] = []
-    entries: dict[str, dict[str, Any]] = {}
-    for n in np.unique(file_of).tolist():
-        source, target, in_file = pool.sources[n], targets[n], file_of == n
-        beside = target if isinstance(source, HuggingFaceFolder) else target.parent
-        root = pool.readers[n].root
-        checked = _CheckedRecords(pool, root, beside if root.folder == source.folder else bases[n], unread)
-        records = checked.of(np.sort(positions[in_file]))
-        described: dict[str, Any] = {}
-        problem: llama_factory.UnsuitableError | None = None
-        source.close()  # a new pass, which starts at the file's beginning
-        first = next(records, None)
-        if first is not None and isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
-            try:
-                described = llama_factory.describe(target.relative_to(folder).as_posix(), chain([first], records))
-            except llama_factory.UnsuitableError as error:
-                problem = error
-        for _ in records:  # those that the description did not come to
-            pass
-        files |= checked.copies
-        with phase(f"writing {target.name}"):
-            source.write((number[in_file] - 1).tolist(), target)
-        written.append(target)
-        files |= {path for path in target.iterdir() if path.is_file()} if target.is_dir() else {target}
-        if checked.unreadable:
-            log.info(
-                f"{target} holds {checked.unreadable:,} records of media that are not read: their files stay where "
-                f"they are, and {llama_factory.FILE_NAME} has no entry for it"
-            )
-        elif problem is not None:
-            log.warning("%s has no entry in %s: %s", target, llama_factory.FILE_NAME, problem)
-        elif described:
-            entries[described["file_name"].rpartition(".")[0].replace("/", "_")] = described
-    if entries:
-        info = folder / llama_factory.FILE_NAME
-        atomic_write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
-        written.append(info)
-        files.add(info)
-    now = {path.relative_to(folder).as_posix() for path in files}
-    _remove(folder, before - now)
-    atomic_write_text(folder / MANIFEST, json.dumps(sorted(now), indent=0))
-    return written
 
 
 def subset_files(pool: Pool, folder: Path) -> list[Path]:
@@ -118,25 +120,89 @@ def subset_files(pool: Pool, folder: Path) -> list[Path]:
     return _targets(pool.sources, _bases(pool, folder))
 
 
-def _manifest(folder: Path) -> set[str]:
-    """Names of the files that an earlier subset in this folder consists of."""
+def _described(
+    source: Source, pool: Pool, n: int, name: str, records: Iterator[dict[str, Any]]
+) -> tuple[dict[str, Any], llama_factory.UnsuitableError | None]:
+    """Goes through the records of a file; returns its entry for LLaMA-Factory, empty where it has none, and why."""
+    described: dict[str, Any] = {}
+    problem: llama_factory.UnsuitableError | None = None
+    source.close()  # a new pass, which starts at the file's beginning
+    first = next(records, None)
+    if first is not None and isinstance(source, JsonLines | JsonArray) and pool.readers[n].columns is None:
+        try:
+            described = llama_factory.describe(name, chain([first], records))
+        except llama_factory.UnsuitableError as error:
+            problem = error
+    for _ in records:  # those that the description did not come to
+        pass
+    return described, problem
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """An earlier subset in the same folder.
+
+    Attributes:
+        ours: what it consists of, by names within the folder.
+    """
+
+    folder: Path
+    ours: frozenset[str]
+
+    @classmethod
+    def read(cls, folder: Path, ours: Collection[str]) -> _Earlier:
+        """
+        Args:
+            ours: what belongs to it anyway.
+        """
+        file = folder / MANIFEST
+        if not file.exists():
+            return cls(folder, frozenset(ours))
+        with reading_back(file, f"remove {folder}; the same command writes it again"):
+            names = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(names, list):
+                raise TypeError(f"a {type(names).__name__} instead of a list")
+            return cls(folder, frozenset([*ours, *map(str, names)]))
+
+    def copy(self, unfinished: Path, image: Path, target: Path) -> None:
+        """Makes ``target``, which lies in ``unfinished``, a file of its own with the image's content.
+
+        What the earlier subset has of it, by size and time, is linked. Elsewhere the file system shares blocks between
+        files where it can (btrfs, XFS), and the copy takes no space.
+        """
+        image = Path(os.path.realpath(image))
+        status = image.stat()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        there = self.folder / target.relative_to(unfinished)
+        if there.is_file() and not there.is_symlink():
+            before = there.stat()
+            same_state = (before.st_size, before.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+            # With several links it may be the pool's own file, as earlier versions wrote it.
+            if same_state and before.st_nlink == 1 and _linked(there, target):
+                return
+        _copy_bytes(image, target, status.st_size)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def take_over(self, unfinished: Path) -> None:
+        """Copies files that no subset has written."""
+        known = {MANIFEST, llama_factory.FILE_NAME, *self.ours}
+        for parent, _, names in os.walk(self.folder):
+            for name in names:
+                path = Path(parent) / name
+                relative = path.relative_to(self.folder)
+                target = unfinished / relative
+                if relative.as_posix() not in known and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(path, target, follow_symlinks=False)
+
+
+def _linked(there: Path, target: Path) -> bool:
+    """Whether the file system can: some have no links."""
     try:
-        return set(map(str, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError):
-        return set()
-
-
-def _remove(folder: Path, names: set[str]) -> None:
-    """Remove these files, and folders that are empty without them; nothing outside the folder."""
-    for name in sorted(names):
-        path = folder / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            continue
-        with suppress(OSError):
-            path.unlink()
-            for parent in path.relative_to(folder).parents:
-                if parent.name:
-                    (folder / parent).rmdir()
+        os.link(there, target)
+    except OSError:
+        return False
+    return True
 
 
 def _bases(pool: Pool, folder: Path) -> list[Path]:
@@ -167,14 +233,17 @@ class _CheckedRecords:
         root: of their images.
         folder: gets the images, unless they lie elsewhere.
         unread: records that are kept also where they cannot be read.
+        copy: one image, to a path.
 
     Attributes:
         copies: the images copied so far.
         unreadable: how many of ``unread`` could not be read.
     """
 
-    def __init__(self, pool: Pool, root: ImageRoot, folder: Path, unread: Collection[int]) -> None:
-        self.pool, self.root, self.folder, self.unread = pool, root, folder, unread
+    def __init__(
+        self, pool: Pool, root: ImageRoot, folder: Path, unread: Collection[int], copy: Callable[[Path, Path], None]
+    ) -> None:
+        self.pool, self.root, self.folder, self.unread, self.copy = pool, root, folder, unread, copy
         self.copies: set[Path] = set()
         self.unreadable = 0
 
@@ -198,31 +267,13 @@ class _CheckedRecords:
                     image.path is not None
                     and (target := self.folder / self.root.relative(image.path)) not in self.copies
                 ):
-                    _copy(image.path, target)
+                    self.copy(image.path, target)
                     self.copies.add(target)
             yield record
         if is_remote:
             log.info(
                 f"images of the subset stay at {self.root.folder}: name it as the image root of what reads the subset"
             )
-
-
-def _copy(image: Path, target: Path) -> None:
-    """A file of its own with the same content, so that editing the subset leaves the pool as it is.
-
-    Where the file system shares blocks between files (btrfs, XFS), the copy takes no space. A copy that is there
-    already, by size and time, stays.
-    """
-    image = Path(os.path.realpath(image))
-    status = image.stat()
-    if target.is_file() and not target.is_symlink():
-        there = target.stat()
-        same_state = (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
-        if same_state and there.st_nlink == 1:
-            return
-    with atomic_path(target) as temporary:
-        _copy_bytes(image, temporary, status.st_size)
-        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _copy_bytes(source: Path, target: Path, size: int) -> None:

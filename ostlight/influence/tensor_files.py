@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def beyond_last_used(files: Iterable[Path], count: int) -> list[Path]:
 def save_whole(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors as safetensors so that the file appears complete, or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:12]}.tmp{file.suffix}")
     try:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(kept, temporary, {**(metadata or {}), CHECKSUM: str(_checksum(kept.values()))})

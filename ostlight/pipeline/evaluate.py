@@ -50,17 +50,19 @@ def evaluate(config: Config) -> Result:
     Raises:
         ConfigError: no test set is named, or a tag in ``evaluation.by`` that none of its records has.
         DataError: the run has no trained target yet, or several, of which none is meant.
+        RunInUseError: another process selects in the run folder.
     """
-    folder = RunFolder.of(config)
-    config = with_digitmath(config, folder)
-    test = open_pool(config.test, "test")
-    refuse_unknown_tag(test, config.evaluation.by)
-    target = _target_of(config, folder)
-    folder.write_config("test", "evaluation")
-    questions, result = _evaluate_target(config, folder, test, target)
-    if not is_first_rank():  # under torchrun: it has the same
-        return result
-    _write(config, folder, result, target)
+    with RunFolder.owned(config, "evaluate", shared=True) as folder:
+        config = with_digitmath(config, folder)
+        test = open_pool(config.test, "test")
+        refuse_unknown_tag(test, config.evaluation.by)
+        target = _target_of(config, folder)
+        folder.write_config("test", "evaluation")
+        questions, result = _evaluate_target(config, folder, test, target)
+        if not is_first_rank():  # under torchrun: it has the same
+            return result
+        with folder.updating():
+            _write(config, folder, result, target)
     log_metrics(config.compute, folder.path, "evaluate", {f"accuracy/{k}": v for k, v in result.accuracy.items()})
     _log_accuracy(result, questions)
     _log_others(folder, target)

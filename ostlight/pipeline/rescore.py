@@ -76,15 +76,15 @@ def rescore(config: Config, name: str | None = None) -> Path:
     new = RunFolder(RunFolder.path_of(config), config, write=False)
     origin = {"rescored from": str(source), "its scores": fingerprint.of_values(old.made_from("scores"))}
     _check_target(new, fingerprints | origin)
-    new = RunFolder.of(config)
-    new.claim("scores", fingerprints | origin)
-    new.write_config()
-    atomic_write_text(new.rescored, json.dumps(origin, indent=2) + "\n")  # first: nothing may be scored in between
-    with new.cost_log.stage("rescore", config.selector.shown, selector.usage) as cost:
-        _write_parts(job, new, anchors)
-        cost.samples = len(pool)
-    log.info(audit(new.scores, len(pool)))
-    log.info(f"next: {shlex.join(['ostlight', 'select', str(new.path / 'config.yaml')])}")
+    with RunFolder.owned(config, "rescore") as new:
+        new.claim("scores", fingerprints | origin)
+        new.write_config()
+        atomic_write_text(new.rescored, json.dumps(origin, indent=2) + "\n")  # first: nothing may be scored in between
+        with new.cost_log.stage("rescore", config.selector.shown, selector.usage) as cost:
+            _write_parts(job, new, anchors)
+            cost.samples = len(pool)
+        log.info(audit(new.scores, len(pool)))
+        log.info(f"next: {shlex.join(['ostlight', 'select', str(new.path / 'config.yaml')])}")
     return new.path
 
 

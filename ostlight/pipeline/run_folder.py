@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import yaml
 from ostlight.config.load import as_written
 from ostlight.config.read import read_mapping
 from ostlight.config.schema import Config
-from ostlight.data.atomic import atomic_write_text
+from ostlight.data.atomic import atomic_write_text, sweep
 from ostlight.errors import ConfigError, RunChangedError, reading_back
 from ostlight.pipeline.cost_log import CostLog
+from ostlight.pipeline.lock import RUN, locked, updating
 from ostlight.ranks import is_first_rank
+
+log = logging.getLogger(__name__)
 
 ANOTHER_NAME = "give this run another name (name=...)"
 SELECT_AGAIN = "`ostlight select` writes it again from the scores"
@@ -53,11 +58,7 @@ class RunFolder:
             path / "cost_log.jsonl", config.compute.devices * config.compute.num_nodes, is_first_rank()
         )
         if write and is_first_rank():
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                problem = f"folder: cannot make {path}: {error.strerror}; name another with folder=... or name=..."
-                raise ConfigError([problem]) from error
+            _make(path)
             if not (path / "config.yaml").exists():
                 self.write_config()
 
@@ -65,6 +66,53 @@ class RunFolder:
     def of(cls, config: Config) -> RunFolder:
         """Returns the folder that a configuration names."""
         return cls(cls.path_of(config), config)
+
+    @classmethod
+    @contextmanager
+    def owned(cls, config: Config, verb: str, shared: bool = False) -> Iterator[RunFolder]:
+        """The folder that a configuration names, for a stage: nobody else works in it inside the block.
+
+        What killed processes have left unfinished is removed first. Ranks of one run are one owner, which is the first.
+
+        Args:
+            verb: of the stage.
+            shared: other stages that share may be there too: they change nothing that this one reads, and rewrite what
+                all of them do only inside ``updating``.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+            RunInUseError: another process works in it.
+        """
+        path = cls.path_of(config)
+        if not is_first_rank():
+            yield cls(path, config)
+            return
+        _make(path)
+        with locked(path, RUN, f"`ostlight {verb}`", ANOTHER_NAME, shared, lambda: _sweep(path)):
+            yield cls(path, config)
+
+    @contextmanager
+    def owned_target(self, target: Path) -> Iterator[None]:
+        """Inside, nobody else trains the target of this name.
+
+        Raises:
+            RunInUseError: another process does.
+        """
+        if not is_first_rank():
+            yield
+            return
+        owner, name = f"`ostlight train` of {target.name}", f"target-{target.name}"
+        with locked(self.path, name, owner, "give the target another name (target.name=...)"):
+            yield
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Inside, no other process rewrites what stages that run side by side share."""
+        if not is_first_rank():
+            yield
+            return
+        with updating(self.path):
+            yield
 
     @staticmethod
     def path_of(config: Config) -> Path:
@@ -82,10 +130,11 @@ class RunFolder:
         """
         if is_first_rank():
             file, values = self.path / "config.yaml", as_written(self.config)
-            if sections:
-                values = read_mapping(file) | {name: values[name] for name in sections}
-            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-            atomic_write_text(file, f"# Repeat this run: ostlight select THIS_FILE\n{text}")
+            with self.updating():
+                if sections:
+                    values = read_mapping(file) | {name: values[name] for name in sections}
+                text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+                atomic_write_text(file, f"# Repeat this run: ostlight select THIS_FILE\n{text}")
 
     def claim(
         self,
@@ -113,21 +162,22 @@ class RunFolder:
         Raises:
             RunChangedError: the folder holds the stage made from other inputs; lists what changed.
         """
-        stages, before = self._stages(), self.made_from(stage)
-        is_other = before is not None and before != inputs
-        if before is not None and is_other and not is_empty:
-            changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
-            raise RunChangedError(
-                f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(changed)}. "
-                f"Undo the change, or {way_out}; what is there stays",
-                changed,
-            )
-        if is_other and clear is not None:
-            clear()
-        if (before is None or is_other) and is_first_rank():
-            stages |= {stage: inputs}
-            atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")
-        return is_other
+        with self.updating():
+            stages, before = self._stages(), self.made_from(stage)
+            is_other = before is not None and before != inputs
+            if before is not None and is_other and not is_empty:
+                changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
+                raise RunChangedError(
+                    f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(changed)}. "
+                    f"Undo the change, or {way_out}; what is there stays",
+                    changed,
+                )
+            if is_other and clear is not None:
+                clear()
+            if (before is None or is_other) and is_first_rank():
+                stages |= {stage: inputs}
+                atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")
+            return is_other
 
     def written_options(self) -> dict[str, Any]:
         """The selector's options in ``config.yaml``, as its scores were made with."""
@@ -148,3 +198,17 @@ class RunFolder:
         with reading_back(file, cure):
             stages: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
             return {str(stage): dict(inputs) for stage, inputs in stages.items()}
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"folder: cannot make {path}: {error.strerror}; name another with folder=... or name=..."
+        raise ConfigError([problem]) from error
+
+
+def _sweep(path: Path) -> None:
+    found = sweep(path, kept=("subset",))  # replaced as a whole, and its files have the names of the pool's
+    if found:
+        log.info(f"{path}: removed what a killed run has left unfinished ({len(found)} files and folders)")

@@ -24,6 +24,7 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
 from ostlight.pipeline.scoring_on_ray import shard_engine
 from ostlight.pipeline.selection import Selection
+from ostlight.pipeline.selection_file import write_selection
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.pipeline.unsupported import kept_unsupported, share_of_scored, unsupported_positions
@@ -54,21 +55,21 @@ def select(config: Config) -> Selection:
     Scores that the run folder already holds are reused; a new budget selects from them again.
 
     Raises:
-        OstlightError: unusable settings, data, model or selector; a run folder made from other inputs.
+        OstlightError: unusable settings, data, model or selector; a run folder made from other inputs, or in use.
     """
     selector = create(config.selector.name, config.selector.options)
-    folder = RunFolder.of(config)
-    config = with_digitmath(config, folder)
-    pool = open_pool(config.pool, "pool", selector.needs_answers, folder)
-    refuse_missing_tags(pool, selector, {"budget": config.budget}, lambda: read_anchors(config).groups)
-    warn_of_records(pool)
-    _announce_trials(config, selector, len(pool))
-    with shard_engine(config.compute) as engine:
-        score_pool(ScoringJob(config, folder, pool, selector, engine=engine))
-    selection = select_subset(config, folder, pool, selector, config.budget)
-    selection.problems.extend(_problems(config, selection, len(pool)))
-    log_metrics(config.compute, folder.path, "select", _metrics(selection))
-    _log_summary(selection, config, len(pool))
+    with RunFolder.owned(config, "select") as folder:
+        config = with_digitmath(config, folder)
+        pool = open_pool(config.pool, "pool", selector.needs_answers, folder)
+        refuse_missing_tags(pool, selector, {"budget": config.budget}, lambda: read_anchors(config).groups)
+        warn_of_records(pool)
+        _announce_trials(config, selector, len(pool))
+        with shard_engine(config.compute) as engine:
+            score_pool(ScoringJob(config, folder, pool, selector, engine=engine))
+        selection = select_subset(config, folder, pool, selector, config.budget)
+        selection.problems.extend(_problems(config, selection, len(pool)))
+        log_metrics(config.compute, folder.path, "select", _metrics(selection))
+        _log_summary(selection, config, len(pool))
     return selection
 
 
@@ -97,9 +98,9 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
     kept = np.concatenate([scores.positions[rows], unread])
     rejected = rejected.filter(pc.invert(pc.is_in(rejected["position"], pa.array(unread))))
     if is_first_rank():
-        _write_selection(folder, files, kept)
-        if not (is_listed(rejected, "score", folder.quarantine) and len(kept)):
-            write_rejected(pool, rejected, "score", folder.quarantine)
+        is_new = not (is_listed(rejected, "score", folder.quarantine) and len(kept))
+        write_rejected(pool, rejected, "score", folder.quarantine)  # without those of earlier trainings
+        if is_new:
             _log_rejected(folder)
     by_reason = _count_by_reason(rejected)
     if not len(kept):
@@ -109,6 +110,7 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
             f"there is no subset to write{_first_reason(rejected)}"
         )
     if is_first_rank():
+        write_selection(config, pool, files, kept, folder.selection)
         write_subset(pool, kept, folder.subset, set(unread.tolist()))
     answers_cut = pc.sum(files.rows["answer_cut"]).as_py() or 0
     return Selection(
@@ -127,16 +129,6 @@ def select_subset(config: Config, folder: RunFolder, pool: Pool, selector: Selec
 def _count_by_reason(rejected: pa.Table) -> dict[str, int]:
     counts = rejected.group_by("reason").aggregate([("reason", "count")])
     return dict(sorted(zip(counts["reason"].to_pylist(), counts["reason_count"].to_pylist(), strict=True)))
-
-
-def _write_selection(folder: RunFolder, files: ScoreFiles, kept: np.ndarray) -> None:
-    """One row per record: its score, whether it was kept, and its rank among the kept (0 is best)."""
-    columns = "position, id, state, reason, score, rank IS NOT NULL AS kept, rank"
-    files.write(
-        f"SELECT {columns} FROM scores LEFT JOIN kept USING (position) ORDER BY position",
-        folder.selection,
-        kept=pa.table({"position": kept, "rank": np.arange(len(kept))}),
-    )
 
 
 def _metrics(selection: Selection) -> dict[str, float]:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_folder, temporary_path
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
-from ostlight.errors import BadRecord, DataError, reading_back
+from ostlight.errors import BadRecord, DataError, DivergedError, reading_back
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.inputs import fingerprint_of_records, open_pool, read_usable, with_digitmath
 from ostlight.pipeline.run_folder import SELECT_AGAIN, RunFolder
+from ostlight.pipeline.selection_file import check_selection
 from ostlight.progress import phase
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
@@ -43,20 +44,31 @@ def train(config: Config) -> Path:
     The name is ``target.name``, or made from the selection and the settings, so that several targets of one selection
     stand side by side; ``target`` is a link to the one trained last. With a development set the best weights by its
     loss are kept, and training stops early where they get no better. A training that was killed resumes from its last
-    checkpoint. ``from_pretrained`` and inference servers load the folder; adapters are merged.
+    checkpoint. ``from_pretrained`` and inference servers load the folder; adapters are merged. Trainings of several
+    names may run side by side.
 
     Raises:
         DataError: the run has no selection yet, or an empty one.
-        RunChangedError: a target of that name was trained on other samples or with other settings, or images changed
-            since the samples were scored.
+        RunChangedError: a target of that name was trained on other samples or with other settings, or records or images
+            changed since the samples were scored.
+        RunInUseError: another process trains it, or selects in the run folder.
     """
-    folder = RunFolder.of(config)
-    config = with_digitmath(config, folder)
-    kept = read_kept(folder)
-    pool = open_pool(config.pool, "pool", folder=folder)
-    check_images(folder, pool)
-    made_from = target_fingerprints(config, pool, kept)
-    target = folder.targets / (config.target.name or fingerprint.of_values(made_from)[:NAME_LENGTH])
+    with RunFolder.owned(config, "train", shared=True) as folder:
+        config = with_digitmath(config, folder)
+        kept = read_kept(folder)
+        pool = open_pool(config.pool, "pool", folder=folder)
+        check_selection(config, pool, folder.selection)
+        check_images(folder, pool)
+        made_from = target_fingerprints(config, pool, kept)
+        target = folder.targets / (config.target.name or fingerprint.of_values(made_from)[:NAME_LENGTH])
+        with folder.owned_target(target):
+            _train(config, folder, target, made_from, pool, kept)
+    return target
+
+
+def _train(
+    config: Config, folder: RunFolder, target: Path, made_from: dict[str, str], pool: Pool, kept: np.ndarray
+) -> None:
     checkpoint = target.with_name(f"{target.name}.ckpt")
     is_empty = not (is_trained(target) or checkpoint.exists())
     folder.claim(stage_of(target), made_from, is_empty, "give the target another name (target.name=...)")
@@ -68,13 +80,12 @@ def train(config: Config) -> Path:
         log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
         model = MultimodalModel.load(config.target, "target", config.target.training)
         rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), checkpoints)
-        _quarantine(folder, pool, rejections, len(kept))
-        _save(model, config, target)
+        _save(model, config, target, _rejected(folder, pool, rejections, len(kept)))
         log.info(f"target: {target}")
     if is_first_rank():
+        _quarantine(folder, target)
         _link(folder.target, target)
     checkpoints.remove()
-    return target
 
 
 def is_trained(target: Path) -> bool:
@@ -91,8 +102,7 @@ def _link(link: Path, target: Path) -> None:
     """Makes ``target`` a link to the target trained last; what an earlier version left there is kept."""
     if link.is_dir() and not link.is_symlink():
         link.rename(_unused(target.with_name("earlier")))
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_path(link)
     try:
         temporary.symlink_to(Path(target.parent.name) / target.name, target_is_directory=True)
         os.replace(temporary, link)
@@ -155,7 +165,11 @@ def _fit(
     job = TrainingJob(target_compute(config), folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
     with folder.cost_log.stage("train", config.selector.shown) as cost:
         cost.resumed = checkpoints.start > 0
-        rejections = fit(model, data, job, cost)
+        try:
+            rejections = fit(model, data, job, cost)
+        except DivergedError:
+            checkpoints.remove()  # it would diverge again, and be in the way of other settings
+            raise
         cost.more["rejected"] = len(rejections)
         if monitor is not None:
             cost.more["kept_step"] = monitor.kept_step
@@ -171,34 +185,35 @@ def _monitor(model: MultimodalModel, config: Config) -> LossMonitor | None:
     return LossMonitor(lambda: model.batches(trusted, config.compute.tokens_per_batch), config.target.patience)
 
 
-def _quarantine(folder: RunFolder, pool: Pool, rejections: dict[int, BadRecord], samples: int) -> None:
-    if not rejections:
-        return
-    log.info(f"train: {len(rejections)} of {samples} samples could not be used; see {folder.quarantine}")
-    if is_first_rank():
-        quarantine = Quarantine.read(folder.quarantine)
+def _rejected(folder: RunFolder, pool: Pool, rejections: dict[int, BadRecord], samples: int) -> Quarantine:
+    quarantine = Quarantine()
+    if rejections:
+        log.info(f"train: {len(rejections)} of {samples} samples could not be used; see {folder.quarantine}")
         selected = pq.read_table(folder.selection, columns=["position", "id"]).to_pydict()
         ids = dict(zip(selected["position"], selected["id"], strict=True))
         for position, error in sorted(rejections.items()):
             quarantine.add(pool, position, error, stage="train", id=ids.get(position))
-        quarantine.write(folder.quarantine)
+    return quarantine
 
 
-def _save(model: MultimodalModel, config: Config, target: Path) -> None:
-    """Saves the model; the folder appears complete, by rename."""
+def _quarantine(folder: RunFolder, target: Path) -> None:
+    """Adds the records that a target's training could not use to those of the run."""
+    file = target / folder.quarantine.name
+    if file.exists():
+        with folder.updating():
+            Quarantine([*Quarantine.read(folder.quarantine), *Quarantine.read(file)]).write(folder.quarantine)
+
+
+def _save(model: MultimodalModel, config: Config, target: Path, rejected: Quarantine) -> None:
+    """Saves the model, with the records it was not trained on; the folder appears complete, by rename."""
     with phase("saving the target"):
-        _write_model(model, config, target)
-
-
-def _write_model(model: MultimodalModel, config: Config, target: Path) -> None:
-    if model.sharded:
-        weights = trained_weights(model)
+        if model.sharded:
+            weights = trained_weights(model)
+            if is_first_rank():
+                model = MultimodalModel.load(config.target, "target")
+                set_trained_weights(model, weights)
         if is_first_rank():
-            model = MultimodalModel.load(config.target, "target")
-            set_trained_weights(model, weights)
-    if is_first_rank():
-        partial = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        model.save(partial)
-        os.replace(partial, target)
+            with atomic_folder(target) as unfinished:
+                model.save(unfinished)
+                if list(rejected):
+                    rejected.write(unfinished / "quarantine.parquet")

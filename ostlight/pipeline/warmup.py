@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.config.schema import Config
-from ostlight.data.atomic import atomic_write_text
+from ostlight.data.atomic import atomic_folder, atomic_write_text
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import FIRST_RECORDS, DataError, read_if_whole
@@ -177,10 +177,11 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     if monitor is not None:
         log.info(monitor.summary(trusted_name))
     if is_first_rank():
-        model.save(folder.proxy, merge=False)
-        if monitor is None or monitor.kept_step:  # steps that were undone are not this proxy's
-            records.save(folder.proxy)
-        _write_summary(folder.proxy, monitor, trusted_name, len(data), made_from)
+        with atomic_folder(folder.proxy) as unfinished:
+            model.save(unfinished, merge=False)
+            if monitor is None or monitor.kept_step:  # steps that were undone are not this proxy's
+                records.save(unfinished)
+            _write_summary(unfinished, monitor, trusted_name, len(data), made_from)
     wait_for_all()
     checkpoints.remove()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,10 +21,14 @@ from ostlight.data.sample import Sample
 from ostlight.digitmath.build import Files
 from ostlight.errors import BadRecord, DataError, OstlightError, reading_back
 from ostlight.models.cost import StageCost
+from ostlight.pipeline.lock import in_use_by
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.selection_file import read_settings
 from ostlight.selection.notes import read_notes
 from ostlight.selection.score_files import CURE
 from ostlight.selection.scores import REJECTED
+
+log = logging.getLogger(__name__)
 
 D = TypeVar("D", bound=Data)
 
@@ -63,6 +68,8 @@ class FinishedRun:
             problem = problem if path.exists() else "does not exist"
             raise DataError(f"{path} {problem}; name a folder that `ostlight select` or `ostlight benchmark` wrote")
         config = load_config(path / "config.yaml")
+        if users := in_use_by(path):
+            log.warning(f"{path} is in use by {', '.join(users)}: what follows is what it holds by now")
         return cls(RunFolder(path, config, write=False), config)
 
     @property
@@ -92,9 +99,13 @@ class FinishedRun:
 
     @cached_property
     def budgets(self) -> list[Budget]:
-        """The budgets of the benchmark it belongs to, else its own."""
+        """The budgets of the benchmark it belongs to, else that of its selection."""
         benchmark = self.parent.config.benchmark if self.parent else None
-        return list(benchmark.budgets) if benchmark else [self.config.budget]
+        if benchmark:
+            return list(benchmark.budgets)
+        # That of the configuration may be of a later selection, which has not come to its end.
+        made_with = read_settings(self.folder.selection).get("budget") if self.folder.selection.is_file() else None
+        return [self.config.budget if made_with is None else Budget(**made_with)]
 
     @cached_property
     def selectors_by_selection(self) -> dict[str, list[str]]:

@@ -69,7 +69,8 @@ def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndar
         with reading_back(run.folder.selection, SELECT_AGAIN):
             table = pq.read_table(run.folder.selection, columns=["position", "rank"], filters=[("rank", ">=", 0)])
             positions = table.sort_by("rank")["position"].to_numpy()
-        yield run.config.budget.label, run.config.budget.stratify_by, positions
+        (budget,) = run.budgets
+        yield budget.label, budget.stratify_by, positions
         return
     selectors = run.selectors_by_selection
     for budget in run.budgets:

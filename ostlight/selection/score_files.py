@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -143,10 +143,16 @@ class ScoreFiles:
         with reading_back(self.folder, "one of its files cannot be read"), self._connected(tables) as connection:
             return connection.sql(sql).to_arrow_table()
 
-    def write(self, sql: str, target: Path, **tables: pa.Table) -> None:
-        """Writes what ``query`` would return as a Parquet file: whole, or not at all."""
+    def write(self, sql: str, target: Path, metadata: Mapping[str, str], **tables: pa.Table) -> None:
+        """Writes what ``query`` would return as a Parquet file: whole, or not at all.
+
+        Args:
+            metadata: of the file.
+        """
+        pairs = ", ".join(f"{_quoted(key)}: {_quoted(value)}" for key, value in metadata.items())
         with atomic_path(target) as temporary, self._connected(tables) as connection:
-            connection.sql(sql).write_parquet(str(temporary), compression="snappy")
+            options = f"FORMAT parquet, COMPRESSION snappy, KV_METADATA {{{pairs}}}"
+            connection.execute(f"COPY ({sql}) TO {_quoted(str(temporary))} ({options})")
 
     @contextmanager
     def _connected(self, tables: dict[str, pa.Table]) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -188,6 +194,11 @@ def connected() -> Iterator[duckdb.DuckDBPyConnection]:
         with suppress(duckdb.InvalidInputException):
             connection.execute("SET enable_progress_bar = false")
         yield connection
+
+
+def _quoted(text: str) -> str:
+    """The text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def without_offsets(table: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ostlight import interrupts
-from ostlight.data.atomic import atomic_write_text
+from ostlight.data.atomic import SHARED_TOKEN, atomic_write_text, temporary_path
 from ostlight.errors import read_if_whole
 from ostlight.models.exchange import agreed
 from ostlight.models.module import MultimodalModel
@@ -69,7 +69,7 @@ class Checkpoints(Callback):
         due, signal = self._due(trainer, pl_module)
         if not (due or signal) or trainer.should_stop or trainer.global_step >= pl_module.total_steps:
             return
-        partial = self.file.with_suffix(".partial")
+        partial = temporary_path(self.file, SHARED_TOKEN)
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             os.replace(partial, self.file)

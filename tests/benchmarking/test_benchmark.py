@@ -19,7 +19,6 @@ from ostlight.benchmarking import resources
 from ostlight.benchmarking import tasks as tasks_module
 from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.files import WRITTEN
-from ostlight.benchmarking.folder_lock import lock_folder
 from ostlight.benchmarking.plan import plan_runs, run_training
 from ostlight.benchmarking.results import Interval, RunResult, summarise
 from ostlight.benchmarking.task_graph import build_train_tasks
@@ -27,7 +26,8 @@ from ostlight.benchmarking.tasks import SelectTask
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, SelectorChoice
-from ostlight.errors import BenchmarkError, ConfigError, DataError
+from ostlight.errors import BenchmarkError, ConfigError, DataError, RunInUseError
+from ostlight.pipeline.lock import RUN, locked
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.page import write_report
@@ -322,7 +322,7 @@ def test_tasks_in_this_process_use_the_threads_of_a_worker(experiment, monkeypat
 def test_a_folder_in_use_is_refused(experiment):
     folder = Path(experiment["folder"]) / "run"
     folder.mkdir(parents=True)
-    with lock_folder(folder), pytest.raises(BenchmarkError, match="is in use by another"):
+    with locked(folder, RUN, "`ostlight select`", "wait"), pytest.raises(RunInUseError):
         ostlight.benchmark(experiment)
     assert not (folder / "trained").exists()
 

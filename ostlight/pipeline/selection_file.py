@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
 from ostlight.data.pool import Pool
-from ostlight.errors import RunChangedError
+from ostlight.errors import RunChangedError, reading_back
 from ostlight.pipeline import fingerprint
+from ostlight.pipeline.run_folder import SELECT_AGAIN
 from ostlight.selection.score_files import ScoreFiles
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,14 @@ def write_selection(config: Config, pool: Pool, files: ScoreFiles, kept: np.ndar
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the settings that a selection was made with; nothing for one of an earlier version."""
-    found = (pq.read_schema(path).metadata or {}).get(MADE_FROM.encode())
-    return {} if found is None else dict(json.loads(found))
+    """Returns the settings that a selection was made with; nothing for one of an earlier version.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with reading_back(path, SELECT_AGAIN):
+        found = (pq.read_schema(path).metadata or {}).get(MADE_FROM.encode())
+        return {} if found is None else dict(json.loads(found))
 
 
 def check_selection(config: Config, pool: Pool, path: Path) -> None:

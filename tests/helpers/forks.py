@@ -25,7 +25,7 @@ from pathlib import Path
 TIMEOUT_S = 280
 
 
-def run_script(script: Path, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+def run_script(script: Path, *arguments: Path | str, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Runs ``python script arguments`` with one thread; ``stdout`` of the result holds both streams."""
     command = [str(script), *map(str, arguments)]
     order = {"command": command, "path": [folder or "." for folder in sys.path]}
@@ -33,13 +33,13 @@ def run_script(script: Path, *arguments: Path | str) -> subprocess.CompletedProc
     server = _server()
     with tempfile.NamedTemporaryFile("r") as output:
         print(json.dumps(order | {"output": output.name}), file=server.stdin, flush=True)
-        finished = select.select([server.stdout], [], [], TIMEOUT_S)[0]
+        finished = select.select([server.stdout], [], [], timeout_s)[0]
         status = server.stdout.readline() if finished else ""
         text = output.read()
     if not status:
         _stop(server)
         _server.cache_clear()
-        status, text = "1", f"the script took longer than {TIMEOUT_S} seconds, or its process died\n{text}"
+        status, text = "1", f"the script took longer than {timeout_s} seconds, or its process died\n{text}"
     return subprocess.CompletedProcess(command, int(status), text)
 
 

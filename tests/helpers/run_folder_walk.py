@@ -48,6 +48,19 @@ BAD = [
 TRAININGS = [[], ["target.training.lr=2e-4"], ["target.training.steps=2", "target.name=named"]]
 BAD_TRAINING = ["target.training.lr=1e30", "target.training.clip=null", "target.name=named"]
 
+DAMAGED = (
+    "manifest.json",
+    "cost_log.jsonl",
+    "selection.parquet",
+    "quarantine.parquet",
+    "scores/*",
+    "index/*",
+    "selector/notes.json",
+    "subset/.files",
+    "proxy/warmup.json",
+)
+"""Files that a selection reads again."""
+
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "shutil.rmtree"}
 """Audit events of changes to files, beside files opened for writing."""
 
@@ -176,6 +189,31 @@ class Walk:
         if not had_scores or "loss" in self.attempted:
             self.select("loss", self.rng.choice(BUDGETS))
 
+    def damage(self) -> None:
+        """A file is cut in half or holds noise; the next selection makes it again, or says what to remove."""
+        files = [file for pattern in DAMAGED for file in sorted(self.run.glob(pattern)) if file.is_file()]
+        selector, budget = self.selectable()
+        if not files or len(self.attempted) > 1:
+            return self.select(selector, budget)
+        file, selection = self.rng.choice(files), [*SELECTORS[selector], budget]
+        content = file.read_bytes()
+        file.write_bytes(self.rng.choice([content[: len(content) // 2], self.rng.randbytes(len(content))]))
+        self.history.append(f"{file.name} is damaged")
+        reference = self.reference("select", selection)
+        while self.command("select", selection):
+            line = self.error()
+            named = next((path for path in (file, file.parent) if f"{path} is damaged" in line), None)
+            if named is None or not named.exists():
+                raise Failed(f"the damage of {file} is not named, or removing it does not help:\n{self.printed}")
+            if file.name == "manifest.json":
+                self.remove()
+            elif file.parent.name == "subset":
+                shutil.rmtree(file.parent)
+            else:
+                file.unlink()
+        self.selected, self.attempted = [selection], {selector}
+        return self.compare_selection(reference)
+
     def train(self, training: list[str], kill: tuple[int, int] | None = None) -> None:
         held = self.held_selection()
         status = self.command("train", [*(held or self.some_selection()), *training], kill=kill)
@@ -280,6 +318,7 @@ class Walk:
             (4, lambda: self.train(rng.choice(TRAININGS), kill)),
             (2, self.bad_select),
             (1, self.bad_train),
+            (2, self.damage),
             (2, self.report),
             (1, self.remove),
         ]
@@ -333,7 +372,7 @@ def report_contents(run: Path) -> str:
 
 
 def plain(value: object) -> object:
-    return getattr(value, "__dict__", None) or repr(value)
+    return "a function" if callable(value) else getattr(value, "__dict__", None) or repr(value)
 
 
 def differences(one: Path, other: Path) -> list[str]:

@@ -12,7 +12,10 @@ from forks import run_script
 from ostlight.config.digitmath import DigitMath
 from ostlight.digitmath.build import build
 
-SEEDS, STEPS = 8, 25
+SEEDS, STEPS = 4, 50
+
+TIMEOUT_S = 1800
+"""On a busy machine; two idle cores take a minute for one."""
 
 
 @pytest.mark.slow
@@ -28,5 +31,7 @@ def test_a_run_folder_is_whole_or_resumable_whatever_happens(settings, tmp_path:
     sections["compute"] |= {"shard_size": 6}
     file.write_text(yaml.safe_dump(sections))
     (tmp_path / "walk").mkdir()
-    done = run_script(Path(run_folder_walk.__file__), tmp_path / "walk", file, str(seed), str(STEPS))
+    done = run_script(
+        Path(run_folder_walk.__file__), tmp_path / "walk", file, str(seed), str(STEPS), timeout_s=TIMEOUT_S
+    )
     assert done.returncode == 0, done.stdout

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -318,7 +319,7 @@ def _key(step: SimulatedStep, plan: VectorPlan, seed: int, settings: VectorSetti
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if settings.cache is not None and settings.is_writer:
         settings.cache.mkdir(parents=True, exist_ok=True)
-        temporary = settings.cache / f".{key}.{os.getpid()}"
+        temporary = settings.cache / f".{key}.{uuid.uuid4().hex[:12]}.tmp"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(settings.cache / f"{key}.json")
     return key

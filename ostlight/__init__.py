@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ModelError,
         OstlightError,
         RunChangedError,
+        RunInUseError,
         SelectorError,
         UnknownLayoutError,
     )
@@ -80,6 +81,7 @@ _ERRORS = (
     "ModelError",
     "OstlightError",
     "RunChangedError",
+    "RunInUseError",
     "SelectorError",
     "UnknownLayoutError",
 )
@@ -123,6 +125,7 @@ __all__ = [
     "Pool",
     "Result",
     "RunChangedError",
+    "RunInUseError",
     "RunPlan",
     "Sample",
     "ScoreFiles",

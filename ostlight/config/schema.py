@@ -238,6 +238,8 @@ class Model:
         trust_remote_code: run Python code that comes with the model.
         dtype: of the weights.
         max_length: tokens after which a sample is cut; cut answers are counted and reported.
+        max_pixels: width times height of an image; a larger one is made smaller, in its shape, before the model's
+            processor sees it. Where the tokens of an image grow with its size, that is what a long sample costs.
         attention: implementation, ``eager``, ``sdpa`` or ``flash_attention_2`` (needs the package flash-attn); ``null``
             takes that of the model folder, or else transformers' choice.
     """
@@ -246,6 +248,7 @@ class Model:
     trust_remote_code: bool = False
     dtype: Dtype = "float32"
     max_length: Count = 4096
+    max_pixels: Count | None = None
     attention: Attention | None = None
 
 

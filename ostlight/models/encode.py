@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, open_images
@@ -50,6 +51,7 @@ class Encoder:
     Args:
         processor: what ``AutoProcessor`` gave, or a bare tokenizer for a text-only model.
         max_length: tokens kept of a sample.
+        max_pixels: larger images are made smaller; ``None`` leaves them.
 
     Attributes:
         limits: of the model that will see the samples; ``None`` checks nothing.
@@ -59,8 +61,8 @@ class Encoder:
             for.
     """
 
-    def __init__(self, processor: Any, max_length: int) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, max_length: int, max_pixels: int | None = None) -> None:
+        self.processor, self.max_pixels = processor, max_pixels
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = self.tokenizer is not processor
         self.max_length = max_length
@@ -184,7 +186,7 @@ class Encoder:
         Begins with the token that the tokenizer's own rule puts first, if the template does not write it.
         """
         with rejecting("corrupt_image", "an image cannot be decoded", "images"):
-            images = open_images(refs)
+            images = [within(image, self.max_pixels) for image in open_images(refs)]
         bos, closing = self._bos or ("", 0)
         if not bos or text.startswith(bos):
             return self._call(text, images, False)
@@ -276,7 +278,7 @@ class QuestionEncoder(Encoder):
     """Encodes every sample up to its last answer only; a sample needs no answer."""
 
     def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder.processor, encoder.max_length)
+        super().__init__(encoder.processor, encoder.max_length, encoder.max_pixels)
         self.limits = encoder.limits
 
     def encode(self, sample: Sample) -> Encoded:
@@ -285,3 +287,14 @@ class QuestionEncoder(Encoder):
 
 SEQUENCE_KEYS = frozenset({"input_ids", "token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
 """Inputs with one value per token."""
+
+
+def within(image: Image, max_pixels: int | None) -> Image:
+    """The image itself, or one of the same shape with at most so many pixels."""
+    width, height = image.size
+    if max_pixels is None or width * height <= max_pixels:
+        return image
+    scale = math.sqrt(max_pixels / (width * height))
+    wide = max(1, math.floor(width * scale))
+    high = max(1, min(math.floor(height * scale), max_pixels // wide))
+    return image.resize((min(wide, max_pixels // high), high), Resampling.BICUBIC)

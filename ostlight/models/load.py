@@ -89,7 +89,7 @@ def load_encoder(settings: Model, where: str) -> Encoder:
     home = processor_home(path, base_of(path, where))
     with _loading("processor", home, where):
         processor = load_processor(home, trust_remote_code=settings.trust_remote_code)
-    return Encoder(processor, settings.max_length)
+    return Encoder(processor, settings.max_length, settings.max_pixels)
 
 
 def model_path(settings: Model, where: str) -> str:

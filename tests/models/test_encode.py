@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from ostlight.data.sample import ImageRef, Sample, Turn
 from ostlight.errors import BadRecord
+from ostlight.models.encode import within
 from ostlight.models.losses import IGNORED
 
 
@@ -98,3 +100,17 @@ def test_a_corrupt_image_is_rejected(proxy, samples):
     with pytest.raises(BadRecord) as caught:
         model.encoder.encode(broken)
     assert (caught.value.reason, caught.value.field) == ("corrupt_image", "images")
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [((100, 50), 200), ((1, 1000), 10), ((1000, 1), 10), ((7, 3), 21), ((3, 3), 1)]
+)
+def test_an_image_within_a_number_of_pixels_keeps_its_shape(size, most):
+    image = Image.new("RGB", size)
+    small = within(image, most)
+    width, height = small.size
+    assert 1 <= width * height <= most
+    assert (small is image) == (size[0] * size[1] <= most)
+    if size == (100, 50):
+        assert (width, height) == (20, 10)
+    assert within(image, None) is image

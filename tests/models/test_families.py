@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 
 import ostlight
 from ostlight.config.schema import Model
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample
 from ostlight.models.embedding import pooled_states_embedder
 from ostlight.models.encode import SEQUENCE_KEYS, Encoded
+from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
 from ostlight.selection.scores import Scores
 
@@ -137,3 +140,22 @@ def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:
     if not transformers.utils.is_torchvision_available():
         with pytest.raises(ImportError, match="Torchvision"):
             transformers.AutoProcessor.from_pretrained(folder)
+
+
+def test_fewer_pixels_are_fewer_tokens(samples: Read, tmp_path: Path) -> None:
+    """Qwen's tokens grow with an image; `max_pixels` holds for every image, and shape and answer stay."""
+    folder, sample = folders.save("qwen2_5_vl", tmp_path), samples("pool")[0]
+    buffer = io.BytesIO()
+    Image.new("RGB", (96, 48), "red").save(buffer, "PNG")
+    sample = replace(sample, images=(ImageRef(data=buffer.getvalue()),))
+    encoded = []
+    for pixels in (None, 24 * 12):
+        encoder = MultimodalModel.load(Model(path=str(folder), max_pixels=pixels), "proxy").encoder
+        encoder.processor.image_processor.size = {"shortest_edge": 16, "longest_edge": 10_000}
+        encoded.append(encoder.encode(sample))
+    whole, small = encoded
+    rows, columns = small.inputs["image_grid_thw"][0, 1:].tolist()
+    assert columns == 2 * rows
+    assert len(small) < len(whole)
+    assert small.inputs["pixel_values"].shape[0] * 16 == whole.inputs["pixel_values"].shape[0]
+    assert whole.labels[whole.labels != IGNORED].tolist() == small.labels[small.labels != IGNORED].tolist()

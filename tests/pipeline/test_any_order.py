@@ -19,6 +19,7 @@ TIMEOUT_S = 1800
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_run_folder_is_whole_or_resumable_whatever_happens(settings, tmp_path: Path, seed: int) -> None:
     files = build(DigitMath(pool=16, anchors=4, dev=4, test=4), tmp_path / "data")

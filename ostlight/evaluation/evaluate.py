@@ -18,6 +18,7 @@ from ostlight.errors import BadRecord, ConfigError, DataError, stop_if_useless
 from ostlight.evaluation.answers import ALL, EXACT, QUESTION_TYPES, final_answer, is_correct, options_of, question_type
 from ostlight.evaluation.free_text import expected_answer_losses, rouge_l, token_f1
 from ostlight.evaluation.generate import generate_answers
+from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.encode import Encoded, QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import read_ahead
@@ -97,10 +98,14 @@ def refuse_unknown_tag(pool: Pool, by: str | None) -> None:
     raise ConfigError([f"evaluation.by is {by!r}, a tag no test record has; there are: {tags}"])
 
 
-def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evaluation) -> Result:
-    """Compares the model's greedy answers to the expected ones and returns the accuracy by group and question type."""
+def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evaluation, share: Share = ALONE) -> Result:
+    """Compares the model's greedy answers to the expected ones and returns the accuracy by group and question type.
+
+    Args:
+        share: of the batches that this process generates; every rank returns the result of all.
+    """
     samples: Sequence[Sample] = questions.samples
-    texts = generate_answers(model, samples, settings, questions.prompts)
+    texts = generate_answers(model, samples, settings, questions.prompts, share)
     unended = [not getattr(text, "ended", True) for text in texts]
     if any(unended):
         log.warning(
@@ -134,15 +139,18 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
     return result
 
 
-def add_text_metrics(model: MultimodalModel, samples: Sequence[Sample], result: Result, tokens_per_batch: int) -> None:
+def add_text_metrics(
+    model: MultimodalModel, samples: Sequence[Sample], result: Result, tokens_per_batch: int, share: Share = ALONE
+) -> None:
     """Adds columns to the predictions, and their means by group: the loss of the expected answers (and its exponential,
     the perplexity, over all of a group); where expected answers have several words, ROUGE-L and token F1 of the texts.
 
     Args:
         samples: those that ``evaluate_model`` was given.
+        share: likewise.
     """
     texts, expected = result.predictions["text"].to_pylist(), [sample.answer for sample in samples]
-    columns: dict[str, list[float | None]] = {"loss": expected_answer_losses(model, samples, tokens_per_batch)}
+    columns: dict[str, list[float | None]] = {"loss": expected_answer_losses(model, samples, tokens_per_batch, share)}
     if any(
         question == EXACT and len(answer.split()) > 1
         for question, answer in zip(result.predictions["question_type"].to_pylist(), expected, strict=True)

@@ -9,6 +9,7 @@ from torchmetrics.functional.text import rouge_score, squad
 
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
+from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.batch import by_token_budget
 from ostlight.models.encode import Encoded
 from ostlight.models.module import MultimodalModel
@@ -16,10 +17,14 @@ from ostlight.progress import phase
 
 
 def expected_answer_losses(
-    model: MultimodalModel, samples: Sequence[Sample], tokens_per_batch: int
+    model: MultimodalModel, samples: Sequence[Sample], tokens_per_batch: int, share: Share = ALONE
 ) -> list[float | None]:
     """Returns the mean cross-entropy over the tokens of each sample's expected answers, in nats; its exponential is the
-    perplexity. ``None`` for a sample without an answer, one that cannot be encoded, or a loss that is not finite."""
+    perplexity. ``None`` for a sample without an answer, one that cannot be encoded, or a loss that is not finite.
+
+    Args:
+        share: of the batches that this process computes; every rank returns all losses.
+    """
     encoded: dict[int, Encoded] = {}
     for i, sample in enumerate(samples):
         try:
@@ -27,15 +32,16 @@ def expected_answer_losses(
         except BadRecord:  # the prompt alone could be encoded: there is no answer, or no room for it
             continue
     rows = list(encoded)
-    losses: list[float | None] = [None] * len(samples)
-    with phase("loss of the expected answers", len(rows), "answers") as done, torch.no_grad():
-        for group in by_token_budget([len(encoded[i]) for i in rows], tokens_per_batch):
+    losses: dict[int, float | None] = {}
+    with phase("loss of the expected answers", -(-len(rows) // share.ranks), "answers") as done, torch.no_grad():
+        for group in share.of(by_token_budget([len(encoded[i]) for i in rows], tokens_per_batch)):
             chosen = [rows[k] for k in group]
             batch = model.collator.batch([samples[i] for i in chosen], [encoded[i] for i in chosen]).to(model.device)
             for i, loss in zip(chosen, model.losses(batch).tolist(), strict=True):
                 losses[i] = loss if torch.isfinite(torch.tensor(loss)) else None
             done.advance(len(chosen))
-    return losses
+    losses = share.gathered(losses)
+    return [losses.get(i) for i in range(len(samples))]
 
 
 def token_f1(given: str, expected: str) -> float:

@@ -10,6 +10,7 @@ import torch
 
 from ostlight.config.schema import Evaluation
 from ostlight.data.sample import Sample
+from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.encode import Encoded
 from ostlight.models.generation import AnswerEnd
 from ostlight.models.module import MultimodalModel
@@ -32,7 +33,11 @@ class GeneratedAnswer(str):
 
 
 def generate_answers(
-    model: MultimodalModel, samples: Sequence[Sample], settings: Evaluation, prompts: Sequence[Encoded] | None = None
+    model: MultimodalModel,
+    samples: Sequence[Sample],
+    settings: Evaluation,
+    prompts: Sequence[Encoded] | None = None,
+    share: Share = ALONE,
 ) -> list[GeneratedAnswer]:
     """Returns the model's answer to each sample's last question, in the order of ``samples``.
 
@@ -40,6 +45,7 @@ def generate_answers(
 
     Args:
         prompts: ``encode_prompt`` of each sample; encoded here if left out.
+        share: of the batches that this process generates; every rank returns all answers.
 
     Raises:
         BadRecord: a sample cannot be encoded.
@@ -48,17 +54,18 @@ def generate_answers(
     # New tokens are appended on the right, so prompts are padded on the left; positions follow from the mask.
     collator = replace(model.collator, side="left", positions=False)
     end = AnswerEnd(model)
-    answers = [GeneratedAnswer("", ended=False)] * len(prompts)
-    with phase("generating answers", len(prompts), "answers") as generated:
-        for group, new_tokens in _groups(model, prompts, settings):
+    own: dict[int, GeneratedAnswer] = {}
+    with phase("generating answers", -(-len(prompts) // share.ranks), "answers") as generated:
+        for group, new_tokens in share.of(_groups(model, prompts, settings)):
             batch = collator.batch([samples[i] for i in group], [prompts[i] for i in group]).to(model.device)
             inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
             with torch.no_grad():
                 out = model.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **end.options)  # type: ignore[operator]
             for i, row in zip(group, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                answers[i] = GeneratedAnswer(*end.read(row))
+                own[i] = GeneratedAnswer(*end.read(row))
             generated.advance(len(group))
-    return answers
+    answers, none = share.gathered(own), GeneratedAnswer("", ended=False)
+    return [answers.get(i, none) for i in range(len(prompts))]
 
 
 def _groups(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import lightning as L
 import pyarrow.parquet as pq
+from torch.utils.data import DataLoader, Dataset
 
-from ostlight.config.schema import Config
+from ostlight.config.schema import Compute, Config
 from ostlight.data.atomic import atomic_path, atomic_write_text
 from ostlight.data.pool import Pool
 from ostlight.errors import DataError, read_if_whole
@@ -24,6 +27,7 @@ from ostlight.evaluation.evaluate import (
     read_questions,
     refuse_unknown_tag,
 )
+from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.models.saved_files import check_saved
@@ -32,7 +36,7 @@ from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.train import is_trained, read_kept, settings_fingerprints, stage_of
 from ostlight.ranks import is_first_rank
 from ostlight.training.loggers import log_metrics
-from ostlight.training.trainer import first_device
+from ostlight.training.trainer import first_device, make_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,8 @@ def evaluate(config: Config) -> Result:
 
     With it come the loss of the expected answers and, where these have several words, how close the texts come
     (ROUGE-L, token F1). The files appear beside the target, and as the latest in the run folder.
+
+    Over several devices (``compute.devices``, torchrun) each answers its share of the questions.
 
     The target is that of ``target.name``, else the one trained with these settings, else the only one there is.
 
@@ -94,12 +100,46 @@ def _evaluate_target(config: Config, folder: RunFolder, test: Pool, target: Path
     # Adapters are merged already.
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(target), lora=None), "target")
     with folder.cost_log.stage("evaluate", config.selector.shown) as cost:
-        model.to(first_device(config.compute))
         questions = read_questions(test, model, worker_count(config.compute, len(test)))
-        result = evaluate_model(model, questions, config.evaluation)
-        add_text_metrics(model, questions.samples, result, config.compute.tokens_per_batch)
+
+        def measure(share: Share) -> Result:
+            result = evaluate_model(model, questions, config.evaluation, share)
+            add_text_metrics(model, questions.samples, result, config.compute.tokens_per_batch, share)
+            return result
+
+        result = _on_all_ranks(config.compute, folder, model, measure)
         cost.samples = len(questions.samples)
     return questions, result
+
+
+def _on_all_ranks(
+    compute: Compute, folder: RunFolder, model: MultimodalModel, measure: Callable[[Share], Result]
+) -> Result:
+    """Calls ``measure`` on every device of the run, each with its share, and returns what all of them return."""
+    if compute.devices * compute.num_nodes == 1:
+        model.to(first_device(compute))
+        return measure(ALONE)
+    work, one_item = _Measuring(model, measure), cast("Dataset[int]", [0])
+    # As on one device: the model computes in the dtype it was loaded in.
+    compute = dataclasses.replace(compute, precision="32-true", logger="none")
+    with quiet_lightning():
+        trainer = make_trainer(compute, folder.path, "evaluate", inference_mode=False)
+        trainer.predict(work, DataLoader(one_item), return_predictions=False)
+    assert work.result is not None, "every rank has predicted its one item"
+    return work.result
+
+
+class _Measuring(L.LightningModule):
+    """Lightning starts the ranks and places the model; each has one item, which stands for its share."""
+
+    def __init__(self, model: MultimodalModel, measure: Callable[[Share], Result]) -> None:
+        super().__init__()
+        self.model, self._measure = model, measure
+        self.result: Result | None = None
+
+    def predict_step(self, batch: Any, batch_idx: int) -> int:
+        self.result = self._measure(Share(self.trainer.global_rank, self.trainer.world_size))
+        return batch_idx  # Lightning warns of steps that return nothing
 
 
 def _write(config: Config, folder: RunFolder, result: Result, target: Path) -> None:

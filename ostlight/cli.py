@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ostlight.data.sanitize import printable
-from ostlight.errors import ConfigError, OstlightError, machine_problem
+from ostlight.errors import ConfigError, OstlightError, PendingError, machine_problem
 from ostlight.interrupts import NAMES, REQUEUE, listening, received
 from ostlight.logs import configure_logging
 from ostlight.ranks import is_first_rank
@@ -31,6 +31,9 @@ VERBOSITY = {"-v": 1, "--verbose": 1, "-q": -1, "--quiet": -1}
 INTERRUPTED = 130
 DOUBTFUL = 3
 """Exit status of a selection that is written, with problems that the log names."""
+
+PENDING = 4
+"""Exit status of a command that waits for something outside; the same command goes on."""
 
 KEPT = {
     "select": "finished shards and the last checkpoint of the warm-up are kept",
@@ -221,8 +224,8 @@ def main() -> None:
     """Runs the command line; a user's error is one message without a traceback.
 
     The exit status is 0 for what is done, 1 for an error, 2 for a command written wrongly, 3 for a selection that is
-    written and doubtful (``Selection.problems``), and 128 plus the signal's number for a run that a signal ended: 130
-    (SIGINT), 143 (SIGTERM), 138 (SIGUSR1).
+    written and doubtful (``Selection.problems``), 4 for one that waits for replies from outside, and 128 plus the
+    signal's number for a run that a signal ended: 130 (SIGINT), 143 (SIGTERM), 138 (SIGUSR1).
     """
     # Threads that wait by spinning make a busy machine ten times slower (docs/log.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -241,6 +244,9 @@ def main() -> None:
 def _run() -> int:
     try:
         status = app(_global_options_first(sys.argv[1:]), prog_name="ostlight", standalone_mode=False)
+    except PendingError as error:
+        _echo(f"waiting: {error}", err=True)
+        return PENDING
     except OstlightError as error:
         return _failed(_message(error), 1)
     except UsageError as error:

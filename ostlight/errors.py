@@ -91,6 +91,11 @@ class SelectorError(OstlightError):
     """A selector class, or what it returned, breaks the contract."""
 
 
+class PendingError(SelectorError):
+    """Something outside this program has to be done first, such as a batch API's replies; nothing has failed. The same
+    command goes on afterwards."""
+
+
 class InfluenceError(OstlightError):
     """``ostlight.influence`` cannot score with this model, these anchors or these arguments."""
 

@@ -20,6 +20,9 @@ log = logging.getLogger("ostlight.display")
 SHOWN_AFTER = 2.0
 """Seconds that a phase lasts before it is shown."""
 
+SETTLED_AFTER, SETTLED_SHARE = 10.0, 0.01
+"""Seconds, and share of the whole, after which the rate so far says how long the rest will take."""
+
 Item = TypeVar("Item")
 
 
@@ -48,9 +51,12 @@ class Phase:
         self.done += count
 
     def left(self, now: float) -> float | None:
-        """Seconds that it will take at the rate so far; ``None`` where that is not known."""
+        """Seconds that it will take at the rate so far; ``None`` where that is not known, or known from too little:
+        what is done first (loading, compiling, the first batch of a size) is slower than the rest."""
         here = self.done - self.first
         if self.total is None or here <= 0:
+            return None
+        if now - self.started < SETTLED_AFTER or here < SETTLED_SHARE * self.total:
             return None
         return (now - self.started) * max(0.0, self.total - self.done) / here
 

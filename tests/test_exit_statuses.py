@@ -118,3 +118,13 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, logged):
         with log_to_file(full):
             logging.getLogger("ostlight").info("third")
         assert logged().count(str(full)) == 1
+
+
+def test_a_judge_that_waits_for_replies_is_no_error(run: Run, settings, tmp_path: Path):
+    choice = {"name": "llm_judge", "options": {"backend": "batch", "model": "m"}}
+    file = tmp_path / "judged.yaml"
+    file.write_text(yaml.safe_dump(settings(selector=choice)))
+    status, said = run("select", str(file))
+    assert status == cli.PENDING
+    assert "error" not in said
+    assert "requests-" in said

@@ -157,6 +157,12 @@ def test_a_resumed_phase_is_timed_by_what_it_did_itself() -> None:
     assert resumed.left(20.0) == 80.0
 
 
+def test_the_first_steps_do_not_say_how_long_the_rest_takes() -> None:
+    assert Phase("train", 1000, "steps", done=100, started=0.0).left(9.0) is None, "too soon"
+    assert Phase("train", 1000, "steps", done=9, started=0.0).left(60.0) is None, "too few"
+    assert Phase("train", 1000, "steps", done=10, started=0.0).left(10.0) == 990.0
+
+
 def test_lines_are_ten_seconds_apart_and_a_new_phase_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
     lines, outer = LogLines(), Phase("trials", 12, started=0.0)
     with caplog.at_level(logging.INFO, "ostlight"):

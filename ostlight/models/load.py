@@ -89,7 +89,12 @@ def load_encoder(settings: Model, where: str) -> Encoder:
     home = processor_home(path, base_of(path, where))
     with _loading("processor", home, where):
         processor = load_processor(home, trust_remote_code=settings.trust_remote_code)
-    return Encoder(processor, settings.max_length, settings.max_pixels)
+    try:
+        return Encoder(processor, settings.max_length, settings.max_pixels)
+    except ModelError as error:
+        if error.setting is not None:
+            raise
+        raise ModelError(f"{setting_of(where)}: {home!r}: {error}", setting_of(where)) from error
 
 
 def model_path(settings: Model, where: str) -> str:

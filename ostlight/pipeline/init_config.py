@@ -13,7 +13,7 @@ from pathlib import Path
 from ostlight.config.schema import Columns, SelectorChoice
 from ostlight.data.layouts import layout_of
 from ostlight.data.pool import Pool
-from ostlight.data.sample import Sample
+from ostlight.data.sample import Sample, open_images
 from ostlight.data.sanitize import printable
 from ostlight.errors import BadRecord, OstlightError, UnknownLayoutError
 from ostlight.selection.registry import find, names
@@ -24,8 +24,12 @@ log = logging.getLogger(__name__)
 
 MAX_RECORDS_READ = 1_000
 """Records that are looked at, spread over the pool."""
+MAX_IMAGES_OPENED = 20
+"""Records whose images are decoded, spread over those that are looked at."""
 MAX_STRATA = 20
 """Values a tag may have to be suggested for ``budget.stratify_by``."""
+MAX_BAD_LISTED = 3
+"""Images that cannot be opened, listed."""
 MAX_TURN_CHARACTERS = 300
 """Shown of a turn."""
 STRATA_NAMES = ("task", "skill", "category", "type", "domain", "subject", "source", "dataset")
@@ -41,12 +45,16 @@ class PoolSummary:
         samples: usable ones of the records read.
         rejected: the others, counted by reason.
         layouts: how the records hold their conversations (``sharegpt``, ``messages``, ...), with counts.
+        images_opened: records whose images were decoded.
+        images_bad: why some of them could not be, one sentence each.
     """
 
     pool: Pool
     samples: list[Sample]
     rejected: Counter[str]
     layouts: Counter[str]
+    images_opened: int = 0
+    images_bad: tuple[str, ...] = ()
 
     @cached_property
     def tags(self) -> dict[str, Counter[str]]:
@@ -105,6 +113,11 @@ def init_config(data: str | Path, out: str | Path | None = None) -> Path:
     except OSError as error:
         raise OstlightError(f"cannot write {file}: {error.strerror}; name another file with --out") from error
     log.info(f"config: {file}")
+    if summary.images_bad:
+        log.warning(
+            f"{len(summary.images_bad)} of the {summary.images_opened} records whose images were tried have one that "
+            f"cannot be opened and would be rejected; the first: {printable(summary.images_bad[0])}"
+        )
     log.info(f"next: edit the lines marked TODO in {file}, then: ostlight validate {file}")
     return file
 
@@ -113,12 +126,26 @@ def summarize_pool(pool: Pool) -> PoolSummary:
     """Returns what the files of a pool hold, from at most ``MAX_RECORDS_READ`` records spread over them."""
     positions = range(0, len(pool), max(1, len(pool) // MAX_RECORDS_READ))[:MAX_RECORDS_READ]
     records = [read for _, read in pool.read(positions)]
+    samples = [read for read in records if isinstance(read, Sample)]
+    with_images = [sample for sample in samples if sample.images]
+    tried = with_images[:: max(1, len(with_images) // MAX_IMAGES_OPENED)][:MAX_IMAGES_OPENED]
     return PoolSummary(
         pool,
-        [read for read in records if isinstance(read, Sample)],
+        samples,
         Counter(read.reason for read in records if isinstance(read, BadRecord)),
         _count_layouts(pool, positions),
+        len(tried),
+        tuple(problem for sample in tried if (problem := _image_problem(pool, sample)) is not None),
     )
+
+
+def _image_problem(pool: Pool, sample: Sample) -> str | None:
+    """Why the images of a record cannot be decoded; ``None`` where they can."""
+    try:
+        open_images(sample.images)
+    except BadRecord as bad:
+        return f"{pool.record_name(sample.position)}: {bad}"
+    return None
 
 
 def _describe_sample(sample: Sample) -> list[str]:
@@ -214,6 +241,10 @@ def _findings(summary: PoolSummary) -> str:
     lines += [f"of {usable + rejected.total():,} records read, {usable:,} are usable:"]
     lines += [f"  {summary.with_answers:,} have an answer, {with_images:,} have images"]
     lines += [f"  rejected: {reason} ({count:,})" for reason, count in rejected.most_common()]
+    if summary.images_opened:
+        opened = summary.images_opened - len(summary.images_bad)
+        lines.append(f"  images of {summary.images_opened} records were tried: {opened} could be opened")
+    lines += [f"  cannot be opened: {printable(problem)}" for problem in summary.images_bad[:MAX_BAD_LISTED]]
     if not summary.tags:
         lines.append("tags: none")
     lines += [f"tag {printable(name)}: {_values(summary, name)}" for name in summary.tags]

@@ -20,6 +20,7 @@ from ostlight.data.reasons import group_by_reason
 from ostlight.data.subset import write_subset
 from ostlight.errors import BadRecord, DataError
 from ostlight.pipeline.inputs import open_pool, read_anchors, warn_of_records, with_digitmath
+from ostlight.pipeline.required import refuse_missing_settings
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool
 from ostlight.pipeline.scoring_on_ray import shard_engine
@@ -58,6 +59,7 @@ def select(config: Config) -> Selection:
         OstlightError: unusable settings, data, model or selector; a run folder made from other inputs, or in use.
     """
     selector = create(config.selector.name, config.selector.options)
+    refuse_missing_settings(config, selector)
     with RunFolder.owned(config, "select") as folder:
         config = with_digitmath(config, folder)
         pool = open_pool(config.pool, "pool", selector.needs_answers, folder)

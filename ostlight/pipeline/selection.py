@@ -110,7 +110,7 @@ class Selection:
         counts = ", ".join(f"{count:,} {name}" for name, count in self._counts() if name != "kept")
         return (
             f"<Selection: kept {len(self.kept):,} of {self._records:,} records ({counts}) by {self.selector!r} in "
-            f"{self.folder.path}>"
+            f"{self.folder.path}{', ' + str(len(self.problems)) + ' problems' if self.problems else ''}>"
         )
 
     def _repr_html_(self) -> str:
@@ -119,6 +119,7 @@ class Selection:
         rows += [(f"rejected: {reason}", f"{count:,}") for reason, count in self.rejected.items()]
         rows += [(f"score, {p}th percentile", f"{value:.4g}") for p, value in self.score_percentiles.items()]
         rows += [("hardly any kept", str(tag)) for tag in self.rare]
+        rows += [("problem", problem) for problem in self.problems]
         rows += [("subset", str(self.folder.subset))]
         cells = "".join(f"<tr><th>{_html(name)}</th><td>{_html(value)}</td></tr>" for name, value in rows)
         head = f"kept {len(self.kept):,} of {self._records:,} records by {self.selector}"

@@ -16,10 +16,10 @@ from ostlight.models.load import load_encoder
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.plan import planned_stages
 from ostlight.pipeline.planned_models import RECORDS_READ
+from ostlight.pipeline.required import missing_settings
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.run_plan import StagePlan
 from ostlight.pipeline.sample_text import mark_answers
-from ostlight.selection.context import no_anchors
 from ostlight.selection.registry import create, create_all
 from ostlight.selection.selector import Selector
 
@@ -38,6 +38,7 @@ class Validation:
         sample: one of them as the model sees it, answers between ``[[`` and ``]]``.
         stages: estimated cost of each.
         assumptions: of the estimates.
+        looked: whether data and models were opened: not where settings are missing, which is known at once.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Validation:
     sample: str = ""
     stages: list[StagePlan] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
+    looked: bool = True
 
     @contextmanager
     def collect_problem(self, setting: str) -> Iterator[None]:
@@ -64,6 +66,10 @@ class Validation:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
+        if not self.looked:
+            yield from (f"problem: {problem}" for problem in self.problems)
+            yield "data and models were not looked at; set what is missing first"
+            return
         yield "records: " + (", ".join(f"{name} {count:,}" for name, count in self.records.items()) or "none")
         if self.read:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
@@ -89,7 +95,8 @@ class Validation:
 def validate(config: Config) -> Validation:
     """Opens the data, encodes some records, and estimates the cost of every stage.
 
-    Problems are collected, so one call lists all of them.
+    Problems are collected, so one call lists all of them. Where settings are missing, it ends with these, before any
+    file is read.
 
     Raises:
         ConfigError: paths of data that do not exist.
@@ -97,12 +104,14 @@ def validate(config: Config) -> Validation:
     """
     selector = create(config.selector.name, config.selector.options)
     create_all(config.benchmark.selectors if config.benchmark else (), "benchmark.selectors")
+    if missing := list(missing_settings(config, selector)):
+        return Validation(problems=missing, looked=False)
     config = with_digitmath(config, RunFolder(RunFolder.path_of(config), config, write=config.digitmath is not None))
     report = Validation()
+    encoder = _load_encoder(config.proxy, "proxy", report)  # before the pool, whose indexing may take long
+    target_encoder = _load_encoder(config.target, "target", report)
     pools = _open_pools(config, selector, report)
-    _check_anchors(config, selector, report)
-    encoder = _load_encoder(config.proxy, "proxy", selector.uses_proxy, report)
-    target_encoder = _load_encoder(config.target, "target", False, report)
+    _check_anchors(config, report)
     if "pool" not in pools:
         return report
     lengths, tags = _encode_records(pools["pool"], encoder or target_encoder, selector, report)
@@ -126,20 +135,16 @@ def _open_pools(config: Config, selector: Selector, report: Validation) -> dict[
     return pools
 
 
-def _check_anchors(config: Config, selector: Selector, report: Validation) -> None:
-    if config.anchors.path is None and selector.needs_anchors:
-        report.problems.append(str(no_anchors(config.selector.name)))
+def _check_anchors(config: Config, report: Validation) -> None:
     if "anchors" in report.records:
         with report.collect_problem("anchors"):
             read_anchors(config)
 
 
-def _load_encoder(model: Model, where: str, is_required: bool, report: Validation) -> Encoder | None:
+def _load_encoder(model: Model, where: str, report: Validation) -> Encoder | None:
     if model.path is not None:
         with report.collect_problem(f"{where}.path"):
             return load_encoder(model, where)
-    elif is_required:
-        report.problems.append(f"{where}.path is missing: the selector scores with this model")
     return None
 
 

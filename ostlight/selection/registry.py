@@ -108,9 +108,13 @@ def load(name: str) -> type[Selector]:
         SelectorError: unknown (lists what is known and the nearest), or known but unusable (says why).
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SelectorError(f"unknown selector {name!r}; {hint}known: {', '.join(names())}")
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), names(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise SelectorError(
+            f"unknown selector {name!r}; {hint}known: {', '.join(names())}. One of your own is found once its package "
+            f"is installed with an entry point {name!r} in the group {GROUP!r}, or, from Python, once its class is "
+            f"decorated with @ostlight.register({name!r})"
+        )
     found = find(name)
     if found.cls is None:
         raise SelectorError(f"selector {name!r} from {found.source} cannot be used: {found.problem}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image as PILImage
 
 import ostlight
 from ostlight.config import load_config
@@ -117,3 +118,19 @@ def test_a_table_that_suggests_no_mapping_is_refused(tmp_path: Path):
     with pytest.raises(UnknownLayoutError) as caught:
         ostlight.init_config(tmp_path / "pool.jsonl", tmp_path / "mine.yaml")
     assert caught.value.columns is None
+
+
+def test_images_that_do_not_open_are_told(tmp_path: Path, logged: Any):
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "bad.png").write_bytes(whole[:40])
+    names = ["good.png", "bad.png"] * 30
+    pool = write_records(tmp_path / "pool.jsonl", [chat("<image>what?", image=name) for name in names])
+    summary = summarize_pool(Pool.open(pool))
+    assert summary.images_opened == 20
+    assert 5 <= len(summary.images_bad) <= 20
+    assert all("corrupt_image" in problem and "pool.jsonl:record" in problem for problem in summary.images_bad)
+    ostlight.init_config(pool, tmp_path / "mine.yaml")
+    assert "corrupt_image" in logged()
+    assert "corrupt_image" in (tmp_path / "mine.yaml").read_text()
+    load_config(tmp_path / "mine.yaml")

@@ -43,8 +43,24 @@ def test_all_problems_are_listed(settings, tmp_path: Path):
     config = settings(selector=OST, dev={"path": str(empty)}, proxy={"path": "no/such/model"}, target={})
     report = ostlight.validate(config, "anchors.group=skill")
     assert len(report.problems) == 3
-    assert [p.split(":")[0].split(".")[0].split()[0] for p in report.problems] == ["dev", "anchors", "proxy"]
+    assert [p.split(":")[0].split(".")[0].split()[0] for p in report.problems] == ["proxy", "dev", "anchors"]
     assert "problem: proxy.path: " in str(report)
+
+
+def test_missing_settings_are_told_before_anything_is_read(settings, monkeypatch):
+    monkeypatch.setattr("ostlight.pipeline.validate.open_pool", None)
+    monkeypatch.setattr("ostlight.pipeline.validate.load_encoder", None)
+    report = ostlight.validate(settings(selector=OST, anchors={}, proxy={}))
+    assert [("anchors.path" in p, "proxy.path" in p) for p in report.problems] == [(True, False), (False, True)]
+    assert not report.looked
+    parts = {"name": "combine", "options": {"of": [{"name": "loss"}, {"name": "length"}]}}
+    assert len(ostlight.validate(settings(selector=parts, proxy={})).problems) == 1
+    with pytest.raises(SelectorError, match="proxy.path"):
+        ostlight.select(settings(selector=OST, anchors={}, proxy={}))
+    with pytest.raises(ConfigError) as caught:
+        ostlight.select(settings(selector=OST, proxy={}))
+    assert len(caught.value.problems) == 1
+    assert not Path(settings()["folder"]).exists()
 
 
 def test_missing_data_and_unknown_selectors_are_refused(settings):

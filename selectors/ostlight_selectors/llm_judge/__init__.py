@@ -106,7 +106,7 @@ class LLMJudge(Selector):
 
     def teardown(self) -> None:
         """Raises:
-        SelectorError: requests were written and wait for replies (``backend: batch``).
+        PendingError: requests were written and wait for replies (``backend: batch``).
         """
         if isinstance(self._judge, BatchJudge):
             self._judge.refuse_pending()

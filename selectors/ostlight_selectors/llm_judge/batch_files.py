@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord, PendingError
 from ostlight.selection.usage import Usage
 from ostlight_selectors.llm_judge.options import JudgeOptions
 from ostlight_selectors.llm_judge.protocol import one_line, optional_fields, read_answer, request_of
@@ -57,10 +57,10 @@ class BatchJudge:
 
     def refuse_pending(self) -> None:
         """Raises:
-        SelectorError: requests were written; says what to do with them.
+        PendingError: requests were written; says what to do with them.
         """
         if self._written:
-            raise SelectorError(
+            raise PendingError(
                 f"{len(self._written):,} requests wait for replies: send {self._folder}/{REQUESTS}*.jsonl to a batch "
                 f"API (vllm run-batch -i FILE -o REPLIES --model {self._options.model}, or a vendor's), put the files "
                 f"of replies into {self._folder} under any other name, and run the same command again"

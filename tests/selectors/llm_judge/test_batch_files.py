@@ -10,7 +10,7 @@ import pytest
 from judge_server import says, scored
 
 import ostlight
-from ostlight.errors import SelectorError
+from ostlight.errors import PendingError
 from ostlight.selection.scores import read_score_table
 
 CHOICE = {"name": "llm_judge", "options": {"backend": "batch", "model": "m", "price": {"input": 1.0, "output": 2.0}}}
@@ -28,7 +28,7 @@ def reply(request: dict[str, Any], send: Any, status: int = 200, error: Any = No
 
 def asks(settings) -> Path:
     """Runs, and returns the folder of requests that wait."""
-    with pytest.raises(SelectorError, match="requests wait for replies: send .*requests-") as caught:
+    with pytest.raises(PendingError, match="requests wait for replies: send .*requests-") as caught:
         ostlight.select(settings(selector=CHOICE))
     return Path(str(caught.value).split("send ")[1].split("/requests-")[0])
 

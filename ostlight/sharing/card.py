@@ -17,7 +17,6 @@ from ostlight.redact import redact
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.number_format import duration, flops, percent
 from ostlight.selection.registry import find, names
-from ostlight.sharing.dataset import FILES
 from ostlight.sharing.records import KeptRecords, Overview, shares
 
 HUB_LICENCES = frozenset(
@@ -113,22 +112,28 @@ _ABSOLUTE = re.compile(r"(?<![\w:/.~-])(?:~?/(?:[^\s/'\",;:]+/)*|[A-Za-z]:\\(?:[
 
 
 def card_text(
-    run: FinishedRun, kept: KeptRecords, overview: Overview, licences: Sequence[str], notes: Sequence[str] = ()
+    run: FinishedRun,
+    kept: KeptRecords,
+    overview: Overview,
+    files: str,
+    licences: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> str:
     """The card: front matter for the Hub, then what the subset is, how it was chosen and what that cost.
 
     Keys, absolute paths of this machine and what a terminal obeys are left out.
 
     Args:
+        files: pattern of the data files' names.
         licences: those the user names; without one, those the records state.
         notes: further sentences for the list of limits.
     """
-    header = front_matter(run, overview, licences)
+    header = front_matter(run, overview, files, licences)
     body = "\n\n".join(_sections(run, kept, overview, licences, notes))
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{body}\n"
 
 
-def front_matter(run: FinishedRun, overview: Overview, licences: Sequence[str]) -> dict[str, Any]:
+def front_matter(run: FinishedRun, overview: Overview, files: str, licences: Sequence[str]) -> dict[str, Any]:
     """What the Hub reads of the card."""
     named = list(licences)
     if not named and overview.licences:
@@ -143,7 +148,7 @@ def front_matter(run: FinishedRun, overview: Overview, licences: Sequence[str]) 
     tasks = ["image-text-to-text"] if overview.images else ["text-generation"]
     header |= {"task_categories": tasks, "size_categories": [_size_category(overview.records)]}
     header["tags"] = ["ostlight", "data-selection", clean(run.config.selector.name)]
-    header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": FILES}]}]
+    header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}]
     return header
 
 

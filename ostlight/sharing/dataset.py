@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,6 @@ from ostlight.data.video import FrameRef
 from ostlight.errors import BadRecord, DataError
 from ostlight.sharing.records import MAX_TAG_COLUMNS, Kept, Overview
 
-FILES = "data/train-*.parquet"
 FILE_BYTES = 400_000_000
 GROUP_BYTES, GROUP_RECORDS = 32_000_000, 1_000
 """Of a row group: the Hub's viewer reads whole ones."""
@@ -25,8 +25,10 @@ STRING = {"dtype": "string", "_type": "Value"}
 JSON = {"_type": "Json"}
 
 
-def write_dataset(kept: Iterable[Kept], overview: Overview, folder: Path) -> list[Path]:
-    """Writes ``data/train-*.parquet`` below ``folder`` and returns the files.
+def write_dataset(kept: Iterable[Kept], overview: Overview, folder: Path) -> str:
+    """Writes ``data/train-00000-of-00001-HASH.parquet`` and so on below ``folder``; returns the pattern of their names.
+
+    The hash is that of their content: ``datasets`` would take another data set under the same name from its cache.
 
     Columns: ``id``; ``messages``, each with ``role`` and ``content`` (text, or parts of type ``text`` and ``image``
     where the records have images); ``images`` as their files hold them; ``tools``; ``score`` and ``rank``; one column
@@ -43,9 +45,10 @@ def write_dataset(kept: Iterable[Kept], overview: Overview, folder: Path) -> lis
     try:
         for record in kept:
             writer.add(_row(record, overview, tags))
-    finally:
-        files = writer.close()
-    return files
+    except BaseException:
+        writer.abort()
+        raise
+    return f"data/{writer.close()}"
 
 
 def tag_columns(overview: Overview) -> dict[str, str]:
@@ -189,10 +192,20 @@ class _Files:
             self.writer.close()
         self.writer, self.file_bytes = None, 0
 
-    def close(self) -> list[Path]:
-        """Ends the last file and names all by their number."""
+    def close(self) -> str:
+        """Ends the last file and names all by their number and content; returns the pattern of the names."""
         self._flush()
         self._end_file()
-        count = len(self.parts)
-        names = [self.folder / f"train-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
-        return [part.rename(name) for part, name in zip(self.parts, names, strict=True)]
+        digest = hashlib.sha256()
+        for part in self.parts:
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        content, count = digest.hexdigest()[:16], len(self.parts)
+        for k, part in enumerate(self.parts):
+            part.rename(self.folder / f"train-{k:05d}-of-{count:05d}-{content}.parquet")
+        return f"train-*-{content}.parquet"
+
+    def abort(self) -> None:
+        """Closes the file that is open."""
+        self.rows.clear()
+        self._end_file()

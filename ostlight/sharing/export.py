@@ -86,10 +86,10 @@ def export(
         raise DataError(f"{run.path}: none of the {len(kept):,} selected records can be read as a conversation")
     licences = list(license) or run.config.pool.licenses
     with replaced_folder(target) as folder:
-        write_dataset(kept, overview, folder)
+        files = write_dataset(kept, overview, folder)
         recipes = write_recipes(wanted, run, kept, overview, folder)
         notes = [recipe.note for recipe in recipes if recipe.left_out]
-        (folder / "README.md").write_text(card_text(run, kept, overview, licences, notes), encoding="utf-8")
+        (folder / "README.md").write_text(card_text(run, kept, overview, files, licences, notes), encoding="utf-8")
     exported = Export(target, overview.records, overview.images, size_of(target), overview.left_out, recipes)
     _log(exported, bool(licences or overview.licences))
     if hub is None:

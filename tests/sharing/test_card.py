@@ -11,7 +11,6 @@ from huggingface_hub import DatasetCard
 
 import ostlight
 from ostlight.sharing.card import cell, clean, model_name
-from ostlight.sharing.dataset import FILES
 
 Select = Callable[..., Path]
 
@@ -21,10 +20,12 @@ def card_of(run: Path, **options: Any) -> DatasetCard:
 
 
 def test_the_hub_reads_its_front_matter(select: Select) -> None:
-    card = card_of(select())
-    assert card.data.to_dict()["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": FILES}]}
-    ]
+    run = select()
+    card = card_of(run)
+    (config,) = card.data.to_dict()["configs"]
+    (files,) = config["data_files"]
+    assert (config["config_name"], files["split"]) == ("default", "train")
+    assert [*(run / "export").glob(files["path"])] == [*(run / "export" / "data").iterdir()]
     assert card.data.license == ["cc-by-4.0", "mit", "unknown"]
     assert card.data.size_categories == ["n<1K"]
     assert card.data.task_categories == ["image-text-to-text"]

@@ -77,7 +77,7 @@ def _settings(config: Config, pool: Pool) -> dict[str, Any]:
         POOL: pool.fingerprint()[: fingerprint.LENGTH],
         "pool.unsupported": config.pool.unsupported,
         "selector": config.selector.name,
-        "selector.options": config.selector.options,
+        "selector.options": fingerprint.of_values(config.selector.options),  # they may hold a key
         "budget": dataclasses.asdict(config.budget),
         "seed": config.seed,
     }

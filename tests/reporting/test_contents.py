@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -155,8 +156,6 @@ def test_line_that_is_no_result_is_named(tmp_path: Path):
 
 
 def test_missing_parts_are_listed(finished_run: Path, tmp_path: Path):
-    import shutil
-
     bare = tmp_path / "bare"
     shutil.copytree(finished_run, bare)
     (bare / "selector" / "notes.json").unlink()
@@ -173,8 +172,6 @@ def test_missing_parts_are_listed(finished_run: Path, tmp_path: Path):
 
 
 def test_trial_trainings_are_shown(finished_run: Path, tmp_path: Path):
-    import shutil
-
     tried = tmp_path / "tried"
     shutil.copytree(finished_run, tried)
     losses = {"ost": [0.625, 0.75], "set 10x": None, "random": [0.5, 0.25]}
@@ -186,14 +183,26 @@ def test_trial_trainings_are_shown(finished_run: Path, tmp_path: Path):
     for budget, noted in by_budget.items():
         run.folder.cost_log.add(StageCost("select", more={"budget": budget, "noted": noted}))
     page = write_report(tried).read_text()
-    assert "Kept: <b>random</b>" in page
+    assert "Kept: <b><bdi>random</bdi></b>" in page
     assert (
         "ost <b>0.625 and 0.75</b>, set 10x <b>diverged</b> (greedy solution below the relaxed optimum by 0.25), "
         "random <b>0.5 and 0.25</b>." in page
     )
     assert "No candidate is better than the random subset" in page
     assert f"gap ({label})</dt><dd>of <b>0.5</b>" in page
-    assert "Kept: <b>other</b>" not in page
+    assert "Kept: <b><bdi>other</bdi></b>" not in page
+
+
+def test_why_a_trial_was_kept_and_others_refused_is_said(finished_run: Path, tmp_path: Path):
+    tried = tmp_path / "tried"
+    shutil.copytree(finished_run, tried)
+    note = {"samples": 4, "selected": "filter", "losses": {"filter": [0.25, 0.5], "low loss": [0.125, 0.25]}}
+    note |= {"rule": "lowest", "refused": {"low loss": ["sum", 4.5]}}
+    run = FinishedRun.open(tried)
+    run.folder.cost_log.add(StageCost("select", more={"budget": run.config.budget.label, "noted": {"best_of": note}}))
+    page = write_report(tried).read_text()
+    assert "Kept: <b><bdi>filter</bdi></b>, the lowest mean loss, of those not refused." in page
+    assert "Refused: <bdi>low loss</bdi>, after which the loss of <bdi>sum</bdi> is 4.5 times" in page
 
 
 def test_run_without_scores_has_a_page(finished_run: Path, tmp_path: Path):
@@ -201,7 +210,7 @@ def test_run_without_scores_has_a_page(finished_run: Path, tmp_path: Path):
     empty.mkdir()
     (empty / "config.yaml").write_text((finished_run / "config.yaml").read_text())
     text = write_report(empty).read_text()
-    assert "the folder holds no scores" in text
+    assert "Scores: the folder holds none." in text
     assert "No record was rejected" in text
 
 

@@ -64,7 +64,7 @@ def test_csv_holds_every_run_and_another_logger_repeats_none(settings, digits):
             rows = list(csv.DictReader(file))
         tested.append([float(r["accuracy/all"]) for r in rows if r["accuracy/all"]])
     assert len([r for r in rows if r["loss"]]) == 3
-    assert tested[1] == [pytest.approx(trained["accuracy"]["all"])]
+    assert tested[1] == [pytest.approx(trained["values"]["all"])]
     assert len(tested[0]) == 1
     before = (folder / "cost_log.jsonl").read_bytes()
     compared(settings, digits, "none")
@@ -129,9 +129,11 @@ def wandb_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str,
 
 @pytest.mark.filterwarnings("ignore")
 def test_comparison_with_blanks_in_wandb(tmp_path: Path, wandb_rows):
-    base = RunResult("base", "", "", 0, {"all": 0.25, "sum": 0.5}, correct="1000")
+    base = RunResult("base", "", "", 0, {"all": 0.25, "sum": 0.5}, items=[1, 0, 0, 0])
     trained = [
-        RunResult(label, "20%", "equal_steps", s, {"all": 0.5, "sum": 1.0}, kept=20, correct="1100", training_flops=1e9)
+        RunResult(
+            label, "20%", "equal_steps", s, {"all": 0.5, "sum": 1.0}, kept=20, items=[1, 1, 0, 0], training_flops=1e9
+        )
         for label in ("random", "ost")
         for s in (0, 1)
     ]

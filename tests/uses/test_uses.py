@@ -139,7 +139,8 @@ class Planted(Selector):
 
     def score(self, batch):
         means = {"good": 2.0, "bad": -2.0, "mixed": 0.0}
-        return {"score": [means[s.tags["source"]] + (1 if s.position % 2 else -1) for s in batch.samples]}
+        scores = [means[s.tags["source"]] + (1 if s.position % 2 else -1) for s in batch.samples]
+        return {"score": scores, "alignment": scores}  # so that the score is a utility
 
 
 def test_a_toxic_source_is_told_from_a_helpful_and_a_mixed_one(settings, tmp_path: Path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ostlight.data.atomic import atomic_folder
 from ostlight.errors import DataError
 
 MANIFEST = ".ostlight-export.json"
@@ -27,27 +27,15 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     folder = Path(folder).absolute()
     refuse_foreign(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.export") for _ in range(2))
-        new.mkdir()
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of exports that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        with atomic_folder(folder) as new:
+            yield new
+            refuse_foreign(folder)  # it may have been filled meanwhile
+            files = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
+            (new / MANIFEST).write_text(json.dumps(files, indent=0), encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}", folder) from error
-    try:
-        yield new
-        refuse_foreign(folder)  # it may have been filled meanwhile
-        files = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
-        (new / MANIFEST).write_text(json.dumps(files, indent=0), encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise DataError(f"cannot write {folder}: {error.strerror or error}", folder) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.export"):  # also of calls that were killed
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def refuse_foreign(folder: Path) -> None:

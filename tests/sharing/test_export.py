@@ -126,7 +126,7 @@ def test_an_export_is_replaced_whole(select: Select, tmp_path: Path) -> None:
     run, out = select(), tmp_path / "out"
     ostlight.export(run, out, tools=["ms-swift"])
     assert (out / "ms-swift").is_dir()
-    stale = tmp_path / ".out.0123456789ab.export"
+    stale = tmp_path / ".out.0123456789ab.tmp"
     stale.mkdir()
     ostlight.export(run, out)
     assert sorted(file.name for file in out.iterdir()) == [MANIFEST, "README.md", "data"]

@@ -381,7 +381,9 @@ class Compute:
         workers: processes of each device that read, decode and encode records ahead, in every stage; 0 reads in the
             main process. ``null`` takes one for each core that is left, or a quarter of the cores where these compute
             too; at most 8, and fewer where there are few records.
-        logger: of training curves; ``wandb`` is offline unless its environment variables say otherwise.
+        logger: of training curves; ``wandb`` is offline unless its environment variables say otherwise, ``mlflow``
+            writes to ``mlflow.db`` in the run folder or where ``MLFLOW_TRACKING_URI`` says, ``trackio`` on this machine
+            or where ``TRACKIO_DIR``, ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` say.
         progress: show what every phase longer than two seconds does, how far it is and how long it will take: bars in a
             terminal, text in a notebook, and a line about every ten seconds in the log.
     """
@@ -396,7 +398,7 @@ class Compute:
     tokens_per_batch: Count = 16_384
     shard_size: Count = 1_000
     workers: Annotated[int, Interval(ge=0, le=1024)] | None = None
-    logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
+    logger: Literal["csv", "tensorboard", "wandb", "mlflow", "trackio", "none"] = "csv"
     progress: bool = True
 
     def problems(self) -> Iterator[str]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from pyarrow.csv import ConvertOptions, ParseOptions, read_csv
 
 from ostlight.config.schema import Compute
 from ostlight.ranks import is_first_rank
+from ostlight.training.trackio_logger import TrackioLogger
 from ostlight.training.trainer import make_logger, quiet_lightning
 
 PARSE, CONVERT = ParseOptions(newlines_in_values=True), ConvertOptions(strings_can_be_null=True)
@@ -57,8 +58,8 @@ class LoggerOf(Callback):
 def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> None:
     """Logs the table (``table.csv``, ``table.md``) and the plots (``*.png``) of a benchmark's run folder.
 
-    Weights & Biases gets a table and images, TensorBoard the table as text and the images; for ``csv`` and ``none`` the
-    files themselves are the log.
+    Weights & Biases gets a table and images, TensorBoard and Trackio the table as text and the images, MLflow the
+    files; for ``csv`` and ``none`` the files themselves are the log.
     """
     logger = make_logger(compute.logger, folder, stage) if is_first_rank() else False
     plots = sorted(folder.glob("*.png"))
@@ -68,6 +69,13 @@ def log_comparison(compute: Compute, folder: Path, stage: str = "benchmark") -> 
         logger.log_table("table", columns=table.column_names, data=[list(row) for row in zip(*columns, strict=True)])
         for plot in plots:
             logger.log_image(f"plot/{plot.stem}", [str(plot)])
+    elif isinstance(logger, MLFlowLogger):
+        for file in (folder / "table.csv", folder / "table.md", *plots):
+            logger.experiment.log_artifact(logger.run_id, str(file))
+        logger.finalize("success")
+    elif isinstance(logger, TrackioLogger):
+        logger.log_text_and_images({"table": (folder / "table.md").read_text()}, {f"plot/{p.stem}": p for p in plots})
+        logger.finalize("success")
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text("table", (folder / "table.md").read_text())
         for plot in plots:

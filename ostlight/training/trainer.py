@@ -16,16 +16,14 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from ostlight import interrupts
 from ostlight.config.schema import Compute
 from ostlight.errors import ConfigError
 from ostlight.training.precision import on_cuda, precision_of, sum_in_fp32
-
-PROJECT = "ostlight"
-"""Of runs in Weights & Biases."""
+from ostlight.training.trackio_logger import PROJECT, TrackioLogger
 
 
 def make_trainer(
@@ -146,7 +144,27 @@ def make_logger(name: str, folder: Path, stage: str) -> Logger | bool:
             raise ConfigError(
                 ["compute.logger=tensorboard needs a package: pip install 'ostlight[tensorboard]'"]
             ) from error
+    if name == "mlflow":
+        return _mlflow(folder, stage)
+    if name == "trackio":
+        return _trackio(folder, stage)
     return _wandb(folder, stage)
+
+
+def _mlflow(folder: Path, stage: str) -> MLFlowLogger:
+    """Returns one MLflow run per stage, in the store that ``MLFLOW_TRACKING_URI`` names, or in the run folder."""
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    try:
+        return MLFlowLogger(PROJECT, f"{folder.name}-{stage}", store, {"group": folder.name})
+    except ModuleNotFoundError as error:
+        raise ConfigError(["compute.logger=mlflow needs a package: pip install 'ostlight[mlflow]'"]) from error
+
+
+def _trackio(folder: Path, stage: str) -> TrackioLogger:
+    try:
+        return TrackioLogger(folder, stage)
+    except ModuleNotFoundError as error:
+        raise ConfigError(["compute.logger=trackio needs a package: pip install 'ostlight[trackio]'"]) from error
 
 
 def _wandb(folder: Path, stage: str) -> WandbLogger:

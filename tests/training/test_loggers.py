@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +21,9 @@ from ostlight.benchmarking.files import write_all
 from ostlight.benchmarking.results import RunResult, summarise
 from ostlight.config.load import load_config
 from ostlight.config.schema import Compute
+from ostlight.errors import ConfigError
 from ostlight.training.loggers import log_comparison
+from ostlight.training.trainer import make_logger
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -106,6 +112,65 @@ def test_comparison_for_csv_and_none_writes_no_log(tmp_path: Path):
     write_comparison(tmp_path)
     log_comparison(Compute(logger="none"), tmp_path)
     log_comparison(Compute(logger="csv"), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_holds_the_losses_and_the_comparison(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from mlflow.tracking import MlflowClient
+
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.chdir(tmp_path)
+    folder = trained(settings, "mlflow")
+    write_comparison(folder)
+    log_comparison(Compute(logger="mlflow"), folder)
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("ostlight")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert {"run-select", "run-train", "run-benchmark"} <= set(runs), "beside a run of scoring, which is empty"
+    assert runs["run-select"].data.metrics["kept"] == 10
+    assert len(client.get_metric_history(runs["run-train"].info.run_id, "loss")) == 3
+    files = {file.path for file in client.list_artifacts(runs["run-benchmark"].info.run_id)}
+    assert files == {"table.csv", "table.md", "table.png"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_holds_the_losses_and_the_comparison(settings, tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    program = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import ostlight
+from ostlight.config.schema import Compute
+from ostlight.training.loggers import log_comparison
+from test_loggers import write_comparison
+config = {settings(compute=settings()["compute"] | {"logger": "trackio"})!r}
+ostlight.select(config)
+folder = ostlight.train(config).parent.parent
+write_comparison(folder)
+log_comparison(Compute(logger="trackio"), folder)
+"""
+    # In a process of its own: Trackio reads where its runs are kept when it is imported.
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True)
+    with sqlite3.connect(tmp_path / "trackio" / "ostlight.db") as database:
+        rows = database.execute("SELECT run_name, metrics FROM metrics").fetchall()
+    logged = {name: [json.loads(metrics) for run, metrics in rows if run == name] for name, _ in rows}
+    assert set(logged) == {"run-select", "run-train", "run-benchmark"}
+    assert logged["run-select"][0]["kept"] == 10
+    assert len([row for row in logged["run-train"] if "loss" in row]) == 3
+    assert {"table", "plot/table"} <= set(logged["run-benchmark"][0])
+
+
+@pytest.mark.parametrize("logger", ["mlflow", "trackio"])
+def test_a_logger_that_is_not_installed_is_named(settings, monkeypatch: pytest.MonkeyPatch, logger: str) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
+    with pytest.raises(ConfigError) as error:
+        make_logger(logger, Path("run"), "train")
+    assert len(error.value.problems) == 1
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from ostlight.selection import registry
 
 pytestmark = pytest.mark.slow
 
-# `torchrun --nproc-per-node 2 --max-restarts 1` with a function instead of a program, and forks instead of new
-# processes.
+# `torchrun --nproc-per-node 2 --max-restarts 3` with a function instead of a program, and forks instead of new
+# processes. More than one restart: on a busy machine the ranks of the first may not find each other (docs/log.md).
 TORCHRUN = """
 import os, sys
 import ostlight
@@ -43,7 +43,7 @@ def score_and_die(self, batch):
 
 
 Asked.score = score_and_die
-launch = LaunchConfig(1, 1, 2, max_restarts=1, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+launch = LaunchConfig(1, 1, 2, max_restarts=3, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
                       monitor_interval=0.2)
 elastic_launch(launch, getattr(ostlight, verb))(config)
 """

@@ -28,16 +28,19 @@ def test_anchors_that_were_missing(settings):
     corrected(settings, {"selector": OST, "anchors": {}}, {"selector": OST})
 
 
+@pytest.mark.slow
 def test_a_step_size_that_diverged(settings):
     steep = {"name": "ost", "options": {"selection": "top", "step_size": 1e30}}
     corrected(settings, {"selector": steep}, {"selector": OST})
 
 
+@pytest.mark.slow
 def test_a_length_that_no_sample_fits(settings):
     base = settings()["proxy"]
     corrected(settings, {"selector": OST, "proxy": base | {"max_length": 4}}, {"selector": OST})
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_ruined_the_warm_up(settings, logged):
     """The warm-up went through, and the scoring did not."""
     proxy = settings()["proxy"] | {"warmup": {"fraction": 0.5, "training": {"epochs": 1, "lr": 1e-3}}}

@@ -57,7 +57,7 @@ class Healing:
 
 @dataclass(frozen=True)
 class Photographs:
-    """Sizes of the parts of the photographs' pool. The captions are of pictures that no other part has."""
+    """Sizes of the parts of the photographs' pool. The captions are of images that no other part has."""
 
     pool: int = 1_200
     captions: int = 1_600
@@ -136,7 +136,7 @@ def vision(options: argparse.Namespace) -> None:
 
 
 def cut_photographs(data: Path, sizes: Photographs) -> Cut:
-    """A pool with one person's answers as they are, trusted parts, and captions of other pictures' true labels."""
+    """A pool with one person's answers as they are, trusted parts, and captions of other images' true labels."""
     rng, truth = np.random.default_rng(sizes.seed), true_labels(data)
     pool, anchors, dev, test = (read(data / f"{part}.parquet") for part in ("pool", "anchors", "dev", "test"))
     order = rng.permutation(len(pool))

@@ -100,7 +100,7 @@ _MODULES = {
     "ScoreFiles": "ostlight.selection.score_files",
     "Scores": "ostlight.selection.scores",
     "Result": "ostlight.evaluation.evaluate",
-    "RunPlan": "ostlight.pipeline.plan",
+    "RunPlan": "ostlight.pipeline.run_plan",
     "Selection": "ostlight.pipeline.selection",
     "Validation": "ostlight.pipeline.validate",
     "load_config": "ostlight.config.load",

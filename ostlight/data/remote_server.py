@@ -120,5 +120,5 @@ def _nanoseconds(value: Any) -> int:
         return int(value.timestamp() * 1e6) * 1000
     if isinstance(value, int | float):
         return int(value * 1e6) * 1000
-    # A date as text: told apart, not computed with.
+    # A date as text: compared, not computed with.
     return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=7).digest(), "big")

@@ -117,9 +117,9 @@ def evaluate_model(model: MultimodalModel, questions: Questions, settings: Evalu
     options = [options_of(s.prompt) for s in samples]
     types = [question_type(e, o) for e, o in zip(expected, options, strict=True)]
     correct = [is_correct(*compared) for compared in zip(given, expected, options, strict=True)]
-    groups = [s.tags.get(settings.by, "") if settings.by else "" for s in samples]
+    groups = _groups(samples, settings.by)
     result = Result({}, pa.table({}))
-    for name in [ALL, *sorted(set(groups) - {""})]:
+    for name in _names(groups):
         rows = [i for i, g in enumerate(groups) if name in (ALL, g)]
         by_type = {question: [correct[i] for i in rows if types[i] == question] for question in QUESTION_TYPES}
         result.accuracy[name], result.counts[name] = _share([correct[i] for i in rows]), len(rows)
@@ -158,11 +158,10 @@ def add_text_metrics(
         for name, metric in (("rouge_l", rouge_l), ("token_f1", token_f1)):
             columns[name] = [metric(*pair) if pair[1] else None for pair in zip(texts, expected, strict=True)]
     groups = result.predictions["group"].to_pylist()
+    for column, values in columns.items():
+        for name, mean in _means_by_group(values, groups).items():
+            result.means.setdefault(name, {})[column] = mean
     for name in result.accuracy:
-        for column, values in columns.items():
-            known = [v for v, g in zip(values, groups, strict=True) if v is not None and name in (ALL, g)]
-            if known:
-                result.means.setdefault(name, {})[column] = sum(known) / len(known)
         if "loss" in result.means.get(name, {}):
             result.means[name]["answer_perplexity"] = math.exp(min(result.means[name]["loss"], MOST_NATS))
     for column, values in columns.items():
@@ -176,13 +175,27 @@ def answer_losses(
     nats. It is ``None`` where the question has no usable answer, and such questions are in no mean. Nothing is
     generated."""
     losses = expected_answer_losses(model, questions.samples, tokens_per_batch)
-    groups = [sample.tags.get(by, "") if by else "" for sample in questions.samples]
+    return _means_by_group(losses, _groups(questions.samples, by)), losses
+
+
+def _groups(samples: Sequence[Sample], by: str | None) -> list[str]:
+    """The value of a tag of each sample; empty where it lacks the tag, or none is named."""
+    return [sample.tags.get(by, "") if by else "" for sample in samples]
+
+
+def _names(groups: Sequence[str]) -> list[str]:
+    """What results are reported for: ``all``, and each group."""
+    return [ALL, *sorted({*groups} - {""})]
+
+
+def _means_by_group(values: Sequence[float | None], groups: Sequence[str]) -> dict[str, float]:
+    """The mean over all and over each group of the values that are known; groups without any are left out."""
     means = {}
-    for name in [ALL, *sorted({*groups} - {""})]:
-        known = [v for v, g in zip(losses, groups, strict=True) if v is not None and name in (ALL, g)]
+    for name in _names(groups):
+        known = [v for v, g in zip(values, groups, strict=True) if v is not None and name in (ALL, g)]
         if known:
             means[name] = sum(known) / len(known)
-    return means, losses
+    return means
 
 
 MOST_NATS = 700.0

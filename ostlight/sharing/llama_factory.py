@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 from ostlight.data.sample import Sample, Turn
 from ostlight.sharing.trainers import (
     INSTRUCTIONS,
+    RECORDS,
     TrainingPlan,
     UnsuitableError,
     alternating,
     call_of,
     refuse_placeholders,
+    refuse_untrained_answers,
     yaml_of,
 )
 
-RECORDS = "train.jsonl"
 DATASET = "selected"
 
 TEMPLATES = {
@@ -58,8 +59,7 @@ class LlamaFactory:
     def record(self, sample: Sample) -> dict[str, Any]:
         refuse_placeholders(sample, ("<video>", "<audio>"))
         turns = alternating(sample.turns)
-        if any(turn.role == "assistant" and not turn.trained for turn in turns):
-            raise UnsuitableError("an answer that is not trained on, which it cannot leave out")
+        refuse_untrained_answers(turns)
         system = turns.pop(0).text if turns[0].role in INSTRUCTIONS else ""
         messages: list[dict[str, str]] = []
         for turn in turns:

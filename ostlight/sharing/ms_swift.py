@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ostlight.data.sample import Sample, Turn
 from ostlight.sharing.trainers import (
     INSTRUCTIONS,
+    RECORDS,
     TrainingPlan,
     UnsuitableError,
     alternating,
@@ -17,7 +18,6 @@ from ostlight.sharing.trainers import (
     yaml_of,
 )
 
-RECORDS = "train.jsonl"
 PLACEHOLDERS = ("<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>")
 FREEZE = {"vision": "freeze_vit", "projector": "freeze_aligner", "language": "freeze_llm"}
 

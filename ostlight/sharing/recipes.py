@@ -15,13 +15,11 @@ from ostlight.reporting.finished_run import FinishedRun
 from ostlight.sharing.llama_factory import LlamaFactory
 from ostlight.sharing.ms_swift import MsSwift
 from ostlight.sharing.records import Kept, KeptRecords, Overview
-from ostlight.sharing.trainers import ImageFiles, Recipe, Trainer, TrainingPlan, UnsuitableError
+from ostlight.sharing.trainers import RECORDS, ImageFiles, Recipe, Trainer, TrainingPlan, UnsuitableError
 from ostlight.sharing.trl import Trl
 
 TOOLS: dict[str, type[Trainer]] = {tool.name: tool for tool in (LlamaFactory, MsSwift, Trl)}
 """The trainers that recipes are written for, by name."""
-
-RECORDS = "train.jsonl"
 
 
 def write_recipes(

@@ -23,6 +23,8 @@ from ostlight.sharing.dataset import image_bytes
 NO_MODEL = "MODEL"
 IMAGES = "images"
 """Folder of the image files that records name."""
+RECORDS = "train.jsonl"
+"""In the folder of a trainer that reads files: its records."""
 INSTRUCTIONS = ("system", "developer")
 
 
@@ -221,6 +223,16 @@ def alternating(turns: Sequence[Turn]) -> list[Turn]:
     if any(turn.role in INSTRUCTIONS for turn in turns[1:]):
         raise UnsuitableError("instructions after the first turn")
     return list(turns[: last + 1])
+
+
+def refuse_untrained_answers(turns: Sequence[Turn]) -> None:
+    """Checks that every answer is trained on, for a trainer that cannot leave one out.
+
+    Raises:
+        UnsuitableError: some answer is not.
+    """
+    if any(turn.role == "assistant" and not turn.trained for turn in turns):
+        raise UnsuitableError("an answer that is not trained on, which it cannot leave out")
 
 
 def refuse_placeholders(sample: Sample, placeholders: Sequence[str]) -> None:

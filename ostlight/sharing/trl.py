@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ostlight.data.sample import Sample
-from ostlight.sharing.trainers import TrainingPlan, UnsuitableError
+from ostlight.sharing.trainers import TrainingPlan, refuse_untrained_answers
 
 SCRIPT = "train.py"
 
@@ -22,8 +22,7 @@ class Trl:
         self.plan = plan
 
     def record(self, sample: Sample) -> dict[str, Any]:
-        if any(turn.role == "assistant" and not turn.trained for turn in sample.turns):
-            raise UnsuitableError("an answer that is not trained on, which it cannot leave out")
+        refuse_untrained_answers(sample.turns)
         return {}
 
     def files(self) -> dict[str, str]:

@@ -180,7 +180,7 @@ class Walk:
         raise Failed(f"nothing of {held} can be selected any more:\n{self.printed}")
 
     def bad_select(self) -> None:
-        """A setting that cannot be used, and the mended one, which must find nothing in its way."""
+        """A setting that cannot be used, and the corrected one, which must find nothing in its way."""
         had_scores = bool(self.attempted)
         if self.command("select", [*SELECTORS["loss"], BUDGETS[0], *self.rng.choice(BAD)]) != 1:
             raise Failed(f"a bad setting is taken:\n{self.printed}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+SEPARATE_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Set to 1, torchrun's c10d rendezvous lets the ranks find each other by a new store at each restart."""
+
 RANK_VARIABLES = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 """What launchers set where ``RANK`` is not set: one of them is above 0 on every rank but the first."""
 
@@ -24,3 +27,11 @@ def is_first_rank() -> bool:
     """
     names = ("RANK",) if "RANK" in os.environ else RANK_VARIABLES
     return all(int(os.environ.get(name, "0")) == 0 for name in (*names, CLUSTER_PROCESS))
+
+
+def shares_store_between_restarts() -> bool:
+    """Whether torchrun will restart ranks with the store of those that died, where they may read the addresses of the
+    dead ones and not find each other (https://github.com/pytorch/pytorch/issues/135712; PyTorch 2.5 to 2.13)."""
+    names = ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_MAX_RESTARTS")
+    shared, restarts = (os.environ.get(name, "") for name in names)
+    return shared == "True" and restarts.isdecimal() and int(restarts) > 0

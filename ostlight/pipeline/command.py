@@ -19,6 +19,7 @@ from ostlight.logs import log_to_file
 from ostlight.pipeline.given_records import Given, paths_given, records_in
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress_display import show_progress
+from ostlight.ranks import SEPARATE_STORES, shares_store_between_restarts
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ def command(
         try:
             with _naming_the_file(source, texts), records_in(folder / "records", config, in_memory) as config:
                 _log_precision(config)
+                if shares_store_between_restarts():
+                    log.warning(
+                        f"ranks that torchrun restarts may not find each other: start it with {SEPARATE_STORES}=1 and "
+                        f"--standalone, or --rdzv-backend c10d on several nodes"
+                    )
                 yield config
         except Interrupted as interruption:
             if folder.is_dir():

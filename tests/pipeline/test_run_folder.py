@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ostlight.ranks import CLUSTER_PROCESS, RANK_VARIABLES, is_first_rank
+from ostlight.ranks import CLUSTER_PROCESS, RANK_VARIABLES, is_first_rank, shares_store_between_restarts
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,16 @@ def test_one_rank_is_the_first(environment: dict[str, str], first: bool, monkeyp
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first_rank() is first
+
+
+@pytest.mark.parametrize(
+    ("shared", "restarts", "expected"),
+    [(None, None, False), ("True", "3", True), ("True", "0", False), ("False", "3", False)],
+    ids=["no torchrun", "restarts", "none", "a new store for each"],
+)
+def test_stores_of_dead_ranks(shared: str | None, restarts: str | None, expected: bool, monkeypatch):
+    for name, value in (("TORCHELASTIC_USE_AGENT_STORE", shared), ("TORCHELASTIC_MAX_RESTARTS", restarts)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert shares_store_between_restarts() is expected

@@ -17,7 +17,7 @@ from ostlight.benchmarking.files import write_all, write_separations
 from ostlight.benchmarking.on_ray import run_on_ray
 from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
-from ostlight.benchmarking.schedule import Failure, Schedule, Task, run_here
+from ostlight.benchmarking.schedule import Failure, Schedule, Task, Waits, run_here
 from ostlight.benchmarking.separation import Separation, measure_separation, separation_table
 from ostlight.benchmarking.table import terminal_tables
 from ostlight.benchmarking.task_graph import build_train_tasks, in_order
@@ -26,7 +26,7 @@ from ostlight.benchmarking.worker_processes import run_in_processes
 from ostlight.config.load import vary
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
-from ostlight.errors import BenchmarkError, ConfigError
+from ostlight.errors import BenchmarkError, ConfigError, PendingError
 from ostlight.pipeline.ray_cluster import Place, connected
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import phase
@@ -47,6 +47,7 @@ def benchmark(config: Config) -> list[ResultRow]:
         SelectorError: unknown selectors.
         BenchmarkError: tasks failed (the others are finished, and the tables hold them), or a worker process cannot be
             started.
+        PendingError: no task failed, and some wait for something outside; the tables hold the others.
         RunInUseError: another process works in the run folder.
     """
     if config.benchmark is None:
@@ -62,8 +63,10 @@ def benchmark(config: Config) -> list[ResultRow]:
         log.info(f"{len(train_tasks)} planned runs: selector x budget x protocol x seed, each trained and evaluated")
         failures = _run_tasks(config, experiments, wanted_tasks(config, train_tasks))
         rows = _write_results(config, folder, experiments, train_tasks)
+    if failures and all(isinstance(failure.error, Waits) for failure in failures):
+        raise PendingError(_describe(failures, "waiting"))
     if failures or (config.benchmark.train and not rows):
-        raise BenchmarkError(_describe(failures))
+        raise BenchmarkError(_describe(failures, f"task{'s' if len(failures) != 1 else ''} failed"))
     return rows
 
 
@@ -202,8 +205,8 @@ def _score_index(train_tasks: Sequence[TrainTask], folder: Path) -> list[dict[st
     return entries
 
 
-def _describe(failures: Sequence[Failure]) -> str:
-    lines = [f"{len(failures)} task{'s' if len(failures) != 1 else ''} failed:"]
+def _describe(failures: Sequence[Failure], what: str) -> str:
+    lines = [f"{len(failures)} {what}:"]
     for failure in failures:
         blocked = f" ({len(failure.blocked)} more depend on it)" if failure.blocked else ""
         lines.append(f"  - {failure.task}: {failure.error}{blocked}")

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from ostlight.errors import OstlightError
+from ostlight.errors import OstlightError, PendingError
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,18 @@ class Task(Protocol):
         """Makes the file."""
 
 
+class Waits(str):
+    """Why a task has not ended although nothing failed: it waits for something outside, such as a batch API's replies.
+    The same command goes on afterwards."""
+
+
 @dataclass
 class Failure:
-    """A task that failed.
+    """A task that failed, or waits for something outside.
 
     Attributes:
         task: its name.
-        error: the error's message.
+        error: the error's message; ``Waits`` where nothing failed.
         blocked: names of the tasks that cannot run because of it.
     """
 
@@ -136,9 +141,13 @@ def run_here(schedule: Schedule) -> None:
 
 
 def run_task(task: Task) -> str | None:
-    """Runs a task and logs its failure; returns the error's message, ``None`` where it succeeded."""
+    """Runs a task and logs its failure; returns the error's message, ``Waits`` where it waits for something outside,
+    ``None`` where it succeeded."""
     try:
         task.run()
+    except PendingError as error:
+        log.warning(f"waiting: {task.name}: {error}")
+        return Waits(error)
     except Exception as error:
         is_expected = isinstance(error, OstlightError)
         message = str(error) if is_expected else f"{type(error).__name__}: {error}"

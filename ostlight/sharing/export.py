@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ostlight.errors import ConfigError, DataError
+from ostlight.pipeline.lock import RUN, locked
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.sharing.card import card_text
 from ostlight.sharing.dataset import write_dataset
@@ -74,12 +77,30 @@ def export(
         DataError: no run folder, nothing selected, another pool than it was selected from, a folder that no export
             wrote, or a Hub that refuses.
         ConfigError: an unknown trainer; no token for the Hub, or a name that it does not take.
+        RunInUseError: another process selects there.
     """
     wanted = _known(tools)
     hub = Hub(push, public) if push is not None else None
     run = FinishedRun.open(path)
     target = Path(out) if out is not None else run.path / NAME
     refuse_foreign(target)
+    with _nobody_selects(run.path):
+        exported = _written(run, target, wanted, license)
+    if hub is None:
+        return exported
+    address = hub.push(target)
+    log.info(f"uploaded to {address} ({'public' if public else 'private'})")
+    return replace(exported, address=address)
+
+
+def _nobody_selects(folder: Path) -> AbstractContextManager[None]:
+    """Inside, no other process changes what is selected; a folder that cannot be written in needs no lock."""
+    if not os.access(folder, os.W_OK):
+        return nullcontext()
+    return locked(folder, RUN, "`ostlight export`", "export later", shared=True)
+
+
+def _written(run: FinishedRun, target: Path, tools: Sequence[str], license: Sequence[str]) -> Export:
     kept = KeptRecords(run)
     overview = kept.overview()
     if not overview.records:
@@ -87,16 +108,12 @@ def export(
     licences = list(license) or run.config.pool.licenses
     with replaced_folder(target) as folder:
         files = write_dataset(kept, overview, folder)
-        recipes = write_recipes(wanted, run, kept, overview, folder)
+        recipes = write_recipes(tools, run, kept, overview, folder)
         notes = [recipe.note for recipe in recipes if recipe.left_out]
         (folder / "README.md").write_text(card_text(run, kept, overview, files, licences, notes), encoding="utf-8")
     exported = Export(target, overview.records, overview.images, size_of(target), overview.left_out, recipes)
     _log(exported, bool(licences or overview.licences))
-    if hub is None:
-        return exported
-    address = hub.push(target)
-    log.info(f"uploaded to {address} ({'public' if public else 'private'})")
-    return Export(**{**vars(exported), "address": address})
+    return exported
 
 
 def _known(tools: Sequence[str]) -> list[str]:

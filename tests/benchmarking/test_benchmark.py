@@ -26,7 +26,7 @@ from ostlight.benchmarking.tasks import SelectTask
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, SelectorChoice
-from ostlight.errors import BenchmarkError, ConfigError, DataError, RunInUseError
+from ostlight.errors import BenchmarkError, ConfigError, DataError, PendingError, RunInUseError
 from ostlight.pipeline.lock import RUN, locked
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.reporting.finished_run import FinishedRun
@@ -152,6 +152,19 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(experiment, monkeypatch, 
     monkeypatch.undo()
     rows = ostlight.benchmark(experiment)
     assert [row.seeds for row in rows] == [1, 2, 2, 2]
+
+
+def test_a_judge_that_waits_for_replies_has_not_failed(experiment, logged):
+    experiment["benchmark"] |= {
+        "selectors": [{"name": "random"}, {"name": "llm_judge", "options": {"backend": "batch", "model": "m"}}],
+        "budgets": [{"fraction": 0.25}],
+    }
+    with pytest.raises(PendingError, match=r"^1 waiting:\n  - .*requests wait for replies: .*3 more depend on it"):
+        ostlight.benchmark(experiment)
+    assert "waiting: " in logged()
+    assert "failed" not in logged()
+    results = (Path(experiment["folder"]) / "run" / "results.jsonl").read_text()
+    assert '"random"' in results
 
 
 def test_what_depends_on_failed_scores_is_counted(experiment, monkeypatch):

@@ -15,7 +15,8 @@ from PIL import Image
 
 import ostlight
 from ostlight.data.pool import Pool
-from ostlight.errors import ConfigError, DataError
+from ostlight.errors import ConfigError, DataError, RunInUseError
+from ostlight.pipeline.lock import RUN, locked
 from ostlight.sharing import dataset
 from ostlight.sharing.folder import MANIFEST, size_of
 
@@ -143,6 +144,17 @@ def test_a_folder_with_other_files_is_refused_and_stays(select: Select, tmp_path
         ostlight.export(run, out)
     assert error.value.path == out / named
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_nothing_is_exported_while_another_process_selects(select: Select) -> None:
+    run = select()
+    with locked(run, RUN, "`ostlight train`", "", shared=True):
+        ostlight.export(run)
+    with (
+        locked(run, RUN, "`ostlight select`", ""),
+        pytest.raises(RunInUseError, match="in use by `ostlight select` .*export later"),
+    ):
+        ostlight.export(run)
 
 
 def test_a_failed_export_leaves_the_one_before(select: Select, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ostlight.evaluation.answers import ALL
 from ostlight.evaluation.evaluate import answer_losses, evaluate_model
 from ostlight.models.cost import StageCost
 from ostlight.models.module import MultimodalModel
+from ostlight.models.vision_cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.cost_log import selection_cost
 from ostlight.pipeline.run_folder import RunFolder
@@ -299,6 +300,10 @@ class TrainTask:
         return _read_facts(self.file) is not None
 
     def run(self) -> None:
+        with opened(self.experiment.config.compute.vision_cache_gib, self.name):
+            self._run()
+
+    def _run(self) -> None:
         experiment, cost, logger = self.experiment, StageCost("train", self.planned.label), LoggerOf()
         home, compute = experiment.folder, dataclasses.replace(target_compute(experiment.config), progress=False)
         model = experiment.load_target(self.training)

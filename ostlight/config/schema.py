@@ -381,6 +381,9 @@ class Compute:
         workers: processes of each device that read, decode and encode records ahead, in every stage; 0 reads in the
             main process. ``null`` takes one for each core that is left, or a quarter of the cores where these compute
             too; at most 8, and fewer where there are few records.
+        vision_cache_gib: of the features of images that a frozen vision tower gives, stored in ``~/.cache/ostlight``
+            (``OSTLIGHT_CACHE``) for every stage, run and worker, where reading them is faster than computing them; 0
+            computes them each time.
         logger: of training curves; ``wandb`` is offline unless its environment variables say otherwise, ``mlflow``
             writes to ``mlflow.db`` in the run folder or where ``MLFLOW_TRACKING_URI`` says, ``trackio`` on this machine
             or where ``TRACKIO_DIR``, ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` say.
@@ -398,6 +401,7 @@ class Compute:
     tokens_per_batch: Count = 16_384
     shard_size: Count = 1_000
     workers: Annotated[int, Interval(ge=0, le=1024)] | None = None
+    vision_cache_gib: NotNegative = 8.0
     logger: Literal["csv", "tensorboard", "wandb", "mlflow", "trackio", "none"] = "csv"
     progress: bool = True
 

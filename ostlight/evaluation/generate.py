@@ -14,6 +14,7 @@ from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.encode import Encoded
 from ostlight.models.generation import AnswerEnd
 from ostlight.models.module import MultimodalModel
+from ostlight.models.vision_cache import reused
 from ostlight.progress import phase
 
 
@@ -59,7 +60,7 @@ def generate_answers(
         for group, new_tokens in share.of(_groups(model, prompts, settings)):
             batch = collator.batch([samples[i] for i in group], [prompts[i] for i in group]).to(model.device)
             inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-            with torch.no_grad():
+            with torch.no_grad(), reused(model.model, inputs):
                 out = model.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **end.options)  # type: ignore[operator]
             for i, row in zip(group, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 own[i] = GeneratedAnswer(*end.read(row))

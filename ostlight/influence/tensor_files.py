@@ -40,15 +40,22 @@ def beyond_last_used(files: Iterable[Path], count: int) -> list[Path]:
     return sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)[count:]
 
 
-def save_whole(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors as safetensors so that the file appears complete, or not at all."""
+def save_whole(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, sync: bool = True
+) -> None:
+    """Writes tensors as safetensors so that the file appears complete, or not at all.
+
+    Args:
+        sync: waits until the disk has it; without, a power cut may leave a damaged file.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:12]}.tmp{file.suffix}")
     try:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(kept, temporary, {**(metadata or {}), CHECKSUM: str(_checksum(kept.values()))})
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from ostlight.models.flops import FlopCounter
+from ostlight.models.vision_cache import computing_s
 
 
 def estimate_cost(
@@ -22,20 +23,22 @@ def estimate_cost(
     Args:
         stage: its name, for the line.
         work: a small part of the stage; must change nothing. It is run once to count operations (and to warm up) and
-            once more to measure the time.
+            once more to measure the time. Vision features that the first run stores are computed for every other sample
+            too: their time is added; their operations are counted as they are computed (``vision_cache.take_flops``).
         samples: number of samples in ``work``.
         whole: how many times ``work`` fits into the stage, over all ranks.
         per_rank: the same for this rank alone; ``None`` leaves out the second run, and the time.
     """
+    before = computing_s()
     with FlopCounter() as counter:
         work()
-    flops, expected = counter.total * whole, ""
+    flops, expected, features_s = counter.total * whole, "", computing_s() - before
     if per_rank is not None:
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        expected = f"about {duration((time.perf_counter() - start) * per_rank)}, "
+        expected = f"about {duration((time.perf_counter() - start + features_s) * per_rank)}, "
     memory = f"peak memory {_peak_bytes() / 2**30:.2g} GiB"
     return flops, f"{stage}: {expected}{flops:.2g} FLOPs, {memory} (measured on {samples} samples)"
 

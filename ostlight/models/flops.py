@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+_counting: list[FlopCounter] = []
+"""Those that count now."""
 
 _no_composites: set[Any] = set()
 """Operators that do not decompose into others."""
@@ -61,6 +65,15 @@ class FlopCounter(TorchDispatchMode):
         self.total = 0
         """FLOPs so far; a multiplication and its addition are two."""
 
+    def __enter__(self) -> FlopCounter:
+        _counting.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _counting.pop()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
@@ -78,3 +91,15 @@ class FlopCounter(TorchDispatchMode):
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=out)
         return out
+
+
+@contextmanager
+def counted_apart() -> Iterator[FlopCounter]:
+    """Inside, the counter that is yielded counts, and none of those around it."""
+    before = [(counter, counter.total) for counter in _counting]
+    try:
+        with FlopCounter() as own:
+            yield own
+    finally:
+        for counter, total in before:
+            counter.total = total

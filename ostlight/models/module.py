@@ -38,6 +38,7 @@ from ostlight.models.parts import part_of_parameters
 from ostlight.models.proof import check_family
 from ostlight.models.saved_files import note_saved
 from ostlight.models.tuning import blocks_of_text, prepared
+from ostlight.models.vision_cache import reused
 from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def next_token_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
     """``[N, T, V]`` next-token scores of a Hugging Face model; ``options`` of its forward."""
     dtype = next(model.parameters()).dtype
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-    with batch.features.reused(model, batch.inputs) if batch.features is not None else nullcontext():
+    kept = batch.features.reused(model, batch.inputs) if batch.features is not None else nullcontext()
+    with reused(model, batch.inputs), kept:
         logits: Tensor = model(**inputs, use_cache=False, **options).logits
     return logits
 

@@ -28,12 +28,13 @@ def part_of_parameters(model: nn.Module) -> dict[str, str]:
     seeing = [child for child in children if all(module is not decoder for module in child.modules())]
     ids = {id(parameter) for child in seeing for parameter in child.parameters()}
     return {
-        name: "language" if id(parameter) not in ids else "projector" if _is_projector(name) else "vision"
+        name: "language" if id(parameter) not in ids else "projector" if is_projector(name) else "vision"
         for name, parameter in model.named_parameters()
     }
 
 
-def _is_projector(name: str) -> bool:
+def is_projector(name: str) -> bool:
+    """Whether a module or parameter of this name, outside of the language model, is of the projector."""
     return any(known in piece for piece in name.split(".") for known in PROJECTORS)
 
 

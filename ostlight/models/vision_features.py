@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 from weakref import WeakSet
 
@@ -47,6 +48,7 @@ class VisionFeatures:
             self._state, self._values, self.nbytes = state, [], 0
         compute, calls = core.get_image_features, iter(range(1_000))
 
+        @wraps(compute)
         def features(*arguments: Any, **options: Any) -> Any:
             call = next(calls)
             if call < len(self._values):
@@ -60,11 +62,8 @@ class VisionFeatures:
                 self.nbytes += size
             return value
 
-        core.get_image_features = features
-        try:
+        with replaced(core, "get_image_features", features):
             yield
-        finally:
-            del core.get_image_features
 
 
 _HELD: WeakSet[VisionFeatures] = WeakSet()
@@ -76,11 +75,18 @@ def _frozen_state(core: nn.Module, whole: Any) -> tuple[Any, ...] | None:
     decoder = whole.get_decoder()
     parts = [child for child in core.children() if all(module is not decoder for module in child.modules())]
     parameters = [p for part in parts for p in part.parameters()] + list(core.parameters(recurse=False))
+    state = frozen_state(parameters)
+    return None if state is None else (core.training, *state)
+
+
+def frozen_state(parameters: Sequence[nn.Parameter], buffers: Sequence[Tensor] = ()) -> tuple[Any, ...] | None:
+    """What the output of modules with these depends on beside their input; ``None`` where some parameter may get a
+    gradient, or is none of the model's own (one that is tracked, moved or sharded)."""
     if any(type(p) is not nn.Parameter or p.requires_grad for p in parameters):
         return None
     device = parameters[0].device.type if parameters else "cpu"
-    mode = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), core.training
-    return (*mode, *((id(p), p.data_ptr(), p._version) for p in parameters))
+    mode = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return (*mode, *((id(t), t.data_ptr(), t._version) for t in (*parameters, *buffers)))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -89,3 +95,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping | list | tuple):
         for part in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(part)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute of an object has another value."""
+    before = owner.__dict__.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)

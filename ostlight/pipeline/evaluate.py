@@ -31,6 +31,7 @@ from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.models.saved_files import check_saved
+from ostlight.models.vision_cache import opened
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.train import is_trained, read_kept, settings_fingerprints, stage_of
@@ -99,7 +100,8 @@ def _evaluate_target(config: Config, folder: RunFolder, test: Pool, target: Path
     check_saved(target, f"remove {target}, and run `ostlight train` again")
     # Adapters are merged already.
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(target), lora=None), "target")
-    with folder.cost_log.stage("evaluate", config.selector.shown) as cost:
+    cache = opened(config.compute.vision_cache_gib, "evaluate")
+    with folder.cost_log.stage("evaluate", config.selector.shown) as cost, cache:
         questions = read_questions(test, model, worker_count(config.compute, len(test)))
 
         def measure(share: Share) -> Result:

@@ -20,6 +20,7 @@ from ostlight.models.batch import Batch
 from ostlight.models.encode import QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
+from ostlight.models.vision_cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
@@ -298,7 +299,10 @@ def _score_shards(
     encoding = make_encoding(job, context.proxy.model) if job.selector.uses_proxy else None
     stream = ShardStream(job.pool, sorted({*missing, *retried}), compute, encoding, retried)
     callbacks = [ShardWriter(job.folder.scores, job.folder.images), OverlapWatch(context.anchors)]
-    with job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost:
+    with (
+        job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost,
+        opened(compute.vision_cache_gib, "score"),
+    ):
         cost.resumed = len(missing) < job.shards
         workers = worker_count(compute, stream.records // (compute.devices * compute.num_nodes))
         module = ScoringModule(job.selector, context, stream, cost, workers)

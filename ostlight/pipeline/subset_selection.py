@@ -14,6 +14,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.cost import StageCost
 from ostlight.models.load import load_encoder
+from ostlight.models.vision_cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors
 from ostlight.pipeline.run_folder import RunFolder
@@ -36,7 +37,8 @@ def select_subset_rows(
         DataError: a budget that needs columns the scores lack.
         SelectorError: ``select`` asks for what the run does not have, or returns something other than rows.
     """
-    with folder.cost_log.stage("select", config.selector.shown, selector.usage) as cost:
+    cache = opened(config.compute.vision_cache_gib, "select")
+    with folder.cost_log.stage("select", config.selector.shown, selector.usage) as cost, cache:
         if budget.tokens is not None:
             scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
         context = _selection_context(config, folder, pool, selector, cost)

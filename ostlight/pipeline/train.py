@@ -18,6 +18,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
 from ostlight.errors import BadRecord, DataError, DivergedError, reading_back
 from ostlight.models.module import MultimodalModel
+from ostlight.models.vision_cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.inputs import fingerprint_of_records, open_pool, read_usable, with_digitmath
@@ -163,7 +164,8 @@ def _fit(
     monitor = _monitor(model, config)
     callbacks = [monitor] if monitor else []
     job = TrainingJob(target_compute(config), folder.path, "train", config.seed, callbacks, checkpoints, shard=True)
-    with folder.cost_log.stage("train", config.selector.shown) as cost:
+    cache = opened(job.compute.vision_cache_gib, "train")
+    with folder.cost_log.stage("train", config.selector.shown) as cost, cache:
         cost.resumed = checkpoints.start > 0
         try:
             rejections = fit(model, data, job, cost)

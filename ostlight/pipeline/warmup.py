@@ -17,6 +17,7 @@ from ostlight.errors import FIRST_RECORDS, DataError, read_if_whole
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.models.saved_files import check_saved, note_saved
+from ostlight.models.vision_cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
 from ostlight.pipeline.run_folder import RunFolder
@@ -168,7 +169,7 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     if checkpoints.start:
         log.info(f"warm-up: resumes from step {checkpoints.start} ({checkpoints.file})")
     job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks, checkpoints)
-    with folder.cost_log.stage("warm-up") as cost:
+    with folder.cost_log.stage("warm-up") as cost, opened(config.compute.vision_cache_gib, "warm-up"):
         cost.resumed = checkpoints.start > 0
         rejections = fit(model, data, job, cost)
         cost.more["rejected"] = len(rejections)

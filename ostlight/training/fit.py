@@ -22,6 +22,7 @@ from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import Waited
+from ostlight.models.vision_cache import take_flops
 from ostlight.progress import Phase, phase
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.steps import EncodedPool, StepDataset, StepLoader, plan_steps
@@ -107,6 +108,7 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
         limit = model.encoder.max_length
         log.info(f"{job.stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     tracker.update(trainer.global_step, trainer.world_size)
+    cost.flops += take_flops() * trainer.world_size
     return data.rejections
 
 

@@ -17,6 +17,8 @@ from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
 from ostlight.models.memory import out_of_memory
 from ostlight.models.read_ahead import Waited, loader
+from ostlight.models.vision_cache import take_flops
+from ostlight.models.vision_features import VisionFeatures
 from ostlight.pipeline.cost_log import charge
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
 from ostlight.pipeline.scoring.rows import Row
@@ -77,6 +79,7 @@ class ScoringModule(L.LightningModule):
             rows: list[Row] = []
             if len(batch.batch):  # where every record is rejected, the reasons matter, and not what setup may lack
                 self.ensure_set_up()
+                batch.batch.features = VisionFeatures()  # some selectors run a batch several times
                 rows = self._scorer.score(batch.batch)
         self._phase.advance(len(batch.batch) + len(batch.rejections))
         self._usable += len(batch.batch)
@@ -85,7 +88,7 @@ class ScoringModule(L.LightningModule):
             stop_if_useless("score", self._rejected, self._usable)
         self.cost.tokens += sum(batch.batch.tokens)
         self.cost.samples += len(batch.batch) + len(batch.rejections)
-        self.cost.flops += self._flops_per_sample * len(batch.batch)
+        self.cost.flops += self._flops_per_sample * len(batch.batch) + take_flops()
         return rows
 
     def on_predict_end(self) -> None:
@@ -139,8 +142,9 @@ class ScoringModule(L.LightningModule):
             return self.selector.setup(self.context)
         with FlopCounter() as counter:
             self.selector.setup(self.context)
-        self.cost.flops += counter.total
-        self.cost.more["setup_flops"] = counter.total
+        flops = counter.total + take_flops()
+        self.cost.flops += flops
+        self.cost.more["setup_flops"] = flops
         return None
 
     def _apply_limit(self, limit: int) -> None:
@@ -168,6 +172,7 @@ class ScoringModule(L.LightningModule):
         all_ranks = min(records, self.stream.records * self.trainer.world_size)
 
         def score() -> None:
+            batch.features = VisionFeatures()
             with contextlib.suppress(Exception):  # it fails again, and is recorded, when the sample is scored
                 self.selector.score(batch)
 

@@ -92,7 +92,7 @@ def write_processor(name: str, folder: Path) -> Path:
     return folder
 
 
-def write_qwen(folder: Path, width: int, layers: int) -> Path:
+def write_qwen(folder: Path, width: int, layers: int, tower: int = 64, depth: int = 2) -> Path:
     """Writes a Qwen2.5-VL with random weights and the real processor; returns the folder."""
     write_processor("qwen2_5_vl", folder)
     tokenizer = build_tokenizer(QWEN)
@@ -106,8 +106,8 @@ def write_qwen(folder: Path, width: int, layers: int) -> Path:
         },
     }  # fmt: skip
     vision = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": width,
-        "fullatt_block_indexes": [1],
+        "depth": depth, "hidden_size": tower, "intermediate_size": 2 * tower, "num_heads": tower // 32,
+        "out_hidden_size": width, "fullatt_block_indexes": [1],
     }  # fmt: skip
     config = transformers.Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, image_token_id=ids[QWEN[0]], video_token_id=ids[QWEN[1]],

@@ -11,11 +11,13 @@
 - `select`: the rate at which `ostlight select` scores over that of the engine on the same batches: reading, encoding,
   batching, moving and writing are what it loses. In processor time of the process that scores: with workers, what it
   reaches where each of them has a core of its own and they keep up.
+- `vision`: training and scoring with stored features of a frozen vision tower over the same without, in processor time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -35,11 +37,16 @@ from lightning.pytorch.callbacks import Callback
 import ostlight
 from ostlight.config.schema import Compute, Model, Training
 from ostlight.data.pool import Pool
+from ostlight.data.remote_cache import CACHE_FOLDER
 from ostlight.digitmath.model import checkpoint
+from ostlight.influence import UtilityScorer
 from ostlight.models.batch import Collator
 from ostlight.models.cost import StageCost
+from ostlight.models.influence_task import SampleTask
 from ostlight.models.load import load_encoder
 from ostlight.models.module import MultimodalModel
+from ostlight.models.parts import freeze
+from ostlight.models.vision_cache import opened
 from ostlight.pipeline.scoring import stream
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
 from ostlight.pipeline.scoring.module import ScoringModule
@@ -168,7 +175,7 @@ def select(recorder: Recorder, folder: Path, workers: list[int]) -> None:
     torch.set_num_threads(1)
     engine = timed(BatchScorer, "score")
     loop = timed(L.Trainer, "predict")
-    set_up = timed(ScoringModule, "_ensure_set_up")
+    set_up = timed(ScoringModule, "ensure_set_up")
     compute = {"accelerator": "cpu", "logger": "none", "progress": False, "tokens_per_batch": 4096, "shard_size": 100}
     digits = {"pool": 600, "anchors": 28, "dev": 14, "test": 14}
     estimators: dict[str, dict[str, int]] = {"first_order": {}, "projected": {"rank": 8}}
@@ -203,7 +210,37 @@ def timed(owner: Any, name: str) -> list[float]:
     return seconds
 
 
-PARTS = ("rate", "memory", "training", "select")
+def vision(recorder: Recorder, folder: Path, samples: int) -> None:
+    """A Qwen2.5-VL whose tower is larger than its language model, trained with a frozen tower, and scored."""
+    torch.set_num_threads(1)
+    os.environ[CACHE_FOLDER] = str(folder / "cache")
+    path = write_qwen(folder / "model", width=128, layers=2, tower=256, depth=10)
+    pool = Pool.open(write_pool(folder, 224, samples, photographs=samples))
+    settings = Training(epochs=1, batch_size=8, lr=1e-4)
+    model = MultimodalModel.load(Model(path=str(path), max_length=MAX_LENGTH), "proxy", settings)
+    freeze(model.model, ["vision"])
+    data = EncodedPool(pool, range(samples), model.encoder)
+    steps = StepDataset(data, plan_steps(samples, settings, 0), model.collator, 4096)
+    made = [steps[k] for k in range(len(steps))]
+    batches = [batch for step in made for batch in step.micro_batches]
+    scorer = UtilityScorer(
+        model.model, batches[:1], loss=SampleTask(), estimator="finite_difference", step_size=1e-3, calibration=batches
+    )
+    work = {
+        "training": lambda: _bare_loop(model, made),
+        "scoring": lambda: [scorer(batch) for batch in batches],
+    }
+    computed = {name: _cpu_seconds(run) for name, run in work.items()}
+    with opened(8, "bench"):
+        first = {name: _cpu_seconds(run) for name, run in work.items()}
+        stored = {name: _cpu_seconds(run) for name, run in work.items()}
+    case = f"part=vision family=qwen2_5_vl pixels=224 samples={samples}"
+    for name, seconds in computed.items():
+        for when, then in (("first_pass", first), ("later", stored)):
+            recorder.add(case=f"{case} {when}", metric=f"{name}_speedup", value=seconds / then[name], unit="ratio", n=1)
+
+
+PARTS = ("rate", "memory", "training", "select", "vision")
 
 
 def main() -> None:
@@ -229,6 +266,8 @@ def main() -> None:
             training(recorder, folder / "training", options.samples)
         if "select" in options.part:
             select(recorder, folder / "select", options.workers)
+        if "vision" in options.part:
+            vision(recorder, folder / "vision", options.samples)
     return None
 
 

@@ -17,7 +17,7 @@ def test_every_part_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(bench_input, "SIDES", (64,))
     monkeypatch.setattr(bench_input, "MEMORY_SAMPLES", 2)
     monkeypatch.setattr(
-        sys, "argv", ["bench_input.py", "--part", "rate", "training", "--samples", "8", "--out", str(out)]
+        sys, "argv", ["bench_input.py", "--part", "rate", "training", "vision", "--samples", "8", "--out", str(out)]
     )
     bench_input.main()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -28,5 +28,7 @@ def test_every_part_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "bare_loop",
         "reading",
         "share_of_bare_loop",
+        "training_speedup",
+        "scoring_speedup",
     }
     assert all(row["value"] > 0 for row in rows)

@@ -16,7 +16,7 @@ from ostlight.config.schema import Evaluation, Model
 from ostlight.data.remote_cache import cache_folder
 from ostlight.evaluation.generate import generate_answers
 from ostlight.influence import UtilityScorer
-from ostlight.models import vision_cache
+from ostlight.models import frozen_tower, vision_cache
 from ostlight.models.batch import Batch
 from ostlight.models.feature_files import FeatureFiles
 from ostlight.models.flops import FlopCounter
@@ -39,8 +39,8 @@ FAMILIES = [
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Of the features; the tiny towers here are treated as large ones."""
     monkeypatch.setenv("OSTLIGHT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(vision_cache, "MIN_PARAMETERS", 0)
-    monkeypatch.setattr(vision_cache, "worth_reading", lambda reading, computing: True)
+    monkeypatch.setattr(frozen_tower, "MIN_PARAMETERS", 0)
+    monkeypatch.setattr(frozen_tower, "worth_reading", lambda reading, computing: True)
     cache_folder.cache_clear()
     yield tmp_path / "cache" / "vision"
     cache_folder.cache_clear()
@@ -52,9 +52,9 @@ def load(name: str, tmp_path: Path) -> MultimodalModel:
 
 
 def frozen(name: str, tmp_path: Path) -> tuple[MultimodalModel, Batch]:
-    """A model whose tower is frozen, its projector where that is not a part of the tower, and a batch."""
+    """A model whose tower is frozen and whose projector is trained, and a batch."""
     model = load(name, tmp_path)
-    freeze(model.model, ["vision", "projector"] if name.startswith("qwen") else ["vision"])
+    freeze(model.model, ["vision"])
     (batch,) = model.batches(tiny_families.samples(name), 100_000)
     return model, batch
 
@@ -65,10 +65,12 @@ def tower_of(model: MultimodalModel) -> nn.Module:
 
 
 def passes(model: MultimodalModel) -> list[int]:
-    """Gets the number of images (or patches) of each pass through the tower."""
+    """Gets the number of images (or patches) of each pass through the tower's first block."""
     seen: list[int] = []
-    first = next(module for module in tower_of(model).modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
-    first.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    first = next(module for name, module in tower_of(model).named_modules() if "attn" in name or "attention" in name)
+    first.register_forward_pre_hook(
+        lambda _, inputs, options: seen.append(len([*inputs, *options.values()][0])), with_kwargs=True
+    )
     return seen
 
 
@@ -93,8 +95,8 @@ def test_losses_and_gradients_are_those_of_computed_features(name, tmp_path):
     with opened(1, "first"):
         first = losses_and_gradients(model, batch)
     computed = len(seen)
-    other, seen_by_other = load(name, tmp_path), []
-    freeze(other.model, ["vision", "projector"] if name.startswith("qwen") else ["vision"])
+    other = load(name, tmp_path)
+    freeze(other.model, ["vision"])
     seen_by_other = passes(other)
     with opened(1, "second"):
         other.losses(batch)  # proves the features, as each process does
@@ -212,12 +214,12 @@ def test_without_a_limit_nothing_is_stored(folder, tmp_path):
 
 def test_a_small_tower_and_a_slow_disk_are_no_use(folder, tmp_path, monkeypatch, logged):
     model, batch = frozen("llava_next", tmp_path)
-    monkeypatch.setattr(vision_cache, "MIN_PARAMETERS", 5_000_000)
+    monkeypatch.setattr(frozen_tower, "MIN_PARAMETERS", 5_000_000)
     with opened(1, "train"):
         model.losses(batch)
     assert not folder.exists()
-    monkeypatch.setattr(vision_cache, "MIN_PARAMETERS", 0)
-    monkeypatch.setattr(vision_cache, "worth_reading", lambda reading, computing: False)
+    monkeypatch.setattr(frozen_tower, "MIN_PARAMETERS", 0)
+    monkeypatch.setattr(frozen_tower, "worth_reading", lambda reading, computing: False)
     with opened(1, "train"):
         for _ in range(2):
             model.losses(batch)

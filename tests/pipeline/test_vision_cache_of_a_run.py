@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 import ostlight
 from ostlight.config.load import load_config
 from ostlight.data.remote_cache import cache_folder
-from ostlight.models import vision_cache
+from ostlight.models import frozen_tower
 from ostlight.pipeline.run_folder import RunFolder
 
 
 @pytest.mark.slow
 def test_stages_share_features_and_give_what_they_give_without(settings, tmp_path: Path, monkeypatch, logged):
     monkeypatch.setenv("OSTLIGHT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(vision_cache, "MIN_PARAMETERS", 0)
-    monkeypatch.setattr(vision_cache, "worth_reading", lambda reading, computing: True)
+    monkeypatch.setattr(frozen_tower, "MIN_PARAMETERS", 0)
+    monkeypatch.setattr(frozen_tower, "worth_reading", lambda reading, computing: True)
     cache_folder.cache_clear()
     selector = {"name": "ost", "options": {"estimator": "first_order", "step_size": 1e-3, "parameters": "blocks"}}
     made = {}

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -165,7 +165,7 @@ class FrozenTower:
     def compute(self, module: nn.Module, forward: Forward, call: TowerCall) -> list[Tensor]:
         """What is stored of the images of a call, in tensors of all of them."""
         given: list[Tensor] = []
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), _without_autocast_cache(), ExitStack() as stack:
             inside = trained_projectors(module)
             for projector in inside:
                 hook = projector.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
@@ -210,7 +210,7 @@ class FrozenTower:
 
         def watched(*arguments: Any, **options: Any) -> Any:
             calls.append(TowerCall.of(arguments, options))
-            with torch.no_grad():
+            with torch.no_grad(), _without_autocast_cache():
                 values, self.structure = tree_flatten(forward(*arguments, **options))
             outputs[:] = [_leaf(value) for value in values]
             return tree_unflatten(outputs, self.structure)
@@ -235,7 +235,7 @@ class FrozenTower:
         """Raises:
         RefusedError: what is stored does not give what the tower returns.
         """
-        with torch.no_grad():
+        with torch.no_grad(), _without_autocast_cache():
             own, _ = tree_flatten(forward(*rows.arguments, **rows.options))
             try:
                 made = self._used_outputs(module, forward, rows, images)
@@ -297,6 +297,17 @@ def _digest(tower: nn.Module, used: Sequence[int], structure: TreeSpec | None) -
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(bytes_of(tensor.detach().cpu()))
     return digest.hexdigest()
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Or weights of a projector that are cast here would be without a gradient in the pass around (older torch)."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

@@ -22,7 +22,7 @@ from ostlight.models.feature_files import FeatureFiles
 from ostlight.models.flops import FlopCounter
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.models.module import MultimodalModel
-from ostlight.models.parts import freeze
+from ostlight.models.parts import PROJECTORS, freeze
 from ostlight.models.vision_cache import opened
 
 FAMILIES = [
@@ -255,3 +255,17 @@ def test_operations_of_the_tower_are_counted_where_it_runs(tmp_path):
     of_tile = (plain - first[0]) // seen[0]
     assert plain - first[0] == of_tile * seen[0]
     assert of_tile * (tiles - 1) <= first[1] <= of_tile * tiles  # one may be the padding of a smaller image
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen3_vl"])
+def test_a_trained_projector_gets_its_gradient_under_autocast(name, tmp_path):
+    model, batch = frozen(name, tmp_path)
+    found = []
+    for gib in (0, 1, 1):  # computed as before, computed and stored, stored
+        with opened(gib, "train"), torch.autocast("cpu", torch.bfloat16):
+            found.append(losses_and_gradients(model, batch))
+    assert any(any(known in one for known in PROJECTORS) for one in found[0])
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for key, value in found[0].items():
+            assert (other[key] - value).norm() <= 0.05 * value.norm() + 1e-4, key

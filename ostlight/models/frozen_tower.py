@@ -51,18 +51,28 @@ def vision_tower(core: Any, whole: Any) -> nn.Module | None:
         core: the model without its output layer.
         whole: with it.
     """
-    if not hasattr(core, "get_image_features"):
-        return None
+    towers = _towers(core, whole) if hasattr(core, "get_image_features") else []
+    return towers[0] if len(towers) == 1 and _size(towers) >= MIN_PARAMETERS else None
+
+
+def is_unknown(core: Any, whole: Any) -> bool:
+    """Whether a model sees images, with parts that are large enough, and in another way than by one vision tower."""
+    towers = _towers(core, whole) if isinstance(core, nn.Module) else []
+    return _size(towers) >= MIN_PARAMETERS and (len(towers) > 1 or not hasattr(core, "get_image_features"))
+
+
+def _towers(core: nn.Module, whole: Any) -> list[nn.Module]:
     decoder = whole.get_decoder()
-    seeing = [
+    return [
         child
         for name, child in core.named_children()
         if not is_projector(name) and all(module is not decoder for module in child.modules())
+        if next(child.parameters(), None) is not None
     ]
-    towers = [child for child in seeing if next(child.parameters(), None) is not None]
-    if len(towers) != 1 or sum(p.numel() for p in towers[0].parameters()) < MIN_PARAMETERS:
-        return None
-    return towers[0]
+
+
+def _size(modules: Sequence[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def tower_state(tower: nn.Module) -> tuple[Any, ...] | None:
@@ -147,7 +157,9 @@ class FrozenTower:
         singles = [rows.only([k]) for k in range(len(rows))]
         with counted_apart() as counter:
             alone, computing = _timed(lambda: [self.compute(module, forward, single) for single in singles])
-        if together is None or not all(map(_are_close, together, alone)):
+        if together is None:
+            raise RefusedError("has a vision tower whose features do not divide by image")
+        if not all(map(_are_close, together, alone)):
             raise RefusedError("gives an image other features among others than alone")
         if trained_projectors(module):
             self._check_outputs(module, forward, rows, alone)

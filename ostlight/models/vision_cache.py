@@ -28,6 +28,7 @@ from ostlight.models.frozen_tower import (
     FrozenTower,
     RefusedError,
     is_followed,
+    is_unknown,
     tower_state,
     trained_projectors,
     vision_tower,
@@ -58,6 +59,7 @@ class VisionCache:
         self.files = files
         self.reused = self.computed = self.flops = 0
         self.seconds = 0.0
+        self._unknown: set[type] = set()
         self._towers: WeakKeyDictionary[nn.Module, dict[Any, FrozenTower]] = WeakKeyDictionary()
 
     @contextmanager
@@ -67,6 +69,9 @@ class VisionCache:
         whole = unwrapped(model)
         core: Any = getattr(whole, "model", None)
         module = vision_tower(core, whole)
+        if module is None and type(whole) not in self._unknown and is_unknown(core, whole):
+            self._unknown.add(type(whole))
+            log.info(f"vision features are computed each time: {type(whole).__name__} has not one vision tower alone")
         state = None if module is None or torch.is_inference_mode_enabled() else tower_state(module)
         if module is None or state is None:
             yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,35 @@ def test_a_trained_projector_gets_its_gradient_under_autocast(name, tmp_path):
         assert other.keys() == found[0].keys()
         for key, value in found[0].items():
             assert (other[key] - value).norm() <= 0.05 * value.norm() + 1e-4, key
+
+
+@pytest.mark.parametrize("name", ["mllama", "mistral3"])
+def test_a_model_whose_images_do_not_divide_computes_and_says_so(name, folder, tmp_path, logged):
+    if tiny_families.FAMILIES[name].needs is not None:
+        pytest.importorskip(tiny_families.FAMILIES[name].needs)
+    model, batch = frozen(name, tmp_path)
+    plain = model.losses(batch).detach()
+    logged()
+    with opened(1, "train"):
+        found = [model.losses(batch).detach() for _ in range(2)]
+    assert all(torch.equal(one, plain) for one in found)
+    assert logged().count("vision features are computed each time") == 1
+    assert not list(folder.glob("*/*"))
+
+
+def test_threads_that_write_and_read_the_same_files_find_whole_ones(tmp_path, logged):
+    keys = [f"{k:02}" for k in range(4)]
+
+    def work(seed: int) -> bool:
+        files = FeatureFiles(tmp_path, 1e9)
+        for k in range(24):
+            key = keys[(k + seed) % len(keys)]
+            files.put(key, [torch.full((3000,), float(key))])
+            found = files.get(key)
+            if found is None or not torch.equal(found[0], torch.full((3000,), float(key))):
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert not logged()

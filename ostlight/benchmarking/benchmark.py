@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ostlight.benchmarking.experiment import Experiment
-from ostlight.benchmarking.files import write_all, write_separations
+from ostlight.benchmarking.files import READ_BACK, write_all, write_separations
 from ostlight.benchmarking.on_ray import run_on_ray
 from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
@@ -27,6 +27,8 @@ from ostlight.config.load import vary
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError, PendingError
+from ostlight.models.saved_files import NAME as SAVED_FILES
+from ostlight.models.saved_files import note_saved
 from ostlight.pipeline.ray_cluster import Place, connected
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import phase
@@ -150,6 +152,7 @@ def _write_results(
     baseline, seeds = config.benchmark.compared_to, len(config.benchmark.seeds)
     title = f"{config.name}: {len(experiments[0].pool):,} records"
     written: list[str] = []
+    (folder.path / SAVED_FILES).unlink(missing_ok=True)
     if separated:
         written += write_separations(separated, folder.path)
         console.print(separation_table(separated).rich(f"{title}: which scores separate clean from defective records?"))
@@ -159,6 +162,7 @@ def _write_results(
         written += write_all(results, rows, baseline, folder.path, title)
     index = "".join(json.dumps(entry) + "\n" for entry in _score_index(train_tasks, folder.path))
     atomic_write_text(folder.score_index, index)
+    note_saved(folder.path, READ_BACK)
     if rows:
         log_comparison(config.compute, folder.path)
     for table in terminal_tables(rows, baseline, title) if rows else []:

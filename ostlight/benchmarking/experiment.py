@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ostlight.benchmarking.metric import METRICS
 from ostlight.benchmarking.plan import plan_runs
 from ostlight.config.budget import SOURCE, Budget
 from ostlight.config.schema import Config, SelectorChoice, Training
+from ostlight.data.checked_parquet import read_parquet
 from ostlight.data.sample import Sample
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Questions, read_questions, refuse_unknown_tag
@@ -145,7 +145,7 @@ def _read_defect_labels(path: str | None) -> dict[str, str] | None:
     """Returns the defect by id, of the defective records only."""
     if path is None:
         return None
-    table = pq.read_table(path)
+    table = read_parquet(path, "write it again")
     if not {"id", "defect"} <= set(table.column_names):
         raise DataError(f"benchmark.defect_labels: {path} must have columns id and defect; it has {table.column_names}")
     rows = zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True)

@@ -19,6 +19,9 @@ PLOT = "table.png"
 WRITTEN = ("table.md", "table.csv", "table.jsonl", "costs.md", "costs.csv", "results.jsonl", PLOT)
 """Files of a finished benchmark. Those called ``table`` hold no times."""
 
+READ_BACK = ("table.jsonl", "results.jsonl", "score_index.jsonl", PLOT)
+"""Those that the report reads; ``ostlight.models.saved_files`` lists what they were."""
+
 
 def write_all(
     results: Sequence[RunResult], rows: Sequence[ResultRow], baseline: str | None, folder: Path, title: str

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,11 +13,13 @@ import numpy as np
 
 from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.plan import PlannedRun, file_name, run_training
+from ostlight.benchmarking.positions import POSITIONS, digest_of, read_positions
 from ostlight.benchmarking.results import RunResult
 from ostlight.benchmarking.schedule import Task
 from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
-from ostlight.data.atomic import atomic_path, atomic_write_text
+from ostlight.data.atomic import atomic_path
+from ostlight.data.checked_json import read_json, write_json
 from ostlight.errors import DataError, read_if_whole
 from ostlight.evaluation.answers import ALL
 from ostlight.evaluation.evaluate import answer_losses, evaluate_model
@@ -135,7 +135,7 @@ class SelectionTask:
         facts, positions = _read_facts(self.file), self.file.with_suffix(".npy")
         if facts is None or not positions.exists():
             return False
-        return read_if_whole(positions, lambda: _read_positions(positions, facts), SELECTED_AGAIN) is not None
+        return read_if_whole(positions, lambda: read_positions(positions, facts), SELECTED_AGAIN) is not None
 
     def write(self, positions: np.ndarray, cost: StageCost) -> None:
         """Writes the JSON file last."""
@@ -145,7 +145,7 @@ class SelectionTask:
             np.save(temporary, positions)
         facts = {
             "kept": len(positions),
-            "positions": _digest(positions),
+            POSITIONS: digest_of(positions),
             "defects_kept": self.experiment.count_defects(positions),
             "cost": {
                 "s": cost.device_s,
@@ -155,28 +155,17 @@ class SelectionTask:
                 "price": cost.price,
             },
         }
-        atomic_write_text(self.file, json.dumps(facts, indent=1))
+        write_json(self.file, facts)
 
 
 SELECTED_AGAIN = "the selection is made again"
-
-
-def _read_positions(file: Path, facts: Mapping[str, Any]) -> np.ndarray:
-    positions: np.ndarray = np.load(file)
-    if _digest(positions) != facts["positions"]:
-        raise ValueError("the positions are not those that were written")
-    return positions
-
-
-def _digest(positions: np.ndarray) -> str:
-    return hashlib.sha256(positions.tobytes()).hexdigest()[:16]
 
 
 def _read_facts(file: Path) -> dict[str, Any] | None:
     """What a finished task wrote; ``None`` where there is none, or it is damaged, which a warning says."""
     if not file.exists():
         return None
-    return read_if_whole(file, lambda: dict(json.loads(file.read_text(encoding="utf-8"))), "the task is run again")
+    return read_if_whole(file, lambda: read_json(file), "the task is run again")
 
 
 class SelectTask(SelectionTask):
@@ -308,7 +297,7 @@ class TrainTask:
         home, compute = experiment.folder, dataclasses.replace(target_compute(experiment.config), progress=False)
         model = experiment.load_target(self.training)
         if self.selection:
-            data = experiment.encoded_pool.select(np.load(self.selection.file.with_suffix(".npy")))
+            data = experiment.encoded_pool.select(read_positions(self.selection.file.with_suffix(".npy")))
             with home.cost_log.stage("train", self.name) as cost:
                 job = TrainingJob(compute, home.path, self.name, self.planned.seed, [logger], quiet=True)
                 fit(model, data, job, cost)
@@ -322,7 +311,7 @@ class TrainTask:
             "training_wall_s": cost.wall_s,
             "training_flops": cost.flops,
         }
-        atomic_write_text(self.file, json.dumps(facts, indent=1))
+        write_json(self.file, facts)
         log.info(f"{self.name}: {metric} {values[ALL]:.3f}")
 
     def _measure(self, model: MultimodalModel) -> tuple[dict[str, float], list[float | None]]:
@@ -340,7 +329,7 @@ class TrainTask:
             return None
         planned, selection = self.planned, self.selection_facts
         kept, defects = selection["kept"], sum(selection["defects_kept"].values())
-        facts = json.loads(self.file.read_text())
+        facts = read_json(self.file)
         facts["items"] = np.array(facts["items"], dtype=np.float64)  # null becomes NaN
         is_labelled = self.experiment.defect_labels is not None and kept > 0
         return RunResult(

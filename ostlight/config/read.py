@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ from typing import Any
 import yaml
 
 from ostlight.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CHECKSUM = "# checksum of what follows:"
+"""Begins the first line of a configuration that ostlight wrote."""
 
 MOST_VALUES = 100_000
 """In one file."""
@@ -26,7 +33,8 @@ def read_mapping(path: Path, what: str = "settings") -> dict[str, Any]:
         ConfigError: not UTF-8, not YAML, a repeated key, or not a mapping.
     """
     try:
-        values = parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = parse(text)
     except UnicodeDecodeError as error:
         raise ConfigError([f"not YAML: not UTF-8 text (byte {error.start}); save it as UTF-8"], str(path)) from error
     except yaml.YAMLError as error:
@@ -34,7 +42,23 @@ def read_mapping(path: Path, what: str = "settings") -> dict[str, Any]:
     if not isinstance(values, dict):
         held = "nothing" if values is None else type(values).__name__
         raise ConfigError([f"the file must hold a mapping of {what}; it holds {held}"], str(path))
+    if _is_changed(text):
+        log.warning(
+            f"{path} is not what ostlight wrote: it is damaged, unless somebody has edited it; then remove its line "
+            f"'{CHECKSUM} ...'"
+        )
     return values
+
+
+def with_checksum(text: str) -> str:
+    """Returns a YAML file's text below a comment with its checksum; ``read_mapping`` warns where they do not agree."""
+    return f"{CHECKSUM} {zlib.crc32(text.encode()):08x}\n{text}"
+
+
+def _is_changed(text: str) -> bool:
+    head, checksum, rest = text.partition(CHECKSUM)
+    written, _, below = rest.partition("\n")
+    return bool(checksum) and not head.strip() and written.strip() != f"{zlib.crc32(below.encode()):08x}"
 
 
 def parse(text: str) -> Any:

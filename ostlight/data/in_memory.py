@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import datetime
 import decimal
+import filecmp
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -18,8 +20,14 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image as PILImage
 
+from ostlight.data.atomic import atomic_folder
 from ostlight.errors import DataError
 from ostlight.progress import phase
+
+log = logging.getLogger(__name__)
+
+RECORDS = (".jsonl", ".arrow")
+"""Endings of files with records; others describe them, and may say when that was."""
 
 CHUNK_ROWS = 1_000
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
@@ -59,9 +67,20 @@ def write_records(records: Any, folder: Path, where: str) -> tuple[Path, bool]:
             except OSError:
                 if not target.is_dir():  # else another process was faster
                     raise
+        elif damaged := _first_other(temporary, target):
+            log.warning(f"{damaged} is not what was written there; it is written again")
+            with atomic_folder(target) as again:
+                shutil.copytree(temporary, again, dirs_exist_ok=True)
         return target / name, is_new
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _first_other(written: Path, before: Path) -> Path | None:
+    """The first file with records in ``before`` that is missing, or not the one in ``written``."""
+    files = (file for file in sorted(written.rglob("*")) if file.suffix in RECORDS)
+    there = ((file, before / file.relative_to(written)) for file in files)
+    return next((old for new, old in there if not (old.is_file() and filecmp.cmp(new, old, shallow=False))), None)
 
 
 def _write(records: Any, folder: Path, where: str) -> tuple[str, str]:

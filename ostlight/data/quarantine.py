@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ostlight.data.atomic import atomic_path
+from ostlight.data.checked_parquet import check_parquet, read_parquet, write_parquet
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, reading_back
 
@@ -69,8 +69,7 @@ class Quarantine:
     def write(self, path: str | Path) -> None:
         """Write ``quarantine.parquet``, rows by position; whole or not at all. No rows make an empty file."""
         rows = [asdict(row) for row in sorted(self, key=lambda row: (row.position, row.stage))]
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
+        write_parquet(pa.Table.from_pylist(rows, SCHEMA), path)
 
     @classmethod
     def read(cls, path: str | Path) -> Quarantine:
@@ -79,8 +78,9 @@ class Quarantine:
         Raises:
             DataError: the file is missing or is no quarantine.
         """
-        with reading_back(path, "`ostlight select` writes it again from the scores"):
-            table = pq.read_table(path, columns=SCHEMA.names)
+        cure = "`ostlight select` writes it again from the scores"
+        table = read_parquet(path, cure, SCHEMA.names)
+        with reading_back(path, cure):
             return cls(Row(**row) for row in table.to_pylist())
 
     def __iter__(self) -> Iterator[Row]:
@@ -100,8 +100,7 @@ def write_rejected(pool: Pool, rejected: pa.Table, stage: str, path: str | Path)
         "record": pa.array(record),
         "stage": pa.array([stage], pa.string()).take(pa.array(np.zeros(len(rejected), dtype=np.int64))),
     }
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA), temporary)
+    write_parquet(pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA), path)
 
 
 def is_listed(rejected: pa.Table, stage: str, path: Path) -> bool:
@@ -112,8 +111,9 @@ def is_listed(rejected: pa.Table, stage: str, path: Path) -> bool:
     """
     names = ["position", "reason", "detail"]
     try:
+        check_parquet(path)
         listed = pq.read_table(path, columns=[*names, "stage"])
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return False
     listed = listed.filter(pc.equal(listed["stage"], stage)).select(names)
     return bool(rejected.select(names).cast(listed.schema).equals(listed))

@@ -18,6 +18,7 @@ import numpy as np
 
 from ostlight.data import llama_factory
 from ostlight.data.atomic import atomic_folder, atomic_write_text
+from ostlight.data.checked_json import read_json, write_json
 from ostlight.data.formats import HuggingFaceFolder, JsonArray, JsonLines, Source
 from ostlight.data.images import ImageRoot
 from ostlight.data.pool import Pool
@@ -27,7 +28,7 @@ from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
 
-MANIFEST = ".files"
+MANIFEST, FILES = ".files", "files"
 """Lists what a subset consists of: all else in its folder is the user's."""
 
 
@@ -102,7 +103,7 @@ def write_subset(
             written.append(info)
             files.add(info)
         names = {path.relative_to(unfinished).as_posix() for path in files}
-        atomic_write_text(unfinished / MANIFEST, json.dumps(sorted(names), indent=0))
+        write_json(unfinished / MANIFEST, {FILES: sorted(names)})
         earlier.take_over(unfinished)
     return [folder / path.relative_to(unfinished) for path in written]
 
@@ -159,9 +160,8 @@ class _Earlier:
         if not file.exists():
             return cls(folder, frozenset(ours))
         with reading_back(file, f"remove {folder}; the same command writes it again"):
-            names = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(names, list):
-                raise TypeError(f"a {type(names).__name__} instead of a list")
+            listed = json.loads(file.read_text(encoding="utf-8"))
+            names = listed if isinstance(listed, list) else read_json(file)[FILES]  # a list: of an earlier version
             return cls(folder, frozenset([*ours, *map(str, names)]))
 
     def copy(self, unfinished: Path, image: Path, target: Path) -> None:

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ostlight.config.bind import bind
 from ostlight.config.digitmath import TASKS, DigitMath
-from ostlight.data.atomic import atomic_path
+from ostlight.data.checked_parquet import write_parquet
 from ostlight.data.sample import IMAGE_PLACEHOLDER
 from ostlight.digitmath.defects import Record, corrupt
 from ostlight.digitmath.digits import GRID, add_noise, png, render, split
@@ -67,8 +66,7 @@ def build(config: DigitMath, folder: Path) -> Files:
         pool = [replace(record, answer="") for record in pool]
     _write(files.pool, "pool", pool, config.seed, sources_of(defects, config))
     defect_labels = {"id": [_id("pool", place) for place in range(config.pool)], "defect": defects}
-    with atomic_path(files.defect_labels) as temporary:
-        pq.write_table(pa.table(defect_labels, DEFECT_LABELS_SCHEMA), temporary)
+    write_parquet(pa.table(defect_labels, DEFECT_LABELS_SCHEMA), files.defect_labels)
     anchors = clean_records("anchors", config.anchors, config.seed)
     anchors, _ = corrupt(anchors, config.anchor_counts(), _rng(config.seed, "anchor defects"))
     _write(files.anchors, "anchors", anchors, config.seed)
@@ -102,8 +100,7 @@ def sources_of(defects: Sequence[str], config: DigitMath) -> list[str]:
 def _write(path: Path, part: str, records: list[Record], seed: int, sources: Sequence[str] = ()) -> None:
     rows = [_row(_id(part, place), record, seed) for place, record in enumerate(records)]
     table = pa.Table.from_pylist(rows, SCHEMA)
-    with atomic_path(path) as temporary:
-        pq.write_table(table.append_column(SOURCE_FIELD, [list(sources)]) if sources else table, temporary)
+    write_parquet(table.append_column(SOURCE_FIELD, [list(sources)]) if sources else table, path)
 
 
 def _row(name: str, record: Record, seed: int) -> dict[str, object]:

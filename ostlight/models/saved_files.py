@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 
-from ostlight.data.atomic import atomic_write_text
+from ostlight.data.checked_json import read_json, write_json
 from ostlight.data.file_key import content_key
 from ostlight.errors import DataError
 from ostlight.progress import track
@@ -14,12 +14,15 @@ NAME = "saved_files.json"
 """In the folder: the SHA-256 of each file by its name. Without it a folder is taken as it is."""
 
 
-def note_saved(folder: Path) -> None:
-    """Writes the list of the files that are in a folder now, those of its subfolders left out."""
-    digests = {
-        file.name: content_key(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != NAME
-    }
-    atomic_write_text(folder / NAME, json.dumps(digests, indent=1) + "\n")
+def note_saved(folder: Path, names: Collection[str] | None = None) -> None:
+    """Writes the list of the files that are in a folder now.
+
+    Args:
+        names: of the files; by default all but those of its subfolders.
+    """
+    found = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name != NAME]
+    digests = {file.name: content_key(file) for file in found if names is None or file.name in names}
+    write_json(folder / NAME, digests)
 
 
 def check_saved(folder: Path, cure: str) -> None:
@@ -44,8 +47,8 @@ def check_saved(folder: Path, cure: str) -> None:
 
 def _first_damaged(folder: Path) -> str | None:
     try:
-        digests = dict(json.loads((folder / NAME).read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        digests = read_json(folder / NAME)
+    except ValueError:
         return NAME
     for name, digest in track(digests.items(), f"checking {folder}", unit="files"):
         file = folder / name

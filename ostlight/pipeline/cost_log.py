@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ostlight.data.checked_json import parse_checked, with_checksum
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.selection.usage import NAMES, Usage
 
@@ -70,22 +71,29 @@ class CostLog:
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":  # a line was cut short by a kill
                         file.write(b"\n")
-                file.write(json.dumps(line).encode() + b"\n")
+                file.write(json.dumps(with_checksum(line)).encode() + b"\n")
 
     def read(self) -> list[StageCost]:
-        """Returns all lines so far; a warning counts those that are damaged."""
+        """Returns all lines so far; a warning counts those that are damaged, or says that the file is gone."""
         if not self.path.exists():
+            if _holds_work(self.path.parent):
+                log.warning(f"{self.path} is missing; what the stages of this folder cost is not known, nor counted")
             return []
         costs, damaged = [], 0
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if line.strip():
-                    costs.append(StageCost(**{k: v for k, v in json.loads(line).items() if k != "when"}))
+                    costs.append(StageCost(**{k: v for k, v in parse_checked(line).items() if k != "when"}))
             except (ValueError, TypeError, AttributeError):
                 damaged += 1
         if damaged:
             log.warning(f"{self.path}: {damaged} lines are damaged and left out; the costs of these stages are missing")
         return costs
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether a folder holds what a stage took time for."""
+    return any(folder.glob("scores/part-*.parquet")) or (folder / "proxy" / "warmup.json").exists()
 
 
 def total(costs: list[StageCost], stages: tuple[str, ...]) -> StageCost:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import pyarrow.parquet as pq
 from torch.utils.data import DataLoader, Dataset
 
 from ostlight.config.schema import Compute, Config
-from ostlight.data.atomic import atomic_path, atomic_write_text
+from ostlight.data.atomic import atomic_write_text
+from ostlight.data.checked_parquet import write_parquet
 from ostlight.data.pool import Pool
 from ostlight.errors import DataError, read_if_whole
 from ostlight.evaluation.answers import ALL
@@ -147,8 +147,7 @@ class _Measuring(L.LightningModule):
 def _write(config: Config, folder: RunFolder, result: Result, target: Path) -> None:
     rows = "".join(json.dumps({"target": target.name} | row) + "\n" for row in _accuracy_rows(config, result))
     for place in (target, folder.path):
-        with atomic_path(place / folder.predictions.name) as temporary:
-            pq.write_table(result.predictions, temporary)
+        write_parquet(result.predictions, place / folder.predictions.name)
         atomic_write_text(place / ACCURACY, rows)
 
 

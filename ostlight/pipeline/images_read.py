@@ -14,17 +14,16 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ostlight.data.atomic import atomic_path
+from ostlight.data.checked_parquet import is_whole, read_parquet, write_parquet
 from ostlight.data.file_key import content_key
 from ostlight.data.pool import Pool
 from ostlight.data.remote import RemotePath
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, RunChangedError, reading_back
+from ostlight.errors import BadRecord, RunChangedError
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import track
-from ostlight.selection.score_files import ScoreFiles, is_whole
+from ostlight.selection.score_files import ScoreFiles
 
 IMAGE_REASONS = frozenset(
     {"missing_image", "image_outside_root", "remote_image", "not_an_image", "image_too_large", "corrupt_image"}
@@ -89,15 +88,14 @@ def write_images(images: Iterable[ImageRead], file: Path) -> None:
     rows = {name: [getattr(image, name) for image in images] for name in SCHEMA.names}
     table = pa.table(rows, schema=SCHEMA)
     if file.exists():
-        with reading_back(file, "remove it and the file of that name in `scores`, and its records are scored again"):
-            before = pq.read_table(file, schema=SCHEMA)
+        cure = "remove it and the file of that name in `scores`, and its records are scored again"
+        before = read_parquet(file, cure, schema=SCHEMA)
         is_old = pc.invert(pc.is_in(before["position"], pc.unique(table["position"])))
         table = pa.concat_tables([before.filter(is_old), table]).sort_by("position")
     elif not images:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file) as temporary:
-        pq.write_table(table, temporary)
+    write_parquet(table, file)
 
 
 def check_images(folder: RunFolder, pool: Pool) -> list[int]:
@@ -113,9 +111,8 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
     checked: dict[tuple[int, str], str | None] = {}
     total, changed, first = 0, 0, ""
     for file in track(sorted(folder.images.glob("part-*.parquet")), "checking images", unit="shards"):
-        with reading_back(file, f"remove it and {folder.scores / file.name}, and its records are scored again"):
-            rows = pq.read_table(file, schema=SCHEMA).to_pylist()
-        for row in rows:
+        cure = f"remove it and {folder.scores / file.name}, and its records are scored again"
+        for row in read_parquet(file, cure, schema=SCHEMA).to_pylist():
             image = ImageRead(**row)
             total += 1
             unread.discard(image.position)  # it could be opened, so what matters is whether it is another one

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ostlight.config.schema import Anchors, Config, Data, PoolData, Proxy, Target
+from ostlight.data.checked_parquet import is_whole
 from ostlight.data.overlap import overlap_message, overlaps
 from ostlight.data.pool import Pool
 from ostlight.data.remote import is_remote
@@ -45,7 +46,11 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
     made_from = {"digitmath": settings, "data code": fingerprint.of_code(*fingerprint.DATA)}
     made_from |= {"package versions": fingerprint.package_versions()}
     folder.claim("data", made_from, is_empty=not any(path.exists() for path in astuple(files)))
-    if is_first_rank() and not all(path.exists() for path in astuple(files)):
+    damaged = [path for path in astuple(files) if not is_whole(path)] if is_first_rank() else []
+    if damaged:
+        if written := [path for path in astuple(files) if path.exists()]:
+            name = next(iter(damaged))
+            log.warning(f"{name} is {'damaged' if name in written else 'missing'}; the built-in pool is written again")
         with phase("writing the built-in pool"):
             build(config.digitmath, data)
     config = replace(

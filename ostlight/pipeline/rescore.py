@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shlex
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
-from ostlight.data.atomic import atomic_path, atomic_write_text
+from ostlight.data.checked_json import write_json
+from ostlight.data.checked_parquet import read_parquet, write_parquet
 from ostlight.errors import DataError, RunChangedError
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, open_pool, read_anchors, with_digitmath
@@ -27,6 +26,7 @@ from ostlight.pipeline.warmup import load_warm_proxy
 from ostlight.progress import track
 from ostlight.selection.context import ScoringContext, no_anchors
 from ostlight.selection.registry import create
+from ostlight.selection.score_files import CURE
 from ostlight.selection.scores import FIXED_NAMES, OK, Scores
 from ostlight.training.trainer import as_in_predict
 
@@ -79,7 +79,7 @@ def rescore(config: Config, name: str | None = None) -> Path:
     with RunFolder.owned(config, "rescore") as new:
         new.claim("scores", fingerprints | origin)
         new.write_config()
-        atomic_write_text(new.rescored, json.dumps(origin, indent=2) + "\n")  # first: nothing may be scored in between
+        write_json(new.rescored, origin)  # first: nothing may be scored in between
         with new.cost_log.stage("rescore", config.selector.shown, selector.usage) as cost:
             _write_parts(job, new, anchors)
             cost.samples = len(pool)
@@ -100,7 +100,7 @@ def _write_parts(job: ScoringJob, new: RunFolder, anchors: LoadedAnchors) -> Non
     )
     new.scores.mkdir(parents=True, exist_ok=True)
     with as_in_predict(job.config.compute, proxy):
-        tables = (pq.read_table(file) for file in track(files, "rescoring", unit="shards"))
+        tables = (read_parquet(file, CURE) for file in track(files, "rescoring", unit="shards"))
         given: list[pa.Table] = []
 
         def parts() -> Iterator[Scores]:
@@ -109,8 +109,8 @@ def _write_parts(job: ScoringJob, new: RunFolder, anchors: LoadedAnchors) -> Non
                 yield Scores(table)
 
         for number, columns in enumerate(job.selector.rescore(context, parts())):
-            with atomic_path(new.scores / files[number].name) as temporary:
-                pq.write_table(_replaced(given.pop(), columns, type(job.selector).__name__), temporary)
+            table = _replaced(given.pop(), columns, type(job.selector).__name__)
+            write_parquet(table, new.scores / files[number].name)
 
 
 def _replaced(table: pa.Table, columns: object, selector: str) -> pa.Table:

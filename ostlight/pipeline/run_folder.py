@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,16 +11,20 @@ from typing import Any
 import yaml
 
 from ostlight.config.load import as_written
-from ostlight.config.read import read_mapping
+from ostlight.config.read import read_mapping, with_checksum
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_write_text, sweep
-from ostlight.errors import ConfigError, RunChangedError, reading_back
+from ostlight.data.checked_json import read_json, write_json
+from ostlight.errors import ConfigError, DataError, RunChangedError, reading_back
 from ostlight.pipeline.cost_log import CostLog
 from ostlight.pipeline.lock import RUN, locked, updating
 from ostlight.ranks import is_first_rank
 
 log = logging.getLogger(__name__)
 
+MANIFEST = "manifest.json"
+LOST = "what {} was made from is not known any more: remove that folder, or give this run another name"
+"""Cure of a manifest that is damaged or missing."""
 ANOTHER_NAME = "give this run another name (name=...)"
 SELECT_AGAIN = "`ostlight select` writes it again from the scores"
 """What to do about a selection or a quarantine that is damaged."""
@@ -134,7 +137,7 @@ class RunFolder:
                 if sections:
                     values = read_mapping(file) | {name: values[name] for name in sections}
                 text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-                atomic_write_text(file, f"# Repeat this run: ostlight select THIS_FILE\n{text}")
+                atomic_write_text(file, with_checksum(f"# Repeat this run: ostlight select THIS_FILE\n{text}"))
 
     def claim(
         self,
@@ -143,6 +146,7 @@ class RunFolder:
         is_empty: bool = False,
         way_out: str = ANOTHER_NAME,
         clear: Callable[[], None] | None = None,
+        holds_work: bool = False,
     ) -> bool:
         """Records in the manifest what a stage is made from, before its first file is written.
 
@@ -155,16 +159,21 @@ class RunFolder:
                 or was refused, before it made anything. It is then claimed anew.
             way_out: what to do about other inputs, for the message.
             clear: removes what an empty stage left, before it is claimed with other inputs.
+            holds_work: work of the stage is there, so it was claimed before.
 
         Returns:
             Whether it was claimed with other inputs before, of which nothing is there.
 
         Raises:
             RunChangedError: the folder holds the stage made from other inputs; lists what changed.
+            DataError: the folder holds work of the stage, and the manifest is lost.
         """
         with self.updating():
             stages, before = self._stages(), self.made_from(stage)
             is_other = before is not None and before != inputs
+            if before is None and holds_work:
+                file = self.path / MANIFEST
+                raise DataError(f"{file} is missing, or lacks {stage!r}; {LOST.format(self.path)}", file)
             if before is not None and is_other and not is_empty:
                 changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
                 raise RunChangedError(
@@ -176,7 +185,7 @@ class RunFolder:
                 clear()
             if (before is None or is_other) and is_first_rank():
                 stages |= {stage: inputs}
-                atomic_write_text(self.path / "manifest.json", json.dumps(stages, indent=2, sort_keys=True) + "\n")
+                write_json(self.path / MANIFEST, {name: dict(sorted(made.items())) for name, made in stages.items()})
             return is_other
 
     def written_options(self) -> dict[str, Any]:
@@ -189,15 +198,20 @@ class RunFolder:
         return self._stages().get(stage)
 
     def _stages(self) -> dict[str, dict[str, str]]:
-        file = self.path / "manifest.json"
-        if not file.exists():
-            return {}
-        cure = (
-            f"what {self.path} was made from is not known any more: remove that folder, or give this run another name"
-        )
-        with reading_back(file, cure):
-            stages: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
-            return {str(stage): dict(inputs) for stage, inputs in stages.items()}
+        return read_manifest(self.path)
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """Returns what each stage of a run folder was made from; nothing where the folder holds no stage.
+
+    Raises:
+        DataError: ``manifest.json`` is damaged.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        return {}
+    with reading_back(file, LOST.format(folder)):
+        return {stage: dict(inputs) for stage, inputs in read_json(file).items()}
 
 
 def _make(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config, SelectorChoice
+from ostlight.data.checked_json import read_json
+from ostlight.data.checked_parquet import is_whole
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError, reading_back
@@ -33,10 +34,10 @@ from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards,
 from ostlight.pipeline.unsupported import announce
 from ostlight.pipeline.warmup import proxy_fingerprints, seconds_per_sample, warm_up_proxy
 from ostlight.progress import phase
+from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
 from ostlight.selection.notes import read_notes, remove_notes
 from ostlight.selection.registry import create
-from ostlight.selection.score_files import is_whole
 from ostlight.selection.scores import read_score_table
 from ostlight.selection.selector import Selector
 from ostlight.training.optimizer_records import median_update_norm
@@ -95,7 +96,10 @@ def score_pool(job: ScoringJob) -> None:
         job.folder.config = config
         job = dataclasses.replace(job, config=config)
     made_from = scoring_fingerprints(job.config, job.pool, anchors, job.selector) | origin
-    job.folder.claim("scores", made_from, not _holds_scores(job.folder.scores), clear=lambda: _clear(job.folder))
+    has_scores = _holds_scores(job.folder.scores)
+    job.folder.claim(
+        "scores", made_from, not has_scores, clear=lambda: _clear(job.folder), holds_work=has_scores and is_first_rank()
+    )
     job.folder.write_config()
     if origin:
         _check_rescored(job, origin)
@@ -204,7 +208,7 @@ def rescored_from(folder: RunFolder) -> dict[str, str]:
     if not folder.rescored.exists():
         return {}
     with reading_back(folder.rescored, f"remove {folder.path}, and run `ostlight rescore` again"):
-        return dict(json.loads(folder.rescored.read_text(encoding="utf-8")))
+        return read_json(folder.rescored)
 
 
 def scoring_context(job: ScoringJob, anchors: LoadedAnchors) -> ScoringContext:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from ostlight.data.checked_parquet import read_parquet
 from ostlight.data.pool import Pool
 from ostlight.data.sanitize import printable
 from ostlight.data.subset_dataset import subset_dataset
-from ostlight.errors import DataError, reading_back
+from ostlight.errors import DataError
 from ostlight.pipeline.run_folder import SELECT_AGAIN, RunFolder
 from ostlight.selection.score_files import ScoreFiles
 from ostlight.selection.underrepresented import UnderrepresentedTag
@@ -100,10 +100,8 @@ class Selection:
     def _kept_now(self) -> np.ndarray:
         if not self.folder.selection.is_file():
             return np.empty(0, dtype=np.int64)
-        with reading_back(self.folder.selection, SELECT_AGAIN):
-            table = pq.read_table(
-                self.folder.selection, columns=["position", "rank"], filters=pc.field("rank").is_valid()
-            )
+        is_kept = pc.field("rank").is_valid()
+        table = read_parquet(self.folder.selection, SELECT_AGAIN, ["position", "rank"], is_kept)
         return table.sort_by("rank")["position"].to_numpy()
 
     def __repr__(self) -> str:

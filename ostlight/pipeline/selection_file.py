@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
+from ostlight.data.checked_parquet import read_metadata
 from ostlight.data.pool import Pool
 from ostlight.errors import RunChangedError, reading_back
 from ostlight.pipeline import fingerprint
@@ -45,8 +45,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is damaged.
     """
+    found = read_metadata(path, SELECT_AGAIN).get(MADE_FROM.encode())
     with reading_back(path, SELECT_AGAIN):
-        found = (pq.read_schema(path).metadata or {}).get(MADE_FROM.encode())
         return {} if found is None else dict(json.loads(found))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config
 from ostlight.data.atomic import atomic_folder, temporary_path
+from ostlight.data.checked_parquet import read_parquet
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
 from ostlight.errors import BadRecord, DataError, DivergedError, reading_back
@@ -72,7 +72,8 @@ def _train(
 ) -> None:
     checkpoint = target.with_name(f"{target.name}.ckpt")
     is_empty = not (is_trained(target) or checkpoint.exists())
-    folder.claim(stage_of(target), made_from, is_empty, "give the target another name (target.name=...)")
+    another_name = "give the target another name (target.name=...)"
+    folder.claim(stage_of(target), made_from, is_empty, another_name, holds_work=not is_empty and is_first_rank())
     folder.write_config("target")
     checkpoints = Checkpoints(checkpoint, config.target.checkpoint_minutes)
     if is_trained(target):
@@ -147,8 +148,8 @@ def read_kept(folder: RunFolder) -> np.ndarray:
     """
     if not folder.selection.exists():
         raise DataError(f"{folder.selection} does not exist; run `ostlight select` with this configuration first")
+    table = read_parquet(folder.selection, SELECT_AGAIN)
     with reading_back(folder.selection, SELECT_AGAIN):
-        table = pq.read_table(folder.selection)
         kept: np.ndarray = table.filter(pc.field("kept")).sort_by("rank")["position"].to_numpy()
     if not len(kept):
         raise DataError(f"{folder.selection} keeps no record; widen the budget")
@@ -191,7 +192,7 @@ def _rejected(folder: RunFolder, pool: Pool, rejections: dict[int, BadRecord], s
     quarantine = Quarantine()
     if rejections:
         log.info(f"train: {len(rejections)} of {samples} samples could not be used; see {folder.quarantine}")
-        selected = pq.read_table(folder.selection, columns=["position", "id"]).to_pydict()
+        selected = read_parquet(folder.selection, SELECT_AGAIN, ["position", "id"]).to_pydict()
         ids = dict(zip(selected["position"], selected["id"], strict=True))
         for position, error in sorted(rejections.items()):
             quarantine.add(pool, position, error, stage="train", id=ids.get(position))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from ostlight.config.schema import Config
-from ostlight.data.atomic import atomic_folder, atomic_write_text
+from ostlight.data.atomic import atomic_folder
+from ostlight.data.checked_json import read_json, write_json
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import FIRST_RECORDS, DataError, read_if_whole
@@ -87,7 +87,7 @@ def _made_from(proxy: Path) -> str:
 
 
 def _summary(proxy: Path) -> dict[str, Any]:
-    return dict(json.loads((proxy / DONE).read_text(encoding="utf-8")))
+    return read_json(proxy / DONE)
 
 
 def load_warm_proxy(config: Config, folder: RunFolder) -> MultimodalModel:
@@ -229,4 +229,4 @@ def _write_summary(folder: Path, monitor: LossMonitor | None, trusted_name: str,
         summary |= {"kept_step": monitor.kept_step, "losses": monitor.losses}
     (folder / DONE).unlink(missing_ok=True)
     note_saved(folder)
-    atomic_write_text(folder / DONE, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / DONE, summary)

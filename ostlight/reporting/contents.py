@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import pyarrow.parquet as pq
 from scipy.stats import binomtest
 
 from ostlight.benchmarking.files import PLOT
 from ostlight.benchmarking.names import shared_settings
 from ostlight.benchmarking.results import ResultRow, pareto_optimal
+from ostlight.data.checked_parquet import read_parquet
 from ostlight.data.reasons import group_by_reason
-from ostlight.errors import reading_back
 from ostlight.evaluation.answers import ALL
 from ostlight.models.cost import StageCost
 from ostlight.pipeline.cost_log import total
+from ostlight.pipeline.run_folder import SELECT_AGAIN
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.results_table import read_results
 from ostlight.reporting.score_columns import ScoreColumns
@@ -31,6 +31,8 @@ def page_contents(run: FinishedRun) -> dict[str, Any]:
     utilities = utilities_section(ScoreColumns.read(scored)) if scored is not None else None
     if scored is None:
         run.missing.append("Scores: the folder holds none.")
+    elif not run.is_benchmark and not run.folder.selection.is_file():
+        run.missing.append(f"Selection: {run.folder.selection.name} does not exist; {SELECT_AGAIN}.")
     answers = _answers(run)
     cost_log = _cost_log(run)
     return {
@@ -99,8 +101,7 @@ def _answers(run: FinishedRun) -> list[dict[str, Any]]:
         if not run.is_benchmark:
             run.missing.append("Accuracy: the target was not trained and evaluated in this folder.")
         return []
-    with reading_back(run.folder.predictions, EVALUATE_AGAIN):
-        table = pq.read_table(run.folder.predictions, columns=["group", "correct"])
+    table = read_parquet(run.folder.predictions, EVALUATE_AGAIN, ["group", "correct"])
     correct_by_group: dict[str, list[bool]] = {ALL: table["correct"].to_pylist()}
     for row in table.to_pylist():
         if row["group"]:
@@ -113,8 +114,7 @@ def _targets(run: FinishedRun) -> list[dict[str, Any]]:
     """Accuracy of every trained target of the run; empty where there is but one."""
     found = []
     for file in sorted(run.folder.targets.glob("*/predictions.parquet")):
-        with reading_back(file, EVALUATE_AGAIN):
-            correct = pq.read_table(file, columns=["correct"])["correct"].to_pylist()
+        correct = read_parquet(file, EVALUATE_AGAIN, ["correct"])["correct"].to_pylist()
         found.append(_accuracy(file.parent.name, correct))
     return found if len(found) > 1 else []
 

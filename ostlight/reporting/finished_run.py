@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Config, Data
+from ostlight.data.checked_parquet import check_parquet, read_parquet
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine, Row
 from ostlight.data.sample import Sample
 from ostlight.digitmath.build import Files
 from ostlight.errors import BadRecord, DataError, OstlightError, reading_back
 from ostlight.models.cost import StageCost
+from ostlight.models.saved_files import check_saved
 from ostlight.pipeline.lock import in_use_by
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.selection_file import read_settings
 from ostlight.selection.notes import read_notes
-from ostlight.selection.score_files import CURE
-from ostlight.selection.scores import REJECTED
+from ostlight.selection.score_files import CURE, ScoreFiles
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class FinishedRun:
 
         Raises:
             DataError: the folder does not exist, or is no run folder.
+                A file of a benchmark is not what was written.
             ConfigError: its ``config.yaml`` is not one of this version's.
         """
         path = Path(path)
@@ -68,6 +70,8 @@ class FinishedRun:
             problem = problem if path.exists() else "does not exist"
             raise DataError(f"{path} {problem}; name a folder that `ostlight select` or `ostlight benchmark` wrote")
         config = load_config(path / "config.yaml")
+        if config.benchmark is not None:
+            check_saved(path, "run `ostlight benchmark` again to write it")
         if users := in_use_by(path):
             log.warning(f"{path} is in use by {', '.join(users)}: what follows is what it holds by now")
         return cls(RunFolder(path, config, write=False), config)
@@ -159,6 +163,7 @@ class FinishedRun:
         """Columns of the first score file, beyond the score, that the report shows."""
         part = min(self.folder.scores.glob("part-*.parquet"))
         with reading_back(part, CURE):
+            check_parquet(part)
             return set(pq.read_schema(part).names) & {*EXTRA_COLUMNS, *VECTOR_COLUMNS}
 
     @cached_property
@@ -170,9 +175,8 @@ class FinishedRun:
         if not self.has_scores:
             return Quarantine()
         columns = ["position", "id", "reason", "field", "detail"]
-        with reading_back(self.folder.scores, "one of its files cannot be read"):
-            table = pq.read_table(self.folder.scores, columns=columns, filters=[("state", "=", REJECTED)])
-        return Quarantine(Row(**row, file="", record=0, stage="score") for row in table.to_pylist())
+        rows = ScoreFiles(self.folder.scores).rejected().select(columns).to_pylist()
+        return Quarantine(Row(**row, file="", record=0, stage="score") for row in rows)
 
     @cached_property
     def pool(self) -> Pool | None:
@@ -243,9 +247,11 @@ class FinishedRun:
             files = [folder / "defect_labels.parquet" for folder in folders]
         file = next(filter(Path.is_file, files), None)
         if file is None:
+            if self.config.digitmath is not None and not self.config.pool.pieces:
+                self.missing.append("Defects: defect_labels.parquet does not exist; `ostlight select` writes it again.")
             return {}
-        with reading_back(file, "write it again, or remove it: the report then shows no defects"):
-            rows = pq.read_table(file, columns=["id", "defect"]).to_pylist()
+        cure = "write it again, or remove it: the report then shows no defects"
+        rows = read_parquet(file, cure, ["id", "defect"]).to_pylist()
         return {row["id"]: "clean" if row["defect"] in CLEAN else row["defect"] for row in rows}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ostlight.config.schema import Model
 from ostlight.digitmath.model import checkpoint
-from ostlight.errors import DataError, reading_back
+from ostlight.errors import DataError
 from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Preconditioner
@@ -24,6 +23,7 @@ from ostlight.models.module import MultimodalModel
 from ostlight.models.saved_files import check_saved
 from ostlight.pipeline.fingerprint import GRADIENT_VECTORS
 from ostlight.pipeline.inputs import read_anchors
+from ostlight.pipeline.run_folder import read_manifest
 from ostlight.pipeline.warmup import DONE
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.selection.notes import PRECONDITIONER
@@ -65,7 +65,7 @@ def layer_utilities(run: FinishedRun, position: int) -> list[LayerUtility]:
     if "step_size" not in run.notes:
         raise DataError("the run's notes hold no step size")
     if run.pool is None:
-        raise DataError("the pool cannot be opened, so the sample's gradient cannot be computed again")
+        raise DataError(f"the sample's gradient cannot be computed again. {run.missing[-1]}")
     model, folder = _proxy(run)
     parameters = select_parameters(model.model, options.parameters)
     train_only(model, parameters)
@@ -134,16 +134,8 @@ def _proxy(run: FinishedRun) -> tuple[MultimodalModel, Path]:
 
 def _benchmark_proxies(run: FinishedRun) -> Iterator[Path]:
     """Proxies of the benchmark around this folder whose inputs are among those of its scores."""
-    score_inputs = _manifest(run.path).get("scores", {}).items()
+    score_inputs = read_manifest(run.path).get("scores", {}).items()
     for home in sorted(run.path.parent.parent.glob("proxies/*/")):
-        proxy_inputs = _manifest(home).get("proxy")
+        proxy_inputs = read_manifest(home).get("proxy")
         if proxy_inputs is not None and proxy_inputs.items() <= score_inputs:
             yield home / "proxy"
-
-
-def _manifest(folder: Path) -> dict[str, dict[str, str]]:
-    file = folder / "manifest.json"
-    if not file.is_file():
-        return {}
-    with reading_back(file, f"what {folder} was made from is not known any more"):
-        return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ostlight.data.atomic import atomic_write_text
 from ostlight.reporting import charts, number_format
 from ostlight.reporting.contents import page_contents
 from ostlight.reporting.finished_run import FinishedRun
+
+log = logging.getLogger(__name__)
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,7 +38,10 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
     """
     run = FinishedRun.open(path)
     target = Path(out) if out is not None else run.path / NAME
-    atomic_write_text(target, render(page_contents(run)))
+    contents = page_contents(run)
+    atomic_write_text(target, render(contents))
+    for sentence in contents["missing"]:
+        log.info(f"the report lacks {sentence[0].lower()}{sentence[1:]}")
     return target
 
 

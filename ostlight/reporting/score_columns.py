@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ostlight.data.checked_parquet import check_parquet
 from ostlight.errors import DataError, reading_back
 from ostlight.reporting.finished_run import EXTRA_COLUMNS, FinishedRun
 from ostlight.reporting.number_format import UnitScale
@@ -65,8 +66,12 @@ class ScoreColumns:
         tables = []
         for part in parts:
             with reading_back(part, CURE), pq.ParquetFile(part) as file:
+                check_parquet(part)
                 tables.append(file.read(COLUMNS))
         table = pa.concat_tables(tables, promote_options="permissive").sort_by("position")
+        if run.pool is not None and len(table) < len(run.pool):
+            without = f"{len(run.pool) - len(table):,} of {len(run.pool):,} records"
+            run.missing.append(f"Scores: {run.folder.scores} has none of {without}; what made the folder scores them.")
         scores = Scores(table)
         ids, by_group = scores.ids, None
         if "utility_by_group" in scores and len(scores) and not scores.table["utility_by_group"].null_count:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ostlight.benchmarking.plan import file_name
+from ostlight.benchmarking.positions import read_positions
+from ostlight.data.checked_parquet import read_parquet
 from ostlight.errors import reading_back
 from ostlight.pipeline.run_folder import SELECT_AGAIN
 from ostlight.reporting.finished_run import FinishedRun
@@ -66,8 +67,8 @@ def read_selections(run: FinishedRun, position: np.ndarray) -> list[Selection]:
 def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndarray]]:
     """Label and tag of each budget, and the positions kept, best first."""
     if run.folder.selection.is_file():
+        table = read_parquet(run.folder.selection, SELECT_AGAIN, ["position", "rank"], [("rank", ">=", 0)])
         with reading_back(run.folder.selection, SELECT_AGAIN):
-            table = pq.read_table(run.folder.selection, columns=["position", "rank"], filters=[("rank", ">=", 0)])
             positions = table.sort_by("rank")["position"].to_numpy()
         (budget,) = run.budgets
         yield budget.label, budget.stratify_by, positions
@@ -75,12 +76,15 @@ def _kept_positions(run: FinishedRun) -> Iterator[tuple[str, str | None, np.ndar
     selectors = run.selectors_by_selection
     for budget in run.budgets:
         files = sorted(run.path.glob(f"selections/{file_name(budget.label)}{FINGERPRINT}.npy"))
+        for stem in selectors:
+            if stem.startswith(f"{file_name(budget.label)}-") and stem not in {file.stem for file in files}:
+                run.missing.append(f"Selection: {stem}.npy does not exist; `ostlight benchmark` makes it again.")
         files = [file for stem in selectors for file in files if file.stem == stem] or files
         for file in files:
             made_by = ", ".join(selectors.get(file.stem, [file.stem.rpartition("-")[2]]))
             label = f"{budget.label}, {made_by}" if len(files) > 1 else budget.label
             with reading_back(file, "`ostlight benchmark` makes the selection again"):
-                positions = np.load(file)
+                positions = read_positions(file)
             yield label, budget.stratify_by, positions
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ostlight.data.atomic import atomic_write_text
+from ostlight.data.checked_json import read_json, write_json
 from ostlight.errors import SelectorError, reading_back
 from ostlight.ranks import is_first_rank
 
@@ -30,7 +30,7 @@ def write_note(folder: Path, name: str, value: Any) -> None:
     check_note(name, value)
     if is_first_rank():
         notes = read_notes(folder) | {name: value}
-        atomic_write_text(folder / FILE, json.dumps(notes, indent=2, sort_keys=True) + "\n")
+        write_json(folder / FILE, dict(sorted(notes.items())))
 
 
 def remove_notes(folder: Path) -> None:
@@ -63,7 +63,4 @@ def read_notes(folder: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     with reading_back(file, CURE):
-        notes = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(notes, dict):
-            raise TypeError(f"a {type(notes).__name__} instead of an object")
-    return notes
+        return read_json(file)

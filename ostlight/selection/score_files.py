@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
+from ostlight.data.checked_parquet import add_checksum, check_parquet, is_whole
 from ostlight.errors import DataError, reading_back
 from ostlight.selection.tag_codes import TagCodes, encode_tags
 
@@ -29,19 +30,10 @@ MAX_LIST_VALUES = 2**31 - 1
 """Numbers in a column of lists up to which pyarrow can sort it."""
 
 CURE = "remove it, and `ostlight select` scores its records again"
-"""For a score file that is damaged inside; one without a readable end is scored again anyway."""
+"""For a score file that is damaged, in commands that do not score it again themselves."""
 
 TEXTS_READ = ("id", "state")
 """Columns of text among ``ScoreFiles.rows``."""
-
-
-def is_whole(part: Path) -> bool:
-    """Whether a score file is there, with a readable end: it appears whole, so one without was damaged since."""
-    try:
-        pq.read_metadata(part)
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-    return True
 
 
 class ScoreFiles:
@@ -51,10 +43,10 @@ class ScoreFiles:
 
     Args:
         folder: of the files.
-        skip_damaged: leave out files without a readable end.
+        skip_damaged: leave out damaged files.
 
     Raises:
-        DataError: the folder holds no score file.
+        DataError: the folder holds no score file, or a damaged one.
     """
 
     def __init__(self, folder: Path, skip_damaged: bool = False) -> None:
@@ -62,6 +54,9 @@ class ScoreFiles:
         self.parts = [part for part in sorted(folder.glob("part-*.parquet")) if not skip_damaged or is_whole(part)]
         if not self.parts:
             raise DataError(f"{folder} holds no scores; run `ostlight select` first")
+        for part in self.parts:
+            with reading_back(part, CURE):
+                check_parquet(part)
         self._columns: dict[str, pa.ChunkedArray] = {}
         self._order: np.ndarray | None = None
         self._tags: dict[str, TagCodes] = {}
@@ -153,6 +148,7 @@ class ScoreFiles:
         with atomic_path(target) as temporary, self._connected(tables) as connection:
             options = f"FORMAT parquet, COMPRESSION snappy, KV_METADATA {{{pairs}}}"
             connection.execute(f"COPY ({sql}) TO {_quoted(str(temporary))} ({options})")
+            add_checksum(temporary)
 
     @contextmanager
     def _connected(self, tables: dict[str, pa.Table]) -> Iterator[duckdb.DuckDBPyConnection]:

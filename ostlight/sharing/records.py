@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ostlight.config.budget import SOURCE
+from ostlight.data.checked_parquet import read_parquet
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, DataError, reading_back
+from ostlight.errors import BadRecord, DataError
 from ostlight.progress import track
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.selection.score_files import ScoreFiles
@@ -92,8 +92,8 @@ class KeptRecords:
             raise DataError(f"{run.path} is a benchmark, which keeps no subset; run `ostlight select` and export that")
         if not folder.selection.is_file():
             raise DataError(f"{run.path} holds no selection; run `ostlight select` first", folder.selection)
-        with reading_back(folder.selection, "run `ostlight select` again, which writes it from the scores"):
-            rows = pq.read_table(folder.selection, columns=["position", "id", "state", "score", "kept", "rank"])
+        names = ["position", "id", "state", "score", "kept", "rank"]
+        rows = read_parquet(folder.selection, "run `ostlight select` again, which writes it from the scores", names)
         self.rejected = int(pc.sum(pc.equal(rows["state"], REJECTED)).as_py() or 0)
         rows = rows.filter(pc.field("kept")).sort_by("position")
         self.positions = rows["position"].to_numpy()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ostlight.data.atomic import atomic_write_text
+from ostlight.data.checked_json import read_json, write_json
 from ostlight.errors import read_if_whole
 from ostlight.ranks import is_first_rank
 
@@ -51,21 +51,14 @@ class KeptTrials:
         self._found[key] = dict(result)
         if is_first_rank():
             self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(self.folder / f"{key}.json", json.dumps(dict(result)) + "\n")
+            write_json(self.folder / f"{key}.json", result)
 
     @cached_property
     def _found(self) -> dict[str, dict[str, Any]]:
         """Read once: all ranks begin with the same ones, before any of them has finished a trial."""
         found = {}
         for file in sorted(self.folder.glob("*.json")):
-            result = read_if_whole(file, partial(_result, file), "the trial is run again")
+            result = read_if_whole(file, partial(read_json, file), "the trial is run again")
             if result is not None:
                 found[file.stem] = result
         return found
-
-
-def _result(file: Path) -> dict[str, Any]:
-    result = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(result, dict):
-        raise TypeError(f"a {type(result).__name__} instead of a result")
-    return result

@@ -36,7 +36,7 @@ PROXY = "proxy"
 COLUMN = "embedding"
 PARTS = "parts"
 """Note: the kind of tokens of each of the equal parts that a vector of the proxy is joined from."""
-ANCHORS = "anchor_embeddings.npy"
+ANCHORS = "anchor_embeddings.npz"
 """File in the selector's folder: ``[A, D]`` in half precision, in the order of the anchors; NaN where one has none."""
 
 FITTED_PER_CLUSTER = 256
@@ -96,7 +96,7 @@ class Embed(Selector):
             self.embed = load_folder_embedder(options.source, options.tokens, options.pooling, device)
         if context.anchors and is_first_rank():
             with atomic_path(context.folder / ANCHORS) as temporary:
-                np.save(temporary, self._anchor_embeddings(context))
+                np.savez(temporary, anchors=self._anchor_embeddings(context))  # zip has checksums
         self.logged = False
 
     def _anchor_embeddings(self, context: ScoringContext) -> np.ndarray:
@@ -197,7 +197,8 @@ def anchor_embeddings(context: ScoringContext, label: str) -> np.ndarray:
     if not file.exists():
         raise SelectorError(f"{file} is missing; remove the folder {file.parents[1]} to embed again")
     with reading_back(file, f"remove the folder {file.parents[1]} to embed again"):
-        vectors = np.load(file).astype(np.float32)
+        with file.open("rb") as opened, np.load(opened) as stored:
+            vectors = stored["anchors"].astype(np.float32)
         if len(vectors) != len(context.anchors):
             raise ValueError(f"{len(vectors)} embeddings of {len(context.anchors)} anchors")
     for sample, vector in zip(context.anchors, vectors, strict=True):

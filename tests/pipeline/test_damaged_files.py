@@ -13,6 +13,7 @@ import torch
 
 import ostlight
 from ostlight.benchmarking.tasks import OracleTask
+from ostlight.data.in_memory import write_records
 from ostlight.data.quarantine import Quarantine
 from ostlight.errors import DataError, read_if_whole
 from ostlight.influence.tensor_files import load_whole, save_whole
@@ -168,6 +169,38 @@ def test_a_damaged_selection_of_a_benchmark_is_made_again(tmp_path: Path, damage
     damage_file(task.file.with_suffix(ending), damage)
     assert not task.is_done()
     assert f"oracle{ending}" in logged()
+
+
+def test_scores_are_not_used_without_the_manifest(settings):
+    """Or another seed would select from the scores of this one."""
+    folder = ostlight.select(settings(), "seed=1").folder
+    (folder.path / "manifest.json").unlink()
+    with pytest.raises(DataError) as caught:
+        ostlight.select(settings(), "seed=2")
+    assert caught.value.path == folder.path / "manifest.json"
+
+
+def test_a_damaged_built_in_pool_is_written_again(settings, logged):
+    data = {"digitmath": {"pool": 12, "anchors": 7, "dev": 7, "test": 7}, "pool": {}, "anchors": {}, "test": {}}
+    folder = ostlight.select(settings(**data)).folder
+    file = folder.path / "data" / "test.parquet"
+    whole = file.read_bytes()
+    damage_file(file, changed_inside)
+    logged()
+    ostlight.select(settings(**data))
+    assert file.read_bytes() == whole
+    assert str(file) in logged()
+
+
+def test_records_from_memory_are_written_again_where_they_are_others(tmp_path: Path, logged):
+    records = [{"id": "a", "text": "1"}, {"id": "b", "text": "2"}]
+    file, is_new = write_records(records, tmp_path, "pool")
+    whole = file.read_bytes()
+    assert is_new
+    file.write_bytes(whole.replace(b"2", b"3"))
+    assert write_records(records, tmp_path, "pool") == (file, False)
+    assert file.read_bytes() == whole
+    assert str(file) in logged()
 
 
 def test_what_the_machine_refuses_is_no_damage(tmp_path: Path):

@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from ostlight.data.atomic import atomic_path
+from ostlight.data.checked_parquet import is_whole, write_parquet
 from ostlight.errors import DataError
 from ostlight.pipeline.images_read import ImageRead, write_images
 from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
-from ostlight.selection.score_files import ScoreFiles, is_whole
+from ostlight.selection.score_files import ScoreFiles
 
 
 def part(folder: Path, shard: int) -> Path:
@@ -66,8 +66,7 @@ class ShardWriter(BasePredictionWriter):
             # First: a shard that has a score file is complete.
             write_images(self._images.pop(batch.shard), part(self.images, batch.shard))
             table = _with_rows_before(to_table(rows), file) if is_whole(file) else to_table(rows)
-            with atomic_path(file) as temporary:
-                pq.write_table(table, temporary)
+            write_parquet(table, file)
             del self._open[batch.shard]
 
 

@@ -25,14 +25,17 @@ def read_positions(file: Path, facts: Mapping[str, Any] | None = None) -> np.nda
 
     Args:
         file: ``.npy``.
-        facts: what the JSON file beside it holds; by default it is read.
+        facts: what the JSON file beside it holds; by default it is read. Where there is none, as long as the selection
+            is not finished, the positions are taken as they are.
 
     Raises:
-        OSError, ValueError, KeyError: one of both files is missing or damaged. To be called inside
+        OSError, ValueError, KeyError: the file is missing, or one of both is damaged. To be called inside
             ``ostlight.errors.reading_back`` or ``read_if_whole``.
     """
-    facts = read_json(file.with_suffix(".json")) if facts is None else facts
+    beside = file.with_suffix(".json")
+    if facts is None and beside.exists():
+        facts = read_json(beside)
     positions: np.ndarray = np.load(file)
-    if digest_of(positions) != facts[POSITIONS]:
+    if facts is not None and digest_of(positions) != facts[POSITIONS]:
         raise ValueError("the positions are not those that were written")
     return positions

@@ -51,7 +51,7 @@ def scored_by_embeddings(tmp_path):
         samples = [Sample(f"s{k:03d}", (), position=p) for p, k in enumerate(order)]
         failures = [BadRecord("embedding_not_finite", "") if k in rejected else None for k in order]
         columns = {"score": np.zeros(len(half)), "embedding": list(half[order]), "failure": failures}
-        np.save(tmp_path / ANCHORS, np.asarray(anchors, dtype=np.float16))
+        np.savez(tmp_path / ANCHORS, anchors=np.asarray(anchors, dtype=np.float16))
         trusted = [Sample(f"a{k}", ()) for k in range(len(anchors))]
         context = ScoringContext(
             anchors=trusted,

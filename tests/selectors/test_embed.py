@@ -101,13 +101,13 @@ def test_anchors_are_stored_in_their_order(proxy, samples, selector_setting):
     model, context = proxy("float64"), None
     context = selector_setting(model)
     create("embed").setup(context)
-    stored = np.load(context.folder / ANCHORS)
+    stored = np.load(context.folder / ANCHORS)["anchors"]
     expected = np.stack([by_hand(model, anchor) for anchor in samples("anchors")])
     np.testing.assert_allclose(stored, expected, atol=5e-4)
     read = selector_setting(model, dependency_folders={"embed": context.folder})
     np.testing.assert_allclose(anchor_embeddings(read, "embed"), expected, atol=1e-3)
     stored[2] = np.nan
-    np.save(context.folder / ANCHORS, stored)
+    np.savez(context.folder / ANCHORS, anchors=stored)
     with pytest.raises(SelectorError, match=samples("anchors")[2].id):
         anchor_embeddings(read, "embed")
     (context.folder / ANCHORS).unlink()
@@ -168,7 +168,7 @@ def test_a_folder_with_a_text_encoder_embeds_the_words(sentence_model, samples, 
             ids = tokenizer(words, return_tensors="pt", truncation=True, max_length=40)
             mean = model(**ids).last_hidden_state[0].mean(0)
         np.testing.assert_allclose(vector, mean / mean.norm(), atol=1e-5)
-    assert np.load(context.folder / ANCHORS).shape == (14, 24)
+    assert np.load(context.folder / ANCHORS)["anchors"].shape == (14, 24)
 
 
 def test_a_clip_like_folder_embeds_image_and_text(tmp_path, samples, selector_setting):

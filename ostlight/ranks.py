@@ -29,6 +29,12 @@ def is_first_rank() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in (*names, CLUSTER_PROCESS))
 
 
+def started_beside_others() -> bool:
+    """Whether a launcher (torchrun, srun) has started other ranks with this one, which may be anywhere in their work;
+    those that Lightning starts come later."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
 def shares_store_between_restarts() -> bool:
     """Whether torchrun will restart ranks with the store of those that died, where they may read the addresses of the
     dead ones and not find each other (https://github.com/pytorch/pytorch/issues/135712; PyTorch 2.5 to 2.13)."""

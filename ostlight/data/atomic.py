@@ -127,7 +127,7 @@ def sweep(folder: Path, kept: Collection[str] = ()) -> list[Path]:
             place = path.with_name(match["name"])
             if match["state"] != "tmp" and not place.exists():
                 path.rename(place)
-            elif path.is_dir():
+            elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ostlight.data.checked_json import read_json, write_json
 from ostlight.errors import ConfigError, DataError, RunChangedError, reading_back
 from ostlight.pipeline.cost_log import CostLog
 from ostlight.pipeline.lock import RUN, locked, updating
-from ostlight.ranks import is_first_rank
+from ostlight.ranks import is_first_rank, started_beside_others
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ class RunFolder:
     def owned(cls, config: Config, verb: str, shared: bool = False) -> Iterator[RunFolder]:
         """The folder that a configuration names, for a stage: nobody else works in it inside the block.
 
-        What killed processes have left unfinished is removed first. Ranks of one run are one owner, which is the first.
+        What killed processes have left unfinished is removed first; where other ranks were started with this one and
+        may be writing by then, at the end, if no other stage may be there. Ranks of one run are one owner, which is the
+        first.
 
         Args:
             verb: of the stage.
@@ -91,8 +94,11 @@ class RunFolder:
             yield cls(path, config)
             return
         _make(path)
-        with locked(path, RUN, f"`ostlight {verb}`", ANOTHER_NAME, shared, lambda: _sweep(path)):
+        first = (lambda: None) if started_beside_others() else partial(_sweep, path)
+        with locked(path, RUN, f"`ostlight {verb}`", ANOTHER_NAME, shared, first):
             yield cls(path, config)
+            if started_beside_others() and not shared:
+                _sweep(path)
 
     @contextmanager
     def owned_target(self, target: Path) -> Iterator[None]:

@@ -93,3 +93,10 @@ def test_other_hidden_files_stay(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / ".a.0123456789ab.tmp").touch()
     assert sweep(tmp_path, kept=["kept"]) == []
+
+
+def test_a_leftover_link_goes_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / ".b.0123456789ab.tmp").symlink_to("a", target_is_directory=True)
+    assert sweep(tmp_path) == [tmp_path / ".b.0123456789ab.tmp"]
+    assert os.listdir(tmp_path) == ["a"]

@@ -142,6 +142,20 @@ def test_what_killed_processes_left_goes_at_the_next_start(settings):
     assert theirs.exists()
 
 
+def test_what_other_ranks_write_at_the_start_stays(settings, monkeypatch: pytest.MonkeyPatch):
+    config = load_config(settings())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    file = RunFolder.path_of(config) / "index" / ".pool.0123456789ab.tmp.parquet"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with RunFolder.owned(config, "train", shared=True):
+        assert file.exists()
+    assert file.exists()
+    with RunFolder.owned(config, "select"):
+        assert file.exists()
+    assert not file.exists()
+
+
 def test_a_folder_that_cannot_be_written_in_is_one_line(tmp_path: Path):
     (tmp_path / ".locks").touch()
     with pytest.raises(ConfigError), locked(tmp_path, RUN, "`ostlight select`", "wait"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     by_pool: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_pool[row["variant"]].append(row)
-    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    figure = Figure(figsize=(0.6 + 2.6 * len(by_pool), 2.9), layout="constrained")
     FigureCanvasAgg(figure)
-    all_axes = figure.subplots(1, len(by_pool), sharey=True)
-    for axes, colour, (pool, of_pool) in zip(all_axes, COLOURS, by_pool.items(), strict=True):
+    all_axes = figure.subplots(1, len(by_pool), sharey=True, squeeze=False)[0]
+    for axes, colour, (pool, of_pool) in zip(all_axes, cycle(COLOURS), by_pool.items(), strict=False):
         accuracy = {row["selector"]: 100 * row["accuracy"]["all"] for row in of_pool}
         error = {row["selector"]: 100 * (row["accuracy_half_width"]["all"] or 0) for row in of_pool}
         depths = sorted((label for label in accuracy if label.endswith("%")), key=lambda label: float(label[:-1]))

@@ -229,9 +229,7 @@ class Encoder:
             detail = (
                 f"an image becomes {width} x {height} pixels, and the model takes {side} x {side}; scale it to that"
             )
-            raise BadRecord(
-                "image_size", f"{detail}, or set the size in the model's preprocessor_config.json", "images"
-            )
+            raise BadRecord("image_size", f"{detail}, or set the size in the model's processor_config.json", "images")
         ids = encoded.inputs["input_ids"]
         media = torch.tensor(sorted(self._media_tokens.values()), dtype=ids.dtype)
         unknown = ids[(ids >= self.limits.vocabulary) & ~torch.isin(ids, media)]

@@ -26,6 +26,7 @@ from ostlight.models.batch import Collator
 from ostlight.models.cross_attention import keep_samples_apart
 from ostlight.models.encode import Encoded, Encoder
 from ostlight.models.flops import FlopCounter
+from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, model_class, model_path
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
@@ -130,7 +131,7 @@ def count_pass(work: Callable[[], object], model: torch.nn.Module) -> PassCost:
             FlopCounter() as counter,
         ):
             work()
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, ValueError) as error:
         name = type(model).__name__
         raise ModelError(
             f"{name} cannot be counted without its weights: {(str(error).strip() or type(error).__name__)}"
@@ -145,7 +146,8 @@ def shapes_of(
     """The model of a folder or hub name on the meta device, from its configuration alone; as ``MultimodalModel.load``.
 
     Args:
-        encoder: of the same folder; ``None`` where there is none, and batches are made by hand.
+        encoder: of the same folder, which refuses from then on what the model has no place for; ``None`` where there is
+            none, and batches are made by hand.
 
     Raises:
         ModelError: the folder's configuration cannot be read.
@@ -156,6 +158,8 @@ def shapes_of(
     chosen = {} if fused else {"attn_implementation": settings.attention}
     with model_class(settings, path, where, base) as (auto, config), META:
         model: Any = auto.from_config(config, trust_remote_code=settings.trust_remote_code, **chosen)
+    if encoder is not None:
+        encoder.limits = limits_of(model)
     dtype = getattr(torch, settings.dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER
@@ -13,6 +13,7 @@ from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, ConfigError, OstlightError
 from ostlight.models.encode import Encoder
 from ostlight.models.load import load_encoder
+from ostlight.models.shapes import shapes_of
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.plan import planned_stages
 from ostlight.pipeline.planned_models import RECORDS_READ
@@ -22,6 +23,9 @@ from ostlight.pipeline.run_plan import StagePlan
 from ostlight.pipeline.sample_text import mark_answers
 from ostlight.selection.registry import create, create_all
 from ostlight.selection.selector import Selector
+
+UNCOUNTED = (OSError, ValueError, ImportError, RuntimeError, OstlightError)
+"""What a model that cannot be made without its weights raises; it may run all the same."""
 
 
 @dataclass
@@ -144,7 +148,10 @@ def _check_anchors(config: Config, report: Validation) -> None:
 def _load_encoder(model: Model, where: str, report: Validation) -> Encoder | None:
     if model.path is not None:
         with report.collect_problem(f"{where}.path"):
-            return load_encoder(model, where)
+            encoder = load_encoder(model, where)
+            with suppress(*UNCOUNTED):
+                shapes_of(model, where, encoder)  # so that it refuses what the model has no place for
+            return encoder
     return None
 
 
@@ -191,6 +198,6 @@ def _estimate_cost(config: Config, report: Validation) -> None:
     """A model that cannot be counted without its weights may run all the same, so this makes no problem."""
     try:
         report.stages, report.assumptions = planned_stages(config)
-    except (OSError, ValueError, ImportError, RuntimeError, OstlightError) as error:
+    except UNCOUNTED as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         report.assumptions = [f"the cost is not estimated: {reason}"]

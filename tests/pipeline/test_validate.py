@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import ostlight
 from ostlight.digitmath.model import checkpoint
-from ostlight.errors import ConfigError, SelectorError
+from ostlight.errors import ConfigError, DataError, SelectorError
 
 OST = {"name": "ost", "options": {"selection": "top", "rank": 8}}
 
@@ -80,6 +81,16 @@ def test_rejected_records_are_counted_by_reason(settings, tmp_path: Path):
     pool.write_text("".join(json.dumps(r) + "\n" for r in records[1:]))
     report = ostlight.validate(settings(pool={"path": str(pool)}, selector={"name": "loss"}))
     assert "none of the 2 records read can be used" in report.problems[0]
+
+
+def test_images_that_the_model_has_no_place_for_are_a_problem(settings):
+    image = Image.new("RGB", (32, 32))  # the model takes 16 x 16
+    pool = [{"id": f"r{k}", "image": image, "question": "which digit?", "answer": str(k)} for k in range(4)]
+    report = ostlight.validate(settings(selector={"name": "loss"}), pool=pool)
+    assert report.rejected == {"image_size": 4}
+    assert report.problems == ["pool: none of the 4 records read can be used"]
+    with pytest.raises(DataError, match=r"none of the 4 records read .* becomes 32 x 32 pixels, and .* takes 16 x 16"):
+        ostlight.plan(settings(selector={"name": "loss"}), pool=pool)
 
 
 def test_strata_by_a_tag_that_no_record_has_are_a_problem(settings):

@@ -173,6 +173,11 @@ def _report(scores: Scores, admitted: np.ndarray, confidence: np.ndarray | None)
     tags = {tag: encoded for tag, encoded in scores.encoded_tags().items() if len(encoded[0]) <= 1 + MOST_VALUES}
     by_tag = {tag: _shares(values, codes, admitted) for tag, (values, codes) in tags.items()}
     log.info(f"filter: {_percent(admitted)} of {len(admitted):,} samples are admitted (a step lowers the anchor loss)")
+    if len(admitted) and admitted.all():
+        log.warning(
+            "filter: all samples are admitted, so the selection is a plain random subset: the proxy may not know enough "
+            "of the task to tell what harms (a longer warm-up, a better proxy)"
+        )
     for tag, shares in by_tag.items():
         listed = sorted(shares.items(), key=lambda item: item[1])
         more = f", and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""

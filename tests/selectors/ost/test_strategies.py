@@ -120,7 +120,9 @@ def test_too_few_admitted_are_filled_up_with_the_closest(logged):
 def test_nobody_or_everybody_admitted(shift: float, logged):
     rows = select(table(alignment=ALIGNMENTS + shift), Budget(count=40), selection="filter")
     assert len(rows) == 40
-    assert ("not admitted" in logged()) == (shift < 0)
+    said = logged()
+    assert ("not admitted" in said) == (shift < 0)
+    assert ("a plain random subset" in said) == (shift > 0)
 
 
 def test_exact_has_no_alignment_and_admits_by_the_utility():

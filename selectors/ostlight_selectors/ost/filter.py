@@ -175,8 +175,8 @@ def _report(scores: Scores, admitted: np.ndarray, confidence: np.ndarray | None)
     log.info(f"filter: {_percent(admitted)} of {len(admitted):,} samples are admitted (a step lowers the anchor loss)")
     if len(admitted) and admitted.all():
         log.warning(
-            "filter: all samples are admitted, so the selection is a plain random subset: the proxy may not know enough "
-            "of the task to tell what harms (a longer warm-up, a better proxy)"
+            "filter: all samples are admitted, so the selection is a plain random subset: the proxy may know "
+            "too little of the task to tell what harms (a longer warm-up, a better proxy)"
         )
     for tag, shares in by_tag.items():
         listed = sorted(shares.items(), key=lambda item: item[1])

@@ -29,10 +29,15 @@ def is_first_rank() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in (*names, CLUSTER_PROCESS))
 
 
+def world_size() -> int:
+    """Returns how many ranks torchrun or Lightning has started; 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def started_beside_others() -> bool:
     """Whether a launcher (torchrun, srun) has started other ranks with this one, which may be anywhere in their work;
     those that Lightning starts come later."""
-    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    return world_size() > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def shares_store_between_restarts() -> bool:

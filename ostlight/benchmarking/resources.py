@@ -12,7 +12,7 @@ import torch
 
 from ostlight.config.schema import Config
 from ostlight.errors import ConfigError
-from ostlight.ranks import RANK_VARIABLES, is_first_rank
+from ostlight.ranks import RANK_VARIABLES, is_first_rank, world_size
 
 WORKER_BYTES = 2**30
 """Memory of a process beside its model."""
@@ -75,7 +75,7 @@ def refuse_ranks(config: Config) -> None:
     counts = {
         "compute.devices": config.compute.devices,
         "compute.num_nodes": config.compute.num_nodes,
-        "WORLD_SIZE": int(os.environ.get("WORLD_SIZE", "1")),
+        "WORLD_SIZE": world_size(),
     }
     problems = [
         f"{name}={count}: each task of a benchmark runs on one device; set it to 1. benchmark.workers spreads the "

@@ -113,7 +113,7 @@ def count_pass(work: Callable[[], object], model: torch.nn.Module) -> PassCost:
         model: on the meta device; its weights are no activations.
 
     Raises:
-        ModelError: the work asks for values that only weights can give.
+        ModelError: the work asks for values that only weights can give, or the model refuses what it is given.
     """
     weights = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}  # a tensor that is kept alive keeps its storage's number its own
@@ -131,7 +131,9 @@ def count_pass(work: Callable[[], object], model: torch.nn.Module) -> PassCost:
             FlopCounter() as counter,
         ):
             work()
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__} refuses the samples that its cost is counted on: {error}") from error
+    except (NotImplementedError, RuntimeError) as error:
         name = type(model).__name__
         raise ModelError(
             f"{name} cannot be counted without its weights: {(str(error).strip() or type(error).__name__)}"

@@ -22,7 +22,7 @@ from ostlight.config.schema import Compute
 from ostlight.errors import ClusterError, ConfigError
 from ostlight.logs import ROOT
 from ostlight.models.read_ahead import MOST_WORKERS
-from ostlight.ranks import CLUSTER_PROCESS, RANK_VARIABLES, is_first_rank
+from ostlight.ranks import CLUSTER_PROCESS, RANK_VARIABLES, is_first_rank, world_size
 from ostlight.selection import registry
 from ostlight.selection.selector import Selector
 
@@ -46,7 +46,7 @@ def connected(compute: Compute) -> Iterator[None]:
     Raises:
         ConfigError: Ray is not installed, no cluster answers at the address, or this process is one of several ranks.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = world_size()
     if ranks > 1 or not is_first_rank():
         raise ConfigError(
             [f"compute.engine=ray: this process is a rank (WORLD_SIZE={ranks}); one process drives the cluster"]

@@ -99,7 +99,8 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     checkpoint = job.checkpoints.file if job.checkpoints and start else None
     trainer.fit(model, waited, ckpt_path=checkpoint, weights_only=True)
     cost.more["waited_for_data"] = round(waited.share, 3)
-    data.rejections.update(_gather_rejections(data.rejections))
+    for rejections in _of_all_ranks(data.rejections):
+        data.rejections.update(rejections)
     if all(int(p) in data.rejections for p in data.positions):
         first = data.rejections[int(data.positions[0])]
         raise DataError(f"{job.stage}: none of the {len(data)} samples can be used; the first: {first}")
@@ -108,7 +109,7 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
         limit = model.encoder.max_length
         log.info(f"{job.stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     tracker.update(trainer.global_step, trainer.world_size)
-    cost.flops += take_flops() * trainer.world_size
+    cost.flops += sum(_of_all_ranks(take_flops()))
     return data.rejections
 
 
@@ -160,12 +161,13 @@ def _preflight(model: MultimodalModel, steps: StepDataset, job: TrainingJob) -> 
     return model.budget.run(step.micro_batches, measured)
 
 
-def _gather_rejections(own: dict[int, BadRecord]) -> dict[int, BadRecord]:
+def _of_all_ranks(own: Any) -> list[Any]:
+    """Returns what each rank gives, by rank."""
     if not torch.distributed.is_initialized():
-        return own
-    gathered: list[dict[int, BadRecord]] = [{} for _ in range(torch.distributed.get_world_size())]
+        return [own]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, own)
-    return {position: error for rejections in gathered for position, error in rejections.items()}
+    return gathered
 
 
 class _CostTracker(Callback):

@@ -6,6 +6,7 @@ Importing both takes 5 to 9 seconds of processor time per process, which is long
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import importlib
 import json
 import os
@@ -97,6 +98,7 @@ def forked(work: Callable[[], object], **environment: str) -> int:
         return child
     status = 1
     try:
+        faulthandler.enable()  # a fork that dies by a signal says where
         os.environ.update(environment)
         work()
         status = 0
@@ -129,11 +131,13 @@ def on_ranks(work: Callable[[], object], ranks: int = 2, until: Callable[[], boo
         port = str(free.getsockname()[1])
     # With these variables set, Lightning starts no ranks of its own.
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
-    running = {forked(work, LOCAL_RANK=str(rank), **common) for rank in range(ranks)}
+    running = {forked(work, LOCAL_RANK=str(rank), **common): rank for rank in range(ranks)}
     while running:
         child, status = os.waitpid(-1, os.WNOHANG)
-        running.discard(child)
+        ended = running.pop(child, None)
         if status or until():
+            if status:
+                print(f"rank {ended} ended with {os.waitstatus_to_exitcode(status)}", file=sys.stderr, flush=True)
             for other in running:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import ostlight
 from forks import on_ranks
+import ostlight.training.fit as fitting
 from ostlight.config.schema import Compute, Lora, Target, Training
 from ostlight.data.pool import Pool
 from ostlight.models.cost import StageCost
@@ -45,6 +46,7 @@ def tight(model, batch):
 
 def train():
     MultimodalModel.losses = tight
+    fitting.take_flops = lambda: 10**15 * (1 + int(os.environ.get("LOCAL_RANK", 0)))
     lora = Lora(rank=2) if job["lora"] else None
     target = Target(path=job["model"], dtype="float64", lora=lora)
     training = Training(batch_size=4, lr=1e-3, order="utility_descending", clip=job["clip"])
@@ -60,7 +62,7 @@ def train():
     rejected = fit(model, data, entry, cost)
     weights = trained_weights(model)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        said = {"rejected": sorted(rejected), "more": cost.more, "start": checkpoints.start}
+        said = {"rejected": sorted(rejected), "more": cost.more, "start": checkpoints.start, "flops": cost.flops}
         torch.save(weights, job["out"])
         Path(job["out"]).with_suffix(".json").write_text(json.dumps(said))
 
@@ -121,6 +123,7 @@ def test_ranks_that_differ_in_kind_train_what_one_trains(train, family: str):
     for strategy in ("ddp", "fsdp"):
         two, told, _ = train(family, strategy)
         assert told["rejected"] == REJECTED
+        assert round(told["flops"], -15) == 3e15, "of the vision features, what each rank has computed"
         assert furthest(one, two) < 1e-9, strategy
 
 

@@ -21,6 +21,7 @@ from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, open_pool, read_anchors, with_digitmath
+from ostlight.pipeline.required import refuse_unsuited_anchors
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.selection.registry import create_all
@@ -51,8 +52,10 @@ class Experiment:
         self.pool = open_pool(self.config.pool, "pool", folder=folder)
         refuse_unknown_tag(open_pool(self.config.test, "test"), self.config.evaluation.by)
         budgets = {f"benchmark.budgets[{k}]": budget for k, budget in enumerate(self.config.benchmark.budgets)}
-        for selector in create_all(self.config.benchmark.selectors, "benchmark.selectors"):
+        choices = self.config.benchmark.selectors
+        for choice, selector in zip(choices, create_all(choices, "benchmark.selectors"), strict=True):
             refuse_missing_tags(self.pool, selector, budgets, lambda: self.anchors.groups)
+            refuse_unsuited_anchors(self.anchors, choice.shown, selector)
         self.defect_labels = _read_defect_labels(self.config.benchmark.defect_labels)
         self.metric = METRICS[self.config.benchmark.metric]
         self.defect_labels_key = fingerprint.of_values(self.defect_labels)

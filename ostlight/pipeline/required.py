@@ -1,4 +1,4 @@
-"""What a selector needs of the configuration, decided before any file is opened."""
+"""What a selector needs of the configuration and of the anchors, decided before any work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ostlight.config.schema import Config
 from ostlight.errors import ConfigError, SelectorError
+from ostlight.pipeline.inputs import LoadedAnchors
 from ostlight.selection.context import no_anchors
 from ostlight.selection.registry import create
 from ostlight.selection.selector import Selector
@@ -33,3 +34,15 @@ def refuse_missing_settings(config: Config, selector: Selector) -> None:
         raise ConfigError(problems)
     if problems:
         raise SelectorError("; ".join(problems))
+
+
+def refuse_unsuited_anchors(anchors: LoadedAnchors, name: str, selector: Selector) -> None:
+    """Raises:
+    SelectorError: no anchors, or none that serve the options, for a selector called ``name`` that needs them.
+    """
+    if selector.needs_anchors and not anchors.samples:
+        raise no_anchors(name)
+    try:
+        selector.check_anchors(anchors.groups)
+    except SelectorError as error:
+        raise SelectorError(f"selector {name!r}: {error}") from error

@@ -26,6 +26,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
 from ostlight.pipeline.memory import fitted
+from ostlight.pipeline.required import refuse_unsuited_anchors
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.overlap import OverlapWatch
@@ -35,7 +36,7 @@ from ostlight.pipeline.unsupported import announce
 from ostlight.pipeline.warmup import proxy_fingerprints, seconds_per_sample, warm_up_proxy
 from ostlight.progress import phase
 from ostlight.ranks import is_first_rank
-from ostlight.selection.context import ProxyContext, ScoringContext, no_anchors
+from ostlight.selection.context import ProxyContext, ScoringContext
 from ostlight.selection.notes import read_notes, remove_notes
 from ostlight.selection.registry import create
 from ostlight.selection.scores import read_score_table
@@ -86,8 +87,7 @@ def score_pool(job: ScoringJob) -> None:
         SelectorError: the selector fails, or breaks its contract.
     """
     anchors = read_anchors(job.config)
-    if job.selector.needs_anchors and not anchors.samples:
-        raise no_anchors(job.config.selector.name)
+    refuse_unsuited_anchors(anchors, job.config.selector.shown, job.selector)
     origin = rescored_from(job.folder)
     if not origin:
         config = fitted(

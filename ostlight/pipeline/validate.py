@@ -17,7 +17,7 @@ from ostlight.models.shapes import shapes_of
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.plan import planned_stages
 from ostlight.pipeline.planned_models import RECORDS_READ
-from ostlight.pipeline.required import missing_settings
+from ostlight.pipeline.required import missing_settings, refuse_unsuited_anchors
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.run_plan import StagePlan
 from ostlight.pipeline.sample_text import mark_answers
@@ -115,7 +115,7 @@ def validate(config: Config) -> Validation:
     encoder = _load_encoder(config.proxy, "proxy", report)  # before the pool, whose indexing may take long
     target_encoder = _load_encoder(config.target, "target", report)
     pools = _open_pools(config, selector, report)
-    _check_anchors(config, report)
+    _check_anchors(config, selector, report)
     if "pool" not in pools:
         return report
     lengths, tags = _encode_records(pools["pool"], encoder or target_encoder, selector, report)
@@ -139,10 +139,10 @@ def _open_pools(config: Config, selector: Selector, report: Validation) -> dict[
     return pools
 
 
-def _check_anchors(config: Config, report: Validation) -> None:
+def _check_anchors(config: Config, selector: Selector, report: Validation) -> None:
     if "anchors" in report.records:
         with report.collect_problem("anchors"):
-            read_anchors(config)
+            refuse_unsuited_anchors(read_anchors(config), config.selector.name, selector)
 
 
 def _load_encoder(model: Model, where: str, report: Validation) -> Encoder | None:

@@ -109,6 +109,16 @@ class Selector(ABC):
         """
         return {}
 
+    def check_anchors(self, groups: Sequence[str]) -> None:  # noqa: B027 - optional, so not abstract
+        """Called before any work: refuses anchors that do not serve the options.
+
+        Args:
+            groups: of each anchor; empty where there are none.
+
+        Raises:
+            SelectorError: says which option, and what it needs.
+        """
+
     def trials_at_most(self, records: int, samples_per_step: int) -> tuple[int, int]:
         """How many trials ``select`` may run, and the steps of each, for what a run says before it starts. By default
         none.
@@ -203,6 +213,7 @@ SIGNATURES = {
     "teardown": ["self"],
     "select": ["self", "scores", "budget"],
     "rescore": ["self", "context", "parts"],
+    "check_anchors": ["self", "groups"],
     "fit_memory": ["self", "proxy"],
     "plan_scoring": ["self", "scoring"],
 }

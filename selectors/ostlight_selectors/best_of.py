@@ -148,6 +148,10 @@ class BestOf(Selector):
     def dependencies(self) -> list[SelectorChoice]:
         return self._dependencies
 
+    def check_anchors(self, groups: Sequence[str]) -> None:
+        for candidate in self.candidates:
+            candidate.check_anchors(groups)
+
     def tags_needed(self) -> dict[str, str]:
         return {
             f"candidates[{k}].options.{option}": tag

@@ -153,6 +153,10 @@ class Combine(Selector):
         parts[-1]["keep"] = None
         return [SelectorChoice("combine", {"how": "cascade", "of": parts}, f"1-to-{len(parts)}")]
 
+    def check_anchors(self, groups: Sequence[str]) -> None:
+        for part in self.parts:
+            part.check_anchors(groups)
+
     def tags_needed(self) -> dict[str, str]:
         parts = enumerate(self.parts)
         return {f"of[{k}].options.{option}": tag for k, part in parts for option, tag in part.tags_needed().items()}

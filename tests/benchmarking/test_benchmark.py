@@ -26,7 +26,7 @@ from ostlight.benchmarking.tasks import SelectTask
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, SelectorChoice
-from ostlight.errors import BenchmarkError, ConfigError, DataError, PendingError, RunInUseError
+from ostlight.errors import BenchmarkError, ConfigError, DataError, PendingError, RunInUseError, SelectorError
 from ostlight.pipeline.lock import RUN, locked
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.reporting.finished_run import FinishedRun
@@ -263,6 +263,14 @@ def test_an_unknown_tag_is_refused_before_anything_is_scored(experiment):
     (problem,) = refused.value.problems
     assert problem.startswith("evaluation.by is 'tusk'")
     assert problem.endswith("task"), "the tags there are"
+    assert not (Path(experiment["folder"]) / "run" / "selectors").exists()
+
+
+def test_anchors_that_do_not_serve_an_option_are_refused_before_anything_is_scored(experiment):
+    turns = {"name": "ost", "label": "in turn", "options": {"selection": "round_robin"}}
+    section = experiment["benchmark"] | {"selectors": [{"name": "ost"}, {"name": "random"}, turns]}
+    with pytest.raises(SelectorError, match="'in turn': selection=round_robin reads each anchor's utility"):
+        ostlight.benchmark(experiment | {"benchmark": section})
     assert not (Path(experiment["folder"]) / "run" / "selectors").exists()
 
 

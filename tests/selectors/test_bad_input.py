@@ -168,4 +168,5 @@ def test_what_a_selection_will_miss_is_said_before_the_pool_is_scored(
     code, messages, folder = select("ost", LAST | options, anchors={"path": str(one)})
     assert code == 1
     assert wanted in messages
-    assert not list((folder / "scores").glob("*.parquet"))
+    assert not (folder / "scores").exists()
+    assert not (folder / "proxy").exists()

@@ -7,7 +7,7 @@ the paper's ranking.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -109,7 +109,6 @@ class OneStepTrain(Selector):
 
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("ost")
-        self.options.check_anchors(context.groups)
         options, proxy = self.options, context.proxy
         model = proxy.model.model
         parameters = select_parameters(model, options.parameters)
@@ -282,6 +281,9 @@ class OneStepTrain(Selector):
             return singles, singles[:FINITE_DIFFERENCE_SAMPLES], False
         enough = len(unseen) >= rank
         return singles, unseen if enough else examples, not enough
+
+    def check_anchors(self, groups: Sequence[str]) -> None:
+        self.options.check_anchors(groups)
 
     def fit_memory(self, proxy: ProxyMemory) -> None:
         fit(self.options, proxy)

@@ -100,6 +100,10 @@ class InfluenceError(OstlightError):
     """``ostlight.influence`` cannot score with this model, these anchors or these arguments."""
 
 
+class RankFailedError(OstlightError):
+    """A rank of a run whose ranks compute together has failed, which ends the others."""
+
+
 class RunChangedError(OstlightError):
     """A run folder holds work that was done with other inputs than those of the configuration.
 

@@ -374,6 +374,9 @@ class Compute:
         devices: devices on each node; a benchmark gives each of its tasks one.
         num_nodes: machines.
         strategy: of Lightning's Trainer; ``fsdp`` (FSDP2) shards the target, and means ``ddp`` in earlier stages.
+        shard_proxy: with ``strategy: fsdp`` and several devices, shard the proxy too while it is warmed up and scores,
+            where it does not fit on one. Selectors of forward passes alone score it (``loss``; ``ost`` with
+            ``step: sgd`` and ``estimator: finite_difference``); others are refused.
         precision: of Lightning's Trainer; ``auto`` is ``bf16-mixed`` on a CUDA device that computes in bf16, else
             ``32-true``.
         tokens_per_batch: padded tokens in one forward pass; samples of similar length share a batch.
@@ -397,6 +400,7 @@ class Compute:
     devices: Processes = 1
     num_nodes: Count = 1
     strategy: str = "auto"
+    shard_proxy: bool = False
     precision: Precision = "auto"
     tokens_per_batch: Count = 16_384
     shard_size: Count = 1_000
@@ -406,6 +410,10 @@ class Compute:
     progress: bool = True
 
     def problems(self) -> Iterator[str]:
+        if self.shard_proxy and self.strategy != "fsdp":
+            yield f"shard_proxy is for strategy=fsdp; strategy is {self.strategy}"
+        if self.shard_proxy and self.engine == "ray":
+            yield "shard_proxy shards over ranks, which a Ray cluster does not have; set engine=local"
         if self.address is not None and self.engine != "ray":
             yield "address is that of a Ray cluster; set engine=ray, or leave it out"
         if self.address is not None and self.address.startswith("ray://"):

@@ -20,12 +20,13 @@ from ostlight.influence.estimators.finite_difference import FiniteDifference
 from ostlight.influence.estimators.gradient_products import GradientProducts
 from ostlight.influence.estimators.projected import Projected
 from ostlight.influence.estimators.second_order import SecondOrder
-from ostlight.influence.estimators.sharded_finite_difference import ShardedFiniteDifference, is_sharded
+from ostlight.influence.estimators.sharded_finite_difference import ShardedFiniteDifference
 from ostlight.influence.gradient_vectors import STORAGES, VectorSettings
 from ostlight.influence.gradients.random_products import RandomDirections
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import train_only
+from ostlight.influence.shared_passes import is_sharded
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import CausalLM, PerSampleLoss, Task
 

@@ -12,6 +12,7 @@ from torch import nn
 from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import norm, sample_gradient
+from ostlight.influence.shared_passes import gradient_parts, is_sharded, norm_over_ranks
 from ostlight.influence.task import CausalLM, Task
 from ostlight.progress import track
 
@@ -37,7 +38,8 @@ def median_step_size(
     so it depends on the optimiser and the gradients, never on how well the ranking turns out.
 
     Args:
-        model: the parameters ask for gradients (``train_only``).
+        model: the parameters ask for gradients (``train_only``). One sharded by FSDP2 runs each sample on all ranks,
+            which give the same samples.
         parameters: what the step changes.
         batches: some pool samples, to take the median of ``||g_i||`` over, one gradient after the other.
         update_norm: how far the optimiser moves these parameters in a step, ``first_adam_step`` where not measured.
@@ -49,14 +51,24 @@ def median_step_size(
     """
     task, norms = task or CausalLM(), []
     for single in (single for batch in track(batches, "step size") for single in task.singles(batch)):
+        if is_sharded(model):
+            norms += _sharded_norm(model, task, parameters, single)
+            continue
         try:
             gradient = sample_gradient(model, task, parameters, single)[1]
         except BadRecord:
             continue
         norms.append(norm(gradient) if preconditioner is None else preconditioner.direction_norm(gradient))
-    middle = float(torch.tensor(norms).median()) if norms else 0.0
-    if not 0 < middle < math.inf:
+    middle = float(torch.tensor(norms, dtype=torch.float64).median()) if norms else 0.0
+    if not 0 < float(torch.tensor(middle, dtype=torch.float32)) < math.inf:
         raise InfluenceError(
             "step_size cannot be derived: the gradients of the samples looked at are zero or not finite; set step_size"
         )
     return update_norm / middle
+
+
+def _sharded_norm(model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], single: Any) -> list[float]:
+    """The norm of a sample's gradient, of which each rank gets its part; empty where it is not finite."""
+    parts = gradient_parts(model, parameters, (task.losses(model, single)[0] for _ in range(1)))
+    length = norm_over_ranks(parts, next(model.parameters()).device)
+    return [length] if math.isfinite(length) else []

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -313,21 +314,24 @@ class MultimodalModel(L.LightningModule):
         return isinstance(self.model, FSDPModule)
 
     def configure_model(self) -> None:
-        """Shards the model, block by block, where the strategy asks for it (FSDP2).
+        """Shards the model where the strategy asks for it."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.sharded:
+            assert self.device_mesh is not None, "the strategy makes one"
+            self.shard(self.device_mesh["data_parallel"])
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Shards the model over the ranks of a mesh, block by block (FSDP2).
 
         Blocks that run with images alone are sharded with what is outside of blocks: those weights are gathered once a
         pass, on all ranks, also on one whose batch holds only text.
         """
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.sharded:
-            assert self.device_mesh is not None, "the strategy makes one"
-            mesh = self.device_mesh["data_parallel"]
-            for block in blocks_of_text(self.model):
-                fully_shard(block, mesh=mesh)
-            fully_shard(self.model, mesh=mesh)
-            # Below frozen embeddings the pass ends inside the first block, unless the batch has images. FSDP sends the
-            # gradients of a block when the pass leaves it, or else after all others: ranks must do it in one order.
-            embeddings: nn.Module = self.model.get_input_embeddings()
-            embeddings.register_forward_hook(lambda _, __, out: out.requires_grad_())
+        for block in blocks_of_text(self.model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        # Below frozen embeddings the pass ends inside the first block, unless the batch has images. FSDP sends the
+        # gradients of a block when the pass leaves it, or else after all others: ranks must do it in one order.
+        embeddings: nn.Module = self.model.get_input_embeddings()
+        embeddings.register_forward_hook(lambda _, __, out: out.requires_grad_())
 
     def configure_optimizers(self) -> Any:
         settings = self.training_settings

@@ -30,7 +30,7 @@ from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, model_class, model_path
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
-from ostlight.models.tuning import prepared
+from ostlight.models.tuning import blocks_of_text, prepared
 
 META = torch.device("meta")
 _aten = torch.ops.aten
@@ -180,6 +180,14 @@ def shapes_of(
 def weight_bytes(model: torch.nn.Module) -> int:
     """Bytes of all parameters and buffers."""
     return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def gathered_share(model: MultimodalModel) -> float:
+    """Share of its weights that a sharded model holds in full in a pass: what is outside of its blocks, and two blocks,
+    of which one is gathered while the other computes."""
+    blocks = [weight_bytes(block) for block in blocks_of_text(model.model)]
+    whole = weight_bytes(model)
+    return min(1.0, (whole - sum(blocks) + 2 * max(blocks, default=0)) / whole)
 
 
 def trained_bytes(model: torch.nn.Module) -> int:

@@ -7,9 +7,10 @@ import dataclasses
 from ostlight.config.schema import Compute, Config, Proxy
 from ostlight.models.memory import device_memory, machine_memory
 from ostlight.models.module import MultimodalModel
-from ostlight.models.shapes import shapes_of, weight_bytes
+from ostlight.models.shapes import gathered_share, shapes_of, weight_bytes
 from ostlight.pipeline.inputs import LoadedAnchors
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.sharded_proxy import shards_proxy
 from ostlight.selection.planning import ProxyMemory
 from ostlight.selection.selector import Selector
 from ostlight.training.precision import on_cuda, precision_of
@@ -54,13 +55,17 @@ def proxy_memory(model: MultimodalModel, proxy: Proxy, compute: Compute, anchors
     if free is not None and not on_gpu:
         free //= compute.devices  # ranks share the machine's
     host = machine_memory() if on_gpu else None
+    weights, sharded = weight_bytes(model), shards_proxy(compute)
+    if sharded:
+        weights = round(weights / (compute.devices * compute.num_nodes) + gathered_share(model) * weights)
     return ProxyMemory(
         model=model.model,
-        weights=weight_bytes(model),
+        weights=weights,
         anchors=anchors,
         groups=groups,
         half=precision_of(compute).startswith("bf16") or proxy.dtype == "bfloat16",
         ranks=compute.devices * compute.num_nodes,
         free=free,
         host=None if host is None else host // compute.devices,
+        sharded=sharded,
     )

@@ -20,7 +20,7 @@ from ostlight.errors import ConfigError, SelectorError
 from ostlight.models.batch import Batch
 from ostlight.models.memory import device_memory
 from ostlight.models.module import MultimodalModel
-from ostlight.models.shapes import count_pass
+from ostlight.models.shapes import count_pass, gathered_share
 from ostlight.pipeline.inputs import read_anchors, with_digitmath
 from ostlight.pipeline.memory import proxy_memory
 from ostlight.pipeline.planned_models import (
@@ -36,6 +36,7 @@ from ostlight.pipeline.planned_models import (
 )
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.run_plan import RunPlan, StagePlan
+from ostlight.pipeline.sharded_proxy import sharding_problems, shards_proxy
 from ostlight.selection.planning import PlannedScoring, ScoringPlan
 from ostlight.selection.registry import create
 from ostlight.training.precision import on_cuda, precision_of
@@ -164,7 +165,8 @@ class _Planner:
         shown = training.steps * training.batch_size if training.steps is not None else round(samples * epochs)
         flops = shown * cost.flops_per_sample
         held, trained = self.models.weights(settings, where)
-        parts = self.ranks if compute.strategy == "fsdp" and where == "target" else 1
+        sharded = compute.strategy == "fsdp" if where == "target" else shards_proxy(compute)
+        parts = self.ranks if sharded else 1
         memory = {
             "weights": held // parts,
             "gradients": trained // parts,
@@ -172,7 +174,9 @@ class _Planner:
             "activations": cost.activations,
         }
         if stage == "warm-up":
-            memory["weights before the step"] = trained
+            memory["weights before the step"] = trained // parts
+            if sharded:
+                memory["weights gathered"] = round(held * gathered_share(self.models.shapes(where)[0]))
         if precision_of(compute) == "bf16-mixed":
             memory["weights in bf16"] = held // 2 // parts
         written = {"proxy": held, "second moments": trained}
@@ -202,8 +206,14 @@ class _Planner:
         batches = self.models.batches(model, data, every, compute.tokens_per_batch, MOST_BATCHES)
         held, _ = self.models.weights(proxy, "proxy")
         anchors, groups = self._anchors()
+        self.assumptions += sharding_problems(self.config, selector, groups)
+        weights = {"weights": held}
+        if shards_proxy(compute):
+            weights = {"weights": held // self.ranks, "weights gathered": round(held * gathered_share(model))}
         memory = dataclasses.replace(
-            proxy_memory(model, proxy, compute, anchors, groups), weights=held, free=self._device_bytes()
+            proxy_memory(model, proxy, compute, anchors, groups),
+            weights=sum(weights.values()),
+            free=self._device_bytes(),
         )
         try:
             selector.fit_memory(memory)
@@ -229,7 +239,7 @@ class _Planner:
             self.records,
             tokens,
             (low, high),
-            {"weights": held, **found.memory},
+            {**weights, **found.memory},
             {"score table": table, **found.disk},
         )
 

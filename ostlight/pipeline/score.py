@@ -32,6 +32,7 @@ from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.overlap import OverlapWatch
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
 from ostlight.pipeline.scoring.writer import ShardWriter, audit, missing_shards, part
+from ostlight.pipeline.sharded_proxy import refuse_sharding, shards_proxy
 from ostlight.pipeline.unsupported import announce
 from ostlight.pipeline.warmup import proxy_fingerprints, seconds_per_sample, warm_up_proxy
 from ostlight.progress import phase
@@ -112,6 +113,7 @@ def score_pool(job: ScoringJob) -> None:
     if not missing and not retried:
         log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
         return
+    refuse_sharding(job.config, job.selector, max(1, len(set(anchors.groups))))
     # Here the pool is looked through as it is scored (OverlapWatch); another engine's batches are not seen.
     warn_of_overlap(job.config, anchors, job.pool if job.engine is not None else None)
     dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
@@ -310,11 +312,14 @@ def _score_shards(
         cost.resumed = len(missing) < job.shards
         workers = worker_count(compute, stream.records // (compute.devices * compute.num_nodes))
         module = ScoringModule(job.selector, context, stream, cost, workers)
-        trainer = make_trainer(compute, job.folder.path, "score", callbacks, inference_mode=False)
+        shard = shards_proxy(compute) and job.selector.uses_proxy
+        trainer = make_trainer(compute, job.folder.path, "score", callbacks, shard, inference_mode=False)
         try:
             trainer.predict(module, return_predictions=False)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to report
+                module.end_other_ranks()
+            with contextlib.suppress(Exception):
                 module.tear_down_selector()
             raise
         trainer.strategy.barrier()

@@ -21,6 +21,7 @@ from ostlight.pipeline.required import missing_settings, refuse_unsuited_anchors
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.run_plan import StagePlan
 from ostlight.pipeline.sample_text import mark_answers
+from ostlight.pipeline.sharded_proxy import sharding_problems
 from ostlight.selection.registry import create, create_all
 from ostlight.selection.selector import Selector
 
@@ -140,9 +141,13 @@ def _open_pools(config: Config, selector: Selector, report: Validation) -> dict[
 
 
 def _check_anchors(config: Config, selector: Selector, report: Validation) -> None:
+    groups = 1
     if "anchors" in report.records:
         with report.collect_problem("anchors"):
-            refuse_unsuited_anchors(read_anchors(config), config.selector.name, selector)
+            anchors = read_anchors(config)
+            groups = max(1, len(set(anchors.groups)))
+            refuse_unsuited_anchors(anchors, config.selector.name, selector)
+    report.problems += sharding_problems(config, selector, groups)
 
 
 def _load_encoder(model: Model, where: str, report: Validation) -> Encoder | None:

@@ -21,6 +21,7 @@ from ostlight.models.vision_cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.sharded_proxy import shards_proxy
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
@@ -29,6 +30,7 @@ from ostlight.training.optimizer_records import WARM_UP_AGAIN, OptimizerRecords
 from ostlight.training.precision import precision_of
 from ostlight.training.steps import EncodedPool
 from ostlight.training.trainer import wait_for_all
+from ostlight.training.weights import set_trained_weights, trained_weights
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +170,8 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     checkpoints = _checkpoints(config, folder, made_from)
     if checkpoints.start:
         log.info(f"warm-up: resumes from step {checkpoints.start} ({checkpoints.file})")
-    job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks, checkpoints)
+    shard = shards_proxy(config.compute)
+    job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks, checkpoints, shard)
     with folder.cost_log.stage("warm-up") as cost, opened(config.compute.vision_cache_gib, "warm-up"):
         cost.resumed = checkpoints.start > 0
         rejections = fit(model, data, job, cost)
@@ -177,6 +180,11 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
         log.info(f"warm-up: {len(rejections)} of {drawn} samples could not be used; scoring lists their reasons")
     if monitor is not None:
         log.info(monitor.summary(trusted_name))
+    if model.sharded:
+        weights = trained_weights(model)
+        if is_first_rank():
+            model = load_base_checkpoint(config)
+            set_trained_weights(model, weights)
     if is_first_rank():
         with atomic_folder(folder.proxy) as unfinished:
             model.save(unfinished, merge=False)

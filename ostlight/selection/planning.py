@@ -20,13 +20,14 @@ class ProxyMemory:
 
     Attributes:
         model: the model inside, on the meta device.
-        weights: its bytes, as they are held.
+        weights: bytes of it on each device, as they are held; of a sharded one also what a pass gathers.
         anchors: number of them.
         groups: of the anchors; 1 where they have none.
         half: whether a sample's passes run in half precision (weights or autocast).
         ranks: devices that score.
         free: bytes of each device; ``None`` where it is not known.
         host: bytes of the machine's memory for each device; ``None`` where it is not known, or is the device's.
+        sharded: whether each rank holds a part of the weights, and of all vectors of their size.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class ProxyMemory:
     ranks: int
     free: int | None
     host: int | None
+    sharded: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class Selector(ABC):
         needs_anchors: whether it scores by the anchors; a run without any is then refused before its warm-up.
         needs_answers: whether a record without an answer is rejected. Where it is off, batches come encoded up to the
             question only (``Encoder.encode_prompt``), those of labelled samples too.
+        scores_sharded: whether it takes no more of the proxy than losses and logits without gradients, so that it also
+            scores one whose weights are sharded over the ranks (``compute.shard_proxy``).
         stochastic: whether scores change with the seed by design; a benchmark then scores again for every seed.
         stochastic_selection: whether ``select`` depends on the run's seed (``scores.context.seed``); a benchmark then
             selects again for every seed.
@@ -64,6 +66,7 @@ class Selector(ABC):
     uses_proxy: ClassVar[bool] = False
     needs_anchors: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = True
+    scores_sharded: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     stochastic_selection: ClassVar[bool] = False
     handles_strata: ClassVar[bool] = False
@@ -136,6 +139,17 @@ class Selector(ABC):
         Raises:
             SelectorError: what it needs does not fit; says what would.
         """
+
+    def sharding_problem(self, groups: int, full: bool) -> str | None:
+        """Why the options do not do for a proxy whose weights are sharded over the ranks, and what to set instead, as
+        the predicate of a sentence about the selector; ``None``, the default, where they do. Asked before anything is
+        loaded, where ``scores_sharded``.
+
+        Args:
+            groups: of the anchors; 1 where they have none.
+            full: whether weights and passes are in float32 or wider.
+        """
+        return None
 
     def plan_scoring(self, scoring: PlannedScoring) -> ScoringPlan | None:
         """What scoring with the proxy will take, from shapes alone; asked by ``ostlight plan`` of a fresh instance.
@@ -215,6 +229,7 @@ SIGNATURES = {
     "rescore": ["self", "context", "parts"],
     "check_anchors": ["self", "groups"],
     "fit_memory": ["self", "proxy"],
+    "sharding_problem": ["self", "groups", "full"],
     "plan_scoring": ["self", "scoring"],
 }
 
@@ -222,6 +237,7 @@ FLAGS = (
     "uses_proxy",
     "needs_anchors",
     "needs_answers",
+    "scores_sharded",
     "stochastic",
     "stochastic_selection",
     "handles_strata",

@@ -8,13 +8,17 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ostlight.errors import OstlightError, reading_back
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.preconditioner import Preconditioner, adam_preconditioner, anchor_second_moments
+from ostlight.influence.shared_passes import own_part
 from ostlight.models.module import MultimodalModel
 
 SECOND_MOMENTS = "second_moments.safetensors"
@@ -32,11 +36,16 @@ class OptimizerRecords(Callback):
         self._moments: dict[str, Tensor] = {}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        self._before = {name: p.detach().clone() for name, p in _parameters(pl_module).items()}
+        self._before = {name: own_part(p.detach()).clone() for name, p in _parameters(pl_module).items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         moved = zip(_parameters(pl_module).values(), self._before.values(), strict=True)
-        self._norms.append([float((after.detach() - before).float().norm()) for after, before in moved])
+        norms = torch.stack([(own_part(after.detach()) - before).norm(dtype=torch.float64) for after, before in moved])
+        if _is_sharded(pl_module):
+            squares = norms.square()
+            dist.all_reduce(squares)
+            norms = squares.sqrt()
+        self._norms.append(norms.tolist())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         optimizer = trainer.optimizers[0]
@@ -45,7 +54,11 @@ class OptimizerRecords(Callback):
             state = optimizer.state.get(parameter)
             if state:
                 bias_corrected = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
-                self._moments[name] = bias_corrected.detach().float().cpu().contiguous()
+                moments = bias_corrected.detach().float()
+                if isinstance(moments, DTensor):
+                    moments = moments.full_tensor()
+                if trainer.is_global_zero:
+                    self._moments[name] = moments.cpu().contiguous()
 
     def state_dict(self) -> dict[str, Any]:
         return {"norms": self._norms}
@@ -57,6 +70,10 @@ class OptimizerRecords(Callback):
         """Writes ``[steps, parameters]`` norms with the parameters' names, and the moments by name."""
         np.savez(folder / UPDATE_NORMS, names=np.array([*self._before]), norms=np.array(self._norms))
         save_file(self._moments, folder / SECOND_MOMENTS)
+
+
+def _is_sharded(module: L.LightningModule) -> bool:
+    return isinstance(module, MultimodalModel) and module.sharded
 
 
 def _parameters(module: L.LightningModule) -> dict[str, nn.Parameter]:

@@ -19,6 +19,7 @@ class EL2N(MetricSelector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    scores_sharded: ClassVar[bool] = True
     column: ClassVar[str] = "el2n"
 
     def measure(self, batch: Batch) -> dict[str, Any]:

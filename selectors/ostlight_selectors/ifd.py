@@ -27,6 +27,7 @@ class IFD(Selector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    scores_sharded: ClassVar[bool] = True
 
     def setup(self, context: ScoringContext) -> None:
         self.model = context.proxy.model

@@ -25,6 +25,7 @@ class ImageGrounding(MetricSelector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    scores_sharded: ClassVar[bool] = True
     column: ClassVar[str] = "image_grounding"
 
     def setup(self, context: ScoringContext) -> None:

@@ -19,6 +19,7 @@ class Loss(MetricSelector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    scores_sharded: ClassVar[bool] = True
     column: ClassVar[str] = "loss"
 
     @dataclass

@@ -23,6 +23,7 @@ class Perplexity(MetricSelector):
     """
 
     uses_proxy: ClassVar[bool] = True
+    scores_sharded: ClassVar[bool] = True
     column: ClassVar[str] = "perplexity"
 
     @dataclass

@@ -126,12 +126,7 @@ def on_ranks(work: Callable[[], object], ranks: int = 2, until: Callable[[], boo
     Returns:
         Whether all ranks finished. If one fails, the others are killed, since they would wait for it forever.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # With these variables set, Lightning starts no ranks of its own.
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
-    running = {forked(work, LOCAL_RANK=str(rank), **common): rank for rank in range(ranks)}
+    running = {child: rank for rank, child in enumerate(_started(work, ranks))}
     while running:
         child, status = os.waitpid(-1, os.WNOHANG)
         ended = running.pop(child, None)
@@ -145,6 +140,29 @@ def on_ranks(work: Callable[[], object], ranks: int = 2, until: Callable[[], boo
         if not child:
             time.sleep(0.002)
     return True
+
+
+def ends_of_ranks(work: Callable[[], object], ranks: int = 2) -> list[tuple[int, float]]:
+    """As ``on_ranks``, but a rank that fails leaves the others alone.
+
+    Returns:
+        The exit status of each rank, and after how many seconds it ended.
+    """
+    began, running = time.monotonic(), _started(work, ranks)
+    ends: dict[int, tuple[int, float]] = {}
+    while len(ends) < ranks:
+        child, status = os.waitpid(-1, 0)
+        ends[child] = os.waitstatus_to_exitcode(status), time.monotonic() - began
+    return [ends[child] for child in running]
+
+
+def _started(work: Callable[[], object], ranks: int) -> list[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # With these variables set, Lightning starts no ranks of its own.
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
+    return [forked(work, LOCAL_RANK=str(rank), **common) for rank in range(ranks)]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord, RankFailedError, SelectorError
 from ostlight.models.batch import Batch, by_token_budget
 from ostlight.models.cost import StageCost
 from ostlight.models.memory import out_of_memory
@@ -44,6 +44,7 @@ class BatchScorer:
 
         Raises:
             SelectorError: the selector breaks its contract, fails on every sample, or nothing fits into memory.
+            RankFailedError: of ranks that share the proxy's weights, one has failed.
         """
         rows: list[Row] = []
         pending = [batch]
@@ -77,7 +78,7 @@ class BatchScorer:
         """
         try:
             columns = checked_columns(self._selector.score(batch), len(batch), self._name)
-        except SelectorError:
+        except (SelectorError, RankFailedError):
             raise
         except Exception as error:
             if not out_of_memory(error):
@@ -111,6 +112,8 @@ class BatchScorer:
             try:
                 columns = checked_columns(self._selector.score(single), 1, self._name)
                 rows += scored_rows(single, columns)
+            except RankFailedError:
+                raise
             except BadRecord as bad:
                 rows.append(rejected_row(sample.position, sample.id, bad))
             except Exception as own_error:

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ostlight.errors import BadRecord, SelectorError, stop_if_useless
+from ostlight.influence.shared_passes import SharedPasses
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
@@ -31,6 +33,11 @@ log = logging.getLogger(__name__)
 
 PREFLIGHT_SAMPLES = 8
 """Samples on which the cost of scoring is measured before it starts."""
+
+NOT_ALONE = (
+    "out of memory while setting up; the proxy is sharded, and no rank can repeat a pass without the others: run again "
+    "with less than compute.tokens_per_batch={}, fewer parameters or more devices ({})"
+)
 
 MIN_TOKENS_PER_BATCH = 64
 """The smallest batch a selector's setup is tried with; smaller ones hardly need less memory."""
@@ -59,6 +66,14 @@ class ScoringModule(L.LightningModule):
         self._flops_per_sample = 0.0
         self._usable, self._rejected = 0, list[BadRecord]()
         self._open, self._phase = contextlib.ExitStack(), Phase("")
+        self._passes: SharedPasses | None = None
+
+    def configure_model(self) -> None:
+        """Shards the proxy where the strategy asks for it."""
+        if self.proxy is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None, "the strategy makes one"
+            self.proxy.shard(self.device_mesh["data_parallel"])
+            self._passes = SharedPasses.of(self.proxy.model)
 
     def predict_dataloader(self) -> Waited[ShardBatch]:
         # The first rank lists the missing shards for all: the list changes as soon as any rank starts to score.
@@ -91,8 +106,11 @@ class ScoringModule(L.LightningModule):
         self.cost.flops += self._flops_per_sample * len(batch.batch) + take_flops()
         return rows
 
-    def on_predict_end(self) -> None:
+    def on_predict_epoch_end(self) -> None:
+        # Before ``on_predict_end`` of the callbacks, which communicate: others may still need this rank to score.
         self.tear_down_selector()
+
+    def on_predict_end(self) -> None:
         if self._waited is not None:
             self.cost.more["waited_for_data"] = round(self._waited.share, 3)
         if self.trainer.world_size > 1:
@@ -104,6 +122,15 @@ class ScoringModule(L.LightningModule):
         if self._is_set_up:
             self._is_set_up = False
             self.selector.teardown()
+        if self._passes is not None:
+            self._passes.end()
+
+    def end_other_ranks(self) -> None:
+        """Where ranks share the proxy's weights and this one fails: tells the others, or else ends those that this
+        process has started; other launchers do so themselves."""
+        if self._passes is not None and not self._passes.fail():
+            for process in getattr(self.trainer.strategy.launcher, "procs", []):
+                process.terminate()
 
     def ensure_set_up(self) -> None:
         """Sets the selector up, once, and logs what scoring will cost."""
@@ -111,10 +138,24 @@ class ScoringModule(L.LightningModule):
             return
         with phase("setting up the selector"):
             self._set_up_selector()
+        self._is_set_up = True
+        if self._passes is not None:
+            self._begin_shared_passes(self._passes)
         if self.selector.uses_proxy and self.stream.shards:
             self._log_expected_cost()
         self._phase = self._open.enter_context(phase("scoring", self.stream.records, "samples"))
-        self._is_set_up = True
+
+    def _begin_shared_passes(self, passes: SharedPasses) -> None:
+        """From here on ranks differ in what they score. A pass of all of them on the same sample comes before."""
+        for batch in () if passes.has_made_one else self.context.proxy.examples(PREFLIGHT_SAMPLES):
+            try:
+                with torch.no_grad():
+                    self.context.proxy.model.losses(batch)
+                break
+            except Exception as error:  # on all ranks; it fails again, and is recorded, when it is scored
+                log.debug(f"a sample on which the proxy fails: {error}")
+                passes.reshard()
+        passes.begin()
 
     def _set_up_selector(self) -> None:
         """Calls the selector's setup, again with half the tokens in a batch for as long as memory runs out.
@@ -128,6 +169,8 @@ class ScoringModule(L.LightningModule):
             except Exception as error:
                 if not self.selector.uses_proxy or not out_of_memory(error):
                     raise
+                if self._passes is not None:
+                    raise SelectorError(NOT_ALONE.format(self.context.proxy.tokens_per_batch, error)) from error
                 halved = self.context.proxy.tokens_per_batch // 2
                 if halved < MIN_TOKENS_PER_BATCH:
                     raise SelectorError(

@@ -25,6 +25,7 @@ from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import train_only
 from ostlight.influence.scorer import DEFAULT_PROBES, DEFAULT_RANK, UtilityScorer
+from ostlight.influence.shared_passes import is_sharded
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.step_size import first_adam_step, median_step_size
 from ostlight.models.batch import Batch
@@ -40,7 +41,7 @@ from ostlight.selection.selector import Selector
 from ostlight.selection.strata import select_top
 from ostlight.training.optimizer_records import SECOND_MOMENTS, warmup_adam_preconditioner
 from ostlight_selectors.ost.filter import select_filter
-from ostlight_selectors.ost.memory import estimator_of, fit
+from ostlight_selectors.ost.memory import estimator_of, fit, sharding_problem
 from ostlight_selectors.ost.options import Estimator, OstOptions
 from ostlight_selectors.ost.plan import planned
 from ostlight_selectors.ost.rescore import PRODUCTS, in_eight_bits, rescored
@@ -68,6 +69,7 @@ class OneStepTrain(Selector):
 
     uses_proxy = True
     needs_anchors: ClassVar[bool] = True
+    scores_sharded: ClassVar[bool] = True
     handles_strata = True
     selection_options = (
         "selection",
@@ -156,7 +158,13 @@ class OneStepTrain(Selector):
         if preconditioner is not None and preconditioner.file is not None:
             context.note(PRECONDITIONER, preconditioner.file.name)
         facts = {"step_size": step_size, "groups": self.scorer.groups, **self.scorer.facts}
-        if singles and estimator != "exact":
+        if is_sharded(model):
+            log.info(
+                "rank agreement with exact: not measured: exact takes a step on whole weights, and these are sharded "
+                "over the ranks (compute.shard_proxy)"
+            )
+            facts["rank_agreement_not_measured"] = "the proxy's weights were sharded over the ranks"
+        elif singles and estimator != "exact":
             self.scorer.verify(Batch.together(singles[:2]))
             if cluster_process() == 0:  # on a cluster one process has noted it before the others begin
                 agreement = self.scorer.rank_agreement(singles, seen)
@@ -173,7 +181,8 @@ class OneStepTrain(Selector):
         """
         anchors, records, seconds = len(context.anchors), context.proxy.records, context.proxy.seconds_per_sample
         work = self._set_up_work(anchors, records, estimator, rank)
-        wanted, compared = self._compared(anchors, records, estimator, rank)
+        whole = not is_sharded(context.proxy.model.model)
+        wanted, compared = self._compared(anchors, records, estimator, rank) if whole else (0, 0)
         if compared < wanted:
             log.info(
                 f"rank agreement: on {compared} samples instead of {wanted}, which would take longer than all else on "
@@ -288,8 +297,14 @@ class OneStepTrain(Selector):
     def fit_memory(self, proxy: ProxyMemory) -> None:
         fit(self.options, proxy)
 
+    def sharding_problem(self, groups: int, full: bool) -> str | None:
+        return sharding_problem(self.options, groups, full)
+
     def plan_scoring(self, scoring: PlannedScoring) -> ScoringPlan:
-        return planned(self.options, scoring, STEP_SIZE_SAMPLES, lambda *sizes: self._compared(*sizes)[1])
+        whole = not scoring.memory.sharded
+        return planned(
+            self.options, scoring, STEP_SIZE_SAMPLES, lambda *sizes: self._compared(*sizes)[1] if whole else 0
+        )
 
     def fingerprints(self) -> dict[str, str]:
         # Where the vectors are changes no score; half precision does.

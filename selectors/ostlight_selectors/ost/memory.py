@@ -55,6 +55,21 @@ def estimator_of(options: Any, half: bool, groups: int) -> Estimator:
     return "finite_difference" if of_one_vector and not half else "first_order"
 
 
+def sharding_problem(options: Any, groups: int, full: bool) -> str | None:
+    """Why these options do not do for sharded weights, which are scored by two forward passes alone."""
+    way_out = "set step=sgd and estimator=finite_difference"
+    if options.step != "sgd":
+        return f"with step={options.step} shapes steps by statistics of whole gradients; {way_out}"
+    if groups > 1:
+        return f"has {groups} groups of anchors, each of which takes backward passes; leave anchors.group out"
+    if not full:
+        return "loses the difference of two passes in bf16; set compute.precision=32-true and proxy.dtype=float32"
+    estimator = estimator_of(options, half=False, groups=groups)
+    if estimator != "finite_difference":
+        return f"with estimator={estimator} takes gradients of single samples; {way_out}"
+    return None
+
+
 def vector_count(options: Any, estimator: str, groups: int, anchors: int) -> int:
     """How many fixed vectors, each as large as the parameters."""
     if estimator == "exact":
@@ -80,6 +95,9 @@ def held(options: Any, proxy: ProxyMemory, parameters: Mapping[str, nn.Parameter
     sizes = {name: p.numel() for name, p in parameters.items()}
     owners = shares(sizes, ranks)
     entries = sum(sizes.values())
+    if proxy.sharded:  # the direction, and the weights that are shifted along it
+        part = entries * FULL // proxy.ranks
+        return {"gradient vectors": part, "weights before the shift": part}
     own = max(sum(size for name, size in sizes.items() if owners[name] == rank) for rank in range(ranks))
     at_once = max(proxy.groups, min(AT_ONCE, max(1, vectors - proxy.groups)))
     memory = {
@@ -130,7 +148,7 @@ def fit(options: Any, proxy: ProxyMemory) -> None:
     choice, total = first
     raise SelectorError(
         f"auto: {choice} takes {gib(total)} on each device, which has {gib(proxy.free or 0)}, and no smaller choice "
-        "fits; take a smaller proxy, a proxy with LoRA adapters and parameters=lora, or more devices"
+        f"fits; take a smaller proxy, a proxy with LoRA adapters and parameters=lora, or more devices{_or_shard(proxy)}"
     )
 
 
@@ -183,7 +201,14 @@ def _refuse(options: Any, proxy: ProxyMemory) -> None:
     raise SelectorError(
         f"{_parts(proxy, {'gradient vectors': vectors})} do not fit into {gib(proxy.free)} on each device: set "
         "vector_storage=auto (or bf16, offload, split), parameters=auto (or last:4, lora), or a lower rank"
+        f"{_or_shard(proxy)}"
     )
+
+
+def _or_shard(proxy: ProxyMemory) -> str:
+    if proxy.sharded:
+        return ""
+    return "; or shard the proxy (compute.shard_proxy=true, strategy=fsdp) with step=sgd, estimator=finite_difference"
 
 
 def _parts(proxy: ProxyMemory, memory: Mapping[str, int]) -> str:

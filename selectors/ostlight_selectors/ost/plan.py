@@ -63,7 +63,8 @@ class _Counts:
         entries = sum(p.numel() for p in self.parameters.values())
         itemsize = HALF if self.options.vector_storage == "bf16" else FULL
         factors = factor_bytes(self.options, self.parameters) if self.options.step in ("kfac", "ekfac") else 0
-        disk = {"gradient vectors": self.vectors * entries * itemsize, "factors": factors}
+        stored = 0 if self.scoring.memory.sharded else self.vectors * entries * itemsize
+        disk = {"gradient vectors": stored, "factors": factors}
         row = 8 * 6 + 4 * (self.vectors if self.estimator in ("projected", "second_order") else 0)
         row += 2 * self.anchors if self.options.utility_by_anchor else 0
         row += self.options.random_products or 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from ostlight.selection.registry import create
 
@@ -16,7 +17,7 @@ from ostlight.selection.registry import create
 def test_the_agreement_check_takes_at_most_half_of_the_run_as_far_as_it_says_anything(
     records: int, anchors: int, expected: int, logged
 ):
-    proxy = SimpleNamespace(records=records, seconds_per_sample=2.0)
+    proxy = SimpleNamespace(records=records, seconds_per_sample=2.0, model=SimpleNamespace(model=nn.Linear(1, 1)))
     context = SimpleNamespace(anchors=[None] * anchors, proxy=proxy)
     selector = create("ost", {})
     assert selector._announce_set_up(context, "finite_difference", None) == expected

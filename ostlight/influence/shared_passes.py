@@ -45,7 +45,7 @@ class SharedPasses:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._announces = self._in_pass = self._in_round = self._is_idle = self._is_told = False
+        self._announces = self._in_pass = self._in_round = self._is_idle = self._others_know = False
         self._failed: str | None = None
         self._error: Exception | None = None
         self._order: list[Any] = []
@@ -72,7 +72,7 @@ class SharedPasses:
 
     def begin(self) -> None:
         """From here on ranks differ; all of them call this, after at least one pass."""
-        self._announces, self._is_idle, self._is_told, self._failed = True, False, False, None
+        self._announces, self._is_idle, self._others_know, self._failed = True, False, False, None
 
     def end(self, idle: Callable[[], Any] | None = None, passes: int = 1) -> None:
         """Takes part in the passes of the other ranks until all have called this.
@@ -101,7 +101,7 @@ class SharedPasses:
         if self._announces and not (self._in_pass or self._in_round):
             self._tell("")
         self._announces = False
-        return self._is_told
+        return self._others_know
 
     @contextmanager
     def round(self, passes: int) -> Iterator[None]:
@@ -169,7 +169,7 @@ class SharedPasses:
         except RuntimeError as error:
             self._end(f"the run ends because a rank is gone ({error}); the same command goes on with what is left")
         if failed:
-            self._is_told = True
+            self._others_know = True
             self._end(ENDS.format(rank=failed - 1, why="; its message says why"))
         self._raise_failed()
         return bool(any_working)
@@ -178,7 +178,7 @@ class SharedPasses:
         rank = dist.get_rank()
         self._end(ENDS.format(rank=rank, why=why))
         self._largest([0, rank + 1])
-        self._is_told = True
+        self._others_know = True
 
     def _end(self, message: str) -> None:
         self._announces, self._failed = False, message
@@ -220,7 +220,7 @@ class SharedPasses:
         """Gathers what is left of a pass that has failed here."""
         try:
             if not hasattr(self.model, "reset_iter_state"):
-                raise NotImplementedError("this PyTorch cannot reset FSDP after a pass that failed")
+                raise RuntimeError("this PyTorch cannot reset FSDP after a pass that failed")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.reshard()

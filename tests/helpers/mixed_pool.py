@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tiny_families
 import torch
 from PIL import Image
 
@@ -36,3 +39,26 @@ def write_mixed_pool(file: Path) -> Path:
         )
     pq.write_table(pa.Table.from_pylist(rows), file)
     return file
+
+
+def mixed_run(settings: Callable[..., dict[str, Any]], folder: Path) -> Callable[..., dict[str, Any]]:
+    """Writes a mixed pool, three anchors with an image, three of text, and a tiny model.
+
+    Returns:
+        What makes the configuration of a run with them from its name and selector.
+    """
+    pool = write_mixed_pool(folder / "pool.parquet")
+    anchors = folder / "anchors.parquet"
+    rows = pq.read_table(pool).to_pylist()
+    pq.write_table(pa.Table.from_pylist([*rows[:3], *rows[16:19]]), anchors)
+    model = tiny_families.save("qwen2_5_vl", folder / "model")
+    warmup = {"fraction": 0.6, "training": {"steps": 4, "batch_size": 4, "lr": 1e-3}}
+
+    def config_of(name: str, selector: dict[str, Any]) -> dict[str, Any]:
+        return settings(name=name, selector=selector, budget={"count": 8}) | {
+            "pool": {"path": str(pool)},
+            "anchors": {"path": str(anchors)},
+            "proxy": {"path": str(model), "dtype": "float64", "warmup": warmup},
+        }
+
+    return config_of

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import tiny_families
 import yaml
 from forks import run_script
-from mixed_pool import write_mixed_pool
+from mixed_pool import mixed_run
 
 import ostlight
 from ostlight.selection.scores import read_score_table
@@ -35,17 +33,10 @@ OST = {"step": "sgd", "estimator": "second_order", "probes": 2, "step_size": 0.0
 @pytest.fixture
 def selected(settings, tmp_path: Path):
     """Selects on one rank here, or on two elsewhere; returns the run folder."""
-    pool = write_mixed_pool(tmp_path / "pool.parquet")
-    anchors = tmp_path / "anchors.parquet"
-    rows = pq.read_table(pool).to_pylist()
-    pq.write_table(pa.Table.from_pylist([*rows[:3], *rows[16:19]]), anchors)
-    model = tiny_families.save("qwen2_5_vl", tmp_path / "model")
+    config_of = mixed_run(settings, tmp_path)
 
     def select(name: str, ranks: int, selector: dict[str, Any]) -> Path:
-        config = settings(name=name, selector=selector, budget={"count": 8})
-        config |= {"pool": {"path": str(pool)}, "anchors": {"path": str(anchors)}}
-        warmup = {"fraction": 0.6, "training": {"steps": 4, "batch_size": 4, "lr": 1e-3}}
-        config["proxy"] = {"path": str(model), "dtype": "float64", "warmup": warmup}
+        config = config_of(name, selector)
         # Shards of 16: the first is all images, the second all text, the third is broken.
         config["compute"] |= {"shard_size": 16, "precision": "64-true"}
         if ranks == 1:

@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny_families
 import yaml
 from forks import run_script
-from mixed_pool import write_mixed_pool
+from mixed_pool import mixed_run
 
 import ostlight
 from ostlight.errors import OstlightError, SelectorError
@@ -86,17 +85,10 @@ sys.exit(any(status for status, _ in ends))
 @pytest.fixture
 def selected(settings, tmp_path: Path):
     """Selects from a pool of images, text and broken records; returns the run folder, and what was printed."""
-    pool = write_mixed_pool(tmp_path / "pool.parquet")
-    anchors = tmp_path / "anchors.parquet"
-    rows = pq.read_table(pool).to_pylist()
-    pq.write_table(pa.Table.from_pylist([*rows[:3], *rows[16:19]]), anchors)
-    model = tiny_families.save("qwen2_5_vl", tmp_path / "model")
+    config_of = mixed_run(settings, tmp_path)
 
     def select(name: str, ranks: int, selector: dict[str, Any], status: int = 0, **changed: Any) -> tuple[Path, str]:
-        config = settings(name=name, selector=selector, budget={"count": 8})
-        config |= {"pool": {"path": str(pool)}, "anchors": {"path": str(anchors)}}
-        warmup = {"fraction": 0.6, "training": {"steps": 4, "batch_size": 4, "lr": 1e-3}}
-        config["proxy"] = {"path": str(model), "dtype": "float64", "warmup": warmup}
+        config = config_of(name, selector)
         # Shards of 6: all images, all text, or broken; the first rank has four of them, the second three.
         config["compute"] |= {"shard_size": 6, "tokens_per_batch": 60}
         config["compute"] |= SHARDED if ranks == 2 else {}

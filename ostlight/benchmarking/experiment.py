@@ -23,6 +23,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.required import refuse_unsuited_anchors
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.sharded_proxy import refuse_sharding
 from ostlight.pipeline.tags import refuse_missing_tags
 from ostlight.selection.registry import create_all
 from ostlight.training.precision import precision_of, target_compute
@@ -56,6 +57,7 @@ class Experiment:
         for choice, selector in zip(choices, create_all(choices, "benchmark.selectors"), strict=True):
             refuse_missing_tags(self.pool, selector, budgets, lambda: self.anchors.groups)
             refuse_unsuited_anchors(self.anchors, choice.shown, selector)
+            refuse_sharding(dataclasses.replace(self.config, selector=choice), selector, self.anchors.group_count)
         self.defect_labels = _read_defect_labels(self.config.benchmark.defect_labels)
         self.metric = METRICS[self.config.benchmark.metric]
         self.defect_labels_key = fingerprint.of_values(self.defect_labels)

@@ -16,6 +16,9 @@ from ostlight.influence.shared_passes import gradient_parts, is_sharded, norm_ov
 from ostlight.influence.task import CausalLM, Task
 from ostlight.progress import track
 
+SMALLEST, LARGEST = torch.finfo(torch.float32).smallest_normal, torch.finfo(torch.float32).max
+"""Norms of a gradient that a step in float32 can be scaled by."""
+
 
 def first_adam_step(parameters: Mapping[str, nn.Parameter], lr: float) -> float:
     """Norm of Adam's first update: every weight moves by the learning rate."""
@@ -60,7 +63,7 @@ def median_step_size(
             continue
         norms.append(norm(gradient) if preconditioner is None else preconditioner.direction_norm(gradient))
     middle = float(torch.tensor(norms, dtype=torch.float64).median()) if norms else 0.0
-    if not 0 < float(torch.tensor(middle, dtype=torch.float32)) < math.inf:
+    if not SMALLEST <= middle <= LARGEST:
         raise InfluenceError(
             "step_size cannot be derived: the gradients of the samples looked at are zero or not finite; set step_size"
         )

@@ -128,6 +128,11 @@ class LoadedAnchors:
     groups: list[str]
     fingerprint: str
 
+    @property
+    def group_count(self) -> int:
+        """Number of groups; 1 where the anchors have none."""
+        return max(1, len(set(self.groups)))
+
 
 def read_anchors(config: Config) -> LoadedAnchors:
     """Returns all anchors; none where the configuration names no file.

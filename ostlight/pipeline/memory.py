@@ -38,9 +38,10 @@ def fitted(config: Config, folder: RunFolder, selector: Selector, anchors: Loade
             if before.get(name) == AUTO or (name in before and before[name] is None and AUTO in before.values()):
                 setattr(selector.options, name, value)
     if not is_complete:
-        groups = max(1, len(set(anchors.groups)))
         model = shapes_of(config.proxy, "proxy", None)
-        selector.fit_memory(proxy_memory(model, config.proxy, config.compute, len(anchors.samples), groups))
+        selector.fit_memory(
+            proxy_memory(model, config.proxy, config.compute, len(anchors.samples), anchors.group_count)
+        )
     after = dataclasses.asdict(selector.options)
     chosen = {name: value for name, value in after.items() if before[name] != value}
     if not chosen:

@@ -248,7 +248,7 @@ class _Planner:
         if self.settings.anchors is not None:
             return self.settings.anchors, 1
         anchors = read_anchors(self.config)
-        return len(anchors.samples), max(1, len(set(anchors.groups)))
+        return len(anchors.samples), anchors.group_count
 
     def _anchor_batches(self, model: MultimodalModel, data: Encodings) -> list[Batch]:
         if self.settings.tokens is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER
-from ostlight.config.schema import Config, Data, Model
+from ostlight.config.schema import Config, Data, Model, SelectorChoice
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, ConfigError, OstlightError
 from ostlight.models.encode import Encoder
@@ -108,7 +108,8 @@ def validate(config: Config) -> Validation:
         SelectorError: no such selector, or it does not take these options.
     """
     selector = create(config.selector.name, config.selector.options)
-    create_all(config.benchmark.selectors if config.benchmark else (), "benchmark.selectors")
+    choices = config.benchmark.selectors if config.benchmark else ()
+    compared = create_all(choices, "benchmark.selectors")
     if missing := list(missing_settings(config, selector)):
         return Validation(problems=missing, looked=False)
     config = with_digitmath(config, RunFolder(RunFolder.path_of(config), config, write=config.digitmath is not None))
@@ -116,7 +117,7 @@ def validate(config: Config) -> Validation:
     encoder = _load_encoder(config.proxy, "proxy", report)  # before the pool, whose indexing may take long
     target_encoder = _load_encoder(config.target, "target", report)
     pools = _open_pools(config, selector, report)
-    _check_anchors(config, selector, report)
+    _check_selectors(config, [(config.selector, selector), *zip(choices, compared, strict=True)], report)
     if "pool" not in pools:
         return report
     lengths, tags = _encode_records(pools["pool"], encoder or target_encoder, selector, report)
@@ -140,14 +141,18 @@ def _open_pools(config: Config, selector: Selector, report: Validation) -> dict[
     return pools
 
 
-def _check_anchors(config: Config, selector: Selector, report: Validation) -> None:
-    groups = 1
+def _check_selectors(config: Config, selectors: Sequence[tuple[SelectorChoice, Selector]], report: Validation) -> None:
+    """Whether anchors and compute serve each of the selectors."""
+    anchors = None
     if "anchors" in report.records:
         with report.collect_problem("anchors"):
             anchors = read_anchors(config)
-            groups = max(1, len(set(anchors.groups)))
-            refuse_unsuited_anchors(anchors, config.selector.name, selector)
-    report.problems += sharding_problems(config, selector, groups)
+    for choice, selector in selectors:
+        if anchors is not None:
+            with report.collect_problem("anchors"):
+                refuse_unsuited_anchors(anchors, choice.shown, selector)
+        groups = 1 if anchors is None else anchors.group_count
+        report.problems += sharding_problems(replace(config, selector=choice), selector, groups)
 
 
 def _load_encoder(model: Model, where: str, report: Validation) -> Encoder | None:

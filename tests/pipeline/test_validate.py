@@ -105,6 +105,14 @@ def test_strata_by_a_tag_that_no_record_has_are_a_problem(settings):
     assert problem.startswith("benchmark.budgets[1].stratify_by is 'tusk'")
 
 
+def test_anchors_are_checked_for_every_selector_of_a_benchmark(settings):
+    turns = {"name": "ost", "label": "turns", "options": {"selection": "round_robin"}}
+    benchmark = {"selectors": [{"name": "random"}, turns], "budgets": [{"count": 4}]}
+    (problem,) = ostlight.validate(settings(benchmark=benchmark)).problems
+    assert problem.startswith("anchors: selector 'turns': ")
+    assert "anchors.group" in problem
+
+
 def test_nothing_is_written(settings, tmp_path: Path):
     ostlight.validate(settings(selector=OST, target={"path": str(checkpoint("target"))}))
     assert not (tmp_path / "runs").exists()

@@ -38,6 +38,7 @@ from ostlight.influence.gradients.factors import WIDEST, Moments, batch_moments,
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.vectors import shares
 from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
+from ostlight.influence.shared_passes import is_sharded, own_part
 from ostlight.influence.task import Task, digest_of
 from ostlight.influence.tensor_files import beyond_last_used, has_room
 from ostlight.progress import phase, track
@@ -75,7 +76,7 @@ def kronecker_preconditioner(
     underflow, takes no step.
 
     Args:
-        model: in eval mode.
+        model: in eval mode. One sharded by FSDP2 has its factors split, and takes a pass a sample: all ranks the same.
         task: how losses come out of a batch.
         parameters: those that the step changes.
         samples: of the pool, each in a batch of its own; those of one shape (``Task.shapes``) share a pass. One whose
@@ -98,7 +99,8 @@ def kronecker_preconditioner(
         raise InfluenceError(f"the preconditioner is one of {', '.join(KINDS)}; got {kind!r}")
     if not damping > 0:
         raise InfluenceError(f"damping must be above 0, since factors may be singular; got {damping}")
-    parameters, ranks = dict(parameters), _Ranks.of(parameters, split)
+    sharded = is_sharded(model)
+    parameters, ranks = dict(parameters), _Ranks.of(parameters, split or sharded)
     own = ranks.own(parameters)
     file = None
     if cache is not None:
@@ -128,7 +130,7 @@ def kronecker_preconditioner(
         return True
 
     with phase(f"{kind} factors", len(samples), "samples") as taken:
-        for group in _of_one_shape(task, samples):
+        for group in [[single] for single in samples] if sharded else _of_one_shape(task, samples):
             if len(group) > 1 and add(task.together(group)):
                 count += len(group)
             else:
@@ -146,7 +148,7 @@ def kronecker_preconditioner(
     squares = {name: one.square for name, one in moments.items() if not one.is_matrix}
     if kind == "ekfac":
         squares |= _squares_in_bases(model, task, parameters, usable, bases)
-    blocks = {name: Block(torch.zeros_like(wide(p.detach()))) for name, p in own.items()}
+    blocks = {name: Block(_zeros(p)) for name, p in own.items()}
     for name, one in moments.items():
         if name in squares:
             inverse = _damped_inverse(squares[name] / count, damping)
@@ -211,7 +213,7 @@ def _key(
 ) -> str:
     device = next(iter(parameters.values())).device.type
     made_from = [
-        digest_of({**dict(model.named_parameters()), **dict(model.named_buffers())}),
+        *_digests(model),
         *(f"{type(one).__module__}.{type(one).__qualname__}" for one in (model, task)),
         str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
         list(parameters),
@@ -220,6 +222,22 @@ def _key(
         *further,
     ]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digests(model: nn.Module) -> list[str]:
+    """Of its weights; where they are sharded, of each rank's parts."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    own = digest_of({name: own_part(tensor.detach()) for name, tensor in tensors.items()})
+    if not is_sharded(model):
+        return [own]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered
+
+
+def _zeros(parameter: nn.Parameter) -> Tensor:
+    """In its shape, also where only a part of it is here; fp32, or fp64 where it is."""
+    return wide(torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device))
 
 
 def _remove_unused(cache: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
+from ostlight.influence.shared_passes import gathered, part_of
 from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import load_whole, save_whole
 from ostlight.progress import track
@@ -85,6 +86,19 @@ class Preconditioner:
     def direction(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``P g`` of a whole gradient."""
         return {name: self.apply(name, g) for name, g in gradient.items()}
+
+    def direction_of_parts(
+        self, parts: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """This rank's part of ``P g``, from its part of a gradient that is sharded as the parameters are.
+
+        All ranks call it together. One parameter's gradient at a time is gathered, and none is kept.
+        """
+        found = {}
+        for name, part in parts.items():
+            gradient = {name: gathered(part, parameters[name])}
+            found[name] = part_of(self.direction(gradient)[name], parameters[name])
+        return found
 
     def direction_norm(self, gradient: Mapping[str, Tensor]) -> float:
         """``||P g||`` of a whole gradient."""

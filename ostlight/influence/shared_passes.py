@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from ostlight.errors import RankFailedError
 
@@ -26,6 +26,24 @@ def is_sharded(model: nn.Module) -> bool:
 def own_part(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(part: Tensor, like: Tensor) -> Tensor:
+    """The tensor of which each rank has a part as it has one of ``like``: whole, on every rank."""
+    if not isinstance(like, DTensor):
+        return part
+    sharded = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return sharded.full_tensor()
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a tensor that all ranks have, sharded as ``like`` is: a copy."""
+    if not isinstance(like, DTensor):
+        return whole
+    everywhere = DTensor.from_local(whole, like.device_mesh, [Replicate()] * len(like.placements), run_check=False)
+    return everywhere.redistribute(placements=like.placements).to_local().clone()
 
 
 class SharedPasses:

@@ -55,7 +55,7 @@ def median_step_size(
     task, norms = task or CausalLM(), []
     for single in (single for batch in track(batches, "step size") for single in task.singles(batch)):
         if is_sharded(model):
-            norms += _sharded_norm(model, task, parameters, single)
+            norms += _sharded_norm(model, task, parameters, single, preconditioner)
             continue
         try:
             gradient = sample_gradient(model, task, parameters, single)[1]
@@ -70,8 +70,19 @@ def median_step_size(
     return update_norm / middle
 
 
-def _sharded_norm(model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], single: Any) -> list[float]:
-    """The norm of a sample's gradient, of which each rank gets its part; empty where it is not finite."""
+def _sharded_norm(
+    model: nn.Module,
+    task: Task,
+    parameters: Mapping[str, nn.Parameter],
+    single: Any,
+    preconditioner: Preconditioner | None,
+) -> list[float]:
+    """The norm of a sample's step, of which each rank gets its part; empty where the gradient is not finite."""
+    device = next(model.parameters()).device
     parts = gradient_parts(model, parameters, (task.losses(model, single)[0] for _ in range(1)))
-    length = norm_over_ranks(parts, next(model.parameters()).device)
-    return [length] if math.isfinite(length) else []
+    length = norm_over_ranks(parts, device)
+    if not math.isfinite(length):
+        return []
+    if preconditioner is not None:
+        length = norm_over_ranks(preconditioner.direction_of_parts(parts, parameters), device)
+    return [length]

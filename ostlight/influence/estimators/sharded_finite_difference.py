@@ -24,18 +24,15 @@ class ShardedFiniteDifference(FiniteDifference):
     a batch of its own for each, and a rank without any more calls ``close``.
 
     Args:
-        step: of plain SGD, on the same anchors on all ranks.
+        step: on the same anchors on all ranks.
         calibration: the same on all ranks.
 
     Raises:
-        InfluenceError: as ``FiniteDifference``; a preconditioner; an anchor without a finite loss; weights that ask for
-            no gradient.
+        InfluenceError: as ``FiniteDifference``; an anchor without a finite loss; weights that ask for no gradient.
         RankFailedError: from a call, another rank has failed.
     """
 
     def __init__(self, step: SimulatedStep, calibration: Sequence[Any]) -> None:
-        if step.preconditioner is not None:
-            raise InfluenceError("the weights are sharded over ranks: only plain SGD is simulated on them (step=sgd)")
         self._passes = SharedPasses.of(step.model)
         super().__init__(step, calibration)
         self._passes.begin()
@@ -82,4 +79,6 @@ class ShardedFiniteDifference(FiniteDifference):
                         raise InfluenceError(f"{name} has the loss {loss}; fix it or leave it out")
                 yield losses.sum() / count
 
-        return gradient_parts(self.step.model, parameters, shares())
+        parts = gradient_parts(self.step.model, parameters, shares())
+        preconditioner = self.step.preconditioner
+        return parts if preconditioner is None else preconditioner.direction_of_parts(parts, parameters)

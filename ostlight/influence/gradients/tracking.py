@@ -42,7 +42,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.adapters import fused_forwards
 from ostlight.influence.gradients.experts import expert_forwards
+from ostlight.influence.gradients.gathered import places_of, replaced_as_gathered
 from ostlight.influence.gradients.sink import WAY_OUT, GradientSink
+from ostlight.influence.shared_passes import is_sharded
 
 
 class Use(Protocol):
@@ -160,31 +162,35 @@ class ParameterTracker:
 
     @contextmanager
     def tracking(self) -> Iterator[None]:
-        """Puts the stand-ins in the parameters' places and keeps every weight from asking for a gradient."""
-        stand_ins = {id(parameter): self._stand_in(name, parameter) for name, parameter in self.parameters.items()}
-        asked = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        places = [
-            (module, key, parameter)
-            for module in self.model.modules()
-            for key, parameter in module._parameters.items()
-            if parameter is not None and id(parameter) in stand_ins
-        ]
+        """Puts the stand-ins in the parameters' places and keeps every weight from getting a gradient."""
         names = {id(parameter): name for name, parameter in self.parameters.items()}
-        fused = [
-            *fused_forwards(self.model, names, self.sink, self.root, lambda: not self.backward_began),
-            *expert_forwards(self.model, names, self),
-        ]
+        fused = list(expert_forwards(self.model, names, self))
+        if is_sharded(self.model):
+            replaced = replaced_as_gathered(self.model, names, self._stand_in)
+        else:
+            replaced = self._replaced()
+            fused += fused_forwards(self.model, names, self.sink, self.root, lambda: not self.backward_began)
         try:
             for module, forward in fused:
                 module.forward = forward
+            with replaced:
+                yield
+        finally:
+            for module, _ in fused:
+                del module.forward
+
+    @contextmanager
+    def _replaced(self) -> Iterator[None]:
+        stand_ins = {id(parameter): self._stand_in(name, parameter) for name, parameter in self.parameters.items()}
+        asked = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        places = places_of(self.model, stand_ins)
+        try:
             for parameter in asked:
                 parameter.requires_grad_(False)
             for module, key, parameter in places:
                 module._parameters[key] = stand_ins[id(parameter)]  # type: ignore[assignment]
             yield
         finally:
-            for module, _ in fused:
-                del module.forward
             for module, key, parameter in places:
                 module._parameters[key] = parameter
             for parameter in asked:
@@ -213,7 +219,7 @@ class ParameterTracker:
             torch.autograd.grad(values.sum(), self.root, allow_unused=True)
         return values
 
-    def _stand_in(self, name: str, parameter: nn.Parameter) -> TrackedTensor:
+    def _stand_in(self, name: str, parameter: Tensor) -> TrackedTensor:
         leaf = parameter.detach().requires_grad_(True)
         return TrackedTensor.of(self, parameter, leaf, {name: leaf}, alias=name)
 

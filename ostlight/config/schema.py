@@ -376,7 +376,7 @@ class Compute:
         strategy: of Lightning's Trainer; ``fsdp`` (FSDP2) shards the target, and means ``ddp`` in earlier stages.
         shard_proxy: with ``strategy: fsdp`` and several devices, shard the proxy too while it is warmed up and scores,
             where it does not fit on one. Selectors of forward passes alone score it (``loss``; ``ost`` with
-            ``step: sgd`` and ``estimator: finite_difference``); others are refused.
+            ``estimator: finite_difference``, its default for ungrouped anchors, in fp32); others are refused.
         precision: of Lightning's Trainer; ``auto`` is ``bf16-mixed`` on a CUDA device that computes in bf16, else
             ``32-true``.
         tokens_per_batch: padded tokens in one forward pass; samples of similar length share a batch.

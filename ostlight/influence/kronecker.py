@@ -141,11 +141,11 @@ def kronecker_preconditioner(
             f"{kind}: none of {len(samples)} samples of the pool has a finite gradient other than zero; "
             "give others, or take plain SGD steps"
         )
-    matrices = {name: one for name, one in moments.items() if one.is_matrix}
-    bases = {
-        name: _Eigenbasis.of(one) for name, one in track(matrices.items(), f"{kind} eigenvectors", unit="matrices")
-    }
-    squares = {name: one.square for name, one in moments.items() if not one.is_matrix}
+    matrices, bases = [name for name, one in moments.items() if one.is_matrix], {}
+    for name in track(matrices, f"{kind} eigenvectors", unit="matrices"):
+        bases[name] = _Eigenbasis.of(moments[name])
+        moments[name] = Moments(moments[name].square)  # the factors are as large as their eigenvectors
+    squares = {name: one.square for name, one in moments.items() if name not in bases}
     if kind == "ekfac":
         squares |= _squares_in_bases(model, task, parameters, usable, bases)
     blocks = {name: Block(_zeros(p)) for name, p in own.items()}

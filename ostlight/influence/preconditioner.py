@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
-from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
-from ostlight.influence.shared_passes import gathered, part_of
+from ostlight.influence.sample_gradient import norm, sample_gradient, sample_gradient_parts, train_only
+from ostlight.influence.shared_passes import gathered, is_sharded, own_part, part_of
 from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import load_whole, save_whole
 from ostlight.progress import track
@@ -192,6 +193,16 @@ class ShardedPreconditioner(Preconditioner):
         return _joined({name: digest for digests in gathered for name, digest in digests.items()})
 
 
+@dataclass(frozen=True)
+class PartsPreconditioner(Preconditioner):
+    """Diagonal, of a sharded model: every rank holds its part of each parameter's diagonal."""
+
+    def direction_of_parts(
+        self, parts: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
+        return self.direction(parts)
+
+
 def _joined(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
@@ -204,20 +215,43 @@ def adam_preconditioner(parameters: Mapping[str, nn.Parameter], second_moments: 
     """``1 / (sqrt(v) + eps)`` for the parameters, from bias-corrected second moments ``v`` (Adam's ``exp_avg_sq``).
 
     They are frozen: a score may not depend on what was scored before it.
+
+    Args:
+        parameters: by name.
+        second_moments: by the same names; sharded, or this rank's parts, where the parameters are sharded.
+
+    Raises:
+        InfluenceError: moments that are not shaped as their parameter.
     """
-    scale = {name: 1 / (second_moments[name].sqrt() + EPSILON) for name in parameters}
-    return Preconditioner({name: Block(s.to(parameters[name].device)) for name, s in scale.items()}, "adam")
+    moments = {name: own_part(second_moments[name]) for name in parameters}
+    for name, p in parameters.items():
+        if moments[name].shape != own_part(p.detach()).shape:
+            raise InfluenceError(
+                f"adam: the second moments of {name} are {list(moments[name].shape)}; it is {list(p.shape)}"
+            )
+    blocks = {name: Block((1 / (v.sqrt() + EPSILON)).to(parameters[name].device)) for name, v in moments.items()}
+    made = PartsPreconditioner if any(isinstance(p, DTensor) for p in parameters.values()) else Preconditioner
+    return made(blocks, "adam")
 
 
 def anchor_second_moments(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], anchors: Anchors
 ) -> dict[str, Tensor]:
     """Mean square of the anchors' gradients, for ``adam_preconditioner`` where there is no optimizer to take moments
-    from."""
-    train_only(model, parameters)
-    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    from; this rank's parts of a sharded model, with the same anchors on all ranks.
+
+    Raises:
+        BadRecord: an anchor without a finite gradient.
+    """
+    sharded = is_sharded(model)
+    if not sharded:  # FSDP2 does not follow a change
+        train_only(model, parameters)
+    sums = {name: torch.zeros_like(own_part(p.detach()), dtype=torch.float32) for name, p in parameters.items()}
     for _, single in track(anchors.singles(), "anchors' second moments", len(anchors), "anchors"):
-        _, gradient = sample_gradient(model, anchors.task, parameters, single)
+        if sharded:
+            gradient = sample_gradient_parts(model, anchors.task, parameters, single)
+        else:
+            _, gradient = sample_gradient(model, anchors.task, parameters, single)
         for name, g in gradient.items():
             sums[name] += g.float().square()
     return {name: s / len(anchors) for name, s in sums.items()}

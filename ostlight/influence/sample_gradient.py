@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ostlight.errors import BadRecord
+from ostlight.influence.shared_passes import gradient_parts, norm_over_ranks
 from ostlight.influence.task import Task
 
 
@@ -28,8 +30,7 @@ def sample_gradient(
         BadRecord: ``loss_not_finite``, or ``gradient_not_finite`` with the name of the first parameter concerned.
     """
     loss = task.losses(model, single)[0]
-    if not bool(torch.isfinite(loss)):
-        raise BadRecord("loss_not_finite", f"the model's loss on this sample is {loss.item()}")
+    _check_loss(loss)
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     found = {
         name: torch.zeros_like(p) if g is None else g
@@ -39,6 +40,33 @@ def sample_gradient(
         if not bool(torch.isfinite(gradient).all()):
             raise BadRecord("gradient_not_finite", f"the gradient of {name} holds NaN or infinity")
     return loss.detach().double(), found
+
+
+def sample_gradient_parts(
+    model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], single: Any
+) -> dict[str, Tensor]:
+    """This rank's part of the gradient that ``sample_gradient`` gives, of a model sharded by FSDP2; all ranks call it
+    with the same sample.
+
+    Raises:
+        BadRecord: as ``sample_gradient``, on all ranks.
+    """
+    losses: list[Tensor] = []
+
+    def run() -> Iterator[Tensor]:
+        losses.append(task.losses(model, single)[0])
+        yield losses[0]
+
+    parts = gradient_parts(model, parameters, run())
+    _check_loss(losses[0])
+    if not math.isfinite(norm_over_ranks(parts, next(model.parameters()).device)):
+        raise BadRecord("gradient_not_finite", "the gradient holds NaN or infinity")
+    return parts
+
+
+def _check_loss(loss: Tensor) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise BadRecord("loss_not_finite", f"the model's loss on this sample is {loss.item()}")
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
-from ostlight.errors import RankFailedError
+from ostlight.errors import InfluenceError, RankFailedError
 
 ENDS = "the run ends because rank {rank} failed{why}; what is finished stays, and the same command goes on from there"
 
@@ -278,7 +278,12 @@ def gradient_parts(
 
     Args:
         sums: of losses, each of one pass with a graph, made as it is asked for.
+
+    Raises:
+        InfluenceError: a parameter asks for no gradient.
     """
+    if frozen := [name for name, parameter in parameters.items() if not parameter.requires_grad]:
+        raise InfluenceError(f"{frozen[0]} asks for no gradient; set requires_grad before the model is sharded")
     before = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     try:

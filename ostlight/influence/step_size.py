@@ -11,8 +11,8 @@ from torch import nn
 
 from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.preconditioner import Preconditioner
-from ostlight.influence.sample_gradient import norm, sample_gradient
-from ostlight.influence.shared_passes import gradient_parts, is_sharded, norm_over_ranks
+from ostlight.influence.sample_gradient import norm, sample_gradient, sample_gradient_parts
+from ostlight.influence.shared_passes import is_sharded, norm_over_ranks
 from ostlight.influence.task import CausalLM, Task
 from ostlight.progress import track
 
@@ -54,14 +54,10 @@ def median_step_size(
     """
     task, norms = task or CausalLM(), []
     for single in (single for batch in track(batches, "step size") for single in task.singles(batch)):
-        if is_sharded(model):
-            norms += _sharded_norm(model, task, parameters, single, preconditioner)
-            continue
         try:
-            gradient = sample_gradient(model, task, parameters, single)[1]
+            norms.append(_step_norm(model, task, parameters, single, preconditioner))
         except BadRecord:
             continue
-        norms.append(norm(gradient) if preconditioner is None else preconditioner.direction_norm(gradient))
     middle = float(torch.tensor(norms, dtype=torch.float64).median()) if norms else 0.0
     if not SMALLEST <= middle <= LARGEST:
         raise InfluenceError(
@@ -70,19 +66,18 @@ def median_step_size(
     return update_norm / middle
 
 
-def _sharded_norm(
+def _step_norm(
     model: nn.Module,
     task: Task,
     parameters: Mapping[str, nn.Parameter],
     single: Any,
     preconditioner: Preconditioner | None,
-) -> list[float]:
-    """The norm of a sample's step, of which each rank gets its part; empty where the gradient is not finite."""
-    device = next(model.parameters()).device
-    parts = gradient_parts(model, parameters, (task.losses(model, single)[0] for _ in range(1)))
-    length = norm_over_ranks(parts, device)
-    if not math.isfinite(length):
-        return []
-    if preconditioner is not None:
-        length = norm_over_ranks(preconditioner.direction_of_parts(parts, parameters), device)
-    return [length]
+) -> float:
+    """``||P g||`` of a sample."""
+    if is_sharded(model):
+        parts = sample_gradient_parts(model, task, parameters, single)
+        if preconditioner is not None:
+            parts = preconditioner.direction_of_parts(parts, parameters)
+        return norm_over_ranks(parts, next(model.parameters()).device)
+    gradient = sample_gradient(model, task, parameters, single)[1]
+    return norm(gradient) if preconditioner is None else preconditioner.direction_norm(gradient)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from ostlight.errors import OstlightError, reading_back
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.preconditioner import Preconditioner, adam_preconditioner, anchor_second_moments
-from ostlight.influence.shared_passes import own_part
+from ostlight.influence.shared_passes import own_part, part_of
 from ostlight.models.module import MultimodalModel
 
 SECOND_MOMENTS = "second_moments.safetensors"
@@ -116,4 +116,5 @@ def warmup_adam_preconditioner(
             f"{file} lacks {missing[0]} and {len(missing) - 1} more of the parameters: the warm-up did not train them; "
             "choose parameters it trained, or step=sgd"
         )
-    return adam_preconditioner(parameters, stored), "the warm-up's second moments"
+    own = {name: part_of(stored[name].to(p.device), p) for name, p in parameters.items()}
+    return adam_preconditioner(parameters, own), "the warm-up's second moments"

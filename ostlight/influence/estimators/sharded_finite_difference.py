@@ -66,8 +66,6 @@ class ShardedFiniteDifference(FiniteDifference):
     def _mean_gradient(self) -> dict[str, Tensor]:
         """This rank's part."""
         parameters, anchors = self.step.parameters, self.step.anchors
-        if frozen := [name for name, parameter in parameters.items() if not parameter.requires_grad]:
-            raise InfluenceError(f"{frozen[0]} asks for no gradient; set requires_grad before the model is sharded")
         count = sum(map(len, anchors.indices))
 
         def shares() -> Iterator[Tensor]:

@@ -4,7 +4,8 @@ A per-sample gradient is lost the moment a weight gradient is summed over the ba
 all: for the length of one forward and backward pass each parameter is replaced by a ``TrackedTensor``, a tensor
 subclass that sees every torch function it is an argument of. Where the function is a supported use
 (``parameter_uses.py``), its result is tapped: in the backward pass the tap sees the result's gradient, passes it on
-with the input it saved, and both are consumed at once.
+with the input it saved, and both are consumed at once. Where weights are sharded over ranks (FSDP2), each parameter is
+replaced when it has been gathered (``gathered.py``).
 
 Tracking the parameter rather than its layer is what makes silence impossible: a tied head, a module called twice, a
 norm written out by hand and a weight used without its module are all seen; an unsupported use is an error with a name.

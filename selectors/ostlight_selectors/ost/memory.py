@@ -57,17 +57,21 @@ def estimator_of(options: Any, half: bool, groups: int) -> Estimator:
 
 def sharding_problem(options: Any, groups: int, full: bool) -> str | None:
     """Why these options do not do for sharded weights, which are scored by two forward passes alone."""
-    way_out = "set step=sgd and estimator=finite_difference"
-    if options.step != "sgd":
-        return f"with step={options.step} shapes steps by statistics of whole gradients; {way_out}"
     if groups > 1:
         return f"has {groups} groups of anchors, each of which takes backward passes; leave anchors.group out"
     if not full:
         return "loses the difference of two passes in bf16; set compute.precision=32-true and proxy.dtype=float32"
     estimator = estimator_of(options, half=False, groups=groups)
     if estimator != "finite_difference":
-        return f"with estimator={estimator} takes gradients of single samples; {way_out}"
+        return f"with estimator={estimator} takes gradients of single samples; {_way_out(options)}"
     return None
+
+
+def _way_out(options: Any) -> str:
+    """To the one estimator of sharded weights, from options that it does not go with."""
+    beside = [name for name in ("utility_by_anchor", "random_products") if getattr(options, name)]
+    beside += ["selection=set"] if options.selection == "set" else []
+    return " and ".join(["set estimator=finite_difference", *(f"leave {one} out" for one in beside)])
 
 
 def vector_count(options: Any, estimator: str, groups: int, anchors: int) -> int:
@@ -97,7 +101,8 @@ def held(options: Any, proxy: ProxyMemory, parameters: Mapping[str, nn.Parameter
     entries = sum(sizes.values())
     if proxy.sharded:  # the direction, and the weights that are shifted along it
         part = entries * FULL // proxy.ranks
-        return {"gradient vectors": part, "weights before the shift": part}
+        sharded = {"gradient vectors": part, "weights before the shift": part}
+        return sharded | _factors_of_a_rank(options, parameters, proxy.ranks)
     own = max(sum(size for name, size in sizes.items() if owners[name] == rank) for rank in range(ranks))
     at_once = max(proxy.groups, min(AT_ONCE, max(1, vectors - proxy.groups)))
     memory = {
@@ -119,6 +124,16 @@ def factor_bytes(options: Any, parameters: Mapping[str, nn.Parameter]) -> int:
         return 0
     sides = [side for p in parameters.values() if p.ndim == 2 for side in p.shape if side <= WIDEST]
     return FULL * (entries + (0 if options.step == "adam" else sum(side * side for side in sides)))
+
+
+def _factors_of_a_rank(options: Any, parameters: Mapping[str, nn.Parameter], ranks: int) -> dict[str, int]:
+    """Those of the fullest rank of a sharded proxy: whole parameters' factors, but a part of every diagonal of Adam."""
+    if options.step == "adam":
+        return {"factors": factor_bytes(options, parameters) // ranks}
+    owners = shares({name: p.numel() for name, p in parameters.items()}, ranks)
+    owned = [{name: p for name, p in parameters.items() if owners[name] == rank} for rank in range(ranks)]
+    fullest = max(factor_bytes(options, own) for own in owned)
+    return {"factors": fullest} if fullest else {}
 
 
 def fit(options: Any, proxy: ProxyMemory) -> None:
@@ -208,7 +223,7 @@ def _refuse(options: Any, proxy: ProxyMemory) -> None:
 def _or_shard(proxy: ProxyMemory) -> str:
     if proxy.sharded:
         return ""
-    return "; or shard the proxy (compute.shard_proxy=true, strategy=fsdp) with step=sgd, estimator=finite_difference"
+    return "; or shard the proxy (compute.shard_proxy=true, strategy=fsdp) in fp32 with estimator=finite_difference"
 
 
 def _parts(proxy: ProxyMemory, memory: Mapping[str, int]) -> str:

@@ -57,6 +57,7 @@ class _Counts:
         self.estimator = estimator_of(options, scoring.memory.half, self.groups)
         self.vectors = vector_count(options, self.estimator, self.groups, self.anchors)
         self.records = scoring.records
+        self.parts = scoring.memory.ranks if scoring.memory.sharded else 1
 
     def plan(self) -> ScoringPlan:
         flops, setup = self._sample_flops(), self._setup_flops()
@@ -150,13 +151,14 @@ class _Counts:
         return [p for p in self.parameters.values() if p.ndim == 2]
 
     def _factor_flops(self) -> float:
-        """Of both factors of every matrix, a sample."""
+        """Of both factors of every matrix, a sample; a rank's share, where each has those of some parameters."""
         rows = sum(sum(single.tokens) for single in self.scoring.singles) / len(self.scoring.singles)
         sides = [side for p in self._matrices() for side in p.shape if side <= WIDEST]
-        return float(sum(2 * rows * side * side for side in sides))
+        return float(sum(2 * rows * side * side for side in sides)) / self.parts
 
     def _direction_flops(self) -> float:
         """Of preconditioning one vector: into the eigenbasis and back, a product on each side that has one."""
         if self.options.step not in ("kfac", "ekfac"):
             return 0.0
-        return float(sum(2 * 2 * p.numel() * side for p in self._matrices() for side in p.shape if side <= WIDEST))
+        products = sum(2 * 2 * p.numel() * side for p in self._matrices() for side in p.shape if side <= WIDEST)
+        return float(products) / self.parts

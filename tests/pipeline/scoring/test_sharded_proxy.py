@@ -20,7 +20,7 @@ from ostlight.selection.notes import read_notes
 from ostlight.selection.scores import read_score_table
 
 SHARDED = {"devices": 2, "strategy": "fsdp", "shard_proxy": True}
-FINITE_DIFFERENCE = {"name": "ost", "options": {"step": "sgd", "estimator": "finite_difference"}}
+SGD = {"name": "ost", "options": {"step": "sgd"}}
 
 SELECT = """
 import json
@@ -106,37 +106,38 @@ def selected(settings, tmp_path: Path):
 Select = Callable[..., tuple[Path, str]]
 
 
-def assert_same_scores(one: Path, two: Path) -> None:
+def assert_same_scores(one: Path, two: Path, tolerance: float = 1e-9) -> None:
     tables = [read_score_table(run / "scores") for run in (one, two)]
     for name in ("id", "state", "reason"):
         assert tables[0][name] == tables[1][name]
     for name in set(tables[0].column_names) & {"score", "loss", "alignment"}:
         values = [[v for v in table[name].to_pylist() if v is not None] for table in tables]
         middle = sorted(map(abs, values[0]))[len(values[0]) // 2]
-        assert values[1] == pytest.approx(values[0], rel=0, abs=1e-9 * middle), name
+        assert values[1] == pytest.approx(values[0], rel=0, abs=tolerance * middle), name
     kept = [pq.read_table(run / "selection.parquet").filter(pa.compute.field("kept"))["id"] for run in (one, two)]
     assert set(kept[0].to_pylist()) == set(kept[1].to_pylist())
 
 
 @pytest.mark.slow
-def test_ost_warms_up_and_scores_as_with_a_whole_proxy(selected: Select):
+@pytest.mark.parametrize("options", [{}, {"step": "ekfac", "parameters": "all"}, {"step": "adam"}], ids=str)
+def test_ost_warms_up_and_scores_as_with_a_whole_proxy(selected: Select, options: dict[str, Any]):
     """Of two samples the model refuses one before its first block and one within the second: the rank takes part in the
     rest of the pass, and scores its batch one by one."""
-    refused = {"0": "record-8", "1": "record-20"}
-    (one, _), (two, printed) = (selected(f"ost-{ranks}", ranks, FINITE_DIFFERENCE, refused=refused) for ranks in (1, 2))
+    refused, ost = {"0": "record-8", "1": "record-20"}, {"name": "ost", "options": options}
+    (one, _), (two, printed) = (selected(f"ost-{ranks}", ranks, ost, refused=refused) for ranks in (1, 2))
     losses = [
         [loss for _, loss in json.loads((run / "proxy" / "warmup.json").read_text())["losses"]] for run in (one, two)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     notes = [read_notes(run / "selector") for run in (one, two)]
-    assert notes[1]["step_size"] == pytest.approx(notes[0]["step_size"], rel=1e-9)
+    assert notes[1]["step_size"] == pytest.approx(notes[0]["step_size"], rel=1e-7)
     assert notes[0]["rank_agreement"]["samples"] == 16
     assert "rank_agreement" not in notes[1]
     assert "sharded" in notes[1]["rank_agreement_not_measured"]
     assert "rank agreement with exact: not measured" in printed
     reasons = read_score_table(two / "scores")["reason"].to_pylist()
     assert [k for k, reason in enumerate(reasons) if reason == "selector_error"] == [8, 20]
-    assert_same_scores(one, two)
+    assert_same_scores(one, two, 1e-6 if options.get("step") == "adam" else 1e-9)  # its second moments are in float32
 
 
 @pytest.mark.slow
@@ -150,9 +151,9 @@ def test_selectors_of_forward_passes_score_it(selected: Select, name: str):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_rank_that_fails_ends_all_and_the_next_run_resumes(selected: Select, tmp_path: Path):
-    one, _ = selected("one", 1, FINITE_DIFFERENCE)
+    one, _ = selected("one", 1, SGD)
     for failure, said in (("error", "rank 1 failed"), ("killed", "a rank is gone")):
-        two, printed = selected(failure, 2, FINITE_DIFFERENCE, status=1, failure=failure)
+        two, printed = selected(failure, 2, SGD, status=1, failure=failure)
         ends = json.loads((tmp_path / "ends.json").read_text())
         assert all(status for status, _ in ends), printed
         assert max(after for _, after in ends) - min(after for _, after in ends) < 30, printed
@@ -160,18 +161,15 @@ def test_a_rank_that_fails_ends_all_and_the_next_run_resumes(selected: Select, t
         assert said in line
         written = {file: file.stat().st_mtime_ns for file in (two / "scores").glob("part-*.parquet")}
         assert 0 < len(written) < 7
-        selected(failure, 2, FINITE_DIFFERENCE)
+        selected(failure, 2, SGD)
         assert {file: file.stat().st_mtime_ns for file in written} == written
         assert_same_scores(one, two)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "kfac": ({}, "step=kfac"),
-    "ekfac": ({"step": "ekfac"}, "step=ekfac"),
-    "adam": ({"step": "adam"}, "step=adam"),
-    "first_order": ({"step": "sgd", "estimator": "first_order"}, "estimator=first_order"),
+    "first_order": ({"estimator": "first_order"}, "set estimator=finite_difference"),
     "top": ({"selection": "top"}, "estimator=projected"),
-    "random_products": ({"step": "sgd", "random_products": 64}, "estimator=first_order"),
+    "random_products": ({"random_products": 64}, "leave random_products out"),
 }
 
 
@@ -184,7 +182,7 @@ def test_options_that_need_whole_weights_are_refused_before_the_warm_up(settings
     with pytest.raises(SelectorError) as refused:
         ostlight.select(config)
     assert said in str(refused.value)
-    assert "set step=sgd and estimator=finite_difference" in str(refused.value)
+    assert "set estimator=finite_difference" in str(refused.value)
     assert not (tmp_path / "runs" / "run" / "proxy").exists()
 
 
@@ -192,23 +190,23 @@ def test_other_ways_of_not_scoring_it_are_refused_by_name(settings):
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"name": "grad_norm"}, {}, "grad_norm"),
         ({"name": "best_of"}, {}, "best_of"),
-        (FINITE_DIFFERENCE, {"anchors.group": "task"}, "anchors.group"),
-        (FINITE_DIFFERENCE, {"compute.precision": "bf16-true"}, "compute.precision=32-true"),
-        (FINITE_DIFFERENCE, {"proxy.dtype": "bfloat16"}, "proxy.dtype"),
-        (FINITE_DIFFERENCE, {"compute.strategy": "ddp"}, "strategy=fsdp"),
+        (SGD, {"anchors.group": "task"}, "anchors.group"),
+        (SGD, {"compute.precision": "bf16-true"}, "compute.precision=32-true"),
+        (SGD, {"proxy.dtype": "bfloat16"}, "proxy.dtype"),
+        (SGD, {"compute.strategy": "ddp"}, "strategy=fsdp"),
     ]
     for selector, changed, said in cases:
         config = settings(selector=selector)
         config["compute"] |= SHARDED
         with pytest.raises(OstlightError, match=said):
             ostlight.select(config, changed)
-    (problem,) = ostlight.validate(config, {"selector.options.step": "kfac"}).problems
-    assert problem.startswith("compute.shard_proxy: selector 'ost' with step=kfac")
+    (problem,) = ostlight.validate(config, {"selector.options.estimator": "exact"}).problems
+    assert problem.startswith("compute.shard_proxy: selector 'ost' with estimator=exact")
     assert ostlight.validate(config).problems == []
 
 
 def test_a_plan_shows_what_a_rank_holds(settings):
-    config = settings(selector=FINITE_DIFFERENCE)
+    config = settings(selector={"name": "ost"})
     config["proxy"]["warmup"] = {"fraction": 0.5}
     whole, sharded = (
         ostlight.plan(config, {"plan.flops_per_s": 1e9, **{f"compute.{name}": v for name, v in compute.items()}})
@@ -217,5 +215,6 @@ def test_a_plan_shows_what_a_rank_holds(settings):
     for one, two in zip(whole.stages[:2], sharded.stages[:2], strict=True):
         assert two.memory["weights"] == one.memory["weights"] // 2
         assert two.memory["weights"] + two.memory["weights gathered"] <= 1.5 * one.memory["weights"]
-    before = whole.stages[1].memory["gradient vectors"]
-    assert sharded.stages[1].memory["gradient vectors"] == before // 2
+    one, two = (plan.stages[1].memory for plan in (whole, sharded))
+    assert two["gradient vectors"] == one["gradient vectors"] // 2
+    assert one["factors"] / 2 <= two["factors"] < 0.6 * one["factors"], "of whole parameters"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from ostlight.errors import InfluenceError
 from ostlight.influence.shared_passes import SharedPasses
 
 
@@ -35,10 +36,15 @@ def replaced_as_gathered(
     Args:
         names: id of a sharded parameter to its name.
         stand_in: makes one from the name and the whole parameter.
+
+    Raises:
+        InfluenceError: the model has no such parameter.
     """
     passes = SharedPasses.of(model)
     passes.reshard()
     places = [(module, key, names[id(parameter)]) for module, key, parameter in places_of(model, names)]
+    if missing := [*{*names.values()} - {name for _, _, name in places}]:
+        raise InfluenceError(f"{missing[0]} is no parameter of the sharded model; select them after it is sharded")
     made: dict[str, Tensor] = {}
 
     def replace(unit: Any, arguments: Any) -> None:

@@ -32,6 +32,7 @@ import lightning as L
 import torch
 from _photo_pools import READERS, write_pool, write_processor, write_qwen
 from _record import Recorder
+from bench_stream import write_pool as write_texts
 from lightning.pytorch.callbacks import Callback
 
 import ostlight
@@ -170,27 +171,45 @@ def _cpu_seconds(work: Callable[..., object], *arguments: Any) -> float:
     return time.process_time() - start
 
 
-def select(recorder: Recorder, folder: Path, workers: list[int]) -> None:
-    """Of the processor time of one thread from the first record to the last score, without the selector's set-up."""
+def select(recorder: Recorder, folder: Path, workers: list[int], proxy: Path | None) -> None:
+    """Of the processor time of one thread from the first record to the last score, without the selector's set-up.
+
+    Args:
+        proxy: folder of a text model, which scores records of about 100 tokens; ``None`` for DigitMath and its own.
+    """
     torch.set_num_threads(1)
     engine = timed(BatchScorer, "score")
     loop = timed(L.Trainer, "predict")
     set_up = timed(ScoringModule, "ensure_set_up")
-    compute = {"accelerator": "cpu", "logger": "none", "progress": False, "tokens_per_batch": 4096, "shard_size": 100}
-    digits = {"pool": 600, "anchors": 28, "dev": 14, "test": 14}
+    records = 600 if proxy is None else 40
+    data: dict[str, Any] = {"digitmath": {"pool": records, "anchors": 28, "dev": 14, "test": 14}}
+    if proxy is not None:
+        write_texts(folder / "texts.jsonl", records)
+        write_texts(folder / "anchors.jsonl", 10)
+        data = {"pool": {"path": str(folder / "texts.jsonl")}, "anchors": {"path": str(folder / "anchors.jsonl")}}
     estimators: dict[str, dict[str, int]] = {"first_order": {}, "projected": {"rank": 8}}
     for (estimator, more), count in product(estimators.items(), workers):
         for clock in (engine, loop, set_up):
             clock.clear()
-        config = {
-            "name": f"{estimator}-{count}", "folder": str(folder / "runs"), "digitmath": digits,
-            "proxy": {"path": str(checkpoint("proxy")), "warmup": {"fraction": 0}},
-            "selector": {"name": "ost", "options": {"estimator": estimator, "step_size": 0.1} | more},
-            "compute": compute | {"workers": count},
-        }  # fmt: skip
+        options = {"estimator": estimator, "step": "sgd", "step_size": 0.1} | more
+        config = data | {
+            "name": f"{estimator}-{count}",
+            "folder": str(folder / "runs"),
+            "proxy": {"path": str(proxy or checkpoint("proxy")), "warmup": {"fraction": 0}},
+            "selector": {"name": "ost", "options": options},
+            "compute": {
+                "accelerator": "cpu",
+                "logger": "none",
+                "progress": False,
+                "tokens_per_batch": 4096 if proxy is None else 1024,
+                "shard_size": 100,
+                "workers": count,
+            },
+        }
         ostlight.select(config)
         share = sum(engine) / (sum(loop) - sum(set_up))
-        case = f"part=select model=digitmath estimator={estimator} records=600 workers={count}"
+        model = "digitmath" if proxy is None else proxy.name
+        case = f"part=select model={model} estimator={estimator} records={records} workers={count}"
         recorder.add(case=case, metric="engine_share", value=share, unit="ratio", n=1)
 
 
@@ -249,6 +268,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--samples", type=int, default=48, help="of the training")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of selecting")
+    parser.add_argument("--proxy", type=Path, help="folder of a text model that selects; by default DigitMath's proxy")
     parser.add_argument("--stream", help=argparse.SUPPRESS)
     parser.add_argument("--window", default="2**28", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -265,7 +285,8 @@ def main() -> None:
         if "training" in options.part:
             training(recorder, folder / "training", options.samples)
         if "select" in options.part:
-            select(recorder, folder / "select", options.workers)
+            (folder / "select").mkdir()
+            select(recorder, folder / "select", options.workers, options.proxy)
         if "vision" in options.part:
             vision(recorder, folder / "vision", options.samples)
     return None

@@ -6,7 +6,10 @@ pass, so they can be elsewhere until then: in the machine's memory, or in shares
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,6 +51,58 @@ class GradientVectors(Mapping[str, Tensor]):
         """This rank looks nothing up any more."""
 
 
+@dataclass
+class Sent:
+    """What a round brings.
+
+    Attributes:
+        vectors: what this rank asked for; ``None`` where it asked for nothing. There once all of ``works`` are done.
+        works: the broadcasts, which go on in the background.
+    """
+
+    vectors: Tensor | None = None
+    works: list[Any] = field(default_factory=list)
+
+    def wait(self) -> Tensor | None:
+        """Returns the vectors, when they are there."""
+        for work in self.works:
+            work.wait()
+        return self.vectors
+
+
+class Ahead(threading.Thread):
+    """A round in a thread of its own, for what is probably asked for next.
+
+    Args:
+        index: what the round asks for.
+        make: makes it.
+    """
+
+    def __init__(self, index: int, make: Callable[[int], Sent]) -> None:
+        super().__init__(daemon=True)  # a rank that fails ends, also while the others let it wait
+        self.index, self._make = index, make
+        self._sent = Sent()
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._sent = self._make(self.index)
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Sent:
+        """Returns what the round brought.
+
+        Raises:
+            RuntimeError: what failed in it, for instance since a rank is gone.
+        """
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._sent
+
+
 class ShardedVectors(GradientVectors):
     """Every rank holds the vectors of some parameters and sends them to all when one of them needs them.
 
@@ -56,12 +111,19 @@ class ShardedVectors(GradientVectors):
     sends it. A rank that has scored all its batches ``leave``s: it takes part until all have left. Where the ranks go
     in step, which is the rule, a round is one number from each rank and one broadcast.
 
+    While a batch is computed with some vectors, the round for those that followed them the last time is under way, so
+    what a look-up waits for is sent meanwhile. Another order costs a round in vain. One parameter's vectors more are in
+    memory.
+
     Args:
         stored: this rank's share.
         owners: the rank that holds each parameter's vectors, the same on all ranks.
         shapes: ``[M, *shape]`` of all of them, in the same order on all ranks.
         dtype: of all of them.
         device: the computing one; the process group's backend must move tensors that lie there.
+
+    Attributes:
+        met: look-ups whose round was under way already.
 
     Raises:
         InfluenceError: the share is not what ``owners`` says.
@@ -80,44 +142,68 @@ class ShardedVectors(GradientVectors):
         self._names = list(self.shapes)
         self._index = {name: k for k, name in enumerate(self._names)}
         self._group = dist.new_group()
+        self._numbers = dist.new_group(backend="gloo")  # reading them waits for no kernel
         self._rank = dist.get_rank(self._group)
+        self._after: dict[int, int] = {}
+        self._last: int | None = None
+        self._ahead: Ahead | None = None
+        self.met = 0
         mine = {name for name, rank in self._owners.items() if rank == self._rank}
         if mine != set(self.stored) or set(self._owners) != set(self.shapes):
             raise InfluenceError(f"rank {self._rank} holds vectors of {len(self.stored)} parameters, not {len(mine)}")
 
     def __getitem__(self, name: str) -> Tensor:
         mine = self._index[name]
-        found = self._sent(self._asked(mine), mine)
+        if self._last is not None:
+            self._after[self._last] = mine
+        self._last = mine
+        ahead = self._ended()
+        if ahead is not None and ahead.index == mine:
+            self.met += 1
+            sent = ahead.result()
+        else:
+            sent = self._round(mine)
+        if mine in self._after:
+            self._ahead = Ahead(self._after[mine], self._round)
+        found = sent.wait()
         assert found is not None, "a round brings what was asked for"
         return found
 
     def total(self, own: float) -> float:
-        summed = torch.tensor([own], dtype=torch.float64, device=self.device)
-        dist.all_reduce(summed, group=self._group)
+        summed = torch.tensor([own], dtype=torch.float64)
+        self._ahead = self._ended()  # which is still to be used
+        dist.all_reduce(summed, group=self._numbers)
         return float(summed)
 
     def leave(self) -> None:
-        while wanted := [one for one in self._asked(-1) if one >= 0]:
-            self._sent(wanted, -1)
+        self._ended()
+        while (sent := self._round(-1)).works:
+            sent.wait()
 
-    def _asked(self, mine: int) -> list[int]:
-        own = torch.tensor([mine], device=self.device)
-        requests = [torch.zeros_like(own) for _ in range(dist.get_world_size(self._group))]
-        dist.all_gather(requests, own, group=self._group)
-        return [int(one) for one in requests]
+    def _ended(self) -> Ahead | None:
+        """The round under way, when all ranks have taken part in it; two at a time would mix."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.result().wait()
+        return ahead
 
-    def _sent(self, wanted: Sequence[int], mine: int) -> Tensor | None:
-        found = None
-        for index in sorted({one for one in wanted if one >= 0}):
+    def _round(self, mine: int) -> Sent:
+        own = torch.tensor([mine])
+        asked = [torch.zeros_like(own) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(asked, own, group=self._numbers)
+        sent = Sent()
+        for index in sorted({int(one) for one in asked if one >= 0}):
             name = self._names[index]
             owner = self._owners[name]
             if owner == self._rank:
                 vectors = self.stored[name]
             else:
                 vectors = torch.empty(self.shapes[name], dtype=self._dtype, device=self.device)
-            dist.broadcast(vectors, src=dist.get_global_rank(self._group, owner), group=self._group)
-            found = vectors if index == mine else found
-        return found
+            source = dist.get_global_rank(self._group, owner)
+            sent.works.append(dist.broadcast(vectors, src=source, group=self._group, async_op=True))
+            if index == mine:
+                sent.vectors = vectors
+        return sent
 
 
 def shares(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ostlight.errors import BadRecord, SelectorError, stop_if_useless
 from ostlight.influence.shared_passes import SharedPasses
+from ostlight.models.batch import Batch
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
@@ -63,7 +64,7 @@ class ScoringModule(L.LightningModule):
         self._waited: Waited[ShardBatch] | None = None
         self._is_set_up = False
         self._usage_before = selector.usage.copy()
-        self._flops_per_sample = 0.0
+        self._flops_per_token = 0.0
         self._usable, self._rejected = 0, list[BadRecord]()
         self._open, self._phase = contextlib.ExitStack(), Phase("")
         self._passes: SharedPasses | None = None
@@ -103,7 +104,7 @@ class ScoringModule(L.LightningModule):
             stop_if_useless("score", self._rejected, self._usable)
         self.cost.tokens += sum(batch.batch.tokens)
         self.cost.samples += len(batch.batch) + len(batch.rejections)
-        self.cost.flops += self._flops_per_sample * len(batch.batch) + take_flops()
+        self.cost.flops += self._flops_per_token * _padded(batch.batch) + take_flops()
         return rows
 
     def on_predict_epoch_end(self) -> None:
@@ -221,8 +222,13 @@ class ScoringModule(L.LightningModule):
 
         size, per_rank = len(batch), self.stream.records / len(batch)
         flops, line = estimate_cost(f"scoring {all_ranks:,} samples", score, size, all_ranks / size, per_rank)
-        self._flops_per_sample = flops / all_ranks
+        self._flops_per_token = flops * size / all_ranks / _padded(batch)
         log.info(line)
+
+
+def _padded(batch: Batch) -> int:
+    """Tokens with padding, which differs between batches and is computed too."""
+    return len(batch) * max(batch.tokens, default=0)
 
 
 @contextmanager

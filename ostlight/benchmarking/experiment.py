@@ -57,7 +57,7 @@ class Experiment:
         for choice, selector in zip(choices, create_all(choices, "benchmark.selectors"), strict=True):
             refuse_missing_tags(self.pool, selector, budgets, lambda: self.anchors.groups)
             refuse_unsuited_anchors(self.anchors, choice.shown, selector)
-            refuse_sharding(dataclasses.replace(self.config, selector=choice), selector, self.anchors.group_count)
+            refuse_sharding(self.config, choice.shown, selector, self.anchors.group_count)
         self.defect_labels = _read_defect_labels(self.config.benchmark.defect_labels)
         self.metric = METRICS[self.config.benchmark.metric]
         self.defect_labels_key = fingerprint.of_values(self.defect_labels)

@@ -38,7 +38,7 @@ from ostlight.influence.gradients.factors import WIDEST, Moments, batch_moments,
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.vectors import shares
 from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
-from ostlight.influence.shared_passes import is_sharded, own_part
+from ostlight.influence.shared_passes import is_sharded, of_all_ranks, own_part
 from ostlight.influence.task import Task, digest_of
 from ostlight.influence.tensor_files import beyond_last_used, has_room
 from ostlight.progress import phase, track
@@ -228,11 +228,7 @@ def _digests(model: nn.Module) -> list[str]:
     """Of its weights; where they are sharded, of each rank's parts."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     own = digest_of({name: own_part(tensor.detach()) for name, tensor in tensors.items()})
-    if not is_sharded(model):
-        return [own]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
-    return gathered
+    return of_all_ranks(own) if is_sharded(model) else [own]
 
 
 def _zeros(parameter: nn.Parameter) -> Tensor:

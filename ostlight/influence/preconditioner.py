@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.sample_gradient import norm, sample_gradient, sample_gradient_parts, train_only
-from ostlight.influence.shared_passes import gathered, is_sharded, own_part, part_of
+from ostlight.influence.shared_passes import gathered, is_sharded, of_all_ranks, own_part, part_of
 from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import load_whole, save_whole
 from ostlight.progress import track
@@ -188,9 +187,7 @@ class ShardedPreconditioner(Preconditioner):
 
     def digest(self) -> str:
         """As ``Preconditioner.digest``, and the same as of one that is not sharded."""
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self._digests())
-        return _joined({name: digest for digests in gathered for name, digest in digests.items()})
+        return _joined({name: digest for digests in of_all_ranks(self._digests()) for name, digest in digests.items()})
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,15 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def of_all_ranks(own: Any) -> list[Any]:
+    """What each rank gives, by rank; all of them call it. Only this one's where there are no others."""
+    if not dist.is_initialized():
+        return [own]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
 def gathered(part: Tensor, like: Tensor) -> Tensor:
     """The tensor of which each rank has a part as it has one of ``like``: whole, on every rank."""
     if not isinstance(like, DTensor):

@@ -51,6 +51,11 @@ class Batch:
         """Length of every sample in tokens, padding left out."""
         return [len(e) for e in self.encoded]
 
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of all samples with padding: what a pass computes."""
+        return len(self) * max(self.tokens, default=0)
+
     def __getstate__(self) -> dict[str, Any]:
         """What another process is sent: each image tensor once, and small ones inside the message.
 

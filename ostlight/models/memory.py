@@ -80,7 +80,7 @@ class TokenBudget:
             self.on_halving(f"out of memory on another rank: from here on a micro-batch has at most {most:,} tokens")
 
     def _within(self, micro: Batch) -> list[Batch]:
-        if self.most is None or max(micro.tokens) * len(micro) <= self.most:
+        if self.most is None or micro.padded_tokens <= self.most:
             return [micro]
         return [micro.rows(group) for group in by_token_budget(micro.tokens, self.most)]
 
@@ -90,8 +90,8 @@ class TokenBudget:
         Raises:
             OstlightError: none does.
         """
-        largest = max(parts, key=lambda part: max(part.tokens) * len(part))
-        several = [max(part.tokens) * len(part) for part in parts if len(part) > 1]
+        largest = max(parts, key=lambda part: part.padded_tokens)
+        several = [part.padded_tokens for part in parts if len(part) > 1]
         if not several:
             raise OstlightError(
                 f"out of memory while training, on samples one by one, the longest of {max(largest.tokens)} tokens: "

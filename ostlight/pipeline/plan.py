@@ -206,7 +206,7 @@ class _Planner:
         batches = self.models.batches(model, data, every, compute.tokens_per_batch, MOST_BATCHES)
         held, _ = self.models.weights(proxy, "proxy")
         anchors, groups = self._anchors()
-        self.assumptions += sharding_problems(self.config, selector, groups)
+        self.assumptions += sharding_problems(self.config, choice.shown, selector, groups)
         weights = {"weights": held}
         if shards_proxy(compute):
             weights = {"weights": held // self.ranks, "weights gathered": round(held * gathered_share(model))}

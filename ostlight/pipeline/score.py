@@ -113,7 +113,7 @@ def score_pool(job: ScoringJob) -> None:
     if not missing and not retried:
         log.info(f"scores: all {len(job.pool):,} records are scored in {job.folder.scores}")
         return
-    refuse_sharding(job.config, job.selector, anchors.group_count)
+    refuse_sharding(job.config, job.config.selector.shown, job.selector, anchors.group_count)
     # Here the pool is looked through as it is scored (OverlapWatch); another engine's batches are not seen.
     warn_of_overlap(job.config, anchors, job.pool if job.engine is not None else None)
     dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}

@@ -19,31 +19,34 @@ def shards_proxy(compute: Compute) -> bool:
     return compute.shard_proxy and compute.devices * compute.num_nodes > 1
 
 
-def refuse_sharding(config: Config, selector: Selector, groups: int) -> None:
+def refuse_sharding(config: Config, name: str, selector: Selector, groups: int) -> None:
     """Raises:
     SelectorError: the selector, or one that it depends on, cannot score a proxy that is to be sharded.
     """
-    for problem in sharding_problems(config, selector, groups):
+    for problem in sharding_problems(config, name, selector, groups):
         raise SelectorError(problem)
 
 
-def sharding_problems(config: Config, selector: Selector, groups: int) -> Iterator[str]:
+def sharding_problems(config: Config, name: str, selector: Selector, groups: int) -> Iterator[str]:
     """Why a proxy that is to be sharded cannot be scored, a sentence for each selector.
 
     Args:
+        config: of the run.
+        name: of the selector, as shown.
+        selector: that is to score.
         groups: of the anchors; 1 where they have none.
     """
     if not shards_proxy(config.compute):
         return
     full = precision_of(config.compute) in FULL and config.proxy.dtype != "bfloat16"
-    for name, one in _with_dependencies(config.selector.shown, selector):
+    for shown, one in _with_dependencies(name, selector):
         if not one.uses_proxy:
             continue
         problem = one.sharding_problem(groups, full) if one.scores_sharded else "needs whole weights on each device"
         if problem is not None:
             able = ", ".join(n for n in names() if (cls := find(n).cls) is not None and cls.scores_sharded)
             yield (
-                f"compute.shard_proxy: selector {name!r} {problem}. Sharded weights are scored by {able}; or take a "
+                f"compute.shard_proxy: selector {shown!r} {problem}. Sharded weights are scored by {able}; or take a "
                 "smaller proxy, without shard_proxy"
             )
 

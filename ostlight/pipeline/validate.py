@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER
 from ostlight.config.schema import Config, Data, Model, SelectorChoice
@@ -152,7 +152,7 @@ def _check_selectors(config: Config, selectors: Sequence[tuple[SelectorChoice, S
             with report.collect_problem("anchors"):
                 refuse_unsuited_anchors(anchors, choice.shown, selector)
         groups = 1 if anchors is None else anchors.group_count
-        report.problems += sharding_problems(replace(config, selector=choice), selector, groups)
+        report.problems += sharding_problems(config, choice.shown, selector, groups)
 
 
 def _load_encoder(model: Model, where: str, report: Validation) -> Encoder | None:

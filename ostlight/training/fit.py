@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ostlight.config.schema import Compute
 from ostlight.errors import FIRST_RECORDS, BadRecord, DataError, DivergedError
+from ostlight.influence.shared_passes import of_all_ranks
 from ostlight.models.batch import Batch, TrainingStep
 from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import estimate_cost
@@ -99,7 +100,7 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     checkpoint = job.checkpoints.file if job.checkpoints and start else None
     trainer.fit(model, waited, ckpt_path=checkpoint, weights_only=True)
     cost.more["waited_for_data"] = round(waited.share, 3)
-    for rejections in _of_all_ranks(data.rejections):
+    for rejections in of_all_ranks(data.rejections):
         data.rejections.update(rejections)
     if all(int(p) in data.rejections for p in data.positions):
         first = data.rejections[int(data.positions[0])]
@@ -109,7 +110,7 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
         limit = model.encoder.max_length
         log.info(f"{job.stage}: {len(data.cut)} answers were cut by the length limit (max_length={limit})")
     tracker.update(trainer.global_step, trainer.world_size)
-    cost.flops += sum(_of_all_ranks(take_flops()))
+    cost.flops += sum(of_all_ranks(take_flops()))
     return data.rejections
 
 
@@ -159,15 +160,6 @@ def _preflight(model: MultimodalModel, steps: StepDataset, job: TrainingJob) -> 
         return estimate_cost(name, backward, samples, len(steps), None if job.quiet else len(steps))
 
     return model.budget.run(step.micro_batches, measured)
-
-
-def _of_all_ranks(own: Any) -> list[Any]:
-    """Returns what each rank gives, by rank."""
-    if not torch.distributed.is_initialized():
-        return [own]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, own)
-    return gathered
 
 
 class _CostTracker(Callback):

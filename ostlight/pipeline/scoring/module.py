@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ostlight.errors import BadRecord, SelectorError, stop_if_useless
 from ostlight.influence.shared_passes import SharedPasses
-from ostlight.models.batch import Batch
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.flops import FlopCounter
@@ -104,7 +103,7 @@ class ScoringModule(L.LightningModule):
             stop_if_useless("score", self._rejected, self._usable)
         self.cost.tokens += sum(batch.batch.tokens)
         self.cost.samples += len(batch.batch) + len(batch.rejections)
-        self.cost.flops += self._flops_per_token * _padded(batch.batch) + take_flops()
+        self.cost.flops += self._flops_per_token * batch.batch.padded_tokens + take_flops()
         return rows
 
     def on_predict_epoch_end(self) -> None:
@@ -222,13 +221,8 @@ class ScoringModule(L.LightningModule):
 
         size, per_rank = len(batch), self.stream.records / len(batch)
         flops, line = estimate_cost(f"scoring {all_ranks:,} samples", score, size, all_ranks / size, per_rank)
-        self._flops_per_token = flops * size / all_ranks / _padded(batch)
+        self._flops_per_token = flops * size / all_ranks / batch.padded_tokens
         log.info(line)
-
-
-def _padded(batch: Batch) -> int:
-    """Tokens with padding, which differs between batches and is computed too."""
-    return len(batch) * max(batch.tokens, default=0)
 
 
 @contextmanager

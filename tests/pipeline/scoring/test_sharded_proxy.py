@@ -130,14 +130,15 @@ def test_ost_warms_up_and_scores_as_with_a_whole_proxy(selected: Select, options
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     notes = [read_notes(run / "selector") for run in (one, two)]
-    assert notes[1]["step_size"] == pytest.approx(notes[0]["step_size"], rel=1e-7)
+    in_float32 = options.get("step") == "adam"  # its second moments
+    assert notes[1]["step_size"] == pytest.approx(notes[0]["step_size"], rel=1e-7 if in_float32 else 1e-9)
     assert notes[0]["rank_agreement"]["samples"] == 16
     assert "rank_agreement" not in notes[1]
     assert "sharded" in notes[1]["rank_agreement_not_measured"]
     assert "rank agreement with exact: not measured" in printed
     reasons = read_score_table(two / "scores")["reason"].to_pylist()
     assert [k for k, reason in enumerate(reasons) if reason == "selector_error"] == [8, 20]
-    assert_same_scores(one, two, 1e-6 if options.get("step") == "adam" else 1e-9)  # its second moments are in float32
+    assert_same_scores(one, two, 1e-6 if in_float32 else 1e-9)
 
 
 @pytest.mark.slow

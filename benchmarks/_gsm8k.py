@@ -34,19 +34,21 @@ class Gsm8k:
     Attributes:
         questions: of the pool, which has four solutions to each.
         anchors: people's right solutions, from the train split.
+        people: more of these.
         dev, test: right solutions of the four models, to questions that the pool does not have.
     """
 
     questions: int = 300
     anchors: int = 64
+    people: int = 1_000
     dev: int = 100
     test: int = 200
     seed: int = 0
 
     def write(self, data: Path, folder: Path) -> None:
-        """Writes ``pool``, ``anchors``, ``dev`` and ``test`` as JSON Lines, ``defect_labels.parquet`` (``id``,
-        ``defect``), ``text.jsonl``: all of the pool as plain text, without a word on what is right, and ``pool_600``:
-        the solutions to its first 150 questions.
+        """Writes ``pool``, ``anchors``, ``people``, ``dev`` and ``test`` as JSON Lines, ``defect_labels.parquet``
+        (``id``, ``defect``), ``text.jsonl``: all of the pool as plain text, without a word on what is right, and of the
+        pool the solutions to its first 150 questions, ``pool_600``, and to the others, ``pool_dev``.
 
         Raises:
             SystemExit: ``data`` lacks a file; one line.
@@ -63,13 +65,16 @@ class Gsm8k:
             if names:
                 right.append(_solution(f"q{k:04d}", row, names[rng.integers(len(names))]))
         people = _rows(data / TRAIN)
-        chosen = rng.permutation(len(people))[: self.anchors]
+        chosen = rng.permutation(len(people))
+        anchors, more = chosen[: self.anchors], chosen[self.anchors : self.anchors + self.people]
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "pool.jsonl", pool)
         _write(folder / "pool_600.jsonl", pool[:600])
+        _write(folder / "pool_dev.jsonl", pool[600:])
         _write(folder / "dev.jsonl", right[: self.dev])
         _write(folder / "test.jsonl", right[self.dev : self.dev + self.test])
-        _write(folder / "anchors.jsonl", (_by_people(f"train{k:04d}", people[k]) for k in sorted(chosen)))
+        for name, part in (("anchors", anchors), ("people", more)):
+            _write(folder / f"{name}.jsonl", (_by_people(f"train{k:04d}", people[k]) for k in sorted(part)))
         _write(folder / "text.jsonl", ({"text": f"{r['question']}\n{r['answer']}"} for r in pool))
         is_right = {_id(k, name): row[name]["is_correct"] for k, row in order for name in GENERATORS}
         ids = [record["id"] for record in pool]

@@ -74,7 +74,7 @@ def train_bases(folder: Path, recipe: Recipe, words: str, seed: int) -> dict[str
         losses = fit(model.model, batches(model, data, recipe.batch_size, seed), recipe.steps, recipe.lr)
         model.model.eval()
         model.save(home)
-        dev = read_questions(Pool.open(folder / "dev.parquet"), model)
+        dev = read_questions(Pool.open(folder / "dev.parquet"), model, Evaluation())
         accuracy = evaluate_model(model, dev, Evaluation(max_new_tokens=MAX_NEW_TOKENS, by=recipe.by, batch_size=200))
         found[name] = {
             "parameters": sum(p.numel() for p in model.model.parameters()),

@@ -47,7 +47,7 @@ from ostlight.models.influence_task import SampleTask
 from ostlight.models.load import load_encoder
 from ostlight.models.module import MultimodalModel
 from ostlight.models.parts import freeze
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision.cache import opened
 from ostlight.pipeline.scoring import stream
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
 from ostlight.pipeline.scoring.module import ScoringModule

@@ -42,7 +42,7 @@ RECIPES = {
         lr=1e-3,
     ),
 }
-"""What was chosen on the development split: docs/results.md and human_noise.md."""
+"""What was chosen on the development split: docs/measurements.md and human_noise.md."""
 
 
 def rates(text: str) -> dict[str, float]:

@@ -5,7 +5,9 @@
     python benchmarks/summarize.py runs/accuracy --markdown     # prints a table instead
 
 A finished benchmark has one line for each training seed, and the lines of a configuration become one: mean, 20th and
-80th percentile, and number of seeds. What a script recorded is aggregated already; of equal cases the newest is kept.
+80th percentile, and number of seeds. Its AUROCs of right against wrong records follow, with the ends of their 95%
+interval as metrics of their own and the pairs as ``n``. What a script recorded is aggregated already; of equal cases
+the newest is kept.
 
 Every line follows one schema, that of `_record.py`: ``{bench, case, metric, value, unit, n, p20, p80, commit, device,
 versions, when}``. Numbers keep six digits. Where there are more lines than the limit, whole metrics are left out, those
@@ -27,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 LIMIT = 300
 UNITS = {
     "accuracy": "share",
+    "loss": "nats",
     "defect_share": "share",
     "selection_flops": "FLOP",
     "training_flops": "FLOP",
@@ -37,10 +40,12 @@ UNITS = {
     "training_wall_s": "s",
     "selection_calls": "requests",
     "selection_price": "price",
+    "flops": "FLOP",
+    "device_s": "device-s",
 }
 """Unit of each metric of a finished benchmark."""
 
-METRICS = ("accuracy", "defect_share", "selection_flops", "training_flops", "accuracy by group", *list(UNITS)[4:])
+METRICS = (*list(UNITS)[:5], "accuracy by group", "loss by group", *list(UNITS)[5:])
 """Most important first."""
 
 Record = dict[str, Any]
@@ -56,12 +61,13 @@ def summarize_benchmark(name: str, rows: Iterable[Mapping[str, Any]], origin: Ma
         origin: ``commit``, ``device``, ``versions`` and ``when``.
     """
     values: dict[tuple[str, str], list[float]] = {}
+    cases: dict[str, dict[str, str]] = {}
     for row in rows:
         if row["value"] is None:  # e.g. the share of defects where none are known
             continue
         fields = {key: row.get(key, "") for key in ("variant", "selector", "budget", "protocol")}
         fields["group"] = "" if row["group"] == "all" else row["group"]
-        case = " ".join(f"{key}={str(value).replace(' ', '_')}" for key, value in fields.items() if value)
+        case = _case(fields, cases)
         values.setdefault((case, row["metric"]), []).append(float(row["value"]))
     return [
         {
@@ -77,6 +83,52 @@ def summarize_benchmark(name: str, rows: Iterable[Mapping[str, Any]], origin: Ma
         }
         for (case, metric), seeds in values.items()
     ]
+
+
+def summarize_separation(name: str, rows: Iterable[Mapping[str, Any]], origin: Mapping[str, Any]) -> list[Record]:
+    """What each selector's score tells of the known defects: ``auroc.jsonl`` of a benchmark, as records.
+
+    Args:
+        name: of the benchmark.
+        rows: ``variant``, ``selector``, ``flops``, ``device_s``, and ``auroc``: for each kind of pair its ``value``,
+            ``low``, ``high`` (of the 95% interval) and ``pairs``.
+        origin: as of :func:`summarize_benchmark`.
+    """
+    records = []
+    cases: dict[str, dict[str, str]] = {}
+    for row in rows:
+        case = _case({key: row.get(key, "") for key in ("variant", "selector")}, cases)
+        figures = [
+            (f"auroc {kind}{end}", area[column], "", area["pairs"])
+            for kind, area in row["auroc"].items()
+            if area is not None
+            for end, column in (("", "value"), (" low", "low"), (" high", "high"))
+            if area[column] is not None
+        ]
+        figures += [(metric, row[metric], UNITS[metric], 1) for metric in ("flops", "device_s")]
+        records += [
+            {"bench": name, "case": case, "metric": metric, "value": value, "unit": unit, "n": n}
+            | {"p20": None, "p80": None, **origin}
+            for metric, value, unit, n in figures
+            if value is not None
+        ]
+    return records
+
+
+def _case(fields: Mapping[str, Any], cases: dict[str, dict[str, str]]) -> str:
+    """The fields as one text without spaces in their values.
+
+    Args:
+        cases: the fields of every text so far.
+
+    Raises:
+        SystemExit: other fields have this text.
+    """
+    given = {key: str(value) for key, value in fields.items() if value}
+    case = " ".join(f"{key}={value.replace(' ', '_')}" for key, value in given.items())
+    if cases.setdefault(case, given) != given:
+        raise SystemExit(f"{cases[case]} and {given} are both written as {case!r}; rename one of them")
+    return case
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
@@ -115,6 +167,11 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def _read(file: Path) -> list[Record]:
+    """The lines of a file; none where a benchmark has not written it, as ``auroc.jsonl`` where no defects are known."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of a finished benchmark, or a JSONL file of records")
@@ -123,9 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", action="store_true", help="print a table and write nothing")
     options = parser.parse_args(arguments)
     source: Path = options.source
-    file = source / "results.jsonl" if source.is_dir() else source
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    records = summarize_benchmark(source.name, rows, provenance()) if source.is_dir() else newest(rows)
+    if source.is_dir():
+        origin = provenance()
+        records = summarize_benchmark(source.name, _read(source / "results.jsonl"), origin)
+        records += summarize_separation(source.name, _read(source / "auroc.jsonl"), origin)
+    else:
+        records = newest(_read(source))
     records, left_out = within_limit(records, options.limit)
     if options.markdown:
         print(markdown(records))

@@ -282,7 +282,7 @@ CURES_OF_MACHINE = {
     errno.EACCES: "change the permissions, or name another folder (folder=...)",
     errno.EPERM: "change the permissions, or name another folder (folder=...)",
     errno.EROFS: "name a folder that can be written (folder=...)",
-    errno.EMFILE: "raise the limit (`ulimit -n`), or lower compute.num_workers",
+    errno.EMFILE: "raise the limit (`ulimit -n`), or lower compute.workers",
     errno.EIO: "the disk or the network file system fails; look at the system's log",
     errno.ESTALE: "the network file system has lost the file; run the same command again",
 }

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -37,6 +37,8 @@ class Phase:
         done: so much of it is done.
         first: how much of it was done when the phase began.
         started: by ``time.monotonic``.
+        estimate: seconds left at a time of ``time.monotonic``, ``None`` where it is not known; by default the rate so
+            far says it, which needs items that take about as long.
     """
 
     what: str
@@ -45,6 +47,7 @@ class Phase:
     done: float = 0
     first: float = 0
     started: float = field(default_factory=time.monotonic)
+    estimate: Callable[[float], float | None] | None = None
 
     def advance(self, count: float = 1) -> None:
         """So much more is done."""
@@ -53,6 +56,8 @@ class Phase:
     def left(self, now: float) -> float | None:
         """Seconds that it will take at the rate so far; ``None`` where that is not known, or known from too little:
         what is done first (loading, compiling, the first batch of a size) is slower than the rest."""
+        if self.estimate is not None:
+            return self.estimate(now)
         here = self.done - self.first
         if self.total is None or here <= 0:
             return None

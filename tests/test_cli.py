@@ -248,11 +248,18 @@ def test_importing_ostlight_changes_nothing_global():
         ("budget.fraction=abc", "budget.fraction must be a number, above 0 and at most 1, or null; got 'abc'"),
         ("budget.fraction=[1", "override budget.fraction=[1: the value is not YAML"),
         ("selector.options.lenth=3", "unknown key 'selector.options.lenth'; valid here: none"),
+        ("selector.selecton=top", "for an option of the selector write selector.options.selecton; valid here: name"),
         ("anchors.path=nowhere.jsonl", "anchors.path: nowhere.jsonl does not exist"),
     ],
 )
 def test_a_malformed_override_is_named(config: Path, wrong, override: str, told: str):
     assert told in wrong("select", str(config), override)
+
+
+def test_a_missing_file_is_answered_with_the_nearest(config: Path, tmp_path: Path, wrong):
+    (tmp_path / "trusted.jsonl").touch()
+    near = f"did you mean {tmp_path / 'trusted.jsonl'}?"
+    assert near in wrong("select", str(config), f"anchors.path={tmp_path / 'trustd.jsonl'}")
 
 
 def test_an_unknown_option_of_a_selector_is_answered_with_the_nearest(config: Path, wrong):

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.special import expit, logit
 
 from ostlight.benchmarking.paired_difference import CONFIDENCE
 
 RESAMPLES = 2_000
+MIN_SIDE = 5
+"""Records, clean or defective, from which on there is an interval: one of fewer covers far less than it promises."""
 MIN_RESAMPLED = 20
 """Strata from which on they are resampled: fewer would give an interval that is too narrow."""
 
@@ -21,7 +24,8 @@ class Auroc:
     half: 1 is perfect, 0.5 is chance.
 
     Attributes:
-        low, high: its 95% interval; NaN where there are too few pairs for one.
+        low, high: its 95% interval; NaN where a side has fewer than ``MIN_SIDE`` records, or no pair is ranked wrong or
+            none right, which leaves nothing to estimate a variance from.
         pairs: they are over.
     """
 
@@ -34,8 +38,8 @@ class Auroc:
 def auroc(scores: np.ndarray, is_clean: np.ndarray, strata: np.ndarray | None = None) -> Auroc | None:
     """Returns the AUROC of a score, over all pairs or over pairs within one stratum; ``None`` where there is no pair.
 
-    The interval is DeLong's (DeLong et al. 1988, Biometrics 44, equations 3 to 5), summed over strata; with
-    ``MIN_RESAMPLED`` or more strata it is a bootstrap over these.
+    The interval is DeLong's (DeLong et al. 1988, Biometrics 44, equations 3 to 5) on the logit scale, its variances
+    summed over strata; with ``MIN_RESAMPLED`` or more strata it is a bootstrap over these.
 
     Args:
         scores: ``[N]``, finite.
@@ -53,8 +57,10 @@ def auroc(scores: np.ndarray, is_clean: np.ndarray, strata: np.ndarray | None = 
         weights = np.random.default_rng(0).multinomial(len(parts), np.full(len(parts), 1 / len(parts)), RESAMPLES)
         low, high = np.quantile((weights @ wins) / (weights @ pairs), [tail, 1 - tail])
     else:
-        half = float(stats.norm.ppf(1 - tail)) * np.sqrt(variances.sum()) / pairs.sum()
-        low, high = max(value - half, 0.0), min(value + half, 1.0)
+        error = np.sqrt(variances.sum()) / pairs.sum()
+        is_known = min(is_clean.sum(), (~is_clean).sum()) >= MIN_SIDE and error > 0 and 0 < value < 1
+        half = float(stats.norm.ppf(1 - tail)) * error / (value * (1 - value)) if is_known else np.nan
+        low, high = expit(logit(value) + half * np.array([-1, 1])) if is_known else (np.nan, np.nan)
     return Auroc(float(value), float(low), float(high), int(pairs.sum()))
 
 

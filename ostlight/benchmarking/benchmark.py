@@ -21,7 +21,7 @@ from ostlight.benchmarking.schedule import Failure, Schedule, Task, Waits, run_h
 from ostlight.benchmarking.separation import Separation, measure_separation, separation_table
 from ostlight.benchmarking.table import terminal_tables
 from ostlight.benchmarking.task_graph import build_train_tasks, in_order
-from ostlight.benchmarking.tasks import SelectTask, TrainTask
+from ostlight.benchmarking.tasks import ScoreTask, SelectTask, TrainTask
 from ostlight.benchmarking.worker_processes import run_in_processes
 from ostlight.config.load import vary
 from ostlight.config.schema import Config
@@ -29,6 +29,7 @@ from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError, PendingError
 from ostlight.models.saved_files import NAME as SAVED_FILES
 from ostlight.models.saved_files import note_saved
+from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.ray_cluster import Place, connected
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import phase
@@ -47,6 +48,7 @@ def benchmark(config: Config) -> list[ResultRow]:
     Raises:
         ConfigError: no ``benchmark`` section, unknown options, or tasks that would each run on several devices.
         SelectorError: unknown selectors.
+        RunChangedError: scores are there from images that are others now.
         BenchmarkError: tasks failed (the others are finished, and the tables hold them), or a worker process cannot be
             started.
         PendingError: no task failed, and some wait for something outside; the tables hold the others.
@@ -61,6 +63,8 @@ def benchmark(config: Config) -> list[ResultRow]:
     with RunFolder.owned(config, "benchmark") as folder:
         folder.write_config()
         experiments = [Experiment(variant, folder, label) for label, variant in variants.items()]
+        for experiment in experiments:
+            experiment.refuse_unfit_labels()
         train_tasks = build_train_tasks(experiments)
         log.info(f"{len(train_tasks)} planned runs: selector x budget x protocol x seed, each trained and evaluated")
         failures = _run_tasks(config, experiments, wanted_tasks(config, train_tasks))
@@ -103,13 +107,14 @@ def wanted_tasks(config: Config, train_tasks: Sequence[TrainTask]) -> list[Task]
 
 def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequence[Task]) -> list[Failure]:
     """Runs the tasks whose files are missing, on a cluster, in worker processes or here, and returns what failed."""
+    _refuse_other_images(tasks)
     schedule, configs = Schedule(tasks), [experiment.config for experiment in experiments]
     on_ray = config.compute.engine == "ray"
     if on_ray and all(task.is_done() for task in tasks):
         return []
     environments = [] if on_ray or any(map(_needs_this_process, configs)) else worker_environments(configs)
     with phase("benchmark", len(tasks), "tasks") as ended:
-        schedule.on_end = ended.advance
+        schedule.on_end, ended.estimate = ended.advance, schedule.seconds_left
         if on_ray:
             with connected(config.compute):
                 place = Place.of(config.compute)
@@ -120,6 +125,15 @@ def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequenc
             with thread_count(threads_per_task(configs[0])):
                 run_here(schedule)
     return schedule.failures
+
+
+def _refuse_other_images(tasks: Sequence[Task]) -> None:
+    """Raises:
+    RunChangedError: scores are there whose images are others now; selections and trainings were made from them.
+    """
+    for task in tasks:
+        if isinstance(task, ScoreTask):
+            check_images(task.folder, task.experiment.pool, task.experiment.folder)
 
 
 def _needs_this_process(config: Config) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ostlight.benchmarking.defect_labels import CLEAN, read_defect_labels
 from ostlight.benchmarking.metric import METRICS
 from ostlight.benchmarking.plan import plan_runs
 from ostlight.config.budget import SOURCE, Budget
 from ostlight.config.schema import Config, SelectorChoice, Training
-from ostlight.data.checked_parquet import read_parquet
 from ostlight.data.sample import Sample
 from ostlight.errors import DataError
 from ostlight.evaluation.evaluate import Questions, read_questions, refuse_unknown_tag
@@ -29,8 +30,7 @@ from ostlight.selection.registry import create_all
 from ostlight.training.precision import precision_of, target_compute
 from ostlight.training.steps import EncodedPool
 
-CLEAN = (None, "", "clean")
-"""How a table of defect labels marks a record without a defect."""
+log = logging.getLogger(__name__)
 
 
 class Experiment:
@@ -58,10 +58,49 @@ class Experiment:
             refuse_missing_tags(self.pool, selector, budgets, lambda: self.anchors.groups)
             refuse_unsuited_anchors(self.anchors, choice.shown, selector)
             refuse_sharding(self.config, choice.shown, selector, self.anchors.group_count)
-        self.defect_labels = _read_defect_labels(self.config.benchmark.defect_labels)
+        labels = self.config.benchmark.defect_labels
+        self._labelled = None if labels is None else read_defect_labels(labels)
         self.metric = METRICS[self.config.benchmark.metric]
         self.defect_labels_key = fingerprint.of_values(self.defect_labels)
         self.planned_runs = plan_runs(self.config.benchmark, self.defect_labels is not None, variant)
+
+    @cached_property
+    def defect_labels(self) -> dict[str, str] | None:
+        """The defect by id, of the defective records only."""
+        if self._labelled is None:
+            return None
+        return {id: defect for id, defect in self._labelled.items() if defect not in CLEAN}
+
+    def refuse_unfit_labels(self) -> None:
+        """Checks that the defect labels are of this pool's records. Reads the pool.
+
+        Raises:
+            DataError: no id of the labels is in the pool, or one stands for several of its records; labels that name
+                clean records too leave records out.
+        """
+        if not self._labelled:
+            return
+        path = self.config.benchmark.defect_labels if self.config.benchmark else None
+        ids = {sample.id for sample in self.samples}
+        if ids.isdisjoint(self._labelled):
+            raise DataError(
+                f"benchmark.defect_labels: no id of {path} (such as {next(iter(self._labelled))!r}) is that of a "
+                f"record of the pool (such as {min(ids, default='')!r})"
+            )
+        unlabelled = sorted(ids - self._labelled.keys())
+        for id in unlabelled:
+            base, mark, number = id.rpartition("#")
+            if mark and number.isdecimal() and base in ids and base in self._labelled:
+                raise DataError(
+                    f"benchmark.defect_labels: {path} names {base!r}, an id that several records of the pool share; "
+                    f"make ids unique, label {id!r} too, or set pool.duplicates=first or reject"
+                )
+        if unlabelled and any(defect in CLEAN for defect in self._labelled.values()):
+            raise DataError(
+                f"benchmark.defect_labels: {path} says which records are clean, and {len(unlabelled):,} of "
+                f"{len(ids):,} records of the pool have no label (such as {unlabelled[0]!r}); label them, or list the "
+                "defective ones alone"
+            )
 
     def _with_pool(self, config: Config) -> Config:
         if config.digitmath is None:
@@ -90,7 +129,15 @@ class Experiment:
     @cached_property
     def questions(self) -> Questions:
         test = open_pool(self.config.test, "test")
-        return read_questions(test, self.load_target(), worker_count(self.config.compute, len(test)))
+        workers, by_loss = worker_count(self.config.compute, len(test)), self.metric.name == "loss"
+        questions = read_questions(test, self.load_target(), self.config.evaluation, workers, by_loss)
+        if questions.rejections:
+            first = next(iter(questions.rejections.values()))
+            log.warning(
+                f"{self.config.test.path}: {len(questions.rejections)} of {len(test)} test records cannot be used and "
+                f"count nowhere; the first says: {first}"
+            )
+        return questions
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -99,23 +146,35 @@ class Experiment:
         return [dataclasses.replace(s, images=()) for s in records if isinstance(s, Sample)]
 
     @cached_property
+    def target_fingerprints(self) -> dict[str, Any]:
+        """The target before its training: its files, and the settings it is loaded with."""
+        ignored = dict.fromkeys(("path", "name", "training", "precision", "patience", "checkpoint_minutes"))
+        return {
+            "target.path": fingerprint.of_model(self.config.target.path, "target"),
+            "target": dataclasses.asdict(self.config.target) | ignored,
+        }
+
+    @cached_property
+    def selecting_fingerprints(self) -> dict[str, Any]:
+        """Everything that all selections depend on, besides scores, options, budget and seed."""
+        return {
+            "weights": self.config.pool.weights,
+            "defect_labels": self.defect_labels_key,
+            "selecting code": fingerprint.of_code(*fingerprint.SELECTING),
+        }
+
+    @cached_property
     def training_fingerprints(self) -> dict[str, Any]:
         """Everything that all trainings and their tests depend on; the untrained model depends on nothing else."""
-        ignored = dict.fromkeys(("path", "name", "training", "precision", "patience", "checkpoint_minutes"))
         return {
             "test": fingerprint_of_records(self.config.test, "test"),
             "metric": self.metric.name,
-            "target.path": self.target_fingerprint,
-            "target": dataclasses.asdict(self.config.target) | ignored,
+            **self.target_fingerprints,
             "compute.precision": precision_of(target_compute(self.config)),
             "evaluation": dataclasses.asdict(self.config.evaluation),
             "training code": fingerprint.of_code(*fingerprint.TRAINING, "ostlight.evaluation"),
             "package versions": fingerprint.package_versions(),
         }
-
-    @cached_property
-    def target_fingerprint(self) -> str:
-        return fingerprint.of_model(self.config.target.path, "target")
 
     def load_target(self, training: Training | None = None) -> MultimodalModel:
         return MultimodalModel.load(self.config.target, "target", training or self.config.target.training)
@@ -144,14 +203,3 @@ class Experiment:
         labels, selected = self.defect_labels or {}, set(positions.tolist())
         counts = Counter(labels[s.id] for s in self.samples if s.position in selected and s.id in labels)
         return dict(sorted(counts.items()))
-
-
-def _read_defect_labels(path: str | None) -> dict[str, str] | None:
-    """Returns the defect by id, of the defective records only."""
-    if path is None:
-        return None
-    table = read_parquet(path, "write it again")
-    if not {"id", "defect"} <= set(table.column_names):
-        raise DataError(f"benchmark.defect_labels: {path} must have columns id and defect; it has {table.column_names}")
-    rows = zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True)
-    return {id: defect for id, defect in rows if defect not in CLEAN}

@@ -79,7 +79,7 @@ def run_records(result: RunResult) -> list[dict[str, Any]]:
     return records + [key | {"group": "all", "metric": m, "value": getattr(result, m)} for m in metrics]
 
 
-def row_record(row: ResultRow, is_pareto_optimal: bool) -> dict[str, Any]:
+def row_record(row: ResultRow, is_pareto_optimal: bool | None) -> dict[str, Any]:
     """Returns a row of the table of results, unrounded and without times."""
     key = {"selector": row.label, "budget": row.budget, "protocol": row.protocol, "seeds": row.seeds}
     if row.variant:

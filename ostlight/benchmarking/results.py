@@ -132,6 +132,11 @@ class ResultRow(Row):
         return self.selection_flops + self.training_flops
 
     @property
+    def is_cost_in_flops(self) -> bool:
+        """Whether FLOPs are all that it cost: what served models compute for it is not among them."""
+        return not (self.selection_calls or self.selection_price)
+
+    @property
     def seeds(self) -> int:
         return next(iter(self.values.values())).n
 
@@ -153,14 +158,21 @@ def summarise(results: Sequence[RunResult], baseline: str | None = None) -> list
     return [_row(key, runs, _baseline_runs(key, runs_by_row, baseline)) for key, runs in runs_by_row.items()]
 
 
-def pareto_optimal(rows: Sequence[ResultRow]) -> list[bool]:
-    """Returns for each row whether no other of its variant is at least as good for at most its total FLOPs.
+def pareto_optimal(rows: Sequence[ResultRow]) -> list[bool | None]:
+    """Returns for each row whether no other of its variant is at least as good for at most its total FLOPs; ``None``
+    where that is not known, since served models were asked, whose FLOPs nothing counts.
 
-    The untrained model takes part: a worse model is worth no cost. The oracle does not, since clean samples
-    are not known in practice.
+    Such a row is compared to the others, and no other to it. The untrained model takes part: a worse model is worth no
+    cost. The oracle does not, since clean samples are not known in practice.
     """
-    compared = [row for row in rows if row.label != ORACLE]
-    return [row.label != ORACLE and not any(_dominates(other, row) for other in compared) for row in rows]
+    compared = [row for row in rows if row.label != ORACLE and row.is_cost_in_flops]
+    return [_is_pareto_optimal(row, compared) for row in rows]
+
+
+def _is_pareto_optimal(row: ResultRow, compared: Sequence[ResultRow]) -> bool | None:
+    if row.label == ORACLE or any(_dominates(other, row) for other in compared):
+        return False
+    return True if row.is_cost_in_flops else None
 
 
 def _dominates(one: ResultRow, other: ResultRow) -> bool:

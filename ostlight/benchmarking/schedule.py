@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Protocol, TypeVar
 
 from ostlight.errors import OstlightError, PendingError
@@ -18,6 +21,7 @@ class Task(Protocol):
 
     Attributes:
         name: for people.
+        kind: tasks of one kind take about as long.
         needs: tasks that must be done first.
         key: fingerprint of everything the file is made from; two tasks with the same key make the same file. Read only
             once the needs are done.
@@ -25,6 +29,8 @@ class Task(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
     @property
     def needs(self) -> Sequence[Task]: ...
     @property
@@ -71,7 +77,9 @@ class Schedule:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._waiting = list(tasks)
         self._done: set[Task] = set()
-        self._running: set[str] = set()
+        self._running: dict[str, tuple[Task, float]] = {}
+        self._seconds_by_kind: dict[str, list[float]] = {}
+        self._most_running = 1
         self._failure_of_task: dict[Task, Failure] = {}
         self.failures: list[Failure] = []
         self.on_end: Callable[[], None] = lambda: None
@@ -88,7 +96,8 @@ class Schedule:
             elif self._done.issuperset(task.needs) and task.key not in self._running:
                 self._waiting.remove(task)
                 if not task.is_done():
-                    self._running.add(task.key)
+                    self._running[task.key] = task, time.monotonic()
+                    self._most_running = max(self._most_running, len(self._running))
                     return task
                 self._done.add(task)
                 self.on_end()
@@ -96,13 +105,24 @@ class Schedule:
 
     def finish(self, task: Task, error: str | None) -> None:
         """Records that a task has ended; ``error`` says why it failed."""
-        self._running.discard(task.key)
+        _, started = self._running.pop(task.key)
         self.on_end()
         if error is None:
+            self._seconds_by_kind.setdefault(task.kind, []).append(time.monotonic() - started)
             self._done.add(task)
         else:
             self._failure_of_task[task] = Failure(task.name, error)
             self.failures.append(self._failure_of_task[task])
+
+    def seconds_left(self, now: float) -> float | None:
+        """Returns how long the rest will take, by how long tasks of each kind took; ``None`` until one of every kind
+        that is left has been measured. May be called from another thread."""
+        means = {kind: fmean(seconds) for kind, seconds in list(self._seconds_by_kind.items())}
+        waiting, running = list(self._waiting), list(self._running.values())
+        if not {*means}.issuperset(task.kind for task in [*waiting, *(task for task, _ in running)]):
+            return None
+        rest = sum(max(0.0, means[task.kind] - (now - started)) for task, started in running)
+        return (rest + sum(means[task.kind] for task in waiting)) / self._most_running
 
 
 T = TypeVar("T")
@@ -153,4 +173,7 @@ def run_task(task: Task) -> str | None:
         message = str(error) if is_expected else f"{type(error).__name__}: {error}"
         log.error(f"failed: {task.name}: {message}", exc_info=not is_expected)
         return message
+    finally:
+        # A trainer and its model refer to each other: gigabytes, and too few objects for Python to look for them.
+        gc.collect()
     return None

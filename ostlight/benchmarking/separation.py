@@ -54,7 +54,11 @@ def measure_separation(
     found: dict[str, Auroc | None] = {OVERALL: auroc(score[known], is_clean)}
     for tag in within:
         encoded = files.tags(only=tag).get(tag)
-        found[tag] = None if encoded is None else auroc(score[known], is_clean, encoded[1][known])
+        if encoded is None:
+            found[tag] = None
+        else:
+            tagged = encoded[1][known] > 0  # code 0: the record lacks the tag
+            found[tag] = auroc(score[known][tagged], is_clean[tagged], encoded[1][known][tagged])
     return int(known.sum()), found
 
 
@@ -79,9 +83,14 @@ def separation_table(rows: Sequence[Separation]) -> TextTable:
 
 def separation_record(row: Separation) -> dict[str, Any]:
     """Returns a row unrounded, for JSON."""
-    values = {tag or "all": None if found is None else vars(found) for tag, found in row.auroc.items()}
+    values = {tag or "all": None if found is None else _record(found) for tag, found in row.auroc.items()}
     known = {"selector": row.selector, "records": row.scored, "auroc": values}
     return ({"variant": row.variant} if row.variant else {}) | known | {"flops": row.flops, "device_s": row.seconds}
+
+
+def _record(found: Auroc) -> dict[str, float | None]:
+    """What it is, with ``None`` for what is not known: JSON has no NaN."""
+    return {name: None if np.isnan(value) else value for name, value in vars(found).items()}
 
 
 def _text(found: Auroc | None) -> str:

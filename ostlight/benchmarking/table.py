@@ -26,6 +26,9 @@ SELECTION_FLOPS, TOTAL_FLOPS = "selection FLOPs", "total FLOPs"
 FLOPS = (SELECTION_FLOPS, "training FLOPs", TOTAL_FLOPS)
 SECONDS = ("selection, device seconds", "training, device seconds", "total, device seconds", "total, elapsed seconds")
 
+VERDICTS = {True: "yes", False: "", None: "not known"}
+"""Whether a row is Pareto-optimal, as the table of costs says it."""
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -111,7 +114,8 @@ def results_table(rows: Sequence[ResultRow], baseline: str | None) -> TextTable:
 
 
 def cost_table(rows: Sequence[ResultRow]) -> TextTable:
-    """Returns what each row cost: selection (warm-up, scoring, selecting), training, and both."""
+    """Returns what each row cost: selection (warm-up, scoring, selecting), training, and both. Served models are in it
+    by requests and price, their FLOPs nowhere."""
     name_headings, names = _name_columns(rows)
     has_price = any(row.selection_calls or row.selection_price for row in rows)
     price_headings = ["requests", "price"] if has_price else []
@@ -123,7 +127,7 @@ def cost_table(rows: Sequence[ResultRow]) -> TextTable:
         seconds = (row.selection_s, row.training_s, row.total_s, row.total_wall_s)
         price = [f"{row.selection_calls:.0f}", f"{row.selection_price:.2f}"] if has_price else []
         figures = [metric.shown(row.values[ALL].mean), *map(flops_text, flops), *(f"{s:.1f}" for s in seconds), *price]
-        texts.append([*name, *figures, "yes" if is_optimal else ""])
+        texts.append([*name, *figures, VERDICTS[is_optimal]])
     return TextTable(headings, texts, len(name_headings))
 
 
@@ -172,7 +176,7 @@ def _difference(value: Difference | None, metric: Metric) -> str:
     if value is None:
         return ""
     mean, low, high = (metric.shown(number, sign=True) for number in (value.mean, value.low, value.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" + (" of items" if value.seeds == 1 else "")
 
 
 def flops_text(value: float) -> str:

@@ -20,12 +20,12 @@ from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
 from ostlight.data.atomic import atomic_path
 from ostlight.data.checked_json import read_json, write_json
-from ostlight.errors import DataError, read_if_whole
+from ostlight.errors import DataError, RunChangedError, read_if_whole
 from ostlight.evaluation.answers import ALL
 from ostlight.evaluation.evaluate import answer_losses, evaluate_model
 from ostlight.models.cost import StageCost
 from ostlight.models.module import MultimodalModel
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision.cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.cost_log import selection_cost
 from ostlight.pipeline.run_folder import RunFolder
@@ -37,6 +37,7 @@ from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loggers import LoggerOf, log_metrics
+from ostlight.training.order import best_first
 from ostlight.training.precision import target_compute
 from ostlight.training.trainer import first_device
 
@@ -55,6 +56,7 @@ class ProxyTask:
         self.key = f"proxy {digest}"
         details = [experiment.variant, f"seed {seed}" if seed != experiment.config.seed else ""]
         self.name = " ".join(["warm-up", ", ".join(filter(None, details))]).strip()
+        self.kind = f"warm-up {experiment.variant}"
         self.config = experiment.stage_config(config, f"proxy-{digest[:8]}", "proxies")
         self.is_warmed_up = self.config.proxy.warmup.fraction > 0
 
@@ -97,6 +99,7 @@ class ScoreTask:
         self.key = f"scores {digest}"
         label = f"{choice.shown}-seed{seed}" if selector.stochastic else choice.shown
         self.name = f"scores of {label}" + (f", {experiment.variant}" if experiment.variant else "")
+        self.kind = f"scores of {choice.shown}, {experiment.variant}"
         self.config = experiment.score_config(choice, seed, f"{file_name(label)}-{digest[:8]}")
 
     @cached_property
@@ -194,13 +197,14 @@ class SelectTask(SelectionTask):
                 "budget": dataclasses.asdict(budget),
                 "options": dataclasses.asdict(selector.options),
                 "seed": seed,
-                "target": experiment.target_fingerprint if budget.tokens else None,
+                "target": experiment.target_fingerprints if budget.tokens else None,
                 "groups": experiment.config.anchors.group or experiment.config.evaluation.by,  # of trials
-                "defect_labels": experiment.defect_labels_key,
+                **experiment.selecting_fingerprints,
             }
         )
         self.key = f"select {digest}"
         self.name = f"selection of {budget.label} by the {scores.name}"
+        self.kind = f"selection of {budget.label} by {choice.shown}, {experiment.variant}"
         self.file = scores.folder.path / "selections" / f"{file_name(budget.label)}-{digest[:8]}.json"
 
     def run(self) -> None:
@@ -232,10 +236,11 @@ class OracleTask(SelectionTask):
     def __init__(self, experiment: Experiment, budget: Budget, seed: int) -> None:
         self.experiment, self.budget, self.seed = experiment, budget, seed
         digest = fingerprint.of_values(
-            [experiment.pool.fingerprint(), experiment.defect_labels_key, dataclasses.asdict(budget), seed]
+            [experiment.pool.fingerprint(), experiment.selecting_fingerprints, dataclasses.asdict(budget), seed]
         )
         self.key = f"oracle {digest}"
         self.name = f"oracle {budget.label} seed{seed}"
+        self.kind = "oracle"
         self.file = experiment.folder.path / "selections" / f"{file_name(self.name)}-{digest[:8]}.json"
 
     def run(self) -> None:
@@ -256,6 +261,8 @@ class TrainTask:
     def __init__(self, experiment: Experiment, planned: PlannedRun, selection: SelectTask | OracleTask | None) -> None:
         self.experiment, self.planned, self.selection = experiment, planned, selection
         self.name = planned.name
+        budget = planned.budget.label if planned.budget else "nothing"
+        self.kind = f"training on {budget}, {planned.protocol}, {planned.variant}"
         self.needs = [selection] if selection else []
         self.training = run_training(experiment.config, planned, len(experiment.pool))
 
@@ -264,7 +271,11 @@ class TrainTask:
         if self.selection is None:
             return NO_SELECTION
         facts = _read_facts(self.selection.file)
-        assert facts is not None, "the selection is done"
+        if facts is None:
+            raise RunChangedError(
+                f"{self.name}: its selection is not where it was to be written; if code or data changed while the "
+                "benchmark ran, run the same command again"
+            )
         return facts
 
     @cached_property
@@ -277,6 +288,8 @@ class TrainTask:
                 "training": dataclasses.asdict(self.training),
                 "seed": self.planned.seed,
             }
+            if self._ranked_by is not None:
+                inputs["scores"] = self._ranked_by.key
         return f"train-{fingerprint.of_values(inputs)}"
 
     @property
@@ -297,7 +310,7 @@ class TrainTask:
         home, compute = experiment.folder, dataclasses.replace(target_compute(experiment.config), progress=False)
         model = experiment.load_target(self.training)
         if self.selection:
-            data = experiment.encoded_pool.select(read_positions(self.selection.file.with_suffix(".npy")))
+            data = experiment.encoded_pool.select(self._positions())
             with home.cost_log.stage("train", self.name) as cost:
                 job = TrainingJob(compute, home.path, self.name, self.planned.seed, [logger], quiet=True)
                 fit(model, data, job, cost)
@@ -313,6 +326,22 @@ class TrainTask:
         }
         write_json(self.file, facts)
         log.info(f"{self.name}: {metric} {values[ALL]:.3f}")
+
+    def _positions(self) -> np.ndarray:
+        """What is trained on: best first, where the training goes by utility and there are scores."""
+        assert self.selection is not None, "the untrained model is trained on nothing"
+        positions = read_positions(self.selection.file.with_suffix(".npy"))
+        if self._ranked_by is None:
+            return positions
+        scores = Scores.read(self._ranked_by.folder.scores)
+        return best_first(positions, scores.positions.tolist(), scores.score.tolist())
+
+    @property
+    def _ranked_by(self) -> ScoreTask | None:
+        """What gives the order of the training; ``None`` where it goes by none."""
+        if self.training.order == "shuffled" or not isinstance(self.selection, SelectTask):
+            return None
+        return self.selection.scores
 
     def _measure(self, model: MultimodalModel) -> tuple[dict[str, float], list[float | None]]:
         """Returns the metric by group, and for each question."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from ostlight.errors import ConfigError
+from ostlight.suggest import did_you_mean
 
 T = TypeVar("T")
 
@@ -204,10 +204,13 @@ def _describe(schema: type, error: ErrorDetails, where: str) -> tuple[str, str]:
     if is_unknown:
         name, path = str(keys[-1]), _join(path, str(keys[-1]))
         valid = _valid_keys(hint)
-        return path, f"unknown key {path!r}; {_nearest(name, valid)}valid here: {', '.join(valid) or 'none'}"
+        meant = did_you_mean(name, valid)
+        if not meant and "options" in valid:
+            meant = f"for an option of the selector write {path.removesuffix(name)}options.{name}; "
+        return path, f"unknown key {path!r}; {meant}valid here: {', '.join(valid) or 'none'}"
     if error["type"] == "missing":
         return path, f"{path} is missing; it must be {allowed_values(hint)}"
-    near = _nearest(value, list(map(str, typing.get_args(hint)))) if error["type"] == "literal_error" else ""
+    near = did_you_mean(value, map(str, typing.get_args(hint))) if error["type"] == "literal_error" else ""
     quote = "; put it in quotes" if error["type"] == "string_type" and isinstance(value, int | float) else ""
     most = error.get("ctx", {}).get("le", 0)
     limit = f", at most {most:,}" if error["type"] == "less_than_equal" and most >= ABSURD else ""
@@ -231,11 +234,6 @@ def _valid_keys(hint: Any) -> list[str]:
         return [f.name for f in dataclasses.fields(schema) if not f.metadata.get("hidden")]
     mapping = next(member for member in _members(hint) if typing.get_origin(member) is dict)
     return [str(key) for key in typing.get_args(typing.get_args(mapping)[0])]
-
-
-def _nearest(value: Any, valid: list[str]) -> str:
-    near = difflib.get_close_matches(str(value), valid, n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _join(path: str, name: str) -> str:

@@ -47,7 +47,8 @@ class Budget:
         threshold: lowest score kept.
         stratify_by: tag whose values (strata) each get a share of the budget as large as their share of the pool. Or
             ``anchors.group`` (a sample belongs to the anchor group that it helps most; shares are those of the anchors)
-            or ``gradients.cluster`` (clusters of gradients, for pools without tags).
+            or ``gradients.cluster`` (clusters of gradients, for pools without tags; ``ost`` with
+            ``estimator=projected`` or ``second_order``).
     """
 
     fraction: Annotated[float, Interval(gt=0, le=1)] | None = None

@@ -348,7 +348,8 @@ class Evaluation:
     """How answers are generated and judged.
 
     Attributes:
-        marker: text whose last occurrence is followed by the final answer; ``null`` compares the whole answer.
+        marker: text whose last occurrence is followed by the final answer; ``null`` takes what the last
+            ``\\boxed{}`` holds, else the whole answer.
         max_new_tokens: longest generated answer; a warning counts those that had not ended by then.
         by: tag to report accuracy by.
         batch_size: samples generated at once.
@@ -358,6 +359,10 @@ class Evaluation:
     max_new_tokens: Count = 64
     by: str | None = None
     batch_size: Count = 64
+
+    def problems(self) -> Iterator[str]:
+        if self.marker is not None and not self.marker.strip():
+            yield "marker is empty; name the text before the final answers, or leave it out (null)"
 
 
 @dataclass

@@ -105,6 +105,15 @@ def check_parquet(path: str | Path) -> None:
     _check(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+def checksum_of(path: Path) -> int:
+    """Returns a CRC of what a file holds: the one that was written into it, where there is one."""
+    with open(path, "rb") as file:
+        begin = _footer_begin(file)
+        file.seek(max(0, begin - LENGTH))
+        written = WRITTEN.fullmatch(file.read(min(begin, LENGTH)))
+        return int(written[1], 16) if written else _checksum_of(file, path.stat().st_size)
+
+
 @lru_cache(FILES_REMEMBERED)
 def _check(path: str, inode: int, size: int, modified: int) -> None:
     pq.read_metadata(path)

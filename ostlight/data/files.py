@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +76,27 @@ def _files_in(folder: Path) -> list[Path]:
     found = [p for p in listed if _is_data(p)]
     if not found and (folder / DATA).is_dir():
         return _of_split(folder, _named_splits(folder, (folder / DATA).rglob("*")))
-    if not found and card:
-        return _of_split(folder, _named_splits(folder, folder.rglob("*")))
-    unread = [p.name for p in listed if NOT_READ.search(p.name)]
+    if card:
+        return _of_split(folder, _named_splits(folder, listed if found else folder.rglob("*")))
+    unread = [p for p in listed if NOT_READ.search(p.name)]
     if not found:
         raise _no_data(folder, unread)
-    if unread:
-        log.warning(f"{folder}: {len(unread):,} files are not read ({', '.join(unread[:3])}); {_CURE_NOT_READ}")
+    _warn_of_unread(folder, unread)
     return found
 
 
-def _no_data(folder: Path, unread: Sequence[str] = ()) -> DataError:
-    there = f"; it has {', '.join(unread[:3])}: {_CURE_NOT_READ}" if unread else ""
+def _no_data(folder: Path, unread: Sequence[Path]) -> DataError:
+    there = f"; it has {_named(folder, unread)}: {_CURE_NOT_READ}" if unread else ""
     return DataError(f"{folder} holds no file ending in {', '.join(sorted(SUFFIXES))}{there}", folder)
+
+
+def _warn_of_unread(folder: Path, unread: Sequence[Path]) -> None:
+    if unread:
+        log.warning(f"{folder}: {len(unread):,} files are not read ({_named(folder, unread)}); {_CURE_NOT_READ}")
+
+
+def _named(folder: Path, files: Sequence[Path]) -> str:
+    return ", ".join(str(file.relative_to(folder)) for file in files[:3])
 
 
 def _is_data(file: Path) -> bool:
@@ -170,19 +178,41 @@ def _patterns(config: dict[str, Any]) -> list[str]:
     return [pattern for _, patterns in _entries(config) for pattern in patterns] or [str(config.get("data_dir", ""))]
 
 
-def _named_splits(folder: Path, files: Iterator[Path]) -> dict[str, list[Path]]:
-    """The files of each split, by the words in their names and in those of their folders."""
-    splits: dict[str, list[Path]] = {}
+def _named_splits(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files of each split, by the words in their names and in those of their folders.
+
+    Files that name no split are the training split, unless others name it: then they belong to none, as on the hub.
+
+    Raises:
+        DataError: there is no file, or only files that are not read name the training split.
+    """
+    splits: dict[str | None, list[Path]] = {}
+    unread: list[Path] = []
     for file in sorted(files):
         parts = file.relative_to(folder).parts
-        if _is_data(file) and not any(part.startswith(".") for part in parts):
+        if any(part.startswith(".") for part in parts):
+            continue
+        if _is_data(file):
             splits.setdefault(_split_of(parts), []).append(file)
+        elif NOT_READ.search(file.name):
+            unread.append(file)
     if not splits:
-        raise _no_data(folder)
-    return splits
+        raise _no_data(folder, unread)
+    unnamed = splits.pop(None, [])
+    lost = [file for file in unread if _split_of(file.relative_to(folder).parts) == TRAIN]
+    if lost and TRAIN not in splits:
+        raise DataError(
+            f"{folder}: {_named(folder, lost)} of the split {TRAIN!r} is not read; {_CURE_NOT_READ}", folder
+        )
+    _warn_of_unread(folder, unread)
+    if unnamed and TRAIN in splits:
+        log.info(f"{folder}: {len(unnamed):,} files name no split and are not read ({_named(folder, unnamed)})")
+    elif unnamed:
+        splits[TRAIN] = unnamed
+    return {split: found for split, found in splits.items() if split is not None}
 
 
-def _split_of(parts: tuple[str, ...]) -> str:
+def _split_of(parts: tuple[str, ...]) -> str | None:
     if parts[0] == DATA and (shard := re.match(r"(.+)-\d{5}-of-\d{5}", parts[-1])):
         return shard[1]
     for part in reversed(parts):
@@ -190,7 +220,7 @@ def _split_of(parts: tuple[str, ...]) -> str:
         for split, names in _SPLITS.items():
             if words.intersection(names):
                 return split
-    return TRAIN
+    return None
 
 
 def _of_split(folder: Path, splits: dict[str, list[Path]]) -> list[Path]:

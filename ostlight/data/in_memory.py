@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 from PIL import Image as PILImage
 
 from ostlight.data.atomic import atomic_folder
+from ostlight.data.formats.columns import repeated_names
 from ostlight.errors import DataError
 from ostlight.progress import phase
 
@@ -126,17 +127,27 @@ def _write_dataset(dataset: Any, folder: Path, where: str) -> tuple[str, str]:
 
 def _rows(records: Any, kinds: set[str], where: str) -> Iterable[Any]:
     if "pandas.DataFrame" in kinds:
+        _refuse_repeated([str(name) for name in records.columns], where)
         return _rows_of_frame(records)
     if isinstance(records, list | tuple):
         return records
     if hasattr(records, "__arrow_c_stream__"):
         table = pa.table(records)
+        _refuse_repeated(table.column_names, where)
         return (row for batch in table.to_batches(max_chunksize=CHUNK_ROWS) for row in batch.to_pylist())
     named = "; of columns make a DataFrame or Dataset.from_dict(...)" if isinstance(records, Mapping) else ""
     raise DataError(
         f"{where} is a {type(records).__name__}; give a list of dicts, a datasets.Dataset or a DataFrame{named}, or "
         f"the path of a file as {where}.path"
     )
+
+
+def _refuse_repeated(names: Sequence[str], where: str) -> None:
+    """Raises:
+    DataError: several columns have one name, and one of them would be lost.
+    """
+    if repeated := repeated_names(names):
+        raise DataError(f"{where}: several columns are called {', '.join(map(repr, repeated))}; rename all but one")
 
 
 def _rows_of_frame(frame: Any) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ import importlib.util
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from ostlight.data.layouts import LAYOUTS, layout_of
 from ostlight.data.mapping import check_columns, suggested_columns, suggestion
 from ostlight.data.record import RecordReader
 from ostlight.data.record_index import open_indexed, store_index
-from ostlight.data.remote import forget, is_remote, path_of
+from ostlight.data.remote import forget, is_remote, path_of, place
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError, UnknownLayoutError, rejecting
 
@@ -96,8 +96,8 @@ class Pool:
         Paths may be addresses that fsspec knows: ``s3://``, ``gs://``, ``hf://datasets/``, ``https://``.
 
         Raises:
-            DataError: nothing there, an unknown format or colour, a column that no record has, or a file without
-                records.
+            DataError: nothing there, an unknown format or colour, a column that no record has, a file without records,
+                or one that is named twice.
         """
         if format != "auto" and format not in FORMATS and format not in LAYOUTS:
             raise DataError(f"unknown format {format!r}. Known: auto, {', '.join([*FORMATS, *LAYOUTS])}.")
@@ -111,11 +111,18 @@ class Pool:
         read_as = f"{layout} {columns} {limits.record_bytes}"
         forget()  # what servers said of files earlier may not hold any more
         sources, readers = [], []
+        places = set[tuple[PurePosixPath, PurePosixPath]]()
         for piece in _pieces(path):
             folder = piece.image_root or image_root
             if folder is not None and not is_remote(folder) and not Path(folder).is_dir():
                 raise DataError(f"image root {folder} is not a folder", folder)
             for file in files_of(piece.path):
+                real = file.resolve()
+                beside = real if file.is_dir() else real.parent
+                where = place(real), place(beside if folder is None else path_of(folder).resolve())
+                if where in places:  # with other images they are other records
+                    raise DataError(f"{file} is named twice; name it once (a link counts as its file)", file)
+                places.add(where)
                 source, is_known = _opened(file, file_format, limits.record_bytes, read_as, index)
                 root = image_root_of(path_of(folder) if folder is not None else source.folder, rules)
                 names_images = source.path.stem == METADATA and not isinstance(source, HuggingFaceFolder)
@@ -138,6 +145,7 @@ class Pool:
 
         Raises:
             BadRecord: the record cannot be used.
+            DataError: its file changed since it was indexed.
             IndexError: there is no such record.
         """
         return self.record_and_sample(i)[1]
@@ -147,6 +155,7 @@ class Pool:
 
         Raises:
             BadRecord: the record cannot be used.
+            DataError: its file changed since it was indexed.
             IndexError: there is no such record.
         """
         i = int(i)  # a position may come out of an array
@@ -218,6 +227,7 @@ class Pool:
             for source, reader in zip(self.sources, self.readers, strict=True):
                 how = (source.name, reader.layout, reader.columns, reader.source, reader.characters, reader.root.rules)
                 digest.update(f"{how} {reader.frames} {source.record_bytes} {self.duplicates}\n".encode())
+                digest.update(b"file_name is an image\n" if reader.names_images else b"")
                 digest.update("".join(f"{file_key(file, is_small)}\n" for file in source.files()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint

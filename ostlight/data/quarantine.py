@@ -41,6 +41,15 @@ class Row:
     detail: str
     stage: str
 
+    @property
+    def name(self) -> str:
+        """As messages name the record: ``train.jsonl:record 17 (id a7)``; by id or position where its file is not
+        known."""
+        if not self.file:
+            return f"#{self.position}" if self.id is None else self.id
+        named = "" if self.id is None else f" (id {self.id})"
+        return f"{self.file.rpartition('/')[2]}:record {self.record}{named}"
+
 
 SCHEMA = pa.schema([(f.name, pa.int64() if f.type == "int" else pa.string()) for f in fields(Row)])
 

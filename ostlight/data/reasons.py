@@ -34,15 +34,20 @@ CURES = {
     "loss_not_finite": "set the model's dtype to float32",
     "media_token_in_text": "remove the model's own placeholder from the text",
     "missing_image": "set image_root, or fetch the images; then run again",
+    "answer_cut": "raise max_length, or leave the question out of the test set",
+    "no_expected_answer": "set evaluation.marker to what stands before the final answer, or leave it out",
     "no_answer": "remove the record, or use a selector for unlabelled pools",
     "no_tools": "use a proxy whose chat template takes tools",
     "no_vision": "use a proxy that takes images",
     "not_an_image": "name an image; convert HEIC, TGA, DDS, PSD, SVG and PDF to PNG",
+    "other_members": "name the members in the JSON, or leave its list of media out",
     "out_of_memory": "lower max_length or the images' size",
     "processor_refused": "change what the library complains of, or use another proxy",
     "record_too_large": "split the record, or raise pool.limits",
     "remote_image": "download the images and name them by their paths",
+    "repeated_member": "write the shard again, each name once",
     "score_not_finite": "see the selector's page",
+    "split_record": "write the shard again, the members of each key together (tar --sort=name)",
     "template_refused": "reorder the turns as the model's chat template wants them, or use another proxy",
     "text_too_long": "split the text, or raise pool.limits",
     "too_long": "lower max_length",
@@ -76,12 +81,10 @@ class RejectedGroup:
         """The group as lines of text, safe to print."""
         lines = [f"rejected: {self.count:,} {self.reason}; {self.cure}"]
         for row in self.examples:
-            name = f" (id {row.id})" if row.id is not None else ""
-            where = row.file.rpartition("/")[2]
             field = f" {row.field}:" if row.field else ""
             detail = " ".join(row.detail.split())
             cut = detail[:DETAIL_CHARACTERS] + ("..." if len(detail) > DETAIL_CHARACTERS else "")
-            lines.append(printable(f"  {where}:record {row.record}{name}:{field} {cut}"))
+            lines.append(printable(f"  {row.name}:{field} {cut}"))
         more = self.count - len(self.examples)
         return [*lines, f"  and {more:,} more"] if more > 0 else lines
 

@@ -11,7 +11,8 @@ from ostlight.config.schema import Columns
 from ostlight.data.formats.source import is_no_id, own_id
 from ostlight.data.images import ImageRoot
 from ostlight.data.layouts import LAYOUTS, Conversation, Layout, layout_of
-from ostlight.data.mapping import suggestion, with_columns
+from ostlight.data.mapping import LIKELY, suggestion, with_columns
+from ostlight.data.numbers import whole
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.data.turns import LOSS_FLAGS, read_tools
 from ostlight.data.video import Frame, with_frames
@@ -23,6 +24,7 @@ NESTED_TAGS = ("tags", "meta")
 _RECORD_FLAGS = frozenset(flag + end for flag in LOSS_FLAGS for end in ("", "s"))
 _WHOLE_RECORD_FLAGS = frozenset(LOSS_FLAGS) - {"loss", "weight"}
 """Flags that mean nothing else beside the turns; ``loss`` and ``weight`` may be what somebody measured."""
+PARTS_OF_QUESTIONS = (*LIKELY["choices"], "context", "passage", "hint")
 FILE_NAMES = ("file_name", "file_names")
 TOOL_FIELDS = ("tools", "functions")
 MAX_TAG_CHARACTERS = 256
@@ -124,7 +126,24 @@ class RecordReader:
         if layout.name == "question" and isinstance(record.get("answer"), int | float):
             detail = f"'answer' is the number {record['answer']}; if it is the answer or the number of a choice, set "
             raise BadRecord("bad_field", detail + suggestion(record), "answer")
+        if layout.name in ("question", "prompt"):
+            self._refuse_unread_question(record, layout)
         return layout
+
+    def _refuse_unread_question(self, record: Mapping[str, Any], layout: Layout) -> None:
+        """Raises:
+        BadRecord: the question has choices or a context in fields of their own, which no layout reads.
+        """
+        unread = next((name for name in PARTS_OF_QUESTIONS if record.get(name) not in (None, "", [], {})), None)
+        if unread is not None:
+            question, answer = ("prompt", "completion") if layout.name == "prompt" else layout.fields
+            is_choices = unread in LIKELY["choices"]
+            with_it = f"{question}, choices: {unread}" if is_choices else f"[{unread}, {question}]"
+            detail = (
+                f"{unread!r} beside {question!r} is not read; to have it in the question, set columns: {{question: "
+                f"{with_it}, answer: {answer}}}; to leave it out, columns: {{question: {question}, answer: {answer}}}"
+            )
+            raise BadRecord("bad_field", detail, unread)
 
 
 def _check_answers(turns: list[Turn], required: bool) -> None:
@@ -177,14 +196,15 @@ def _with_placeholders(conversation: Conversation) -> tuple[Turn, ...]:
 
 def _tags(record: Mapping[str, Any], used: tuple[str, ...]) -> dict[str, str]:
     """All other scalar fields as text of at most ``MAX_TAG_CHARACTERS``; a field of the record itself wins over one of
-    its nested tags and metadata."""
+    its nested tags and metadata. Empty texts and NaN are how files without nulls spell a missing value."""
     own = {name: value for name, value in record.items() if name not in ("id", *used, *IMAGE_FIELDS)}
     tags: dict[str, str] = {}
     for fields in (*(record.get(name) for name in NESTED_TAGS), own):
         if isinstance(fields, dict):
-            tags |= {name: _as_text(value) for name, value in fields.items() if isinstance(value, str | int | float)}
+            there = {k: v for k, v in fields.items() if isinstance(v, str | int | float) and v != "" and v == v}
+            tags |= {name: _as_text(value) for name, value in there.items()}
     return {name: value for name, value in tags.items() if len(value) <= MAX_TAG_CHARACTERS}
 
 
 def _as_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(whole(value))

@@ -11,7 +11,7 @@ from ostlight.data.remote import RemotePath
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of what indexes hold; another one is built anew."""
 
 

@@ -180,6 +180,9 @@ def _part(part: Any, where: str, found: list[Any]) -> str:
     if not isinstance(kind, str):
         raise BadRecord.wrong_type(where, "an object with a 'type'", part)
     if kind in TEXT_PARTS:
+        if any(part.get(name) for name in (*IMAGE_PARTS, "video", "audio")):
+            detail = f"{where} holds a text and {', '.join(part.keys() - {'type'})}; give each a part of its own"
+            raise BadRecord("bad_field", detail, where)
         value = next((part[name] for name in ("text", "value", "content") if part.get(name) is not None), None)
         if not isinstance(value, str):
             raise BadRecord.wrong_type(f"{where}.text", "text", value)
@@ -251,6 +254,9 @@ def _with_own_images(message: Mapping[str, Any], text: str, found: list[Any], wh
     if not own:
         return text
     free = [k for k, image in enumerate(found) if image is NEXT_IMAGE]
+    if found and not free:
+        detail = f"{where} has images in its content and in a field beside it; keep them in one place"
+        raise BadRecord("image_count", detail, where)
     if not free:
         found[:0] = own
         return f"{IMAGE_PLACEHOLDER}\n" * len(own) + text

@@ -17,6 +17,10 @@ BOXED = r"\boxed{"
 BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)", re.DOTALL)
 SEPARATOR = re.compile(r"(?:[ :=]|\.{2,}|\.(?!\d))+")
 NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
+GROUPED = re.compile(r"[-+]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?")
+"""Thousands: ``1,024``, ``12 000``."""
+MIXED = re.compile(r"([-+]?\d+) +(\d+/\d+)")
+"""``1 1/2``."""
 FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 MINUS = "\u2212"
 
@@ -132,13 +136,18 @@ def same_answer(given: str | None, expected: str | None) -> bool:
 
 
 def _number(text: str) -> Fraction | None:
-    """Returns the number that a text is, ``7``, ``-1,024.5``, ``.5``, ``1/2`` or ``\\frac{1}{2}``, else ``None``."""
-    compact = text.replace(",", "").replace(" ", "").replace(MINUS, "-").rstrip(".")
-    compact = FRACTION.sub(r"\1/\2", compact)
-    if not NUMBER.fullmatch(compact):
+    """Returns the number that a text is, ``7``, ``-1,024.5``, ``12 000``, ``.5``, ``1/2``, ``1 1/2`` or
+    ``\\frac{1}{2}``, else ``None``: commas and spaces count only where they group thousands."""
+    plain = FRACTION.sub(r" \1/\2", text.replace(MINUS, "-").strip()).strip().rstrip(".")
+    plain = re.sub(r"^([-+]) +", r"\1", plain)
+    if GROUPED.fullmatch(plain):
+        plain = plain.replace(",", "").replace(" ", "")
+    mixed = MIXED.fullmatch(plain)
+    whole, part = (mixed[1], mixed[2]) if mixed else ("0", plain)
+    if not NUMBER.fullmatch(part):
         return None
     try:
-        return Fraction(compact)
+        return Fraction(whole) + (-1 if whole.startswith("-") else 1) * Fraction(part)
     except (ValueError, ZeroDivisionError):
         return None
 

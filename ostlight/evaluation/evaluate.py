@@ -19,7 +19,7 @@ from ostlight.evaluation.answers import ALL, EXACT, QUESTION_TYPES, final_answer
 from ostlight.evaluation.free_text import expected_answer_losses, rouge_l, token_f1
 from ostlight.evaluation.generate import generate_answers
 from ostlight.evaluation.share import ALONE, Share
-from ostlight.models.encode import Encoded, QuestionEncoder
+from ostlight.models.encoding.encoder import Encoded, Encoder, QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import read_ahead
 from ostlight.progress import phase
@@ -56,17 +56,44 @@ class Result:
     means: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def read_questions(pool: Pool, model: MultimodalModel, workers: int = 0) -> Questions:
-    """Returns all records of a set, encoded as prompts; those that cannot be used are in ``rejections``.
+class _JudgedEncoder(QuestionEncoder):
+    """Encodes prompts of questions whose expected answers can be judged, and rejects the others.
 
     Args:
+        settings: whose ``marker`` stands before the final answer.
+        by_loss: the loss of the expected answers is taken, for which ``max_length`` must leave them whole.
+    """
+
+    def __init__(self, encoder: Encoder, settings: Evaluation, by_loss: bool) -> None:
+        super().__init__(encoder)
+        self._marker, self._by_loss = settings.marker, by_loss
+
+    def encode(self, sample: Sample) -> Encoded:
+        if self._by_loss and Encoder.encode(self, sample).answer_cut:
+            detail = f"the expected answer does not fit into max_length={self.max_length}, so it has no loss"
+            raise BadRecord("answer_cut", detail, "turns")
+        if not self._by_loss and final_answer(sample.answer, self._marker) is None:
+            missing = "is empty" if self._marker is None else f"has no {self._marker!r} (evaluation.marker)"
+            raise BadRecord("no_expected_answer", f"{sample.answer[:60]!r} {missing}", "turns")
+        return super().encode(sample)
+
+
+def read_questions(
+    pool: Pool, model: MultimodalModel, settings: Evaluation, workers: int = 0, by_loss: bool = False
+) -> Questions:
+    """Returns all records of a set, encoded as prompts; those that cannot be used, or whose expected answers cannot be
+    judged, are in ``rejections``.
+
+    Args:
+        settings: how answers are judged.
         workers: processes that read and encode; 0 does it in this one.
+        by_loss: they are judged by their loss, and not by the texts that are generated.
 
     Raises:
         DataError: none can be used, or none of the first.
     """
     questions = Questions([], [])
-    encoder = QuestionEncoder(model.encoder)
+    encoder = _JudgedEncoder(model.encoder, settings, by_loss)
     with phase("reading the questions", len(pool), "questions") as read:
         for chunk in read_ahead(pool, range(len(pool)), encoder, model.collator, workers):
             questions.prompts += chunk.batch.encoded
@@ -151,6 +178,11 @@ def add_text_metrics(
     """
     texts, expected = result.predictions["text"].to_pylist(), [sample.answer for sample in samples]
     columns: dict[str, list[float | None]] = {"loss": expected_answer_losses(model, samples, tokens_per_batch, share)}
+    if unknown := columns["loss"].count(None):
+        log.warning(
+            f"{unknown} of {len(samples)} expected answers have no loss, and are not in its mean: max_length cuts "
+            "them, or it is not finite"
+        )
     if any(
         question == EXACT and len(answer.split()) > 1
         for question, answer in zip(result.predictions["question_type"].to_pylist(), expected, strict=True)
@@ -172,9 +204,21 @@ def answer_losses(
     model: MultimodalModel, questions: Questions, by: str | None, tokens_per_batch: int
 ) -> tuple[dict[str, float], list[float | None]]:
     """Returns the mean loss of the expected answers by group, ``all`` among them, and the loss of each question, in
-    nats. It is ``None`` where the question has no usable answer, and such questions are in no mean. Nothing is
-    generated."""
+    nats. Nothing is generated.
+
+    Args:
+        questions: read with ``by_loss``.
+
+    Raises:
+        DataError: a loss is not finite: a mean without it would flatter a model that has diverged.
+    """
     losses = expected_answer_losses(model, questions.samples, tokens_per_batch)
+    unknown = [s.id for s, loss in zip(questions.samples, losses, strict=True) if loss is None]
+    if unknown:
+        raise DataError(
+            f"the loss of {len(unknown)} of {len(losses)} expected answers is not finite ({unknown[0]} for one), so "
+            "the model has no mean loss; lower target.training.lr if the training diverged"
+        )
     return _means_by_group(losses, _groups(questions.samples, by)), losses
 
 

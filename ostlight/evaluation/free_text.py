@@ -11,7 +11,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
 from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.batch import by_token_budget
-from ostlight.models.encode import Encoded
+from ostlight.models.encoding.encoder import Encoded
 from ostlight.models.module import MultimodalModel
 from ostlight.progress import phase
 
@@ -20,7 +20,8 @@ def expected_answer_losses(
     model: MultimodalModel, samples: Sequence[Sample], tokens_per_batch: int, share: Share = ALONE
 ) -> list[float | None]:
     """Returns the mean cross-entropy over the tokens of each sample's expected answers, in nats; its exponential is the
-    perplexity. ``None`` for a sample without an answer, one that cannot be encoded, or a loss that is not finite.
+    perplexity. ``None`` for a sample without an answer, one whose answer does not fit into ``max_length`` or cannot be
+    encoded, or a loss that is not finite.
 
     Args:
         share: of the batches that this process computes; every rank returns all losses.
@@ -28,9 +29,11 @@ def expected_answer_losses(
     encoded: dict[int, Encoded] = {}
     for i, sample in enumerate(samples):
         try:
-            encoded[i] = model.encoder.encode(sample)
+            whole = model.encoder.encode(sample)
         except BadRecord:  # the prompt alone could be encoded: there is no answer, or no room for it
             continue
+        if not whole.answer_cut:
+            encoded[i] = whole
     rows = list(encoded)
     losses: dict[int, float | None] = {}
     with phase("loss of the expected answers", -(-len(rows) // share.ranks), "answers") as done, torch.no_grad():

@@ -11,10 +11,10 @@ import torch
 from ostlight.config.schema import Evaluation
 from ostlight.data.sample import Sample
 from ostlight.evaluation.share import ALONE, Share
-from ostlight.models.encode import Encoded
+from ostlight.models.encoding.encoder import Encoded
 from ostlight.models.generation import AnswerEnd
 from ostlight.models.module import MultimodalModel
-from ostlight.models.vision_cache import reused
+from ostlight.models.vision.cache import reused
 from ostlight.progress import phase
 
 

@@ -29,7 +29,7 @@ def check_batch_invariance(model: nn.Module, anchors: Anchors) -> float:
         alone = torch.cat([anchors.task.losses(model, single).double() for single in singles])[: len(together)]
     changes = (together - alone).abs() / alone.abs().clamp_min(1.0)
     worst = int(changes.argmax())
-    if float(changes[worst]) > ALLOWED[next(model.parameters()).dtype]:
+    if float(changes[worst]) > ALLOWED[_computed_in(model)]:
         raise InfluenceError(
             f"the model's loss is not per sample: {anchors.name_of(numbered[worst][0])} has the loss "
             f"{float(alone[worst]):.6g} alone and {float(together[worst]):.6g} beside {len(together) - 1} others, so "
@@ -37,3 +37,11 @@ def check_batch_invariance(model: nn.Module, anchors: Anchors) -> float:
             "mask); take another model"
         )
     return float(changes[worst])
+
+
+def _computed_in(model: nn.Module) -> torch.dtype:
+    """What rounds the losses: mixed precision where it is on, else the weights' type."""
+    parameter = next(model.parameters())
+    device = parameter.device.type
+    mixed = torch.is_autocast_enabled(device) and parameter.dtype.itemsize >= 4
+    return torch.get_autocast_dtype(device) if mixed else parameter.dtype

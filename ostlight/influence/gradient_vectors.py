@@ -26,7 +26,7 @@ from ostlight.influence.gradients.probes import Vectors, curvature_probes, mean_
 from ostlight.influence.gradients.vectors import GradientVectors, ShardedVectors, shares
 from ostlight.influence.sample_gradient import sample_gradient
 from ostlight.influence.simulated_step import SimulatedStep
-from ostlight.influence.task import digest_of
+from ostlight.influence.task import digest_of, made_by
 from ostlight.influence.tensor_files import beyond_last_used, has_room, load_whole, save_whole
 from ostlight.progress import phase
 
@@ -304,6 +304,7 @@ def _key(step: SimulatedStep, plan: VectorPlan, seed: int, settings: VectorSetti
     """Name of the vectors' folder; what it is made from is written beside it at each use."""
     made_from: dict[str, Any] = {
         "model": digest_of({**dict(step.model.named_parameters()), **dict(step.model.named_buffers())}),
+        **made_by(step.model, step.task, step.device.type),
         "anchors": step.anchors.digest(),
         "groups": [str(group) for group in step.anchors.groups],
         "parameters": list(plan.parameters),

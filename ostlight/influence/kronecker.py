@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,13 +33,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ostlight.errors import InfluenceError
+from ostlight.influence.eigenbasis import Eigenbasis, damped_inverse
 from ostlight.influence.gradient_vectors import CACHED_SETS, code_digest
 from ostlight.influence.gradients.factors import WIDEST, Moments, batch_moments, moments_in_bases
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.vectors import shares
 from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
 from ostlight.influence.shared_passes import is_sharded, of_all_ranks, own_part
-from ostlight.influence.task import Task, digest_of
+from ostlight.influence.task import Task, digest_of, made_by
 from ostlight.influence.tensor_files import beyond_last_used, has_room
 from ostlight.progress import phase, track
 
@@ -107,54 +108,19 @@ def kronecker_preconditioner(
         with phase("fingerprint of model and samples"):
             key = _key(model, task, parameters, samples, [kind, damping, dict(depends_on or {})])
         file = cache / f"{kind}-{key}{ranks.suffix}.safetensors"
-        found = Preconditioner.load(file, next(iter(parameters.values())).device) if file.exists() else None
-        if ranks.all_agree(found is not None):
-            assert found is not None, "this rank agreed"
-            log.info(f"{kind}: factors taken from {file}")
-            if is_writer or ranks.count > 1:
-                file.touch()
-            return ranks.preconditioner(found)
+        if (cached := _from_cache(file, kind, ranks, is_writer)) is not None:
+            return cached
     log.info(f"{kind}: {ranks.summary(_size_in_bytes(parameters), _size_in_bytes(own))}, from {len(samples)} samples")
-    moments: dict[str, Moments] = {}
-    usable, count = [], 0
-
-    def add(batch: Any) -> bool:
-        """Whether all ranks could take the batch's samples, all of them."""
-        found = _moments(model, task, parameters, frozenset(own), batch, len(samples))
-        if not ranks.all_agree(found is not None):
-            return False
-        assert found is not None, "this rank agreed"
-        usable.append(batch)
-        for name, one in found.items():
-            moments[name] = moments[name].plus(one) if name in moments else one
-        return True
-
+    groups = [[single] for single in samples] if sharded else _of_one_shape(task, samples)
     with phase(f"{kind} factors", len(samples), "samples") as taken:
-        for group in [[single] for single in samples] if sharded else _of_one_shape(task, samples):
-            if len(group) > 1 and add(task.together(group)):
-                count += len(group)
-            else:
-                count += sum(add(single) for single in group)
-            taken.advance(len(group))
+        moments, usable = _moments_of_all(model, task, parameters, own, groups, ranks, taken.advance)
     if ranks.all_agree(not any(bool(one.square.any()) for one in moments.values())):
         raise InfluenceError(
             f"{kind}: none of {len(samples)} samples of the pool has a finite gradient other than zero; "
             "give others, or take plain SGD steps"
         )
-    matrices, bases = [name for name, one in moments.items() if one.is_matrix], {}
-    for name in track(matrices, f"{kind} eigenvectors", unit="matrices"):
-        bases[name] = _Eigenbasis.of(moments[name])
-        moments[name] = Moments(moments[name].square)  # the factors are as large as their eigenvectors
-    squares = {name: one.square for name, one in moments.items() if name not in bases}
-    if kind == "ekfac":
-        squares |= _squares_in_bases(model, task, parameters, usable, bases)
     blocks = {name: Block(_zeros(p)) for name, p in own.items()}
-    for name, one in moments.items():
-        if name in squares:
-            inverse = _damped_inverse(squares[name] / count, damping)
-        else:
-            inverse = bases[name].kfac_inverse(damping, float(one.square) / count)
-        blocks[name] = bases[name].block(inverse, parameters[name].shape) if name in bases else Block(inverse)
+    blocks |= _blocks(model, task, parameters, moments, usable, kind, damping)
     preconditioner = ranks.preconditioner(Preconditioner(blocks, kind))
     writes = is_writer or ranks.count > 1
     if file is not None and writes and has_room(file.parent, preconditioner.nbytes, f"{kind}: factors"):
@@ -164,6 +130,88 @@ def kronecker_preconditioner(
         if is_writer:
             _remove_unused(file.parent)
     return preconditioner
+
+
+def _from_cache(file: Path, kind: str, ranks: _Ranks, is_writer: bool) -> Preconditioner | None:
+    """What the file holds, where every rank has its own."""
+    found = Preconditioner.load(file, ranks.device) if file.exists() else None
+    if not ranks.all_agree(found is not None):
+        return None
+    assert found is not None, "this rank agreed"
+    log.info(f"{kind}: factors taken from {file}")
+    if is_writer or ranks.count > 1:
+        file.touch()
+    return ranks.preconditioner(found)
+
+
+def _moments_of_all(
+    model: nn.Module,
+    task: Task,
+    parameters: Mapping[str, nn.Parameter],
+    own: Mapping[str, nn.Parameter],
+    groups: Sequence[Sequence[Any]],
+    ranks: _Ranks,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, Moments], list[Any]]:
+    """The sums of this rank's moments over all usable samples, and the batches they are from.
+
+    Args:
+        groups: samples that share a pass; where one of them is unusable each has a pass of its own.
+        advance: called with the samples of each group.
+    """
+    moments: dict[str, Moments] = {}
+    usable: list[Any] = []
+    samples = sum(map(len, groups))
+
+    def add(batch: Any) -> bool:
+        """Whether all ranks could take the batch's samples, all of them."""
+        found = _moments(model, task, parameters, frozenset(own), batch, samples)
+        if not ranks.all_agree(found is not None):
+            return False
+        assert found is not None, "this rank agreed"
+        usable.append(batch)
+        for name, one in found.items():
+            moments[name] = moments[name].plus(one) if name in moments else one
+        return True
+
+    for group in groups:
+        if not (len(group) > 1 and add(task.together(group))):
+            for single in group:
+                add(single)
+        advance(len(group))
+    return moments, usable
+
+
+def _blocks(
+    model: nn.Module,
+    task: Task,
+    parameters: Mapping[str, nn.Parameter],
+    moments: dict[str, Moments],
+    usable: Sequence[Any],
+    kind: str,
+    damping: float,
+) -> dict[str, Block]:
+    """The inverse curvature of each parameter that has moments; factors are let go of as their eigenvectors are found.
+
+    Args:
+        usable: batches that the moments are from.
+    """
+    count, bases = sum(task.size(batch) for batch in usable), {}
+    matrices = [name for name, one in moments.items() if one.is_matrix]
+    for name in track(matrices, f"{kind} eigenvectors", unit="matrices"):
+        bases[name] = Eigenbasis.of(moments[name])
+        moments[name] = Moments(moments[name].square)  # the factors are as large as their eigenvectors
+    squares = {name: one.square for name, one in moments.items() if name not in bases}
+    if kind == "ekfac":
+        squares |= _squares_in_bases(model, task, parameters, usable, bases)
+    blocks = {}
+    for name, one in moments.items():
+        if name in squares:
+            inverse = damped_inverse(squares[name] / count, damping)
+        else:
+            inverse = bases[name].kfac_inverse(damping, float(one.square) / count)
+        blocks[name] = bases[name].block(inverse, parameters[name].shape) if name in bases else Block(inverse)
+    return blocks
 
 
 @dataclass(frozen=True)
@@ -214,8 +262,7 @@ def _key(
     device = next(iter(parameters.values())).device.type
     made_from = [
         *_digests(model),
-        *(f"{type(one).__module__}.{type(one).__qualname__}" for one in (model, task)),
-        str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
+        made_by(model, task, device),
         list(parameters),
         [digest for single in samples for digest in task.digests(single)],
         code_digest(),
@@ -247,54 +294,6 @@ def _remove_unused(cache: Path) -> None:
         for file in files:
             if file.name.split(".")[0] in unused:
                 file.unlink()
-
-
-@dataclass(frozen=True)
-class _Eigenbasis:
-    """Eigenvectors ``[D, D]`` (``None`` for a factor that is diagonal) and eigenvalues ``[D]`` of both factors.
-
-    Each factor is divided by its trace, so that eigenvalues add up to 1; all are 0 where the factor is.
-    """
-
-    left: Tensor | None
-    outputs: Tensor
-    right: Tensor | None
-    inputs: Tensor
-
-    @classmethod
-    def of(cls, factors: Moments) -> _Eigenbasis:
-        assert factors.outputs is not None, "asked of matrices alone"
-        assert factors.inputs is not None, "both sides are added together"
-        return cls(*_eigen(factors.outputs), *_eigen(factors.inputs))
-
-    def kfac_inverse(self, damping: float, mean_square_norm: float) -> Tensor:
-        """``[D_out, D_in]``, with the factors scaled so that the product of their traces is ``E ||G_i||^2``."""
-        outputs, inputs = (_damped_inverse(one, damping) for one in (self.outputs, self.inputs))
-        return _finite(outputs[:, None] * inputs / mean_square_norm)
-
-    def block(self, inverse: Tensor, shape: torch.Size) -> Block:
-        if self.left is None and self.right is None:
-            return Block(inverse.reshape(shape))
-        return Block(inverse, self.left, self.right)
-
-
-def _eigen(factor: Tensor) -> tuple[Tensor | None, Tensor]:
-    trace = factor.sum() if factor.ndim == 1 else factor.trace()
-    factor = factor / trace if bool(trace > 0) else factor
-    if factor.ndim == 1:
-        return None, factor
-    values, vectors = torch.linalg.eigh(factor)
-    return vectors, values.clamp_min(0)
-
-
-def _damped_inverse(eigenvalues: Tensor, damping: float) -> Tensor:
-    return _finite(1 / (eigenvalues + damping * eigenvalues.mean()))
-
-
-def _finite(inverse: Tensor) -> Tensor:
-    """The inverse, or zeros where it is not finite: the gradients, or their squares, are zero, and nothing is known of
-    the parameter."""
-    return inverse if bool(inverse.isfinite().all()) else torch.zeros_like(inverse)
 
 
 def _of_one_shape(task: Task, samples: Sequence[Any]) -> list[list[Any]]:
@@ -339,7 +338,7 @@ def _squares_in_bases(
     task: Task,
     parameters: Mapping[str, nn.Parameter],
     batches: Sequence[Any],
-    bases: Mapping[str, _Eigenbasis],
+    bases: Mapping[str, Eigenbasis],
 ) -> dict[str, Tensor]:
     """``sum_i (U' G_i V)^2 [D_out, D_in]`` of every matrix."""
     sums = {name: basis.outputs.new_zeros(len(basis.outputs), len(basis.inputs)) for name, basis in bases.items()}

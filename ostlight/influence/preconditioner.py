@@ -211,7 +211,8 @@ def _parts(block: Block) -> dict[str, Tensor]:
 def adam_preconditioner(parameters: Mapping[str, nn.Parameter], second_moments: Mapping[str, Tensor]) -> Preconditioner:
     """``1 / (sqrt(v) + eps)`` for the parameters, from bias-corrected second moments ``v`` (Adam's ``exp_avg_sq``).
 
-    They are frozen: a score may not depend on what was scored before it.
+    They are frozen: a score may not depend on what was scored before it. Where ``v`` is 0 (a token or an expert that no
+    sample of the warm-up had) no step is taken: ``1 / eps`` times a gradient would be all there is of it.
 
     Args:
         parameters: by name.
@@ -226,7 +227,8 @@ def adam_preconditioner(parameters: Mapping[str, nn.Parameter], second_moments: 
             raise InfluenceError(
                 f"adam: the second moments of {name} are {list(moments[name].shape)}; it is {list(p.shape)}"
             )
-    blocks = {name: Block((1 / (v.sqrt() + EPSILON)).to(parameters[name].device)) for name, v in moments.items()}
+    inverses = {name: (1 / (v.sqrt() + EPSILON)).masked_fill(v == 0, 0.0) for name, v in moments.items()}
+    blocks = {name: Block(inverse.to(parameters[name].device)) for name, inverse in inverses.items()}
     made = PartsPreconditioner if any(isinstance(p, DTensor) for p in parameters.values()) else Preconditioner
     return made(blocks, "adam")
 

@@ -150,6 +150,7 @@ class UtilityScorer:
         if not isinstance(anchors, Anchors):
             task = loss if isinstance(loss, Task) else CausalLM() if loss is None else PerSampleLoss(loss)
             anchors = Anchors(list(anchors), task, list(groups or ()), ids=_ids(task, anchors))
+        self._verified = False
         self._as_groups = utility_by_anchor and estimator != "projected"
         self._groups, self._shares = anchors.names, anchors.shares_by_number()
         if self._as_groups:
@@ -197,7 +198,16 @@ class UtilityScorer:
 
     def columns(self, batch: Any) -> dict[str, Any]:
         """The scores as columns of a table: the names of ``UtilityScores``, but ``score`` for the utility; ``failure``
-        only where a sample failed, and ``step_size``."""
+        only where a sample failed, and ``step_size``.
+
+        The first batch of several samples is verified before it is scored, unless one was: rows of a layer whose first
+        axis is not the samples would go to the wrong one.
+
+        Raises:
+            InfluenceError: as ``verify``.
+        """
+        if not self._verified and self.step.task.size(batch) > 1:
+            self.verify(batch)
         with self._evaluating():
             columns = self._estimator.columns(batch)
         return self._from_single_groups(columns) if self._as_groups else columns
@@ -237,6 +247,7 @@ class UtilityScorer:
         Raises:
             InfluenceError: it is larger than rounding explains; names the parameter.
         """
+        self._verified = True
         if not isinstance(self._estimator, GradientProducts):
             return None
         with self._evaluating():

@@ -54,8 +54,9 @@ class SimulatedStep:
         return dict(gradient) if self.preconditioner is None else self.preconditioner.direction(gradient)
 
     def in_full_precision(self) -> SimulatedStep:
-        """As it is where the weights can hold a small step, else on a copy of the model in float32."""
-        if next(iter(self.parameters.values())).dtype.itemsize >= 4:
+        """As it is where all weights are in float32 or wider, else on a copy of the model in float32: adapters in
+        float32 on a base in bf16 hold a small step, and the base's rounding loses what it does."""
+        if all(p.dtype.itemsize >= 4 for p in self.model.parameters() if p.is_floating_point()):
             return self
         copied = copy.deepcopy(self.model).float()
         named = dict(copied.named_parameters())

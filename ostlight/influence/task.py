@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ostlight.compiled_code import of_compiled
 from ostlight.errors import InfluenceError
 
 IGNORED = -100
@@ -91,6 +93,11 @@ class Task:
         """Returns what each sample is called in messages; ``None`` for its number."""
         return None
 
+    def fingerprint(self) -> str:
+        """Returns a hash of what the loss is: by the compiled code of this class, and of functions that it holds."""
+        parts = [*of_compiled(type(self)), *(part for value in vars(self).values() for part in of_compiled(value))]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
     def digests(self, batch: Any) -> list[str]:
         """Returns a hash of each sample's content, by which computed vectors are found again."""
         return [digest_of(dict(enumerate(_tensors(single)))) for single in self.singles(batch)]
@@ -139,6 +146,20 @@ def digest_of(tensors: Mapping[Any, Tensor]) -> str:
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def made_by(model: nn.Module, task: Task, device: str) -> dict[str, str]:
+    """Returns what turns the model's weights and a batch into a loss, for the keys of what is kept on disk: the model's
+    class and settings, the loss, and mixed precision. The code of a model's own forward pass is not looked at."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    settings = to_dict() if callable(to_dict) else {}
+    mixed = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
+    return {
+        "model class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "model config": json.dumps(settings, sort_keys=True, default=str),
+        "task": f"{type(task).__module__}.{type(task).__qualname__} {task.fingerprint()}",
+        "mixed precision": mixed,
+    }
 
 
 def _logits_of(output: Any) -> Tensor:

@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
-from ostlight.models.encode import SEQUENCE_KEYS, Encoded
+from ostlight.models.encoding.encoder import SEQUENCE_KEYS, Encoded
 from ostlight.models.losses import IGNORED
-from ostlight.models.vision_features import VisionFeatures
+from ostlight.models.vision.features import VisionFeatures
 
 Side = Literal["left", "right"]
 Place = tuple[slice, ...]
@@ -205,6 +205,11 @@ class TrainingStep:
     def tokens(self) -> int:
         """Of all samples, padding left out."""
         return sum(sum(micro.tokens) for micro in self.micro_batches)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Of all samples, with padding: what forward and backward compute."""
+        return sum(micro.padded_tokens for micro in self.micro_batches)
 
     def to(self, device: torch.device | str, **kwargs: Any) -> TrainingStep:
         """On another device; Lightning calls it."""

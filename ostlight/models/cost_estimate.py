@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from ostlight.models.flops import FlopCounter
-from ostlight.models.vision_cache import computing_s
+from ostlight.models.vision.cache import computing_s
 
 
 def estimate_cost(

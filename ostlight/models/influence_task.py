@@ -13,9 +13,10 @@ from ostlight.errors import BadRecord, SelectorError
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.task import Task, digest_of
 from ostlight.models.batch import Batch
+from ostlight.models.logits import answer_logits
 from ostlight.models.losses import IGNORED
-from ostlight.models.module import MultimodalModel, answer_logits
-from ostlight.models.vision_features import VisionFeatures
+from ostlight.models.module import MultimodalModel
+from ostlight.models.vision.features import VisionFeatures
 
 log = logging.getLogger(__name__)
 

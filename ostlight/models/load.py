@@ -19,10 +19,10 @@ from ostlight.errors import ConfigError, ModelError, OstlightError
 from ostlight.models.adapters import base_of, processor_home, with_adapters
 from ostlight.models.batch import Collator
 from ostlight.models.cross_attention import keep_samples_apart
-from ostlight.models.encode import Encoder
+from ostlight.models.encoding.encoder import Encoder
+from ostlight.models.encoding.processor import load_processor
 from ostlight.models.memory import out_of_memory
 from ostlight.models.model_path import setting_of
-from ostlight.models.processor import load_processor
 
 disable_progress_bar()  # the stage that loads logs it once
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ostlight.errors import ModelError
+from ostlight.suggest import nearest_path
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,5 @@ def check_model_path(path: str, setting: str, named_by: str | None = None) -> No
 
 def _fix(path: str) -> str:
     """Returns what to do about a folder that is missing, with the nearest one beside it."""
-    parent = Path(path).parent
-    folders = [folder.name for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(Path(path).name, folders, n=1)
-    return f"did you mean {str(parent / near[0])!r}?" if near else "correct the path"
+    near = nearest_path(Path(path), folders=True)
+    return f"did you mean {str(near)!r}?" if near else "correct the path"

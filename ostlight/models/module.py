@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +13,28 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from ostlight.config.schema import Model, Target, Training
 from ostlight.data.sample import Sample
-from ostlight.errors import BadRecord, ConfigError, DataError, OstlightError
-from ostlight.influence.parameters import unwrapped
+from ostlight.errors import BadRecord, DataError
 from ostlight.influence.task import answer_losses
 from ostlight.models.adapters import merged
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
-from ostlight.models.encode import Encoded, Encoder
-from ostlight.models.exchange import agreed, average_gradients
-from ostlight.models.limits import limits_of
+from ostlight.models.encoding.encoder import Encoded, Encoder
+from ostlight.models.encoding.limits import limits_of
 from ostlight.models.load import collator_for, load_encoder, load_model
-from ostlight.models.losses import IGNORED
-from ostlight.models.memory import TokenBudget, out_of_memory
-from ostlight.models.parts import part_of_parameters
+from ostlight.models.logits import answer_logits, next_token_logits
+from ostlight.models.memory import TokenBudget
+from ostlight.models.optimizer import adamw, schedule, take_step
 from ostlight.models.proof import check_family
 from ostlight.models.saved_files import note_saved
+from ostlight.models.step_gradient import StepGradient
 from ostlight.models.tuning import blocks_of_text, prepared
-from ostlight.models.vision_cache import reused
 from ostlight.progress import phase, track
 
 log = logging.getLogger(__name__)
-
-MAX_INT = 2**62
-"""Stands for no limit among numbers of which ranks take the smallest."""
-
-NOT_ALONE = (
-    "out of memory on rank {rank}; the model is sharded, and no rank can repeat a micro-batch without the others: run "
-    "the same command again, it goes on from the last checkpoint with micro-batches of at most {most:,} tokens"
-)
-
-
-def next_token_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
-    """``[N, T, V]`` next-token scores of a Hugging Face model; ``options`` of its forward."""
-    dtype = next(model.parameters()).dtype
-    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-    kept = batch.features.reused(model, batch.inputs) if batch.features is not None else nullcontext()
-    with reused(model, batch.inputs), kept:
-        logits: Tensor = model(**inputs, use_cache=False, **options).logits
-    return logits
-
-
-def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """``[N, U, V]`` scores, and the ``[N, U]`` tokens they are to predict, ``IGNORED`` where a sample has none there.
-
-    U positions: those at which some sample of the batch has an answer token, where the model can leave out others
-    (``logits_to_keep`` of its forward); else all but the last. The output layer is most of a small model's work, and
-    its scores the largest tensor of a pass.
-    """
-    labels = batch.labels[:, 1:]
-    positions = (labels != IGNORED).any(0).nonzero()[:, 0]
-    if not len(positions) or len(positions) == labels.shape[1] or not _keeps_logits(unwrapped(model)):
-        return next_token_logits(model, batch)[:, :-1], labels
-    return next_token_logits(model, batch, logits_to_keep=positions), labels[:, positions]
-
-
-def _keeps_logits(model: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 class MultimodalModel(L.LightningModule):
@@ -173,135 +129,26 @@ class MultimodalModel(L.LightningModule):
             raise BadRecord(error.reason, f"sample {sample.id!r}: {error.detail}", error.field) from error
 
     def training_step(self, step: TrainingStep, step_index: int) -> Tensor:
-        """One optimizer step from micro-batches; the loss is the mean over all samples of the step, on all ranks."""
+        """One optimizer step from micro-batches. The loss that is logged is the mean over all usable samples of the
+        step, on all ranks; the gradient counts those that cannot be used as 0, so that none weighs more in their place.
+        """
         optimizer: Any = self.optimizers()
         self.zero_grad(set_to_none=True)
-        alone = self.trainer.world_size == 1 or isinstance(self.trainer.strategy.model, DistributedDataParallel)
-        total = self._backward_alone(step) if alone else self._backward_together(step)
+        total = StepGradient(self, lambda: self.trained, self.losses, self.budget).compute(step)
         if self.training_settings.clip is not None:
             # Lightning's own clipping refuses fused optimizers under mixed precision, even bf16, which scales nothing.
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training_settings.clip)
-        self._take_step(optimizer)
+        take_step(optimizer, self.trained)
         optimizer.zero_grad()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        mean = self.trainer.strategy.reduce(total, reduce_op="mean")
-        assert isinstance(mean, Tensor), "a tensor reduces to a tensor"
-        self.log("loss", mean, prog_bar=True, batch_size=1)
+        usable = sum(len(batch) for batch in step.micro_batches) * step.weight
+        found = self.trainer.strategy.reduce(torch.stack([total, total.new_tensor(usable)]), reduce_op="mean")
+        assert isinstance(found, Tensor), "a tensor reduces to a tensor"
+        mean, share = found
+        if share > 0:  # else no sample of the step could be used, and there is no loss
+            mean = mean / share
+            self.log("loss", mean, prog_bar=True, batch_size=1)
         return mean
-
-    def _take_step(self, optimizer: Any) -> None:
-        """Raises:
-        OstlightError: memory runs out for AdamW's two averages, which smaller batches would not help.
-        """
-        try:
-            optimizer.step()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            needed = 2 * sum(p.nbytes for p in self.trained.values()) / 2**30
-            raise OstlightError(
-                f"out of memory in the optimizer, whose averages take {needed:.1f} GiB beside weights and gradients: "
-                "train adapters (target.lora), shard the target (compute.strategy=fsdp with more compute.devices), or "
-                "take a smaller model; `ostlight plan` shows what fits"
-            ) from error
-
-    def _backward_alone(self, step: TrainingStep) -> Tensor:
-        """Each rank computes its gradient alone, in as many micro-batches as it takes; then gradients are averaged.
-
-        Returns the weighted sum of this rank's losses.
-
-        Raises:
-            OstlightError: a rank has failed; all of them raise.
-        """
-        if self.trainer.world_size == 1:
-            return self._accumulated(step)
-        failure: Exception | None = None
-        total = torch.zeros((), device=self.device)
-        try:
-            total = self._accumulated(step)
-        except Exception as error:  # the other ranks wait to hear of it
-            failure = error
-        failed = 0 if failure is None else self.trainer.global_rank + 1
-        own = [p.grad is not None for p in self.trained.values()]
-        failed, limit, *used = agreed([failed, -(self.budget.most or MAX_INT), *own], self.device)
-        if failure is not None:
-            raise failure
-        if failed:
-            raise OstlightError(f"the training ends because rank {failed - 1} failed; its message says why")
-        if -limit < (self.budget.most or MAX_INT):
-            self.budget.follow(-limit)
-        average_gradients(self.trained, dict(zip(self.trained, map(bool, used), strict=True)))
-        return total
-
-    def _accumulated(self, step: TrainingStep) -> Tensor:
-        """The gradient of this rank's micro-batches, smaller ones where memory runs out, and their weighted losses."""
-
-        def work(parts: Sequence[Batch]) -> Tensor:
-            self.zero_grad(set_to_none=True)
-            with self.trainer.strategy.model.no_sync() if self.trainer.world_size > 1 else nullcontext():  # type: ignore[union-attr, operator]
-                return self._sum(self._backward(part, step.weight) for part in parts)
-
-        return self.budget.run(step.micro_batches, work)
-
-    def _backward_together(self, step: TrainingStep) -> Tensor:
-        """Ranks exchange weights and gradients within every micro-batch, so all compute as many.
-
-        Raises:
-            OstlightError: memory runs out; no rank can repeat a micro-batch without the others.
-        """
-        weighted = [(part, step.weight) for part in self.budget.split(step.micro_batches)]
-        (most,) = agreed([len(weighted)], self.device)
-        if step.filler is not None:  # else no sample can be used, on any rank
-            weighted += [(step.filler, 0.0)] * (most - len(weighted))
-        used: set[str] = set()
-
-        def backward(part: Batch, weight: float) -> Tensor:
-            try:
-                return self._backward(part, weight, partial(self._complete_gradients, used if weight else set()))
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                self.budget.halve([part], error)
-                rank, most = self.trainer.global_rank, self.budget.most
-                raise OstlightError(NOT_ALONE.format(rank=rank, most=most)) from error
-
-        total = self._sum(backward(part, weight) for part, weight in weighted)
-        names = list(self.trained)
-        for name, on_any in zip(names, agreed([name in used for name in names], self.device), strict=True):
-            if not on_any:  # as on a single device: the optimizer leaves such a parameter as it is
-                self.trained[name].grad = None
-        return total
-
-    def _backward(self, batch: Batch, weight: float, at_end: Callable[[], None] | None = None) -> Tensor:
-        """The weighted sum of the losses; its gradient is added to the weights'.
-
-        Args:
-            at_end: called at the end of the backward pass, before FSDP sends what it has gathered until then.
-        """
-        loss = self.losses(batch).sum() * weight
-        if at_end is not None:
-            # FSDP registers its own end when the pass reaches the model's outputs, which is later.
-            loss.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(at_end))
-        self.manual_backward(loss)
-        return loss.detach()
-
-    def _sum(self, losses: Iterable[Tensor]) -> Tensor:
-        total = torch.zeros((), device=self.device)
-        for loss in losses:
-            total += loss.to(total.dtype)
-        return total
-
-    def _complete_gradients(self, used: set[str]) -> None:
-        """Gives parameters that the pass did not use a gradient of zero, since all ranks send as many numbers.
-
-        Args:
-            used: gets the names of those it did use.
-        """
-        for name, parameter in self.trained.items():
-            if isinstance(parameter, DTensor) or parameter.grad is not None:  # what is sharded again has been sent
-                used.add(name)
-            else:
-                parameter.grad = torch.zeros_like(parameter)
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -334,41 +181,11 @@ class MultimodalModel(L.LightningModule):
         embeddings.register_forward_hook(lambda _, __, out: out.requires_grad_())
 
     def configure_optimizers(self) -> Any:
-        settings = self.training_settings
-        optimizer = torch.optim.AdamW(
-            self._groups(settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
-        rise = max(1, round(settings.warmup * self.total_steps))
-
-        def factor(step: int) -> float:
-            if step < rise:
-                return (step + 1) / rise
-            if settings.schedule == "constant":
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.total_steps - rise)))
-
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
-
-    def _groups(self, settings: Training) -> Iterable[Any]:
-        """What is trained; in groups with rates of their own where the settings give a part another one.
-
-        Raises:
-            ConfigError: such a part is not there, or frozen.
-        """
-        rates = {"vision": settings.lr_vision, "projector": settings.lr_projector}
-        rates = {part: rate for part, rate in rates.items() if rate is not None}
-        if not rates:
-            return self.trained.values()
-        part_of = part_of_parameters(self.model)
-        groups: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *rates)}
-        for name, parameter in self.trained.items():
-            part = part_of[name.removeprefix("model.")]
-            groups[part if part in rates else ""].append(parameter)
-        for part in rates:
-            if not groups[part]:
-                raise ConfigError([f"training.lr_{part}: nothing of the {part} is trained; leave it out"])
-        rates[""] = settings.lr
-        return [{"params": groups[part], "lr": rates[part]} for part in groups if groups[part]]
+        optimizer = adamw(self.model, self.training_settings)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": LambdaLR(optimizer, schedule(self.training_settings, self.total_steps)),
+        }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultimodalModel:
         """As PyTorch does it, but buffers that no checkpoint holds keep their dtype, as in a model that is loaded.

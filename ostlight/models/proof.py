@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
 from ostlight.errors import ModelError
 from ostlight.models.batch import Batch, Collator
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
 from ostlight.models.losses import IGNORED, per_sample_losses
 
 TESTED = frozenset({

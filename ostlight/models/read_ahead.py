@@ -20,7 +20,7 @@ from ostlight.config.schema import Compute
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch, Collator
-from ostlight.models.encode import Encoder
+from ostlight.models.encoding.encoder import Encoder
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from ostlight.errors import ModelError
 from ostlight.models.adapters import base_of, quiet_peft
 from ostlight.models.batch import Collator
 from ostlight.models.cross_attention import keep_samples_apart
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
+from ostlight.models.encoding.limits import limits_of
 from ostlight.models.flops import FlopCounter
-from ostlight.models.limits import limits_of
 from ostlight.models.load import collator_for, model_class, model_path
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel

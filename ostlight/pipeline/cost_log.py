@@ -137,8 +137,17 @@ def selection_cost(
 
 
 def _scale_to_pool(name: str, attempts: Sequence[StageCost], records: int) -> float:
-    """Returns the setup of the last attempt, plus all other cost per record times the records."""
+    """Returns the setup of the last attempt that had one, plus all other cost per record times the records."""
     scored = sum(e.samples for e in attempts)
-    setups = [e.more.get("setup_flops", 0.0) if name == "flops" else 0.0 for e in attempts]
+    setups = [_setup(name, e) for e in attempts]
     per_record = sum(getattr(e, name) for e in attempts) - sum(setups)
-    return float(setups[-1] + per_record * (records / scored if scored else 1))
+    return float(next(filter(None, reversed(setups)), 0.0) + per_record * (records / scored if scored else 1))
+
+
+def _setup(name: str, attempt: StageCost) -> float:
+    """Returns the selector's setup in an attempt, of which ``setup_s`` are the elapsed seconds."""
+    if name == "flops":
+        return float(attempt.more.get("setup_flops", 0.0))
+    if name not in ("wall_s", "device_s") or not attempt.wall_s:
+        return 0.0
+    return float(attempt.more.get("setup_s", 0.0) * getattr(attempt, name) / attempt.wall_s)

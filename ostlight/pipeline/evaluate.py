@@ -31,7 +31,7 @@ from ostlight.evaluation.share import ALONE, Share
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.models.saved_files import check_saved
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision.cache import opened
 from ostlight.pipeline.inputs import open_pool, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.train import is_trained, read_kept, settings_fingerprints, stage_of
@@ -52,11 +52,12 @@ def evaluate(config: Config) -> Result:
 
     Over several devices (``compute.devices``, torchrun) each answers its share of the questions.
 
-    The target is that of ``target.name``, else the one trained with these settings, else the only one there is.
+    The target is that of ``target.name``, else the one trained with these settings, else the only one there is, if it
+    was trained on what the folder has selected.
 
     Raises:
         ConfigError: no test set is named, or a tag in ``evaluation.by`` that none of its records has.
-        DataError: the run has no trained target yet, or several, of which none is meant.
+        DataError: the run has no trained target yet, several, of which none is meant, or one of another selection.
         RunInUseError: another process selects in the run folder.
     """
     with RunFolder.owned(config, "evaluate", shared=True) as folder:
@@ -86,6 +87,8 @@ def _target_of(config: Config, folder: RunFolder) -> Path:
         meant = settings_fingerprints(config, read_kept(folder))
         trained = [target for target in trained if meant.items() <= (folder.made_from(stage_of(target)) or {}).items()]
     if len(trained) == 1:
+        if config.target.name is None:
+            _refuse_another_selection(config, folder, trained[0])
         return trained[0]
     names = ", ".join(sorted(file.parent.name for file in folder.targets.glob("*/config.json")))
     if not names:
@@ -96,13 +99,39 @@ def _target_of(config: Config, folder: RunFolder) -> Path:
     )
 
 
+def _refuse_another_selection(config: Config, folder: RunFolder, target: Path) -> None:
+    """Checks that the only target there is belongs to what the run says; warns where its settings were others.
+
+    Raises:
+        DataError: it was trained on another selection, or by another seed.
+    """
+    changed = _changed_since(config, folder, target)
+    name = f"the only target, {target.name}, was trained"
+    if changed & {"selection", "seed"}:
+        raise DataError(
+            f"{name} with another {' and '.join(sorted(changed & {'selection', 'seed'}))} than this run has now; run "
+            f"`ostlight train` with this configuration, or name it (target.name={target.name}) to evaluate it as it is"
+        )
+    if "target" in changed:
+        log.warning(f"{name} with other settings (target.*) than these; it is evaluated as it is")
+
+
+def _changed_since(config: Config, folder: RunFolder, target: Path) -> set[str]:
+    """What the target was trained with and is another now, by name; nothing where that is not known."""
+    made_from = folder.made_from(stage_of(target))
+    if made_from is None or not folder.selection.exists():
+        return set()
+    now = settings_fingerprints(config, read_kept(folder))
+    return {name for name, value in now.items() if made_from.get(name) != value}
+
+
 def _evaluate_target(config: Config, folder: RunFolder, test: Pool, target: Path) -> tuple[Questions, Result]:
     check_saved(target, f"remove {target}, and run `ostlight train` again")
     # Adapters are merged already.
     model = MultimodalModel.load(dataclasses.replace(config.target, path=str(target), lora=None), "target")
     cache = opened(config.compute.vision_cache_gib, "evaluate")
     with folder.cost_log.stage("evaluate", config.selector.shown) as cost, cache:
-        questions = read_questions(test, model, worker_count(config.compute, len(test)))
+        questions = read_questions(test, model, config.evaluation, worker_count(config.compute, len(test)))
 
         def measure(share: Share) -> Result:
             result = evaluate_model(model, questions, config.evaluation, share)
@@ -145,7 +174,11 @@ class _Measuring(L.LightningModule):
 
 
 def _write(config: Config, folder: RunFolder, result: Result, target: Path) -> None:
-    rows = "".join(json.dumps({"target": target.name} | row) + "\n" for row in _accuracy_rows(config, result))
+    run: dict[str, Any] = {"selector": config.selector.shown, "budget": config.budget.label, "seed": config.seed}
+    if _changed_since(config, folder, target) & {"selection", "seed"}:
+        log.warning(f"target {target.name} was trained on another selection: its results name no budget and seed")
+        run = dict.fromkeys(run)
+    rows = "".join(json.dumps({"target": target.name} | run | row) + "\n" for row in _accuracy_rows(result))
     for place in (target, folder.path):
         write_parquet(result.predictions, place / folder.predictions.name)
         atomic_write_text(place / ACCURACY, rows)
@@ -179,16 +212,15 @@ def _log_accuracy(result: Result, questions: Questions) -> None:
             log.info(f"expected answers {name}: loss {means['loss']:.4f} nats{words}")
     if questions.rejections:
         first = next(iter(questions.rejections.values()))
-        log.info(f"{len(questions.rejections)} test records could not be used; the first: {first}")
+        log.warning(f"{len(questions.rejections)} test records could not be used and count nowhere; the first: {first}")
 
 
-def _accuracy_rows(config: Config, result: Result) -> list[dict[str, Any]]:
-    """Returns rows as a benchmark writes them to ``results.jsonl``."""
-    run = {"selector": config.selector.shown, "budget": config.budget.label, "seed": config.seed}
+def _accuracy_rows(result: Result) -> list[dict[str, Any]]:
+    """Returns rows as a benchmark writes them to ``results.jsonl``, without what they are of."""
     rows = []
     for group, accuracy in result.accuracy.items():
         values = {"accuracy": accuracy, "questions": result.counts[group]}
         values |= {f"{question}_accuracy": value for question, value in result.accuracy_by_type[group].items()}
         values |= result.means.get(group, {})
-        rows += [run | {"group": group, "metric": metric, "value": value} for metric, value in values.items()]
+        rows += [{"group": group, "metric": metric, "value": value} for metric, value in values.items()]
     return rows

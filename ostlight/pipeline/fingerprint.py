@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ostlight.compiled_code import of_compiled
 from ostlight.data.file_key import content_key
 from ostlight.data.remote import local_model
 from ostlight.data.sample import Sample
@@ -24,6 +25,7 @@ LENGTH = 16
 
 DATA = ("ostlight.data", "ostlight.digitmath")
 TRAINING = ("ostlight.data", "ostlight.models", "ostlight.training")
+SELECTING = ("ostlight.config", "ostlight.selection")
 SCORING = (*TRAINING, "ostlight.pipeline.scoring", "ostlight.influence", "ostlight_kernels")
 """Packages whose source decides what a stage writes."""
 
@@ -162,12 +164,12 @@ def _content_or_missing(path: Path) -> str:
 
 
 def of_class(cls: type) -> str:
-    """Returns the fingerprint of the source file that defines a class, or of its package's files."""
+    """Returns the fingerprint of the source file that defines a class, or of its package's files; of a class without a
+    file, as in a notebook, that of its compiled code and of what this uses from the same module."""
     module = sys.modules.get(cls.__module__)
-    file = getattr(module, "__file__", None)
-    if file is None:
-        return _short(cls.__qualname__.encode())
-    path = Path(file)
+    path = Path(getattr(module, "__file__", None) or "")
+    if not path.is_file():
+        return of_values([cls.__qualname__, *of_compiled(cls)])
     return of_folder(path.parent) if path.name == "__init__.py" else _short(path.read_bytes())
 
 

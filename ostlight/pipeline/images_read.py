@@ -98,8 +98,13 @@ def write_images(images: Iterable[ImageRead], file: Path) -> None:
     write_parquet(table, file)
 
 
-def check_images(folder: RunFolder, pool: Pool) -> list[int]:
+def check_images(folder: RunFolder, pool: Pool, run: RunFolder | None = None) -> list[int]:
     """Returns the positions of rejected records whose images can be read by now, or are others; they can be retried.
+
+    Args:
+        folder: with the scores.
+        pool: that they are of.
+        run: whose name is to be changed, or whose folder removed, if images are others; by default ``folder``.
 
     Raises:
         RunChangedError: an image that a score was made from is gone or another one.
@@ -126,9 +131,10 @@ def check_images(folder: RunFolder, pool: Pool) -> list[int]:
                 changed += 1
                 first = first or f"{image.name} of {pool.record_name(image.position)}: {difference}"
     if changed:
+        start_over = f"Give this run another name (name=...), or remove {(run or folder).path} to start over"
         raise RunChangedError(
             f"{folder.path} holds scores of images that are others now; changed: images ({changed:,} of {total:,}; "
-            f"the first is {first}). Give this run another name (name=...), or remove {folder.path} to start over",
+            f"the first is {first}). {start_over}",
             ["images"],
         )
     return sorted(retried | {position for position in unread if _has_files(_read(pool, position))})

@@ -42,7 +42,7 @@ class PoolSummary:
 
     Attributes:
         pool: the whole pool.
-        samples: usable ones of the records read.
+        samples: the well-formed ones of the records read, also those that lack an answer or whose image is missing.
         rejected: the others, counted by reason.
         layouts: how the records hold their conversations (``sharegpt``, ``messages``, ...), with counts.
         images_opened: records whose images were decoded.
@@ -67,18 +67,18 @@ class PoolSummary:
 
     @property
     def stratify_by(self) -> str | None:
-        """A tag that every usable record has, with a few values that repeat; ``None`` where there is none."""
-        usable = len(self.samples)
+        """A tag that every sample has, with a few values that repeat; ``None`` where there is none."""
+        size = len(self.samples)
         suitable = [
             name
             for name, values in self.tags.items()
-            if values.total() == usable and 2 <= len(values) <= min(MAX_STRATA, usable // 3)
+            if values.total() == size and 2 <= len(values) <= min(MAX_STRATA, size // 3)
         ]
         return next((name for name in (*STRATA_NAMES, *suitable) if name in suitable), None)
 
     @property
     def with_answers(self) -> int:
-        """Number of usable records with an assistant turn."""
+        """Number of samples with an assistant turn."""
         return sum(sample.last_reply < len(sample.turns) for sample in self.samples)
 
 
@@ -232,13 +232,13 @@ budget:
 
 def _findings(summary: PoolSummary) -> str:
     """Returns what was found in the data, as comment lines."""
-    pool, usable, rejected = summary.pool, len(summary.samples), summary.rejected
+    pool, read, rejected = summary.pool, len(summary.samples), summary.rejected
     files = f" in {len(pool.files)} files" if len(pool.files) > 1 else ""
     formats = sorted({source.name for source in pool.sources})
     with_images = sum(bool(sample.images) for sample in summary.samples)
     lines = [f"{len(pool):,} records{files}: {', '.join(formats)}"]
     lines += [f"record layout: {', '.join(f'{name} ({count:,})' for name, count in summary.layouts.most_common())}"]
-    lines += [f"of {usable + rejected.total():,} records read, {usable:,} are usable:"]
+    lines += [f"of {read + rejected.total():,} records read, {read:,} are well-formed:"]
     lines += [f"  {summary.with_answers:,} have an answer, {with_images:,} have images"]
     lines += [f"  rejected: {reason} ({count:,})" for reason, count in rejected.most_common()]
     if summary.images_opened:

@@ -22,6 +22,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import phase, track
 from ostlight.ranks import is_first_rank
+from ostlight.suggest import nearest_path
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +71,18 @@ def with_digitmath(config: Config, folder: RunFolder) -> Config:
 def _refuse_missing(config: Config) -> None:
     named = {"pool": config.pool, "anchors": config.anchors, "dev": config.dev, "test": config.test}
     problems = [
-        f"{name}.path: {piece.path} does not exist (looked in {Path.cwd()})"
+        f"{name}.path: {piece.path} does not exist (looked in {Path.cwd()}){_nearest(Path(piece.path))}"
         for name, data in named.items()
         for piece in data.pieces
         if not is_remote(piece.path) and not Path(piece.path).exists() and not glob.glob(piece.path, recursive=True)
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _nearest(path: Path) -> str:
+    near = nearest_path(path)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _filled(data: T, path: Path) -> T:

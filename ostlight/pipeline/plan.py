@@ -144,8 +144,13 @@ class _Planner:
 
     def _warm_up(self) -> StagePlan:
         proxy = self.config.proxy
-        drawn = max(1, round(proxy.warmup.fraction * self.records))
-        return self._training("warm-up", proxy, drawn, proxy.warmup.training)
+        return self._training("warm-up", proxy, self._warm_up_records(proxy.warmup.fraction), proxy.warmup.training)
+
+    def _warm_up_records(self, fraction: float) -> int:
+        """Records drawn for the warm-up: those of the run itself, where its pool is the one that is planned."""
+        if self.pool is None or self.settings.records is not None:
+            return max(1, round(fraction * self.records))
+        return max(1, len(self.pool.random_share(fraction, self.config.seed)))
 
     def _training(
         self,
@@ -162,7 +167,7 @@ class _Planner:
             self.models.training_cost(where),
         )
         epochs = 1.0 if training.epochs is None else training.epochs
-        shown = training.steps * training.batch_size if training.steps is not None else round(samples * epochs)
+        shown = training.steps * training.batch_size if training.steps is not None else max(1, round(samples * epochs))
         flops = shown * cost.flops_per_sample
         held, trained = self.models.weights(settings, where)
         sharded = compute.strategy == "fsdp" if where == "target" else shards_proxy(compute)

@@ -15,9 +15,10 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError
 from ostlight.models.batch import Batch, by_token_budget
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
 from ostlight.models.load import load_encoder
 from ostlight.models.module import MultimodalModel
+from ostlight.models.optimizer import parameter_groups
 from ostlight.models.shapes import PassCost, count_pass, made_up_samples, shapes_of, trained_bytes, weight_bytes
 from ostlight.pipeline.inputs import open_pool
 from ostlight.training.precision import precision_of, target_compute
@@ -134,6 +135,7 @@ class PlannedModels:
         """Of some steps of the proxy's warm-up or the target's training, as a rank takes them."""
         if where not in self._costs:
             model, data = self.shapes(where)
+            parameter_groups(model.model, self.settings_of(where)[1])  # refuses rates of parts that are not trained
             size, found, costs, counted = (
                 self.settings_of(where)[1].batch_size,
                 dict[Any, PassCost](),

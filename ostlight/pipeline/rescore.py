@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from ostlight.config.schema import Config
+from ostlight.data.atomic import atomic_path
 from ostlight.data.checked_json import write_json
 from ostlight.data.checked_parquet import read_parquet, write_parquet
 from ostlight.errors import DataError, RunChangedError
 from ostlight.pipeline import fingerprint
+from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.inputs import LoadedAnchors, open_pool, read_anchors, with_digitmath
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, proxy_context, rescored_from, scoring_fingerprints
@@ -25,6 +28,7 @@ from ostlight.pipeline.scoring.writer import audit, missing_shards, part
 from ostlight.pipeline.warmup import load_warm_proxy
 from ostlight.progress import track
 from ostlight.selection.context import ScoringContext, no_anchors
+from ostlight.selection.notes import UTILITY
 from ostlight.selection.registry import create
 from ostlight.selection.score_files import CURE
 from ostlight.selection.scores import FIXED_NAMES, OK, Scores
@@ -50,8 +54,8 @@ def rescore(config: Config, name: str | None = None) -> Path:
 
     Raises:
         DataError: the run has no complete scores, has been rescored itself, or is scored for these very anchors.
-        RunChangedError: something other than the anchors differs from what the run was made from, or a folder of the
-            new name holds something else.
+        RunChangedError: something other than the anchors differs from what the run was made from, images among it, or
+            a folder of the new name holds something else.
         SelectorError: the selector cannot, or has stored nothing to do it with.
     """
     selector, source = create(config.selector.name, config.selector.options), RunFolder.path_of(config)
@@ -69,6 +73,7 @@ def rescore(config: Config, name: str | None = None) -> Path:
         raise no_anchors(config.selector.name)
     fingerprints = scoring_fingerprints(config, pool, anchors, selector)
     _check_source(old, fingerprints)
+    check_images(old, pool)
     job = ScoringJob(config, old, pool, selector)
     if missing_shards(old.scores, job.shards):
         raise DataError(f"{old.scores} is not complete; run `ostlight select` with the first anchors to its end")
@@ -80,6 +85,10 @@ def rescore(config: Config, name: str | None = None) -> Path:
         new.claim("scores", fingerprints | origin)
         new.write_config()
         write_json(new.rescored, origin)  # first: nothing may be scored in between
+        for file in old.images.glob("part-*.parquet"):  # what was read when the products were made
+            new.images.mkdir(exist_ok=True)
+            with atomic_path(new.images / file.name) as temporary:
+                shutil.copyfile(file, temporary)
         with new.cost_log.stage("rescore", config.selector.shown, selector.usage) as cost:
             _write_parts(job, new, anchors)
             cost.samples = len(pool)
@@ -98,6 +107,8 @@ def _write_parts(job: ScoringJob, new: RunFolder, anchors: LoadedAnchors) -> Non
         folder=new.path / "selector",
         _proxy=proxy_context(job, job.folder, proxy) if job.selector.uses_proxy else None,
     )
+    if job.selector.scores_utility:
+        context.note(UTILITY, True)
     new.scores.mkdir(parents=True, exist_ok=True)
     with as_in_predict(job.config.compute, proxy):
         tables = (read_parquet(file, CURE) for file in track(files, "rescoring", unit="shards"))

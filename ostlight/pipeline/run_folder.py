@@ -181,7 +181,7 @@ class RunFolder:
                 file = self.path / MANIFEST
                 raise DataError(f"{file} is missing, or lacks {stage!r}; {LOST.format(self.path)}", file)
             if before is not None and is_other and not is_empty:
-                changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
+                changed = changed_inputs(before, inputs)
                 raise RunChangedError(
                     f"{self.path} holds a {stage!r} stage made with other inputs; changed: {', '.join(changed)}. "
                     f"Undo the change, or {way_out}; what is there stays",
@@ -205,6 +205,15 @@ class RunFolder:
 
     def _stages(self) -> dict[str, dict[str, str]]:
         return read_manifest(self.path)
+
+
+def changed_inputs(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Names of the inputs that differ, sorted. Of another selector only that it is another: its options, its code and
+    what it needs differ with it."""
+    changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
+    if "selector" not in changed:
+        return changed
+    return [k for k in changed if k == "selector" or (k in now and k in before and not k.startswith("selector"))]
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, str]]:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from ostlight.data.sanitize import printable
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
 from ostlight.models.losses import IGNORED
 
 MAX_CHARACTERS = 2_000

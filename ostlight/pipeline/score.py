@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lightning as L
 import pyarrow.parquet as pq
 
 from ostlight.config.schema import Config, SelectorChoice
@@ -18,16 +19,17 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, DataError, reading_back
 from ostlight.models.batch import Batch
-from ostlight.models.encode import QuestionEncoder
+from ostlight.models.encoding.encoder import QuestionEncoder
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision.cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors, warn_of_overlap
 from ostlight.pipeline.memory import fitted
 from ostlight.pipeline.required import refuse_unsuited_anchors
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.pipeline.scored_dependencies import DependencyState
 from ostlight.pipeline.scoring.module import ScoringModule
 from ostlight.pipeline.scoring.overlap import OverlapWatch
 from ostlight.pipeline.scoring.stream import Encoding, ShardStream
@@ -118,6 +120,13 @@ def score_pool(job: ScoringJob) -> None:
     warn_of_overlap(job.config, anchors, job.pool if job.engine is not None else None)
     dependencies = {choice.shown: _scored_dependency(job, choice) for choice in job.selector.dependencies()}
     job = dataclasses.replace(job, dependencies=dependencies)
+    state = DependencyState(job.folder, dependencies)
+    if state.has_changed:
+        # One record more or less moves clusters, ranks and gains of all.
+        names = ", ".join(dependencies)
+        log.info(f"scores: those of {names} have changed, so all {len(job.pool):,} records are scored again")
+        _clear(job.folder)
+        missing, retried = list(range(job.shards)), {}
     if job.engine is not None:
         job.engine(job, missing, retried)
     else:
@@ -125,6 +134,7 @@ def score_pool(job: ScoringJob) -> None:
         announce_unsupported(job, context)
         _score_shards(job, context, missing, retried)
     log.info(audit(job.folder.scores, len(job.pool)))
+    state.write()
 
 
 def _holds_scores(scores: Path) -> bool:
@@ -195,12 +205,14 @@ def scoring_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, sel
 def _check_rescored(job: ScoringJob, origin: dict[str, str]) -> None:
     """Raises:
     DataError: ``ostlight rescore`` was broken off; what is missing may not be scored in another way.
+    RunChangedError: images are others than those that were scored.
     """
     if missing_shards(job.folder.scores, job.shards):
         raise DataError(
             f"{job.folder.scores} is not complete; run `ostlight rescore` again with the configuration of "
             f"{origin['rescored from']}"
         )
+    check_images(job.folder, job.pool)
     log.info(f"scores: approximate utilities for these anchors, from what {origin['rescored from']} has stored")
 
 
@@ -261,12 +273,14 @@ def announce_unsupported(job: ScoringJob, context: ScoringContext) -> None:
 
 def proxy_context(job: ScoringJob, folder: RunFolder, proxy: MultimodalModel) -> ProxyContext:
     """Returns a proxy as a selector is given it; ``folder`` is that of the run that warmed it up."""
+    warmed_up = job.config.proxy.warmup.fraction > 0
     return ProxyContext(
         model=proxy,
         folder=folder.proxy,
         records=len(job.pool),
         examples=lambda count: _random_examples(job, proxy, count),
-        update_norm=lambda parameters: median_update_norm(folder.proxy, parameters),
+        update_norm=lambda parameters: median_update_norm(folder.proxy, parameters) if warmed_up else None,
+        warmed_up=warmed_up,
         lr=job.config.proxy.warmup.training.lr,
         tokens_per_batch=job.config.compute.tokens_per_batch,
         seconds_per_sample=seconds_per_sample(folder),
@@ -304,7 +318,9 @@ def _score_shards(
     compute = job.config.compute
     encoding = make_encoding(job, context.proxy.model) if job.selector.uses_proxy else None
     stream = ShardStream(job.pool, sorted({*missing, *retried}), compute, encoding, retried)
-    callbacks = [ShardWriter(job.folder.scores, job.folder.images), OverlapWatch(context.anchors)]
+    callbacks: list[L.Callback] = [ShardWriter(job.folder.scores, job.folder.images)]
+    if job.selector.needs_anchors or job.selector.uses_proxy:  # no others have a score that anchors go into
+        callbacks.append(OverlapWatch(context.anchors))
     with (
         job.folder.cost_log.stage("score", job.config.selector.shown, job.selector.usage) as cost,
         opened(compute.vision_cache_gib, "score"),

@@ -371,6 +371,9 @@ class _Fleet:
             charge(cost, report.usage)
             cost.device_s += report.seconds
             for name, value in report.cost.more.items():
-                is_sum = name == "setup_flops"
-                cost.more[name] = cost.more.get(name, 0.0) + value if is_sum else value
+                if name == "setup_flops":
+                    value += cost.more.get(name, 0.0)
+                elif name == "setup_s":  # elapsed: the actors' setups go on side by side
+                    value = max(value, cost.more.get(name, 0.0))
+                cost.more[name] = value
         cost.more["processes"] = len(self.reports)

@@ -50,14 +50,24 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {} if found is None else dict(json.loads(found))
 
 
+def changed_settings(config: Config, pool: Pool, path: Path) -> list[str]:
+    """Returns the names of those that the selection was made with and that are others now; none for one of an earlier
+    version, which does not say.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    before, now = read_settings(path), _settings(config, pool)
+    return [name for name, value in now.items() if before and before.get(name) != value]
+
+
 def check_selection(config: Config, pool: Pool, path: Path) -> None:
     """Checks before a training that a selection is of this pool; a warning names other settings that differ.
 
     Raises:
         RunChangedError: the records are others.
     """
-    before, now = read_settings(path), _settings(config, pool)
-    changed = [name for name, value in now.items() if before and before.get(name) != value]
+    changed = changed_settings(config, pool, path)
     if POOL in changed:
         raise RunChangedError(
             f"{path} was selected from other records than {config.pool.path} holds now; run `ostlight select` with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from functools import cache, partial
 
@@ -14,7 +15,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.cost import StageCost
 from ostlight.models.load import load_encoder
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision.cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, read_anchors
 from ostlight.pipeline.run_folder import RunFolder
@@ -26,6 +27,8 @@ from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
 from ostlight.training.kept_trials import KeptTrials
 from ostlight.training.trial import Trials
+
+log = logging.getLogger(__name__)
 
 
 def select_subset_rows(
@@ -39,11 +42,19 @@ def select_subset_rows(
     """
     cache = opened(config.compute.vision_cache_gib, "select")
     with folder.cost_log.stage("select", config.selector.shown, selector.usage) as cost, cache:
-        if budget.tokens is not None:
-            scores = scores.with_tokens(count_tokens(config, pool, scores.positions))
+        usable = np.arange(len(scores))
+        if budget.tokens is not None and not selector.ignores_budget:
+            lengths = count_tokens(config, pool, scores.positions)
+            usable = np.flatnonzero(lengths)
+            if len(usable) < len(scores):
+                log.warning(
+                    f"{len(scores) - len(usable):,} samples do not fit the target (target.max_length, its processor) "
+                    "and are not selected"
+                )
+            scores = scores.with_tokens(lengths).take(usable)
         context = _selection_context(config, folder, pool, selector, cost)
         with phase(f"selecting by {config.selector.shown}"):
-            rows = select_rows(selector, scores.with_context(context), budget)
+            rows = usable[select_rows(selector, scores.with_context(context), budget)]
         cost.samples = len(scores)
         cost.more["budget"] = budget.label
     return rows, cost
@@ -103,13 +114,13 @@ def _trial_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors, grou
 def count_tokens(config: Config, pool: Pool, positions: np.ndarray) -> np.ndarray:
     """Returns the length of each sample in the target's tokens, by which a token budget counts.
 
-    A sample that the target cannot take gets a length above every budget.
+    A sample that the target cannot take has a length of 0.
 
     Raises:
         ConfigError: no target is named.
     """
     encoder = load_encoder(config.target, "target")
-    lengths = np.full(len(positions), np.iinfo(np.int32).max)
+    lengths = np.zeros(len(positions), dtype=np.int32)
     reads = track(pool.read(positions.tolist()), "counting tokens", len(positions), "samples")
     for k, (_, read) in enumerate(reads):
         if isinstance(read, Sample):

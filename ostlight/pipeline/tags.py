@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from ostlight.data.sample import Sample
 from ostlight.errors import ConfigError
 from ostlight.selection.selector import Selector
 from ostlight.selection.strata import refuse_one_group
+from ostlight.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ READ_FIRST = 1_000
 def refuse_missing_tags(
     pool: Pool, selector: Selector, budgets: Mapping[str, Budget], groups: Callable[[], Sequence[str]]
 ) -> None:
-    """Checks that the pool has the tags that the selector and the budgets name.
+    """Checks that the pool has the tags that the selector and the budgets name, and that the selector's scores will
+    have what the budgets read.
 
     Reads records until each tag was seen once.
 
@@ -37,9 +38,11 @@ def refuse_missing_tags(
     Raises:
         ConfigError: no usable record has the tag; lists those there are.
         DataError: the budget is split by anchor group, and there is one group.
+        SelectorError: the selector's options do not serve a budget.
     """
     wanted = {f"selector.options.{option}": tag for option, tag in selector.tags_needed().items()}
     for where, budget in budgets.items():
+        selector.check_budget(budget)
         if budget.stratify_by == ANCHOR_GROUP:
             refuse_one_group(groups())
         elif budget.stratify_by not in (None, GRADIENT_CLUSTER):
@@ -52,13 +55,11 @@ def refuse_missing_tags(
     problems = []
     for setting, tag in wanted.items():
         if tag not in known:
-            near = difflib.get_close_matches(tag, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             also = f"; it also takes {ANCHOR_GROUP} and {GRADIENT_CLUSTER}" if setting.endswith("stratify_by") else ""
             there_are = ", ".join(sorted(known)) or "none"
             problems.append(
-                f"{setting} is {tag!r}, a tag no record of the pool has; {hint}there are: {there_are}{also}; "
-                f"a text of more than {MAX_TAG_CHARACTERS} characters is no tag"
+                f"{setting} is {tag!r}, a tag no record of the pool has; {did_you_mean(tag, known)}"
+                f"there are: {there_are}{also}; a text of more than {MAX_TAG_CHARACTERS} characters is no tag"
             )
     if problems:
         raise ConfigError(problems)

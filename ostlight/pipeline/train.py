@@ -18,7 +18,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine
 from ostlight.errors import BadRecord, DataError, DivergedError, reading_back
 from ostlight.models.module import MultimodalModel
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision.cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.inputs import fingerprint_of_records, open_pool, read_usable, with_digitmath
@@ -29,6 +29,7 @@ from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
 from ostlight.training.loss_monitor import LossMonitor
+from ostlight.training.order import best_first
 from ostlight.training.precision import precision_of, target_compute
 from ostlight.training.steps import EncodedPool
 from ostlight.training.weights import set_trained_weights, trained_weights
@@ -81,6 +82,9 @@ def _train(
     else:
         log.info(f"train: on the {len(kept):,} records that {folder.selection} keeps")
         model = MultimodalModel.load(config.target, "target", config.target.training)
+        if config.target.training.order != "shuffled":
+            table = read_parquet(folder.selection, SELECT_AGAIN, ["position", "score"])
+            kept = best_first(kept, table["position"].to_pylist(), table["score"].to_pylist())
         rejections = _fit(model, config, folder, EncodedPool(pool, kept, model.encoder), checkpoints)
         _save(model, config, target, _rejected(folder, pool, rejections, len(kept)))
         log.info(f"target: {target}")

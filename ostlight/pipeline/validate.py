@@ -11,7 +11,7 @@ from ostlight.config.budget import ANCHOR_GROUP, GRADIENT_CLUSTER
 from ostlight.config.schema import Config, Data, Model, SelectorChoice
 from ostlight.data.pool import Pool
 from ostlight.errors import BadRecord, ConfigError, OstlightError
-from ostlight.models.encode import Encoder
+from ostlight.models.encoding.encoder import Encoder
 from ostlight.models.load import load_encoder
 from ostlight.models.shapes import shapes_of
 from ostlight.pipeline.inputs import open_pool, read_anchors, with_digitmath
@@ -208,6 +208,8 @@ def _estimate_cost(config: Config, report: Validation) -> None:
     """A model that cannot be counted without its weights may run all the same, so this makes no problem."""
     try:
         report.stages, report.assumptions = planned_stages(config)
+    except ConfigError as error:  # the same stages would refuse it, after the pool was scored
+        report.problems += [problem for problem in error.problems if problem not in report.problems]
     except UNCOUNTED as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         report.assumptions = [f"the cost is not estimated: {reason}"]

@@ -17,7 +17,7 @@ from ostlight.errors import FIRST_RECORDS, DataError, read_if_whole
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import worker_count
 from ostlight.models.saved_files import check_saved, note_saved
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision.cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.inputs import LoadedAnchors, fingerprint_of_records, read_usable
 from ostlight.pipeline.run_folder import RunFolder

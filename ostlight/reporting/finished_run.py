@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
+from ostlight.benchmarking.defect_labels import CLEAN, read_defect_labels
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
-from ostlight.config.schema import Config, Data
-from ostlight.data.checked_parquet import check_parquet, read_parquet
+from ostlight.config.schema import Benchmark, Config, Data
+from ostlight.data.checked_parquet import check_parquet
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Quarantine, Row
 from ostlight.data.sample import Sample
@@ -26,7 +27,8 @@ from ostlight.models.saved_files import check_saved
 from ostlight.pipeline.lock import in_use_by
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.selection_file import read_settings
-from ostlight.selection.notes import read_notes
+from ostlight.selection.notes import UTILITY, read_notes
+from ostlight.selection.registry import find, names
 from ostlight.selection.score_files import CURE, ScoreFiles
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,6 @@ EXTRA_COLUMNS = ("loss", "gradient_norm", "alignment", "step_size", "cosine")
 """Numbers a selector may store beside the score."""
 VECTOR_COLUMNS = ("phi", "utility_by_group")
 """Vectors it may store."""
-CLEAN = (None, "", "clean")
-"""Values of a defect label that mean "no defect"."""
 
 
 @dataclass
@@ -94,38 +94,64 @@ class FinishedRun:
         return read_notes(self.path / "selector")
 
     @cached_property
+    def scores_utility(self) -> bool:
+        """Whether the score is a utility; where that is not noted, as the selector's class says."""
+        if UTILITY in self.notes:
+            return bool(self.notes[UTILITY])
+        name = self.config.selector.name
+        found = find(name).cls if name in names() else None
+        return found is not None and found.scores_utility
+
+    @cached_property
     def parent(self) -> FinishedRun | None:
         """The benchmark that this folder holds one selector of; ``None`` for a run of its own."""
+        path = self.path.resolve()
+        if path.parent.name != "selectors":
+            return None
         try:
-            return FinishedRun.open(self.path.parent.parent)
+            found = FinishedRun.open(path.parent.parent)
         except OstlightError:
             return None
+        return found if found.config.benchmark is not None else None
 
     @cached_property
     def budgets(self) -> list[Budget]:
-        """The budgets of the benchmark it belongs to, else that of its selection."""
-        benchmark = self.parent.config.benchmark if self.parent else None
-        if benchmark:
-            return list(benchmark.budgets)
-        # That of the configuration may be of a later selection, which has not come to its end.
-        made_with = read_settings(self.folder.selection).get("budget") if self.folder.selection.is_file() else None
-        return [self.config.budget if made_with is None else Budget(**made_with)]
+        """The budget of its selection, else those of the benchmark it belongs to."""
+        if self.folder.selection.is_file():
+            # That of the configuration may be of a later selection, which has not come to its end.
+            made_with = read_settings(self.folder.selection).get("budget")
+            return [self.config.budget if made_with is None else Budget(**made_with)]
+        return list(self.benchmark.budgets) if self.benchmark else [self.config.budget]
+
+    @property
+    def benchmark(self) -> Benchmark | None:
+        """Settings of the benchmark that this folder is, or belongs to."""
+        return self.config.benchmark or (self.parent.config.benchmark if self.parent else None)
 
     @cached_property
     def selectors_by_selection(self) -> dict[str, list[str]]:
         """Labels of the benchmark's selectors that kept what a file of ``selections/`` holds, by the file's stem."""
         labels = defaultdict[str, list[str]](list)
         for row in self.parent.score_index if self.parent else []:
-            is_ours = self.parent is not None and self.parent.path / row["scores"] == self.path
+            is_ours = self.parent is not None and self.parent.path / row["scores"] == self.path.resolve()
             if is_ours and "selection" in row and row["selector"] not in labels[row["selection"]]:
                 labels[row["selection"]].append(row["selector"])
         return dict(labels)
 
     @cached_property
     def selection_notes(self) -> dict[str, dict[str, Any]]:
-        """Facts noted by the last selection for each budget (``SelectionContext.note``), by the budget's label."""
-        entries = [entry.more for entry in self.cost_log if entry.stage == "select"]
-        return {more["budget"]: more.get("noted", {}) for more in entries if "budget" in more}
+        """Facts noted by the last selection for each budget (``SelectionContext.note``), by the budget's label; where
+        several of a benchmark's selectors used the same scores, by budget and selector."""
+        entries = [entry for entry in self.cost_log if entry.stage == "select" and "budget" in entry.more]
+        notes = {}
+        for label in (budget.label for budget in self.budgets):
+            selected = [entry for entry in entries if entry.more["budget"] == label]
+            if self.folder.selection.is_file():
+                selected = selected[-1:]  # whatever the selector was called before
+            by_selector = {entry.selector: entry.more.get("noted", {}) for entry in selected}
+            for selector, noted in by_selector.items():
+                notes[f"{label}, {selector}" if len(by_selector) > 1 else label] = noted
+        return notes
 
     @cached_property
     def cost_log(self) -> list[StageCost]:
@@ -239,20 +265,22 @@ class FinishedRun:
     @cached_property
     def defect_labels(self) -> dict[str, str]:
         """Defect by sample id, ``clean`` for those without one; empty where the run has no such table."""
-        benchmark, pool = self.config.benchmark, self.config.pool.pieces
-        if benchmark and benchmark.defect_labels:
-            files = [Path(self._resolve(benchmark.defect_labels))]
+        pool, named = self.config.pool.pieces, self.benchmark.defect_labels if self.benchmark else None
+        if named:
+            files = [Path(self._resolve(named))]
         else:
             folders = [self.path / "data", *(Path(self._resolve(piece.path)).parent for piece in pool)]
             files = [folder / "defect_labels.parquet" for folder in folders]
         file = next(filter(Path.is_file, files), None)
         if file is None:
-            if self.config.digitmath is not None and not self.config.pool.pieces:
+            if named:
+                self.missing.append(f"Defects: {named} (benchmark.defect_labels) does not exist.")
+            elif self.config.digitmath is not None and not self.config.pool.pieces:
                 self.missing.append("Defects: defect_labels.parquet does not exist; `ostlight select` writes it again.")
             return {}
         cure = "write it again, or remove it: the report then shows no defects"
-        rows = read_parquet(file, cure, ["id", "defect"]).to_pylist()
-        return {row["id"]: "clean" if row["defect"] in CLEAN else row["defect"] for row in rows}
+        labels = read_defect_labels(str(file), cure).items()
+        return {id: defect if defect and defect not in CLEAN else "clean" for id, defect in labels}
 
 
 def open_scored(path: str | Path) -> FinishedRun:

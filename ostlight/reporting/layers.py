@@ -77,7 +77,8 @@ def layer_utilities(run: FinishedRun, position: int) -> list[LayerUtility]:
     target = finite_mean_gradients(model.model, sets, parameters)[""]
     step = getattr(options, "step", "sgd")
     if step == "adam":
-        preconditioner, _ = warmup_adam_preconditioner(folder, model.model, parameters, sets)
+        records = folder if config.proxy.warmup.fraction > 0 else None
+        preconditioner, _ = warmup_adam_preconditioner(records, model.model, parameters, sets)
     elif step != "sgd":
         preconditioner = _stored_preconditioner(run, folder, step, model.device)
     if step != "sgd":

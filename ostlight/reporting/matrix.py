@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from scipy import stats
 
+from ostlight.benchmarking.paired_difference import CONFIDENCE
 from ostlight.reporting.score_columns import ScoreColumns
 
-Z_95 = 1.96
-"""Standard errors of a normal distribution's 95% interval."""
+FEWEST = 5
+"""Samples of which a mean is said to help or hurt: the spread of fewer is hardly known."""
+ROUNDING = 1e-12
+"""Standard error, over the mean, of equal samples at most."""
+NOT_CORRECTED = "each cell has a 95% interval of its own: of 20 that neither help nor hurt, one will seem to"
+"""Stands with a table of means."""
 MOST_ROWS = 16
 """Values of a tag shown; the rest are one row."""
 MOST_VALUES = 1000
@@ -22,19 +29,30 @@ class MeanUtility:
 
     Attributes:
         error: standard error of the mean over the samples.
+        samples: their number.
         strength: size of the mean within its matrix, 0 to 1, for its colour.
     """
 
     mean: float
     error: float
+    samples: int
     strength: float = 0.0
 
     @property
     def effect(self) -> str:
-        """``help`` or ``hurt``; ``unclear`` where the 95% interval of the mean holds 0."""
-        if not abs(self.mean) > Z_95 * self.error:
+        """``help`` or ``hurt``; ``unclear`` where the 95% interval of the mean (Student's t) holds 0, and where its
+        width is not known: of few samples, or of equal ones."""
+        if self.samples < FEWEST or not self.error > ROUNDING * abs(self.mean):
+            return "unclear"
+        if not abs(self.mean) > _standard_errors(self.samples) * self.error:
             return "unclear"
         return "help" if self.mean > 0 else "hurt"
+
+
+@cache
+def _standard_errors(samples: int) -> float:
+    """Half the width of the 95% interval of a mean over so many samples."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, samples - 1))
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,10 @@ def _matrix(scores: ScoreColumns, tag: str, names: list[str], codes: np.ndarray)
             count=int(counts[k]),
             toxic=float(toxic[k]),
             kept=[float(shares[k]) for shares in kept],
-            utilities=[MeanUtility(*map(float, u)) for u in zip(means[k], errors[k], strengths[k], strict=True)],
+            utilities=[
+                MeanUtility(float(mean), float(error), int(counts[k]), float(strength))
+                for mean, error, strength in zip(means[k], errors[k], strengths[k], strict=True)
+            ],
         )
         for k, name in enumerate(shown)
     ]

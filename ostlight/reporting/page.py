@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ostlight.data.atomic import atomic_write_text
-from ostlight.reporting import charts, number_format
+from ostlight.reporting import charts, matrix, number_format
 from ostlight.reporting.contents import page_contents
 from ostlight.reporting.finished_run import FinishedRun
 
@@ -59,6 +59,7 @@ def render(contents: dict[str, Any]) -> str:
     environment.filters["thousands"] = "{:,}".format
     sizes = ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
     environment.globals |= {name: getattr(charts, name) for name in sizes}
+    environment.globals |= {"FEWEST": matrix.FEWEST, "NOT_CORRECTED": matrix.NOT_CORRECTED}
     style, script = (Markup((TEMPLATES / name).read_text()) for name in ("style.css", "script.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     written = datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")

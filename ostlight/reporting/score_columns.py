@@ -31,7 +31,8 @@ class ScoreColumns:
         run: whose scores these are.
         ids: ``[N]``.
         position, score: ``[N]``.
-        extra: ``[N]`` float64 by name: those of ``EXTRA_COLUMNS`` that the selector stored.
+        extra: ``[N]`` float64 by name: those of ``EXTRA_COLUMNS`` that the selector stored; where scores are no
+            utilities only the loss, since names like ``cosine`` may then mean anything.
         by_group: ``[N, G]`` utilities by anchor group; ``None`` without groups.
         groups: names of the anchor groups.
         tags: ``[N]`` text by tag; empty text where a sample lacks it.
@@ -74,17 +75,23 @@ class ScoreColumns:
             run.missing.append(f"Scores: {run.folder.scores} has none of {without}; what made the folder scores them.")
         scores = Scores(table)
         ids, by_group = scores.ids, None
-        if "utility_by_group" in scores and len(scores) and not scores.table["utility_by_group"].null_count:
-            by_group = scores.column("utility_by_group")
+        if "utility_by_group" in scores and len(scores):
+            if not run.scores_utility:
+                run.missing.append("Utilities by anchor group: the selector does not say that its score is a utility.")
+            elif without_groups := scores.table["utility_by_group"].null_count:
+                run.missing.append(f"Utilities by anchor group: {without_groups:,} scored samples have none.")
+            else:
+                by_group = scores.column("utility_by_group")
+        names = EXTRA_COLUMNS if run.scores_utility else ("loss",)
         return cls(
             run=run,
             ids=ids,
             position=scores.positions,
             score=scores.score,
-            extra={name: scores.column(name) for name in EXTRA_COLUMNS if name in scores},
+            extra={name: scores.column(name) for name in names if name in scores},
             by_group=by_group,
             groups=_group_names(run, by_group),
-            tags=_tags([dict(row or ()) for row in scores.table["tags"].to_pylist()], ids, run.defect_labels),
+            tags=_tags([dict(row or ()) for row in scores.table["tags"].to_pylist()], ids, _defects(run, ids)),
             selections=read_selections(run, scores.positions),
             records=len(table),
             rejected=len(table) - len(ids),
@@ -129,10 +136,10 @@ class ScoreColumns:
         }
         return {name: column for name, column in columns.items() if column is not None}
 
-    @cached_property
+    @property
     def is_utility(self) -> bool:
         """Whether the score is a difference of anchor losses in nats, so that its sign means something."""
-        return self.by_group is not None or "alignment" in self.extra
+        return self.run.scores_utility
 
     @cached_property
     def scale(self) -> UnitScale:
@@ -174,6 +181,16 @@ def _group_names(run: FinishedRun, by_group: np.ndarray | None) -> list[str]:
         return noted
     run.missing.append("Names of the anchor groups: the run's notes do not hold them, so they are numbered.")
     return [f"group {k + 1}" for k in range(by_group.shape[1])]
+
+
+def _defects(run: FinishedRun, ids: list[str]) -> dict[str, str]:
+    """The run's defect labels; none, and a sentence in ``missing``, where they are of other records."""
+    labels = run.defect_labels
+    if ids and labels and labels.keys().isdisjoint(ids):
+        named = f"such as {next(iter(labels))!r}) is that of a scored record (such as {ids[0]!r}"
+        run.missing.append(f"Defects: no id of the defect labels ({named}).")
+        return {}
+    return labels
 
 
 def _tags(rows: list[dict[str, str]], ids: list[str], defect_labels: dict[str, str]) -> dict[str, np.ndarray]:

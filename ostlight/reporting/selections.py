@@ -26,7 +26,8 @@ class Selection:
         budget: its label; where several selectors used the same scores and budget, with their names (with the
             fingerprint of the file while the benchmark is unfinished).
         stratify_by: the tag within whose values the budget was spent.
-        rank: ``[N]`` rank of each scored sample among the kept, 0 is best; -1 for dropped ones.
+        rank: ``[N]`` rank of each scored sample among all that were kept, 0 is best; -1 for dropped ones.
+        unscored: how many were kept without a score.
         key: distinguishes the run's selections in names within the page; empty for the first.
         suffix: distinguishes them in words, as `` (budget 20%)``; empty where there is only one.
     """
@@ -34,17 +35,24 @@ class Selection:
     budget: str
     stratify_by: str | None
     rank: np.ndarray
+    unscored: int = 0
     key: str = ""
     suffix: str = ""
 
     @property
     def kept(self) -> np.ndarray:
-        """``[N]`` whether each sample was kept."""
+        """``[N]`` whether each scored sample was kept."""
         return self.rank >= 0
 
     @property
-    def size(self) -> int:
+    def scored(self) -> int:
+        """How many were kept with a score."""
         return int(self.kept.sum())
+
+    @property
+    def size(self) -> int:
+        """How many were kept, those without a score among them."""
+        return self.scored + self.unscored
 
 
 def read_selections(run: FinishedRun, position: np.ndarray) -> list[Selection]:
@@ -57,10 +65,10 @@ def read_selections(run: FinishedRun, position: np.ndarray) -> list[Selection]:
     selections = []
     for k, (budget, stratify_by, kept) in enumerate(kept_by_budget):
         rank = np.full(len(position), -1, np.int64)
-        kept = kept[np.isin(kept, position)]  # others are kept without a score
-        rank[np.searchsorted(position, kept)] = np.arange(len(kept))
+        is_scored = np.isin(kept, position)
+        rank[np.searchsorted(position, kept[is_scored])] = np.flatnonzero(is_scored)
         suffix = f" (budget {budget})" if len(kept_by_budget) > 1 else ""
-        selections.append(Selection(budget, stratify_by, rank, str(k or ""), suffix))
+        selections.append(Selection(budget, stratify_by, rank, int((~is_scored).sum()), str(k or ""), suffix))
     return selections
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from ostlight.data.sanitize import printable
 from ostlight.errors import DataError
 from ostlight.reporting.finished_run import open_scored
-from ostlight.reporting.matrix import Matrix, MeanUtility, compute_matrices
+from ostlight.reporting.matrix import NOT_CORRECTED, Matrix, MeanUtility, compute_matrices
 from ostlight.reporting.number_format import clipped, plain
 from ostlight.reporting.score_columns import ScoreColumns
 
@@ -22,7 +22,8 @@ STYLES = {"help": "green", "hurt": "red", "unclear": "dim"}
 def sources(path: str | Path, tag: str | None = None, console: Console | None = None) -> Matrix:
     """Prints and returns, for each value of a tag, the mean utility of its samples for each anchor group.
 
-    A mean whose 95% interval holds 0 is printed as ``unclear``, not as help or hurt. Of a selector whose scores are no
+    A mean whose 95% interval (Student's t) holds 0, or of fewer than five samples, is printed as ``unclear``, not as
+    help or hurt. The intervals are not corrected for their number. Of a selector whose scores are no
     utilities the mean score is printed, in no unit, and nothing of help, hurt or toxic.
 
     Args:
@@ -52,7 +53,12 @@ def _table(matrix: Matrix, scores: ScoreColumns) -> Table:
     is_utility, kept = scores.is_utility, [f"kept{selection.suffix}" for selection in scores.selections]
     what = "utility" if is_utility else "score"
     unit = ", millinats" if is_utility else ""
-    table = Table(title=Text(f"mean {what} by {_short(matrix.tag)}{unit}; ± standard error"), title_justify="left")
+    table = Table(
+        title=Text(f"mean {what} by {_short(matrix.tag)}{unit}; ± standard error"),
+        title_justify="left",
+        caption=Text(NOT_CORRECTED) if is_utility else None,
+        caption_justify="left",
+    )
     table.add_column(Text(_short(matrix.tag)))
     for name in ("samples", *(["toxic"] if is_utility else []), *kept, *matrix.columns):
         table.add_column(Text(_short(name)), justify="right")

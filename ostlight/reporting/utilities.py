@@ -14,9 +14,9 @@ from ostlight.reporting.matrix import compute_matrices
 from ostlight.reporting.sample_cards import Card, make_cards, sample_lists
 from ostlight.reporting.score_columns import ScoreColumns
 from ostlight.reporting.selections import cutoff_score
-from ostlight.selection.notes import PRECONDITIONER
+from ostlight.selection.notes import PRECONDITIONER, UTILITY
 
-SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of", PRECONDITIONER)
+SHOWN_ELSEWHERE = ("rank_agreement", "groups", "best_of", PRECONDITIONER, UTILITY)
 """Notes that are no further facts: other places of the page show them, or only `explain` reads them."""
 
 
@@ -26,7 +26,6 @@ def utilities_section(scores: ScoreColumns) -> dict[str, Any]:
     if not len(scores):
         run.missing.append("Scores: every record was rejected.")
     lists = sample_lists(scores)
-    notes = {b.label: run.selection_notes[b.label] for b in run.budgets if b.label in run.selection_notes}
     return {
         "run": run,
         "scores": scores,
@@ -38,8 +37,10 @@ def utilities_section(scores: ScoreColumns) -> dict[str, Any]:
         "lists": {name: len(rows) for name, rows in lists.items()},
         "cards": _cards(scores, lists),
         "agreement": run.notes.get("rank_agreement"),
-        "trials": {b: noted["best_of"] for b, noted in notes.items() if isinstance(noted.get("best_of"), dict)},
-        "facts": list(_facts(scores.run, notes)),
+        "trials": {
+            b: noted["best_of"] for b, noted in run.selection_notes.items() if isinstance(noted.get("best_of"), dict)
+        },
+        "facts": list(_facts(run)),
     }
 
 
@@ -48,14 +49,19 @@ def _selections(scores: ScoreColumns) -> list[dict[str, Any]]:
     shown = []
     for selection, margin in zip(scores.selections, scores.margins, strict=True):
         toxic = int((scores.toxic & selection.kept).sum())
-        counts = {"size": selection.size, "toxic": toxic, "has_cutoff": margin is not None}
+        counts = {
+            "size": selection.size,
+            "scored": selection.scored,
+            "toxic": toxic,
+            "has_cutoff": margin is not None,
+        }
         shown.append(vars(selection) | counts)
     return shown
 
 
-def _facts(run: FinishedRun, notes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, Any]]:
+def _facts(run: FinishedRun) -> Iterator[tuple[str, str, Any]]:
     """Budget (empty for the whole run), name and value of each note that no other place of the page shows."""
-    for budget, noted in {"": run.notes, **notes}.items():
+    for budget, noted in {"": run.notes, **run.selection_notes}.items():
         for name, value in noted.items():
             if name in SHOWN_ELSEWHERE:
                 continue
@@ -70,7 +76,7 @@ def _histograms(scores: ScoreColumns) -> list[Histogram]:
     if not len(scores):
         return []
     if scores.selections:
-        cutoffs = [{f"cutoff of budget {s.budget}": cutoff_score(score, s.size)} for s in scores.selections]
+        cutoffs = [{f"cutoff of budget {s.budget}": cutoff_score(score, s.scored)} for s in scores.selections]
         return [histogram(scores, *pair, scores.scale) for pair in zip(scores.selections, cutoffs, strict=True)]
     thresholds = {b.label: b.threshold for b in scores.run.budgets if b.threshold is not None}
     sizes = {b.label: b.size(len(score)) for b in scores.run.budgets if b.threshold is None and b.tokens is None}

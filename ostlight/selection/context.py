@@ -30,13 +30,14 @@ class ProxyContext:
 
     Attributes:
         model: warmed up, in eval mode; on the rank's device once scoring starts.
-        folder: of the proxy, with the records of its warm-up.
+        folder: of the proxy, with the records of its warm-up if it was ``warmed_up``; else they are of another one.
         records: size of the pool.
         examples: random encodable samples of the pool, as many as asked for, each in a batch of its own on the model's
             device; of two counts, the smaller gives the first samples of the larger.
         update_norm: median distance the given parameters moved in a step of the warm-up; ``None`` without a warm-up.
         lr: the warm-up's learning rate.
         tokens_per_batch: padded tokens in one forward pass.
+        warmed_up: whether it was; not with ``proxy.warmup.fraction=0``.
         seconds_per_sample: that a step of the warm-up took for each of its samples; ``None`` where it is not known.
     """
 
@@ -48,6 +49,7 @@ class ProxyContext:
     lr: float
     tokens_per_batch: int
     seconds_per_sample: float | None = None
+    warmed_up: bool = True
 
 
 @dataclass

@@ -15,6 +15,9 @@ CURE = "remove it: the report then lacks what it holds, until the pool is scored
 PRECONDITIONER = "preconditioner"
 """Name of the fact which file beside the proxy holds the factors of the step."""
 
+UTILITY = "score_is_utility"
+"""Name of the fact that the score is a utility: where ``Selector.scores_utility``, unless ``setup`` notes another."""
+
 
 def write_note(folder: Path, name: str, value: Any) -> None:
     """Adds one fact to the notes, on the first rank only; a fact of the same name is replaced.

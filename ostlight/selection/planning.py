@@ -104,3 +104,9 @@ class ScoringPlan:
     disk: Mapping[str, int] = field(default_factory=dict)
     row_bytes: int = 16
     assumptions: Sequence[str] = ()
+
+
+def gib(count: int) -> str:
+    """Bytes in words."""
+    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+    return f"{count / unit:.1f} {name}"

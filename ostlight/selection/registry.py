@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ import yaml
 
 from ostlight.errors import ConfigError, SelectorError
 from ostlight.selection.selector import Selector
+from ostlight.suggest import did_you_mean
 
 GROUP = "ostlight.selectors"
 OPTIONS = "selector.options"
@@ -108,8 +108,7 @@ def load(name: str) -> type[Selector]:
         SelectorError: unknown (lists what is known and the nearest), or known but unusable (says why).
     """
     if name not in names():
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), names(), n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        hint = did_you_mean(name.lower().replace("-", "_"), names(), most=3)
         raise SelectorError(
             f"unknown selector {name!r}; {hint}known: {', '.join(names())}. One of your own is found once its package "
             f"is installed with an entry point {name!r} in the group {GROUP!r}, or, from Python, once its class is "

@@ -83,9 +83,9 @@ class Scores:
         self._rows = np.empty(0, dtype=np.int64)
 
     @classmethod
-    def read(cls, folder: Path) -> Scores:
+    def read(cls, folder: str | Path) -> Scores:
         """From the shards of a run's ``scores`` folder."""
-        return cls.of_files(ScoreFiles(folder))
+        return cls.of_files(ScoreFiles(Path(folder)))
 
     @classmethod
     def of_files(cls, files: ScoreFiles) -> Scores:

@@ -43,6 +43,8 @@ class Selector(ABC):
             question only (``Encoder.encode_prompt``), those of labelled samples too.
         scores_sharded: whether it takes no more of the proxy than losses and logits without gradients, so that it also
             scores one whose weights are sharded over the ranks (``compute.shard_proxy``).
+        scores_utility: whether its score is a utility: by how many nats a training step on the sample lowers the loss
+            on the anchors. The report then calls samples below 0 toxic, and says which sources help and hurt.
         stochastic: whether scores change with the seed by design; a benchmark then scores again for every seed.
         stochastic_selection: whether ``select`` depends on the run's seed (``scores.context.seed``); a benchmark then
             selects again for every seed.
@@ -67,6 +69,7 @@ class Selector(ABC):
     needs_anchors: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = True
     scores_sharded: ClassVar[bool] = False
+    scores_utility: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     stochastic_selection: ClassVar[bool] = False
     handles_strata: ClassVar[bool] = False
@@ -120,6 +123,13 @@ class Selector(ABC):
 
         Raises:
             SelectorError: says which option, and what it needs.
+        """
+
+    def check_budget(self, budget: Budget) -> None:  # noqa: B027 - optional, so not abstract
+        """Called before any work: refuses a budget that the scores by these options will not serve.
+
+        Raises:
+            SelectorError: says what the budget needs, and which option gives it.
         """
 
     def trials_at_most(self, records: int, samples_per_step: int) -> tuple[int, int]:
@@ -228,6 +238,7 @@ SIGNATURES = {
     "select": ["self", "scores", "budget"],
     "rescore": ["self", "context", "parts"],
     "check_anchors": ["self", "groups"],
+    "check_budget": ["self", "budget"],
     "fit_memory": ["self", "proxy"],
     "sharding_problem": ["self", "groups", "full"],
     "plan_scoring": ["self", "scoring"],
@@ -238,6 +249,7 @@ FLAGS = (
     "needs_anchors",
     "needs_answers",
     "scores_sharded",
+    "scores_utility",
     "stochastic",
     "stochastic_selection",
     "handles_strata",

@@ -34,7 +34,7 @@ def find_underrepresented(scores: Scores, rows: np.ndarray) -> list[Underreprese
     """Tag values of which ``rows`` keep less than a quarter of their share, the rarest first.
 
     A model forgets what its subset lacks: a fifth chosen by utility may have two samples of a question type that is a
-    seventh of the pool, because the proxy answers that type well (docs/results.md).
+    seventh of the pool, because the proxy answers that type well (docs/measurements.md).
     """
     if not len(rows) or not len(scores):
         return []

@@ -270,7 +270,7 @@ def _selection(run: FinishedRun, kept: KeptRecords) -> list[tuple[str, str]]:
     rows = [("selector", choice.name), ("what it prefers", found.summary() if found is not None else "unknown")]
     options = run.folder.written_options()
     rows += [(f"option {name}", str(value)) for name, value in _flat(options)]
-    budget = config.budget
+    (budget,) = run.budgets
     size = vars(budget) | {"fraction": budget.share}
     rows.append(("budget", ", ".join(f"{name}: {value}" for name, value in size.items() if value is not None)))
     if found is None or found.uses_proxy:

@@ -54,7 +54,13 @@ def write_dataset(kept: Iterable[Kept], overview: Overview, folder: Path) -> str
 def tag_columns(overview: Overview) -> dict[str, str]:
     """The column of each tag: its name, or ``tag_NAME`` where that is taken; the most frequent tags only."""
     common = sorted(overview.tags, key=lambda name: (-overview.tags[name], name))[:MAX_TAG_COLUMNS]
-    return {name: f"tag_{name}" if name in OWN_COLUMNS else name for name in sorted(common)}
+    columns = {name: name for name in sorted(common) if name not in OWN_COLUMNS}
+    for name in sorted({*OWN_COLUMNS} & {*common}):
+        column = f"tag_{name}"
+        while column in columns.values():
+            column = f"tag_{column}"
+        columns[name] = column
+    return {name: columns[name] for name in sorted(common)}
 
 
 def schema_of(overview: Overview, json_type: pa.DataType | None = None) -> pa.Schema:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from ostlight.errors import ConfigError, DataError
 from ostlight.pipeline.lock import RUN, locked
+from ostlight.pipeline.selection_file import changed_settings
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.sharing.card import card_text
 from ostlight.sharing.dataset import write_dataset
@@ -21,6 +21,7 @@ from ostlight.sharing.push import Hub
 from ostlight.sharing.recipes import TOOLS, write_recipes
 from ostlight.sharing.records import KeptRecords
 from ostlight.sharing.trainers import Recipe
+from ostlight.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,13 @@ def _nobody_selects(folder: Path) -> AbstractContextManager[None]:
 
 def _written(run: FinishedRun, target: Path, tools: Sequence[str], license: Sequence[str]) -> Export:
     kept = KeptRecords(run)
+    # The budget is that of the selection itself: a later one may have been refused.
+    changed = [name for name in changed_settings(run.config, kept.pool, run.folder.selection) if name != "budget"]
+    if changed:
+        raise DataError(
+            f"{run.folder.selection} was selected with other settings than {run.path / 'config.yaml'} says now: "
+            f"{', '.join(changed)}; run `ostlight select` with it first, or the card would say what is not so"
+        )
     overview = kept.overview()
     if not overview.records:
         raise DataError(f"{run.path}: none of the {len(kept):,} selected records can be read as a conversation")
@@ -119,12 +127,11 @@ def _written(run: FinishedRun, target: Path, tools: Sequence[str], license: Sequ
 def _known(tools: Sequence[str]) -> list[str]:
     """The names of the trainers, each once, however they are listed (``a,b``)."""
     named = [name.strip().lower() for listed in tools for name in listed.split(",") if name.strip()]
-    problems = []
-    for name in named:
-        if name not in TOOLS:
-            near = difflib.get_close_matches(name, TOOLS, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            problems.append(f"--for: {name!r} is unknown; {meant}known: {', '.join(TOOLS)}")
+    problems = [
+        f"--for: {name!r} is unknown; {did_you_mean(name, TOOLS)}known: {', '.join(TOOLS)}"
+        for name in named
+        if name not in TOOLS
+    ]
     if problems:
         raise ConfigError(problems, "export")
     return list(dict.fromkeys(named))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from scipy.stats import spearmanr
 
 from ostlight.config.bind import bind
 from ostlight.config.budget import Budget
 from ostlight.errors import ConfigError, DataError, OstlightError
 from ostlight.models.batch import Batch
 from ostlight.models.cost import StageCost
-from ostlight.models.encode import Encoded
+from ostlight.models.encoding.encoder import Encoded
 from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.selection import Selection
 from ostlight.pipeline.subset_selection import count_tokens
+from ostlight.selection.scores import FIXED_NAMES
+from ostlight.selection.selector import Selector
 from ostlight.selection.usage import Usage
 from ostlight.testing import pools
 from ostlight.testing.compare import first_difference
@@ -28,6 +32,8 @@ from ostlight.testing.runner import SelectorRunner
 
 BASE = "base"
 """Name of the first run; the others are compared with its score table."""
+AGREEING = 0.5
+"""Rank correlation of two seeds' scores from which on the seed is a small error, not what decides."""
 Violations = Iterator[str]
 
 
@@ -64,6 +70,7 @@ class ContractCheck:
         if in_process:
             rules += [
                 ("a second run", self.determinism),
+                ("another seed", self.seed),
                 ("other batches and another order", self.invariance),
                 ("an interrupted run", self.resume),
                 ("a sample that fails", self.failure),
@@ -118,6 +125,7 @@ class ContractCheck:
             )
         if all(row["state"] != "ok" for row in table):
             yield "no sample got a score"
+        yield from self._scores_differ(table)
         for name, id in _not_a_number(table):
             yield f"column {name!r} holds NaN, first for {id!r}; return None for what is unknown, or reject the sample"
         (entry,) = self._score_costs()
@@ -131,6 +139,16 @@ class ContractCheck:
         if min(usage.values()) < 0:
             yield f"its usage is negative ({usage}); pass positive amounts to self.usage.add"
 
+    def _scores_differ(self, table: list[dict[str, Any]]) -> Violations:
+        cls = self.runner.cls
+        scores = {row["score"] for row in table if row["state"] == "ok"}
+        stores_more = bool(table[0].keys() - {*FIXED_NAMES, "score"})  # embeddings, say, for other selectors
+        if cls.select is Selector.select and not cls.ignores_budget and not stores_more and len(scores) == 1:
+            yield (
+                f"every sample got the score {scores.pop()}; let exceptions through in score, they reject the sample "
+                "that raised them"
+            )
+
     def _score_costs(self) -> list[StageCost]:
         """Cost log entries of the first run's own scoring, without those of the selectors it depends on."""
         config = self.runner.config(BASE)
@@ -142,6 +160,20 @@ class ContractCheck:
         yield from self._same_table(
             "again", "the same run gave another table", "use context.seed for random numbers and keep no state"
         )
+
+    def seed(self) -> Violations:
+        cls = self.runner.cls
+        if cls.stochastic:
+            return
+        self.runner.run("seed", {"seed": self.runner.config(BASE).seed + 1})
+        both = zip(self.table, self.runner.rows("seed"), strict=True)
+        pairs = [(one["score"], other["score"]) for one, other in both if one["state"] == other["state"] == "ok"]
+        ones, others = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+        if (ones == others).all() or (
+            np.ptp(ones) > 0 and np.ptp(others) > 0 and spearmanr(ones, others).statistic >= AGREEING
+        ):
+            return
+        yield "scores follow the seed; set stochastic = True, so that a benchmark scores again for every seed"
 
     def invariance(self) -> Violations:
         other_batches = {"compute.tokens_per_batch": 100, "compute.shard_size": 7}
@@ -223,10 +255,25 @@ class ContractCheck:
                 continue
             if len(first) > limit:
                 yield f"with {budget.label} it selects {len(first)} of {usable} samples; use budget.size(len(scores))"
+            if budget.stratify_by is not None:
+                yield from self._shares(first, budget)
             if budget.tokens is not None and tokens[first].sum() > budget.tokens:
                 yield f"with {budget.label} it selects {tokens[first].sum()} tokens; add up scores.tokens"
         if len(self._score_costs()) != 1:
             yield "selecting with another budget scored the pool again"
+
+    def _shares(self, kept: list[int], budget: Budget) -> Violations:
+        scored = [row for row in self.table if row["state"] == "ok"]
+        strata = {row["position"]: dict(row["tags"])[str(budget.stratify_by)] for row in scored}
+        shares = budget.shares(Counter(strata.values()))
+        for stratum, count in sorted(Counter(strata[position] for position in kept).items()):
+            share = shares[stratum].count if stratum in shares else 0
+            if count > (share or 0):
+                yield (
+                    f"with {budget.label} it selects {count} samples of {budget.stratify_by} {stratum!r}, whose share "
+                    f"is {share}; set handles_strata to False, or share the budget with select_per_stratum"
+                )
+                return
 
     def nothing_usable(self) -> Violations:
         try:

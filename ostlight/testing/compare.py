@@ -16,7 +16,8 @@ def first_difference(
     """Describes the first difference between two score tables, ``None`` if there is none. Rows are matched by id.
 
     Args:
-        tolerance: largest difference of two numbers, as a fraction of the column's largest.
+        tolerance: largest difference of two numbers, as a fraction of the larger one, or of the column's median where
+            that is larger still.
         leave_out: ids that may differ.
     """
     ignored = {None} | (leave_out or set())
@@ -38,12 +39,13 @@ def first_difference(
 
 def _column_difference(name: str, pairs: Sequence[tuple[Row, Row]], tolerance: float) -> str | None:
     numbers = [abs(x) for one, _ in pairs if _numeric(one[name]) for x in np.ravel(one[name]) if np.isfinite(x)]
-    scale = max(numbers, default=0.0)
+    scale = float(np.median(numbers)) if numbers else 0.0  # not the largest, beside which any other would be nothing
     for one, other in pairs:
         a: Any = one[name]
         b: Any = other.get(name)
         if _numeric(a) and _numeric(b) and np.shape(a) == np.shape(b):
-            same = np.allclose(np.array(a, float), np.array(b, float), rtol=0, atol=tolerance * scale, equal_nan=True)
+            left, right = np.array(a, float), np.array(b, float)
+            same = np.allclose(left, right, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
         else:
             same = a == b
         if not same:

@@ -33,10 +33,12 @@ def check_selector(
     - options can be written as YAML and read back;
     - every record is accounted for, and broken records are rejected with their reasons;
     - columns keep one type, and none holds NaN for a scored sample;
+    - scores differ from each other, where the selector ranks by them;
     - a second run, other batches, another order, an interrupted run, and a killed run resumed on two ranks
-      all give the same score table;
+      all give the same score table, and another seed much the same, unless the class says ``stochastic``;
     - a sample whose scoring fails is rejected and changes no other sample's score;
-    - ``select`` stays within every kind of budget and repeats itself on the stored score table;
+    - ``select`` stays within every kind of budget, keeps no more of a stratum than its share, and repeats itself on the
+      stored score table;
     - a pool without a usable record is handled.
 
     The proxy is a small vision-language model in float64 on the CPU, without warm-up.
@@ -45,8 +47,8 @@ def check_selector(
         cls: the class, or the name it is registered under.
         options: ``selector.options`` of the configuration, if the selector needs any; what they leave out is taken from
             the class's ``check_options``.
-        tolerance: largest difference between numbers of two runs, as a fraction of the column's largest. Raise it for a
-            selector that computes in lower precision.
+        tolerance: largest difference between numbers of two runs, as a fraction of the larger one or of the column's
+            median. Raise it for a selector that computes in lower precision.
         processes: whether to also kill a run and resume it on two ranks, in processes of their own (gloo, CPU). This
             takes most of the time of the check.
         folder: for the runs; by default a temporary one.

@@ -23,9 +23,10 @@ from ostlight.models.cost import StageCost
 from ostlight.models.cost_estimate import estimate_cost
 from ostlight.models.module import MultimodalModel
 from ostlight.models.read_ahead import Waited
-from ostlight.models.vision_cache import take_flops
+from ostlight.models.vision.cache import take_flops
 from ostlight.progress import Phase, phase
 from ostlight.training.checkpoints import Checkpoints
+from ostlight.training.precision import precision_of
 from ostlight.training.steps import EncodedPool, StepDataset, StepLoader, plan_steps
 from ostlight.training.trainer import make_trainer, quiet_lightning
 
@@ -87,12 +88,15 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     callbacks = [
         *job.callbacks,
         _StopOnNonFiniteLoss(),
+        _KeepsUnusable(data),
         tracker,
         _Progress(job.stage, start, len(plan)),
         *([job.checkpoints] if job.checkpoints else []),
     ]
     trainer = make_trainer(job.compute, job.folder, job.stage, callbacks, shard=job.shard, max_epochs=1)
-    tracker.flops = _expected_flops(model, steps, job, cost, trainer)
+    tracker.flops_per_token = _flops_per_token(model, steps, job, trainer)
+    if not job.quiet:
+        _warn_of_half_precision(model, job)
     steps.rank, steps.world_size = trainer.global_rank, trainer.world_size
     torch.manual_seed(job.seed)
     loader = StepLoader(steps, start, job.compute)
@@ -114,18 +118,31 @@ def fit(model: MultimodalModel, data: EncodedPool, job: TrainingJob, cost: Stage
     return data.rejections
 
 
-def _expected_flops(
-    model: MultimodalModel, steps: StepDataset, job: TrainingJob, cost: StageCost, trainer: L.Trainer
-) -> float:
-    """Returns the FLOPs of the whole training, logs them, and moves a model that is not sharded to its device."""
+def _warn_of_half_precision(model: MultimodalModel, job: TrainingJob) -> None:
+    half = precision_of(job.compute) == "bf16-true" or any(p.dtype.itemsize < 4 for p in model.trained.values())
+    if half:
+        log.warning(
+            f"{job.stage}: the trained weights are in half precision, where most steps of AdamW are smaller than what "
+            "a weight is rounded to, and are lost; set dtype=float32 (proxy.dtype, target.dtype) and "
+            "compute.precision=bf16-mixed, or train LoRA adapters in float32"
+        )
+
+
+def _flops_per_token(model: MultimodalModel, steps: StepDataset, job: TrainingJob, trainer: L.Trainer) -> float:
+    """Returns the FLOPs of training on a token, padding included; logs those of the whole training, and moves a model
+    that is not sharded to its device."""
+    usable = (step for step in (steps[k] for k in range(len(steps))) if step.micro_batches)
+    first = next(usable, None)
+    if first is None:
+        return 0.0  # the training finds none either, and says so
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        flops, line = _estimate(model, steps, job.stage)
+        flops, line = _estimate(model, first, len(steps), job.stage)
     else:
         model.to(trainer.strategy.root_device)
-        flops, line = _preflight(model, steps, job)
+        flops, line = _preflight(model, first.to(model.device), len(steps), job)
     if not job.quiet:
         log.info(line)
-    return flops
+    return flops / (len(steps) * first.padded_tokens)
 
 
 def _note_halving(model: MultimodalModel, cost: StageCost, job: TrainingJob, message: str) -> None:
@@ -136,18 +153,14 @@ def _note_halving(model: MultimodalModel, cost: StageCost, job: TrainingJob, mes
         log.warning(f"{job.stage}: {message}")
 
 
-def _estimate(model: MultimodalModel, steps: StepDataset, stage: str) -> tuple[float, str]:
+def _estimate(model: MultimodalModel, first: TrainingStep, steps: int, stage: str) -> tuple[float, str]:
     """FLOPs of a training whose model may not fit on one device: six for every weight and token."""
-    weights = sum(p.numel() for p in model.parameters())
-    flops = 6.0 * weights * sum(sum(micro.tokens) for micro in steps[0].micro_batches) * len(steps)
-    return flops, f"{stage}: {len(steps):,} steps: {flops:.2g} FLOPs (estimated: six for every weight and token)"
+    flops = 6.0 * sum(p.numel() for p in model.parameters()) * first.padded_tokens * steps
+    return flops, f"{stage}: {steps:,} steps: {flops:.2g} FLOPs (estimated: six for every weight and token)"
 
 
-def _preflight(model: MultimodalModel, steps: StepDataset, job: TrainingJob) -> tuple[float, str]:
+def _preflight(model: MultimodalModel, first: TrainingStep, steps: int, job: TrainingJob) -> tuple[float, str]:
     """FLOPs of a training, measured on its first step."""
-    step = steps[0].to(model.device)
-    if not step.micro_batches:
-        return 0.0, f"{job.stage}: none of the first samples can be used"
 
     def measured(micro_batches: list[Batch]) -> tuple[float, str]:
         def backward() -> None:
@@ -156,36 +169,36 @@ def _preflight(model: MultimodalModel, steps: StepDataset, job: TrainingJob) -> 
                 model.losses(micro).mean().backward()
             model.zero_grad(set_to_none=True)
 
-        samples, name = sum(map(len, micro_batches)), f"{job.stage}: {len(steps):,} steps"
-        return estimate_cost(name, backward, samples, len(steps), None if job.quiet else len(steps))
+        samples, name = sum(map(len, micro_batches)), f"{job.stage}: {steps:,} steps"
+        return estimate_cost(name, backward, samples, steps, None if job.quiet else steps)
 
-    return model.budget.run(step.micro_batches, measured)
+    return model.budget.run(first.micro_batches, measured)
 
 
 class _CostTracker(Callback):
     """Updates the cost after every step, so that a training that fails has its cost too.
 
     Attributes:
-        flops: of all steps, all ranks.
+        flops_per_token: of training on a token, padding included.
     """
 
     def __init__(self, cost: StageCost, steps: StepDataset, start: int) -> None:
-        self.cost, self.steps, self.start, self.flops = cost, steps, start, 0.0
-        self._tokens = 0
+        self.cost, self.steps, self.start, self.flops_per_token = cost, steps, start, 0.0
+        self._tokens = self._padded_tokens = 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainingStep, batch_idx: int
     ) -> None:
         self._tokens += batch.tokens
+        self._padded_tokens += batch.padded_tokens
         self.update(trainer.global_step, 1)
 
     def update(self, step: int, ranks: int) -> None:
         """Sets the cost up to a step, of so many ranks."""
         share = ranks / self.steps.world_size
-        plan = self.steps.plan
         self.cost.tokens = self._tokens * ranks
-        self.cost.samples = round(share * sum(len(p) for p in plan[self.start : step]))
-        self.cost.flops = share * self.flops * (step - self.start) / len(plan)
+        self.cost.samples = round(share * sum(len(p) for p in self.steps.plan[self.start : step]))
+        self.cost.flops = self.flops_per_token * self._padded_tokens * ranks
 
 
 class _Progress(Callback):
@@ -206,6 +219,26 @@ class _Progress(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._open.close()
+
+
+class _KeepsUnusable(Callback):
+    """Puts the records that could not be used, and those whose answers were cut, into the checkpoint: a training that
+    resumes does not read them again."""
+
+    def __init__(self, data: EncodedPool) -> None:
+        self._data = data
+
+    def state_dict(self) -> dict[str, Any]:
+        rejections = {p: error for found in of_all_ranks(self._data.rejections) for p, error in found.items()}
+        return {
+            "rejections": [[p, error.reason, error.detail, error.field] for p, error in sorted(rejections.items())],
+            "cut": sorted({p for found in of_all_ranks(set(self._data.cut)) for p in found}),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for position, *error in state_dict["rejections"]:
+            self._data.rejections.setdefault(position, BadRecord(*error))
+        self._data.cut.update(state_dict["cut"])
 
 
 class _StopOnNonFiniteLoss(Callback):

@@ -95,17 +95,20 @@ def median_update_norm(folder: Path, parameters: Mapping[str, nn.Parameter]) -> 
 
 
 def warmup_adam_preconditioner(
-    folder: Path, model: nn.Module, parameters: Mapping[str, nn.Parameter], anchors: Anchors
+    folder: Path | None, model: nn.Module, parameters: Mapping[str, nn.Parameter], anchors: Anchors
 ) -> tuple[Preconditioner, str]:
     """``adam_preconditioner`` of the warm-up's second moments, and where they come from, in words.
 
     Where the warm-up was skipped or undone, the mean square of the anchors' gradients takes their place.
 
+    Args:
+        folder: of the warmed-up proxy; ``None`` where the warm-up was skipped, whatever lies there from another one.
+
     Raises:
         OstlightError: the stored moments lack one of the parameters.
     """
-    file = folder / SECOND_MOMENTS
-    if not file.exists():
+    file = None if folder is None else folder / SECOND_MOMENTS
+    if folder is None or file is None or not file.exists():
         source = "the anchors' gradients: no step of a warm-up was kept"
         return adam_preconditioner(parameters, anchor_second_moments(model, parameters, anchors)), source
     with reading_back(file, WARM_UP_AGAIN.format(folder)):

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+
+
+def best_first(kept: np.ndarray, positions: Sequence[int], scores: Sequence[float]) -> np.ndarray:
+    """Returns ``kept`` by falling score, equal ones as they stand: what a selection keeps may be ranked by chance.
+
+    Args:
+        kept: ``[K]`` positions of the kept samples in their pool.
+        positions: of all samples that have a score.
+        scores: theirs.
+    """
+    score_of = dict(zip(positions, scores, strict=True))
+    return kept[np.argsort([-score_of[position] for position in kept.tolist()], kind="stable")]
 
 
 def pass_order(order: str, samples: int, seed: int, begun: float, share: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, stop_if_useless
 from ostlight.models.batch import Batch, Collator, TrainingStep, by_token_budget
-from ostlight.models.encode import Encoded, Encoder, text_alone
+from ostlight.models.encoding.encoder import Encoded, Encoder, text_alone
 from ostlight.models.read_ahead import loader, read_ahead, worker_count
 from ostlight.progress import phase
 from ostlight.training.order import pass_order
@@ -39,7 +39,7 @@ def plan_steps(samples: int, training: Training, seed: int) -> list[np.ndarray]:
     """
     epochs = 1.0 if training.epochs is None else training.epochs
     steps = training.steps if training.steps is not None else math.ceil(samples * epochs / training.batch_size)
-    wanted = steps * training.batch_size if training.steps is not None else round(samples * epochs)
+    wanted = steps * training.batch_size if training.steps is not None else max(1, round(samples * epochs))
     share = samples / wanted
     passes = [
         pass_order(training.order, samples, (seed * 1_000_003 + epoch) % 2**63, epoch * share, share)

@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from ostlight import interrupts
 from ostlight.config.schema import Compute
 from ostlight.errors import ConfigError
-from ostlight.training.precision import on_cuda, precision_of, sum_in_fp32
+from ostlight.training.precision import on_cuda, precision_of, sum_in_fp32, warn_of_slow_bf16
 from ostlight.training.trackio_logger import PROJECT, TrackioLogger
 
 
@@ -47,6 +47,7 @@ def make_trainer(
     """
     if on_cuda(compute):
         sum_in_fp32()
+    warn_of_slow_bf16(compute)
     try:
         return L.Trainer(
             accelerator=compute.accelerator,

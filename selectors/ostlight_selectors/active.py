@@ -13,7 +13,7 @@ from ostlight.config.schema import Count, Positive
 from ostlight.data.sample import Sample, Turn
 from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch, by_token_budget
-from ostlight.models.encode import Encoded
+from ostlight.models.encoding.encoder import Encoded
 from ostlight.models.generation import AnswerEnd
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel

@@ -20,6 +20,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.progress import phase
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector
+from ostlight.selection.notes import UTILITY
 from ostlight.selection.registry import create_all
 from ostlight.selection.scores import FIXED_NAMES, Scores, rejections
 from ostlight.selection.select_rows import select_rows
@@ -144,6 +145,8 @@ class BestOf(Selector):
         self.stochastic = self.candidates[0].stochastic  # type: ignore[misc]
         self.stochastic_selection = any(one.stochastic_selection for one in self.candidates)  # type: ignore[misc]
         self.needs_anchors = any(candidate.needs_anchors for candidate in self.candidates)  # type: ignore[misc]
+        reasons = {reason for candidate in self.candidates for reason in candidate.retried_reasons}
+        self.retried_reasons = tuple(sorted(reasons))  # type: ignore[misc]
 
     def dependencies(self) -> list[SelectorChoice]:
         return self._dependencies
@@ -172,7 +175,8 @@ class BestOf(Selector):
         first = self._view(0, first) if len(first) else first
         self.first_scores = dict(zip(first.positions.tolist(), first.score.tolist(), strict=True))
         for name, value in context.dependency_notes.get(self.sources[0].dependency, {}).items():
-            context.note(name, value)
+            if self.sources[0].metric is None or name != UTILITY:
+                context.note(name, value)
 
     def score(self, batch: Batch) -> dict[str, Any]:
         positions = [sample.position for sample in batch.samples]

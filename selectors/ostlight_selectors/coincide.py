@@ -16,7 +16,7 @@ from ostlight.errors import SelectorError
 from ostlight.progress import track
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
-from ostlight_selectors.embed import PARTS, EmbeddingSelector, rows_by_cluster, spherical_clusters
+from ostlight_selectors.embed import PARTS, PROXY, EmbeddingSelector, rows_by_cluster, spherical_clusters
 
 log = logging.getLogger("ostlight.selectors.coincide")
 
@@ -60,7 +60,14 @@ class Coincide(EmbeddingSelector):
         count = self.options.clusters or max(1, round(len(vectors) / SAMPLES_PER_CLUSTER))
         clusters, centroids = spherical_clusters(vectors, count, context.seed)
         used, clusters = np.unique(clusters, return_inverse=True)
-        parts = context.dependency_notes.get(self.embedding.shown, {}).get(PARTS, ["all"])
+        parts = context.dependency_notes.get(self.embedding.shown, {}).get(PARTS)
+        if parts is None and self.embedding.options.get("source", PROXY) == PROXY:
+            raise SelectorError(
+                f"the notes of {self.embedding.shown} do not say which parts of an embedding are of text tokens, by "
+                f"which transferability goes; remove {context.dependency_folders[self.embedding.shown].parent} to "
+                "embed again"
+            )
+        parts = parts or ["all"]
         transfer = transferability(text_part(centroids[used].astype(np.float64), parts))
         density, place = np.empty(len(used)), np.empty(len(vectors), dtype=np.int64)
         parts = track(rows_by_cluster(clusters), "comparing within clusters", unit="clusters")
@@ -149,7 +156,8 @@ def allocate(
 ) -> np.ndarray:
     """Rows that fit the budget: clusters by falling logit, each up to its softmax share of what is left by then.
 
-    What is left at the end, since clusters are small, is shared again over the rows that are left.
+    What is left at the end, since clusters are small, is shared again over the rows that are left. Of a budget of fewer
+    samples than there are clusters a share is less than one: then clusters have one each, by falling logit.
 
     Args:
         clusters: ``[N]`` number of each row's cluster.
@@ -161,6 +169,7 @@ def allocate(
     queues = [rows[np.argsort(places[rows])] for rows in rows_by_cluster(clusters)]
     queues.sort(key=lambda rows: -logits[rows[0]])  # of equal ones the cluster with the lower number
     kept: list[np.ndarray] = []
+    few = len(costs) > 0 and budget / costs.mean() < len(queues)
     taken = 1
     while taken:
         queues = [queue for queue in queues if len(queue)]
@@ -168,7 +177,7 @@ def allocate(
         shares = np.exp(log_weights - np.logaddexp.accumulate(log_weights[::-1])[::-1])
         taken = 0
         for k, share in enumerate(shares):
-            limit = min(budget, round(budget * share))
+            limit = min(budget, max(round(budget * share), costs[queues[k][0]] if few else 0))
             n = int(np.searchsorted(np.cumsum(costs[queues[k]]), limit, side="right"))
             kept.append(queues[k][:n])
             budget -= costs[queues[k][:n]].sum()

@@ -141,6 +141,7 @@ class Combine(Selector):
         self.stochastic_selection = self.draws or any(part.stochastic_selection for part in self.parts)  # type: ignore[misc]
         self.needs_anchors = any(part.needs_anchors for part in self.parts)  # type: ignore[misc]
         self.uses_proxy = any(part.uses_proxy for part in self.parts)  # type: ignore[misc]
+        self.retried_reasons = tuple(sorted({reason for part in self.parts for reason in part.retried_reasons}))  # type: ignore[misc]
         self.last.usage = self.usage
 
     def dependencies(self) -> list[SelectorChoice]:
@@ -177,6 +178,9 @@ class Combine(Selector):
             None, lambda: context.groups, lambda name, value: None, context.seed, context.group_tag
         )
         tables = [Scores(context.dependencies[choice.shown], within) for choice in self.dependencies()]
+        # What one part gives no score for is never kept, and must not move the ranks and shares of the others.
+        usable = [np.array([p not in self.failed for p in table.positions.tolist()], dtype=bool) for table in tables]
+        tables = [table.take(np.flatnonzero(rows)) for table, rows in zip(tables, usable, strict=True)]
         if not self.cascade:
             self.columns = self._pool_columns(tables)
             return
@@ -200,7 +204,7 @@ class Combine(Selector):
 
     def _pool_columns(self, tables: Sequence[Scores]) -> PoolColumns:
         """Ranks and, of an intersection, admissions by each part, of the samples that every part scored."""
-        scored = [p for p in tables[0].positions.tolist() if p not in self.failed]
+        scored = tables[0].positions.tolist()
         shape = len(scored), len(self.parts)
         ranks = [_ranks(part, scores) for part, scores in zip(self.parts, tables, strict=True)]
         places = np.array([[of[p] for of in ranks] for p in scored], dtype=np.float64).reshape(shape)
@@ -243,10 +247,16 @@ class Combine(Selector):
         if not self.cascade:
             return budget.top(scores)
         rows = np.flatnonzero(scores.column(STAGE) == len(self.parts))
+        if budget.threshold is None and budget.tokens is None:
+            wanted = budget.size(len(scores))
+            budget = Budget(count=wanted)
+            if len(rows) < wanted:
+                log.warning(
+                    f"cascade: the budget asks for {wanted:,} of {len(scores):,} samples, and {len(rows):,} of them "
+                    "reached the last part; raise the keep of those before it"
+                )
         if not len(rows):
             return rows
-        if budget.threshold is None and budget.tokens is None:
-            budget = Budget(count=budget.size(len(scores)))
         return rows[np.asarray(self.last.select(scores.take(rows), budget), dtype=np.int64)]
 
     def _select_admitted(self, scores: Scores, budget: Budget) -> np.ndarray:

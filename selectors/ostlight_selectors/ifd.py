@@ -11,7 +11,7 @@ import torch
 from ostlight.config.budget import Budget
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
 from ostlight.models.batch import Batch
-from ostlight.models.encode import Encoded, encode_reduced
+from ostlight.models.encoding.encoder import Encoded, encode_reduced
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.scores import Scores
 from ostlight.selection.selector import Selector

@@ -10,7 +10,7 @@ import torch
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch
-from ostlight.models.encode import Encoded, encode_reduced
+from ostlight.models.encoding.encoder import Encoded, encode_reduced
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector
 

@@ -24,6 +24,7 @@ from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.models.batch import Batch
 from ostlight.models.influence_task import make_anchors
 from ostlight.selection.context import ScoringContext
+from ostlight.selection.planning import ProxyMemory, gib
 from ostlight.selection.selector import Selector
 from ostlight.training.optimizer_records import warmup_adam_preconditioner
 
@@ -64,6 +65,17 @@ class Less(Selector):
         step: Literal["adam", "sgd"] = "adam"
         average: Literal["gradients", "cosines"] = "gradients"
 
+    def fit_memory(self, proxy: ProxyMemory) -> None:
+        entries = sum(p.numel() for p in select_parameters(proxy.model, self.options.parameters).values())
+        count = proxy.groups + self.options.projection
+        held = 4 * count * entries
+        if proxy.free is not None and proxy.weights + held > proxy.free:
+            raise SelectorError(
+                f"less: {count} gradient vectors of {entries:,} entries are {gib(held)}, the weights "
+                f"{gib(proxy.weights)}, and each device has {gib(proxy.free)}: set fewer parameters "
+                "(selector.options.parameters=last:6) or a smaller selector.options.projection"
+            )
+
     def setup(self, context: ScoringContext) -> None:
         context.require_anchors("less")
         proxy = context.proxy
@@ -73,32 +85,40 @@ class Less(Selector):
         anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
         of_cosines = self.options.average == "cosines"
         by_group = (mean_unit_gradients if of_cosines else finite_mean_gradients)(model, anchors, parameters)
-        means = {name: torch.stack([mean[name] for mean in by_group.values()]) for name in parameters}
-        random = random_directions(context.seed, parameters, self.options.projection)
-        self.vectors = {n: torch.cat([means[n], random[n]]) for n in parameters}
-        shaped = "sgd steps"
+        preconditioner, shaped = None, "sgd steps"
         if self.options.step == "adam":
-            preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
-            self.vectors = {n: preconditioner.apply(n, v) for n, v in self.vectors.items()}
+            preconditioner, source = warmup_adam_preconditioner(
+                proxy.folder if proxy.warmed_up else None, model, parameters, anchors
+            )
             shaped = f"adam steps, shaped by {source}"
-        flat = {n: w.double().flatten(1) for n, w in means.items()}
-        lengths = torch.stack([w.square().sum(1) for w in flat.values()]).sum(0).sqrt()
+        device, size, groups = proxy.model.device, self.options.projection, len(by_group)
+        squares = torch.zeros(groups, dtype=torch.float64, device=device)
+        self.projected = torch.zeros(size, groups, dtype=torch.float64, device=device)
+        self.vectors = {}
+        for name, parameter in parameters.items():  # one after the other: all random vectors are the most there is
+            means = torch.stack([mean.pop(name) for mean in by_group.values()])
+            random = random_directions(context.seed, name, parameter, size)
+            flat = means.double().flatten(1)
+            squares += flat.square().sum(1)
+            self.projected += random.flatten(1).double() @ flat.T
+            vectors = torch.cat([means, random])
+            self.vectors[name] = vectors if preconditioner is None else preconditioner.apply(name, vectors)
+        lengths = squares.sqrt()
         for group, length in zip(by_group, lengths.tolist(), strict=True):
             if not length:
                 raise SelectorError(
                     f"the mean gradient of the anchors of group {str(group)!r} is zero, so no step has a direction "
                     "towards them; leave them out, or group the anchors by another tag (anchors.group)"
                 )
-        self.projected = torch.stack([random[n].double().flatten(1) @ flat[n].T for n in parameters]).sum(0)
         # What the inner products are over, besides the sample's length; unit gradients have their lengths in them.
         self.lengths = torch.ones_like(lengths) if of_cosines else lengths
         self.projected_lengths = torch.ones_like(lengths) if of_cosines else self.projected.norm(dim=0)
         self.engine, self.rows = GradientDots(model, parameters), RowMap(model)
         self.task = anchors.task
-        size = sum(t.nbytes for t in self.vectors.values())
-        log.info(f"{shaped}; gradient vectors: {size / 2**20:.1f} MiB")
+        held = sum(t.nbytes for t in self.vectors.values())
+        log.info(f"{shaped}; gradient vectors: {held / 2**20:.1f} MiB")
         context.note("groups", [str(group) for group in by_group])
-        context.note("vector_bytes", size)
+        context.note("vector_bytes", held)
         for single in proxy.examples(1):
             self.engine.verify(lambda: self.task.losses(model, single), self.rows.of(single.inputs))  # noqa: B023
 
@@ -143,15 +163,12 @@ def mean_unit_gradients(
     return means
 
 
-def random_directions(seed: int, parameters: Mapping[str, nn.Parameter], count: int) -> dict[str, Tensor]:
-    """``[count, *shape]`` per parameter, fp32, entries ``+-1/sqrt(count)``: ``E ||R x||^2 = ||x||^2``.
+def random_directions(seed: int, name: str, parameter: nn.Parameter, count: int) -> Tensor:
+    """``[count, *shape]``, fp32, entries ``+-1/sqrt(count)``: ``E ||R x||^2 = ||x||^2`` over all parameters.
 
     A parameter's signs depend on the seed and its name alone, not on the device or the other parameters.
     """
-    directions = {}
-    for name, parameter in parameters.items():
-        key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-        bits = torch.randint(0, 2, (count, *parameter.shape), generator=generator, dtype=torch.int8)
-        directions[name] = ((2.0 * bits - 1.0) / count**0.5).to(parameter.device)
-    return directions
+    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+    bits = torch.randint(0, 2, (count, *parameter.shape), generator=generator, dtype=torch.int8)
+    return ((2.0 * bits - 1.0) / count**0.5).to(parameter.device)

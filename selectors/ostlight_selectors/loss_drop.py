@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch
 from ostlight.pipeline import fingerprint
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.metric_selector import MetricSelector, Preference
 from ostlight_selectors.reference_loss import ReferenceLoss, in_full_precision, trained_on_anchors
+
+LEARNT = "the proxy had learnt the answer by heart: its loss was 0, of which a rise is no share"
 
 
 class LossDrop(MetricSelector):
@@ -44,6 +47,7 @@ class LossDrop(MetricSelector):
     def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
             before, after = self.model.losses(batch).double(), self.reference.losses(batch).double()
-        # Samples that were learnt by heart before have a loss of 0: no drop where it stays so.
-        drop = (before - after) / before.clamp_min(torch.finfo(torch.float32).tiny)
-        return {"loss_drop": drop, "loss": before, "reference_loss": after}
+        known = (before > 0) | (after == 0)  # learnt by heart before: no drop where it stays so
+        drop = torch.where(before > 0, (before - after) / before, torch.where(known, 0.0, float("nan")))
+        failures = [None if one else BadRecord("loss_is_zero", LEARNT) for one in known.tolist()]
+        return {"loss_drop": drop, "loss": before, "reference_loss": after, "failure": failures}

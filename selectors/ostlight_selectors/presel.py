@@ -16,7 +16,7 @@ from ostlight.config.schema import Count
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.batch import Batch
-from ostlight.models.encode import encode_reduced
+from ostlight.models.encoding.encoder import encode_reduced
 from ostlight.selection.context import ScoringContext
 from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.scores import Scores

@@ -20,6 +20,8 @@ from ostlight.selection.metric_selector import MetricSelector, Preference
 log = logging.getLogger("ostlight.selectors.reference_loss")
 
 BATCH_SIZE = 16
+DIVERGED, LEAST_LOSS = 2.0, 0.01
+"""Times the anchors' loss before their training, from which it has diverged; unless it is below so many nats."""
 
 
 class ReferenceLoss(MetricSelector):
@@ -66,7 +68,7 @@ def trained_on_anchors(context: ScoringContext, epochs: int, lr: float | None) -
     Every rank trains the same copy. Its weights are float32 or wider, or small steps would be lost in rounding.
 
     Raises:
-        SelectorError: the anchors' loss is no number after the training.
+        SelectorError: the anchors' loss is no number after the training, or more than twice what it was.
     """
     model = in_full_precision(context.proxy.model)
     if model is context.proxy.model:
@@ -90,9 +92,10 @@ def trained_on_anchors(context: ScoringContext, epochs: int, lr: float | None) -
     optimizer.zero_grad()
     after = _mean_loss(model, context)
     log.info(f"{epochs} passes over {len(context.anchors)} anchors: their loss {before:.3g} before, {after:.3g} after")
-    if not after < float("inf"):
+    if not after <= max(DIVERGED * before, LEAST_LOSS):
         raise SelectorError(
-            f"the training on the anchors diverged (loss {after}); lower lr, now {lr or context.proxy.lr}"
+            f"the training on the anchors diverged (their loss {before:.3g} before, {after:.3g} after); lower lr, now "
+            f"{lr or context.proxy.lr}"
         )
     return model.eval()
 

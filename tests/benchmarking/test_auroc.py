@@ -59,3 +59,17 @@ def test_one_pair_has_a_value_and_no_interval():
     found = auroc(np.array([2.0, 1.0]), np.array([True, False]))
     assert found.value == 1.0
     assert np.isnan([found.low, found.high]).all()
+
+
+@pytest.mark.parametrize(("clean", "defective"), [(4, 50), (50, 4)])
+def test_few_records_on_a_side_have_no_interval(clean: int, defective: int):
+    rng, is_clean = np.random.default_rng(0), np.arange(54) < clean
+    assert np.isnan(auroc(rng.normal(size=clean + defective), is_clean).low)
+    assert not np.isnan(auroc(rng.normal(size=55), np.arange(55) % 2 == 0).low)
+
+
+def test_a_perfect_order_has_no_interval_rather_than_one_without_width():
+    found = auroc(np.arange(40.0), np.arange(40) >= 20)
+    assert found.value == 1.0
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,7 +29,15 @@ from ostlight.benchmarking.tasks import SelectTask
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, SelectorChoice
-from ostlight.errors import BenchmarkError, ConfigError, DataError, PendingError, RunInUseError, SelectorError
+from ostlight.errors import (
+    BenchmarkError,
+    ConfigError,
+    DataError,
+    PendingError,
+    RunChangedError,
+    RunInUseError,
+    SelectorError,
+)
 from ostlight.pipeline.lock import RUN, locked
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.reporting.finished_run import FinishedRun
@@ -507,3 +518,128 @@ def test_without_training_it_scores_and_says_which_scores_separate_defects(exper
     assert rows["loss"]["auroc"]["no such tag"] is None
     assert rows["loss"]["flops"] > rows["random"]["flops"] == 0
     assert "<table" in write_report(folder).read_text()
+
+
+def positions_of(folder: Path, label: str) -> list[list[int]]:
+    """What each budget of a selector keeps, by the index of scores."""
+    rows = [row for row in score_index(folder) if row["selector"] == label]
+    return [np.load(folder / row["scores"] / "selections" / f"{row['selection']}.npy").tolist() for row in rows]
+
+
+def test_replaced_images_are_not_scored_and_trained_on_as_if_they_were_the_old_ones(experiment, tmp_path: Path):
+    rows = pq.read_table(experiment["pool"]["path"]).to_pylist()
+    for k, row in enumerate(rows):
+        (tmp_path / f"{k}.png").write_bytes(row["image"]["bytes"])
+        row["image"] = f"{k}.png"
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = experiment["benchmark"] | {"selectors": [{"name": "length"}, {"name": "loss"}], "train": False}
+    config = experiment | {"pool": {"path": str(tmp_path / "pool.jsonl")}, "benchmark": section}
+    ostlight.benchmark(config)
+    ostlight.benchmark(config)  # nothing has changed
+    (tmp_path / "3.png").write_bytes((tmp_path / "4.png").read_bytes() + b" ")
+    with pytest.raises(RunChangedError, match=r"holds scores of images that are others now.*3.png.*remove .*/run to"):
+        ostlight.benchmark(config)
+
+
+def test_selections_made_with_other_weights_or_token_counts_are_made_again(experiment, tmp_path: Path):
+    rows = pq.read_table(experiment["pool"]["path"])
+    half = rows.num_rows // 2
+    pq.write_table(rows.slice(0, half), tmp_path / "x.parquet")
+    pq.write_table(rows.slice(half), tmp_path / "y.parquet")
+
+    def kept(weight: float, max_length: int, budget: dict) -> list[list[int]]:
+        pieces = [
+            {"path": str(tmp_path / "x.parquet"), "source": "x", "weight": weight},
+            {"path": str(tmp_path / "y.parquet"), "source": "y", "weight": 1.0},
+        ]
+        section = experiment["benchmark"] | {
+            "selectors": [{"name": "length"}], "budgets": [budget], "train": False
+        }  # fmt: skip
+        target = experiment["target"] | {"max_length": max_length}
+        ostlight.benchmark(experiment | {"pool": {"path": pieces}, "target": target, "benchmark": section})
+        return positions_of(tmp_path / "runs" / "run", "length")
+
+    by_source = {"fraction": 0.2, "stratify_by": "source"}
+    (even,) = kept(1.0, 4096, by_source)
+    (uneven,) = kept(9.0, 4096, by_source)
+    assert sum(k < half for k in uneven) > sum(k < half for k in even)
+    (whole,), (cut,) = (kept(9.0, length, {"tokens": 500, "stratify_by": "source"}) for length in (4096, 20))
+    assert len(cut) > len(whole) > 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "defects", "says"),
+    [
+        (["zz1", "zz2"], ["wrong", None], "no id of .* is that of a record of the pool"),
+        (["A", "A"], ["wrong", None], "row 1: the id 'A' stands there twice"),
+        (["A", None], ["wrong", None], "row 1: None is no id"),
+        (["A", "B"], ["wrong", "clean"], "says which records are clean, and .* records of the pool have no label"),
+        (["A", "B"], [True, False], "row 0: a defect is its name as text, null where the record is clean; got True"),
+    ],
+)
+def test_defect_labels_that_do_not_fit_are_refused(experiment, tmp_path: Path, ids, defects, says: str):
+    first = pq.read_table(experiment["pool"]["path"])["id"][0].as_py()
+    ids = [first if id == "A" else id for id in ids]
+    pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "defect": defects}), tmp_path / "labels.parquet")
+    labelled = experiment["benchmark"] | {"defect_labels": str(tmp_path / "labels.parquet"), "train": False}
+    with pytest.raises(DataError, match=says.replace("'A'", repr(first))):
+        ostlight.benchmark(experiment | {"benchmark": labelled})
+
+
+def test_whole_numbers_name_records_and_a_shared_id_names_none(experiment, tmp_path: Path):
+    """Odd records are wrong and short."""
+    wrong = [k % 2 == 1 for k in range(24)]
+    for name, id_of in (("own", lambda k: k), ("shared", lambda k: k // 2)):
+        rows = [{"id": id_of(k), "question": "q", "answer": "a" * (5 if wrong[k] else 50 + k)} for k in range(24)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = pa.table({"id": list(range(24)), "defect": ["wrong" if w else None for w in wrong]})
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    section = experiment["benchmark"] | {"selectors": [{"name": "length"}], "budgets": [{"fraction": 0.5}]}
+    section |= {"defect_labels": str(tmp_path / "labels.parquet"), "train": False}
+    config = experiment | {"pool": {"path": str(tmp_path / "own.jsonl")}, "benchmark": section}
+    ostlight.benchmark(config)
+    (row,) = map(json.loads, (tmp_path / "runs" / "run" / "auroc.jsonl").read_text().splitlines())
+    assert (row["auroc"]["all"]["value"], row["auroc"]["all"]["pairs"]) == (1.0, 144)
+    with pytest.raises(DataError, match="an id that several records of the pool share; make ids unique, label '0#2'"):
+        ostlight.benchmark(config | {"name": "two", "pool": {"path": str(tmp_path / "shared.jsonl")}})
+
+
+def test_records_without_the_tag_are_in_no_pair_within_it(experiment, tmp_path: Path):
+    """Each question has a wrong long answer and a right short one; what has no question is told apart rightly."""
+    rows = [
+        {"id": f"q{k}", "question": "q", "answer": "a" * (9 if k % 2 else 4), "asked": str(k // 2)} for k in range(8)
+    ]
+    rows += [{"id": f"r{k}", "question": "q", "answer": "a" * (1 if k % 2 else 20)} for k in range(8)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = pa.table({"id": [row["id"] for row in rows], "defect": [None, "wrong"] * 8})
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    section = experiment["benchmark"] | {"selectors": [{"name": "length"}], "budgets": [{"fraction": 0.5}]}
+    section |= {"defect_labels": str(tmp_path / "labels.parquet"), "train": False, "auroc_within": ["asked"]}
+    ostlight.benchmark(experiment | {"pool": {"path": str(tmp_path / "pool.jsonl")}, "benchmark": section})
+    (row,) = map(json.loads, (tmp_path / "runs" / "run" / "auroc.jsonl").read_text().splitlines())
+    assert (row["auroc"]["asked"]["value"], row["auroc"]["asked"]["pairs"]) == (0.0, 4)
+
+
+def test_a_trained_model_is_gone_before_the_next_task_begins(experiment, monkeypatch):
+    """Also where Python does not look for cycles by itself, as with few large objects."""
+    models: list[weakref.ref] = []
+    plain = tasks_module.TrainTask._run
+
+    def watched(self):
+        assert [one for one in models if one() is not None] == []
+        return plain(self)
+
+    def noted(model, *rest):
+        models.append(weakref.ref(model))
+        return fit(model, *rest)
+
+    fit = tasks_module.fit
+    monkeypatch.setattr(tasks_module.TrainTask, "_run", watched)
+    monkeypatch.setattr(tasks_module, "fit", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        ostlight.benchmark(experiment)
+    finally:
+        gc.enable()
+    assert len(models) == 6

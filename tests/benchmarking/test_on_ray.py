@@ -26,6 +26,8 @@ import ray
 
 
 class Act:
+    kind = "act"
+
     def __init__(self, folder, name, action="", needs=()):
         self.folder, self.name, self.action, self.needs = Path(folder), name, action, needs
         self.key = name

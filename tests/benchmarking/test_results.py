@@ -74,6 +74,20 @@ def test_pareto_optimal_rows_are_not_beaten_at_their_cost():
     ]
 
 
+def test_what_asked_a_served_model_is_not_known_to_be_pareto_optimal():
+    """Its FLOPs are not counted, so it beats no other row; others beat it where the rest of its cost is enough."""
+    results = [
+        result("random", correct="1100", flops=1),
+        result("ost", correct="1110", flops=1, selection_flops=3),
+        result("judge", correct="1110", flops=1, selection_calls=25_000, selection_price=180.0),
+        result("local judge", correct="1100", flops=2, selection_calls=25_000),
+    ]
+    rows = summarise(results)
+    assert pareto_optimal(rows) == [True, True, None, False]
+    verdicts = [row["Pareto-optimal"] for row in csv.DictReader(io.StringIO(cost_table(rows).csv()))]
+    assert verdicts == ["yes", "yes", "not known", ""]
+
+
 def test_totals_include_selection_and_only_the_cost_table_has_times():
     results = [result("ost", seed=s, flops=2e9, selection_flops=1e9, selection_s=3.0, training_s=4.0) for s in (0, 1)]
     rows = summarise(results)

@@ -22,6 +22,7 @@ class WriteTask:
         key: str | None = None,
     ) -> None:
         self.folder, self.name, self.needs, self.action, self.key = folder, name, needs, action, key or name
+        self.kind = name.rstrip("0123456789")
 
     def is_done(self) -> bool:
         return (self.folder / self.key).exists()
@@ -98,3 +99,28 @@ def test_a_failed_task_runs_again_at_the_next_start(tmp_path: Path):
     again = Schedule([WriteTask(tmp_path, "task")])
     run_here(again)
     assert (again.failures, names_run(tmp_path)) == ([], ["task"])
+
+
+def test_what_is_left_is_estimated_once_a_task_of_every_kind_was_measured(tmp_path: Path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("ostlight.benchmarking.schedule.time.monotonic", lambda: now[0])
+    scores = WriteTask(tmp_path, "scores0")
+    schedule = Schedule([scores, *(WriteTask(tmp_path, f"training{k}") for k in range(4))])
+
+    def end_after(seconds: float, task: Task) -> None:
+        now[0] += seconds
+        task.run()
+        schedule.finish(task, None)
+
+    first, second = schedule.next_task(), schedule.next_task()
+    assert first is scores
+    end_after(2.0, first)
+    assert schedule.seconds_left(now[0]) is None, "no training was measured, and the scores say nothing of them"
+    third = schedule.next_task()
+    end_after(58.0, second)
+    assert schedule.seconds_left(now[0]) == (2 + 2 * 60) / 2, "two at once: 2 s of the third, and two trainings"
+    end_after(2.0, third)
+    assert schedule.seconds_left(now[0]) == 2 * 60 / 2
+    for _ in range(2):
+        end_after(60.0, schedule.next_task())
+    assert schedule.seconds_left(now[0]) == 0.0

@@ -24,6 +24,8 @@ from pathlib import Path
 
 
 class Act:
+    kind = "act"
+
     def __init__(self, folder, name, action="", needs=()):
         self.folder, self.name, self.key, self.action, self.needs = Path(folder), name, name, action, needs
 

@@ -38,9 +38,9 @@ def test_gsm8k_parts_share_no_question_and_labels_are_the_models_own(tmp_path: P
     (tmp_path / "example_model_solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in solved))
     people = [{"question": f"q{k}", "answer": f"<<1+1=2>>two\n#### {k}"} for k in range(9)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people))
-    Gsm8k(questions=12, anchors=4, dev=5, test=6).write(tmp_path, tmp_path / "out")
-    parts = {name: rows_of(tmp_path / "out" / f"{name}.jsonl") for name in ("pool", "anchors", "dev", "test")}
-    assert [len(parts[name]) for name in parts] == [48, 4, 5, 6]
+    Gsm8k(questions=12, anchors=4, people=3, dev=5, test=6).write(tmp_path, tmp_path / "out")
+    parts = {name: rows_of(tmp_path / "out" / f"{name}.jsonl") for name in ("pool", "anchors", "people", "dev", "test")}
+    assert [len(parts[name]) for name in parts] == [48, 4, 3, 5, 6]
     asked = [{row["asked"] for row in part} for part in parts.values()]
     assert len(set().union(*asked)) == sum(map(len, asked)), "no question is in two parts"
     labels = dict(zip(*pq.read_table(tmp_path / "out" / "defect_labels.parquet").to_pydict().values(), strict=True))

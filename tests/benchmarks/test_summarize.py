@@ -35,6 +35,25 @@ def test_the_seeds_of_a_configuration_become_one_line(tmp_path: Path) -> None:
     assert of_sum["case"] == whole["case"] + " group=sum"
 
 
+def test_each_auroc_becomes_three_lines_with_its_interval_and_its_pairs(tmp_path: Path) -> None:
+    run = tmp_path / "scores"
+    run.mkdir()
+    known = {"all": {"value": 0.6, "low": 0.5, "high": 0.7, "pairs": 12}, "asked": None}
+    row = {"variant": "ten blocks", "selector": "ost, kfac", "auroc": known, "flops": 2e9, "device_s": 3.0}
+    (run / "auroc.jsonl").write_text(json.dumps(row) + "\n")
+    summarize.main([str(run), "--out", str(tmp_path / "out.jsonl")])
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert all(list(line) == SCHEMA for line in lines)
+    assert {line["case"] for line in lines} == {"variant=ten_blocks selector=ost,_kfac"}
+    assert [(line["metric"], line["value"], line["unit"], line["n"]) for line in lines] == [
+        ("auroc all", 0.6, "", 12),
+        ("auroc all low", 0.5, "", 12),
+        ("auroc all high", 0.7, "", 12),
+        ("flops", 2e9, "FLOP", 1),
+        ("device_s", 3.0, "device-s", 1),
+    ]
+
+
 def test_of_equal_cases_the_newest_is_kept(tmp_path: Path) -> None:
     source = tmp_path / "bench_x.jsonl"
     source.write_text("\n".join(json.dumps(record("a", "time", value)) for value in (2.0, 1.0)))
@@ -53,6 +72,22 @@ def test_over_the_limit_the_least_important_metrics_are_left_out() -> None:
     assert [r["metric"] for r in kept] == ["accuracy", "accuracy", "kept"]
     assert left_out == ["selection_s"]
     assert summarize.within_limit(records, 1) == ([records[1]], ["accuracy by group", "kept", "selection_s"])
+
+
+def test_what_rows_are_compared_by_is_never_left_out_for_their_costs() -> None:
+    costs = ("selection_flops", "kept", "selection_s", "defect_share")
+    kept, _ = summarize.within_limit([record("selector=ost", metric) for metric in (*costs, "loss")], 1)
+    assert [r["metric"] for r in kept] == ["loss"]
+    (of_loss,) = summarize.summarize_benchmark("x", rows(metric="loss"), {})
+    assert of_loss["unit"] == "nats"
+
+
+def test_labels_that_are_written_alike_are_refused() -> None:
+    with pytest.raises(SystemExit, match="both written as 'selector=a_b budget"):
+        summarize.summarize_benchmark("x", rows(selector="a b") + rows(selector="a_b"), {})
+    known = {"auroc": {}, "flops": 1.0, "device_s": 1.0}
+    with pytest.raises(SystemExit, match="rename one"):
+        summarize.summarize_separation("x", [{"selector": "a b"} | known, {"selector": "a_b"} | known], {})
 
 
 def test_the_table_has_a_row_for_each_case() -> None:

@@ -59,6 +59,9 @@ def test_a_clone_with_a_data_folder_opens_as_it_is(tmp_path: Path) -> None:
         ("train/a.jsonl", "test/a.jsonl", "dev/a.jsonl"),
         ("data/my_train.jsonl", "data/my-dev.jsonl"),
         ("data/records.jsonl", "data/eval.jsonl"),
+        ("train.jsonl", "test.jsonl"),
+        ("records.jsonl", "test.jsonl"),
+        ("train.jsonl", "records.jsonl"),
     ],
 )
 def test_the_training_split_is_read_and_the_others_are_named(files: tuple[str, ...], tmp_path: Path, logged) -> None:
@@ -129,6 +132,16 @@ def test_files_of_a_folder_that_are_not_read_are_named(tmp_path: Path, logged) -
     clone(tmp_path, "a.jsonl")
     assert names(tmp_path, tmp_path) == ["a.jsonl"]
     assert "b.jsonl.gz" in logged()
+
+
+def test_files_of_a_split_that_are_not_read_are_named(tmp_path: Path, logged) -> None:
+    clone(tmp_path, "data/train-1.jsonl", "data/test.jsonl")
+    (tmp_path / "data" / "train-2.jsonl.gz").write_bytes(b"\x1f\x8b")
+    assert names(tmp_path, tmp_path) == ["data/train-1.jsonl"]
+    assert "train-2.jsonl.gz" in logged()
+    (tmp_path / "data" / "train-1.jsonl").unlink()
+    with pytest.raises(DataError, match="train-2.jsonl.gz"):
+        files_of(tmp_path)
 
 
 @pytest.mark.parametrize(

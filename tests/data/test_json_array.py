@@ -49,6 +49,8 @@ def test_finds_the_exact_bytes_of_every_element(chunk_bytes: int, indent: int | 
         (b'[{"a": 1}, {"b": 2}', "the end is missing"),
         (b'[{"a": "never closed', "the end is missing"),
         (b'[{"a": 1}] {"b": 2}', "outside the array"),
+        (b'[{"a": 1}] cut 123', "outside the array"),
+        (b'[{"a": 1}]' + b"\n" * 9 + b"\0", "outside the array"),
         (b'{"data": [1]}', "outside the array"),
     ],
 )

@@ -134,12 +134,23 @@ def test_other_scalar_fields_are_tags(jsonl: Callable, chat: Callable) -> None:
         level=3,
         score=0.5,
         clean=True,
+        level_2=3.0,
         absent=None,
+        empty="",
+        unknown=float("nan"),
         lists=[1],
         tags={"task": "hidden", "skill": "add"},
         meta={"source": "web", "deep": {}},
     )
-    expected = {"task": "sum", "level": "3", "score": "0.5", "clean": "true", "skill": "add", "source": "web"}
+    expected = {
+        "task": "sum",
+        "level": "3",
+        "level_2": "3",
+        "score": "0.5",
+        "clean": "true",
+        "skill": "add",
+        "source": "web",
+    }
     assert Pool.open(jsonl(record))[0].tags == expected
 
 

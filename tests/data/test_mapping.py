@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import yaml
 
 from ostlight.config.schema import Columns
 from ostlight.data.pool import Pool
@@ -35,6 +37,67 @@ def test_choices_and_nested_columns(jsonl: Callable) -> None:
     (_, bad), *_ = Pool.open(jsonl({**record, "label": 2}), columns=columns).read([0])
     assert isinstance(bad, BadRecord)
     assert bad.field == "label"
+
+
+@pytest.mark.parametrize(
+    ("choices", "label", "answer"),
+    [
+        (["red", "blue", "green"], 2.0, "C"),  # a table with a missing value
+        (["red", "blue", "green"], "2", "C"),  # a file of texts
+        (["red", "blue", "green"], "blue", "blue"),
+        (["red", "blue", "green"], "2.0", "C"),
+        (["4", "2", "3"], "4", "4"),  # no number of a choice
+        (["1", "2", "3"], "2", None),  # B by its text, C by its number
+        ([1, 2, 3], 2, None),
+        (["1", "2", "3"], 2, "C"),  # a number among texts
+        ([0, 1, 2], 2, "C"),
+        (["red", "blue", "green"], "3", None),
+        ([], 12.0, "12"),
+        ([], 12.5, "12.5"),
+        ([], "12.0", "12.0"),
+    ],
+)
+def test_numbers_in_any_spelling_name_the_same_choice(jsonl: Callable, choices: list, label: Any, answer: str) -> None:
+    columns = Columns(question="q", answer="label", choices="options" if choices else None)
+    ((_, read),) = Pool.open(jsonl({"q": "Which?", "options": choices, "label": label}), columns=columns).read([0])
+    assert (read.field if isinstance(read, BadRecord) else read.answer) == (answer or "label")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_classes_are_read_by_their_names(tmp_path: Path, kind: str) -> None:
+    features = datasets.Features({"q": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    table = datasets.Dataset.from_dict({"q": ["Which?"] * 3, "label": [1, 0, -1]}, features=features)
+    path = tmp_path / ("t.parquet" if kind == "parquet" else "t")
+    table.to_parquet(path) if kind == "parquet" else table.save_to_disk(path)
+    pool = Pool.open(path, columns=Columns(question="q", answer="label"))
+    read = [read for _, read in pool.read(range(3))]
+    assert [sample.answer for sample in read[:2]] == ["dog", "cat"]
+    assert isinstance(read[2], BadRecord)
+    assert [sample.tags["label"] for sample in (Pool.open(path, columns=Columns(question="q", answer="q"))[0],)] == [
+        "dog"
+    ]
+
+
+def test_a_question_that_is_missing_is_refused(jsonl: Callable) -> None:
+    columns = Columns(question="query", answer="answer")
+    pool = Pool.open(jsonl({"query": "Which?", "answer": "a"}, {"query": None, "answer": "b"}), columns=columns)
+    read = dict(pool.read([0, 1]))
+    assert read[0].turns[0].text == "Which?"
+    assert read[1].field == "query"
+
+
+@pytest.mark.parametrize("field", ["choices", "options", "context", "passage", "hint"])
+def test_a_part_of_the_question_that_no_layout_reads_is_refused(jsonl: Callable, field: str) -> None:
+    asked = {"question": "Which colour?", "answer": "B"}
+    value = ["red", "blue"] if field in ("choices", "options") else "a text"
+    pool = Pool.open(jsonl(asked, {**asked, field: value}, {**asked, field: ""}))
+    read = dict(pool.read([0, 1, 2]))
+    assert read[1].field == field
+    assert read[0].turns == read[2].turns
+    suggested = yaml.safe_load(read[1].detail.partition("columns: ")[2].partition("; to leave")[0])
+    given = Pool.open(pool.sources[0].path, columns=Columns(**suggested))[1]
+    assert given.turns[0].text in ("Which colour?\nA. red\nB. blue", "a text\nWhich colour?")
+    assert given.answer == "B"
 
 
 def test_a_column_of_turns_and_an_answer_alone(images: Path, jsonl: Callable) -> None:
@@ -194,3 +257,39 @@ def test_repeated_ids_are_kept_apart(jsonl: Callable, chat: Callable) -> None:
     kept = {how: Pool.open(path, duplicates=how).read(range(5)) for how in ("first", "reject")}
     answers = {how: [s.answer for _, s in read if isinstance(s, Sample)] for how, read in kept.items()}
     assert answers == {"first": ["0", "2", "4"], "reject": ["2", "4"]}
+
+
+def test_the_lines_of_a_cell_are_no_rows_where_its_row_has_a_wrong_number_of_cells(tmp_path: Path) -> None:
+    path = tmp_path / "pool.csv"
+    path.write_text('question,answer\nq0,a0\n"Explain:\nname,age\nbob,7\nend",because,extra\nq1,a1\n')
+    pool = Pool.open(path)
+    found = [record for _, record in pool.read(range(len(pool)))]
+    assert [record.reason if isinstance(record, BadRecord) else record.answer for record in found] == [
+        "a0",
+        "bad_row",
+        "a1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("question,answer\rq0,a0\rq1,a1\r", "lone carriage returns"),
+        ("question,answer,,\nq0,a0,,\n", "columns 3 and 4 have no name"),
+        ("question,answer,answer\nq0,a0,b0\n", "two columns"),
+    ],
+)
+def test_a_header_that_names_no_columns_is_refused_with_what_to_do(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "pool.csv"
+    path.write_bytes(content.encode())
+    with pytest.raises(DataError, match=said):
+        Pool.open(path)
+
+
+def test_a_lone_carriage_return_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "pool.csv"
+    path.write_bytes(b"question,answer\nq0,a\rb\nq1,a1\n")
+    bad, good = (record for _, record in Pool.open(path).read(range(2)))
+    assert isinstance(bad, BadRecord)
+    assert "lone carriage returns" in bad.detail
+    assert isinstance(good, Sample)

@@ -11,11 +11,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from ostlight.config.schema import Duplicates, Piece
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
-from ostlight.errors import DataError
+from ostlight.data.subset import write_subset
+from ostlight.errors import BadRecord, DataError
 
 
 def answers(pool: Pool, positions: range | list[int] | None = None) -> list[str]:
@@ -96,6 +100,13 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_place(tmp_path: Path, jso
     assert Pool.open(path).fingerprint() != fingerprint
 
 
+def test_the_fingerprint_knows_whether_file_name_is_an_image(images: Path, jsonl: Callable, chat: Callable) -> None:
+    paths = [jsonl(chat("q", "a", file_name="pics/0.png"), name=name) for name in ("metadata.jsonl", "other.jsonl")]
+    named, unnamed = map(Pool.open, paths)
+    assert (len(named[0].images), len(unnamed[0].images)) == (1, 0)
+    assert named.fingerprint() != unnamed.fingerprint()
+
+
 def test_a_pool_goes_to_another_process(jsonl: Callable, chat: Callable) -> None:
     pool = Pool.open(jsonl(*[chat("q", str(n), id=n) for n in range(50)]))
     assert pool[7].answer == "7"
@@ -116,7 +127,8 @@ def test_more_files_than_are_kept_open(jsonl: Callable, chat: Callable, tmp_path
 @pytest.mark.parametrize(
     ("content", "shown"),
     [
-        ("", "empty"),
+        ("", "is empty; remove it"),
+        ('{"data": "\0"}', "zero bytes"),
         ("id,question\n1,what", r"'id,question\\n1,what'.*jsonl, json, parquet, hf, webdataset, csv"),
         ('{"data": [\n', r"'{\"data\": \[\\n'"),
         ("[]", r"\(json\)"),
@@ -161,6 +173,25 @@ def test_what_is_not_there_is_refused_by_name(tmp_path: Path, jsonl: Callable, c
         Pool.open(path, format="orc")
 
 
+def test_a_file_that_is_named_twice_is_refused_by_name(
+    tmp_path: Path, jsonl: Callable, chat: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = jsonl(chat("q", "a"))
+    link = tmp_path / "folder" / "link.jsonl"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    for again in (path, "pool.jsonl", f"{tmp_path}/*.jsonl", f"{tmp_path}/folder/../pool.jsonl"):
+        with pytest.raises(DataError) as caught:
+            Pool.open([path, again])
+        assert caught.value.path is not None
+        assert caught.value.path.resolve() == path
+    with pytest.raises(DataError, match="link.jsonl"):
+        Pool.open([path, link], image_root=tmp_path)
+    other = Piece(str(path), image_root=str(tmp_path / "folder"))
+    assert len(Pool.open([path, other])) == 2
+
+
 def test_a_named_format_reads_what_cannot_be_recognized(tmp_path: Path, chat: Callable) -> None:
     path = tmp_path / "pool.txt"
     path.write_text("broken\n" * 3 + json.dumps(chat("q", "a")) + "\n")
@@ -185,3 +216,69 @@ def test_an_open_pool_is_silent_at_the_interpreters_end(jsonl: Callable, chat: C
     ended = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, check=True)
     assert "Exception ignored" not in ended.stderr
     assert "ostlight" not in ended.stderr
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "first", "reject"])
+def test_an_id_is_found_however_its_name_is_spelled(jsonl: Callable, duplicates: Duplicates) -> None:
+    lines = [f'{{"\\u0069\\u0064": "x", "question": "{n}", "answer": "a"}}' for n in range(2)]
+    found = [record for _, record in Pool.open(jsonl(*lines), duplicates=duplicates).read(range(2))]
+    named = [record.reason if isinstance(record, BadRecord) else record.id for record in found]
+    assert (
+        named
+        == {
+            "keep": ["x", "x#2"],
+            "first": ["x", "duplicate_id"],
+            "reject": ["duplicate_id", "duplicate_id"],
+        }[duplicates]
+    )
+
+
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_a_record_in_the_place_of_another_is_refused(tmp_path: Path, suffix: str, ids: bool) -> None:
+    rows = [{"question": f"q{n}", "answer": "a"} | ({"id": f"r{n}"} if ids else {}) for n in range(2)]
+    path = tmp_path / f"pool.{suffix}"
+
+    def write(rows: list[dict]) -> None:
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif suffix == "csv":
+            path.write_text("".join(",".join(cells) + "\n" for cells in [[*rows[0]], *(row.values() for row in rows)]))
+        else:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            path.write_text(text if suffix == "jsonl" else json.dumps(rows))
+
+    write(rows)
+    pool = Pool.open(path)
+    assert [turn.text for turn in pool[0].turns] == ["q0", "a"]
+    write(rows[::-1])
+    pool = pickle.loads(pickle.dumps(pool))
+    with pytest.raises(DataError, match="record 1") as caught:
+        pool[0]
+    assert caught.value.path == path
+
+
+def test_a_name_twice_in_a_record_rejects_it(jsonl: Callable, chat: Callable) -> None:
+    twice = '{"question": "q", "answer": "right", "answer": "wrong"}'
+    nested = '{"messages": [{"role": "user", "content": "q", "content": "p"}, {"role": "assistant", "content": "a"}]}'
+    found = [record for _, record in Pool.open(jsonl(chat("q", "a"), twice, nested)).read(range(3))]
+    assert [getattr(record, "reason", "read") for record in found] == ["read", "bad_json", "bad_json"]
+    assert "'answer'" in str(found[1])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("zeros", [bytes(20), bytes(20) + b'{"a": 1}', b'{"question": "q\0", "answer": "a"}'])
+def test_a_line_of_zero_bytes_is_one_bad_record(tmp_path: Path, chat: Callable, place: int, zeros: bytes) -> None:
+    lines = [json.dumps(chat("q", "a")).encode()] * 3
+    lines.insert(place, zeros)
+    (tmp_path / "pool.jsonl").write_bytes(b"\n".join(lines))
+    pool = Pool.open(tmp_path / "pool.jsonl")
+    assert len(pool) == 4
+    assert [i for i, record in pool.read(range(4)) if isinstance(record, BadRecord)] == [place]
+
+
+def test_joined_files_keep_no_byte_order_mark(tmp_path: Path, chat: Callable) -> None:
+    line = b"\xef\xbb\xbf" + json.dumps(chat("q", "a")).encode() + b"\n"
+    (tmp_path / "pool.jsonl").write_bytes(line + line)
+    (written, _) = write_subset(Pool.open(tmp_path / "pool.jsonl"), [0, 1], tmp_path / "subset")
+    assert written.read_bytes() == line[3:] * 2

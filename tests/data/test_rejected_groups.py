@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from ostlight.data.pool import Pool
 from ostlight.data.quarantine import Row
@@ -69,3 +72,12 @@ def test_what_looks_like_media_and_is_not_read_is_counted(images: Path, jsonl: C
 def test_what_is_read_is_not_counted(images: Path, jsonl: Callable, chat: Callable) -> None:
     pool = Pool.open(jsonl(chat(image="pics/0.png", source="web"), {"question": "q", "answer": "a", "image": None}))
     assert unread_media(pool).fields == Counter()
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [({}, "pool.jsonl:record 12 (id a)"), ({"id": None}, "pool.jsonl:record 12"), ({"file": "", "id": None}, "#11")],
+)
+def test_a_record_has_the_same_name_in_all_messages(changed: dict[str, str | None], name: str):
+    row = Row(11, "a", "/data/pool.jsonl", 12, None, "empty_answer", "", "score")
+    assert replace(row, **changed).name == name

@@ -216,3 +216,17 @@ def test_two_names_for_one_role_do_not_fit(tmp_path: Path, jsonl: Callable, capl
     entry = entry_of(tmp_path / "one", path, [1])
     assert entry is not None
     assert entry["tags"]["user_tag"] == "user"
+
+
+def test_results_of_map_are_those_of_the_subset_that_is_there(tmp_path: Path) -> None:
+    rows = {"question": [f"q{n}" for n in range(6)], "answer": ["a"] * 6}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "pool"))
+    pool = Pool.open(tmp_path / "pool")
+    for kept in ([0, 1, 2], [3, 4, 5], [5, 4, 3], [0, 1, 2]):
+        (written,) = write_subset(pool, kept, tmp_path / "subset")
+        mapped = datasets.load_from_disk(str(written)).map(_upper)
+        assert mapped["upper"][:] == [f"Q{n}" for n in kept]
+
+
+def _upper(row: dict) -> dict:
+    return {"upper": row["question"].upper()}

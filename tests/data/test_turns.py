@@ -214,6 +214,21 @@ def test_a_turns_own_images_and_those_in_img_tags(images: Path, shade: Callable,
     assert [shade(image) for image in sample.images] == [2, 3, 1]
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": [{"type": "text", "text": "Look.", "image": "pics/1.png"}]},
+        {"content": [{"text": "Look.", "image": "pics/1.png"}]},
+        {"content": [{"type": "text", "text": "Look."}, {"image": "pics/1.png"}], "images": ["pics/1.png"]},
+    ],
+)
+def test_an_image_that_would_be_lost_or_read_twice_is_refused(images: Path, jsonl: Callable, turn: dict) -> None:
+    record = {"messages": [{"role": "user", **turn}, {"role": "assistant", "content": "b"}]}
+    ((_, bad),) = Pool.open(jsonl(record)).read([0])
+    assert isinstance(bad, BadRecord)
+    assert "messages[0]" in bad.detail
+
+
 def test_the_layout_is_the_one_that_is_filled(jsonl: Callable) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     for empty in (None, [], ""):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ostlight.config.schema import Columns
+from ostlight.config.schema import Columns, Duplicates
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.data.subset import write_subset
@@ -29,7 +29,7 @@ def tar(tmp_path: Path, png: Callable, chat: Callable) -> Path:
         "a/0004.mp4": b"film",
         "a/0004.json": json.dumps(chat("text?", "4")).encode(),
         f"{long_key}.json": json.dumps(chat("text?", "5")).encode(),
-        "a/0001.cls": b"0",
+        "a/0009.cls": b"0",
     }
     path = tmp_path / "pool.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as written:
@@ -87,7 +87,7 @@ def _pieces(tar: Path) -> list[bytes]:
     with tarfile.open(tar) as source:
         offsets = {member.name: member.offset for member in source}
     many = whole[offsets["a/0002.2.png"] : offsets["a/0003.txt"]]
-    text = whole[offsets[f"deep/{'k' * 120}.json"] : offsets["a/0001.cls"]]
+    text = whole[offsets[f"deep/{'k' * 120}.json"] : offsets["a/0009.cls"]]
     return [text + many]
 
 
@@ -217,3 +217,113 @@ def test_a_video_is_one_of_the_record(tmp_path: Path, chat: Callable) -> None:
     sample = Pool.open(path, frames=2)[0]
     assert [turn.text for turn in sample.turns] == ["<image><image>?", "a"]
     assert len(sample.images) == 2
+
+
+TEXT = b'{"question": "?", "answer": "a"}'
+
+
+def found_in(path: Path) -> list[Sample | BadRecord]:
+    pool = Pool.open(path)
+    return [record for _, record in pool.read(range(len(pool)))]
+
+
+@pytest.mark.parametrize("folder", ["", "images/"])
+def test_the_json_orders_the_images_that_it_names(
+    tmp_path: Path, shade: Callable, png: Callable, chat: Callable, folder: str
+) -> None:
+    listed = [f"{folder}0001.front.png", f"{folder}0001.back.png"]
+    question = json.dumps(chat("front <image> back <image>", "a", images=listed)).encode()
+    members = [_file("0001.json", question), *[_file(f"0001.{n}.png", png(k)) for k, n in enumerate(("back", "front"))]]
+    (sample,) = found_in(_tar(tmp_path / "pool.tar", [*members, _file("0001.mask.png", png(7))]))
+    assert isinstance(sample, Sample)
+    assert [shade(image) for image in sample.images] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("listed", "members"),
+    [
+        (["0001.a.png", "0001.b.png", "0001.c.png"], ["0001.a.png", "0001.c.png"]),
+        (["x/7.jpg", "x/8.jpg"], ["0001.0.jpg", "0001.1.jpg"]),
+        (["x/7.jpg"], ["0001.0.jpg", "0001.1.jpg"]),
+    ],
+)
+def test_a_list_of_images_that_are_not_the_members_is_rejected(
+    tmp_path: Path, png: Callable, chat: Callable, listed: list[str], members: list[str]
+) -> None:
+    question = json.dumps(chat("?", "a", images=listed)).encode()
+    shard = [_file("0001.json", question), *[_file(name, png(1)) for name in members], _file("2.json", TEXT)]
+    bad, good = found_in(_tar(tmp_path / "pool.tar", shard))
+    assert isinstance(good, Sample)
+    assert isinstance(bad, BadRecord)
+    assert (bad.reason, bad.field) == ("other_members", "images")
+
+
+def test_one_image_may_have_had_another_name(tmp_path: Path, shade: Callable, png: Callable, chat: Callable) -> None:
+    question = json.dumps(chat("<image>?", "a", image="coco/train/7.jpg")).encode()
+    (sample,) = found_in(_tar(tmp_path / "pool.tar", [_file("0001.json", question), _file("0001.png", png(3))]))
+    assert isinstance(sample, Sample)
+    assert [shade(image) for image in sample.images] == [3]
+
+
+@pytest.mark.parametrize("twice", ["0001.png", "0001.json"])
+def test_a_name_that_is_there_twice_is_rejected(tmp_path: Path, png: Callable, chat: Callable, twice: str) -> None:
+    contents = {"0001.json": json.dumps(chat("?", "a")).encode(), "0001.png": png(1)}
+    members = [*contents.items(), (twice, contents[twice]), ("2.json", TEXT)]
+    bad, good = found_in(_tar(tmp_path / "pool.tar", [_file(*member) for member in members]))
+    assert isinstance(good, Sample)
+    assert isinstance(bad, BadRecord)
+    assert bad.reason == "repeated_member"
+
+
+def test_a_key_at_several_places_is_rejected_at_each(tmp_path: Path, png: Callable, chat: Callable) -> None:
+    question = json.dumps(chat("?", "a")).encode()
+    names = ["0001.json", "0002.json", "0001.png", "0003.json", "0003.png"]
+    members = [_file(name, question if name.endswith("json") else png(1)) for name in names]
+    path = _tar(tmp_path / "pool.tar", members)
+    for _ in range(2):
+        pool = Pool.open(path, index=tmp_path / "index")
+        found = [record for _, record in pool.read(range(len(pool)))]
+        assert [getattr(one, "reason", "read") for one in found] == ["split_record", "read", "split_record", "read"]
+    assert "'0001'" in str(found[0])
+
+
+def test_what_macos_adds_is_no_member(tmp_path: Path, shade: Callable, png: Callable, chat: Callable) -> None:
+    question, added = json.dumps(chat("<image>?", "a")).encode(), b"\0\5\x16\7" + bytes(60)
+    members = {"._0001.json": added, "0001.json": question, "._0001.png": added, "0001.png": png(2)}
+    members |= {"__MACOSX/._0001.png": added}
+    path = _tar(tmp_path / "pool.tar", [_file(*member) for member in members.items()])
+    (written,) = write_subset(Pool.open(path), [0], tmp_path / "subset")
+    for one in (path, written):
+        (sample,) = found_in(one)
+        assert isinstance(sample, Sample)
+        assert [shade(image) for image in sample.images] == [2]
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "reject"])
+def test_a_key_is_the_id_of_a_record_whose_id_is_null(tmp_path: Path, chat: Callable, duplicates: Duplicates) -> None:
+    paths = [
+        _tar(tmp_path / f"{n}.tar", [_file("0001.json", json.dumps(chat("?", str(n), id=None)).encode())])
+        for n in range(2)
+    ]
+    found = [record for _, record in Pool.open(paths, duplicates=duplicates).read(range(2))]
+    if duplicates == "keep":
+        assert [getattr(sample, "id", "") for sample in found] == ["0001", "0001#2"]
+    else:
+        assert [getattr(bad, "reason", "") for bad in found] == ["duplicate_id"] * 2
+
+
+def test_json_behind_a_link_names_its_record(tmp_path: Path, chat: Callable) -> None:
+    question = json.dumps(chat("?", "a", id="x")).encode()
+    links = [_link("0002.json", "0001.json", tarfile.LNKTYPE), _link("0003.json", "0001.json"), _link("4.json", "no")]
+    *found, bad = found_in(_tar(tmp_path / "pool.tar", [_file("0001.json", question), *links]))
+    assert [getattr(sample, "id", "") for sample in found] == ["x", "x#2", "x#3"]
+    assert isinstance(bad, BadRecord)
+    assert bad.reason == "bad_link"
+
+
+def test_an_id_that_cannot_be_used_rejects_the_record(tmp_path: Path, chat: Callable) -> None:
+    question = json.dumps(chat("?", "a", id=[1])).encode()
+    bad, good = found_in(_tar(tmp_path / "pool.tar", [_file("0001.json", question), _file("2.json", TEXT)]))
+    assert isinstance(good, Sample)
+    assert isinstance(bad, BadRecord)
+    assert bad.field == "id"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import pytest
+import torch
 
+import ostlight
+from ostlight.config import load_config
 from ostlight.config.schema import Evaluation
 from ostlight.data.sample import Sample, Turn
+from ostlight.errors import ConfigError, DataError
 from ostlight.evaluation import evaluate
-from ostlight.evaluation.evaluate import Questions, evaluate_model
+from ostlight.evaluation.evaluate import Questions, answer_losses, evaluate_model, read_questions
+from ostlight.models.module import MultimodalModel
+from ostlight.pipeline.inputs import open_pool
 
 
 def test_accuracy_is_the_share_of_correct_answers_by_group_and_question_type(monkeypatch: pytest.MonkeyPatch):
@@ -39,3 +47,37 @@ def test_accuracy_is_the_share_of_correct_answers_by_group_and_question_type(mon
     }
     assert result.predictions["correct"].to_pylist() == [True, True, False, True, False]
     assert result.predictions["answer"].to_pylist()[-1] is None
+
+
+def test_a_marker_that_no_expected_answer_has_is_no_accuracy_of_zero(settings):
+    ostlight.select(settings())
+    ostlight.train(settings())
+    with pytest.raises(DataError, match=r"no record can be used.*no_expected_answer: .* has no 'Result:' \(evaluation"):
+        ostlight.evaluate(settings(), {"evaluation.marker": "Result:"})
+    with pytest.raises(ConfigError, match="marker is empty; name the text before the final answers"):
+        ostlight.evaluate(settings(), {"evaluation.marker": " "})
+
+
+def test_a_question_whose_answer_does_not_fit_has_no_loss_and_is_named(settings):
+    config = load_config(settings())
+    whole = MultimodalModel.load(config.target, "target")
+    test = open_pool(config.test, "test")
+    lengths = sorted(len(whole.encoder.encode(sample)) for _, sample in test.read(range(len(test))))
+    short = MultimodalModel.load(dataclasses.replace(config.target, max_length=lengths[len(lengths) // 2]), "target")
+    questions = read_questions(test, short, config.evaluation, by_loss=True)
+    assert {found.reason for found in questions.rejections.values()} <= {"answer_cut", "all_masked", "image_cut"}
+    assert 0 < len(questions.samples) < len(test)
+    assert len(questions.samples) + len(questions.rejections) == len(test)
+    means, losses = answer_losses(short.eval(), questions, None, 400)
+    assert len(losses) == len(questions.samples)
+    assert means["all"] == pytest.approx(sum(losses) / len(losses))
+
+
+def test_a_mean_loss_over_the_finite_ones_is_refused(settings):
+    config = load_config(settings())
+    model = MultimodalModel.load(config.target, "target").eval()
+    questions = read_questions(open_pool(config.test, "test"), model, config.evaluation, by_loss=True)
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(DataError, match="expected answers is not finite"):
+        answer_losses(model, questions, None, 400)

@@ -9,6 +9,7 @@ import torch
 
 import ostlight
 from ostlight.errors import InfluenceError
+from ostlight.influence import batch_invariance
 from ostlight.influence.batch_invariance import check_batch_invariance
 from ostlight.models import influence_task
 from ostlight.models.influence_task import make_anchors
@@ -106,3 +107,12 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
             handle.remove()
 
     monkeypatch.setattr(influence_task, "answer_logits", poisoned)
+
+
+def test_mixed_precision_may_round_as_much_as_half_precision(proxy, samples):
+    model = proxy("float32")
+    anchors = make_anchors(model, samples("anchors"), [""] * len(samples("anchors")), 4096)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert check_batch_invariance(model.model, anchors) < 0.05
+        assert batch_invariance.ALLOWED[batch_invariance._computed_in(model.model)] == 0.05
+    assert batch_invariance.ALLOWED[batch_invariance._computed_in(model.model)] == 1e-3

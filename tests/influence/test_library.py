@@ -18,9 +18,13 @@ from ostlight.influence import (
     Classification,
     UtilityScorer,
     UtilityScores,
+    adam_preconditioner,
+    kronecker_preconditioner,
     median_step_size,
 )
 from ostlight.influence import select_parameters as select
+from ostlight.influence.gradient_vectors import VectorSettings
+from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import PerSampleLoss
 
 STEP_SIZE = 0.05
@@ -44,7 +48,7 @@ print(sorted({{n.split(".")[1] for n in own}}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['errors', 'influence', 'progress', 'redact']"
+    assert done.stdout.strip() == "['compiled_code', 'errors', 'influence', 'progress', 'redact']"
 
 
 def classifier() -> nn.Module:
@@ -234,3 +238,66 @@ def test_the_table_of_supported_uses_is_true(layer: nn.Module, is_supported: boo
         return
     with pytest.raises(InfluenceError, match=r"per-sample gradients: the parameter 0\."):
         UtilityScorer(model, [batch], loss=Classification(), **options)(batch)
+
+
+def test_vectors_and_factors_that_were_kept_for_another_loss_are_not_taken(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    batch = (torch.randn(6, 5), torch.randint(3, (6,)))
+
+    def entropy(model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    def squared(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0]) - nn.functional.one_hot(batch[1], 3)).square().sum(1)
+
+    def utilities(loss: Any, cache: Any) -> list[float]:
+        task, chosen = PerSampleLoss(loss), select(model, "all")
+        kfac = kronecker_preconditioner(model, task, chosen, task.singles(batch), "kfac", cache=cache)
+        scorer = UtilityScorer(
+            model, [batch], loss=task, parameters="all", estimator="first_order", step_size=0.1, preconditioner=kfac,
+            vector_storage=VectorSettings("full", cache, {}, True),
+        )  # fmt: skip
+        return scorer(batch).utility.tolist()
+
+    model.eval()
+    for loss in (entropy, squared):
+        assert utilities(loss, tmp_path / "kept") == utilities(loss, None)
+    assert utilities(entropy, tmp_path / "kept") == utilities(entropy, None)
+
+
+def test_adam_takes_no_step_where_no_gradient_was_ever_seen() -> None:
+    weight = nn.Parameter(torch.randn(3, 2))
+    moments = torch.tensor([[4.0, 0.0], [1.0, 1e-30], [0.0, 9.0]])
+    applied = adam_preconditioner({"w": weight}, {"w": moments}).apply("w", torch.ones(3, 2))
+    assert applied[:, 0].tolist() == pytest.approx([0.5, 1.0, 0.0])
+    assert applied[:, 1].tolist() == pytest.approx([0.0, 1e8, 1 / 3], rel=1e-2)
+
+
+def test_a_step_on_adapters_in_float32_over_a_base_in_bf16_is_taken_in_float32() -> None:
+    model = nn.Sequential(nn.Linear(4, 4).bfloat16(), nn.Linear(4, 2))
+    chosen = {name: p for name, p in model.named_parameters() if name.startswith("1.")}
+    step = SimulatedStep(model, chosen, SimpleNamespace(task=None), 0.1, None)  # type: ignore[arg-type]
+    assert {p.dtype for p in step.in_full_precision().model.parameters()} == {torch.float32}
+    model = model.float()
+    step = SimulatedStep(model, dict(model.named_parameters()), SimpleNamespace(task=None), 0.1, None)  # type: ignore[arg-type]
+    assert step.in_full_precision() is step
+
+
+def test_a_layer_whose_first_axis_is_not_the_samples_is_refused_and_not_scored() -> None:
+    class SequenceFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.inside(inputs.transpose(0, 1))).mean(0))
+
+    torch.manual_seed(0)
+    model = SequenceFirst()
+    batch = (torch.randn(6, 12, 3), torch.randint(2, (6,)))
+    scorer = UtilityScorer(
+        model, [batch], loss=Classification(), parameters="all", estimator="first_order", step_size=0.1
+    )
+    with pytest.raises(InfluenceError, match="by plain autograd"):
+        scorer(batch)

@@ -9,9 +9,10 @@ import tiny_families
 import torch
 
 from ostlight.config.schema import Lora, Model, Target
-from ostlight.models import module
+from ostlight.models import logits as model_logits
+from ostlight.models.logits import answer_logits
 from ostlight.models.losses import IGNORED
-from ostlight.models.module import MultimodalModel, answer_logits
+from ostlight.models.module import MultimodalModel
 
 
 def rows_of_head(model: MultimodalModel, seen: list[int]) -> None:
@@ -33,7 +34,7 @@ def test_a_model_that_cannot_leave_positions_out_gives_all(tmp_path: Path, monke
     model = MultimodalModel.load(Model(path=str(tiny_families.save("llama", tmp_path)), dtype="float64"), "proxy")
     (batch,) = model.batches(tiny_families.samples("llama"), 100_000)
     losses = model.losses(batch)
-    monkeypatch.setattr(module, "_keeps_logits", lambda kind: False)
+    monkeypatch.setattr(model_logits, "_keeps_logits", lambda kind: False)
     logits, labels = answer_logits(model.model, batch)
     assert logits.shape[:2] == labels.shape == (len(batch), batch.labels.shape[1] - 1)
     assert torch.allclose(model.losses(batch), losses, rtol=1e-12, atol=0)

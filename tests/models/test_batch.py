@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ostlight.config.schema import Model
 from ostlight.models.batch import Batch
-from ostlight.models.encode import SEQUENCE_KEYS, Encoded
+from ostlight.models.encoding.encoder import SEQUENCE_KEYS, Encoded
 from ostlight.models.module import MultimodalModel
 
 FAMILIES = ["qwen2_5_vl", "smolvlm", "llava_next", "mllama", "llama"]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ostlight.data.sample import ImageRef, Sample, Turn
 from ostlight.errors import BadRecord
-from ostlight.models.encode import within
+from ostlight.models.encoding.encoder import within
 from ostlight.models.losses import IGNORED
 
 

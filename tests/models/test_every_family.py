@@ -31,8 +31,9 @@ from ostlight.influence.scorer import ESTIMATORS
 from ostlight.models.batch import Batch
 from ostlight.models.embedding import load_embedder, pooled_states_embedder
 from ostlight.models.influence_task import SampleTask
+from ostlight.models.logits import next_token_logits
 from ostlight.models.losses import IGNORED, per_sample_losses
-from ostlight.models.module import MultimodalModel, next_token_logits
+from ostlight.models.module import MultimodalModel
 
 # Its processor hands NumPy tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:.*paligemma")

@@ -21,7 +21,7 @@ import ostlight
 from ostlight.config.schema import Model
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample
 from ostlight.models.embedding import pooled_states_embedder
-from ostlight.models.encode import SEQUENCE_KEYS, Encoded
+from ostlight.models.encoding.encoder import SEQUENCE_KEYS, Encoded
 from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
 from ostlight.selection.scores import Scores

@@ -22,9 +22,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ostlight.data.sample import ImageRef, Sample, Turn
 from ostlight.errors import BadRecord
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
+from ostlight.models.encoding.processor import load_processor
 from ostlight.models.losses import IGNORED
-from ostlight.models.processor import load_processor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -221,7 +221,7 @@ def test_an_image_of_which_a_library_raises_anything_is_rejected(monkeypatch: py
     def broken(*_: Any) -> Any:
         raise NotImplementedError("Unimplemented pixel format 53")
 
-    monkeypatch.setattr("ostlight.models.encode.open_images", broken)
+    monkeypatch.setattr("ostlight.models.encoding.encoder.open_images", broken)
     bad = refused(Encoder(llava(), 999), conversation("<image>", "yes", images=(picture(),)))
     assert (bad.reason, bad.field) == ("corrupt_image", "images")
     assert "pixel format 53" in bad.detail

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ostlight.data.sample import Sample, Turn
 from ostlight.errors import BadRecord, ModelError
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
 from ostlight.models.losses import IGNORED, per_sample_losses
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -62,6 +62,26 @@ def test_each_answer_and_the_end_of_its_turn_is_labelled_and_nothing_else(name: 
     encoded = Encoder(tokenizer, 1000).encode(sample("say yes, answer yes", "yes", "answer no?", "no. <b>no</b>"))
     first_end = "<|im_end|>" if name == "OTHER_END" else end
     assert labelled(encoded, tokenizer) == [f"yes{first_end}", f"no.<b>no</b>{end}"]
+
+
+@pytest.mark.parametrize("said", ["<b>7</b>\n", "<b>\n7\n</b> \n", "<br>\n", "see <b>7</b> ", "7\n\n", " <b>7</b>\n"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_white_space_at_the_end_of_an_answer_does_not_hide_the_end_of_its_turn(name: str, said: str) -> None:
+    """Templates write it, strip it, or leave it to a block."""
+    tokenizer, end = templates.byte_tokenizer(TEMPLATES[name]), END.get(name, "<|im_end|>")
+    encoded = Encoder(tokenizer, 1000).encode(sample("why?", said, "and?", said))
+    first_end = "<|im_end|>" if name == "OTHER_END" else end
+    answer = "".join(said.split())
+    assert labelled(encoded, tokenizer) == [answer + first_end, answer + end]
+
+
+def test_an_answer_whose_end_of_turn_is_not_where_it_ends_is_refused() -> None:
+    hides = templates.CHATML.replace("{{ m.content }}", "{{ m.content }}{{ '!' if '7' in m.content }}")
+    assert hides != templates.CHATML
+    encoder = Encoder(templates.byte_tokenizer(hides), 1000)
+    assert (encoder.encode(sample("why?", "yes")).labels != IGNORED).any()
+    with pytest.raises(BadRecord, match="the end of the turn does not follow the answer"):
+        encoder.encode(sample("why?", "7"))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -22,7 +22,7 @@ from transformers import (
 from ostlight.config.schema import Model
 from ostlight.data.sample import Sample, Turn
 from ostlight.errors import BadRecord
-from ostlight.models.limits import Limits, limits_of
+from ostlight.models.encoding.limits import Limits, limits_of
 from ostlight.models.module import MultimodalModel
 
 sys.path.insert(0, str(Path(__file__).parent))

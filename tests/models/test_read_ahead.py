@@ -10,7 +10,7 @@ import torch
 from ostlight.config.schema import Compute
 from ostlight.data.pool import Pool
 from ostlight.models import read_ahead
-from ostlight.models.encode import QuestionEncoder
+from ostlight.models.encoding.encoder import QuestionEncoder
 from ostlight.models.read_ahead import Waited, worker_count
 
 

@@ -17,14 +17,15 @@ from ostlight.config.schema import Evaluation, Model
 from ostlight.data.remote_cache import cache_folder
 from ostlight.evaluation.generate import generate_answers
 from ostlight.influence import UtilityScorer
-from ostlight.models import frozen_tower, vision_cache
 from ostlight.models.batch import Batch
-from ostlight.models.feature_files import FeatureFiles
 from ostlight.models.flops import FlopCounter
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.models.module import MultimodalModel
 from ostlight.models.parts import PROJECTORS, freeze
-from ostlight.models.vision_cache import opened
+from ostlight.models.vision import cache as vision_cache
+from ostlight.models.vision import frozen_tower
+from ostlight.models.vision.cache import opened
+from ostlight.models.vision.feature_files import FeatureFiles
 
 FAMILIES = [
     "llava_next",

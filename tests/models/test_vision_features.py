@@ -16,9 +16,9 @@ from ostlight.influence import UtilityScorer
 from ostlight.influence.anchors import Anchors
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import train_only
-from ostlight.models import vision_features
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.models.module import MultimodalModel
+from ostlight.models.vision import features as vision_features
 
 FAMILIES = [
     "llava_next",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ostlight.models.cost import StageCost
-from ostlight.pipeline.cost_log import CostLog, total
+from ostlight.pipeline.cost_log import CostLog, selection_cost, total
 from ostlight.selection.usage import Usage
 
 
@@ -41,6 +41,17 @@ def test_totals_add_up_over_the_named_stages(tmp_path: Path):
         with cost_log.stage(stage) as entry:
             entry.tokens = tokens
     assert total(cost_log.read(), ("warm-up", "score")).tokens == 3
+
+
+def test_a_resumed_scoring_is_charged_one_setup():
+    """Ten seconds and 100 FLOPs of setup; one second and 7 FLOPs a record, on two devices."""
+    setup = {"setup_s": 10.0, "setup_flops": 100}
+    attempts = [
+        StageCost("score", "ost", 10 + n, 2 * (10 + n), 100 + 7 * n, samples=n, more=dict(setup)) for n in (6, 4)
+    ]
+    attempts.append(StageCost("score", "ost", more={"waited_for_data": 0.5}))  # nothing was usable, nor set up
+    cost = selection_cost([], attempts, StageCost("select"), 10)
+    assert (cost.wall_s, cost.device_s, cost.flops) == (20, 40, 170)
 
 
 def test_only_the_first_rank_writes(tmp_path: Path):

@@ -76,7 +76,9 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     assert [e.resumed for e in sittings] == [False, True]
     assert [e.more.get("failed") for e in sittings] == ["Killed", None]
     assert [e.samples for e in sittings] == [20, 16]
-    assert [e.flops for e in sittings] == pytest.approx([one.flops * 5 / 9, one.flops * 4 / 9])
+    assert sum(e.flops for e in sittings) == pytest.approx(one.flops)
+    of_steps = [one.flops * 5 / 9, one.flops * 4 / 9]
+    assert [e.flops for e in sittings] == pytest.approx(of_steps, rel=0.05), "steps differ in length by a few percent"
     assert sum(e.tokens for e in sittings) == one.tokens
 
 
@@ -164,7 +166,7 @@ def test_all_problems_of_the_settings_are_listed_at_once(settings):
 
 
 @pytest.mark.parametrize("order", ["utility_descending", "utility_ascending"])
-def test_samples_are_seen_in_the_order_of_the_selection(settings, monkeypatch, order: str):
+def test_samples_are_seen_in_the_order_of_their_scores(settings, monkeypatch, order: str):
     from ostlight.training.steps import StepDataset
 
     seen: dict[int, list[int]] = {}
@@ -179,6 +181,9 @@ def test_samples_are_seen_in_the_order_of_the_selection(settings, monkeypatch, o
     monkeypatch.setattr(StepDataset, "__getitem__", watched)
     ostlight.train(config, "budget.stratify_by=task", "budget.fraction=0.25")
     shown = [position for step in sorted(seen) for position in seen[step]]
-    kept = selection.kept.tolist()
+    scores = ostlight.Scores.read(selection.folder.scores)
+    score_of = dict(zip(scores.positions.tolist(), scores.score.tolist(), strict=True))
+    kept = sorted(selection.kept.tolist(), key=lambda position: -score_of[position])
     assert len(shown) == 12 == len(kept)
+    assert kept != selection.kept.tolist(), "the selection goes from stratum to stratum"
     assert shown == (kept if order == "utility_descending" else kept[::-1])

@@ -18,6 +18,7 @@ import ostlight
 from ostlight.data.in_memory import write_records
 from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
+from ostlight.errors import DataError
 
 Settings = Callable[..., dict[str, Any]]
 RED = PILImage.new("RGB", (8, 8), (200, 10, 20))
@@ -55,6 +56,13 @@ def test_records_of_every_kind_are_the_same_samples(kind: str, tmp_path: Path) -
     first = write_records(MAKERS[kind](), tmp_path / "found", "pool")
     assert first[1] is False
     assert [path.name for path in (tmp_path / "found").iterdir()] == [first[0].parent.name]
+
+
+@pytest.mark.parametrize("kind", [pa.table, pa.Table.to_pandas])
+def test_two_columns_of_one_name_are_refused(kind: Callable[..., Any], tmp_path: Path) -> None:
+    table = kind(pa.Table.from_arrays([["Which?"], ["a"], ["b"]], ["question", "answer", "answer"]))
+    with pytest.raises(DataError, match="several columns are called 'answer'"):
+        write_records(table, tmp_path, "pool")
 
 
 def test_images_may_be_objects_bytes_and_paths(tmp_path: Path) -> None:

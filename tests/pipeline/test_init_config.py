@@ -61,7 +61,7 @@ def test_a_text_pool_with_rejected_records(tmp_path: Path):
     file = ostlight.init_config(data, tmp_path / "text.yaml")
     assert load_config(file).pool.path == str(data)
     text = file.read_text()
-    assert "# of 32 records read, 31 are usable:\n#   30 have an answer, 0 have images\n" in text
+    assert "# of 32 records read, 31 are well-formed:\n#   30 have an answer, 0 have images\n" in text
     assert "#   rejected: empty_answer (1)\n" in text
     assert "paths are relative to" not in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,23 @@ def test_estimators_without_a_backward_pass_take_no_products(settings, estimator
 def test_adam_by_the_anchors_moments_takes_no_products(settings):
     with pytest.raises(SelectorError, match="second moments"):
         ostlight.select(settings(selector={"name": "ost", "options": PRODUCTS | {"step": "adam"}}))
+
+
+def test_images_that_are_others_than_those_scored_are_refused(settings, digits, tmp_path: Path):
+    rows = pq.read_table(digits.pool).to_pylist()
+    for k, row in enumerate(rows):
+        (tmp_path / f"{k}.png").write_bytes(row["image"]["bytes"])
+        row["image"] = f"{k}.png"
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = settings(selector={"name": "ost", "options": PRODUCTS}, pool={"path": str(tmp_path / "pool.jsonl")})
+    ostlight.select(config)
+    new = ostlight.rescore(config, f"anchors.path={digits.dev}")
+    ostlight.select(new / "config.yaml")
+    (tmp_path / "3.png").write_bytes((tmp_path / "4.png").read_bytes() + b" ")
+    for again in (
+        lambda: ostlight.select(new / "config.yaml"),
+        lambda: ostlight.rescore(config, f"anchors.path={digits.dev}", name="again"),
+        lambda: ostlight.train(new / "config.yaml"),
+    ):
+        with pytest.raises(RunChangedError, match=r"images \(1 of .*3\.png"):
+            again()

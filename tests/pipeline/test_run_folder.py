@@ -1,9 +1,10 @@
-"""Which process writes for all."""
+"""Which process writes for all, and what a stage made from other inputs is refused with."""
 
 from __future__ import annotations
 
 import pytest
 
+from ostlight.pipeline.run_folder import changed_inputs
 from ostlight.ranks import CLUSTER_PROCESS, RANK_VARIABLES, is_first_rank, shares_store_between_restarts
 
 
@@ -53,3 +54,10 @@ def test_stores_of_dead_ranks(shared: str | None, restarts: str | None, expected
         if value is not None:
             monkeypatch.setenv(name, value)
     assert shares_store_between_restarts() is expected
+
+
+def test_of_another_selector_only_that_it_is_another_is_listed():
+    before = {"selector": "ost", "selector's code": "a", "selector.options": "b", "proxy": "c", "seed": "0"}
+    now = {"selector": "random", "selector's code": "d", "selector.options": "e", "seed": "1"}
+    assert changed_inputs(before, now) == ["seed", "selector"]
+    assert changed_inputs(before, before | {"selector.options": "e"}) == ["selector.options"]

@@ -12,7 +12,7 @@ import pytest
 import ostlight
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Data
-from ostlight.errors import ConfigError, DataError
+from ostlight.errors import ConfigError, DataError, SelectorError
 from ostlight.pipeline.inputs import open_pool
 from ostlight.pipeline.tags import READ_FIRST, refuse_missing_tags
 from ostlight.selection.registry import create
@@ -94,3 +94,10 @@ def test_a_pool_without_a_usable_record_is_left_to_the_run(tmp_path: Path):
     (tmp_path / "pool.jsonl").write_text(json.dumps({"conversations": [{"from": "gpt", "value": ""}]}))
     pool = open_pool(Data(str(tmp_path / "pool.jsonl"), format="sharegpt"), "pool")
     refuse_missing_tags(pool, create("random"), {"budget": Budget(stratify_by="task")}, list)
+
+
+def test_clusters_of_gradients_that_the_estimator_does_not_store_are_refused_before_any_work(settings, tmp_path: Path):
+    config = settings(selector={"name": "ost"}, budget={"fraction": 0.5, "stratify_by": "gradients.cluster"})
+    with pytest.raises(SelectorError, match="the default estimator does not store; set selector.options.estimator=pro"):
+        ostlight.select(config)
+    assert not (tmp_path / "runs" / "run" / "proxy").exists()

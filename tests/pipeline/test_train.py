@@ -13,7 +13,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import ostlight
 from ostlight.config import load_config
 from ostlight.errors import DataError, DivergedError, RunChangedError
+from ostlight.pipeline import train
+from ostlight.pipeline.inputs import open_pool, read_anchors
+from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.train import read_kept
+from ostlight.pipeline.warmup import warm_up_proxy
+from ostlight.selection.notes import read_notes
 
 
 def test_select_train_evaluate(settings, logged):
@@ -143,3 +148,53 @@ def test_the_target_may_be_trained_in_a_precision_of_its_own(settings):
     one, two = (AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in (first, other))
     assert any(not torch.equal(one[name], two[name]) for name in one), "float64 rounds otherwise"
     assert all(torch.allclose(one[name].double(), two[name].double(), atol=1e-4) for name in one)
+
+
+def test_a_target_of_another_selection_is_not_evaluated_under_the_name_of_this_one(settings, logged):
+    folder = ostlight.select(settings()).folder.path
+    target = ostlight.train(settings())
+    ostlight.select(settings(), "budget.count=5")
+    with pytest.raises(DataError, match=rf"{target.name}, was trained with another selection .*target\.name="):
+        ostlight.evaluate(settings(), "budget.count=5")
+    ostlight.evaluate(settings(), "budget.count=5", f"target.name={target.name}")
+    row = json.loads((folder / "accuracy.jsonl").read_text().splitlines()[0])
+    assert (row["target"], row["budget"], row["seed"]) == (target.name, None, None)
+    ostlight.select(settings())
+    ostlight.evaluate(settings(), "target.training.lr=0.5")
+    assert f"the only target, {target.name}, was trained with other settings" in logged()
+    with pytest.raises(DataError, match="was trained with another seed"):
+        ostlight.evaluate(settings(), "seed=7")
+
+
+@pytest.mark.parametrize("options", [{"selection": "filter"}, {"selection": "sample"}])
+def test_an_order_by_utility_is_by_utility_however_the_subset_was_drawn(settings, monkeypatch, options: dict):
+    given: list[list[int]] = []
+    plain = train.fit
+
+    def watched(model, data, *rest):
+        given.append(data.positions.tolist())
+        return plain(model, data, *rest)
+
+    monkeypatch.setattr(train, "fit", watched)
+    ost = {"name": "ost", "options": {"step": "sgd", "step_size": 0.05, "estimator": "first_order", **options}}
+    config = settings(selector=ost, budget={"count": 12})
+    selection = ostlight.select(config)
+    ostlight.train(config, "target.training.order=utility_descending")
+    scores = ostlight.Scores.read(selection.folder.scores)
+    by_position = dict(zip(scores.positions.tolist(), scores.score.tolist(), strict=True))
+    assert sorted(given[0]) == sorted(selection.kept.tolist())
+    assert [by_position[p] for p in given[0]] == sorted((by_position[p] for p in given[0]), reverse=True)
+
+
+def test_an_earlier_warm_up_is_nothing_to_a_proxy_that_is_not_warmed_up(settings):
+    warm = {"fraction": 0.5, "training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
+    ost = {"name": "ost", "options": {"step": "adam", "estimator": "first_order", "selection": "top"}}
+    config = load_config(settings(selector=ost))
+    pool = open_pool(config.pool, "pool")
+    warmed = load_config(settings(selector=ost, proxy=settings()["proxy"] | {"warmup": warm}))
+    with RunFolder.owned(warmed, "select") as folder:
+        warm_up_proxy(warmed, folder, pool, read_anchors(warmed))  # and broken off
+    found, fresh = ostlight.select(config), ostlight.select(config, "name=fresh")
+    notes = [read_notes(one.folder.path / "selector")["step_size"] for one in (found, fresh)]
+    assert notes[0] == notes[1]
+    assert found.kept.tolist() == fresh.kept.tolist()

@@ -71,7 +71,8 @@ def test_what_is_kept(config: Any, policy: str, budget: dict[str, Any], texts: i
     quarantined = pq.read_table(selection.folder.quarantine)["position"].to_pylist()
     assert not set(quarantined) & set(selection.kept.tolist())
     assert f"{VIDEOS} of 31 records (32%)" in logged()
-    assert ScoreColumns.read(open_scored(selection.folder.path)).selections[0].size == texts
+    (shown,) = ScoreColumns.read(open_scored(selection.folder.path)).selections
+    assert (shown.size, shown.unscored) == (texts + videos, videos)
 
 
 def test_the_choice_goes_by_names(config: Any, tmp_path: Path) -> None:

@@ -116,3 +116,10 @@ def test_anchors_are_checked_for_every_selector_of_a_benchmark(settings):
 def test_nothing_is_written(settings, tmp_path: Path):
     ostlight.validate(settings(selector=OST, target={"path": str(checkpoint("target"))}))
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_only_the_training_would_refuse_is_a_problem(settings):
+    refused = ostlight.validate(settings(), "target.training.lr_vision=1e-4", "target.freeze=[vision]")
+    assert refused.problems == ["training.lr_vision: nothing of the vision is trained; leave it out"]
+    nothing = ostlight.validate(settings(), "target.freeze=[vision,projector,language]")
+    assert nothing.problems

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import ostlight
 from ostlight.config.load import load_config
 from ostlight.data.remote_cache import cache_folder
-from ostlight.models import frozen_tower
+from ostlight.models.vision import frozen_tower
 from ostlight.pipeline.run_folder import RunFolder
 
 

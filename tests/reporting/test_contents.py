@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,12 +20,12 @@ from ostlight.models.cost import StageCost
 from ostlight.reporting.charts import Axis, histogram
 from ostlight.reporting.contents import page_contents
 from ostlight.reporting.finished_run import FinishedRun
-from ostlight.reporting.matrix import compute_matrices
+from ostlight.reporting.matrix import MeanUtility, compute_matrices
 from ostlight.reporting.number_format import UnitScale, clipped, duration, flops, percent, signed
 from ostlight.reporting.page import write_report
 from ostlight.reporting.results_table import read_results
 from ostlight.reporting.sample_cards import sample_lists
-from ostlight.reporting.score_columns import ScoreColumns
+from ostlight.reporting.score_columns import DEFECT, ScoreColumns
 from ostlight.reporting.selections import Selection, cutoff_score
 
 
@@ -66,6 +67,21 @@ def test_matrix_holds_means_by_tag_and_group(scores: ScoreColumns):
     worst = min(found[0].rows, key=lambda row: row.utilities[0].mean)
     assert worst.value == "model-b"
     assert worst.utilities[0].effect == "hurt"
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5, 10])
+def test_sources_that_neither_help_nor_hurt_are_seldom_called_so(samples: int):
+    values = np.random.default_rng(0).normal(size=(2000, samples))
+    errors = values.std(1, ddof=1) / samples**0.5
+    effects = [MeanUtility(float(m), float(e), samples).effect for m, e in zip(values.mean(1), errors, strict=True)]
+    assert np.mean([effect != "unclear" for effect in effects]) <= 0.06
+
+
+def test_equal_scores_and_few_ones_have_no_known_effect():
+    assert MeanUtility(-0.01, 0.0, 100).effect == "unclear"
+    assert MeanUtility(-0.1, float(np.full(100, -0.1).std(ddof=1)) / 10, 100).effect == "unclear"
+    assert MeanUtility(1.0, 0.01, 4).effect == "unclear"
+    assert [MeanUtility(sign, 0.01, 5).effect for sign in (1.0, -1.0)] == ["help", "hurt"]
 
 
 def test_cutoff_separates_kept_from_dropped(scores: ScoreColumns):
@@ -169,6 +185,38 @@ def test_missing_parts_are_listed(finished_run: Path, tmp_path: Path):
     assert "the target was not trained" in said
     assert shown["scored"]["selections"] == []
     assert "no_pool: the pool cannot be opened" in write_report(bare).read_text()
+
+
+def test_utilities_by_group_that_some_samples_lack_are_named_as_missing(finished_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (part,) = (run / "scores").glob("part-*")
+    table = pq.read_table(part)
+    values = [None, *table["utility_by_group"].to_pylist()[1:]]
+    column = pa.array(values, table.schema.field("utility_by_group").type)
+    pq.write_table(table.set_column(table.column_names.index("utility_by_group"), "utility_by_group", column), part)
+    shown = page_contents(FinishedRun.open(run))
+    assert shown["scored"]["scores"].by_group is None
+    assert "Utilities by anchor group: 1 scored samples have none." in shown["missing"]
+
+
+def test_defect_labels_name_records_as_a_benchmark_reads_them(finished_run: Path, tmp_path: Path):
+    """Whole numbers are ids too, and labels of other records are named as missing."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (part,) = (run / "scores").glob("part-*")
+    table = pq.read_table(part)
+    ids = [str(k) for k in range(len(table))]
+    pq.write_table(table.set_column(table.column_names.index("id"), "id", pa.array(ids)), part)
+    (run / "data").mkdir()
+    labels = run / "data" / "defect_labels.parquet"
+    pq.write_table(pa.table({"id": list(range(len(ids))), "defect": ["noise", None] * (len(ids) // 2)}), labels)
+    columns = ScoreColumns.read(FinishedRun.open(run))
+    assert columns.tags[DEFECT].tolist() == ["clean" if int(i) % 2 else "noise" for i in columns.ids]
+    pq.write_table(pa.table({"id": ["zz"], "defect": ["noise"]}), labels)
+    shown = page_contents(FinishedRun.open(run))
+    assert DEFECT not in shown["scored"]["scores"].tags
+    assert any(line.startswith("Defects: no id of the defect labels (such as 'zz')") for line in shown["missing"])
 
 
 def test_trial_trainings_are_shown(finished_run: Path, tmp_path: Path):

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ostlight.config.budget import Budget
+from ostlight.models.cost import StageCost
 from ostlight.reporting.contents import page_contents
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.page import write_report
@@ -125,6 +128,47 @@ def test_benchmark_of_one_budget_shows_the_same_as_its_selection(finished_run: P
     assert shown
     assert expected
     assert shown[0].replace(str(place), str(finished_run)) == expected[0]
+
+
+def test_a_configuration_above_a_run_of_its_own_changes_nothing(bench: Path, finished_run: Path):
+    """The benchmark's own folder is that configuration, with other budgets."""
+    for place in ("runs/demo", "selectors/demo"):
+        shutil.copytree(finished_run, bench / place)
+        run = FinishedRun.open(bench / place)
+        assert [budget.label for budget in run.budgets] == ["20%"]
+        assert [selection.budget for selection in ScoreColumns.read(run).selections] == ["20%"]
+    assert FinishedRun.open(bench / "runs/demo").parent is None
+
+
+def test_what_a_benchmark_s_selector_kept_is_found_from_within_its_folder(bench: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(bench / "selectors" / "ost-0123abcd")
+    assert [budget.label for budget in FinishedRun.open(".").budgets] == ["40", "50% by task", "30"]
+
+
+def test_kept_records_without_a_score_are_counted_and_keep_their_ranks(finished_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    file = run / "selection.parquet"
+    table = pq.read_table(file)
+    rejected = {k for k, state in enumerate(table["state"].to_pylist()) if state == "rejected"}
+    rank = [r if r is None else r + len(rejected) for r in table["rank"].to_pylist()]
+    for k, position in enumerate(sorted(rejected)):
+        rank[position] = k
+    pq.write_table(table.set_column(table.column_names.index("rank"), "rank", pa.array(rank, pa.int64())), file)
+    scores = ScoreColumns.read(FinishedRun.open(run))
+    (selection,) = scores.selections
+    assert (selection.size, selection.unscored, selection.kept.sum()) == (79 + 4, 4, 79)
+    assert selection.rank[scores.place == 0] == 4
+    page = write_report(run).read_text()
+    assert "<b>83</b><span>kept</span><small>20% of the scored, 4 without a score</small>" in page
+
+
+def test_selectors_of_the_same_scores_and_budget_have_notes_of_their_own(bench: Path):
+    (run,) = FinishedRun.open(bench).scored_runs
+    for selector, gap in (("set", 0.25), ("ost", 0.5), ("set", 0.125)):
+        run.folder.cost_log.add(StageCost("select", selector, more={"budget": "40", "noted": {"gap": gap}}))
+    run.folder.cost_log.add(StageCost("select", "ost", more={"budget": "30", "noted": {"gap": 1.0}}))
+    assert run.selection_notes == {"40, set": {"gap": 0.125}, "40, ost": {"gap": 0.5}, "30": {"gap": 1.0}}
 
 
 def test_tabs_switch_between_budgets(bench: Path, browser: Browser):

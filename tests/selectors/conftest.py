@@ -11,7 +11,7 @@ from ostlight.models.batch import Batch
 from ostlight.pipeline.scoring.rows import checked_columns, scored_rows, to_table
 from ostlight.selection.context import ProxyContext, ScoringContext
 from ostlight.selection.scores import Scores
-from ostlight_selectors.embed import ANCHORS
+from ostlight_selectors.embed import ANCHORS, PARTS
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def scored_by_embeddings(tmp_path):
             seed=seed,
             folder=tmp_path / "own",
             dependencies={"embed": to_table(scored_rows(Batch(samples), columns))},
-            dependency_notes={"embed": notes or {}},
+            dependency_notes={"embed": {PARTS: ["all"]} | (notes or {})},
             dependency_folders={"embed": tmp_path},
         )
         selector.setup(context)

@@ -14,6 +14,7 @@ import ostlight
 from ostlight.config.budget import Budget
 from ostlight.errors import ConfigError, DivergedError, SelectorError
 from ostlight.pipeline.scoring.rows import to_table
+from ostlight.selection.notes import UTILITY
 from ostlight.selection.random_numbers import uniform_by_id
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
@@ -248,8 +249,19 @@ def test_a_run_tries_for_every_budget_and_scores_once(settings):
     assert len(selection.kept) == 20
     notes = json.loads((selection.folder.path / "selector" / "notes.json").read_text())
     assert "rank_agreement" in notes, "the report finds what the first candidate noted"
+    assert notes[UTILITY]
     ranking = ostlight.select(config, "budget.threshold=0").folder.cost_log.read()[-1]
     assert "trials" not in ranking.more
+
+
+@pytest.mark.usefixtures("few_samples_compared")
+def test_a_loss_from_the_table_of_ost_is_no_utility(settings):
+    ost = {"name": "ost", "options": {"estimator": "first_order", "parameters": "head", "step_size": 0.05}}
+    options = {"steps": 1, "candidates": [{"name": "loss"}, ost]}
+    selection = ostlight.select(settings(selector={"name": "best_of", "options": options}))
+    notes = json.loads((selection.folder.path / "selector" / "notes.json").read_text())
+    assert "step_size" in notes
+    assert UTILITY not in notes
 
 
 def test_the_score_shown_is_the_first_candidates(settings):

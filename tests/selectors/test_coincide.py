@@ -106,3 +106,13 @@ def test_the_pools_order_decides_nothing_and_one_sample_is_enough(scored_by_embe
     assert kept[0] == kept[1]
     alone = scored_by_embeddings(create("coincide"), VECTORS[:1])
     assert create("coincide").select(alone, Budget(count=1)).tolist() == [0]
+
+
+def test_few_samples_go_to_the_clusters_that_transfer_best():
+    clusters, places = np.repeat(np.arange(100), 66), np.tile(np.arange(66), 100)
+    logits = np.linspace(5.0, 4.2, 100)[clusters]
+    for budget in (10, 50):
+        kept = allocate(clusters, places, logits, np.ones(6600), budget)
+        assert sorted(clusters[kept]) == list(range(budget))
+    spread = clusters[allocate(clusters, places, logits, np.ones(6600), 1320)]
+    assert np.bincount(spread, minlength=100).min() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy.stats import rankdata
@@ -363,3 +365,76 @@ def test_two_ranks_give_the_same_cascade(settings, tmp_path: Path):
     one, two = (read_score_table(tmp_path / "runs" / name / "scores") for name in configs)
     assert one["scored_by"].to_pylist() == two["scored_by"].to_pylist()
     assert one["score"].to_pylist() == pytest.approx(two["score"].to_pylist(), rel=1e-4)
+
+
+REFUSES = {"now": True}
+
+
+@register("refuses-for-a-while")
+class RefusesForAWhile(Selector):
+    """Scores by length, and gives no answer on the first task's records while the server is down."""
+
+    retried_reasons = ("server_down",)
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        down = [REFUSES["now"] and "sort" in s.prompt for s in batch.samples]
+        failures = [BadRecord("server_down", "try again") if one else None for one in down]
+        return {"score": [float(len(s.prompt)) for s in batch.samples], "failure": failures}
+
+
+@pytest.mark.parametrize("how", ["rank_mean", "cascade"])
+def test_what_a_part_gave_no_score_for_is_tried_again_and_ranks_are_those_of_a_fresh_run(settings, how: str):
+    parts: list[dict[str, Any]] = [{"name": "length"}, {"name": "refuses-for-a-while"}]
+    if how == "cascade":
+        parts[0]["keep"] = 0.8
+    config = settings(selector={"name": "combine", "options": {"how": how, "of": parts}})
+    REFUSES["now"] = True
+    assert ostlight.select(config).rejected["server_down"] > 0
+    REFUSES["now"] = False
+    again, fresh = ostlight.select(config), ostlight.select(config, "name=fresh")
+    assert again.rejected == fresh.rejected == {}
+    scores = [Scores.read(one.folder.scores).score for one in (again, fresh)]
+    assert scores[0].tolist() == scores[1].tolist()
+    assert again.kept.tolist() == fresh.kept.tolist()
+
+
+@pytest.mark.parametrize("name", ["semdedup", "facility_location"])
+def test_images_that_come_later_move_the_clusters_of_all(settings, digits, tmp_path: Path, name: str):
+    rows = pq.read_table(digits.pool).to_pylist()
+    for k, row in enumerate(rows):
+        (tmp_path / f"{k}.png").write_bytes(row["image"]["bytes"])
+        row["image"] = f"{k}.png"
+    late = [tmp_path / f"{k}.png" for k in (3, 8, 14)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = {file: file.read_bytes() for file in late}
+    for file in late:
+        file.unlink()
+    config = settings(selector={"name": name}, pool={"path": str(tmp_path / "pool.jsonl")})
+    assert ostlight.select(config).rejected == {"missing_image": 3}
+    for file, content in held.items():
+        file.write_bytes(content)
+    again, fresh = ostlight.select(config), ostlight.select(config, "name=fresh")
+    scores = [Scores.read(one.folder.scores).score for one in (again, fresh)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
+    assert sorted(again.kept) == sorted(fresh.kept)
+
+
+def test_records_that_one_part_rejects_move_no_rank_of_another(settings):
+    parts = [{"name": "length"}, {"name": "fails-on-some"}]
+    selection = ostlight.select(settings(selector={"name": "combine", "options": {"how": "rank_mean", "of": parts}}))
+    assert selection.rejected["no_order"] > 0
+    scores = Scores.read(selection.folder.scores)
+    lengths = {
+        row["position"]: row["score"]
+        for row in read_score_table(selection.folder.path / "dependencies" / "1-length" / "scores").to_pylist()
+    }
+    own = np.array([lengths[p] for p in scores.positions.tolist()])
+    expected = 1 - (rankdata(-own) - 1) / len(own)
+    np.testing.assert_allclose(scores.column("place_by_part")[:, 0], expected)
+
+
+def test_a_cascade_that_cannot_fill_the_budget_says_so(settings, logged):
+    parts = [{"name": "length", "keep": 0.2}, {"name": "random"}]
+    config = settings(selector={"name": "combine", "options": {"how": "cascade", "of": parts}})
+    assert len(ostlight.select(config, "budget={fraction: 0.5}").kept) == 10
+    assert "the budget asks for 24 of 48 samples, and 10 of them reached the last part" in logged()

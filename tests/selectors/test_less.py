@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from ostlight.influence.gradient_vectors import finite_mean_gradients
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.sample_gradient import sample_gradient, train_only
 from ostlight.models.influence_task import SampleTask, make_anchors
+from ostlight.selection.planning import ProxyMemory
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
 from ostlight.training.optimizer_records import warmup_adam_preconditioner
@@ -72,7 +75,7 @@ def test_both_cosines_are_those_of_the_definition(by_hand, selector_setting):
     selector.setup(selector_setting(model))
     columns = selector.score(batch)
     parameters = select_parameters(model.model, SCOPE)
-    random = torch.cat([r.double().flatten(1) for r in random_directions(0, parameters, 16).values()], dim=1)
+    random = torch.cat([random_directions(0, name, p, 16).double().flatten(1) for name, p in parameters.items()], dim=1)
     assert torch.unique(random).tolist() == [-0.25, 0.25]
     sketch = steps @ random.T
     length = sketch.norm(dim=1, keepdim=True)
@@ -183,3 +186,13 @@ def test_a_group_of_anchors_with_a_zero_gradient_is_named(proxy, selector_settin
     context = selector_setting(proxy("float64"))
     with pytest.raises(SelectorError, match=f"group '{context.groups[0]}' is zero"):
         create("less", {"parameters": SCOPE, "projection": 4}).setup(context)
+
+
+def test_vectors_that_do_not_fit_are_refused_before_the_proxy_is_loaded(proxy):
+    selector = create("less", {"parameters": SCOPE, "projection": 16})
+    model = proxy("float32").model
+    entries = sum(p.numel() for p in select_parameters(model, SCOPE).values())
+    memory = ProxyMemory(model, 1000, anchors=4, groups=2, half=False, ranks=1, free=1000 + 4 * 18 * entries, host=None)
+    selector.fit_memory(memory)
+    with pytest.raises(SelectorError, match=r"less: 18 gradient vectors of .* entries are .* set fewer parameters"):
+        selector.fit_memory(dataclasses.replace(memory, free=memory.free - 1))

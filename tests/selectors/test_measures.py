@@ -202,8 +202,11 @@ def test_a_loss_of_zero_drops_no_further(proxy, samples, selector_setting):
     (batch,) = model.batches(samples("pool")[:2], 10_000)
     selector.model = SimpleNamespace(losses=lambda batch: torch.zeros(2))
     selector.reference = SimpleNamespace(losses=lambda batch: torch.tensor([0.0, 2.0]))
-    none, worse = selector.score(batch)["score"]
-    assert none == 0 > worse > -math.inf
+    columns = selector.score(batch)
+    assert columns["score"][0] == 0
+    assert columns["failure"][0] is None
+    assert math.isnan(columns["score"][1])
+    assert columns["failure"][1].reason == "loss_is_zero"
 
 
 def test_the_code_of_the_reference_is_part_of_what_a_drop_is():
@@ -236,3 +239,11 @@ def test_image_grounding_rejects_a_sample_without_an_image(proxy, samples, selec
     (batch,) = model.batches([replace(sample, turns=turns, images=())], 10_000)
     (failure,) = selector.score(batch)["failure"]
     assert failure.reason == "no_image"
+
+
+def test_a_training_on_the_anchors_that_diverged_to_a_finite_loss_is_refused(settings):
+    selector = {"name": "reference_loss", "options": {"lr": 1.0}}
+    with pytest.raises(
+        SelectorError, match=r"training on the anchors diverged \(their loss .* before, .* after\); lower lr"
+    ):
+        ostlight.select(settings(selector=selector))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -18,6 +19,7 @@ from ostlight.data.pool import Pool
 from ostlight.errors import ConfigError, DataError, RunInUseError
 from ostlight.pipeline.lock import RUN, locked
 from ostlight.sharing import dataset
+from ostlight.sharing.dataset import OWN_COLUMNS, tag_columns
 from ostlight.sharing.folder import MANIFEST, size_of
 
 Select = Callable[..., Path]
@@ -57,6 +59,13 @@ def test_datasets_opens_what_the_pool_holds(select: Select, load: Callable[[Path
         assert row["source"] == sample.tags.get("source")
     assert sorted(rows["rank"]) == list(range(len(pool)))
     assert rows["tag_score"] == [None, None, None, None, "7"]
+
+
+def test_tags_of_taken_names_have_columns_of_their_own() -> None:
+    overview = SimpleNamespace(tags={"score": 1, "tag_score": 1, "rank": 1, "task": 1})
+    columns = tag_columns(overview)
+    assert len({*columns.values(), *OWN_COLUMNS}) == len(columns) + len(OWN_COLUMNS)
+    assert (columns["task"], columns["tag_score"], columns["rank"]) == ("task", "tag_score", "tag_rank")
 
 
 def test_the_images_are_the_pools_to_the_byte(select: Select, tmp_path: Path) -> None:
@@ -173,6 +182,20 @@ def test_another_pool_than_it_was_selected_from_is_refused(select: Select, tmp_p
     file = tmp_path / "pool" / "pool.jsonl"
     file.write_text(file.read_text().replace("dark", "pale"))
     with pytest.raises(DataError):
+        ostlight.export(run)
+
+
+def test_the_card_says_what_the_selection_was_made_with_and_not_a_later_refused_one(select: Select) -> None:
+    run = select()
+    config = run / "config.yaml"
+    with pytest.raises(DataError, match="no record is kept"):
+        ostlight.select(config, "budget={threshold: 1.0e9}")
+    assert "threshold" in config.read_text()
+    card = (ostlight.export(run).folder / "README.md").read_text()
+    assert "1000000000" not in card
+    with pytest.raises(DataError, match="no record is kept"):
+        ostlight.select(config, "budget={threshold: 1.0e9}", "pool.unsupported=keep")
+    with pytest.raises(DataError, match=r"selected with other settings than .*config.yaml says now: pool.unsupported"):
         ostlight.export(run)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +113,63 @@ class RequiresServer(ostlight.Selector):
 
     def score(self, batch: Any) -> dict[str, Any]:
         return {"score": [len(s.answer) for s in batch.samples]}
+
+
+def drawn(seed: int, sample: Any) -> float:
+    return float(np.random.default_rng([seed, *sample.id.encode()]).random())
+
+
+class FollowsSeed(ostlight.Selector):
+    """Draws scores from the seed, and does not say so."""
+
+    def setup(self, context: Any) -> None:
+        self.seed = context.seed
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [drawn(self.seed, s) for s in batch.samples]}
+
+
+class Swallows(ostlight.Selector):
+    """Gives 0 where it fails, which is everywhere."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        try:
+            return {"score": [s.no_such_field for s in batch.samples]}
+        except Exception:
+            return {"score": [0.0] * len(batch)}
+
+
+class MixesStrata(ostlight.Selector):
+    """Says that it shares the budget among strata, and does not."""
+
+    handles_strata: ClassVar[bool] = True
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [float(ord(s.tags["task"][0])) + drawn(0, s) for s in batch.samples]}
+
+    def select(self, scores: Any, budget: Any) -> Any:
+        return replace(budget, stratify_by=None).top(scores)
+
+
+class HidesBehindOutlier(ostlight.Selector):
+    """Subtracts the batch's mean, beside one score that is far above all others."""
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        lengths = torch.tensor([float(len(s.answer)) + drawn(0, s) for s in batch.samples])
+        return {"score": lengths - lengths.mean() + torch.tensor([1e9 * (s.position == 3) for s in batch.samples])}
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (FollowsSeed, "another seed: scores follow the seed; set stochastic = True"),
+        (Swallows, "every sample got the score 0.0"),
+        (MixesStrata, "set handles_strata to False"),
+        (HidesBehindOutlier, "other batches gave another table: column 'score'"),
+    ],
+)
+def test_what_a_selector_hides_is_found(cls: type[ostlight.Selector], message: str, tmp_path: Path):
+    assert message in violations(cls, tmp_path)
 
 
 def test_a_selector_that_keeps_the_contract_passes(tmp_path: Path):

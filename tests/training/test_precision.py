@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ostlight.config.schema import Compute
+from ostlight.training import precision as chosen
 from ostlight.training.precision import precision_line, precision_of
 
 
@@ -45,3 +46,11 @@ def test_a_choice_stays_a_choice(card, precision):
     compute = Compute(precision=precision)
     assert precision_of(compute) == precision
     assert precision_line(compute) is None
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("bf16-mixed", True), ("bf16-true", True), ("32-true", False)])
+def test_bf16_on_a_cpu_without_instructions_for_it_is_warned_of(precision, warned, monkeypatch, caplog):
+    monkeypatch.setattr(chosen, "bf16_slowdown", lambda: 300.0)
+    chosen._warn_of_slow_bf16.cache_clear()
+    chosen.warn_of_slow_bf16(Compute(accelerator="cpu", precision=precision))
+    assert ("takes 300 times as long in bf16 as in fp32" in caplog.text) == warned

@@ -8,9 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ostlight.config import load_config
 from ostlight.config.schema import Compute, Training
 from ostlight.data.pool import Pool
+from ostlight.errors import BadRecord
 from ostlight.models.batch import TrainingStep
+from ostlight.models.cost import StageCost
+from ostlight.models.module import MultimodalModel
+from ostlight.training.fit import TrainingJob, _KeepsUnusable, fit
 from ostlight.training.steps import EncodedPool, StepDataset, StepLoader, plan_steps
 
 
@@ -116,3 +121,66 @@ def assert_equal(one: TrainingStep, other: TrainingStep) -> None:
         assert all(torch.equal(mine.inputs[k], v) for k, v in theirs.inputs.items())
     assert one.rejections.keys() == other.rejections.keys()
     assert one.cut == other.cut
+
+
+def test_the_smallest_share_of_an_epoch_is_one_sample():
+    assert [len(step) for step in plan_steps(4, Training(epochs=0.1), seed=0)] == [1]
+
+
+def test_the_logged_loss_is_that_of_the_usable_samples(settings, tmp_path, monkeypatch):
+    config = load_config(settings(compute={**settings()["compute"], "logger": "csv"}))
+    model = MultimodalModel.load(config.target, "target")
+    pool = Pool.open(config.pool.path)
+    encoded = [model.encoder.encode(sample) for _, sample in pool.read(range(16))]
+    answers = sorted(int((one.labels != -100).nonzero()[0, 0]) for one in encoded)
+    model.encoder.max_length = answers[8]  # about half of the samples have no answer token left
+    model.training_settings = Training(epochs=1, batch_size=4, lr=1e-12, warmup=0, schedule="constant")
+    expected, logged = [], []
+    plain = MultimodalModel.training_step
+
+    def watched(self, step, index):
+        with torch.no_grad():
+            losses = [self.losses(batch) for batch in step.micro_batches]
+        expected.append(float(torch.cat(losses).mean()) if losses else None)
+        found = plain(self, step, index)
+        logged.append(float(found) if losses else None)
+        return found
+
+    monkeypatch.setattr(MultimodalModel, "training_step", watched)
+    job = TrainingJob(config.compute, tmp_path, "train", 0)
+    rejected = fit(model, EncodedPool(pool, range(16), model.encoder), job, StageCost("train"))
+    assert 0 < len(rejected) < 16
+    assert [loss is None for loss in logged] == [loss is None for loss in expected]
+    pairs = [pair for pair in zip(logged, expected, strict=True) if None not in pair]
+    assert pairs
+    assert all(one == pytest.approx(other, rel=1e-4) for one, other in pairs)
+
+
+def test_a_training_that_resumes_knows_what_could_not_be_used_before(proxy, digits, tmp_path):
+    encoder = proxy("float32").encoder
+    before, after = (EncodedPool(Pool.open(digits.pool), range(48), encoder) for _ in range(2))
+    before.rejections |= {3: BadRecord("too_long", "of 9 tokens", "turns"), 7: BadRecord("no_answer", "none")}
+    before.cut.add(5)
+    torch.save(_KeepsUnusable(before).state_dict(), tmp_path / "state")
+    _KeepsUnusable(after).load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert {p: (e.reason, e.detail, e.field) for p, e in after.rejections.items()} == {
+        3: ("too_long", "of 9 tokens", "turns"),
+        7: ("no_answer", "none", None),
+    }
+    assert after.cut == {5}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "warns"), [("bfloat16", "32-true", True), ("float32", "bf16-mixed", False)]
+)
+def test_training_in_half_precision_is_warned_of(settings, tmp_path, logged, dtype, precision, warns):
+    config = load_config(settings(), f"target.dtype={dtype}", f"compute.precision={precision}")
+    model = MultimodalModel.load(config.target, "target", Training(steps=1, batch_size=2))
+    pool = Pool.open(config.pool.path)
+    fit(
+        model,
+        EncodedPool(pool, range(4), model.encoder),
+        TrainingJob(config.compute, tmp_path, "train", 0),
+        StageCost("train"),
+    )
+    assert ("the trained weights are in half precision" in logged()) == warns

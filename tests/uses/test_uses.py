@@ -137,10 +137,12 @@ def test_sources_run_from_the_configuration(small, capsys):
 class Planted(Selector):
     """Hurts where the source is `bad`, helps where it is `good`, and neither where it is `mixed`."""
 
+    scores_utility = True
+
     def score(self, batch):
         means = {"good": 2.0, "bad": -2.0, "mixed": 0.0}
         scores = [means[s.tags["source"]] + (1 if s.position % 2 else -1) for s in batch.samples]
-        return {"score": scores, "alignment": scores}  # so that the score is a utility
+        return {"score": scores}
 
 
 def test_a_toxic_source_is_told_from_a_helpful_and_a_mixed_one(settings, tmp_path: Path):

@@ -87,6 +87,8 @@ def _recognized(path: Path) -> type[Source]:
     if not path.is_dir():
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
+        if not head.strip():
+            raise DataError(f"{path} is empty; remove it, or write it again", path)
     for begin, why in _NOT_READ.items():
         if head.startswith(begin):
             raise DataError(f"{path}: {why}", path)
@@ -99,8 +101,6 @@ def _recognized(path: Path) -> type[Source]:
 def _described(path: Path, head: bytes) -> str:
     if path.is_dir():
         return "a folder that save_to_disk did not write"
-    if not head.strip():
-        return "the file is empty"
     if not head.strip(b"\0"):
         return "the file holds zeros alone; write or fetch it again"
     if head.lstrip().startswith(b"{"):
@@ -124,6 +124,8 @@ def described_object(path: Path) -> str:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
+        if (zero := content.find(b"\0")) >= 0:
+            return f"the file holds zero bytes (NUL), the first at byte {zero:,}; write or fetch it again"
         begin = repr(content[:60].decode("utf-8", "replace"))
         return _link_as_text(path, content) or f"the file is neither one JSON array nor JSON lines; it begins {begin}"
     entries = {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}

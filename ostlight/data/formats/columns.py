@@ -4,26 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ostlight.data.formats.source import RecordHashes, check_size, own_id
-from ostlight.errors import DataError, rejecting
+from ostlight.data.formats.source import HAS_ID, RecordHashes, check_size, id_hash, identity
+from ostlight.errors import BadRecord, DataError, rejecting
 
 
 def check_schema(schema: pa.Schema, path: Path) -> None:
-    """Refuse a table in which two columns have one name: which of them is meant cannot be told.
+    """Refuse a table in which two columns have one name: which of them is meant is not known.
 
     Raises:
         DataError: names the columns.
     """
-    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if repeated:
+    if repeated := repeated_names(schema.names):
         raise DataError(f"{path} has several columns called {', '.join(repeated)}; rename them", path)
+
+
+def repeated_names(names: Sequence[str]) -> list[str]:
+    """The names that several columns have, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of the classes of each column that is a ``ClassLabel`` of the library ``datasets``."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: f["names"] for name, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (LookupError, ValueError, TypeError, AttributeError):
+        return {}
+    return {name: names for name, names in labels.items() if isinstance(names, list) and name in schema.names}
+
+
+def with_class_names(record: dict[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The record with the name of each class in the place of its number; -1 is how ``datasets`` spells a missing one.
+
+    Raises:
+        BadRecord: ``bad_field`` where there is no class of that number.
+    """
+    for column, names in classes.items():
+        number = record[column]
+        if isinstance(number, int):
+            if not -1 <= number < len(names):
+                raise BadRecord("bad_field", f"{column} is {number}, and there are {len(names)} classes", column)
+            record[column] = None if number < 0 else names[number]
+    return record
 
 
 def validate(table: pa.Table, path: Path) -> None:
@@ -121,7 +152,7 @@ def hash_rows(
                 if None in ids or "" in ids:
                     break
                 for id in ids:
-                    hashes.add(str(id))
+                    hashes.add((id_hash(str(id)), HAS_ID))
             else:
                 return hashes
     hashes = RecordHashes()
@@ -130,8 +161,7 @@ def hash_rows(
             if record is None:
                 hashes.add_unreadable()
                 continue
-            id = own_id(record)
-            hashes.add(id, b"" if id else _content(record))
+            hashes.add(identity(record, partial(content, record)))
     return hashes
 
 
@@ -154,7 +184,7 @@ def _plain_or_none(one: pa.Array | pa.RecordBatch, limit: int) -> Any:
         return None
 
 
-def _content(record: dict[str, Any]) -> bytes:
+def content(record: dict[str, Any]) -> bytes:
     """A row's content in one canonical spelling; images by their digest."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, default=_opaque).encode("utf-8", "surrogatepass")
 

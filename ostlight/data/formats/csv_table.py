@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.source import RECORD_BYTES, RecordHashes, SpanSource, own_id
+from ostlight.data.formats.source import RECORD_BYTES, RecordHashes, SpanSource, identity
 from ostlight.errors import BadRecord, DataError
 
 OTHER_DELIMITERS = ";\t|"
@@ -58,24 +58,28 @@ class CsvTable(SpanSource):
             if self._delimiter == "," and b"," not in header:
                 self._delimiter = next((other for other in OTHER_DELIMITERS if other.encode() in header), ",")
             try:
-                (names,) = self._parsed(self._header)
+                names = self._cells(self._header)
             except (csv.Error, ValueError) as error:
                 raise DataError(f"{self.path}: the first line is no header row: {error}", self.path) from error
             self.columns = [name.strip() for name in names]
+            unnamed = [str(n) for n, name in enumerate(self.columns, start=1) if not name]
+            if len(unnamed) > 1:
+                raise DataError(f"{self.path}: columns {' and '.join(unnamed[:5])} have no name; name them", self.path)
             if len(set(self.columns)) != len(self.columns):
                 raise DataError(f"{self.path}: two columns have the same name: {', '.join(self.columns)}", self.path)
             start = len(header)
             for raw in self._rows(file):
                 if raw.strip():
                     try:
-                        hashes.add(own_id(self._record(raw)), raw.strip())
+                        hashes.add(identity(self._record(raw), raw.strip))
                     except BadRecord:
                         hashes.add_unreadable()
                     yield start, len(raw)
                 start += len(raw)
 
     def record(self, i: int) -> dict[str, Any]:
-        return self._record(self.raw_within_limit(i))
+        raw = self.raw_within_limit(i)
+        return self._unchanged(i, self._record(raw), raw.strip)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         with atomic_path(target) as temporary, temporary.open("wb") as file:
@@ -85,7 +89,7 @@ class CsvTable(SpanSource):
 
     def _record(self, raw: bytes) -> dict[str, Any]:
         try:
-            (cells,) = self._parsed(raw)
+            cells = self._cells(raw)
         except (csv.Error, ValueError) as error:
             raise BadRecord("bad_row", f"not a row of the table: {error}; it begins {raw[:60]!r}") from error
         if len(cells) != len(self.columns):
@@ -96,7 +100,8 @@ class CsvTable(SpanSource):
     def _rows(self, file: Iterable[bytes]) -> Iterator[bytes]:
         """The rows as they stand: a line, or several where a quoted cell holds line breaks.
 
-        Lines are joined only where this gives one whole row, so a stray quote costs its own line, not those behind it.
+        Lines are joined where this gives one row whose quotes are whole, of however many cells: the lines of a cell are
+        no rows. Any other stray quote costs its own line, not those behind it.
         """
         lines, waiting = iter(file), deque[bytes]()
         while True:
@@ -117,11 +122,19 @@ class CsvTable(SpanSource):
 
     def _is_row(self, raw: bytes) -> bool:
         try:
-            (cells,) = self._parsed(raw)
+            self._cells(raw)
         except (csv.Error, ValueError):
             return False
-        return len(cells) == len(self.columns)
+        return True
 
-    def _parsed(self, raw: bytes) -> list[list[str]]:
+    def _cells(self, raw: bytes) -> list[str]:
+        """The cells of one row.
+
+        Raises:
+            csv.Error, ValueError: the bytes are no row, or several.
+        """
         text = io.StringIO(raw.decode("utf-8"), newline="")
-        return list(csv.reader(text, delimiter=self._delimiter, strict=True))
+        rows = list(csv.reader(text, delimiter=self._delimiter, strict=True))
+        if len(rows) > 1:
+            raise ValueError("it has lone carriage returns; save the file with LF (\\n) at the ends of lines")
+        return rows[0] if rows else []

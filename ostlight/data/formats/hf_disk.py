@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from ostlight.data.atomic import atomic_path, atomic_write_text
-from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, row, validate
+from ostlight.data.formats.columns import (
+    check_schema,
+    class_names,
+    content,
+    cut_row,
+    hash_rows,
+    row,
+    validate,
+    with_class_names,
+)
 from ostlight.data.formats.source import RECORD_BYTES, Source
 from ostlight.data.sample import kind_of_file
 from ostlight.errors import DataError
@@ -62,7 +73,8 @@ class HuggingFaceFolder(Source):
 
     def record(self, i: int) -> dict[str, Any]:
         table, k = self._at(i)
-        return row(table, k, self.record_bytes)
+        record = row(table, k, self.record_bytes)
+        return with_class_names(self._unchanged(i, record, partial(content, record)), self._classes)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -73,8 +85,11 @@ class HuggingFaceFolder(Source):
                 rows = [cut_row(table, k) for table, k in map(self._at, kept[begin : begin + WRITE_ROWS])]
                 writer.write_table(pa.concat_tables(rows).combine_chunks())
         atomic_write_text(target / INFO, self._info())
+        # ``datasets`` finds the results of ``map`` by the fingerprint, and an earlier subset's may be in the folder.
+        with (target / data).open("rb") as written:
+            fingerprint = hashlib.file_digest(written, "sha256").hexdigest()[:16]
         # Last, because a folder without its state is not taken for a data set.
-        state = {**self._state, "_data_files": [{"filename": data}], "_fingerprint": f"ostlight{len(kept):08x}"}
+        state = {**self._state, "_data_files": [{"filename": data}], "_fingerprint": fingerprint}
         atomic_write_text(target / STATE, json.dumps(state, indent=2))
 
     def _info(self) -> str:
@@ -86,6 +101,10 @@ class HuggingFaceFolder(Source):
     def _batches(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         for table in self._opened():
             yield from (table.select(columns) if columns else table).to_batches(max_chunksize=HASH_ROWS)
+
+    @cached_property
+    def _classes(self) -> dict[str, list[str]]:
+        return class_names(self._opened()[0].schema)
 
     def _at(self, i: int) -> tuple[pa.Table, int]:
         n = int(np.searchsorted(self.table_start, i, side="right")) - 1

@@ -60,6 +60,7 @@ def top_level_elements(
     begin = 0  # where the current element starts in the file
     depth = 0
     closed = False
+    end = 0  # where the array ends in the file
     in_string = False  # inside a string whose beginning is no longer in the buffer
     while chunk := file.read(max(chunk_bytes, min(len(buffer), max_bytes))):
         buffer += chunk
@@ -81,7 +82,7 @@ def top_level_elements(
             elif sign in b"]}":
                 depth -= 1
                 if depth == 0:
-                    closed = True
+                    closed, end = True, base + scanned
                     if begin < base or buffer[begin - base : token.start()].strip():
                         yield _element(buffer, base, begin, place, max_bytes)
             elif sign == b"," and depth == 1:
@@ -89,6 +90,8 @@ def top_level_elements(
                 begin = base + scanned
         else:
             scanned = scanned if in_string else len(buffer)
+        if closed and (rest := buffer[max(end - base, 0) :].lstrip()):
+            raise ValueError(f"byte {base + len(buffer) - len(rest)} has {rest[:20]!r} outside the array")
         done = max(begin - base, 0) if depth else scanned
         if depth and len(buffer) - done > max_bytes:  # too large: from here on it is counted, not kept
             if not in_string and buffer[scanned : scanned + 1] == b'"':

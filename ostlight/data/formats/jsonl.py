@@ -25,7 +25,11 @@ class JsonLines(SpanSource):
     @staticmethod
     def recognizes(path: Path, head: bytes) -> bool:
         begin = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
-        if path.is_dir() or not begin or b"\0" in head[:1024]:
+        if (
+            path.is_dir()
+            or not begin
+            or (b"\0" in head[:1024] and not _has_object(head.removeprefix(_BYTE_ORDER_MARK)))
+        ):
             return False
         if path.suffix in (".jsonl", ".ndjson") and not begin.startswith(b"["):
             return True
@@ -49,8 +53,8 @@ class JsonLines(SpanSource):
                     hashes.add_unreadable()
                     yield start, position - start
                     continue
-                if start == 0 and line.startswith(_BYTE_ORDER_MARK):
-                    start, line = len(_BYTE_ORDER_MARK), line.removeprefix(_BYTE_ORDER_MARK)
+                if line.startswith(_BYTE_ORDER_MARK):  # in the middle, too, of files that were joined
+                    start, line = start + len(_BYTE_ORDER_MARK), line.removeprefix(_BYTE_ORDER_MARK)
                 line = line.removesuffix(b"\n")
                 if line.strip():
                     hashes.add_json(line)
@@ -65,6 +69,13 @@ def _skip_line(file: BinaryIO) -> int:
         if part.endswith(b"\n"):
             break
     return skipped
+
+
+def _has_object(head: bytes) -> bool:
+    """Whether a file that holds zero bytes has objects in lines: a crash leaves such bytes among good lines."""
+    lines = [line for line in head.split(b"\n") if line.strip(b"\0 \t\r")]
+    begins = [line.lstrip(b"\0 \t\r").startswith(b"{") for line in lines]
+    return any(begins[:1]) and any(begin and b"\0" not in line for line, begin in zip(lines, begins, strict=True))
 
 
 def _first_lines(path: Path) -> list[str]:

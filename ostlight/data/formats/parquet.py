@@ -7,6 +7,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ostlight.data.atomic import atomic_path
-from ostlight.data.formats.columns import check_schema, cut_row, hash_rows, is_packed, row
+from ostlight.data.formats.columns import (
+    check_schema,
+    class_names,
+    content,
+    cut_row,
+    hash_rows,
+    is_packed,
+    row,
+    with_class_names,
+)
 from ostlight.data.formats.source import RECORD_BYTES, Source
 from ostlight.data.remote import RemotePath
 from ostlight.errors import BadRecord, DataError
@@ -75,7 +85,8 @@ class Parquet(Source):
     def record(self, i: int) -> dict[str, Any]:
         reader = self._opened()
         start, table = reader.around(i)
-        return row(table, i - start, self.record_bytes, reader.packed)
+        record = row(table, i - start, self.record_bytes, reader.packed)
+        return with_class_names(self._unchanged(i, record, partial(content, record)), reader.classes)
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         reader = self._open()  # one that has read nothing yet, so that this is a first pass
@@ -136,6 +147,7 @@ class _Reader:
         self.path = path
         opened = path.open("rb") if isinstance(path, RemotePath) else path
         self.file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20)
+        self.classes = class_names(self.file.schema_arrow)
         self.packed = is_packed(self.file.schema_arrow)
         meta = self.file.metadata
         rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]

@@ -14,11 +14,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ostlight.data.atomic import atomic_path
+from ostlight.data.numbers import whole
 from ostlight.data.remote import Blocks, RemotePath
 from ostlight.errors import BadRecord, DataError
 
 RECORD_BYTES = 50_000_000
 """Limit of a record's size unless the configuration gives another."""
+
+_SIGNS_OF_ID = (b'"id"', b"\\u006", b"\0")
+"""What the bytes of a JSON object with an id have: the name, one of its letters escaped, or another encoding."""
 
 HAS_ID, NO_ID, UNREADABLE = 0, 1, 2
 """What a record's hash is of: its own id; its content; nothing, because it cannot be read."""
@@ -29,15 +33,22 @@ def own_id(record: Any) -> str | None:
     value = record.get("id") if isinstance(record, dict) else None
     if isinstance(value, str):
         return value or None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))  # how a table with a missing id spells a whole number
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number and not is_no_id(value) else None
+    return str(whole(value)) if is_number and not is_no_id(value) else None
 
 
 def is_no_id(value: Any) -> bool:
     """Whether the value of an ``id`` field says that there is none."""
     return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def identity(record: Any, content: Callable[[], bytes]) -> tuple[int, int]:
+    """A 64-bit hash of a record's own id or, where it has none, of its content; and which of the two.
+
+    Indexing and reading take it alike, so that another record in the place of the one that was indexed is noticed.
+    """
+    id = own_id(record)
+    return (_hash(content()), NO_ID) if id is None else (id_hash(id), HAS_ID)
 
 
 class RecordHashes:
@@ -49,20 +60,17 @@ class RecordHashes:
     def __init__(self) -> None:
         self._hashes, self._kinds = array("Q"), array("B")
 
-    def add(self, id: str | None, content: bytes = b"") -> None:
-        """Add a record with this id, or, where it has none, with this content."""
-        if id is None:
-            self._append(_hash(content), NO_ID)
-        else:
-            self._append(id_hash(id), HAS_ID)
+    def add(self, identity: tuple[int, int]) -> None:
+        """Add a record by its ``identity``."""
+        self._append(*identity)
 
     def add_json(self, raw: bytes) -> None:
         """Add a record that is a JSON object."""
-        if b'"id"' not in raw:  # spares parsing most records without an id twice
-            self.add(None, raw.strip())
+        if not any(sign in raw for sign in _SIGNS_OF_ID):  # spares parsing most records without an id twice
+            self._append(_hash(raw.strip()), NO_ID)
             return
         try:
-            self.add(own_id(json.loads(raw)), raw.strip())
+            self.add(identity(json.loads(raw), raw.strip))
         except (ValueError, RecursionError):
             self.add_unreadable()
 
@@ -72,8 +80,11 @@ class RecordHashes:
 
     def add_unreadable(self) -> None:
         """Add a record that cannot be read."""
-        self._hashes.append(0)
-        self._kinds.append(UNREADABLE)
+        self._append(0, UNREADABLE)
+
+    def replace(self, i: int, identity: tuple[int, int]) -> None:
+        """Take another identity for record ``i``, or ``(0, UNREADABLE)``."""
+        self._hashes[i], self._kinds[i] = identity
 
     def _append(self, hash: int, kind: int) -> None:
         self._hashes.append(hash)
@@ -89,14 +100,27 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {repeated!r} is there twice in one object; keep one")
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
+
+
 def parse_object(raw: bytes) -> dict[str, Any]:
     """A JSON object from its bytes.
 
     Raises:
-        BadRecord: ``bad_json`` where it is no JSON or no object.
+        BadRecord: ``bad_json`` where it is no JSON or no object, or a name stands twice in one object: which of the
+            values is meant is not known.
     """
     try:
-        record = json.loads(raw)
+        record = _DECODER.decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise BadRecord("bad_json", f"not JSON ({error}); it begins {_beginning(raw)}") from error
     if not isinstance(record, dict):
@@ -154,6 +178,7 @@ class Source(ABC):
 
         Raises:
             BadRecord: ``bad_json``, ``record_too_large`` and what the format itself can find wrong.
+            DataError: the file changed since it was indexed.
         """
 
     @abstractmethod
@@ -207,6 +232,21 @@ class Source(ABC):
         if details is not None:
             raise ValueError(f"an index of {self.name} has no details")
 
+    def _unchanged(self, i: int, record: dict[str, Any], content: Callable[[], bytes]) -> dict[str, Any]:
+        """The record, if it is the one that was indexed as ``i``.
+
+        Raises:
+            BadRecord: ``unreadable_record`` where it could not be read then.
+            DataError: it is another one.
+        """
+        if self.kinds[i] == UNREADABLE:
+            raise BadRecord("unreadable_record", "it could not be read when its file was indexed")
+        if identity(record, content) != (self.hashes[i], self.kinds[i]):
+            raise DataError(
+                f"{self.path} changed since it was indexed: record {i + 1} is another one; run again", self.path
+            )
+        return record
+
     def close(self) -> None:
         """Close the open file; the next read opens it again."""
         self._handle = None
@@ -256,7 +296,8 @@ class SpanSource(Source):
         return data
 
     def record(self, i: int) -> dict[str, Any]:
-        return parse_object(self.raw_within_limit(i))
+        raw = self.raw_within_limit(i)
+        return self._unchanged(i, parse_object(raw), raw.strip)
 
     def raw_within_limit(self, i: int) -> bytes:
         """The record's bytes.

@@ -7,15 +7,29 @@ import logging
 import posixpath
 import re
 import tarfile
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from ostlight.data.atomic import atomic_path
 from ostlight.data.decode import HEAD_BYTES, is_image
-from ostlight.data.formats.source import RECORD_BYTES, RecordHashes, SpanSource, own_id, parse_object
+from ostlight.data.formats.source import (
+    RECORD_BYTES,
+    UNREADABLE,
+    RecordHashes,
+    SpanSource,
+    id_hash,
+    identity,
+    is_no_id,
+    parse_object,
+)
+from ostlight.data.turns import flat_images
 from ostlight.errors import BadRecord, DataError
 
 log = logging.getLogger(__name__)
@@ -45,8 +59,11 @@ class Content:
 class WebDataset(SpanSource):
     """``KEY.json`` holds the conversation; ``KEY.jpg`` or ``KEY.0.png``, ``KEY.1.png``, ... its images in order.
 
-    Numbers in names count as numbers: ``image2`` comes before ``image10``. Members of other names are images if their
-    content is. ``KEY.mp4`` is a video of the record.
+    Where the JSON names members as its images, these are the images, in its order. Else numbers in names count as
+    numbers: ``image2`` comes before ``image10``. Members of other names are images if their content is. ``KEY.mp4`` is
+    a video of the record.
+
+    The members of a key follow each other; a key that comes again later belongs to no known record.
 
     A record's bytes are its members with their headers, so a subset is cut out without being unpacked. Links are
     followed to other members of the archive, and nowhere else; a subset holds their content in their place. Without
@@ -78,6 +95,8 @@ class WebDataset(SpanSource):
         """Each record's place. What is behind the first damaged header counts as one record, which is rejected."""
         size = self.path.stat().st_size
         linked: list[tuple[int, tarfile.TarInfo]] = []
+        described_by_link: list[tuple[int, str]] = []
+        keys = array("Q")
         records, stop = 0, 0
         with self.path.open("rb") as opened:
             archive = _Bounded(opened, size, self.record_bytes)
@@ -87,14 +106,17 @@ class WebDataset(SpanSource):
                 for member in members:
                     start = member.offset if start < 0 else start
                     stop = _end(member)
+                    is_json = split_name(member.name)[1].lower() == "json"
                     if member.islnk() or member.issym():
                         linked.append((records, member))
-                    elif split_name(member.name)[1].lower() == "json" and member.size <= self.record_bytes:
+                        described_by_link += [(records, member.name)] * is_json
+                    elif is_json and member.size <= self.record_bytes:
                         described = archive.at(member.offset_data, member.size)
                 if walk.damage is not None and walk.damaged_key in (key, None):
                     stop = start  # what is missing may belong to this record
                     break
-                hashes.add(_id(key, described))
+                hashes.add(_identity(key, described))
+                keys.append(id_hash(key))
                 records += 1
                 yield start, stop - start
             if walk.damage is not None:
@@ -108,17 +130,33 @@ class WebDataset(SpanSource):
                 yield stop, max(size - stop, 0)
             if linked:
                 self._links = _resolved(linked, _Walk(archive, size))
+            for i, name in described_by_link:
+                found = self._links[i, name]
+                described = archive.at(found.offset, found.size) if found.size <= self.record_bytes else b""
+                hashes.replace(i, _identity(split_name(name)[0], described))
+        for i in _repeated(np.frombuffer(keys, np.uint64)):
+            hashes.replace(int(i), (0, UNREADABLE))
 
     def record(self, i: int) -> dict[str, Any]:
         if i in self._damage:
             raise BadRecord("damaged_archive", self._damage[i])
+        raw = self.raw_within_limit(i)
+        if self.kinds[i] == UNREADABLE:
+            key = split_name(next(self._members(i, raw))[0].name)[0]
+            detail = f"the members of {key!r} do not follow each other in the archive; write them together"
+            raise BadRecord("split_record", detail)
         described: bytes | None = None
         text: dict[str, str] = {}
-        media: dict[str, list[tuple[str, dict[str, Any]]]] = {"images": [], "videos": []}
-        key = ""
-        for member, content in self._members(i, self.raw_within_limit(i)):
+        media: dict[str, dict[str, dict[str, Any]]] = {"images": {}, "videos": {}}
+        key, names = "", set[str]()
+        for member, content in self._members(i, raw):
             key, name = split_name(member.name)
             extension = name.lower()
+            if (once := extension if extension in ("json", *TEXTS) else name) in names:
+                raise BadRecord(
+                    "repeated_member", f"{member.name} is there twice, and which one is meant is not known", name
+                )
+            names.add(once)
             kind = extension.rpartition(".")[2]
             if kind in AUDIO:
                 raise BadRecord("unsupported_media", f"{member.name} is audio; only images and videos are read")
@@ -128,19 +166,20 @@ class WebDataset(SpanSource):
             elif extension == "json":
                 described = content
             elif kind in VIDEOS:
-                media["videos"].append((extension, {"bytes": content, "path": None}))
+                media["videos"][member.name] = {"bytes": content, "path": None}
             elif extension in TEXTS:
                 text[extension] = content.decode("utf-8", "surrogateescape")
             elif kind in IMAGES or is_image(content[:HEAD_BYTES]):
-                media["images"].append((extension, {"bytes": content, "path": None}))
+                media["images"][member.name] = {"bytes": content, "path": None}
         if described is None and not (any(media.values()) and text):
             raise BadRecord("bad_field", f"the members of {key!r} hold no {key}.json with the conversation", "json")
         record: dict[str, Any] = {**text} if described is None else parse_object(described)
         for field, found in media.items():
             if found:
+                ordered = _in_order(record, field, list(found))
                 record.pop(field.removesuffix("s"), None)
-                record[field] = [one for _, one in sorted(found, key=lambda pair: (_order(pair[0]), pair[0]))]
-        return {"id": key, **record} if own_id(record) is None else record
+                record[field] = [found[name] for name in ordered]
+        return self._unchanged(i, _with_id(record, key), partial(key.encode, "utf-8", "surrogatepass"))
 
     def write(self, kept: Sequence[int], target: Path) -> None:
         with_links = {record for record, _ in self._links}
@@ -236,7 +275,7 @@ class _Walk:
                         self.damage = f"{member.name} is stored with holes, which is not read"
                         return
                     end, self.damaged_key = _end(member), None
-                    if member.isfile() or member.islnk() or member.issym():
+                    if (member.isfile() or member.islnk() or member.issym()) and not _is_of_macos(member.name):
                         yield member
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             self.damage = f"byte {end:,}: {error or type(error).__name__}"
@@ -254,6 +293,12 @@ class _Walk:
                 self.damage = f"byte {end:,}: no header of a member, but there are more bytes"
                 return
             end += len(block)
+
+
+def _is_of_macos(name: str) -> bool:
+    """Whether the member is what macOS adds to an archive: attributes of a file, beside it."""
+    *folders, file = name.split("/")
+    return file.startswith("._") or "__MACOSX" in folders
 
 
 def _end(member: tarfile.TarInfo) -> int:
@@ -293,15 +338,49 @@ def split_name(member: str) -> tuple[str, str]:
     return folder + slash + key, extension
 
 
+def _in_order(record: dict[str, Any], field: str, members: list[str]) -> list[str]:
+    """The record's media among the members: those that its JSON names, as it orders them, or else all.
+
+    A JSON that names one file of another name, and has one member, was exported with the file's former name.
+
+    Raises:
+        BadRecord: ``other_members`` where members are missing, or the names in the JSON are none of theirs.
+    """
+    listed = flat_images(record.get(field)) or flat_images(record.get(field.removesuffix("s")))
+    paths = [one.get("path") or one.get("url") if isinstance(one, dict) else one for one in listed]
+    by_name = {posixpath.basename(member): member for member in members}
+    found = [by_name.get(posixpath.basename(path)) if isinstance(path, str) else None for path in paths]
+    ordered = [member for member in found if member is not None]
+    if ordered and len(ordered) == len(listed):
+        return ordered
+    if ordered or (listed and not len(listed) == len(members) == 1):
+        missing = ", ".join(str(path)[:60] for path, member in zip(paths, found, strict=True) if member is None)[:200]
+        there = ", ".join(map(posixpath.basename, members))[:200]
+        detail = f"the JSON names {missing}, and the members are {there}"
+        raise BadRecord("other_members", detail, field)
+    return sorted(members, key=lambda member: (_order(split_name(member)[1].lower()), split_name(member)[1].lower()))
+
+
 def _order(extension: str) -> list[tuple[int, str]]:
     """A key that sorts names by the numbers in them; one without a number before its first dot comes first."""
     stem = extension.rpartition(".")[0]
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", stem) if part]
 
 
-def _id(key: str, described: bytes) -> str:
-    """The id in the record's JSON, or else its key."""
+def _identity(key: str, described: bytes) -> tuple[int, int]:
+    """Of a record by the id in its JSON, or else by its key."""
     try:
-        return own_id(parse_object(described)) or key
+        record = parse_object(described)
     except BadRecord:
-        return key
+        record = {}
+    return identity(_with_id(record, key), partial(key.encode, "utf-8", "surrogatepass"))
+
+
+def _with_id(record: dict[str, Any], key: str) -> dict[str, Any]:
+    return {**record, "id": key} if is_no_id(record.get("id")) else record
+
+
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    """Positions of the values that are there more than once."""
+    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    return np.flatnonzero(counts[inverse] > 1)

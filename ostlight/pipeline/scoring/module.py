@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,23 +18,27 @@ from ostlight.errors import BadRecord, SelectorError, stop_if_useless
 from ostlight.influence.shared_passes import SharedPasses
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.cost_estimate import estimate_cost
+from ostlight.models.encoding.limits import limits_of
 from ostlight.models.flops import FlopCounter
 from ostlight.models.memory import out_of_memory
 from ostlight.models.read_ahead import Waited, loader
-from ostlight.models.vision_cache import take_flops
-from ostlight.models.vision_features import VisionFeatures
+from ostlight.models.vision.cache import take_flops
+from ostlight.models.vision.features import VisionFeatures
 from ostlight.pipeline.cost_log import charge
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
 from ostlight.pipeline.scoring.rows import Row
 from ostlight.pipeline.scoring.stream import ShardBatch, ShardStream
 from ostlight.progress import Phase, phase
+from ostlight.ranks import is_first_rank
 from ostlight.selection.context import ScoringContext
+from ostlight.selection.notes import UTILITY
 from ostlight.selection.selector import Selector
+from ostlight.training.loss_monitor import mean_loss
 
 log = logging.getLogger(__name__)
 
 PREFLIGHT_SAMPLES = 8
-"""Samples on which the cost of scoring is measured before it starts."""
+"""Samples on which the cost of scoring is measured before it starts, and anchors on which the proxy is tried."""
 
 NOT_ALONE = (
     "out of memory while setting up; the proxy is sharded, and no rank can repeat a pass without the others: run again "
@@ -136,14 +142,36 @@ class ScoringModule(L.LightningModule):
         """Sets the selector up, once, and logs what scoring will cost."""
         if self._is_set_up:
             return
+        if self.selector.uses_proxy and self.context.anchors and self._passes is None and is_first_rank():
+            self._warn_of_guessing()
+        if self.selector.scores_utility:
+            self.context.note(UTILITY, True)  # before a setup that knows better
+        start = time.perf_counter()
         with phase("setting up the selector"):
             self._set_up_selector()
+        self.cost.more["setup_s"] = time.perf_counter() - start
         self._is_set_up = True
         if self._passes is not None:
             self._begin_shared_passes(self._passes)
         if self.selector.uses_proxy and self.stream.shards:
             self._log_expected_cost()
         self._phase = self._open.enter_context(phase("scoring", self.stream.records, "samples"))
+
+    def _warn_of_guessing(self) -> None:
+        """Warns where the proxy does worse on a few anchors than one that holds every token for equally likely."""
+        model, anchors = self.context.proxy.model, self.context.anchors[:PREFLIGHT_SAMPLES]
+        guessing = math.log(limits_of(model.model).vocabulary)
+        try:
+            loss = mean_loss(model, model.batches(anchors, self.context.proxy.tokens_per_batch))
+        except Exception as error:  # the selector's setup needs them too, and says what is wrong
+            log.debug(f"the loss on {len(anchors)} anchors: {error}")
+            return
+        if not loss <= guessing:
+            log.warning(
+                f"the proxy's loss on {len(anchors)} anchors is {loss:.2f} nats, no better than guessing every token "
+                f"({guessing:.2f}); its scores mean little. Warm it up on more of the pool (proxy.warmup.fraction), "
+                "check its chat template, or take another model"
+            )
 
     def _begin_shared_passes(self, passes: SharedPasses) -> None:
         """From here on ranks differ in what they score. A pass of all of them on the same sample comes before."""

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 import lightning as L
-import torch.distributed as dist
 
 from ostlight.data.overlap import OverlapCheck, overlap_message
 from ostlight.data.sample import Sample
+from ostlight.influence.shared_passes import of_all_ranks
 from ostlight.pipeline.scoring.stream import ShardBatch
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,6 @@ class OverlapWatch(L.Callback):
         self.found += found
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.world_size > 1 and dist.is_initialized():
-            gathered: list[list[tuple[str, str]]] = [[] for _ in range(trainer.world_size)]
-            dist.all_gather_object(gathered, self.found)
-            self.found = [pair for found in gathered for pair in found]
+        self.found = [pair for found in of_all_ranks(self.found) for pair in found]
         if self.found and trainer.is_global_zero:
             log.warning(overlap_message(sorted(self.found), "pool"))

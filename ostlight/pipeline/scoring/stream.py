@@ -14,7 +14,7 @@ from ostlight.data.pool import Pool
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord
 from ostlight.models.batch import Batch, Collator, by_token_budget
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
 from ostlight.pipeline.images_read import ImageRead, images_of
 
 SAMPLES_PER_BATCH = 512

@@ -16,7 +16,7 @@ from ostlight.config.schema import Model
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.errors import BadRecord, OstlightError, SelectorError
 from ostlight.models.batch import Collator, by_token_budget
-from ostlight.models.encode import Encoded, Encoder
+from ostlight.models.encoding.encoder import Encoded, Encoder
 from ostlight.models.last_token import at_last_token
 from ostlight.models.load import collator_for, load_encoder, load_model
 from ostlight_selectors.deita.prompts import SCORES, Prompt, QuestionAnswer, truncate

@@ -59,7 +59,7 @@ class LLMJudge(Selector):
                 ["selector.options.mode=logprobs needs a scale in which no word is the start of another (as 1 of 10)"]
             )
         self._judge: LocalJudge | RemoteJudge | BatchJudge | None = None
-        self._useful = False
+        self._useful, self._has_replied = False, False
 
     def fingerprints(self) -> dict[str, str]:
         fingerprints = {"rubric": fingerprint.of_values(dataclasses.asdict(self.rubric))}
@@ -76,12 +76,14 @@ class LLMJudge(Selector):
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else cluster_process()
         if options.backend == "batch":
             self._judge = BatchJudge(options, self.rubric, context.folder / BATCH, rank, self.usage)
+            self._has_replied = len(self._judge) > 0
             log.info(
                 f"judge: {options.model}, mode {options.mode}, rubric {options.rubric}; {len(self._judge):,} replies "
                 f"are in {context.folder / BATCH}"
             )
             return
         replies = ReplyStore(context.folder, rank)
+        self._has_replied = len(replies) > 0
         server = Server(options, self._key(), self.rubric, self.usage)
         self._judge = RemoteJudge(options, self.rubric, server, replies)
         log.info(
@@ -119,8 +121,10 @@ class LLMJudge(Selector):
         """
         failed = [o for o in outcomes if isinstance(o, BadRecord) and o.reason in JUDGE_FAILURES]
         self._useful = self._useful or any(isinstance(o, Judgement) for o in outcomes)
-        dead = all(o.reason == "request_failed" for o in failed)
-        if failed and len(failed) == len(outcomes) and not self._useful and (dead or len(failed) >= MIN_FAILURES):
+        silent = all(o.reason == "request_failed" for o in failed)
+        if silent and self._has_replied:  # in an earlier run: what is asked again may be what it always refuses
+            return
+        if failed and len(failed) == len(outcomes) and not self._useful and (silent or len(failed) >= MIN_FAILURES):
             raise SelectorError(
                 f"the judge {self.options.model} gave no judgement on any of the first {len(failed)} records; "
                 f"the first: {failed[0]}"

@@ -14,7 +14,7 @@ from ostlight.config.schema import Model
 from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, SelectorError
 from ostlight.models.batch import by_token_budget
-from ostlight.models.encode import Encoded
+from ostlight.models.encoding.encoder import Encoded
 from ostlight.models.flops import FlopCounter
 from ostlight.models.module import MultimodalModel
 from ostlight.selection.usage import Usage

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ostlight_selectors.llm_judge.options import JudgeOptions
-from ostlight_selectors.llm_judge.reply import ROUNDING, Reply, schema, score_place, word_logprobs
+from ostlight_selectors.llm_judge.reply import ROUNDING, Reply, bare, schema, score_place, word_logprobs
 from ostlight_selectors.llm_judge.rubric import Rubric
 
 ONE_WORD = 4
@@ -57,11 +57,13 @@ def read_answer(answer: Any, rubric: Rubric, one_word: bool, key: str | None = N
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         refusal, finish = message.get("refusal"), choice.get("finish_reason")
+        scored_as, logprobs = _logprobs(choice.get("logprobs"), rubric, one_word)
         return Reply(
             text=_clean(_text_of(message.get("content")), key),
             refusal=_clean(str(refusal), key) if refusal else None,
             finish=_clean(finish, key) if isinstance(finish, str) else None,
-            logprobs=_logprobs(choice.get("logprobs"), rubric, one_word),
+            logprobs=logprobs,
+            scored_as=scored_as,
             tokens_in=_count(usage.get("prompt_tokens")),
             tokens_out=_count(usage.get("completion_tokens")),
         )
@@ -94,21 +96,23 @@ def _count(value: Any) -> int:
     return int(value) if sane else 0
 
 
-def _logprobs(given: Any, rubric: Rubric, one_word: bool) -> dict[str, float] | None:
-    """Of the scale's words; ``None`` where a server gave none, or what are no log-probabilities."""
+def _logprobs(given: Any, rubric: Rubric, one_word: bool) -> tuple[str | None, dict[str, float] | None]:
+    """The token that a JSON reply is scored by, and the log-probabilities of the scale's words in its place; ``None``
+    where a server gave none, or what are no log-probabilities."""
     tokens = given.get("content") if isinstance(given, dict) else None
     if not isinstance(tokens, list) or not all(isinstance(t, dict) and isinstance(t.get("token"), str) for t in tokens):
-        return None
+        return None, None
     at = score_place([token["token"] for token in tokens], rubric, one_word)
     listed = None if at is None else tokens[at].get("top_logprobs")
-    if not isinstance(listed, list) or not listed:
-        return None
+    if at is None or not isinstance(listed, list) or not listed:
+        return None, None
     if not all(isinstance(entry, dict) for entry in listed):
-        return None
+        return None, None
     top = [(str(entry.get("token")), _logprob(entry.get("logprob"))) for entry in listed]
     if any(logprob is None for _, logprob in top):
-        return None
-    return word_logprobs([(token, logprob) for token, logprob in top if logprob is not None], rubric)
+        return None, None
+    known = [(token, logprob) for token, logprob in top if logprob is not None]
+    return None if one_word else bare(tokens[at]["token"]), word_logprobs(known, rubric)
 
 
 def _logprob(value: Any) -> float | None:

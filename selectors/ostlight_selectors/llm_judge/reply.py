@@ -32,6 +32,7 @@ class Reply:
         finish: why the model stopped; ``length`` where the limit took the rest.
         logprobs: log-probability of each word of the scale at the score's token; ``None`` if the server gave none.
             A word that is not among the most probable tokens a server lists is missing.
+        scored_as: the token they are of; ``None`` where the server gave none.
         tokens_in, tokens_out: as the server counts them.
     """
 
@@ -39,6 +40,7 @@ class Reply:
     refusal: str | None = None
     finish: str | None = None
     logprobs: Mapping[str, float] | None = None
+    scored_as: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
 
@@ -73,8 +75,8 @@ def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judge
     """
     if reply.refusal is not None or reply.finish == "content_filter":
         raise _bad_record("reply_refused", "the judge refuses to answer", reply)
-    expected = expected_score(reply.logprobs, rubric)
     if mode == "logprobs":
+        expected = expected_score(reply.logprobs, rubric)
         if expected is None:
             raise _bad_record("no_logprobs", "no log-probabilities of the scale's words came with the reply", reply)
         score, mass, probabilities = expected
@@ -84,7 +86,10 @@ def judgement(reply: Reply, rubric: Rubric, mode: str, min_mass: float) -> Judge
             )
         return Judgement(score, None, reply.text, "logprobs", mass, probabilities)
     value, reason = _read(reply, rubric)
-    if mode == "auto" and expected is not None and expected[1] >= min_mass:
+    # The place of the log-probabilities was looked for in the whole text, which may quote another score.
+    is_of_score = reply.scored_as is None or _value(reply.scored_as, rubric) == value
+    expected = expected_score(reply.logprobs, rubric) if mode == "auto" and is_of_score else None
+    if expected is not None and expected[1] >= min_mass:
         score, mass, probabilities = expected
         return Judgement(score, reason, reply.text, "logprobs", mass, probabilities)
     return Judgement(value, reason, reply.text, "reply")
@@ -113,12 +118,18 @@ def schema(rubric: Rubric) -> dict[str, Any]:
 
 
 def word_logprobs(top: Sequence[tuple[str, float]], rubric: Rubric) -> dict[str, float]:
-    """Log-probability of each word of the scale among a server's most probable tokens; spellings of it are summed."""
+    """Log-probability of each word of the scale among a server's most probable tokens. Spellings of it are summed, and
+    so are tokens that it alone begins with (``in`` of ``incorrect``); none are returned where two words do."""
     by_name = {word.casefold(): word for word in rubric.words}
     found: dict[str, float] = {}
     for token, logprob in top:
-        word = by_name.get(bare(token).casefold())
-        if word is not None:
+        said = bare(token).casefold()
+        begun = (
+            [by_name[said]] if said in by_name else [w for name, w in by_name.items() if said and name.startswith(said)]
+        )
+        if len(begun) > 1:
+            return {}
+        for word in begun:
             low, high = sorted((found.get(word, -math.inf), logprob))
             if high > -math.inf:
                 found[word] = high + math.log(math.exp(low - high) + 1)
@@ -145,11 +156,15 @@ def bare(token: str) -> str:
 
 
 def _read(reply: Reply, rubric: Rubric) -> tuple[float, str | None]:
-    """Score and reason as written in JSON: alone, in a code fence, or behind other text; the last object counts."""
-    found = [o for o in _objects(reply.text) if "score" in o]
+    """Score and reason as written in JSON: alone, in a code fence, or behind other text; the last object counts. Of a
+    reply that was cut only one that nothing follows does: what was cut may take it back."""
+    objects, behind = _objects(reply.text)
+    found, is_cut = [o for o in objects if "score" in o], reply.finish == "length"
     if not found:
-        cut = " (it was cut at max_tokens)" if reply.finish == "length" else ""
+        cut = " (it was cut at max_tokens)" if is_cut else ""
         raise _bad_record("reply_unparsable", f"no JSON object with a score in the reply{cut}", reply)
+    if is_cut and behind.strip(" \t\r\n`"):
+        raise _bad_record("reply_unparsable", "the reply was cut at max_tokens, behind a score that was a draft", reply)
     score, reason = found[-1]["score"], found[-1].get("reason")
     value = _value(score, rubric)
     if value is None:
@@ -174,18 +189,20 @@ def _value(score: Any, rubric: Rubric) -> float | None:
     return None
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text, outermost ones, in order; thoughts in <think> are skipped."""
+def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The JSON objects in a text, outermost ones, in order, and what follows the last; thoughts in <think> are
+    skipped."""
     text = _without_thoughts(text[-READ_CHARACTERS:])
-    found, begin, left = [], text.find("{"), MOST_READINGS * len(text)
+    found, begin, left, behind = [], text.find("{"), MOST_READINGS * len(text), text
     while begin >= 0 and left > 0:
         end = _end_of_object(text, begin)
         left -= (len(text) if end is None else end) - begin
         value = None if end is None else _parsed(text[begin:end])
-        if value is not None:
+        if value is not None and end is not None:
             found.append(value)
+            behind = text[end:]
         begin = text.find("{", begin + 1 if value is None or end is None else end)
-    return found
+    return found, behind
 
 
 def _without_thoughts(text: str) -> str:

@@ -70,6 +70,7 @@ class OneStepTrain(Selector):
     uses_proxy = True
     needs_anchors: ClassVar[bool] = True
     scores_sharded: ClassVar[bool] = True
+    scores_utility: ClassVar[bool] = True
     handles_strata = True
     selection_options = (
         "selection",
@@ -117,6 +118,7 @@ class OneStepTrain(Selector):
         anchors = make_anchors(proxy.model, context.anchors, context.groups, proxy.tokens_per_batch)
         train_only(model, parameters)
         estimator = self._estimator(context, parameters)
+        options.check_columns(estimator)
         rank = options.rank or DEFAULT_RANK if estimator == "projected" else None
         compared = self._announce_set_up(context, estimator, rank)
         preconditioner = self._preconditioner(context, parameters, anchors)
@@ -226,12 +228,14 @@ class OneStepTrain(Selector):
             return None
         model = proxy.model.model
         if step == "adam":
-            if self.options.random_products is not None and not (proxy.folder / SECOND_MOMENTS).exists():
+            records = proxy.folder if proxy.warmed_up else None
+            kept = records is not None and (records / SECOND_MOMENTS).exists()
+            if self.options.random_products is not None and not kept:
                 raise SelectorError(
                     "no step of the warm-up was kept, so step=adam would take its second moments from the anchors, and "
                     "random_products would serve no others; set step=sgd or kfac, or leave random_products out"
                 )
-            preconditioner, source = warmup_adam_preconditioner(proxy.folder, model, parameters, anchors)
+            preconditioner, source = warmup_adam_preconditioner(records, model, parameters, anchors)
             log.info(f"adam steps, shaped by {source}")
             return preconditioner
         return kronecker_preconditioner(
@@ -293,6 +297,9 @@ class OneStepTrain(Selector):
 
     def check_anchors(self, groups: Sequence[str]) -> None:
         self.options.check_anchors(groups)
+
+    def check_budget(self, budget: Budget) -> None:
+        self.options.check_budget(budget)
 
     def fit_memory(self, proxy: ProxyMemory) -> None:
         fit(self.options, proxy)

@@ -16,7 +16,7 @@ from ostlight.influence.gradients.factors import WIDEST
 from ostlight.influence.gradients.vectors import shares
 from ostlight.influence.parameters import select_parameters, text_blocks
 from ostlight.influence.scorer import DEFAULT_PROBES, DEFAULT_RANK
-from ostlight.selection.planning import ProxyMemory
+from ostlight.selection.planning import ProxyMemory, gib
 from ostlight_selectors.ost.options import Estimator
 
 log = logging.getLogger("ostlight.selectors.ost")
@@ -228,9 +228,3 @@ def _or_shard(proxy: ProxyMemory) -> str:
 
 def _parts(proxy: ProxyMemory, memory: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {gib(size)}" for name, size in {"weights": proxy.weights, **memory}.items())
-
-
-def gib(count: int) -> str:
-    """Bytes in words."""
-    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
-    return f"{count / unit:.1f} {name}"

@@ -8,10 +8,20 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from ostlight.config.budget import GRADIENT_CLUSTER, Budget
 from ostlight.config.schema import Count, Positive
 from ostlight.errors import SelectorError
 
 Estimator = Literal["projected", "exact", "first_order", "second_order", "finite_difference"]
+
+WITH_PHI: tuple[Estimator, ...] = ("projected", "second_order")
+STORED_BY: dict[str, tuple[Estimator, ...]] = {
+    "alignment": ("first_order", "projected", "second_order", "finite_difference"),
+    "cosine": ("first_order", "projected", "second_order"),
+    "gradient_norm": ("first_order", "projected", "second_order", "exact"),
+    "phi": WITH_PHI,
+}
+"""Columns that not every estimator stores."""
 
 ONLY_WITH = {
     "rank": ("estimator", ("projected",)),
@@ -128,6 +138,32 @@ class OstOptions:
         if self.min_confidence is not None and not self.utility_by_anchor:
             yield "min_confidence needs utility_by_anchor=true"
 
+    def check_budget(self, budget: Budget) -> None:
+        """Refuses, before the pass over the pool, a budget that would miss a column after it.
+
+        Raises:
+            SelectorError: clusters of gradients are asked for, and the estimator stores none of their coordinates.
+        """
+        if budget.stratify_by == GRADIENT_CLUSTER and self.estimator not in WITH_PHI:
+            raise SelectorError(
+                f"budget.stratify_by={GRADIENT_CLUSTER} clusters samples by the column 'phi', which "
+                f"{_named(self.estimator)} does not store; set selector.options.estimator=projected or second_order"
+            )
+
+    def check_columns(self, estimator: Estimator) -> None:
+        """Refuses, before the pass over the pool, a ``then`` that reads a column which this estimator does not store.
+
+        Raises:
+            SelectorError: names the estimators that do.
+        """
+        column = "phi" if self.then == "coverage" else (self.then or "").removeprefix("-")
+        storing = STORED_BY.get(column)
+        if storing is not None and estimator not in storing:
+            raise SelectorError(
+                f"then={self.then} reads the column {column!r}, which {_named(estimator)} does not store; set "
+                f"selector.options.estimator={' or '.join(storing)}"
+            )
+
     def check_anchors(self, groups: Sequence[str]) -> None:
         """Refuses, before the pass over the pool, a selection that would miss a column after it.
 
@@ -147,3 +183,7 @@ class OstOptions:
             raise SelectorError(f"admit={self.admit} reads utilities by group: {group}, or leave admit out")
         if self.min_confidence is not None and len(groups) < 2:
             raise SelectorError("min_confidence compares anchors, and there is one; give more, or leave it out")
+
+
+def _named(estimator: Estimator | None) -> str:
+    return f"estimator={estimator}" if estimator else "the default estimator"

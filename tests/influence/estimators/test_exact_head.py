@@ -18,7 +18,7 @@ from ostlight.influence.estimators.exact_head import ExactHead, untied_linear_he
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.batch import Batch
-from ostlight.models.encode import Encoded
+from ostlight.models.encoding.encoder import Encoded
 from ostlight.models.influence_task import SampleTask, make_anchors
 from ostlight.models.load import collator_for
 from ostlight.models.module import MultimodalModel

@@ -25,7 +25,7 @@ from ostlight.influence.estimators.second_order import SecondOrder
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.batch import Batch
-from ostlight.models.encode import SEQUENCE_KEYS, Encoded
+from ostlight.models.encoding.encoder import SEQUENCE_KEYS, Encoded
 from ostlight.models.influence_task import SampleTask
 from ostlight.models.load import collator_for
 from ostlight.models.module import MultimodalModel

@@ -39,8 +39,18 @@ def config(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@register("tests-by-anchors")
+class ByAnchors(Selector):
+    """Scores all alike; says that anchors go into it."""
+
+    needs_anchors = True
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [0.0] * len(batch)}
+
+
 def test_all_anchors_among_the_records_are_named(config, logged):
-    ostlight.select(config)
+    ostlight.select(config | {"selector": {"name": "tests-by-anchors"}})
     messages = logged()
     assert (
         "2 anchors also occur in the pool, as 2 records (anchor = record): anchors-1 = pool-150, anchors-2 = pool-7"
@@ -71,3 +81,8 @@ def test_no_pass_over_the_pool_comes_before_the_first_score(config, monkeypatch)
     ostlight.select(config | {"selector": {"name": "tests-read-before"}})
     trusted, ahead = 3 + 2, 2 * SHARD  # anchors and test set; the loader is a batch ahead
     assert ReadBefore.counts[0] <= trusted + 5 + 5 + ahead
+
+
+def test_a_score_that_no_anchor_goes_into_is_not_warned_of(config, logged):
+    ostlight.select(config)
+    assert "also occur in the pool" not in logged()

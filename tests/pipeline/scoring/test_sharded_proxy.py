@@ -30,14 +30,14 @@ import time
 from pathlib import Path
 import ostlight
 from forks import ends_of_ranks
-from ostlight.models import module
+from ostlight.models import logits as model_logits
 from ostlight.models.module import MultimodalModel
 from ostlight.models.tuning import blocks_of_text
 from ostlight.pipeline.scoring.batch_scorer import BatchScorer
 from ostlight.pipeline.scoring.writer import ShardWriter
 job = json.loads(Path(sys.argv[1]).read_text())
 ostlight.configure_logging()
-load, logits, score = MultimodalModel.load, module.next_token_logits, BatchScorer.score
+load, logits, score = MultimodalModel.load, model_logits.next_token_logits, BatchScorer.score
 write, seen, scored = ShardWriter.write_on_batch_end, [], []
 
 def noted_logits(model, batch, **options):
@@ -68,7 +68,7 @@ def write_failing(writer, *arguments):
     return write(writer, *arguments)
 
 def select():
-    module.next_token_logits, BatchScorer.score, MultimodalModel.load = noted_logits, noted_score, load_refusing
+    model_logits.next_token_logits, BatchScorer.score, MultimodalModel.load = noted_logits, noted_score, load_refusing
     ShardWriter.write_on_batch_end = write_failing
     try:
         ostlight.select(job["config"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -60,6 +61,44 @@ def test_a_reply_that_cannot_be_read_is_a_state_with_its_text(text: str, says: s
 def test_a_cut_reply_says_so():
     with pytest.raises(BadRecord, match="it was cut at max_tokens"):
         read('{"reason": "well', finish="length")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'The format is {"reason": "...", "score": 1}. Now look: the final answer is right. Let me check the ste',
+        '{"score": 1} On reflection that is wrong: {"reason": "it is ri',
+    ],
+)
+def test_a_score_that_more_was_to_follow_is_no_score(text: str):
+    with pytest.raises(BadRecord, match="cut at max_tokens, behind a score that was a draft"):
+        read(text, finish="length")
+    assert read(text).score == 1
+    assert read('```json\n{"reason": "fine", "score": 4}\n```\n', finish="length").score == 4
+
+
+def test_probabilities_of_another_score_than_the_one_written_are_not_taken():
+    logprobs = {"1": math.log(0.97), "2": math.log(0.03)}
+    text = '{"score": 5, "reason": "a low score: 1 would be unfair"}'
+    other = read(text, mode="auto", logprobs=logprobs, scored_as="1")
+    assert (other.score, other.mode) == (5, "reply")
+    same = read('{"reason": "no", "score": 1}', mode="auto", logprobs=logprobs, scored_as="1")
+    assert (same.score, same.mode) == (pytest.approx(1.03), "logprobs")
+
+
+def scale_of(*words: str) -> Rubric:
+    scale = [Band(word, means=word, value=float(k)) for k, word in enumerate(words)]
+    return dataclasses.replace(YES_NO, scale=scale)
+
+
+def test_a_word_of_several_tokens_counts_by_its_first():
+    top = [("correct", math.log(0.52)), ("in", math.log(0.48))]
+    logprobs = word_logprobs(top, scale_of("incorrect", "correct"))
+    assert logprobs == pytest.approx({"correct": math.log(0.52), "incorrect": math.log(0.48)})
+    top = [("-", math.log(0.45)), ("1", math.log(0.35)), ("0", math.log(0.2))]
+    logprobs = word_logprobs(top, scale_of("-1", "0", "1"))
+    assert logprobs == pytest.approx({"-1": math.log(0.45), "1": math.log(0.35), "0": math.log(0.2)})
+    assert word_logprobs([("part", math.log(0.9))], scale_of("partly wrong", "partly right")) == {}
 
 
 @pytest.mark.parametrize("parts", [{"refusal": "I cannot help with that"}, {"finish": "content_filter"}])

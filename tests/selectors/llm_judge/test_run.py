@@ -134,6 +134,22 @@ def test_a_failed_record_is_tried_again_by_the_next_run_and_no_other(settings, l
     assert len(server.bodies) == asked + 2
 
 
+def test_records_that_the_server_always_refuses_do_not_end_every_later_run(settings, digits, loopback):
+    refused = [row["conversations"][1]["value"] for row in pq.read_table(digits.pool).to_pylist()][40:42]
+
+    def script(body: dict[str, Any], n: int) -> Send:
+        asked = json.dumps(body)
+        always = any(json.dumps(text)[1:-1] in asked for text in refused)
+        return Send({"error": "no such content"}, 400) if always else by_length(body, n)
+
+    config = settings(selector=choice(loopback(script).url))
+    first = ostlight.select(config)
+    assert first.rejected["request_failed"] >= 2
+    again = ostlight.select(config, "budget.count=8")
+    assert again.rejected == first.rejected
+    assert len(again.kept) == 8
+
+
 @pytest.mark.parametrize(
     ("options", "says_what"),
     [

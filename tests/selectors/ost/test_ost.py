@@ -11,6 +11,7 @@ import ostlight
 from ostlight.errors import ConfigError, OstlightError, SelectorError
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import minibatch_value
+from ostlight_selectors.ost.options import STORED_BY
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
 
@@ -77,3 +78,19 @@ def test_a_set_needs_probes_and_a_size(settings):
 def test_options_out_of_range(settings, name: str, options: dict[str, Any], says: str):
     with pytest.raises(OstlightError, match=says):
         ostlight.select(settings(selector={"name": name, "options": options}))
+
+
+@pytest.mark.parametrize("estimator", ["finite_difference", "exact", "first_order", "second_order", "projected"])
+def test_which_columns_an_estimator_stores(settings, estimator: str):
+    further = {"second_order": {"probes": 4}, "projected": {"rank": 4}}.get(estimator, {})
+    options = {"estimator": estimator, "step": "sgd", "step_size": 0.05, "selection": "filter", **further}
+    selection = ostlight.select(settings(selector={"name": "ost", "options": options}))
+    stored = {column for column in STORED_BY if column in Scores.read(selection.folder.scores)}
+    assert stored == {column for column, storing in STORED_BY.items() if estimator in storing}
+
+
+@pytest.mark.parametrize("then", ["-gradient_norm", "coverage", "cosine"])
+def test_an_order_by_a_column_that_will_not_be_stored_is_refused_before_scoring(settings, tmp_path, then: str):
+    with pytest.raises(SelectorError, match=r"estimator=finite_difference does not store; set selector\.options"):
+        ostlight.select(settings(selector={"name": "ost", "options": {"then": then}}))
+    assert not list((tmp_path / "runs" / "run" / "scores").glob("*.parquet"))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ostlight.errors import BadRecord
-from ostlight.models.answer_marks import Span, unproved
-from ostlight.models.chat import Answer
+from ostlight.models.encoding.answer_marks import Span, unproved
+from ostlight.models.encoding.chat import Answer
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,13 @@ class Covered:
         span: of its text; where it has none, the place of its first call.
         text: what the span must say.
         call_end: the end of the name of its last function call; ``None`` where it calls none.
+        space: white space behind the marks at its end, which the template writes or strips.
     """
 
     span: Span
     text: str
     call_end: int | None = None
+    space: str = ""
 
 
 class Marks:
@@ -168,7 +170,7 @@ class Marked:
             if not text.startswith(tags, place):
                 raise unproved(f"the chat template leaves out {tags} at the end of an answer")
             stop = place + len(tags)
-        return Covered((start, stop), self.plain[begin:], call_end)
+        return Covered((start, stop), self.plain[begin:], call_end, behind[len(behind.rstrip()) :])
 
 
 def _chunks(text: str, tight: bool) -> Iterator[Span]:

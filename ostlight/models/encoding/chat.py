@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Turn
 from ostlight.errors import BadRecord, ModelError, rejecting
-from ostlight.models.answer_marks import Alphabet, Covered, Marked, Span, unproved
+from ostlight.models.encoding.answer_marks import Alphabet, Covered, Marked, Span, unproved
 
 Tools = Sequence[Mapping[str, Any]]
 """Functions the assistant may call, as JSON schemas."""
@@ -90,7 +90,10 @@ class ChatTemplate:
         ends = self._ends
         if not ends and covered and turns[-1].trained:  # no probe could be rendered
             ends = (self._up_to_special(text[covered[-1].span[1] :]),)
-        return text, [self._with_end(text, one, blocks, ends) for one in covered]
+        answers = [self._with_end(text, one, blocks, ends) for one in covered]
+        if answers and turns[-1].trained and not self._has_blocks and not text.endswith(ends, *answers[-1].span):
+            raise unproved("the end of the turn does not follow the answer")
+        return text, answers
 
     def _locate(self, turns: Sequence[Turn], tools: Tools = ()) -> tuple[str, list[Covered], list[Span]]:
         """The conversation as text, its answers without the ends of their turns, and its generation blocks."""
@@ -145,6 +148,9 @@ class ChatTemplate:
             covered = self._with_calls(text, covered, ends)
         start, stop = covered.span
         behind = next((end for end in ends if end and text.startswith(end, stop)), "")
+        if not behind and not self._has_blocks and text.startswith(covered.space, stop):
+            stop += len(covered.space)
+            behind = next((end for end in ends if end and text.startswith(end, stop)), "")
         if self._has_blocks:
             last = bisect_right(blocks, start, key=lambda b: b[0]) - 1
             block = blocks[last] if last >= 0 else (0, 0)

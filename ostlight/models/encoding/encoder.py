@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, open_images
 from ostlight.errors import BadRecord, ModelError, rejecting
-from ostlight.models.answer_marks import unproved
-from ostlight.models.answer_tokens import RecordingTokenizer, Tokenized, answer_tokens, recorded
-from ostlight.models.chat import ChatTemplate
-from ostlight.models.limits import Limits
+from ostlight.models.encoding.answer_marks import unproved
+from ostlight.models.encoding.answer_tokens import RecordingTokenizer, Tokenized, answer_tokens, recorded
+from ostlight.models.encoding.chat import ChatTemplate
+from ostlight.models.encoding.limits import Limits
 from ostlight.models.losses import IGNORED
 
 
@@ -109,7 +109,7 @@ class Encoder:
         """The whole sample, with labels on its trained turns, cut to ``max_length`` tokens.
 
         The end of an answer's turn is labelled too, where the chat template writes one. Each label is proved: the
-        labelled tokens, decoded, are the record's answers (``ostlight.models.answer_tokens``).
+        labelled tokens, decoded, are the record's answers (``ostlight.models.encoding.answer_tokens``).
 
         Raises:
             BadRecord: images for a model that takes none; what chat template and processor refuse; answers that cannot

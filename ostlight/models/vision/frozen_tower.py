@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ostlight.models.feature_files import FeatureFiles
 from ostlight.models.flops import counted_apart
 from ostlight.models.parts import is_projector
-from ostlight.models.tower_call import TowerCall, bytes_of
-from ostlight.models.vision_features import frozen_state, replaced
+from ostlight.models.vision.feature_files import FeatureFiles
+from ostlight.models.vision.features import frozen_state, replaced
+from ostlight.models.vision.tower_call import TowerCall, bytes_of
 
 log = logging.getLogger(__name__)
 

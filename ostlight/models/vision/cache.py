@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ostlight.data.remote_cache import cache_folder
 from ostlight.errors import DataError
 from ostlight.influence.parameters import unwrapped
-from ostlight.models.feature_files import FeatureFiles
 from ostlight.models.flops import counted_apart
-from ostlight.models.frozen_tower import (
+from ostlight.models.vision.feature_files import FeatureFiles
+from ostlight.models.vision.features import replaced
+from ostlight.models.vision.frozen_tower import (
     Forward,
     FrozenTower,
     RefusedError,
@@ -33,8 +34,7 @@ from ostlight.models.frozen_tower import (
     trained_projectors,
     vision_tower,
 )
-from ostlight.models.tower_call import TowerCall
-from ostlight.models.vision_features import replaced
+from ostlight.models.vision.tower_call import TowerCall
 from ostlight.ranks import is_first_rank
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -215,6 +215,13 @@ def _describe(schema: type, error: ErrorDetails, where: str) -> tuple[str, str]:
     most = error.get("ctx", {}).get("le", 0)
     limit = f", at most {most:,}" if error["type"] == "less_than_equal" and most >= ABSURD else ""
     return path, f"{path or 'this'} must be {allowed_values(hint)}{limit}; {near}got {value!r:.200}{quote}"
+
+
+def takes_only_text(schema: Any, path: Sequence[str]) -> bool:
+    """Whether the setting at ``path`` (keys from the outside in) is text, or text or null, and nothing else."""
+    for key in path:
+        schema = _inner_hint(schema, key)
+    return schema is not None and {*(typing.get_args(schema) or (schema,))} <= {str, type(None)}
 
 
 def _inner_hint(hint: Any, key: int | str) -> Any:

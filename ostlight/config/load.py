@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ostlight.config.bind import bind
+from ostlight.config.bind import bind, takes_only_text
 from ostlight.config.budget import Budget
 from ostlight.config.overrides import Override, blamed, override_texts, split_override
 from ostlight.config.read import read_mapping
@@ -34,7 +34,8 @@ def load_config(source: Source, *overrides: Override) -> Config:
     Args:
         source: a YAML file, or the same as nested data, or a ``Config``.
         overrides: ``key=value`` with dotted keys, values read as YAML (``budget.fraction=0.5``); or a mapping, nested
-            or with dotted keys; or a list of texts. A later one wins.
+            or with dotted keys; or a list of texts. A later one wins. What looks like a number is text where the
+            setting takes only text (``name=2026``).
 
     Raises:
         ConfigError: no such file, not YAML, or unknown keys, wrong types and values out of bounds, all listed; the
@@ -138,6 +139,8 @@ def _yaml_files(folder: Path) -> str:
 
 def _override(values: dict[str, Any], override: str) -> None:
     (*path, last), value = split_override(override)
+    if not isinstance(value, str | list | dict | None) and takes_only_text(Config, (*path, last)):
+        value = override.partition("=")[2].strip()  # a shell takes the quotes away that a number in a file needs
     place = values
     for step in path:
         inner = place.get(step)

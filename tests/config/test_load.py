@@ -55,8 +55,23 @@ def test_whole_numbers_and_exponents_without_a_point_are_numbers():
     assert isinstance(training.epochs, float)
 
 
-def test_a_number_for_a_text_is_to_be_quoted():
-    assert problems("name=3") == ["name must be text; got 3; put it in quotes"]
+def test_a_number_for_a_text_is_to_be_quoted_in_a_file():
+    assert problems(name=3) == ["name must be text; got 3; put it in quotes"]
+
+
+@pytest.mark.parametrize("text", ["18448382", "2026-12-01", "1e5", "007", "true", "0x1F", "1.50"])
+def test_an_override_of_a_text_is_kept_as_it_is_typed(text: str):
+    config = load_config(POOL, f"name={text}", f"target.name={text}")
+    assert (config.name, config.target.name) == (text, text)
+    assert load_config(config).name == text
+    assert load_config(POOL, f'name="{text}"').name == text
+    assert load_config(POOL, "target.name=null").target.name is None
+
+
+def test_an_override_of_a_mix_of_types_stays_what_yaml_reads():
+    assert problems("pool.columns.question=3")
+    assert problems("budget.count=true")
+    assert load_config(POOL, "selector.options.depth=3").selector.options == {"depth": 3}
 
 
 def test_values_out_of_bounds_and_unknown_choices_are_listed_together():

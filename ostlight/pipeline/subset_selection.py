@@ -55,9 +55,19 @@ def select_subset_rows(
         context = _selection_context(config, folder, pool, selector, cost)
         with phase(f"selecting by {config.selector.shown}"):
             rows = usable[select_rows(selector, scores.with_context(context), budget)]
+        _warn_of_another_size(config, selector, budget, len(rows), len(scores))
         cost.samples = len(scores)
         cost.more["budget"] = budget.label
     return rows, cost
+
+
+def _warn_of_another_size(config: Config, selector: Selector, budget: Budget, kept: int, scored: int) -> None:
+    """Where a budget names a number of samples, a comparison at equal budgets needs just as many."""
+    has_size = budget.share is not None or budget.count is not None
+    if has_size and not selector.ignores_budget and kept != (size := budget.size(scored)):
+        log.warning(
+            f"{config.selector.shown} keeps {kept:,} samples, where the budget ({budget.label}) asks for {size:,}"
+        )
 
 
 def _selection_context(

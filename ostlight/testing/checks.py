@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -75,6 +76,7 @@ class ContractCheck:
                 ("an interrupted run", self.resume),
                 ("a sample that fails", self.failure),
                 ("select", self.select),
+                ("selection_options", self.selection_options),
                 ("a pool without a usable record", self.nothing_usable),
                 ("a run without anchors", self.no_anchors),
             ]
@@ -233,6 +235,15 @@ class ContractCheck:
                 "or a `failure`, for such a sample"
             )
 
+    def selection_options(self) -> Violations:
+        names = self.runner.cls.selection_options
+        if not names:
+            return
+        read: set[str] = set()
+        self.runner.run("watched", watch_options=lambda options: _watched(options, {*names}, read))
+        for name in sorted(read):
+            yield f"score reads {name!r}, and changing it does not score again; take it out of selection_options"
+
     def select(self) -> Violations:
         usable = sum(row["state"] == "ok" for row in self.table)
         config = self.runner.config(BASE)
@@ -326,6 +337,22 @@ def _not_a_number(table: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             if row["state"] == "ok" and name not in seen and np.isnan(numbers).any():
                 seen.add(name)
                 yield name, row["id"]
+
+
+def _watched(options: Any, names: set[str], read: set[str]) -> Any:
+    """A copy of the options that adds those of ``names`` which are looked at to ``read``."""
+    plain = type(options)
+
+    def look(self: Any, name: str) -> Any:
+        if name in names:
+            read.add(name)
+        return plain.__getattribute__(self, name)
+
+    watched = copy.copy(options)
+    object.__setattr__(
+        watched, "__class__", type(plain.__name__, (plain,), {"__getattribute__": look, "__slots__": ()})
+    )
+    return watched
 
 
 def _with_nan(batch: Batch, victim: str) -> Batch:

@@ -38,7 +38,7 @@ def check_selector(
       all give the same score table, and another seed much the same, unless the class says ``stochastic``;
     - a sample whose scoring fails is rejected and changes no other sample's score;
     - ``select`` stays within every kind of budget, keeps no more of a stratum than its share, and repeats itself on the
-      stored score table;
+      stored score table; no score reads an option of ``selection_options``;
     - a pool without a usable record is handled.
 
     The proxy is a small vision-language model in float64 on the CPU, without warm-up.

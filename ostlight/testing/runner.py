@@ -75,6 +75,7 @@ class SelectorRunner:
         name: str,
         changes: Mapping[str, Any] | None = None,
         before_score: Callable[[Batch], Batch] | None = None,
+        watch_options: Callable[[Any], Any] | None = None,
     ) -> Selection:
         """Scores and selects with a new instance.
 
@@ -82,11 +83,23 @@ class SelectorRunner:
             name: of the run; a name used before continues that run.
             changes: settings by dotted name.
             before_score: returns the batch that the selector scores in place of the one it is called with.
+            watch_options: returns what stands in the place of the selector's options while it scores.
         """
         selector = self.new_selector()
+        original = selector.score
         if before_score is not None:
-            original = selector.score
             selector.score = lambda batch: original(before_score(batch))  # type: ignore[method-assign]
+        if watch_options is not None:
+            plain, watched = selector.options, watch_options(selector.options)
+
+            def score(batch: Batch) -> Any:
+                selector.options = watched
+                try:
+                    return original(batch)
+                finally:
+                    selector.options = plain
+
+            selector.score = score  # type: ignore[method-assign]
         config = self.config(name, changes)
         folder = RunFolder.of(config)
         pool = open_pool(config.pool, "pool")

@@ -65,6 +65,28 @@ def test_a_selector_tries_sets_on_the_proxy(settings):
     assert selection.kept.tolist() == halves[int(np.argmin(selecting.more["noted"]["halves"]))].tolist()
 
 
+@register("test-keeps-two")
+class KeepsTwo(Selector):
+    """Keeps two samples, whatever the budget."""
+
+    def score(self, batch):
+        return {"score": [float(sample.position) for sample in batch.samples]}
+
+    def select(self, scores, budget):
+        return np.arange(2)
+
+
+def test_a_selector_that_keeps_another_number_than_the_budget_asks_for_is_told_of(settings, logged):
+    config = settings(selector={"name": "test-keeps-two"}, budget={"count": 5})
+    ostlight.select(config)
+    assert "test-keeps-two keeps 2 samples, where the budget (5) asks for 5" in logged()
+    ostlight.select(config, "budget.count=1")
+    assert "test-keeps-two keeps 2 samples, where the budget (1) asks for 1" in logged()
+    ostlight.select(config, "budget.count=2")
+    ostlight.select(config, "budget.threshold=0.0")
+    assert "where the budget" not in logged()
+
+
 @pytest.mark.slow
 def test_a_trial_takes_100_steps_by_default(settings):
     tokens = {}

@@ -159,9 +159,29 @@ class HidesBehindOutlier(ostlight.Selector):
         return {"score": lengths - lengths.mean() + torch.tensor([1e9 * (s.position == 3) for s in batch.samples])}
 
 
+class ReadsSelectionOption(ostlight.Selector):
+    """Multiplies its scores by an option that is said to change the selection alone."""
+
+    @dataclass
+    class Options:
+        """Attributes:
+        scale: of the score.
+        shift: of the score.
+        """
+
+        scale: float = 2.0
+        shift: float = 1.0
+
+    selection_options: ClassVar[tuple[str, ...]] = ("scale",)
+
+    def score(self, batch: Any) -> dict[str, Any]:
+        return {"score": [self.options.scale * drawn(0, s) + self.options.shift for s in batch.samples]}
+
+
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
+        (ReadsSelectionOption, "selection_options: score reads 'scale'"),
         (FollowsSeed, "another seed: scores follow the seed; set stochastic = True"),
         (Swallows, "every sample got the score 0.0"),
         (MixesStrata, "set handles_strata to False"),
@@ -170,6 +190,16 @@ class HidesBehindOutlier(ostlight.Selector):
 )
 def test_what_a_selector_hides_is_found(cls: type[ostlight.Selector], message: str, tmp_path: Path):
     assert message in violations(cls, tmp_path)
+
+
+class ReadsScoringOptions(ReadsSelectionOption):
+    """The same, without saying so of any option."""
+
+    selection_options: ClassVar[tuple[str, ...]] = ()
+
+
+def test_a_score_may_read_options_that_change_it(tmp_path: Path):
+    check_selector(ReadsScoringOptions, folder=tmp_path, processes=False)
 
 
 def test_a_selector_that_keeps_the_contract_passes(tmp_path: Path):

@@ -51,10 +51,9 @@ from ostlight_selectors.ost.set_selection import select_set
 
 log = logging.getLogger("ostlight.selectors.ost")
 
-STEP_SIZE_SAMPLES = 256
-
 FEWEST_COMPARED = 8
 """Samples compared with ``exact`` on the smallest pools."""
+STEP_SIZE_SAMPLES = 256
 """Pool samples over which the median gradient norm is taken. On DigitMath the median over other 256 samples differs by
 a quarter (95%), over other 64 by half, which was two or three points of accuracy."""
 FINITE_DIFFERENCE_SAMPLES = 8

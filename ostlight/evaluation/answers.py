@@ -9,8 +9,10 @@ from fractions import Fraction
 ALL = "all"
 """The group of all questions."""
 QUESTION_TYPES = EXACT, NUMERIC, CHOICE = "exact", "numeric", "choice"
-OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-Ha-h])\)|([A-H])[.):])\s*")
-LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:]\s*|$)(.*)", re.DOTALL)
+OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-Za-z])\)|([A-Z])[.):])\s*")
+LAST_USUAL = "H"
+"""Letters after it are options only where all before them are (``(x)`` and ``U.`` stand in questions too)."""
+LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]\s*|$)(.*)", re.DOTALL)
 LEAD_IN = re.compile(r"(?:.*[.,;!?] )?(.*\b(?:answer|choice|option)\b(?: is\b)?[ :]*)(?=\S)", re.IGNORECASE)
 NEGATION = re.compile(r"\b(?:not|never|wrong|incorrect)\b|n['’]t\b", re.IGNORECASE)
 BOXED = r"\boxed{"
@@ -69,12 +71,17 @@ def options_of(question: str) -> dict[str, str]:
     Returns:
         Empty unless there are at least two, with consecutive letters from A.
     """
-    matches = list(OPTION.finditer(question))
-    ends = [*(m.start() for m in matches[1:]), len(question)]
-    letters = [(m.group(1) or m.group(2)).upper() for m in matches]
-    if len(letters) < 2 or letters != [chr(ord("A") + k) for k in range(len(letters))]:
+    matches: dict[str, re.Match[str]] = {}
+    for match in OPTION.finditer(question):
+        letter = (match.group(1) or match.group(2)).upper()
+        if letter == chr(ord("A") + len(matches)):
+            matches[letter] = match
+        elif letter <= LAST_USUAL:
+            return {}
+    if len(matches) < 2:
         return {}
-    return {k: _plain(question[m.end() : end]) for k, m, end in zip(letters, matches, ends, strict=True)}
+    ends = [*(m.start() for m in list(matches.values())[1:]), len(question)]
+    return {k: _plain(question[m.end() : end]) for (k, m), end in zip(matches.items(), ends, strict=True)}
 
 
 def option_chosen(answer: str | None, options: Mapping[str, str]) -> str | None:

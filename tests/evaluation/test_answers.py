@@ -106,6 +106,20 @@ def test_letters_that_are_no_options(question: str):
     assert options_of(question) == {}
 
 
+@pytest.mark.parametrize("form", ["{}. {}", "({}) {}", "{}: {}"])
+def test_a_question_may_have_ten_options(form: str):
+    texts = ["cow", "horse", "12", "x", "U. of Y", "f (x)", "seven", "eight", "nine", "ten"]
+    letters = [chr(ord("A") + k) for k in range(10)]
+    question = "Is (x) or (n) what I. Newton saw?\n" + "\n".join(map(form.format, letters, texts))
+    options = options_of(question)
+    assert options == dict(zip(letters, ("cow", "horse", "12", "x", "u. of y", "f (x)", *texts[6:]), strict=True))
+    assert is_correct(f"{letters[9]}. ten", "J", options)
+    assert is_correct("ten", "J", options)
+    assert option_chosen("the answer is (I)", options) == "I"
+    assert option_chosen("I. ten", options) is None
+    assert not is_correct("H", "I", options)
+
+
 @pytest.mark.parametrize(
     ("answer", "letter"),
     [

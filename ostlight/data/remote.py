@@ -18,7 +18,7 @@ from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any, TypeVar
 
 from ostlight.data.remote_cache import cache_folder, cached, read_cached
-from ostlight.data.remote_server import FileInfo, file_info, filesystem_of, retried
+from ostlight.data.remote_server import FileInfo, file_info, filesystem_of, refuse_short, retried
 from ostlight.errors import DataError
 
 T = TypeVar("T")
@@ -150,9 +150,7 @@ class RemotePath(PosixPath):
         """Bytes ``start`` to ``stop`` of the file, from the cache or from the server."""
 
         def fetch() -> bytes:
-            data = self._fetch((start, stop))
-            # A server without ranges sends the whole file.
-            return data[start:stop] if len(data) > stop - start else data
+            return self._fetch((start, stop))
 
         version = self.version()
         return read_cached(cached(f"{self} {version} {start}-{stop}", fetch), fetch) if version else fetch()
@@ -165,8 +163,18 @@ class RemotePath(PosixPath):
         return cached(f"{self} {hashlib.sha256(data).hexdigest()}", lambda: data)
 
     def _fetch(self, part: tuple[int, int] | None) -> bytes:
-        start, end = part or (None, None)
-        return bytes(self._call("cat_file", start=start, end=end))
+        """The bytes of a part, or of the whole file; never fewer than the server says there are."""
+        (start, end), size = part or (None, None), self.info().size
+        filesystem, path = filesystem_of(str(self))
+
+        def fetch() -> bytes:
+            data = bytes(filesystem.cat_file(path, start=start, end=end))
+            if part is not None and len(data) > part[1] - part[0]:  # a server without ranges sends the whole file
+                data = data[start:end]
+            refuse_short(len(data), size if part is None else part[1] - part[0])
+            return data
+
+        return retried(str(self), fetch)
 
     def _listed(self, entries: Iterable[Any]) -> list[RemotePath]:
         found = []
@@ -209,8 +217,6 @@ class Blocks:
                 self._block = self.path.block(begin, min(begin + BLOCK_BYTES, self.size))
                 self._number = number
             part = self._block[start - number * BLOCK_BYTES : stop - number * BLOCK_BYTES]
-            if not part:  # the file is shorter than the server said
-                break
             parts.append(part)
             start += len(part)
         return b"".join(parts)
@@ -276,8 +282,7 @@ def fetch_folder(named: str) -> Path:
         for file in files:
             copy = temporary / file.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            filesystem, path = filesystem_of(str(file))
-            retried(str(file), partial(filesystem.get_file, path, str(copy)))
+            retried(str(file), partial(_copy, file, copy))
         try:
             temporary.rename(target)
         except OSError:
@@ -286,6 +291,12 @@ def fetch_folder(named: str) -> Path:
     except OSError as error:
         raise DataError(f"cannot read {named}: {error.strerror or error}", named) from error
     return target
+
+
+def _copy(file: RemotePath, copy: Path) -> None:
+    filesystem, path = filesystem_of(str(file))
+    filesystem.get_file(path, str(copy))
+    refuse_short(copy.stat().st_size, file.info().size)
 
 
 def _address(base: str, name: str) -> RemotePath:

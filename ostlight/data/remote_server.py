@@ -83,6 +83,15 @@ def retried(address: str, call: Callable[[], T]) -> T:
     raise AssertionError("the last attempt returns or raises")
 
 
+def refuse_short(received: int, size: int) -> None:
+    """Raises:
+    EOFError: fewer bytes came than the server says there are: a transfer broke off, or the file was replaced. A
+        shorter text would pass for a whole one. A size below 0 is not known.
+    """
+    if received < size:
+        raise EOFError(f"{received:,} of {size:,} bytes came; the transfer broke off, or the file was replaced")
+
+
 def _is_denied(error: Exception) -> bool:
     status = getattr(error, "status", getattr(error, "code", None)) or getattr(
         getattr(error, "response", None), "status_code", None

@@ -276,6 +276,43 @@ def test_what_fails_for_the_moment_is_tried_again(memory: Write, monkeypatch: py
         RemotePath(memory("bucket/other", b"content")).read_bytes()
 
 
+def test_a_transfer_that_broke_off_is_tried_again_and_never_taken_for_the_whole(
+    memory: Write, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 10)
+    whole, whole_file, cut = MemoryFileSystem.cat_file, MemoryFileSystem.get_file, 1
+
+    def cat_file(self: Any, *arguments: Any, **options: Any) -> bytes:
+        nonlocal cut
+        cut -= 1
+        data = whole(self, *arguments, **options)
+        return data[:4] if cut >= 0 else data
+
+    def get_file(self: Any, path: str, copy: str, **options: Any) -> None:
+        nonlocal cut
+        cut -= 1
+        whole_file(self, path, copy, **options)
+        if cut >= 0:
+            Path(copy).write_bytes(Path(copy).read_bytes()[:4])
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+    content = lines(record(0), record(1))
+    path = RemotePath(memory("bucket/pool.jsonl", content))
+    assert Blocks(path).bytes(0, 1000) == content
+    cut = 1
+    assert path.read_bytes() == content
+    folder = f"memory://{memory('models/tiny/weights.bin', content).removeprefix('memory://').rpartition('/')[0]}"
+    cut = 1
+    assert (fetch_folder(folder) / "weights.bin").read_bytes() == content
+    cut, other = 100, RemotePath(memory("bucket/other.jsonl", content))
+    for read in (lambda: Blocks(other).bytes(0, 1000), other.read_bytes, lambda: list(other.open("rb"))):
+        with pytest.raises(OSError, match=r"4 of \d+ bytes came"):
+            read()
+    with pytest.raises(DataError, match="other.jsonl.*bytes came"):
+        Pool.open(str(other))
+
+
 @pytest.mark.parametrize("error", [PermissionError("no"), type("NoCredentialsError", (Exception,), {})("none found")])
 def test_missing_credentials_say_what_to_set(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Any, *arguments: Any, **options: Any) -> None:

@@ -346,7 +346,7 @@ def _watched(options: Any, names: set[str], read: set[str]) -> Any:
     def look(self: Any, name: str) -> Any:
         if name in names:
             read.add(name)
-        return plain.__getattribute__(self, name)
+        return object.__getattribute__(self, name)
 
     watched = copy.copy(options)
     object.__setattr__(

@@ -57,7 +57,7 @@ def select_subset_rows(
             rows = usable[select_rows(selector, scores.with_context(context), budget)]
         _warn_of_another_size(config, selector, budget, len(rows), len(scores))
         cost.samples = len(scores)
-        cost.more["budget"] = budget.label
+        cost.more |= {"budget": budget.label, "seed": config.seed}
     return rows, cost
 
 

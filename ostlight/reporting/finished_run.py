@@ -141,16 +141,24 @@ class FinishedRun:
     @cached_property
     def selection_notes(self) -> dict[str, dict[str, Any]]:
         """Facts noted by the last selection for each budget (``SelectionContext.note``), by the budget's label; where
-        several of a benchmark's selectors used the same scores, by budget and selector."""
+        several of a benchmark's selectors used the same scores, by budget and selector, and by seed where the facts
+        of several seeds differ."""
         entries = [entry for entry in self.cost_log if entry.stage == "select" and "budget" in entry.more]
-        notes = {}
+        notes: dict[str, dict[str, Any]] = {}
         for label in (budget.label for budget in self.budgets):
             selected = [entry for entry in entries if entry.more["budget"] == label]
             if self.folder.selection.is_file():
                 selected = selected[-1:]  # whatever the selector was called before
-            by_selector = {entry.selector: entry.more.get("noted", {}) for entry in selected}
-            for selector, noted in by_selector.items():
-                notes[f"{label}, {selector}" if len(by_selector) > 1 else label] = noted
+            by_selector: dict[str, dict[Any, dict[str, Any]]] = {}
+            for entry in selected:
+                by_selector.setdefault(entry.selector, {})[entry.more.get("seed")] = entry.more.get("noted", {})
+            for selector, by_seed in by_selector.items():
+                where = f"{label}, {selector}" if len(by_selector) > 1 else label
+                first, *others = by_seed.values()
+                if all(noted == first for noted in others):
+                    notes[where] = first
+                else:
+                    notes |= {f"{where}, seed {seed}": noted for seed, noted in by_seed.items()}
         return notes
 
     @cached_property

@@ -171,6 +171,20 @@ def test_selectors_of_the_same_scores_and_budget_have_notes_of_their_own(bench: 
     assert run.selection_notes == {"40, set": {"gap": 0.125}, "40, ost": {"gap": 0.5}, "30": {"gap": 1.0}}
 
 
+def test_seeds_that_select_have_notes_of_their_own_where_these_differ(bench: Path):
+    (run,) = FinishedRun.open(bench).scored_runs
+    selected = [("40", "ost", 0, 0.5), ("40", "ost", 1, 0.25), ("40", "set", 0, 0.125), ("40", "ost", 1, 1.0)]
+    for budget, selector, seed, gap in [*selected, ("30", "ost", 0, 2.0), ("30", "ost", 1, 2.0)]:
+        more = {"budget": budget, "seed": seed, "noted": {"gap": gap}}
+        run.folder.cost_log.add(StageCost("select", selector, more=more))
+    assert run.selection_notes == {
+        "40, ost, seed 0": {"gap": 0.5},
+        "40, ost, seed 1": {"gap": 1.0},
+        "40, set": {"gap": 0.125},
+        "30": {"gap": 2.0},
+    }
+
+
 def test_tabs_switch_between_budgets(bench: Path, browser: Browser):
     browser.open(write_report(bench), width=390)
     assert browser.problems == []

@@ -24,7 +24,6 @@ import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -342,16 +341,11 @@ def _squares_in_bases(
 ) -> dict[str, Tensor]:
     """``sum_i (U' G_i V)^2 [D_out, D_in]`` of every matrix."""
     sums = {name: basis.outputs.new_zeros(len(basis.outputs), len(basis.inputs)) for name, basis in bases.items()}
-    rotate = {name: partial(_rotated, Block(sums[name], basis.left, basis.right)) for name, basis in bases.items()}
+    blocks = {name: Block(sums[name], basis.left, basis.right) for name, basis in bases.items()}
     for batch in track(batches, "ekfac second moments", unit="batches"):
-        for name, squares in moments_in_bases(model, task, parameters, rotate, batch).items():
-            sums[name] = sums[name] + squares
+        for name, squares in moments_in_bases(model, task, parameters, blocks, batch).items():
+            sums[name] = sums[name] + squares.reshape(sums[name].shape)
     return sums
-
-
-def _rotated(block: Block, gradient: Tensor) -> Tensor:
-    (inside,) = block.rotated(gradient)
-    return inside
 
 
 def _size_in_bytes(parameters: Mapping[str, nn.Parameter]) -> int:

@@ -78,5 +78,6 @@ def _step_norm(
         if preconditioner is not None:
             parts = preconditioner.direction_of_parts(parts, parameters)
         return norm_over_ranks(parts, next(model.parameters()).device)
-    gradient = sample_gradient(model, task, parameters, single)[1]
-    return norm(gradient) if preconditioner is None else preconditioner.direction_norm(gradient)
+    if preconditioner is not None:
+        return preconditioner.direction_norm(model, task, parameters, single)
+    return norm(sample_gradient(model, task, parameters, single)[1])

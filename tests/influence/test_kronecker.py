@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextExperts
 
-from ostlight.errors import InfluenceError
+from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence import (
     Classification,
     RandomDirections,
@@ -26,7 +26,7 @@ from ostlight.influence import (
 from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
-from ostlight.influence.sample_gradient import dot, sample_gradient
+from ostlight.influence.sample_gradient import dot, norm, sample_gradient
 
 Single = tuple[Tensor, Tensor]
 
@@ -86,6 +86,14 @@ def assert_equal(found: Preconditioner, expected: Preconditioner, parameters: Ma
         torch.testing.assert_close(found.apply(name, gradient), expected.apply(name, gradient), rtol=1e-9, atol=1e-12)
 
 
+def assert_norms(model: nn.Module, found: Preconditioner, parameters: Mapping[str, nn.Parameter], singles: Any) -> None:
+    """The length of a preconditioned gradient, which is taken in the bases, is that of the direction itself."""
+    for single in singles:
+        gradient = sample_gradient(model, Classification(), parameters, single)[1]
+        length = found.direction_norm(model, Classification(), parameters, single)
+        assert length == pytest.approx(norm(found.direction(gradient)), rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["kfac", "ekfac"])
 def test_samples_of_one_shape_share_a_pass(singles, kind, monkeypatch):
     """As one by one: a table that is also the head, a layer used twice, samples of two lengths, a broken one."""
@@ -113,6 +121,7 @@ def test_samples_of_one_shape_share_a_pass(singles, kind, monkeypatch):
     monkeypatch.setattr("ostlight.influence.kronecker.MOST_SAMPLES", 1)
     alone = kronecker_preconditioner(model, Classification(), parameters, some, kind)
     assert_equal(together, alone, parameters)
+    assert_norms(model, alone, parameters, some[:4])
     assert passes < (model.passes - passes) / 1.2
 
 
@@ -214,6 +223,7 @@ def test_rows_of_an_embedding_and_convolutions(singles):
         expected = gradients[0][name] / (moments + 0.1 * moments.mean())
         assert torch.allclose(found.apply(name, gradients[0][name]), expected, rtol=1e-9)
     assert found.apply("conv.weight", gradients[0]["conv.weight"]).shape == (5, 4, 2)
+    assert_norms(model, found, parameters, some[:4])
 
 
 def test_it_is_kept_and_found_again(model, singles, tmp_path: Path, logged):
@@ -260,6 +270,48 @@ def test_experts_go_by_their_diagonal(kind):
         moments = torch.stack([gradient[name] for gradient in gradients]).square().mean(0)
         expected = gradients[0][name] / (moments + 0.1 * moments.mean())
         assert torch.allclose(found.apply(name, gradients[0][name]), expected, rtol=1e-9)
+    assert_norms(model, found, parameters, some[:4])
+
+
+@pytest.mark.parametrize("widest", [8192, 5])
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+def test_the_length_of_a_step_is_taken_in_the_bases(kind, widest, monkeypatch):
+    """With a table that is also the head, a weight used twice, as it is and transposed, and once entry by entry."""
+
+    class EveryUse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer, self.norm = nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = torch.tanh(self.layer(self.table(ids)))
+            hidden = self.norm(torch.matmul(hidden, self.layer.weight))
+            hidden = hidden + (hidden.unsqueeze(-1) * self.layer.weight).sum(-1)
+            return nn.functional.linear(hidden, self.table.weight).mean(1)
+
+    monkeypatch.setattr("ostlight.influence.gradients.factors.WIDEST", widest)
+    torch.manual_seed(5)
+    model = EveryUse().double().eval()
+    # Of two tokens, these are rotated; of six, their sum is.
+    some = [(torch.randint(0, 7, (1, 6 if k % 2 else 2)), torch.randint(0, 7, (1,))) for k in range(30)]
+    parameters = dict(model.named_parameters())
+    found = kronecker_preconditioner(model, Classification(), parameters, some, kind, 0.1)
+    assert (found.blocks["table.weight"].left is None) == (widest == 5)
+    assert_norms(model, found, parameters, some[:6])
+    lengths = [norm(found.direction(sample_gradient(model, Classification(), parameters, one)[1])) for one in some[:7]]
+    step_size = median_step_size(model, parameters, some[:7], 0.3, task=Classification(), preconditioner=found)
+    assert step_size == pytest.approx(0.3 / sorted(lengths)[3], rel=1e-9)
+
+
+def test_a_sample_without_a_finite_gradient_has_no_step(model, singles):
+    parameters = dict(model.named_parameters())
+    found = kronecker_preconditioner(model, Classification(), parameters, singles, "kfac", 0.1)
+    broken = (torch.full_like(singles[0][0], float("nan")), singles[0][1])
+    with pytest.raises(BadRecord, match="loss"):
+        found.direction_norm(model, Classification(), parameters, broken)
+    whole = median_step_size(model, parameters, singles[:3], 0.3, task=Classification(), preconditioner=found)
+    left = median_step_size(model, parameters, [*singles[:3], broken], 0.3, task=Classification(), preconditioner=found)
+    assert left == whole
 
 
 def test_another_loss_autocast_or_code_has_factors_of_its_own(model, singles, tmp_path: Path):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 import ostlight.influence.gradients.parameter_uses  # noqa: F401  (fills the rules)
+from ostlight.errors import BadRecord
 from ostlight.influence.gradients.experts import Routing
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.gradients.products import Products, summed_to, to_leaves
@@ -120,8 +121,11 @@ class HeldUses:
         shape = self._parameters[name].shape
         parts = [one(sample).reshape(shape) for one in self._others.get(name, ())]
         if name in self._dense:
-            parts.append(self._dense[name][sample].reshape(shape))
+            parts.append(self._dense_of(name, sample).reshape(shape))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
+
+    def _dense_of(self, name: str, sample: int) -> Tensor:
+        return self._dense[name][sample]
 
     def squares(self, name: str) -> Tensor | None:
         """``sum_i G_i^2`` in the parameter's shape; ``None`` for a parameter that no gradient reached."""
@@ -146,6 +150,70 @@ class HeldUses:
 
     def _owners(self, name: str, length: int, device: torch.device) -> Tensor:
         return self._rows.owners(name, self._parameters[name], length, device)
+
+
+class Basis(Protocol):
+    """Of one parameter's gradients, as ``preconditioner.Block``.
+
+    Attributes:
+        left: ``U [D_out, D_out]``, orthonormal; ``None`` for the identity.
+        right: ``V [D_in, D_in]``, likewise.
+    """
+
+    @property
+    def left(self) -> Tensor | None: ...
+    @property
+    def right(self) -> Tensor | None: ...
+    def rotated(self, gradients: Tensor) -> Tensor: ...
+
+
+class UsesInBases(HeldUses):
+    """The same, with gradients ``U' G V``: the tokens of a sample are rotated before their outer products are added up,
+    which takes ``T (D_out^2 + D_in^2)`` operations, or the sum is, which takes ``D_out D_in (D_out + D_in)``.
+
+    Args:
+        bases: of the parameters whose uses are kept.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], bases: Mapping[str, Basis], rows: RowOwners) -> None:
+        super().__init__(parameters, frozenset(bases), rows)
+        self._bases = bases
+
+    def matrix(self, name: str, inputs: Tensor, grad: Tensor) -> None:
+        if name not in self._names:
+            return
+        basis = self._bases[name]
+        if self._are_few(inputs, grad, basis):
+            super().matrix(name, _rotated(inputs, basis.right), _rotated(grad, basis.left))
+        else:
+            owners, inputs, grad = self._flat(name, inputs, grad)
+            self._keep(name, lambda sample: basis.rotated(grad[owners == sample].T @ inputs[owners == sample]))
+
+    def table(self, name: str, ids: Tensor, grad: Tensor) -> None:
+        if name in self._names:
+            basis = self._bases[name]
+            if basis.left is None:
+                super().table(name, ids, _rotated(grad, basis.right))
+            else:  # a row of U is a rotated one-hot vector
+                super().matrix(name, _rotated(grad, basis.right), basis.left[ids])
+
+    def _are_few(self, inputs: Tensor, grad: Tensor, basis: Basis) -> bool:
+        """Whether rotating all tokens is cheaper than rotating every sample's gradient."""
+        rows, columns = grad.shape[-1], inputs.shape[-1]
+        left, right = rows * (basis.left is not None), columns * (basis.right is not None)
+        tokens = grad.numel() // rows
+        return tokens * (rows * left + columns * right) <= self._rows.num_samples * rows * columns * (left + right)
+
+    def _dense_of(self, name: str, sample: int) -> Tensor:
+        return self._bases[name].rotated(super()._dense_of(name, sample))
+
+
+def _rotated(rows: Tensor, basis: Tensor | None) -> Tensor:
+    """``[..., D]`` rows in a basis, fp32 or fp64."""
+    if basis is None:
+        return wide(rows)
+    dtype = torch.promote_types(wide(rows).dtype, basis.dtype)
+    return rows.to(dtype) @ basis.to(dtype)
 
 
 class _FactorSink(HeldUses):
@@ -214,28 +282,37 @@ def batch_moments(
 
 
 def moments_in_bases(
-    model: nn.Module,
-    task: Task,
-    parameters: Mapping[str, nn.Parameter],
-    rotate: Mapping[str, Callable[[Tensor], Tensor]],
-    batch: Any,
+    model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], bases: Mapping[str, Basis], batch: Any
 ) -> dict[str, Tensor]:
-    """``sum_i rotate(G_i)^2`` over a batch's samples, of every parameter that has a rotation and that a gradient
-    reached.
+    """``sum_i (U' G_i V)^2`` over a batch's samples, in the shape of each parameter that has a basis and that a
+    gradient reached.
 
     Raises:
         InfluenceError: as ``batch_moments``.
     """
-    sink = HeldUses(parameters, frozenset(rotate), _row_owners(model, task, batch))
+    sink = UsesInBases(parameters, bases, _row_owners(model, task, batch))
     _backward(model, task, parameters, batch, sink)
-    sums: dict[str, Tensor] = {}
-    for name, into_basis in rotate.items():
-        for sample in range(task.size(batch)):
-            gradient = sink.gradient(name, sample)
-            if gradient is not None:
-                inside = into_basis(gradient).square()
-                sums[name] = sums[name] + inside if name in sums else inside
-    return sums
+    found = {name: sink.squares(name) for name in bases}
+    return {name: squares for name, squares in found.items() if squares is not None}
+
+
+def gradient_in_bases(
+    model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], bases: Mapping[str, Basis], single: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and ``U' G V``, in the parameter's shape, of each parameter that has a basis and that the gradient of a
+    single sample reached. One at a time; none is kept.
+
+    Raises:
+        BadRecord: ``loss_not_finite``.
+        InfluenceError: as ``batch_moments``.
+    """
+    sink = UsesInBases(parameters, bases, RowOwners(1))
+    if not _backward(model, task, parameters, single, sink):
+        raise BadRecord("loss_not_finite", "the model's loss on this sample is not finite")
+    for name in bases:
+        gradient = sink.gradient(name, 0)
+        if gradient is not None:
+            yield name, gradient
 
 
 def _row_owners(model: nn.Module, task: Task, batch: Any) -> RowOwners:

@@ -7,6 +7,7 @@ counts them: matrix products and attention.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -39,8 +40,11 @@ from ostlight.pipeline.run_plan import RunPlan, StagePlan
 from ostlight.pipeline.sharded_proxy import sharding_problems, shards_proxy
 from ostlight.selection.planning import PlannedScoring, ScoringPlan
 from ostlight.selection.registry import create
+from ostlight.training.loss_monitor import check_steps
 from ostlight.training.precision import on_cuda, precision_of
 
+WHOLE_POOL = "train on the whole pool"
+"""Name of the stage that a run is compared with."""
 SINGLES, ANCHORS_READ = 4, 32
 ROW_BYTES = 64
 """Of a record in the score table: position, id, state and tags, compressed."""
@@ -101,7 +105,7 @@ class _Planner:
         target = self.config.target
         if target.path is not None:
             whole = dataclasses.replace(target.training, steps=None)
-            yield self._training("train on the whole pool", target, self.records, whole)
+            yield self._training(WHOLE_POOL, target, self.records, whole)
         yield from self._judge()
 
     def planned(self) -> RunPlan:
@@ -138,8 +142,8 @@ class _Planner:
                 f"{self.settings.answer_tokens} answer (plan.tokens, plan.image_tokens, plan.answer_tokens)"
             )
         self.assumptions.append(
-            "counted as the cost log counts: matrix products and attention; not the loss on trusted samples during "
-            "training and trials"
+            "counted as the cost log counts: matrix products and attention; with the checks on trusted samples of a "
+            "training that does not stop early, without those of trials"
         )
 
     def _warm_up(self) -> StagePlan:
@@ -169,6 +173,8 @@ class _Planner:
         epochs = 1.0 if training.epochs is None else training.epochs
         shown = training.steps * training.batch_size if training.steps is not None else max(1, round(samples * epochs))
         flops = shown * cost.flops_per_sample
+        if stage != WHOLE_POOL:
+            flops += self._checks_flops(where, math.ceil(shown / training.batch_size))
         held, trained = self.models.weights(settings, where)
         sharded = compute.strategy == "fsdp" if where == "target" else shards_proxy(compute)
         parts = self.ranks if sharded else 1
@@ -188,6 +194,23 @@ class _Planner:
         if where == "target":
             written = {} if disk is None else {**disk, "target": held, "checkpoint": 3 * trained}
         return StagePlan(stage, shown, shown * data.mean_tokens, (flops, flops), memory, written)
+
+    def _checks_flops(self, where: Where, steps: int) -> float:
+        """Of the loss on trusted samples in the course of a training of so many steps, on all ranks."""
+        name = "dev" if self.config.dev.path is not None or where == "target" else "anchors"
+        trusted = open_data(self.config, name)
+        count = len(trusted) if trusted is not None else 0
+        if name == "anchors" and self.settings.anchors is not None:
+            count = self.settings.anchors
+        if not count:
+            return 0.0
+        model, data = self.models.shapes(where)
+        if self.settings.tokens is None and trusted is not None:
+            data = self.models.encoded(model.encoder, name, ANCHORS_READ)
+        every = list(range(len(data.encoded)))
+        batches = self.models.batches(model, data, every, self.config.compute.tokens_per_batch, MOST_BATCHES)
+        flops = sum(count_pass(partial(forward, model, batch), model).flops for batch in batches)
+        return self.ranks * len(check_steps(steps)) * count * flops / sum(map(len, batches))
 
     def _trials(self) -> Iterator[StagePlan]:
         """Of a selector that tries subsets: the most it may run."""

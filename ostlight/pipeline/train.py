@@ -28,7 +28,7 @@ from ostlight.progress import phase
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
-from ostlight.training.loss_monitor import LossMonitor
+from ostlight.training.loss_monitor import LossMonitor, counted
 from ostlight.training.order import best_first
 from ostlight.training.precision import precision_of, target_compute
 from ostlight.training.steps import EncodedPool
@@ -173,7 +173,8 @@ def _fit(
     with folder.cost_log.stage("train", config.selector.shown) as cost, cache:
         cost.resumed = checkpoints.start > 0
         try:
-            rejections = fit(model, data, job, cost)
+            with counted(monitor, cost):
+                rejections = fit(model, data, job, cost)
         except DivergedError:
             checkpoints.remove()  # it would diverge again, and be in the way of other settings
             raise

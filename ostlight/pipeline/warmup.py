@@ -25,7 +25,7 @@ from ostlight.pipeline.sharded_proxy import shards_proxy
 from ostlight.ranks import is_first_rank
 from ostlight.training.checkpoints import Checkpoints
 from ostlight.training.fit import TrainingJob, fit
-from ostlight.training.loss_monitor import LossMonitor
+from ostlight.training.loss_monitor import CHECKS_S, LossMonitor, counted
 from ostlight.training.optimizer_records import WARM_UP_AGAIN, OptimizerRecords
 from ostlight.training.precision import precision_of
 from ostlight.training.steps import EncodedPool
@@ -130,10 +130,12 @@ def load_base_checkpoint(config: Config) -> MultimodalModel:
 
 
 def seconds_per_sample(folder: RunFolder) -> float | None:
-    """Returns how long the warm-up took for a sample of a training step, by the folder's cost log; ``None`` where it
-    holds no warm-up."""
+    """Returns how long the warm-up took for a sample of a training step, without its checks on trusted samples, by the
+    folder's cost log; ``None`` where it holds no warm-up."""
     warm_ups = [cost for cost in folder.cost_log.read() if cost.stage == "warm-up" and "failed" not in cost.more]
-    return warm_ups[-1].wall_s / warm_ups[-1].samples if warm_ups and warm_ups[-1].samples else None
+    if not warm_ups or not warm_ups[-1].samples:
+        return None
+    return (warm_ups[-1].wall_s - warm_ups[-1].more.get(CHECKS_S, 0.0)) / warm_ups[-1].samples
 
 
 def proxy_fingerprints(config: Config, pool: Pool, anchors: LoadedAnchors) -> dict[str, str]:
@@ -174,7 +176,8 @@ def _warm_up(config: Config, folder: RunFolder, pool: Pool, anchors: LoadedAncho
     job = TrainingJob(config.compute, folder.path, "warm-up", config.seed, callbacks, checkpoints, shard)
     with folder.cost_log.stage("warm-up") as cost, opened(config.compute.vision_cache_gib, "warm-up"):
         cost.resumed = checkpoints.start > 0
-        rejections = fit(model, data, job, cost)
+        with counted(monitor, cost):
+            rejections = fit(model, data, job, cost)
         cost.more["rejected"] = len(rejections)
     if rejections:
         log.info(f"warm-up: {len(rejections)} of {drawn} samples could not be used; scoring lists their reasons")

@@ -14,6 +14,7 @@ from ostlight.digitmath.model import checkpoint
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.step_size import median_step_size
 from ostlight.models.influence_task import SampleTask
+from ostlight.pipeline.warmup import seconds_per_sample
 from ostlight.training.optimizer_records import median_update_norm
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
@@ -46,7 +47,11 @@ def test_the_loss_is_monitored_on_the_development_set_where_there_is_one(setting
     assert summary["monitored_on"] == "development set"
     assert summary["losses"][0][0] == 0
     assert len(summary["losses"]) >= 2
-    assert next(e.stage for e in selection.folder.cost_log.read()) == "warm-up"
+    warm_up = selection.folder.cost_log.read()[0]
+    assert warm_up.stage == "warm-up"
+    assert 0 < warm_up.more["checks_s"] < warm_up.wall_s
+    without_checks = (warm_up.wall_s - warm_up.more["checks_s"]) / warm_up.samples
+    assert seconds_per_sample(selection.folder) == pytest.approx(without_checks)
 
 
 def test_eta_makes_the_median_step_as_long_as_the_warm_ups(settings, proxy, samples):

@@ -98,9 +98,10 @@ class _Counts:
             passes = 1 if options.step == "kfac" else 2
             taken = min(FACTOR_SAMPLES, self.records)
             total += taken * passes * scoring.per_single(lambda single: self._products(single, 0))
-            total += taken * self._factor_flops() + (taken * direction / 2 if passes == 2 else 0)
+            total += taken * (self._factor_flops() + (self._rotation_flops() if passes == 2 else 0))
         if options.step_size is None:
-            total += min(self.step_size_samples, self.records) * (gradient + direction)
+            rotated = direction if scoring.memory.sharded else self._rotation_flops()
+            total += min(self.step_size_samples, self.records) * (gradient + rotated)
         if self.estimator == "exact":
             return total + anchors
         in_a_batch = min(groups, max((len(batch) for batch in scoring.anchor_batches), default=1))
@@ -150,9 +151,24 @@ class _Counts:
     def _matrices(self) -> list[nn.Parameter]:
         return [p for p in self.parameters.values() if p.ndim == 2]
 
+    def _tokens(self) -> float:
+        """Of a sample."""
+        return sum(sum(single.tokens) for single in self.scoring.singles) / len(self.scoring.singles)
+
+    def _rotation_flops(self) -> float:
+        """Of a sample's gradient in the eigenbasis: of its tokens, or of their sum, whichever is less."""
+        if self.options.step not in ("kfac", "ekfac"):
+            return 0.0
+        total, tokens = 0.0, self._tokens()
+        for parameter in self._matrices():
+            sides = [side for side in parameter.shape if side <= WIDEST]
+            of_tokens = sum(2 * tokens * side * side for side in sides)
+            total += min(of_tokens, sum(2 * parameter.numel() * side for side in sides))
+        return total / self.parts
+
     def _factor_flops(self) -> float:
         """Of both factors of every matrix, a sample; a rank's share, where each has those of some parameters."""
-        rows = sum(sum(single.tokens) for single in self.scoring.singles) / len(self.scoring.singles)
+        rows = self._tokens()
         sides = [side for p in self._matrices() for side in p.shape if side <= WIDEST]
         return float(sum(2 * rows * side * side for side in sides)) / self.parts
 

@@ -34,7 +34,7 @@ def counted(monitor: LossMonitor | None, cost: StageCost) -> Iterator[None]:
     finally:
         if monitor is not None:
             cost.flops += monitor.flops
-            cost.more[CHECKS_S] = round(monitor.seconds, 3)
+            cost.more |= {CHECKS_S: round(monitor.seconds, 3), "checks_flops": monitor.flops}
 
 
 def check_steps(last: int) -> list[int]:

@@ -77,8 +77,11 @@ def test_a_training_that_was_killed_ends_as_the_whole_one(settings, digits, monk
     assert [e.more.get("failed") for e in sittings] == ["Killed", None]
     assert [e.samples for e in sittings] == [20, 16]
     assert sum(e.flops for e in sittings) == pytest.approx(one.flops)
-    of_steps = [one.flops * 5 / 9, one.flops * 4 / 9]
-    assert [e.flops for e in sittings] == pytest.approx(of_steps, rel=0.05), "steps differ in length by a few percent"
+    checks = [e.more["checks_flops"] for e in sittings]
+    assert checks == pytest.approx([one.more["checks_flops"] * share for share in (6 / 10, 4 / 10)])
+    steps = [e.flops - of_checks for e, of_checks in zip(sittings, checks, strict=True)]
+    of_steps = [(one.flops - one.more["checks_flops"]) * share for share in (5 / 9, 4 / 9)]
+    assert steps == pytest.approx(of_steps, rel=0.05), "steps differ in length by a few percent"
     assert sum(e.tokens for e in sittings) == one.tokens
 
 

@@ -156,9 +156,7 @@ class RemotePath(PosixPath):
         if not version:
             return fetch()
         data = read_cached(cached(f"{self} {version} {start}-{stop}", fetch), fetch)
-        return (
-            data if len(data) == stop - start else fetch()
-        )  # damaged, or of an earlier version
+        return data if len(data) == stop - start else fetch()  # damaged, or of an earlier version
 
     def _whole(self) -> Path:
         """A local copy, by version; where the server tells none, the file is fetched anew and named by its content."""

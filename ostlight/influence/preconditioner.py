@@ -7,19 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ostlight.errors import BadRecord, InfluenceError
+from ostlight.errors import InfluenceError
 from ostlight.influence.anchors import Anchors
-from ostlight.influence.gradients.factors import gradient_in_bases
-from ostlight.influence.sample_gradient import norm, sample_gradient, sample_gradient_parts, train_only
+from ostlight.influence.sample_gradient import sample_gradient, sample_gradient_parts, train_only
 from ostlight.influence.shared_passes import gathered, is_sharded, of_all_ranks, own_part, part_of
-from ostlight.influence.task import Task, digest_of
+from ostlight.influence.task import digest_of
 from ostlight.influence.tensor_files import load_whole, save_whole
 from ostlight.progress import track
 
@@ -102,32 +100,14 @@ class Preconditioner:
             found[name] = part_of(self.direction(gradient)[name], parameters[name])
         return found
 
-    def direction_norm(
-        self, model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], single: Any
-    ) -> float:
-        """``||P g||`` of a sample, whose loss is taken here: in the bases, which leave it as it is.
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether no block has a basis; the same on all ranks."""
+        return all(block.left is None and block.right is None for block in self.blocks.values())
 
-        Args:
-            parameters: those of the step, which have blocks and ask for gradients.
-            single: a batch of one.
-
-        Raises:
-            BadRecord: a loss or a gradient that is not finite.
-        """
-        if all(block.left is None and block.right is None for block in self.blocks.values()):
-            return norm(self.direction(sample_gradient(model, task, parameters, single)[1]))
-        return _finite_norm(self._squared_norm(model, task, parameters, single))
-
-    def _squared_norm(
-        self, model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], single: Any
-    ) -> Tensor:
-        """``||P g||^2`` of a sample over the parameters that have a block here, float64."""
-        squared = torch.zeros((), dtype=torch.float64, device=next(iter(parameters.values())).device)
-        blocks = {name: self.blocks[name] for name in parameters if name in self.blocks}
-        for name, gradient in gradient_in_bases(model, task, parameters, blocks, single):
-            inverse = blocks[name].inverse
-            squared += (gradient.reshape(inverse.shape) * inverse).double().square().sum()
-        return squared
+    def summed_over_ranks(self, part: Tensor) -> Tensor:
+        """The sum of what the ranks' blocks give, in the place of ``part``."""
+        return part
 
     @property
     def nbytes(self) -> int:
@@ -170,7 +150,7 @@ class Preconditioner:
 class ShardedPreconditioner(Preconditioner):
     """Every rank holds the blocks of some parameters: those whose vectors it holds where vectors are split too.
 
-    ``direction``, ``direction_norm`` and ``digest`` are rounds that all ranks take part in, with the same sample:
+    ``direction``, ``summed_over_ranks`` and ``digest`` are rounds that all ranks take part in, for the same sample:
     everything before a rank scores its own batches does.
 
     Attributes:
@@ -201,13 +181,15 @@ class ShardedPreconditioner(Preconditioner):
             found[name] = part
         return found
 
-    def direction_norm(
-        self, model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], single: Any
-    ) -> float:
-        """As ``Preconditioner.direction_norm``; one number is sent."""
-        squared = self._squared_norm(model, task, parameters, single)
-        dist.all_reduce(squared)
-        return _finite_norm(squared)
+    @property
+    def is_diagonal(self) -> bool:
+        """Taken for not diagonal: a rank does not know the others' blocks."""
+        return False
+
+    def summed_over_ranks(self, part: Tensor) -> Tensor:
+        """As ``Preconditioner.summed_over_ranks``."""
+        dist.all_reduce(part)
+        return part
 
     def digest(self) -> str:
         """As ``Preconditioner.digest``, and the same as of one that is not sharded."""
@@ -222,12 +204,6 @@ class PartsPreconditioner(Preconditioner):
         self, parts: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
     ) -> dict[str, Tensor]:
         return self.direction(parts)
-
-
-def _finite_norm(squared: Tensor) -> float:
-    if not bool(squared.isfinite()):
-        raise BadRecord("gradient_not_finite", "the gradient holds NaN or infinity")
-    return float(squared.sqrt())
 
 
 def _joined(digests: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ostlight.errors import BadRecord, InfluenceError
+from ostlight.influence.gradients.factors import gradient_in_bases
 from ostlight.influence.preconditioner import Preconditioner
 from ostlight.influence.sample_gradient import norm, sample_gradient, sample_gradient_parts
 from ostlight.influence.shared_passes import is_sharded, norm_over_ranks
@@ -79,5 +80,32 @@ def _step_norm(
             parts = preconditioner.direction_of_parts(parts, parameters)
         return norm_over_ranks(parts, next(model.parameters()).device)
     if preconditioner is not None:
-        return preconditioner.direction_norm(model, task, parameters, single)
+        return direction_norm(model, task, parameters, single, preconditioner)
     return norm(sample_gradient(model, task, parameters, single)[1])
+
+
+def direction_norm(
+    model: nn.Module, task: Task, parameters: Mapping[str, nn.Parameter], single: Any, preconditioner: Preconditioner
+) -> float:
+    """``||P g||`` of a sample, in the bases of ``P``, which are orthonormal. All ranks that share its blocks call it
+    with the same sample.
+
+    Args:
+        parameters: those of the step, which ask for gradients.
+        single: a batch of one.
+
+    Raises:
+        BadRecord: a loss or a gradient that is not finite.
+    """
+    if preconditioner.is_diagonal:
+        direction = preconditioner.direction(sample_gradient(model, task, parameters, single)[1])
+        return norm(direction)
+    blocks = {name: preconditioner.blocks[name] for name in parameters if name in preconditioner.blocks}
+    squared = torch.zeros((), dtype=torch.float64, device=next(iter(parameters.values())).device)
+    for name, gradient in gradient_in_bases(model, task, parameters, blocks, single):
+        inverse = blocks[name].inverse
+        squared += (gradient.reshape(inverse.shape) * inverse).double().square().sum()
+    squared = preconditioner.summed_over_ranks(squared)
+    if not bool(squared.isfinite()):
+        raise BadRecord("gradient_not_finite", "the gradient holds NaN or infinity")
+    return float(squared.sqrt())

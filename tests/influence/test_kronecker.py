@@ -27,6 +27,7 @@ from ostlight.influence.estimators.exact import Exact
 from ostlight.influence.parameters import select_parameters
 from ostlight.influence.preconditioner import Block, Preconditioner, ShardedPreconditioner
 from ostlight.influence.sample_gradient import dot, norm, sample_gradient
+from ostlight.influence.step_size import direction_norm
 
 Single = tuple[Tensor, Tensor]
 
@@ -90,7 +91,7 @@ def assert_norms(model: nn.Module, found: Preconditioner, parameters: Mapping[st
     """The length of a preconditioned gradient, which is taken in the bases, is that of the direction itself."""
     for single in singles:
         gradient = sample_gradient(model, Classification(), parameters, single)[1]
-        length = found.direction_norm(model, Classification(), parameters, single)
+        length = direction_norm(model, Classification(), parameters, single, found)
         assert length == pytest.approx(norm(found.direction(gradient)), rel=1e-9)
 
 
@@ -308,7 +309,7 @@ def test_a_sample_without_a_finite_gradient_has_no_step(model, singles):
     found = kronecker_preconditioner(model, Classification(), parameters, singles, "kfac", 0.1)
     broken = (torch.full_like(singles[0][0], float("nan")), singles[0][1])
     with pytest.raises(BadRecord, match="loss"):
-        found.direction_norm(model, Classification(), parameters, broken)
+        direction_norm(model, Classification(), parameters, broken, found)
     whole = median_step_size(model, parameters, singles[:3], 0.3, task=Classification(), preconditioner=found)
     left = median_step_size(model, parameters, [*singles[:3], broken], 0.3, task=Classification(), preconditioner=found)
     assert left == whole

@@ -304,6 +304,30 @@ def test_the_length_of_a_step_is_taken_in_the_bases(kind, widest, monkeypatch):
     assert step_size == pytest.approx(0.3 / sorted(lengths)[3], rel=1e-9)
 
 
+def test_second_moments_of_a_weight_that_some_samples_use_entry_by_entry_alone():
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3, bias=False)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if inputs.shape[1] == 4:
+                return self.layer(inputs).mean(1)
+            return (inputs.unsqueeze(-1) * self.layer.weight).sum(-1).mean(1)
+
+    torch.manual_seed(6)
+    model = Either().double().eval()
+    some = [(torch.randn(1, 4 + k % 2, 3).double(), torch.randint(0, 3, (1,))) for k in range(30)]
+    parameters = dict(model.named_parameters())
+    found = kronecker_preconditioner(model, Classification(), parameters, some, "ekfac", 0.1)
+    block = found.blocks["layer.weight"]
+    assert block.left is not None
+    gradients = [sample_gradient(model, Classification(), parameters, one)[1]["layer.weight"] for one in some]
+    moments = torch.stack([block.left.T @ g @ block.right for g in gradients]).square().mean(0)
+    torch.testing.assert_close(block.inverse, 1 / (moments + 0.1 * moments.mean()), rtol=1e-9, atol=0)
+    assert_norms(model, found, parameters, some[:6])
+
+
 def test_a_sample_without_a_finite_gradient_has_no_step(model, singles):
     parameters = dict(model.named_parameters())
     found = kronecker_preconditioner(model, Classification(), parameters, singles, "kfac", 0.1)

@@ -114,18 +114,20 @@ class HeldUses:
         per_sample = rows.new_zeros(self._rows.num_samples, *value.graph.shape).index_add_(0, owners, rows)
         for leaf, gradients in to_leaves(value, per_sample).items():
             if leaf in self._names:
-                self._dense[leaf] = self._dense[leaf] + gradients if leaf in self._dense else gradients
+                held = self._held(leaf, gradients)
+                self._dense[leaf] = self._dense[leaf] + held if leaf in self._dense else held
+
+    def _held(self, name: str, gradients: Tensor) -> Tensor:
+        """What is kept of gradients ``[N, *shape]``."""
+        return gradients
 
     def gradient(self, name: str, sample: int) -> Tensor | None:
         """The sample's gradient, in the parameter's shape; ``None`` for a parameter that no gradient reached."""
         shape = self._parameters[name].shape
         parts = [one(sample).reshape(shape) for one in self._others.get(name, ())]
         if name in self._dense:
-            parts.append(self._dense_of(name, sample).reshape(shape))
+            parts.append(self._dense[name][sample].reshape(shape))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
-
-    def _dense_of(self, name: str, sample: int) -> Tensor:
-        return self._dense[name][sample]
 
     def squares(self, name: str) -> Tensor | None:
         """``sum_i G_i^2`` in the parameter's shape; ``None`` for a parameter that no gradient reached."""
@@ -204,8 +206,8 @@ class UsesInBases(HeldUses):
         tokens = grad.numel() // rows
         return tokens * (rows * left + columns * right) <= self._rows.num_samples * rows * columns * (left + right)
 
-    def _dense_of(self, name: str, sample: int) -> Tensor:
-        return self._bases[name].rotated(super()._dense_of(name, sample))
+    def _held(self, name: str, gradients: Tensor) -> Tensor:
+        return self._bases[name].rotated(gradients)
 
 
 def _rotated(rows: Tensor, basis: Tensor | None) -> Tensor:

@@ -113,6 +113,12 @@ class Experiment:
         """Returns the configuration of a stage whose run folder is ``PARENT/NAME`` in the benchmark's."""
         return dataclasses.replace(config, name=name, folder=str(self.folder.path / parent), benchmark=None)
 
+    def score_folder_name(self, label: str, key: str) -> str:
+        """Returns ``LABEL-KEY``, or the name of the folder in ``selectors/`` that has the key already: rows in another
+        order or with other labels are not scored again."""
+        made = sorted((self.folder.path / "selectors").glob(f"*-{key}"))
+        return made[0].name if made else f"{label}-{key}"
+
     def score_config(self, choice: SelectorChoice, seed: int, name: str) -> Config:
         """Returns the configuration of scoring and selecting in the run folder ``selectors/NAME``."""
         config = dataclasses.replace(self.config, seed=seed, selector=choice, digitmath=None)

@@ -74,7 +74,8 @@ class ProxyTask:
 class ScoreTask:
     """A selector's scores of the whole pool, in ``selectors/``.
 
-    Choices that differ only in how they select share it; it has the label of the first.
+    Choices that differ only in how they select share it; it has the label of the first, its folder that of the first
+    that was ever scored.
 
     Args:
         choice: the selector and its options, which ``selector`` was made from.
@@ -100,7 +101,7 @@ class ScoreTask:
         label = f"{choice.shown}-seed{seed}" if selector.stochastic else choice.shown
         self.name = f"scores of {label}" + (f", {experiment.variant}" if experiment.variant else "")
         self.kind = f"scores of {choice.shown}, {experiment.variant}"
-        self.config = experiment.score_config(choice, seed, f"{file_name(label)}-{digest[:8]}")
+        self.config = experiment.score_config(choice, seed, experiment.score_folder_name(file_name(label), digest[:8]))
 
     @cached_property
     def folder(self) -> RunFolder:

@@ -44,6 +44,18 @@ class Turn:
     name: str | None = None
     tool_call_id: str | None = None
 
+    @property
+    def text_with_calls(self) -> str:
+        """The text, and each function call as a line of JSON below it: all of the turn, for what reads texts alone."""
+        calls = [json_text(call.get("function", call)) for call in self.tool_calls]
+        return "\n".join(filter(None, [self.text, *calls]))
+
+
+def json_text(value: Any) -> str:
+    """The value in JSON for a text, without a placeholder in it, so that it brings no image of its own."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text.replace(IMAGE_PLACEHOLDER, "\\u003cimage>")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:

@@ -244,7 +244,7 @@ def _pooled(hidden: Tensor, chosen: Tensor, pooling: Pooling) -> np.ndarray:
 
 
 def _text(sample: Sample) -> str:
-    return "\n".join(turn.text.replace(IMAGE_PLACEHOLDER, "").strip() for turn in sample.turns)
+    return "\n".join(turn.text_with_calls.replace(IMAGE_PLACEHOLDER, "").strip() for turn in sample.turns)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

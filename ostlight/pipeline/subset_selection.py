@@ -54,19 +54,29 @@ def select_subset_rows(
             scores = scores.with_tokens(lengths).take(usable)
         context = _selection_context(config, folder, pool, selector, cost)
         with phase(f"selecting by {config.selector.shown}"):
-            rows = usable[select_rows(selector, scores.with_context(context), budget)]
-        _warn_of_another_size(config, selector, budget, len(rows), len(scores))
+            rows_kept = select_rows(selector, scores.with_context(context), budget)
+            rows = usable[rows_kept]
+        _warn_of_another_size(config, selector, budget, scores, rows_kept)
         cost.samples = len(scores)
         cost.more |= {"budget": budget.label, "seed": config.seed}
     return rows, cost
 
 
-def _warn_of_another_size(config: Config, selector: Selector, budget: Budget, kept: int, scored: int) -> None:
-    """Where a budget names a number of samples, a comparison at equal budgets needs just as many."""
-    has_size = budget.share is not None or budget.count is not None
-    if has_size and not selector.ignores_budget and kept != (size := budget.size(scored)):
+def _warn_of_another_size(config: Config, selector: Selector, budget: Budget, scores: Scores, kept: np.ndarray) -> None:
+    """A comparison at equal budgets needs just as many samples; of tokens, all but less than a sample's."""
+    if selector.ignores_budget or budget.threshold is not None:
+        return
+    name = config.selector.shown
+    if budget.tokens is None:
+        if len(kept) != (size := budget.size(len(scores))):
+            log.warning(f"{name} keeps {len(kept):,} samples, where the budget ({budget.label}) asks for {size:,}")
+        return
+    lengths = scores.tokens
+    used, longest = int(lengths[kept].sum()), int(lengths.max(initial=0))
+    if len(kept) < len(scores) and (left := budget.tokens - used) > longest:
         log.warning(
-            f"{config.selector.shown} keeps {kept:,} samples, where the budget ({budget.label}) asks for {size:,}"
+            f"{name} keeps {used:,} tokens and leaves {left:,} of the budget ({budget.label}) unused, more than the "
+            f"longest sample has ({longest:,})"
         )
 
 

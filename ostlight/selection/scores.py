@@ -81,6 +81,7 @@ class Scores:
         self._context = context
         self._files: ScoreFiles | None = None
         self._rows = np.empty(0, dtype=np.int64)
+        self._left_out: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, folder: str | Path) -> Scores:
@@ -114,7 +115,8 @@ class Scores:
         added = self._loaded.schema
         if self._files is None:
             return added
-        of_files = [field for field in self._files.schema if field.name not in added.names]
+        left_out = {*added.names, *self._left_out}
+        of_files = [field for field in self._files.schema if field.name not in left_out]
         return pa.schema([*added, *of_files])
 
     @property
@@ -127,7 +129,8 @@ class Scores:
         """All columns, which for the table of a run means to read the rest of it."""
         if self._files is None:
             return self._loaded
-        names = list(dict.fromkeys([*self._files.schema.names, *self._loaded.column_names]))
+        stored = [name for name in self._files.schema.names if name in self]
+        names = list(dict.fromkeys([*stored, *self._loaded.column_names]))
         return pa.table({name: self.stored(name) for name in names})
 
     def stored(self, name: str) -> pa.ChunkedArray:
@@ -242,6 +245,13 @@ class Scores:
             else:
                 table = table.append_column(name, values)
         return self._with(table)
+
+    def with_fixed_columns(self) -> Scores:
+        """The same rows without the selector's extra columns."""
+        names = [name for name in self._loaded.column_names if name in FIXED_NAMES]
+        scores = self._with(self._loaded.select(names))
+        scores._left_out = frozenset(self.names) - set(FIXED_NAMES)
+        return scores
 
     def with_context(self, context: SelectionContext) -> Scores:
         """The same rows, selected from in a run."""

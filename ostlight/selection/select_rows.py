@@ -33,7 +33,7 @@ def select_rows(selector: Selector, scores: Scores, budget: Budget) -> np.ndarra
 
 
 def _select(selector: Selector, scores: Scores, budget: Budget) -> np.ndarray:
-    if budget.stratify_by is None or selector.handles_strata:
+    if budget.stratify_by is None or selector.handles_strata or selector.ignores_budget:
         return _checked_rows(selector, scores, budget)
     return select_per_stratum(scores, budget, lambda part, share: _checked_rows(selector, part, share))
 

@@ -15,6 +15,8 @@ from ostlight.errors import DataError
 from ostlight.selection.scores import Scores
 from ostlight.selection.set_objective import gradient_clusters
 
+COLUMNS_OF = {ANCHOR_GROUP: ("utility_by_group",), GRADIENT_CLUSTER: ("alignment", "phi")}
+"""Columns that strata other than a tag's are found by."""
 CLUSTERS = 20
 """Clusters of gradients at most; fewer in pools of fewer samples."""
 
@@ -59,7 +61,7 @@ class Strata:
         weights = Counter(scores.context.anchor_groups())
         refuse_one_group(weights)
         names = sorted(weights)
-        _need(scores, ANCHOR_GROUP, "utility_by_group")
+        _need(scores, ANCHOR_GROUP)
         utilities = scores.column("utility_by_group")
         if len(scores) and utilities.shape[1] != len(names):
             raise DataError(
@@ -71,7 +73,7 @@ class Strata:
 
     @classmethod
     def _by_cluster(cls, scores: Scores) -> Strata:
-        _need(scores, GRADIENT_CLUSTER, "alignment", "phi")
+        _need(scores, GRADIENT_CLUSTER)
         if not len(scores):
             return cls(np.empty(0, dtype=object))
         found = gradient_clusters(scores.column("alignment"), scores.column("phi"), min(CLUSTERS, len(scores)))
@@ -102,8 +104,8 @@ def refuse_one_group(groups: Iterable[str]) -> None:
         )
 
 
-def _need(scores: Scores, stratify_by: str, *columns: str) -> None:
-    missing = [name for name in columns if name not in scores]
+def _need(scores: Scores, stratify_by: str) -> None:
+    missing = [name for name in COLUMNS_OF[stratify_by] if name not in scores]
     if missing:
         raise DataError(
             f"budget.stratify_by={stratify_by} needs the column {missing[0]!r}, which these scores lack; "
@@ -147,17 +149,43 @@ def select_from(
     """
     members = _rows_by_label(strata.labels)
     sizes = {label: len(rows) for label, rows in members.items()}
-    tokens = None
-    if budget.tokens is not None:
-        tokens = {label: int(scores.tokens[rows].sum()) for label, rows in members.items()}
-    selected = [np.empty(0, dtype=np.int64)] + [
-        members[label][select(scores.take(members[label]), share)]
-        for label, share in budget.shares(sizes, tokens, strata.weights).items()
-    ]
+    if budget.tokens is None:
+        shares = budget.shares(sizes, weights=strata.weights)
+        parts = [members[label][select(scores.take(members[label]), share)] for label, share in shares.items()]
+    else:
+        parts = _within_tokens(members, scores, budget, strata.weights, select)
+    selected = [np.empty(0, dtype=np.int64), *parts]
     places = np.concatenate([np.arange(len(rows)) / max(1, len(rows)) for rows in selected])
     stratum = np.repeat(np.arange(len(selected)), [len(rows) for rows in selected])
     rows = np.concatenate(selected)
     return rows[np.lexsort((rows, stratum, places))]
+
+
+def _within_tokens(
+    members: Mapping[Any, np.ndarray],
+    scores: Scores,
+    budget: Budget,
+    weights: Mapping[str, float] | None,
+    select: Callable[[Scores, Budget], np.ndarray | Sequence[int]],
+) -> list[np.ndarray]:
+    """Rows of each stratum within its share of the tokens.
+
+    A sample is as long as it is: what is left of a share, up to one sample, goes to the next stratum. And a sample that
+    is longer than the share is passed over, so that it does not use it up.
+    """
+    lengths = scores.tokens
+    totals = {label: int(lengths[rows].sum()) for label, rows in members.items()}
+    parts, left = [], 0
+    for label, share in budget.shares({}, totals, weights).items():
+        assert share.tokens is not None, "a share of a token budget"
+        rows, tokens = members[label], share.tokens + left
+        fitting = rows[lengths[rows] <= tokens]
+        part = fitting[:0]
+        if len(fitting):
+            part = fitting[select(scores.take(fitting), Budget(tokens=tokens))]
+        parts.append(part)
+        left = min(tokens - int(lengths[part].sum()), int(lengths[rows].max()))
+    return parts
 
 
 def _rows_by_label(labels: np.ndarray) -> dict[Any, np.ndarray]:

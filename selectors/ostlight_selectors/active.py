@@ -19,8 +19,12 @@ from ostlight.models.losses import IGNORED
 from ostlight.models.module import MultimodalModel
 from ostlight.pipeline.fingerprint import of_class
 from ostlight.selection.context import ScoringContext
+from ostlight.selection.planning import ProxyMemory
 from ostlight.selection.selector import Selector
 from ostlight_selectors.ost import OneStepTrain
+
+SHARED_OPTIONS = ("estimator", "parameters", "step_size", "rank", "probes")
+"""With ``ost``."""
 
 
 class Active(Selector):
@@ -35,6 +39,7 @@ class Active(Selector):
 
     uses_proxy: ClassVar[bool] = True
     needs_answers: ClassVar[bool] = False
+    needs_anchors: ClassVar[bool] = True
     renamed_options: ClassVar[Mapping[str, str]] = {"scope": "parameters", "eta": "step_size"}
 
     @dataclass
@@ -57,11 +62,18 @@ class Active(Selector):
         leave_out_harmful: bool = True
         hide_answers: bool = False
 
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        names = ("estimator", "parameters", "step_size", "rank", "probes")
-        shared = {name: getattr(self.options, name) for name in names}
-        self.step = OneStepTrain(OneStepTrain.Options(**shared, selection="top"))
+    def _one_step_train(self) -> OneStepTrain:
+        shared = {name: getattr(self.options, name) for name in SHARED_OPTIONS}
+        return OneStepTrain(OneStepTrain.Options(**shared, selection="top"))
+
+    def check_anchors(self, groups: Sequence[str]) -> None:
+        self._one_step_train().check_anchors(groups)
+
+    def fit_memory(self, proxy: ProxyMemory) -> None:
+        step = self._one_step_train()
+        step.fit_memory(proxy)
+        for name in SHARED_OPTIONS:
+            setattr(self.options, name, getattr(step.options, name))
 
     def fingerprints(self) -> dict[str, str]:
         return {"code of ost": of_class(OneStepTrain)}
@@ -69,8 +81,12 @@ class Active(Selector):
     def setup(self, context: ScoringContext) -> None:
         proxy = context.proxy
         self.model, self.tokens_per_batch = proxy.model, proxy.tokens_per_batch
+        self.step = self._one_step_train()
         labelled = replace(proxy, examples=lambda count: self._with_first_answer(proxy.examples(count)))
         self.step.setup(replace(context, _proxy=labelled))
+
+    def teardown(self) -> None:
+        self.step.teardown()
 
     def score(self, batch: Batch) -> dict[str, Any]:
         failures = [BadRecord("no_candidate", "the proxy gives no answer that can be scored")] * len(batch)

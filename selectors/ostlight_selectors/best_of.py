@@ -25,6 +25,7 @@ from ostlight.selection.registry import create_all
 from ostlight.selection.scores import FIXED_NAMES, Scores, rejections
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
+from ostlight.selection.strata import COLUMNS_OF, Strata, select_from
 
 log = logging.getLogger("ostlight.selectors.best_of")
 
@@ -155,6 +156,18 @@ class BestOf(Selector):
         for candidate in self.candidates:
             candidate.check_anchors(groups)
 
+    def check_budget(self, budget: Budget) -> None:
+        """One candidate that stores what the strata are found by is enough."""
+        checking = [one for one in self.candidates if type(one).check_budget is not Selector.check_budget]
+        refusals = []
+        for candidate in checking:
+            try:
+                candidate.check_budget(budget)
+            except SelectorError as refusal:
+                refusals.append(refusal)
+        if refusals and len(refusals) == len(checking):
+            raise refusals[0]
+
     def tags_needed(self) -> dict[str, str]:
         return {
             f"candidates[{k}].options.{option}": tag
@@ -193,7 +206,7 @@ class BestOf(Selector):
 
     def select(self, scores: Scores, budget: Budget) -> np.ndarray:
         first, _ = self._subset(0, scores, budget)
-        if budget.threshold is not None or len(first) in (0, len(scores)):
+        if budget.threshold is not None or len(first) == len(scores):
             return first
         if not scores.in_run or scores.context.trial is None:
             return first
@@ -279,17 +292,28 @@ class BestOf(Selector):
         view = self._view(k, scores)
         if scores.in_run:
             view = view.with_context(dataclasses.replace(scores.context, note=notes.__setitem__))
-        rows = select_rows(self.candidates[k], view, budget)
+        rows = self._select(k, view, scores, budget)
         if self.sources[k] != self.sources[0]:
             rows = rows[np.lexsort((scores.positions[rows], -scores.score[rows]))]
         return rows, notes
 
+    def _select(self, k: int, view: Scores, scores: Scores, budget: Budget) -> np.ndarray:
+        """As ``select_rows``; strata that need columns which the candidate's table lacks are another's."""
+        candidate, tag = self.candidates[k], budget.stratify_by
+        needed = COLUMNS_OF.get(tag or "", ())
+        if tag is None or all(name in view for name in needed):
+            return select_rows(candidate, view, budget)
+        views = (self._view(other, scores) for other in range(len(self.candidates)))
+        strata = Strata.of(next((one for one in views if all(name in one for name in needed)), scores), tag)
+        return select_from(strata, view, budget, lambda part, share: select_rows(candidate, part, share))
+
     def _view(self, k: int, scores: Scores) -> Scores:
-        """The scores as the candidate's own table has them; columns it lacks are the first candidate's."""
+        """The scores as the candidate's own table has them, and no column of another's."""
         source, candidate = self.sources[k], self.candidates[k]
-        prefix = f"{source.dependency}."
-        stored = [name for name in scores.names if name.startswith(prefix)]
-        view = scores.with_columns({name.removeprefix(prefix): scores.stored(name) for name in stored})
+        view, prefix = scores, f"{source.dependency}."
+        if source.dependency != self.sources[0].dependency:
+            own = {n.removeprefix(prefix): scores.stored(n) for n in scores.names if n.startswith(prefix)}
+            view = scores.with_fixed_columns().with_columns(own)
         if source.metric is None:
             return view
         assert isinstance(candidate, MetricSelector), "only metric selectors read another's column"

@@ -20,6 +20,7 @@ from ostlight.pipeline import fingerprint
 from ostlight.pipeline.scoring.rows import checked_columns
 from ostlight.selection.admission import admitted_first, warn_of_filling
 from ostlight.selection.context import ScoringContext
+from ostlight.selection.planning import ProxyMemory
 from ostlight.selection.pool_columns import PoolColumns
 from ostlight.selection.registry import create, create_all
 from ostlight.selection.scores import Scores, SelectionContext, rejections
@@ -157,6 +158,21 @@ class Combine(Selector):
     def check_anchors(self, groups: Sequence[str]) -> None:
         for part in self.parts:
             part.check_anchors(groups)
+
+    def check_budget(self, budget: Budget) -> None:
+        if self.cascade:
+            self.last.check_budget(budget)
+
+    def fit_memory(self, proxy: ProxyMemory) -> None:
+        """The last part of a cascade runs here; the others fit themselves, each in its own run."""
+        if not self.cascade:
+            return
+        before = dataclasses.asdict(self.last.options)
+        self.last.fit_memory(proxy)
+        chosen = {n: value for n, value in dataclasses.asdict(self.last.options).items() if value != before[n]}
+        if chosen:
+            part = self.options.of[-1]
+            self.options.of[-1] = dataclasses.replace(part, options=part.options | chosen)
 
     def tags_needed(self) -> dict[str, str]:
         parts = enumerate(self.parts)

@@ -9,7 +9,8 @@ from ostlight.selection.metric_selector import MetricSelector
 
 
 class Length(MetricSelector):
-    """The samples with the longest (or shortest, or middling) answers, in characters of all trained turns.
+    """The samples with the longest (or shortest, or middling) answers, in characters of all trained turns, function
+    calls as JSON.
 
     "Long Is More for Alignment" (arXiv 2402.04833) counts tokens; characters need no tokenizer and no model.
     """
@@ -17,4 +18,4 @@ class Length(MetricSelector):
     column: ClassVar[str] = "characters"
 
     def measure(self, batch: Batch) -> dict[str, Any]:
-        return {"characters": [sum(len(t.text) for t in s.turns if t.trained) for s in batch.samples]}
+        return {"characters": [sum(len(t.text_with_calls) for t in s.turns if t.trained) for s in batch.samples]}

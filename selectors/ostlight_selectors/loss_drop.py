@@ -47,7 +47,8 @@ class LossDrop(MetricSelector):
     def measure(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
             before, after = self.model.losses(batch).double(), self.reference.losses(batch).double()
-        known = (before > 0) | (after == 0)  # learnt by heart before: no drop where it stays so
-        drop = torch.where(before > 0, (before - after) / before, torch.where(known, 0.0, float("nan")))
-        failures = [None if one else BadRecord("loss_is_zero", LEARNT) for one in known.tolist()]
+        learnt = before == 0  # by heart: no drop where it stays so
+        where_learnt = torch.where(after == 0, 0.0, float("nan"))
+        drop = torch.where(learnt, where_learnt, (before - after) / before)
+        failures = [BadRecord("loss_is_zero", LEARNT) if one else None for one in (learnt & (after > 0)).tolist()]
         return {"loss_drop": drop, "loss": before, "reference_loss": after, "failure": failures}

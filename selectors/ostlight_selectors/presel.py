@@ -14,7 +14,7 @@ from annotated_types import Gt, Interval
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Count
 from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
-from ostlight.errors import BadRecord, SelectorError
+from ostlight.errors import BadRecord, DataError, SelectorError
 from ostlight.models.batch import Batch
 from ostlight.models.encoding.encoder import encode_reduced
 from ostlight.selection.context import ScoringContext
@@ -119,7 +119,7 @@ class PreSel(EmbeddingSelector):
         """
         if budget.threshold is not None:
             raise SelectorError("presel shares a budget over tasks; give a fraction, a count or tokens")
-        tasks, is_reference = scores.tag(self.options.task), scores.column("is_reference").astype(bool)
+        tasks, is_reference = self._tasks(scores), scores.column("is_reference").astype(bool)
         weights = self._task_weights(tasks, scores.column("instruction_relevance").astype(np.float64))
         kept = np.empty(0, dtype=np.int64)
         if self.options.keep_reference:
@@ -135,7 +135,7 @@ class PreSel(EmbeddingSelector):
         """The reference samples that fit the budget, spread over the tasks."""
         if not len(rows):
             return rows
-        all_of_them = Strata(scores.tag(self.options.task)[rows])
+        all_of_them = Strata(self._tasks(scores)[rows])
         spread = select_from(all_of_them, scores.take(rows), Budget(fraction=1.0), lambda part, share: share.top(part))
         size = budget if budget.tokens is not None else Budget(count=budget.size(len(scores)))
         kept = rows[size.within(scores.take(rows), spread)]
@@ -145,6 +145,13 @@ class PreSel(EmbeddingSelector):
                 "selector.options.reference, or set keep_reference to false"
             )
         return kept
+
+    def _tasks(self, scores: Scores) -> np.ndarray:
+        """Of each row; a stratum of which no sample has the tag is one task."""
+        try:
+            return scores.tag(self.options.task)
+        except DataError:
+            return np.full(len(scores), "", dtype=object)
 
     def _task_weights(self, tasks: np.ndarray, relevance: np.ndarray) -> dict[str, float] | None:
         """Share of the budget by task; ``None``, for shares by size, where no reference sample was measured."""

@@ -243,6 +243,10 @@ def test_choices_that_differ_only_in_how_they_select_are_scored_once(experiment)
     assert [p.budget for p in ScoreColumns.read(run).selections] == ["25% by task, ost", "25% by task, set"]
     alone, together = rows[2:]
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
+    reversed_rows = {"selectors": section["selectors"][::-1]}
+    again = ostlight.benchmark(experiment | {"benchmark": section | reversed_rows})
+    assert {row.label: row.values for row in again} == {row.label: row.values for row in rows}
+    assert list((folder / "selectors").iterdir()) == [place], "the order of the rows names no other folder"
 
 
 def test_another_tag_that_groups_the_trials_is_another_selection(experiment):

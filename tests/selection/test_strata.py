@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ostlight.config.budget import Budget, shared_out
 from ostlight.errors import DataError, SelectorError
 from ostlight.pipeline.scoring.rows import to_table
+from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores, SelectionContext
 from ostlight.selection.select_rows import select_rows
 from ostlight.selection.selector import Selector
@@ -122,3 +125,28 @@ def test_sharing_out_fills_the_room_and_no_more():
     assert shared_out(99, {"a": 2, "b": 3}) == {"a": 2, "b": 3}
     assert shared_out(5, {"a": 2, "b": 9}, {"a": 1}) == {"a": 2, "b": 3}
     assert shared_out(0, {"a": 2}) == {"a": 0}
+
+
+@pytest.mark.parametrize("total", [1000, 1900, 150])
+def test_a_budget_of_tokens_is_used_up_to_one_sample_however_many_strata_share_it(total: int):
+    kinds = [f"k{i // 5:02d}" for i in range(100)]
+    scores = scores_of([(i, i) for i in range(100)], tokens=[100] * 100).with_columns(
+        {"tags": pa.chunked_array([pa.array([[("task", kind)] for kind in kinds], pa.map_(pa.string(), pa.string()))])}
+    )
+    rows = select_rows(Top(), scores, Budget(tokens=total, stratify_by="task"))
+    assert len(rows) == total // 100
+    counts = Counter(kinds[row] for row in rows)
+    assert max(counts.values()) == 1, "no stratum is served twice where others have none"
+
+
+def test_a_sample_longer_than_its_stratums_share_does_not_use_it_up():
+    scores = scores_of([(3, 0), (2, 0), (1, 0), (0, 3), (0, 2)], tokens=[60, 10, 10, 10, 10])
+    rows = select_rows(Top(), scores, Budget(tokens=70, stratify_by="anchors.group"))
+    assert {1, 2, 3} <= set(rows.tolist()), "shares are 35 each, and the first sample is longer"
+    assert scores.tokens[rows].sum() <= 70
+
+
+def test_full_is_full_however_it_is_stratified():
+    scores = scores_of([(1, 0)] * 9 + [(0, 1)], tokens=[1] * 10)
+    for budget in (Budget(fraction=0.2, stratify_by="anchors.group"), Budget(tokens=2, stratify_by="task")):
+        assert len(select_rows(create("full"), scores, budget)) == 10

@@ -19,6 +19,7 @@ from ostlight.influence.parameters import select_parameters
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.models.influence_task import make_anchors
 from ostlight.models.losses import IGNORED
+from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
 
 pytestmark = pytest.mark.usefixtures("few_samples_compared")
@@ -122,3 +123,9 @@ def test_options_out_of_range(active):
         ostlight.select(active(answers=0))
     with pytest.raises(ConfigError, match="estimator must be one of"):
         ostlight.select(active(estimator="third_order"))
+
+
+def test_it_needs_anchors_and_fits_its_parameters(active, logged):
+    assert create("active").needs_anchors
+    ostlight.select(active(parameters="auto"))
+    assert "(blocks)" in logged()

@@ -398,3 +398,42 @@ def test_the_log_says_how_many_trials_there_are_and_that_they_are_smaller(logged
     lines = logged()
     assert f"{2 * distinct} trials on the proxy: {distinct} different subsets, 2 orders of each, 25 steps" in lines
     assert "trials: 25 steps instead of 100" in lines
+
+
+EXACT = {"name": "ost", "options": {"estimator": "exact"}, "label": "exact"}
+
+
+def with_exact(scores: Scores, exact: np.ndarray) -> Scores:
+    """The table of best_of with another candidate's utilities, which have no ``alignment``."""
+    return scores.with_columns({"2-ost.score": exact, "3-random.score": RANDOM})
+
+
+@pytest.mark.parametrize("tag", [None, "task", "gradients.cluster"])
+def test_a_candidate_reads_no_column_of_another(tag: str | None):
+    run = Run(lambda positions: float(np.exp(SLOPES[list(positions)].mean())))  # least where the slope is
+    opposite = -SLOPES
+    budget = Budget(count=12, stratify_by=tag)
+    selector = create("best_of", {"candidates": [TOP, EXACT, {"name": "random"}]})
+    rows = selector.select(with_exact(run.scores(), opposite), budget)
+    assert run.notes["best_of"]["selected"] == "exact"
+    assert len(rows) == 12
+    if tag is None:
+        assert (opposite[rows] > 0).all(), "admitted by its own utility"
+
+
+def test_a_first_candidate_that_keeps_nothing_is_not_the_end():
+    run = Run()
+    ifd = {"1-ifd.score": np.zeros(ROWS), "1-ifd.ifd": np.full(ROWS, 2.0), "score": np.zeros(ROWS)}
+    scores = run.scores().with_columns(ifd | {"ifd": np.full(ROWS, 2.0)})
+    rows = create("best_of", {"candidates": [{"name": "ifd"}, {"name": "random"}, {"name": "loss"}]}).select(
+        scores.with_columns({"3-loss.score": -LOSSES}), BUDGET
+    )
+    assert len(rows) == 12
+    assert list(run.notes["best_of"]["losses"]) == ["random", "loss"]
+
+
+def test_strata_by_gradient_need_one_candidate_that_stores_them():
+    budget = Budget(count=12, stratify_by="gradients.cluster")
+    create("best_of", {"candidates": [TOP, {"name": "ost", "label": "filter"}]}).check_budget(budget)
+    with pytest.raises(SelectorError, match="gradients.cluster"):
+        create("best_of", {"candidates": [{"name": "ost"}, {"name": "random"}]}).check_budget(budget)

@@ -438,3 +438,14 @@ def test_a_cascade_that_cannot_fill_the_budget_says_so(settings, logged):
     config = settings(selector={"name": "combine", "options": {"how": "cascade", "of": parts}})
     assert len(ostlight.select(config, "budget={fraction: 0.5}").kept) == 10
     assert "the budget asks for 24 of 48 samples, and 10 of them reached the last part" in logged()
+
+
+def test_the_last_part_of_a_cascade_is_fitted_and_asked_about_the_budget(settings, logged):
+    last = {"name": "ost", "options": {"parameters": "auto", "estimator": "first_order"}}
+    options = {"how": "cascade", "of": [{"name": "random", "keep": 0.5}, last]}
+    config = settings(selector={"name": "combine", "options": options})
+    selection = ostlight.select(config)
+    assert len(selection.kept)
+    assert "(blocks)" in logged()
+    with pytest.raises(SelectorError, match="gradients.cluster"):
+        create("combine", options).check_budget(Budget(count=2, stratify_by="gradients.cluster"))

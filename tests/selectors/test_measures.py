@@ -19,6 +19,7 @@ from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.models.influence_task import SampleTask
 from ostlight.models.losses import IGNORED
 from ostlight.pipeline import fingerprint
+from ostlight.pipeline.scoring.rows import scored_rows
 from ostlight.selection.registry import create
 from ostlight.selection.scores import Scores
 from ostlight_selectors.ifd import without_prompts
@@ -247,3 +248,15 @@ def test_a_training_on_the_anchors_that_diverged_to_a_finite_loss_is_refused(set
         SelectorError, match=r"training on the anchors diverged \(their loss .* before, .* after\); lower lr"
     ):
         ostlight.select(settings(selector=selector))
+
+
+def test_a_loss_that_is_not_finite_is_not_said_to_be_learnt(proxy, samples, selector_setting):
+    selector, model = create("loss_drop"), proxy("float64")
+    selector.setup(selector_setting(model))
+    (batch,) = model.batches(samples("pool")[:4], 10_000)
+    before, after = (torch.tensor(x) for x in ([float("nan"), float("nan"), 0.0, 1.0], [0.0, 1.0, 1.0, 0.5]))
+    selector.model = SimpleNamespace(losses=lambda batch: before)
+    selector.reference = SimpleNamespace(losses=lambda batch: after)
+    rows = scored_rows(batch, selector.score(batch))
+    assert [row.get("reason") for row in rows] == ["score_not_finite", "score_not_finite", "loss_is_zero", None]
+    assert rows[3]["score"] == 0.5

@@ -239,3 +239,9 @@ def test_centrality_equals_brute_force_on_2000_samples():
     np.fill_diagonal(cosines, -2)
     expected = -np.sort(-cosines, axis=1)[:, :5]
     np.testing.assert_allclose(neighbour_centrality(vectors, 5), expected.mean(1), atol=1e-6)
+
+
+def test_a_stratum_of_which_no_sample_has_the_task_is_one_task(scored):
+    scores = scored(VECTORS, ["count"] * 30 + [""] * 30)
+    rows = create("presel", {}).select(scores.take(np.arange(30, 60)), Budget(count=6))
+    assert len(rows) == 6

@@ -54,17 +54,17 @@ QUALITY = Prompt(
 
 
 def question_answer_pairs(sample: Sample) -> list[QuestionAnswer]:
-    """One pair per trained turn: its text, and the turns since the answer before it."""
+    """One pair per trained turn: its text, function calls as JSON, and the turns since the answer before it."""
     pairs: list[QuestionAnswer] = []
     question: list[str] = []
     seen = first = 0
     for turn in sample.turns:
         if turn.role != "assistant":
-            question.append(turn.text)
+            question.append(turn.text_with_calls)
             seen += turn.text.count(IMAGE_PLACEHOLDER)
             continue
         if turn.trained:
-            pairs.append(QuestionAnswer("\n".join(question), turn.text, sample.images[first:seen]))
+            pairs.append(QuestionAnswer("\n".join(question), turn.text_with_calls, sample.images[first:seen]))
         seen += turn.text.count(IMAGE_PLACEHOLDER)
         question, first = [], seen
     return pairs
@@ -109,4 +109,9 @@ def _token_ends(tokenizer: Any, text: str) -> list[int]:
 
 
 def _cut(text: str, ends: list[int], tokens: int) -> str:
-    return text if tokens >= len(ends) else text[: ends[tokens - 1] if tokens else 0]
+    """The text of the first tokens; without a character that goes on in the next one, as in bytes of an emoji."""
+    if tokens >= len(ends):
+        return text
+    while tokens and ends[tokens - 1] == ends[tokens]:
+        tokens -= 1
+    return text[: ends[tokens - 1] if tokens else 0]

@@ -59,7 +59,7 @@ class LLMJudge(Selector):
                 ["selector.options.mode=logprobs needs a scale in which no word is the start of another (as 1 of 10)"]
             )
         self._judge: LocalJudge | RemoteJudge | BatchJudge | None = None
-        self._useful, self._has_replied = False, False
+        self._useful, self._has_replied, self._failures = False, False, 0
 
     def fingerprints(self) -> dict[str, str]:
         fingerprints = {"rubric": fingerprint.of_values(dataclasses.asdict(self.rubric))}
@@ -116,17 +116,21 @@ class LLMJudge(Selector):
     def _stop_if_useless(self, outcomes: Sequence[Judgement | BadRecord]) -> None:
         """Stops a run whose judge fails on all first records, before the whole pool has been paid for.
 
+        A request that the server refuses says something of its record alone, until there are ``MIN_FAILURES``.
+
         Raises:
             SelectorError: no judgement so far, and the judge failed on every record of this batch.
         """
         failed = [o for o in outcomes if isinstance(o, BadRecord) and o.reason in JUDGE_FAILURES]
         self._useful = self._useful or any(isinstance(o, Judgement) for o in outcomes)
-        silent = all(o.reason == "request_failed" for o in failed)
-        if silent and self._has_replied:  # in an earlier run: what is asked again may be what it always refuses
+        self._failures += len(failed)
+        no_reply = all(o.reason == "request_failed" for o in failed)
+        if no_reply and self._has_replied:  # in an earlier run: what is asked again may be what it always refuses
             return
-        if failed and len(failed) == len(outcomes) and not self._useful and (silent or len(failed) >= MIN_FAILURES):
+        silent = no_reply and not (isinstance(self._judge, RemoteJudge) and self._judge.server.reached)
+        if failed and len(failed) == len(outcomes) and not self._useful and (silent or self._failures >= MIN_FAILURES):
             raise SelectorError(
-                f"the judge {self.options.model} gave no judgement on any of the first {len(failed)} records; "
+                f"the judge {self.options.model} gave no judgement on any of the first {self._failures} records; "
                 f"the first: {failed[0]}"
             )
 

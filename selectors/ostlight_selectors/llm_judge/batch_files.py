@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class BatchJudge:
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob(f"{REQUESTS}{rank:03d}-*.jsonl"):
             file.unlink()
-        self._positions = _positions(folder)
+        self._positions, self._errors = _positions(folder)
         self._fields = request_of(options) | optional_fields(options, rubric)[0]
         self._written: set[str] = set()
         self._bytes = 0
@@ -94,7 +95,11 @@ class BatchJudge:
         return reply
 
     def _failed(self, key: str, messages: list[dict[str, Any]], problem: str) -> BadRecord:
-        self._write(key, messages)
+        """The failure of a request, which is written again unless it has failed ``max_reasks + 1`` times."""
+        if self._errors[key] > self._options.max_reasks:
+            problem = f"failed {self._errors[key]} times; the last: {problem}"
+        else:
+            self._write(key, messages)
         return BadRecord("request_failed", one_line(problem, None))
 
     def _write(self, key: str, messages: list[dict[str, Any]]) -> None:
@@ -115,9 +120,10 @@ class BatchJudge:
             file.write(line)
 
 
-def _positions(folder: Path) -> dict[str, tuple[Path, int]]:
-    """Where the reply to each request stands; of several the last that is not an error."""
+def _positions(folder: Path) -> tuple[dict[str, tuple[Path, int]], Counter[str]]:
+    """Where the reply to each request stands, of several the last that is not an error; and how many are errors."""
     found: dict[str, tuple[Path, int]] = {}
+    errors: Counter[str] = Counter()
     good: set[str] = set()
     for path in sorted(folder.glob("*.jsonl")):
         if path.name.startswith(REQUESTS):
@@ -126,11 +132,13 @@ def _positions(folder: Path) -> dict[str, tuple[Path, int]]:
             position = 0
             for line in file:
                 key, is_good = _key_of(line)
+                if key is not None:
+                    errors[key] += not is_good
                 if key is not None and (is_good or key not in good):
                     found[key] = (path, position)
                     good |= {key} if is_good else set()
                 position += len(line)
-    return found
+    return found, errors
 
 
 def _key_of(line: bytes) -> tuple[str | None, bool]:

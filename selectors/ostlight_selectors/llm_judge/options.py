@@ -44,7 +44,7 @@ class JudgeOptions:
         concurrency: requests under way at once, on each rank.
         timeout_s: for one try, from the request to the last byte of the reply.
         max_retries: tries after the first, on 408, 409, 429, 5xx, timeouts, broken connections and answers.
-        max_reasks: times a server is asked again after a reply that cannot be used.
+        max_reasks: times a server is asked again after a reply that cannot be used; a batch also after an error.
         price: per million tokens.
         dtype, max_length, tokens_per_batch, trust_remote_code: of ``transformers``, as under ``proxy``.
     """

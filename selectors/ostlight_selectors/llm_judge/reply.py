@@ -206,8 +206,13 @@ def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
 
 
 def _without_thoughts(text: str) -> str:
-    """What stands outside of <think> and </think>; a thought that was cut off goes to the end."""
-    kept, at = [], 0
+    """What stands outside of <think> and </think>; a thought that was cut off goes to the end.
+
+    A template may put the first <think> into the prompt: then the reply begins within the thought.
+    """
+    begin, end = text.find("<think>"), text.find("</think>")
+    within = end >= 0 and not 0 <= begin < end
+    kept, at = [], end + len("</think>") if within else 0
     while (begin := text.find("<think>", at)) >= 0:
         kept.append(text[at:begin])
         end = text.find("</think>", begin)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ostlight.config.bind import bind
 from ostlight.config.read import read_mapping
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn, json_text
 from ostlight.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "rubrics"
@@ -119,6 +119,8 @@ class Rubric:
         images_of = {"question": sample.images[:in_question], "answer": sample.images[in_question:]}
         reply_format = self.score_format if one_word else self.reply_format
         texts = {name: _transcript(turns) for name, turns in parts.items()}
+        if sample.tools:
+            texts["question"] += f"\n\nFunctions that may be called: {json_text(sample.tools)}"
         texts |= {
             "criteria": "\n".join(f"- {name}: {what.strip()}" for name, what in self.criteria.items()),
             "scale": "\n".join(f"{b.word}: {b.means.strip()}" for b in self.scale),
@@ -205,10 +207,10 @@ def _between_codes(code: str, name: str, text: str) -> str:
 
 
 def _transcript(turns: Sequence[Turn]) -> str:
-    """The text of one turn, or of several with their roles."""
+    """The text of one turn, function calls as JSON, or of several with their roles."""
     if len(turns) == 1:
-        return turns[0].text
-    return "\n\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)
+        return turns[0].text_with_calls
+    return "\n\n".join(f"{turn.role.capitalize()}: {turn.text_with_calls}" for turn in turns)
 
 
 def as_number(word: str | float) -> float | None:

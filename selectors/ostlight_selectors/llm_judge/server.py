@@ -37,6 +37,10 @@ class Server:
         rubric: its scale decides the reply's schema and which log-probabilities are kept.
         usage: grows with every request that was answered.
 
+    Attributes:
+        answered: whether a request was.
+        reached: whether one was answered, or refused for what it asks.
+
     Raises:
         SelectorError: the ``openai`` package is missing.
     """
@@ -64,7 +68,7 @@ class Server:
         self._one_word = options.mode == "logprobs"
         self._variants = optional_fields(options, rubric)
         self._variant_chosen = False
-        self.answered = False
+        self.answered = self.reached = False
         self._failures_in_a_row = 0
         self._problem: str | None = None
         self._lock = threading.Lock()
@@ -119,7 +123,8 @@ class Server:
             else:
                 price = self._options.price.of(reply.tokens_in, reply.tokens_out)
                 self._usage.add(calls=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, price=price)
-                self.answered, self._failures_in_a_row = True, 0
+                self.answered = self.reached = True
+                self._failures_in_a_row = 0
                 return reply
         return self._give_up(message)
 
@@ -154,6 +159,7 @@ class Server:
             raise self._unusable(f"{self.base_url} refuses every request, {message}; {fix}") from None
         if status >= 500 or status in TEMPORARY_STATUSES:
             return message
+        self.reached = True
         raise _Refused(message) from None
 
     def _unusable(self, problem: str) -> SelectorError:

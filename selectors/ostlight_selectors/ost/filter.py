@@ -27,6 +27,8 @@ SHOWN = 8
 MOST_VALUES = 100
 """Tags of more values than that (file names, say) are not reported."""
 ROWS_AT_ONCE = 1 << 18
+NEARLY_ALL = 0.9
+"""Share admitted from which on a warning says that a draw is hardly a selection."""
 SURE = 0.95
 """Share of bootstrap draws from which on a sign is called sure."""
 
@@ -173,10 +175,12 @@ def _report(scores: Scores, admitted: np.ndarray, confidence: np.ndarray | None)
     tags = {tag: encoded for tag, encoded in scores.encoded_tags().items() if len(encoded[0]) <= 1 + MOST_VALUES}
     by_tag = {tag: _shares(values, codes, admitted) for tag, (values, codes) in tags.items()}
     log.info(f"filter: {_percent(admitted)} of {len(admitted):,} samples are admitted (a step lowers the anchor loss)")
-    if len(admitted) and admitted.all():
+    if len(admitted) and admitted.mean() >= NEARLY_ALL:
         log.warning(
-            "filter: all samples are admitted, so the selection is a plain random subset: the proxy may know "
-            "too little of the task to tell what harms (a longer warm-up, a better proxy)"
+            f"filter: {_percent(admitted)} are admitted, so a random subset of them is hardly more than a plain random "
+            "one: little is wrong with the pool, or the proxy knows too little of the task to tell what harms (warm it "
+            "up longer, name a better one, or take the best of the admitted by then=alignment, stratified by what must "
+            "stay)"
         )
     for tag, shares in by_tag.items():
         listed = sorted(shares.items(), key=lambda item: item[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ostlight.config.schema import Model
 from ostlight.data.sample import Sample, Turn
 from ostlight.digitmath.model import checkpoint
 from ostlight.errors import BadRecord, OstlightError, SelectorError
-from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, QuestionAnswer, question_answer_pairs
+from ostlight_selectors.deita.prompts import COMPLEXITY, QUALITY, QuestionAnswer, question_answer_pairs, truncate
 from ostlight_selectors.deita.scorer import ChatScorer, Scorer, load_scorer
 
 COMPLEXITY_TEXT = (
@@ -159,3 +160,19 @@ def test_every_trained_turn_is_an_exchange_with_its_own_pictures(samples):
         ("<image><image> three", "third", 2),
     ]
     assert found[1].without_images() == QuestionAnswer("three", "third")
+
+
+@pytest.mark.parametrize("text", ["สวัสดี" * 60, "🦜" * 90])
+def test_a_cut_within_a_character_of_several_tokens_ends(text: str):
+    ends = [k + 1 for k, character in enumerate(text) for _ in character.encode()]
+
+    def tokenizer(value: str, **options: Any) -> dict[str, Any]:
+        return {"offset_mapping": [(0, end) for end in ends[: len(value.encode())]]}
+
+    def length(pair: QuestionAnswer) -> int:
+        return len((pair.question + pair.answer).encode())
+
+    for limit in (100, 101, 102, 103):
+        cut = truncate(QuestionAnswer("", text), limit, length, tokenizer)
+        assert limit - 6 < length(cut) <= limit
+        assert text.startswith(cut.answer)

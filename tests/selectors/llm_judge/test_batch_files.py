@@ -78,3 +78,22 @@ def test_files_are_no_larger_than_an_api_takes(settings, monkeypatch):
     folder = asks(settings)
     sizes = [len(file.read_text().splitlines()) for file in sorted(folder.glob("requests-*.jsonl"))]
     assert sizes == [20, 20, 8]
+
+
+def test_a_record_that_always_fails_holds_nobody_up(settings):
+    folder = asks(settings)
+    poisoned = requests_in(folder)[0]["custom_id"]
+    for round_number in range(3):
+        bad = {"message": "maximum context length"}
+        lines = [
+            reply(r, says(None), 400, bad) if r["custom_id"] == poisoned else reply(r, scored(4))
+            for r in requests_in(folder)
+        ]
+        (folder / f"{round_number}.jsonl").write_text("".join(lines))
+        if round_number < 2:
+            asks(settings)
+            assert [r["custom_id"] for r in requests_in(folder)] == [poisoned]
+    selection = ostlight.select(settings(selector=CHOICE))
+    assert selection.rejected == {"request_failed": 1}
+    (row,) = [r for r in read_score_table(selection.folder.scores).to_pylist() if r["state"] != "ok"]
+    assert "failed 3 times; the last" in row["detail"]

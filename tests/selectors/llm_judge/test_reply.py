@@ -152,3 +152,11 @@ def test_a_scale_of_which_one_word_begins_another_is_known():
     assert FIVE.has_distinct_first_tokens
     ten = Rubric(scale=[Band(str(n)) for n in range(11)])
     assert not ten.has_distinct_first_tokens
+
+
+def test_a_thought_that_the_template_began_is_no_reply():
+    draft = 'I could say {"reason": "draft", "score": 2} but wait, it is right.</think>\n'
+    assert read(draft + '{"reason": "right", "score": 4}').score == 4
+    with pytest.raises(BadRecord, match="reply_unparsable"):
+        read(draft + "The answer is correct.")
+    assert read('<think>{"score": 2}</think>{"reason": "r", "score": 5}').score == 5

@@ -104,3 +104,14 @@ def test_a_rubric_that_cannot_be_used_says_why(tmp_path: Path, text: str, says: 
 def test_an_unknown_rubric_gets_the_list():
     with pytest.raises(ConfigError, match="no file 'corectness'; shipped are: correctness, yes_no"):
         Rubric.read("corectness")
+
+
+def test_function_calls_and_the_functions_are_part_of_what_is_judged():
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "<image>Paris"}}}
+    turns = (Turn("user", "what is 5+1?"), Turn("assistant", "", trained=True, tool_calls=(call,)))
+    tools = ({"type": "function", "function": {"name": "get_weather"}},)
+    asked = Rubric.read("correctness").conversation(Sample("s", turns, tools=tools), one_word=False)
+    text = "\n".join(turn.text for turn in asked.turns)
+    assert '{"name": "get_weather", "arguments": {"city": "\\u003cimage>Paris"}}' in text
+    assert "Functions that may be called:" in text
+    assert not asked.images

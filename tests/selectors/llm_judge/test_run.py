@@ -7,18 +7,22 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from forks import run_script
 from judge_server import Send, says, scored
 
 import ostlight
+from ostlight.data.sample import Sample, Turn
 from ostlight.errors import ConfigError, RunChangedError, SelectorError
 from ostlight.pipeline.scoring.writer import audit
+from ostlight.selection.registry import create
 from ostlight.selection.scores import read_score_table
 
 KEY = "sk-very-secret-0123456789"
@@ -267,3 +271,17 @@ def test_two_ranks_keep_a_file_each_and_ask_nothing_twice(settings, tmp_path, lo
     assert set(questions(server).values()) == {1}
     cost_log = [json.loads(line) for line in (folder / "cost_log.jsonl").read_text().splitlines()]
     assert [entry["calls"] for entry in cost_log if entry["stage"] == "score"] == [400]
+
+
+@pytest.mark.parametrize(("status", "batches"), [(400, 4), (500, 1)])
+def test_a_few_refused_records_at_the_start_do_not_end_a_run(judge, loopback, status: int, batches: int):
+    """A cascade hands on the longest records first, one or two of them; a server that is down is down at once."""
+    server = loopback(lambda body, n: Send({"error": "context length exceeded"}, status))
+    selector = create("llm_judge", choice(server.url)["options"])
+    selector._judge = judge(server.url, max_retries=0)
+    pair = [Sample(f"s{k}", (Turn("user", "q"), Turn("assistant", "a", trained=True))) for k in range(2)]
+    batch = SimpleNamespace(samples=pair, labels=torch.zeros(2, 1))
+    for _ in range(batches - 1):
+        assert [bad.reason for bad in selector.score(batch)["failure"]] == ["request_failed"] * 2
+    with pytest.raises(SelectorError, match=f"no judgement on any of the first {2 * batches} records"):
+        selector.score(batch)

@@ -122,7 +122,14 @@ def test_nobody_or_everybody_admitted(shift: float, logged):
     assert len(rows) == 40
     said = logged()
     assert ("not admitted" in said) == (shift < 0)
-    assert ("a plain random subset" in said) == (shift > 0)
+    assert ("hardly more than a plain random one" in said) == (shift > 0)
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.85, False), (0.95, True)])
+def test_a_draw_among_nearly_all_is_said_to_be_hardly_a_selection(share: float, warned: bool, logged):
+    shift = 1e-9 - np.sort(ALIGNMENTS)[round((1 - share) * len(ALIGNMENTS))]
+    select(table(alignment=ALIGNMENTS + shift), Budget(count=40), selection="filter")
+    assert ("hardly more than a plain random one" in logged()) == warned
 
 
 def test_exact_has_no_alignment_and_admits_by_the_utility():

@@ -217,6 +217,13 @@ def _describe(schema: type, error: ErrorDetails, where: str) -> tuple[str, str]:
     return path, f"{path or 'this'} must be {allowed_values(hint)}{limit}; {near}got {value!r:.200}{quote}"
 
 
+def alternatives_at(schema: Any, path: Sequence[str]) -> tuple[str, ...]:
+    """The keys of which the section at ``path`` (keys from the outside in) takes one; empty where there are none."""
+    for key in path:
+        schema = _inner_hint(schema, key)
+    return getattr(dataclass_in(schema), "alternatives", ())
+
+
 def takes_only_text(schema: Any, path: Sequence[str]) -> bool:
     """Whether the setting at ``path`` (keys from the outside in) is text, or text or null, and nothing else."""
     for key in path:

@@ -11,18 +11,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ostlight.config.bind import bind, takes_only_text
-from ostlight.config.budget import Budget
+from ostlight.config.bind import alternatives_at, bind, takes_only_text
 from ostlight.config.overrides import Override, blamed, override_texts, split_override
 from ostlight.config.read import read_mapping
 from ostlight.config.renamed import RENAMED
-from ostlight.config.schema import Config, Training, Variant
+from ostlight.config.schema import Config, Variant
 from ostlight.errors import UNKNOWN_FILE, ConfigError
 from ostlight.redact import remember, secrets
-
-ALTERNATIVES = (Budget.alternatives, Training.alternatives)
-"""Keys of which a section takes one: an override that names one replaces the others."""
-
 
 Source = str | Path | Mapping[str, Any] | Config
 """A YAML file, the same as nested data, or a ``Config``."""
@@ -146,10 +141,10 @@ def _override(values: dict[str, Any], override: str) -> None:
         inner = place.get(step)
         place[step] = dict(inner) if isinstance(inner, Mapping) else {}
         place = place[step]
-    for group in ALTERNATIVES:
-        if last in group and value is not None:
-            for other in group:
-                place.pop(other, None)
+    alternatives = alternatives_at(Config, path)
+    if last in alternatives and value is not None:
+        for other in alternatives:
+            place.pop(other, None)
     place[last] = value
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
+from ostlight.data.sample import IMAGE_PLACEHOLDER
+
 ALL = "all"
 """The group of all questions."""
 QUESTION_TYPES = EXACT, NUMERIC, CHOICE = "exact", "numeric", "choice"
@@ -14,7 +16,11 @@ LAST_USUAL = "H"
 """Letters after it are options only where all before them are (``(x)`` and ``U.`` stand in questions too)."""
 LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]\s*|$)(.*)", re.DOTALL)
 LEAD_IN = re.compile(r"(?:.*[.,;!?] )?(.*\b(?:answer|choice|option)\b(?: is\b)?[ :]*)(?=\S)", re.IGNORECASE)
-NEGATION = re.compile(r"\b(?:not|never|wrong|incorrect)\b|n['’]t\b", re.IGNORECASE)
+NEGATION = re.compile(
+    r"\b(?:not|cannot|never|neither|nor|none|no(?! doubt)|wrong|incorrect|except|(?:anything|all|everything) but"
+    r"|rul(?:e|es|ed|ing) out|eliminat\w+|exclud\w+)\b|n['’]t\b",
+    re.IGNORECASE,
+)
 BOXED = r"\boxed{"
 BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)", re.DOTALL)
 SEPARATOR = re.compile(r"(?:[ :=]|\.{2,}|\.(?!\d))+")
@@ -25,6 +31,10 @@ MIXED = re.compile(r"([-+]?\d+) +(\d+/\d+)")
 """``1 1/2``."""
 FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 MINUS = "\u2212"
+WITH_UNIT = re.compile(rf"([-+{MINUS}]?[\d., /]*\d) *([^\d\s].*)", re.DOTALL)
+"""``1,200 km``, ``50%``."""
+BEFORE_TEXT = re.compile(r"(?:[ ,:;!?\"']|\.(?!\d))+")
+"""Punctuation before a text; the point of ``.5`` is none."""
 
 
 def final_answer(text: str, marker: str | None) -> str | None:
@@ -68,20 +78,29 @@ def _last_boxed(text: str) -> str | None:
 def options_of(question: str) -> dict[str, str]:
     """Returns the options of a question by letter, written ``(A) ...``, ``A. ...``, ``A) ...`` or ``A: ...``.
 
+    Of several lists, as examples before the question have them, the last. Where no option before the last one takes
+    several lines, neither does that: what follows asks for the answer.
+
     Returns:
         Empty unless there are at least two, with consecutive letters from A.
     """
     matches: dict[str, re.Match[str]] = {}
+    is_list = True
     for match in OPTION.finditer(question):
         letter = (match.group(1) or match.group(2)).upper()
-        if letter == chr(ord("A") + len(matches)):
+        if letter == "A":
+            matches, is_list = {letter: match}, True
+        elif letter == chr(ord("A") + len(matches)):
             matches[letter] = match
         elif letter <= LAST_USUAL:
-            return {}
-    if len(matches) < 2:
+            is_list = False
+    if len(matches) < 2 or not is_list:
         return {}
     ends = [*(m.start() for m in list(matches.values())[1:]), len(question)]
-    return {k: _plain(question[m.end() : end]) for (k, m), end in zip(matches.items(), ends, strict=True)}
+    texts = [question[m.end() : end].strip() for m, end in zip(matches.values(), ends, strict=True)]
+    if not any("\n" in text for text in texts[:-1]):
+        texts[-1] = texts[-1].partition("\n")[0]
+    return {letter: _plain(text.replace(IMAGE_PLACEHOLDER, "")) for letter, text in zip(matches, texts, strict=True)}
 
 
 def option_chosen(answer: str | None, options: Mapping[str, str]) -> str | None:
@@ -130,16 +149,29 @@ def is_correct(given: str | None, expected: str | None, options: Mapping[str, st
 
 
 def same_answer(given: str | None, expected: str | None) -> bool:
-    """Returns whether two answers are equal: as numbers if both are numbers, else as text.
+    """Returns whether two answers are equal: as numbers if both are numbers, with the same text behind if they have
+    units, else as text.
 
-    Case and outer punctuation of texts are ignored.
+    Case and outer punctuation of texts are ignored, unless there is nothing else.
     """
     if given is None or expected is None:
         return False
     numbers = _number(given), _number(expected)
     if None not in numbers:
         return numbers[0] == numbers[1]
-    return _plain(given) == _plain(expected)
+    texts = _plain(given), _plain(expected)
+    if not any(texts):
+        return given.split() == expected.split()
+    return texts[0] == texts[1] or _same_quantity(*texts)
+
+
+def _same_quantity(given: str, expected: str) -> bool:
+    """Returns whether both are a number and a unit, the same ones."""
+    parts = WITH_UNIT.fullmatch(given), WITH_UNIT.fullmatch(expected)
+    if parts[0] is None or parts[1] is None or parts[0][2] != parts[1][2]:
+        return False
+    numbers = _number(parts[0][1]), _number(parts[1][1])
+    return None not in numbers and numbers[0] == numbers[1]
 
 
 def _number(text: str) -> Fraction | None:
@@ -160,4 +192,6 @@ def _number(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).strip(" .,:;!?\"'")
+    spaced = " ".join(text.lower().split()).rstrip(" .,:;!?\"'")
+    begin = BEFORE_TEXT.match(spaced)
+    return spaced[begin.end() if begin else 0 :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -56,5 +57,17 @@ def token_f1(given: str, expected: str) -> float:
 
 
 def rouge_l(given: str, expected: str) -> float:
-    """Returns the F-measure of the longest common subsequence of words, ROUGE-L (Lin 2004), from 0 to 1."""
-    return float(rouge_score(given, expected, rouge_keys="rougeL")["rougeL_fmeasure"])
+    """Returns the F-measure of the longest common subsequence of words, ROUGE-L (Lin 2004), from 0 to 1.
+
+    Words of any script, without case and punctuation; Chinese and Japanese are taken character by character.
+    """
+    scores = rouge_score(given, expected, rouge_keys="rougeL", normalizer=_words, tokenizer=str.split)
+    return float(scores["rougeL_fmeasure"])
+
+
+WITHOUT_SPACES = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
+"""Kana and Chinese characters."""
+
+
+def _words(text: str) -> str:
+    return WITHOUT_SPACES.sub(r" \1 ", re.sub(r"[\W_]+", " ", text.lower()))

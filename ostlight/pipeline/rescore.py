@@ -120,7 +120,7 @@ def _write_parts(job: ScoringJob, new: RunFolder, anchors: LoadedAnchors) -> Non
                 yield Scores(table)
 
         for number, columns in enumerate(job.selector.rescore(context, parts())):
-            table = _replaced(given.pop(), columns, type(job.selector).__name__)
+            table = _replaced(given.pop(0), columns, type(job.selector).__name__)
             write_parquet(table, new.scores / files[number].name)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ostlight.data.sample import Sample, Turn
+from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from ostlight.sharing.trainers import (
     INSTRUCTIONS,
     RECORDS,
@@ -72,6 +72,8 @@ class LlamaFactory:
         speaks = [message["from"] in ("gpt", "function_call") for message in messages]
         if speaks != [bool(k % 2) for k in range(len(speaks))]:
             raise UnsuitableError("turns that do not alternate")
+        if IMAGE_PLACEHOLDER in system:
+            raise UnsuitableError("an image in its instructions, where it looks for none")
         tools = [_described(tool["function"]) for tool in sample.tools]
         return {
             "id": sample.id,
@@ -98,6 +100,8 @@ class LlamaFactory:
             settings |= {"lora_rank": target.lora.rank, "lora_alpha": target.lora.alpha, "lora_target": "all"}
         if self.plan.has_images:
             settings |= {setting: part in target.freeze for part, setting in FREEZE.items()}
+            # Its own default would make images smaller than the run saw them.
+            settings["image_max_pixels"] = target.max_pixels or self.plan.config.pool.limits.image_pixels
         settings |= {"dataset": DATASET, "dataset_dir": self.name, "media_dir": "."}
         comments = [f"Run in the folder above: {' '.join(self.command)}"]
         template = TEMPLATES.get(self.plan.model_type)
@@ -108,7 +112,10 @@ class LlamaFactory:
         settings |= {"cutoff_len": target.max_length, "output_dir": f"trained/{self.name}"}
         common = dict(self.plan.common)
         common["disable_gradient_checkpointing"] = not common.pop("gradient_checkpointing")
-        comments += [f"Not carried over: {lacking}." for lacking in self.plan.not_carried_over]
+        lacking = self.plan.not_carried_over
+        if target.lora and target.lora.modules != "all-linear":
+            lacking.append(f"the adapted modules (target.lora.modules={target.lora.modules}): all linear ones are")
+        comments += [f"Not carried over: {sentence}." for sentence in lacking]
         return yaml_of(comments, settings | common)
 
     @property

@@ -34,8 +34,10 @@ class MsSwift:
     def record(self, sample: Sample) -> dict[str, Any]:
         refuse_placeholders(sample, PLACEHOLDERS)
         turns = alternating(sample.turns)
-        if any(a.role == b.role == "user" for a, b in itertools.pairwise(turns)):
-            raise UnsuitableError("user turns in a row, which it would join")
+        if any(a.role == b.role and a.role in ("user", "assistant") for a, b in itertools.pairwise(turns)):
+            raise UnsuitableError("turns of one speaker in a row, which it would join")
+        if next(turn.role for turn in turns if turn.role not in INSTRUCTIONS) != "user":
+            raise UnsuitableError("an answer or a result first, before which it would put an empty question")
         row: dict[str, Any] = {"id": sample.id, "messages": [m for turn in turns for m in _messages(turn)]}
         tools = [tool["function"] for tool in sample.tools]
         return row | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {})
@@ -47,12 +49,18 @@ class MsSwift:
         settings["tuner_type"] = "lora" if target.lora else "full"
         if target.lora:
             settings |= {"lora_rank": target.lora.rank, "lora_alpha": target.lora.alpha}
-            settings["target_modules"] = ["all-linear"]
+            if target.lora.modules == "all-linear":
+                settings["target_modules"] = ["all-linear"]
+            else:
+                settings["target_regex"] = target.lora.modules
         if self.plan.has_images:
             settings |= {setting: part in target.freeze for part, setting in FREEZE.items()}
+            settings |= {"max_pixels": target.max_pixels} if target.max_pixels else {}
         common = dict(self.plan.common)
-        precision = {"torch_dtype": "bfloat16"} if common.pop("bf16") else {}
-        settings |= precision | {"max_length": target.max_length, "output_dir": f"trained/{self.name}"} | common
+        settings["torch_dtype"] = "bfloat16" if common.pop("bf16") else "float32"
+        # Its own default would leave a longer record out, where the run cut it.
+        settings |= {"max_length": target.max_length, "truncation_strategy": "right"}
+        settings |= {"output_dir": f"trained/{self.name}"} | common
         comments = [f"Run in the folder above: {' '.join(self.command)}"]
         comments += [f"Not carried over: {lacking}." for lacking in self.plan.not_carried_over]
         return {"train.yaml": yaml_of(comments, settings)}

@@ -51,7 +51,7 @@ def write_recipes(
             raise DataError(f"--for {tool.name}: it can take none of the {overview.records:,} records ({reason})")
         for name, text in tool.files().items():
             (folder / tool.name / name).write_text(text, encoding="utf-8")
-        recipes.append(_recipe(tool, plan, reasons))
+        recipes.append(_recipe(tool, plan, reasons, images.converted))
     return recipes
 
 
@@ -76,7 +76,7 @@ def _write_record(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _recipe(tool: Trainer, plan: TrainingPlan, left_out: Counter[str]) -> Recipe:
+def _recipe(tool: Trainer, plan: TrainingPlan, left_out: Counter[str], converted: int) -> Recipe:
     records = plan.records - left_out.total()
     command = [*tool.command, *([f"{tool.model_argument}{plan.model_here}"] if plan.model_here else [])]
     shown = shlex.join(command)
@@ -84,4 +84,6 @@ def _recipe(tool: Trainer, plan: TrainingPlan, left_out: Counter[str]) -> Recipe
     if left_out:
         reasons = "; ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common())
         note += f", {left_out.total():,} left out that it cannot take as they are ({reasons})"
+    if converted and tool.reads_files:
+        note += f", {converted:,} images as PNG files of what the run saw (turned, transparent or of more than 8 bits)"
     return Recipe(tool.name, records, shown, note, left_out)

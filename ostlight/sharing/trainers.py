@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +16,11 @@ from typing import Any, ClassVar, Protocol
 import yaml
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from PIL import Image as PILImage
 
 from ostlight.config.schema import Config
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from ostlight.data.decode import decode
+from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
 from ostlight.sharing.card import model_name
 from ostlight.sharing.dataset import image_bytes
 
@@ -85,6 +89,15 @@ class TrainingPlan:
         return round(steps * training.warmup)
 
     @property
+    def in_bf16(self) -> bool:
+        """Whether the target's passes are in bf16; with ``auto`` too, which takes it on a GPU."""
+        return self._precision in ("auto", "bf16-mixed", "bf16-true")
+
+    @property
+    def _precision(self) -> str:
+        return self.config.target.precision or self.config.compute.precision
+
+    @property
     def common(self) -> dict[str, Any]:
         """Settings that go by the names of transformers' ``TrainingArguments``."""
         target, training = self.config.target, self.config.target.training
@@ -100,7 +113,7 @@ class TrainingPlan:
             "weight_decay": training.weight_decay,
             "max_grad_norm": training.clip or 0.0,
             "gradient_checkpointing": target.gradient_checkpointing,
-            "bf16": True,
+            "bf16": self.in_bf16,
             "seed": self.config.seed,
             "logging_steps": 10,
         }
@@ -114,6 +127,10 @@ class TrainingPlan:
             lacking.append(f"the order of the samples (target.training.order={training.order}): samples are shuffled")
         if training.lr_vision is not None or training.lr_projector is not None:
             lacking.append("learning rates of single parts (lr_vision, lr_projector)")
+        if self._precision == "64-true":
+            lacking.append("double precision (64-true): passes are in 32 bits")
+        if self.config.dev.path is not None and self.config.target.patience is not None:
+            lacking.append("early stopping on the development set (dev.path, target.patience): all steps are taken")
         return lacking
 
 
@@ -167,26 +184,51 @@ class Recipe:
 class ImageFiles:
     """Image files named by their content, each written once.
 
+    Trainers open a file and convert it to RGB. Where that would show other pixels than the run saw (a photograph that
+    its EXIF turns, transparency, 16 bits), the file is a PNG of what it saw.
+
     Args:
         folder: of the export.
+
+    Attributes:
+        converted: images that are such a PNG.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / IMAGES
-        self._written: set[str] = set()
+        self.converted = 0
+        self._names: dict[str, str] = {}
 
     def write(self, sample: Sample) -> list[str]:
         """Writes the images of a record and returns their paths below the export's folder, ``images/NAME``."""
-        names = []
-        for image in sample.images:
-            data = image_bytes(image, sample)
-            name = f"{hashlib.sha256(data).hexdigest()[:32]}.{_ending(data)}"
-            if name not in self._written:
-                self.folder.mkdir(exist_ok=True)
-                (self.folder / name).write_bytes(data)
-                self._written.add(name)
-            names.append(f"{IMAGES}/{name}")
-        return names
+        return [f"{IMAGES}/{self._name(image, sample)}" for image in sample.images]
+
+    def _name(self, image: ImageRef, sample: Sample) -> str:
+        data = image_bytes(image, sample)
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        if digest not in self._names:
+            shown = _shown_otherwise(data, image)
+            self._names[digest] = f"{digest}.{_ending(data if shown is None else shown)}"
+            self.converted += shown is not None
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / self._names[digest]).write_bytes(data if shown is None else shown)
+        return self._names[digest]
+
+
+def _shown_otherwise(data: bytes, image: ImageRef) -> bytes | None:
+    """A PNG of the image as the run saw it; ``None`` where whoever opens ``data`` sees the same."""
+    seen = decode(data, image.where, image.rules)
+    try:
+        with warnings.catch_warnings(), PILImage.open(io.BytesIO(data)) as opened:
+            warnings.simplefilter("ignore")
+            plain = opened.convert("RGB")
+        if plain.size == seen.size and plain.tobytes() == seen.tobytes():
+            return None
+    except (OSError, ValueError, PILImage.DecompressionBombError):  # who opens it so sees nothing
+        pass
+    file = io.BytesIO()
+    seen.save(file, "PNG")
+    return file.getvalue()
 
 
 ENDINGS = {
@@ -210,12 +252,12 @@ def _ending(data: bytes) -> str:
 
 
 def alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns up to the last answer, instructions (``system``, ``developer``) first.
+    """The turns up to the last answer that is trained on, instructions (``system``, ``developer``) first.
 
     Raises:
         UnsuitableError: instructions come later or twice, or the last turns hold images.
     """
-    last = max((k for k, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+    last = max((k for k, turn in enumerate(turns) if turn.trained), default=-1)
     if last < 0:
         raise UnsuitableError("no answer")
     if any(IMAGE_PLACEHOLDER in turn.text for turn in turns[last + 1 :]):
@@ -236,14 +278,17 @@ def refuse_untrained_answers(turns: Sequence[Turn]) -> None:
 
 
 def refuse_placeholders(sample: Sample, placeholders: Sequence[str]) -> None:
-    """Checks that no text holds what a trainer takes for a video or another medium.
+    """Checks that no text holds what a trainer takes for a video or another medium, and no function call an image.
 
     Raises:
         UnsuitableError: one does.
     """
+    calls = [json.dumps(turn.tool_calls, ensure_ascii=False, default=str) for turn in sample.turns]
     for placeholder in placeholders:
-        if any(placeholder in turn.text for turn in sample.turns):
+        if any(placeholder in text for text in [*calls, *(turn.text for turn in sample.turns)]):
             raise UnsuitableError(f"{placeholder} in a text")
+    if any(IMAGE_PLACEHOLDER in text for text in calls):
+        raise UnsuitableError(f"{IMAGE_PLACEHOLDER} in a function call")
 
 
 def call_of(call: Any) -> dict[str, Any]:

@@ -42,7 +42,10 @@ class Trl:
             "FREEZE": tuple(target.freeze),
         }
         text = (Path(__file__).parent / "templates" / "trl_train.py.txt").read_text(encoding="utf-8")
-        lacking = "".join(f"Not carried over: {sentence}.\n" for sentence in self.plan.not_carried_over)
+        sentences = self.plan.not_carried_over
+        if target.max_pixels and self.plan.has_images:
+            sentences.append(f"the size of images (target.max_pixels={target.max_pixels}): they are as large as stored")
+        lacking = "".join(f"Not carried over: {sentence}.\n" for sentence in sentences)
         text = text.replace("@COMMAND@", " ".join(self.command)).replace("@LACKING@", f"\n{lacking}" if lacking else "")
         assigned = "\n".join(f"{name} = {_literal(value)}" for name, value in values.items())
         return {SCRIPT: text.replace("@SETTINGS@", assigned)}

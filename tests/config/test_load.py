@@ -279,3 +279,10 @@ def test_problems_of_variants_name_the_variant():
         "benchmark.variants, 'wide': target.training.batch_size must be a whole number, at least 1; got 0",
         "benchmark.variants, 'deep': it may not change benchmark.variants",
     ]
+
+
+def test_only_a_sections_own_alternatives_give_way_to_an_override():
+    options = {"count": 8, "threshold": 0.5, "steps": 100}
+    given = POOL | {"selector": {"options": options}}
+    config = load_config(given, "selector.options.threshold=0.9", "selector.options.epochs=2")
+    assert config.selector.options == options | {"threshold": 0.9, "epochs": 2}

@@ -143,3 +143,58 @@ def test_answers_are_compared_by_question_type():
     types = [question_type(expected, offered) for _, expected, offered in questions]
     assert types == ["choice", "numeric", "exact", "numeric", "exact"]
     assert [is_correct(*question) for question in questions] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Which?\nA. cow\nB. dog\nAnswer with the option's letter from the given choices directly.",
+        "Which? (A) cow (B) dog\n<image>",
+        "Example?\nA. red\nB. blue\nC. green\nB. blue\nWhich?\nA. cow\nB. dog",
+    ],
+)
+def test_the_last_option_ends_with_its_line_and_the_last_list_counts(question: str):
+    assert options_of(question) == {"A": "cow", "B": "dog"}
+    assert is_correct("B. dog", "B", options_of(question))
+    assert question_type("B. dog", options_of(question)) == "choice"
+
+
+def test_options_of_several_lines_keep_them():
+    assert options_of("Which?\nA. x = 1\ny = 2\nB. x = 2\ny = 1") == {"A": "x = 1 y = 2", "B": "x = 2 y = 1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "same"),
+    [
+        (".5 kg", "5 kg", False),
+        (".5 kg", "0.5 kg", True),
+        ("?", "!", False),
+        ("?", "?", True),
+        ("1,200 km", "1200 km", True),
+        ("50%", "50 %", True),
+        ("50%", "50", False),
+        ("5 kg", "5 km", False),
+        ("1:30 pm", "1.30 pm", False),
+        ("a dog.", '"A dog"', True),
+    ],
+)
+def test_units_and_punctuation(given: str, expected: str, same: bool):
+    assert same_answer(given, expected) is same
+    assert same_answer(expected, given) is same
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("It cannot be option A", None),
+        ("Neither option A", None),
+        ("No option A", None),
+        ("I would rule out option A", None),
+        ("Anything except option A", None),
+        ("Anything but option A", None),
+        ("There is no doubt that the answer is A", "A"),
+        ("It is hard, but the answer is A", "A"),
+    ],
+)
+def test_an_option_that_is_ruled_out_is_not_chosen(answer: str, letter: str | None):
+    assert option_chosen(answer, {"A": "a cow", "B": "a horse"}) == letter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -81,3 +82,28 @@ def test_a_mean_loss_over_the_finite_ones_is_refused(settings):
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(DataError, match="expected answers is not finite"):
         answer_losses(model, questions, None, 400)
+
+
+def test_a_muted_answer_is_neither_asked_for_nor_judged(settings, digits, tmp_path):
+    turns = [("user", "3 + 4"), ("assistant", "answer 7"), ("user", "5 + 6"), ("assistant", "answer 11")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    record = {"id": "s", "messages": [*messages[:3], messages[3] | {"weight": 0}]}
+    path = tmp_path / "muted.jsonl"
+    path.write_text(json.dumps(record) + "\n" + json.dumps({"id": "t", "messages": messages[:2]}) + "\n")
+    config = load_config(settings(test={"path": str(path)}))
+    model = MultimodalModel.load(config.target, "target", config.target.training)
+    questions = read_questions(open_pool(config.test, "test"), model, Evaluation(marker="answer"))
+    assert [len(sample.turns) for sample in questions.samples] == [2, 2]
+    muted, plain = (prompt.inputs["input_ids"].tolist() for prompt in questions.prompts)
+    assert muted == plain
+
+
+def test_a_group_that_is_called_all_is_not_the_group_of_all(monkeypatch: pytest.MonkeyPatch):
+    asked = [("all", "7"), ("all", "7"), ("part", "8")]
+    turns = (Turn("user", "How many?"), Turn("assistant", "7", trained=True))
+    samples = [Sample(str(k), turns, (), {"task": task}) for k, (task, _) in enumerate(asked)]
+    monkeypatch.setattr(evaluate, "generate_answers", lambda *_: [given for _, given in asked])
+    model: Any = None
+    result = evaluate_model(model, Questions(samples, []), Evaluation(by="task", marker=None))
+    assert result.accuracy == pytest.approx({"all": 2 / 3, "task=all": 1.0, "part": 0.0})
+    assert result.counts == {"all": 3, "task=all": 2, "part": 1}

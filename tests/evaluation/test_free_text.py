@@ -24,6 +24,9 @@ from ostlight.models.module import MultimodalModel
         ("circle red", "red circle", 1, 0.5),
         ("a dog", "two cats", 0, 0),
         ("the cat sat", "the cat lay down", 0.4, 4 / 7),
+        ("красный шар", "Красный шар.", 1, 1),
+        ("赤い風船", "赤い風車", 0, 0.75),
+        ("café noir", "caf noir", 0.5, 0.5),
     ],
 )
 def test_values_by_hand(given: str, expected: str, f1: float, rouge: float):

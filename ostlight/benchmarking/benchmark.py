@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ostlight.benchmarking.experiment import Experiment
-from ostlight.benchmarking.files import READ_BACK, write_all, write_separations
+from ostlight.benchmarking.files import DEPENDENCY, READ_BACK, SEPARATIONS, WRITTEN, write_all, write_separations
 from ostlight.benchmarking.on_ray import run_on_ray
 from ostlight.benchmarking.resources import refuse_ranks, thread_count, threads_per_task, worker_environments
 from ostlight.benchmarking.results import ResultRow, summarise
@@ -29,7 +29,6 @@ from ostlight.data.atomic import atomic_write_text
 from ostlight.errors import BenchmarkError, ConfigError, PendingError
 from ostlight.models.saved_files import NAME as SAVED_FILES
 from ostlight.models.saved_files import note_saved
-from ostlight.pipeline.images_read import check_images
 from ostlight.pipeline.ray_cluster import Place, connected
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.progress import phase
@@ -61,7 +60,11 @@ def benchmark(config: Config) -> list[ResultRow]:
     for variant in variants.values():
         refuse_ranks(variant)
     with RunFolder.owned(config, "benchmark") as folder:
+        before = config_text(folder)
         folder.write_config()
+        if before not in (None, config_text(folder)):  # until this one is finished, they would seem to be its own
+            for name in (*WRITTEN, *SEPARATIONS, "score_index.jsonl", SAVED_FILES):
+                (folder.path / name).unlink(missing_ok=True)
         experiments = [Experiment(variant, folder, label) for label, variant in variants.items()]
         for experiment in experiments:
             experiment.refuse_unfit_labels()
@@ -74,6 +77,12 @@ def benchmark(config: Config) -> list[ResultRow]:
     if failures or (config.benchmark.train and not rows):
         raise BenchmarkError(_describe(failures, f"task{'s' if len(failures) != 1 else ''} failed"))
     return rows
+
+
+def config_text(folder: RunFolder) -> str | None:
+    """Returns the configuration that the folder was last used with; ``None`` where there is none."""
+    file = folder.path / "config.yaml"
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
 
 def variant_configs(config: Config) -> dict[str, Config]:
@@ -107,10 +116,10 @@ def wanted_tasks(config: Config, train_tasks: Sequence[TrainTask]) -> list[Task]
 
 def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequence[Task]) -> list[Failure]:
     """Runs the tasks whose files are missing, on a cluster, in worker processes or here, and returns what failed."""
-    _refuse_other_images(tasks)
-    schedule, configs = Schedule(tasks), [experiment.config for experiment in experiments]
+    again = [task for task in tasks if isinstance(task, ScoreTask) and task.has_retries()]
+    schedule, configs = Schedule(tasks, again), [experiment.config for experiment in experiments]
     on_ray = config.compute.engine == "ray"
-    if on_ray and all(task.is_done() for task in tasks):
+    if on_ray and not again and all(task.is_done() for task in tasks):
         return []
     environments = [] if on_ray or any(map(_needs_this_process, configs)) else worker_environments(configs)
     with phase("benchmark", len(tasks), "tasks") as ended:
@@ -125,15 +134,6 @@ def _run_tasks(config: Config, experiments: Sequence[Experiment], tasks: Sequenc
             with thread_count(threads_per_task(configs[0])):
                 run_here(schedule)
     return schedule.failures
-
-
-def _refuse_other_images(tasks: Sequence[Task]) -> None:
-    """Raises:
-    RunChangedError: scores are there whose images are others now; selections and trainings were made from them.
-    """
-    for task in tasks:
-        if isinstance(task, ScoreTask):
-            check_images(task.folder, task.experiment.pool, task.experiment.folder)
 
 
 def _needs_this_process(config: Config) -> bool:
@@ -205,7 +205,7 @@ def _score_index(train_tasks: Sequence[TrainTask], folder: Path) -> list[dict[st
     """Returns ``{scores, selector, variant, budget, selection}`` of each selection.
 
     ``scores`` is a folder within the benchmark's, which several selections may share; ``selection`` is the stem of the
-    file in ``selections/``.
+    file in ``selections/``. Of scores that these were computed from, ``{scores, selector, variant, dependency}``.
     """
     entries: list[dict[str, Any]] = []
     for task in train_tasks:
@@ -220,6 +220,11 @@ def _score_index(train_tasks: Sequence[TrainTask], folder: Path) -> list[dict[st
         }
         if entry not in entries:
             entries.append(entry)
+        for one in task.selection.scores.with_dependencies()[1:]:
+            needed = {"scores": str(one.folder.path.relative_to(folder)), "selector": task.planned.label}
+            entry_of_needed = needed | {"variant": task.planned.variant, DEPENDENCY: True}
+            if entry_of_needed not in entries:
+                entries.append(entry_of_needed)
     return entries
 
 

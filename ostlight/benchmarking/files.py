@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,12 @@ log = logging.getLogger(__name__)
 PLOT = "table.png"
 WRITTEN = ("table.md", "table.csv", "table.jsonl", "costs.md", "costs.csv", "results.jsonl", PLOT)
 """Files of a finished benchmark. Those called ``table`` hold no times."""
+
+SEPARATIONS = ("auroc.md", "auroc.csv", "auroc.jsonl")
+"""With defect labels."""
+
+DEPENDENCY = "dependency"
+"""Key of rows of ``score_index.jsonl`` that no selection is made from, only other scores."""
 
 READ_BACK = ("table.jsonl", "results.jsonl", "score_index.jsonl", PLOT)
 """Those that the report reads; ``ostlight.models.saved_files`` lists what they were."""
@@ -88,7 +95,7 @@ def row_record(row: ResultRow, is_pareto_optimal: bool | None) -> dict[str, Any]
     return key | {
         row.metric: {g: v.mean for g, v in row.values.items()},
         f"{row.metric}_half_width": {g: v.half_width if v.has_width else None for g, v in row.values.items()},
-        "difference": None if d is None else {"mean": d.mean, "low": d.low, "high": d.high, "items": d.items},
+        "difference": None if d is None else dataclasses.asdict(d),
         "kept": row.kept,
         "defect_share": row.defect_share,
         "selection_flops": row.selection_flops,

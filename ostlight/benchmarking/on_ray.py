@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ def run_on_ray(schedule: Schedule, tasks: Sequence[Task], load_tasks: LoadTasks,
     import ray
 
     work = ray.put(Work(Driver.here(), load_tasks, uuid.uuid4().hex))
-    engine = _Cluster(tasks, work, place)
+    engine = _Cluster(tasks, work, place, schedule.again)
     try:
         run_tasks(schedule, engine)
     finally:
@@ -68,9 +68,10 @@ class _Cluster:
     handing on, or has to be made again when a node is lost.
     """
 
-    def __init__(self, tasks: Sequence[Task], work: Any, place: Place) -> None:
+    def __init__(self, tasks: Sequence[Task], work: Any, place: Place, again: Collection[Task]) -> None:
         import ray
 
+        self._again = again
         self._indices = {id(task): k for k, task in enumerate(tasks)}
         self._work = work
         self._run = ray.remote(max_retries=LOST_TIMES, **place.options)(run_on_node)
@@ -80,7 +81,8 @@ class _Cluster:
         return True
 
     def start(self, task: Task) -> Future[Outcome]:
-        reference = self._run.options(name=task.name).remote(self._work, self._indices[id(task)], task.name, task.key)
+        index, again = self._indices[id(task)], task in self._again
+        reference = self._run.options(name=task.name).remote(self._work, index, task.name, task.key, again)
         self._submitted[task] = reference
         future: Future[Outcome] = reference.future()
         return future
@@ -124,8 +126,12 @@ _loaded: dict[str, Sequence[Task]] = {}
 """In a process of the cluster: the tasks of the benchmark that it works for."""
 
 
-def run_on_node(work: Work, index: int, name: str, key: str) -> Outcome:
-    """Runs one task in a process of the cluster; what it left before its process was lost is taken up."""
+def run_on_node(work: Work, index: int, name: str, key: str, again: bool = False) -> Outcome:
+    """Runs one task in a process of the cluster; what it left before its process was lost is taken up.
+
+    Args:
+        again: though its file is there.
+    """
     with recorded() as records:
         try:
             work.driver.enter()
@@ -141,4 +147,4 @@ def run_on_node(work: Work, index: int, name: str, key: str) -> Outcome:
                 f"{key}): its packages, its code or the files it sees are others",
                 records,
             )
-        return None if task.is_done() else run_task(task), records
+        return None if task.is_done() and not again else run_task(task), records

@@ -31,7 +31,8 @@ class Row:
     Attributes:
         variant: label of the changed settings; empty where there are none.
         metric: the name of what is compared (``metric.METRICS``).
-        kept: samples trained on.
+        kept: samples selected.
+        unusable: of these, samples that the target could not be trained on.
         selection_s, training_s: device-seconds; a device is what one process computes on.
         selection_wall_s, training_wall_s: elapsed seconds.
         selection_flops, training_flops: as the cost log counts them.
@@ -46,6 +47,7 @@ class Row:
     variant: str = ""
     metric: str = "accuracy"
     kept: float = 0
+    unusable: float = 0
     selection_s: float = 0.0
     training_s: float = 0.0
     selection_wall_s: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -69,13 +69,16 @@ class Schedule:
     Args:
         tasks: in the order in which they are preferred, each after the tasks that it needs.
 
+        again: tasks that are run though their files are there.
+
     Attributes:
         failures: in the order in which they happened.
         on_end: called for every task that is done, failed, or waits for one that failed.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], again: Collection[Task] = ()) -> None:
         self._waiting = list(tasks)
+        self.again = again
         self._done: set[Task] = set()
         self._running: dict[str, tuple[Task, float]] = {}
         self._seconds_by_kind: dict[str, list[float]] = {}
@@ -95,7 +98,7 @@ class Schedule:
                 self.on_end()
             elif self._done.issuperset(task.needs) and task.key not in self._running:
                 self._waiting.remove(task)
-                if not task.is_done():
+                if task in self.again or not task.is_done():
                     self._running[task.key] = task, time.monotonic()
                     self._most_running = max(self._most_running, len(self._running))
                     return task
@@ -157,7 +160,16 @@ def run_tasks(schedule: Schedule, engine: Engine[T]) -> None:
 def run_here(schedule: Schedule) -> None:
     """Runs all tasks in this process, one after the other."""
     while (task := schedule.next_task()) is not None:
-        schedule.finish(task, run_task(task))
+        schedule.finish(task, run_task(task) or missing_file(task))
+
+
+def missing_file(task: Task) -> str | None:
+    """Logs and returns why a task has failed that ended without an error: its file is not there."""
+    if task.is_done():
+        return None
+    message = "it ended without its file: code or data changed while the benchmark ran; run the same command again"
+    log.error(f"failed: {task.name}: {message}")
+    return message
 
 
 def run_task(task: Task) -> str | None:

@@ -101,7 +101,7 @@ def results_table(rows: Sequence[ResultRow], baseline: str | None) -> TextTable:
             *name,
             str(row.seeds),
             _interval(row.values[ALL], metric),
-            *([_difference(row.difference, metric)] if baseline else []),
+            *([_difference(row.difference, metric, row.seeds)] if baseline else []),
             *(metric.shown(row.values[group].mean, fewer=1) if group in row.values else "" for group in groups),
             f"{row.kept:.0f}" if row.kept else "",
             "" if row.defect_share is None else f"{100 * row.defect_share:.0f}%",
@@ -172,11 +172,18 @@ def _interval(value: Interval, metric: Metric) -> str:
     return metric.shown(value.mean) + (f" ± {metric.shown(value.half_width)}" if value.has_width else "")
 
 
-def _difference(value: Difference | None, metric: Metric) -> str:
+def _difference(value: Difference | None, metric: Metric, seeds: float) -> str:
     if value is None:
         return ""
     mean, low, high = (metric.shown(number, sign=True) for number in (value.mean, value.low, value.high))
-    return f"{mean} [{low}, {high}]" + (" of items" if value.seeds == 1 else "")
+    return f"{mean} [{low}, {high}]" + pairs_note(value, seeds)
+
+
+def pairs_note(value: Difference, seeds: float) -> str:
+    """Returns what is to be said of a difference over fewer pairs of runs than the row has seeds, or over one."""
+    if value.seeds == 1:
+        return " of items"
+    return f" of {value.seeds} seeds" if value.seeds < seeds else ""
 
 
 def flops_text(value: float) -> str:

@@ -20,7 +20,8 @@ from ostlight.config.budget import Budget
 from ostlight.config.schema import SelectorChoice
 from ostlight.data.atomic import atomic_path
 from ostlight.data.checked_json import read_json, write_json
-from ostlight.errors import DataError, RunChangedError, read_if_whole
+from ostlight.data.checked_parquet import checksum_of
+from ostlight.errors import BadRecord, DataError, RunChangedError, read_if_whole
 from ostlight.evaluation.answers import ALL
 from ostlight.evaluation.evaluate import answer_losses, evaluate_model
 from ostlight.models.cost import StageCost
@@ -28,6 +29,7 @@ from ostlight.models.module import MultimodalModel
 from ostlight.models.vision.cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.cost_log import selection_cost
+from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.run_folder import RunFolder
 from ostlight.pipeline.score import ScoringJob, score_pool, scoring_fingerprints
 from ostlight.pipeline.scoring.writer import missing_shards
@@ -115,6 +117,22 @@ class ScoreTask:
     def is_done(self) -> bool:
         return not missing_shards(self.folder.scores, -(-len(self.experiment.pool) // self.config.compute.shard_size))
 
+    def has_retries(self) -> bool:
+        """Whether there are rejected records whose images can be read by now, or that the selector asks about again:
+        a judge whose replies have come, say.
+
+        Raises:
+            RunChangedError: images that scores were made from are others now.
+        """
+        readable, reasons = check_images(self.folder, self.experiment.pool, self.experiment.folder), []
+        if self.selector.retried_reasons:
+            reasons = [r for r in rejected_reasons(self.folder.scores).values() if r in self.selector.retried_reasons]
+        return bool(readable or reasons)
+
+    def content(self) -> str:
+        """Fingerprint of the scores as they are: records that are tried again change some."""
+        return fingerprint.of_values([checksum_of(file) for file in sorted(self.folder.scores.glob("part-*.parquet"))])
+
     def run(self) -> None:
         dependencies = {label: task.folder for label, task in self.dependencies.items()}
         score_pool(
@@ -141,8 +159,12 @@ class SelectionTask:
             return False
         return read_if_whole(positions, lambda: read_positions(positions, facts), SELECTED_AGAIN) is not None
 
-    def write(self, positions: np.ndarray, cost: StageCost) -> None:
-        """Writes the JSON file last."""
+    def write(self, positions: np.ndarray, cost: StageCost, scores: str | None = None) -> None:
+        """Writes the JSON file last.
+
+        Args:
+            scores: fingerprint of the scores that it was made from.
+        """
         positions = positions.astype(np.int64)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.file.with_suffix(".npy")) as temporary:
@@ -150,6 +172,7 @@ class SelectionTask:
         facts = {
             "kept": len(positions),
             POSITIONS: digest_of(positions),
+            **({} if scores is None else {SCORES: scores}),
             "defects_kept": self.experiment.count_defects(positions),
             "cost": {
                 "s": cost.device_s,
@@ -163,6 +186,8 @@ class SelectionTask:
 
 
 SELECTED_AGAIN = "the selection is made again"
+SCORES = "scores"
+"""Of a selection's facts: what the scores were that it was made from."""
 
 
 def _read_facts(file: Path) -> dict[str, Any] | None:
@@ -208,13 +233,19 @@ class SelectTask(SelectionTask):
         self.kind = f"selection of {budget.label} by {choice.shown}, {experiment.variant}"
         self.file = scores.folder.path / "selections" / f"{file_name(budget.label)}-{digest[:8]}.json"
 
+    def is_done(self) -> bool:
+        if not super().is_done():
+            return False
+        facts = _read_facts(self.file) or {}
+        return facts.get(SCORES) in (None, self.scores.content())
+
     def run(self) -> None:
         folder, pool = self.scores.folder, self.experiment.pool
-        scores = Scores.read(folder.scores)
+        content, scores = self.scores.content(), Scores.read(folder.scores)
         rows, selecting = select_subset_rows(self.config, folder, pool, self.selector, scores, self.budget)
         if not len(rows):
             raise DataError(f"{self.name}: the budget keeps no sample")
-        self.write(scores.positions[rows], self._cost(selecting))
+        self.write(scores.positions[rows], self._cost(selecting), content)
 
     def _cost(self, selecting: StageCost) -> StageCost:
         """Returns the cost of the warm-up, of scoring, that of dependencies included, and of selecting."""
@@ -222,9 +253,7 @@ class SelectTask(SelectionTask):
         warm_up = next((task.proxy_folder.cost_log.read() for task in scoring if task.proxy), [])
         # The attempts at one folder's scores belong together, whatever its selector is called.
         attempts = [
-            dataclasses.replace(cost, selector=f"{task.key} {cost.selector}")
-            for task in scoring
-            for cost in task.folder.cost_log.read()
+            dataclasses.replace(cost, selector=task.key) for task in scoring for cost in task.folder.cost_log.read()
         ]
         return selection_cost(warm_up, attempts, selecting, len(self.experiment.pool))
 
@@ -290,7 +319,7 @@ class TrainTask:
                 "seed": self.planned.seed,
             }
             if self._ranked_by is not None:
-                inputs["scores"] = self._ranked_by.key
+                inputs["scores"] = [self._ranked_by.key, self._ranked_by.content()]
         return f"train-{fingerprint.of_values(inputs)}"
 
     @property
@@ -310,11 +339,17 @@ class TrainTask:
         experiment, cost, logger = self.experiment, StageCost("train", self.planned.label), LoggerOf()
         home, compute = experiment.folder, dataclasses.replace(target_compute(experiment.config), progress=False)
         model = experiment.load_target(self.training)
+        unusable: dict[int, BadRecord] = {}
         if self.selection:
             data = experiment.encoded_pool.select(self._positions())
             with home.cost_log.stage("train", self.name) as cost:
                 job = TrainingJob(compute, home.path, self.name, self.planned.seed, [logger], quiet=True)
-                fit(model, data, job, cost)
+                unusable = fit(model, data, job, cost)
+            if unusable:
+                log.warning(
+                    f"{self.name}: {len(unusable):,} of {len(data):,} selected samples cannot be trained on and are "
+                    f"left out; the first: {next(iter(unusable.values()))}"
+                )
         model.to(first_device(compute))
         metric, (values, items) = experiment.metric.name, self._measure(model)
         log_metrics(compute, home.path, self.name, {f"{metric}/{k}": v for k, v in values.items()}, logger)
@@ -324,6 +359,7 @@ class TrainTask:
             "training_s": cost.device_s,
             "training_wall_s": cost.wall_s,
             "training_flops": cost.flops,
+            "unusable": len(unusable),
         }
         write_json(self.file, facts)
         log.info(f"{self.name}: {metric} {values[ALL]:.3f}")

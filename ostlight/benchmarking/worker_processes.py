@@ -17,7 +17,7 @@ from contextlib import suppress
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 
-from ostlight.benchmarking.schedule import Schedule, Task, run_task, run_tasks
+from ostlight.benchmarking.schedule import Schedule, Task, missing_file, run_task, run_tasks
 from ostlight.errors import BenchmarkError
 from ostlight.logs import ROOT
 
@@ -77,7 +77,7 @@ class _WorkerProcesses:
         error = worker.outcome(future)
         if error == CRASHED:
             log.error(f"failed: {task.name}: {CRASHED}")
-        return error
+        return error or missing_file(task)
 
     def kill(self) -> None:
         for worker in self._busy.values():

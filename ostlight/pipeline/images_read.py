@@ -98,6 +98,13 @@ def write_images(images: Iterable[ImageRead], file: Path) -> None:
     write_parquet(table, file)
 
 
+def forget_images(positions: pa.ChunkedArray, file: Path) -> None:
+    """Removes the images of the records at these positions from the file of a shard."""
+    if file.exists():
+        before = read_parquet(file, "remove it, and its records are scored again", schema=SCHEMA)
+        write_parquet(before.filter(pc.invert(pc.is_in(before["position"], pc.unique(positions)))), file)
+
+
 def check_images(folder: RunFolder, pool: Pool, run: RunFolder | None = None) -> list[int]:
     """Returns the positions of rejected records whose images can be read by now, or are others; they can be retried.
 

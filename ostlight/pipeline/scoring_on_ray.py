@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ostlight.config.schema import Compute, Config
+from ostlight.data.checked_parquet import is_whole
 from ostlight.errors import ClusterError, OstlightError, RunChangedError
 from ostlight.models.cost import ADDITIVE, StageCost
 from ostlight.models.read_ahead import worker_count
@@ -89,8 +90,14 @@ def score_on_ray(job: ScoringJob, missing: Sequence[int], retried: Mapping[int, 
         fleet = _Fleet(job, sorted({*missing, *retried}), retried)
         try:
             fleet.score()
-        finally:
+        except BaseException:
             fleet.stop()
+            raise
+        else:
+            # What a selector says at its end: that requests wait for replies, say.
+            if (error := fleet.stop()) is not None:
+                raise error
+        finally:
             fleet.add_cost(cost)
 
 
@@ -172,7 +179,7 @@ class ShardScorer:
             assert self._job is not None, "set up first"
             assert module is not None, "set up first"
             stream = module.stream
-            stream.shards = [s for s in shards if s in retried or not part(self._job.folder.scores, s).exists()]
+            stream.shards = [s for s in shards if s in retried or not is_whole(part(self._job.folder.scores, s))]
             with quiet_lightning(), as_in_predict(self._job.config.compute, module):
                 for k, batch in enumerate(module.predict_dataloader() if stream.shards else ()):
                     batch = batch.to(module.device)
@@ -351,17 +358,25 @@ class _Fleet:
         actor = _Actor(number, self._make.options(name=None).remote(self._spec, number))
         self.calls[actor.handle.set_up.remote()] = actor, []
 
-    def stop(self) -> None:
-        """Ends all actors: those that have finished their work with a teardown, the others at once."""
+    def stop(self) -> Exception | None:
+        """Ends all actors: those that have finished their work with a teardown, the others at once.
+
+        Returns:
+            The first error of a teardown.
+        """
         import ray
         from ray.exceptions import RayError
 
         ends = {actor.handle.tear_down.remote(): actor for actor in self.idle}
+        errors: list[Exception] = []
         for call, actor in ends.items():
             with contextlib.suppress(RayError):
-                self.reports[actor.number] = ray.get(call, timeout=PATIENCE_S)
+                report = self.reports[actor.number] = ray.get(call, timeout=PATIENCE_S)
+                handle(report.records, logging.WARNING)
+                errors += [report.error] if report.error is not None else []
         for actor in [*self.idle, *(actor for actor, _ in self.calls.values())]:
             ray.kill(actor.handle)
+        return errors[0] if errors else None
 
     def add_cost(self, cost: StageCost) -> None:
         """Adds what all actors have counted; device time is theirs, not the driver's."""

@@ -27,6 +27,8 @@ EVALUATE_AGAIN = "remove it, or run `ostlight evaluate` again"
 def page_contents(run: FinishedRun) -> dict[str, Any]:
     """Returns everything the template asks for; what the run holds nothing for is empty, and named in ``missing``."""
     rows = read_results(run.path) if run.is_benchmark else []
+    if run.is_benchmark and not rows and run.config.benchmark is not None and run.config.benchmark.train:
+        run.missing.append("Results: no training is finished; `ostlight benchmark` goes on.")
     scored = run.scored_runs[0] if run.scored_runs else None
     utilities = utilities_section(ScoreColumns.read(scored)) if scored is not None else None
     if scored is None:
@@ -78,7 +80,7 @@ def _plot(run: FinishedRun) -> str | None:
     """The plot of a benchmark as a URL that holds it; ``None`` where there is none."""
     file = run.path / PLOT
     if not file.is_file():
-        if run.is_benchmark:
+        if run.is_benchmark and (run.path / "results.jsonl").is_file():
             run.missing.append(f"Plot: {file.name} does not exist; `ostlight benchmark` writes it where matplotlib is.")
         return None
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
@@ -90,8 +92,8 @@ def _rejected_by_reason(run: FinishedRun) -> list[dict[str, Any]]:
 
 
 def _cost_log(run: FinishedRun) -> list[StageCost]:
-    """The run's cost log and, of a benchmark, its selectors'."""
-    selectors = run.scored_runs if run.is_benchmark else []
+    """The run's cost log and, of a benchmark, its selectors' and that of what they need."""
+    selectors = [*run.scored_runs, *run.dependency_runs] if run.is_benchmark else []
     return [*run.cost_log, *(entry for selector in selectors for entry in selector.cost_log)]
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from ostlight.benchmarking.defect_labels import CLEAN, read_defect_labels
+from ostlight.benchmarking.files import DEPENDENCY
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, Config, Data
@@ -82,7 +83,7 @@ class FinishedRun:
 
     @property
     def is_benchmark(self) -> bool:
-        return (self.path / "results.jsonl").is_file()
+        return self.config.benchmark is not None or (self.path / "results.jsonl").is_file()
 
     @property
     def has_scores(self) -> bool:
@@ -176,9 +177,16 @@ class FinishedRun:
         if self.has_scores:
             return [self]
         folders = sorted({p.parent.parent for p in self.path.glob("selectors/*/scores/part-*.parquet")})
-        listed = {self.path / row["scores"] for row in self.score_index}
+        listed = {self.path / row["scores"] for row in self.score_index if not row.get(DEPENDENCY)}
         runs = [FinishedRun.open(folder) for folder in folders if folder in listed or not listed]
         return sorted(runs, key=lambda run: -len(run.extra_columns))
+
+    @cached_property
+    def dependency_runs(self) -> list[FinishedRun]:
+        """A benchmark's folders of scores that only other scores were computed from."""
+        used = {run.path for run in self.scored_runs}
+        listed = dict.fromkeys(self.path / row["scores"] for row in self.score_index if row.get(DEPENDENCY))
+        return [FinishedRun.open(folder) for folder in listed if folder not in used and folder.is_dir()]
 
     @cached_property
     def score_index(self) -> list[dict[str, Any]]:

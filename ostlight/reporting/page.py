@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ostlight.benchmarking.table import pairs_note
 from ostlight.data.atomic import atomic_write_text
 from ostlight.reporting import charts, matrix, number_format
 from ostlight.reporting.contents import page_contents
@@ -57,6 +58,7 @@ def render(contents: dict[str, Any]) -> str:
     formats = ("signed", "plain", "flops", "duration", "percent", "clipped")
     environment.filters |= {name: getattr(number_format, name) for name in formats}
     environment.filters["thousands"] = "{:,}".format
+    environment.filters["pairs_note"] = pairs_note
     sizes = ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
     environment.globals |= {name: getattr(charts, name) for name in sizes}
     environment.globals |= {"FEWEST": matrix.FEWEST, "NOT_CORRECTED": matrix.NOT_CORRECTED}

@@ -31,7 +31,7 @@ def read_results(folder: Path) -> list[ResultRow]:
     rows = summarise(list(runs.values()))
     for row in rows:
         if difference := differences.get(row.key):
-            row.difference = Difference(**difference, seeds=row.seeds)
+            row.difference = Difference(**{"seeds": row.seeds} | difference)  # 0.1 did not write them
     return rows
 
 

@@ -24,12 +24,14 @@ from ostlight.benchmarking.experiment import Experiment
 from ostlight.benchmarking.files import WRITTEN
 from ostlight.benchmarking.plan import plan_runs, run_training
 from ostlight.benchmarking.results import Interval, RunResult, summarise
+from ostlight.benchmarking.table import pairs_note, results_table
 from ostlight.benchmarking.task_graph import build_train_tasks
 from ostlight.benchmarking.tasks import SelectTask
 from ostlight.config import load_config
 from ostlight.config.budget import Budget
 from ostlight.config.schema import Benchmark, SelectorChoice
 from ostlight.errors import (
+    BadRecord,
     BenchmarkError,
     ConfigError,
     DataError,
@@ -40,6 +42,7 @@ from ostlight.errors import (
 )
 from ostlight.pipeline.lock import RUN, locked
 from ostlight.pipeline.run_folder import RunFolder
+from ostlight.reporting.contents import page_contents
 from ostlight.reporting.finished_run import FinishedRun
 from ostlight.reporting.page import write_report
 from ostlight.reporting.results_table import read_results
@@ -174,8 +177,42 @@ def test_a_judge_that_waits_for_replies_has_not_failed(experiment, logged):
         ostlight.benchmark(experiment)
     assert "waiting: " in logged()
     assert "failed" not in logged()
-    results = (Path(experiment["folder"]) / "run" / "results.jsonl").read_text()
-    assert '"random"' in results
+    folder = Path(experiment["folder"]) / "run"
+    assert '"random"' in (folder / "results.jsonl").read_text()
+    (batch,) = folder.glob("selectors/llm_judge-*/selector/batch")
+    score = json.dumps({"reason": "r", "score": 4})
+    body = {"choices": [{"message": {"content": score}, "finish_reason": "stop"}], "usage": {}}
+    asked = [json.loads(line) for file in batch.glob("requests-*") for line in file.read_text().splitlines()]
+    replies = [{"custom_id": one["custom_id"], "response": {"status_code": 200, "body": body}} for one in asked]
+    (batch / "replies.jsonl").write_text("".join(json.dumps(reply) + "\n" for reply in replies))
+    assert "llm_judge" in [row.label for row in ostlight.benchmark(experiment)]
+
+
+def test_what_a_selector_asks_about_again_is_in_the_next_run_of_a_benchmark(experiment, monkeypatch):
+    fails = {"now": True}
+
+    class Flaky(registry.load("length")):
+        """Long answers, where the server is not busy."""
+
+        retried_reasons = ("busy",)
+
+        def measure(self, batch):
+            columns = super().measure(batch)
+            failed = [fails["now"] and sample.position % 3 == 0 for sample in batch.samples]
+            return columns | {"failure": [BadRecord("busy", "later") if one else None for one in failed]}
+
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    registry.register("flaky")(Flaky)
+    section = {"selectors": [{"name": "random"}, {"name": "flaky"}], "budgets": [{"fraction": 0.9}], "seeds": [0]}
+    config = experiment | {"benchmark": experiment["benchmark"] | section}
+    first = {row.label: row.kept for row in ostlight.benchmark(config)}
+    fails["now"] = False
+    second = {row.label: row.kept for row in ostlight.benchmark(config)}
+    assert first["flaky"] == round(0.9 * 32)
+    assert second["flaky"] == second["random"] == round(0.9 * 48)
+    before = len(list((Path(config["folder"]) / "run" / "trained").iterdir()))
+    ostlight.benchmark(config)
+    assert len(list((Path(config["folder"]) / "run" / "trained").iterdir())) == before
 
 
 def test_what_depends_on_failed_scores_is_counted(experiment, monkeypatch):
@@ -245,7 +282,8 @@ def test_choices_that_differ_only_in_how_they_select_are_scored_once(experiment)
     assert together.selection_flops == pytest.approx(alone.selection_flops, rel=0.2)
     reversed_rows = {"selectors": section["selectors"][::-1]}
     again = ostlight.benchmark(experiment | {"benchmark": section | reversed_rows})
-    assert {row.label: row.values for row in again} == {row.label: row.values for row in rows}
+    means = [{row.label: row.values["all"].mean for row in each} for each in (again, rows)]
+    assert means[0] == means[1]
     assert list((folder / "selectors").iterdir()) == [place], "the order of the rows names no other folder"
 
 
@@ -647,3 +685,64 @@ def test_a_trained_model_is_gone_before_the_next_task_begins(experiment, monkeyp
     finally:
         gc.enable()
     assert len(models) == 6
+
+
+def test_samples_that_the_target_cannot_take_are_told(experiment, logged):
+    section = {"selectors": [{"name": "random"}], "seeds": [0], "budgets": [{"fraction": 0.25}]}
+    config = experiment | {"benchmark": experiment["benchmark"] | section}
+    config["target"] = config["target"] | {"max_length": 13}
+    ostlight.benchmark(config)
+    assert "selected samples cannot be trained on and are left out; the first: " in logged()
+    records = map(json.loads, (Path(config["folder"]) / "run" / "results.jsonl").read_text().splitlines())
+    assert any(r["metric"] == "unusable" and r["selector"] == "random" and r["value"] > 0 for r in records)
+
+
+def test_the_page_counts_what_dependencies_cost_and_names_what_was_compared(experiment):
+    parts = [{"name": "loss"}, {"name": "length"}]
+    section = {"selectors": [{"name": "combine", "options": {"of": parts}}], "train": False}
+    section["baseline"] = "combine"
+    ostlight.benchmark(experiment | {"benchmark": experiment["benchmark"] | section})
+    folder = Path(experiment["folder"]) / "run"
+    run = FinishedRun.open(folder)
+    assert [one.path.name.split("-")[0] for one in run.dependency_runs] == ["loss", "length"]
+    page = page_contents(run)
+    assert page["total"].flops > 0
+    assert {entry.selector for entry in page["cost_log"] if entry.stage == "score"} == {"combine", "loss", "length"}
+    text = write_report(folder).read_text()
+    assert "ostlight · benchmark" in text
+    assert "nothing is trained here by now" in text
+
+
+def test_tables_of_other_settings_do_not_stay_beside_the_new_ones(experiment, monkeypatch):
+    ostlight.benchmark(experiment)
+    folder = Path(experiment["folder"]) / "run"
+
+    def fails(*_: object) -> None:
+        raise DataError("ill")
+
+    monkeypatch.setattr(tasks_module, "fit", fails)
+    target = experiment["target"] | {"training": experiment["target"]["training"] | {"lr": 0.5}}
+    with pytest.raises(BenchmarkError):
+        ostlight.benchmark(experiment | {"target": target})
+    assert {row.label for row in read_results(folder)} == {"base"}, "which no training changes"
+
+
+def test_a_difference_over_fewer_pairs_than_seeds_says_so(experiment):
+    ones, halves = np.ones(40), np.tile([0.0, 1.0], 20)
+    runs = [
+        RunResult("good", "20%", "equal_steps", seed=s, values={"all": 1.0}, items=ones - 0.1 * (np.arange(40) == s))
+        for s in range(5)
+    ]
+    runs += [RunResult("random", "20%", "equal_steps", seed=s, values={"all": 0.5}, items=halves) for s in range(2)]
+    rows = summarise(runs, "random")
+    (good,) = (row for row in rows if row.label == "good")
+    assert (good.seeds, good.difference.seeds) == (5, 2)
+    assert "of 2 seeds" in results_table(rows, "random").markdown()
+    (only,) = (row for row in summarise(runs[:6], "random") if row.label == "good")
+    assert pairs_note(only.difference, only.seeds) == " of items"
+
+
+def test_a_task_that_ends_without_its_file_has_failed(experiment, monkeypatch):
+    monkeypatch.setattr(tasks_module.OracleTask, "run", lambda self: None)
+    with pytest.raises(BenchmarkError, match="it ended without its file"):
+        ostlight.benchmark(experiment)

@@ -226,3 +226,23 @@ def test_a_corrupt_image_in_the_record_is_not_scored_again(config: Config, tmp_p
     logged()
     ostlight.select(config("loss"))
     assert "all 2 records are scored" in logged()
+
+
+def test_a_mended_image_is_scored_after_an_end_between_the_files(config: Config, tmp_path: Path, monkeypatch) -> None:
+    write_pool(tmp_path / "pool.jsonl", "a.bmp", "b.bmp")
+    whole = write_image(tmp_path / "a.bmp").read_bytes()
+    write_image(tmp_path / "b.bmp")
+    (tmp_path / "a.bmp").write_bytes(whole[:60])
+    assert ostlight.select(config("loss")).rejected == {"corrupt_image": 1}
+    (tmp_path / "a.bmp").write_bytes(whole)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ostlight.pipeline.scoring.writer.write_parquet", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            ostlight.select(config("loss"))
+    mended = ostlight.select(config("loss"))
+    assert mended.rejected == {}
+    assert len(mended.kept) == 3

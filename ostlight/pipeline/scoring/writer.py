@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ostlight.data.checked_parquet import is_whole, write_parquet
 from ostlight.errors import DataError
-from ostlight.pipeline.images_read import ImageRead, write_images
+from ostlight.pipeline.images_read import ImageRead, forget_images, write_images
 from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
 from ostlight.selection.score_files import ScoreFiles
@@ -62,11 +62,18 @@ class ShardWriter(BasePredictionWriter):
         rows += [rejected_row(*r) for r in batch.rejections]
         self._images[batch.shard] += batch.images
         if batch.is_last:
-            file = part(self.folder, batch.shard)
-            # First: a shard that has a score file is complete.
-            write_images(self._images.pop(batch.shard), part(self.images, batch.shard))
-            table = _with_rows_before(to_table(rows), file) if is_whole(file) else to_table(rows)
-            write_parquet(table, file)
+            file, images = part(self.folder, batch.shard), part(self.images, batch.shard)
+            table = to_table(rows)
+            if is_whole(file):
+                # Until its new row is written a record has no images: an end between these steps is no reason to
+                # take it for one that was rejected with the images of now.
+                forget_images(table["position"], images)
+                table = _with_rows_before(table, file)
+                write_parquet(table, file)
+                write_images(self._images.pop(batch.shard), images)
+            else:  # a shard that has a score file is complete
+                write_images(self._images.pop(batch.shard), images)
+                write_parquet(table, file)
             del self._open[batch.shard]
 
 

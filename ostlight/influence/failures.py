@@ -21,6 +21,9 @@ def failures(products: SampleProducts) -> dict[str, Any]:
     return failure_column(reasons)
 
 
+STEP_BREAKS = "after the step the loss on the anchors is not finite; a shorter step_size may help"
+
+
 def not_finite_losses(losses: Tensor) -> list[BadRecord | None]:
     """For each sample ``None``, or what is wrong with its loss."""
     return [

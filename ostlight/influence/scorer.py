@@ -150,7 +150,7 @@ class UtilityScorer:
         if not isinstance(anchors, Anchors):
             task = loss if isinstance(loss, Task) else CausalLM() if loss is None else PerSampleLoss(loss)
             anchors = Anchors(list(anchors), task, list(groups or ()), ids=_ids(task, anchors))
-        self._verified = False
+        self._verified = 0
         self._as_groups = utility_by_anchor and estimator != "projected"
         self._groups, self._shares = anchors.names, anchors.shares_by_number()
         if self._as_groups:
@@ -200,13 +200,13 @@ class UtilityScorer:
         """The scores as columns of a table: the names of ``UtilityScores``, but ``score`` for the utility; ``failure``
         only where a sample failed, and ``step_size``.
 
-        The first batch of several samples is verified before it is scored, unless one was: rows of a layer whose first
-        axis is not the samples would go to the wrong one.
+        The first batch is verified before it is scored, and the first of several samples, unless one was: a use of a
+        parameter that escapes, or rows of a layer whose first axis is not the samples, would give a wrong number.
 
         Raises:
             InfluenceError: as ``verify``.
         """
-        if not self._verified and self.step.task.size(batch) > 1:
+        if self._verified < min(self.step.task.size(batch), 2):
             self.verify(batch)
         with self._evaluating():
             columns = self._estimator.columns(batch)
@@ -247,11 +247,12 @@ class UtilityScorer:
         Raises:
             InfluenceError: it is larger than rounding explains; names the parameter.
         """
-        self._verified = True
-        if not isinstance(self._estimator, GradientProducts):
-            return None
-        with self._evaluating():
-            return self._estimator.verify(batch)
+        deviation = None
+        if isinstance(self._estimator, GradientProducts):
+            with self._evaluating():
+                deviation = self._estimator.verify(batch)
+        self._verified = max(self._verified, min(self.step.task.size(batch), 2))
+        return deviation
 
     def close(self) -> None:
         """Ends this rank's part: the others may still look up its vectors (``vector_storage="split"``), or gather its
@@ -295,8 +296,8 @@ class UtilityScorer:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Eval mode, and the parameters' ``requires_grad`` restored afterwards."""
-        model, training = self.step.model, self.step.model.training
+        """Eval mode; each module's mode and the parameters' ``requires_grad`` are restored afterwards."""
+        model, modes = self.step.model, [(module, module.training) for module in self.step.model.modules()]
         required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         model.eval()
         try:
@@ -306,7 +307,8 @@ class UtilityScorer:
         finally:
             for parameter, before in required:
                 parameter.requires_grad_(before)
-            model.train(training)
+            for module, training in modes:
+                module.training = training
 
 
 def _check_arguments(

@@ -68,7 +68,7 @@ class Task:
 
     def size(self, batch: Any) -> int:
         """Returns the number of samples."""
-        return len(next(iter(_tensors(batch))))
+        return len(next(iter(tensors_of(batch))))
 
     def images(self, batch: Any) -> Sequence[int] | None:
         """Returns how many images each sample has; ``None`` where that is not known. Models that make tiles of images
@@ -81,13 +81,13 @@ class Task:
 
     def together(self, singles: Sequence[Any]) -> Any:
         """Returns batches of one sample as one batch; the first alone if they cannot be stacked."""
-        shapes = {tuple(tensor.shape[1:] for tensor in _tensors(single)) for single in singles}
+        shapes = {tuple(tensor.shape[1:] for tensor in tensors_of(single)) for single in singles}
         return _joined(singles) if len(shapes) == 1 else singles[0]
 
     def shapes(self, single: Any) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the tensors in a batch of one; samples that have them in common share a batch without
         padding."""
-        return {str(k): tuple(tensor.shape) for k, tensor in enumerate(_tensors(single))}
+        return {str(k): tuple(tensor.shape) for k, tensor in enumerate(tensors_of(single))}
 
     def ids(self, batch: Any) -> list[str] | None:
         """Returns what each sample is called in messages; ``None`` for its number."""
@@ -100,7 +100,7 @@ class Task:
 
     def digests(self, batch: Any) -> list[str]:
         """Returns a hash of each sample's content, by which computed vectors are found again."""
-        return [digest_of(dict(enumerate(_tensors(single)))) for single in self.singles(batch)]
+        return [digest_of(dict(enumerate(tensors_of(single)))) for single in self.singles(batch)]
 
 
 class CausalLM(Task):
@@ -157,9 +157,27 @@ def made_by(model: nn.Module, task: Task, device: str) -> dict[str, str]:
     return {
         "model class": f"{type(model).__module__}.{type(model).__qualname__}",
         "model config": json.dumps(settings, sort_keys=True, default=str),
+        "adapters": str(adapter_settings(model)),
         "task": f"{type(task).__module__}.{type(task).__qualname__} {task.fingerprint()}",
         "mixed precision": mixed,
     }
+
+
+def adapter_settings(module: nn.Module) -> list[tuple[Any, ...]]:
+    """What its adapters (peft's) do to it beside their weights: scaling, which are active, whether they are merged or
+    disabled. peft keeps these as plain attributes, in no parameter, buffer or model's configuration."""
+    return [
+        (
+            name,
+            sorted((str(adapter), float(scale)) for adapter, scale in layer.scaling.items()),
+            [str(adapter) for adapter in layer.active_adapters],
+            sorted(str(adapter) for adapter in getattr(layer, "merged_adapters", ())),
+            bool(getattr(layer, "disable_adapters", False)),
+            sorted((str(k), type(v).__name__) for k, v in dict(getattr(layer, "lora_variant", {}) or {}).items()),
+        )
+        for name, layer in module.named_modules()
+        if isinstance(getattr(layer, "scaling", None), Mapping) and hasattr(layer, "active_adapters")
+    ]
 
 
 def _logits_of(output: Any) -> Tensor:
@@ -169,7 +187,10 @@ def _logits_of(output: Any) -> Tensor:
     return logits
 
 
-def _tensors(batch: Any) -> list[Tensor]:
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors of a batch that is a mapping, a list or a tuple; none of another."""
+    if not isinstance(batch, Mapping | list | tuple):
+        return []
     values = batch.values() if isinstance(batch, Mapping) else batch
     return [value for value in values if isinstance(value, Tensor)]
 

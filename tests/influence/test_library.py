@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ostlight.errors import InfluenceError
 from ostlight.influence import (
     CausalLM,
     Classification,
+    Task,
     UtilityScorer,
     UtilityScores,
     adam_preconditioner,
@@ -301,3 +304,131 @@ def test_a_layer_whose_first_axis_is_not_the_samples_is_refused_and_not_scored()
     )
     with pytest.raises(InfluenceError, match="by plain autograd"):
         scorer(batch)
+
+
+class _AnswersAlone(nn.Module):
+    """Its head sees the answers' tokens alone, of all samples in one run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 16), nn.Linear(16, 20, bias=False)
+
+    def forward(self, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(ids)[wanted])
+
+
+class _OfAnswers(Task):
+    def losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        ids, labels = batch["ids"], batch["labels"]
+        wanted = labels != -100
+        losses = nn.functional.cross_entropy(model(ids, wanted), labels[wanted], reduction="none")
+        return losses.new_zeros(len(ids)).index_add(0, wanted.nonzero()[:, 0], losses) / wanted.sum(1)
+
+
+def test_rows_that_may_be_of_other_samples_are_refused_though_their_number_fits():
+    def batch(seed: int, *lengths: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        ids, labels = torch.randint(0, 20, (2, len(lengths), 6), generator=generator)
+        return {"ids": ids, "labels": labels.where(torch.arange(6) < torch.tensor(lengths)[:, None], -100)}
+
+    torch.manual_seed(0)
+    scorer = UtilityScorer(
+        _AnswersAlone(),
+        [batch(1, 3, 3)],
+        parameters="head.weight",
+        estimator="first_order",
+        step_size=0.1,
+        loss=_OfAnswers(),
+    )
+    assert torch.isfinite(scorer(batch(2, 6, 6)).utility).all()
+    with pytest.raises(InfluenceError, match="it sees 6 rows, which are not the 2 samples"):
+        scorer(batch(3, 1, 5))
+
+
+class _Escaping(nn.Module):
+    """Reads a weight past the parameter, as kernels that read its memory do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale, self.last = nn.Linear(6, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, 3)
+        self.alias = [self.scale]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x)) * self.alias[0])
+
+
+def test_a_use_that_escapes_is_found_in_batches_of_one_too_and_again():
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
+    scorer = UtilityScorer(
+        _Escaping(), [(x, y)], parameters="all", estimator="first_order", step_size=1e-4, loss=Classification()
+    )
+    for single in ((x[:1], y[:1]), (x[1:2], y[1:2])):
+        with pytest.raises(InfluenceError, match="parameter scale"):
+            scorer(single)
+
+
+def test_each_modules_mode_is_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).train()
+    model[1].eval()
+    x, y = torch.randn(4, 4), torch.tensor([0, 1, 2, 0])
+    UtilityScorer(model, [(x, y)], parameters="all", estimator="exact", step_size=0.1, loss=Classification())
+    assert [model.training, *(module.training for module in model)] == [True, True, False, True]
+
+
+def test_a_step_that_breaks_the_model_is_a_failure():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(4, 4), torch.tensor([0, 1, 2, 0])
+    scorer = UtilityScorer(model, [(x, y)], parameters="all", estimator="exact", step_size=1e38, loss=Classification())
+    scores = scorer((x, y))
+    failed = [failure is not None for failure in scores.failures]
+    assert torch.isnan(scores.utility).tolist() == failed
+    assert {failure.reason for failure in scores.failures if failure} == {"score_not_finite"}
+
+
+@pytest.mark.parametrize("parameters", ["head", "blocks"])
+def test_an_anchor_without_a_finite_loss_is_refused(parameters: str):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_hidden_layers=1, tie_word_embeddings=False, **sizes)).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[49] = float("inf")
+
+    def batch(seed: int, token: int | None = None) -> dict[str, torch.Tensor]:
+        ids = torch.randint(0, 49, (2, 6), generator=torch.Generator().manual_seed(seed))
+        ids[0, 1] = ids[0, 1] if token is None else token
+        labels = torch.where(torch.arange(6) < 3, -100, ids)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    anchors = [batch(1), batch(2, 49), batch(4), batch(5)]
+    named = "anchor 2: .*nan" if parameters == "head" else "loss on the anchors is nan"
+    with pytest.raises(InfluenceError, match=named):
+        UtilityScorer(model, anchors, parameters=parameters, estimator="exact", step_size=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_vectors_of_another_scaling_of_the_same_adapters_are_not_taken(tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_hidden_layers=1, **sizes)).eval()
+
+    def batch(seed: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(0, 50, (3, 8), generator=torch.Generator().manual_seed(seed))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    def utilities(alpha: int, cache: Path | None) -> torch.Tensor:
+        torch.manual_seed(1)
+        settings = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj", "v_proj"])
+        model = peft.get_peft_model(copy.deepcopy(base), settings).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+        storage = VectorSettings(cache=cache)
+        scorer = UtilityScorer(
+            model, [batch(1)], parameters="lora", estimator="first_order", step_size=0.1, vector_storage=storage
+        )
+        return scorer(batch(2)).utility
+
+    utilities(8, tmp_path)
+    assert torch.equal(utilities(32, tmp_path), utilities(32, None))

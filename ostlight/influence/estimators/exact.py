@@ -7,9 +7,13 @@ from typing import Any
 import torch
 
 from ostlight.errors import BadRecord, InfluenceError
+from ostlight.influence.failures import STEP_BREAKS
 from ostlight.influence.gradients.forward_mode import shiftable
 from ostlight.influence.sample_gradient import norm, sample_gradient, train_only
 from ostlight.influence.simulated_step import SimulatedStep
+
+UNKNOWN = dict.fromkeys(("score", "loss", "gradient_norm"), float("nan"))
+"""Of a sample that failed."""
 
 
 class Exact:
@@ -56,7 +60,7 @@ class Exact:
                 try:
                     rows.append(self.one(single))
                 except BadRecord as error:
-                    rows.append({"score": float("nan"), "failure": error})
+                    rows.append({**UNKNOWN, "failure": error})
         return {name: [row.get(name) for row in rows] for name in {k: None for row in rows for k in row}}
 
     def _full_precision(self) -> torch.autocast:
@@ -67,12 +71,14 @@ class Exact:
         """``columns`` of a batch of one sample.
 
         Raises:
-            BadRecord: the loss or the gradient is not finite.
+            BadRecord: the loss, the gradient or the anchors' loss after the step is not finite.
         """
         loss, gradient = sample_gradient(self.step.model, self.step.task, self.step.parameters, single)
         with shiftable(self.step.parameters) as shift:
             shift(self.step.direction(gradient), -self.step.step_size)
             utility = self.base - self.step.anchors.losses(self.step.model)
+        if not bool(torch.isfinite(utility).all()):
+            raise BadRecord("score_not_finite", STEP_BREAKS)
         columns: dict[str, Any] = {
             "score": float(utility[0]),
             "loss": float(loss),

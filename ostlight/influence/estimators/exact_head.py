@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ostlight.errors import BadRecord, InfluenceError
 from ostlight.influence.estimators.exact import Exact
-from ostlight.influence.failures import failure_column, not_finite_losses
+from ostlight.influence.failures import STEP_BREAKS, failure_column, not_finite_losses
 from ostlight.influence.gradients.norms import wide
 from ostlight.influence.simulated_step import SimulatedStep
 from ostlight.influence.task import IGNORED, answer_losses
@@ -53,6 +54,10 @@ class ExactHead:
         if self.general:
             return
         seen = [self._features(batch) for batch in track(step.anchors.batches, "anchors' features", unit="batches")]
+        for indices, (losses, _, _) in zip(step.anchors.indices, seen, strict=True):
+            for index, problem in zip(indices, not_finite_losses(losses), strict=True):
+                if problem is not None:
+                    raise InfluenceError(f"{step.anchors.name_of(index)}: {problem}; fix it, or leave it out")
         longest = max(labels.shape[1] for _, _, labels in seen)
         self.anchor_features = torch.cat([_widened(h, longest, 0.0) for _, h, _ in seen])
         self.anchor_labels = torch.cat([_widened(labels, longest, IGNORED) for _, _, labels in seen])
@@ -80,7 +85,11 @@ class ExactHead:
         columns["gradient_norm"] = self._gradient_norms(features, labels)
         if self.step.anchors.names:
             columns["utility_by_group"] = torch.stack(utilities[1:], dim=1)
-        return columns | failure_column(not_finite_losses(losses))
+        failures = not_finite_losses(losses)
+        broken = ~torch.stack(utilities, dim=1).isfinite().all(1)
+        for row in broken.nonzero()[:, 0].tolist():
+            failures[row] = failures[row] or BadRecord("score_not_finite", STEP_BREAKS)
+        return columns | failure_column(failures)
 
     def _features(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Losses ``[N]``; what the head sees at the answer tokens ``[N, most answer tokens, D]``; their labels."""

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ostlight.errors import InfluenceError
 from ostlight.influence.gradients.sink import WAY_OUT
 from ostlight.influence.parameters import text_modules, unwrapped
-from ostlight.influence.task import Task
+from ostlight.influence.task import Task, tensors_of
 
+TOKENS = ("input_ids", "attention_mask", "inputs_embeds", "decoder_input_ids", "labels")
+"""Inputs ``[N, T, ...]`` of a Hugging Face model, with a row for each token of each sample."""
 ONE_ROW_PER_IMAGE = frozenset({"llava", "vipllava", "internvl", "paligemma", "gemma3"})
 """``pixel_values [images or tiles, 3, H, W]``, each standing for the same number of placeholder tokens."""
 PADDED_IMAGES = frozenset({"idefics2", "idefics3", "smolvlm"})
@@ -38,6 +40,8 @@ class RowOwners:
         images: ``[I]`` owner of each image, where the first layers see images and the others patches.
         text_parameters: ids of the parameters that see tokens; ``None`` means all of them.
         why_no_vision: what to say when a vision parameter is used and ``vision`` is ``None``.
+        widths: how many tokens each sample has, padding among them (of inputs, of a decoder's); empty where that is not
+            known.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class RowOwners:
         text_parameters: frozenset[int] | None = None,
         why_no_vision: str = "the batch holds no images",
         images: Tensor | None = None,
+        widths: frozenset[int] = frozenset(),
     ) -> None:
         self.num_samples = num_samples
+        self._widths = widths
         self._images = images
         self._vision = vision
         self._text_parameters = text_parameters
@@ -62,6 +68,13 @@ class RowOwners:
         if self.sees_text(parameter):
             return self.num_samples
         return 0 if self._vision is None else len(self._vision)
+
+    def _is_whole(self, parameter: nn.Parameter, rows: int) -> bool:
+        """Whether that many rows a sample can be all of its tokens: of chosen ones (the answers') samples may have
+        different numbers, of which only the sum is known."""
+        if rows == 1 or not self._widths or not self.sees_text(parameter):
+            return True
+        return any(rows % width == 0 for width in self._widths)
 
     def as_rows(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
         """The patches of all images in one row ``[1, patches, ...]`` as rows ``[patches, ...]``; others as they are."""
@@ -89,7 +102,7 @@ class RowOwners:
         if self._images is not None and length == len(self._images) and not self.sees_text(parameter):
             units = self._images
         count = len(units)
-        if count and length % count == 0:
+        if count and length % count == 0 and self._is_whole(parameter, length // count):
             return units.to(device).repeat_interleave(length // count)
         if length and count % length == 0:
             merged = units.to(device).view(length, -1)
@@ -116,7 +129,11 @@ class RowMap:
     def of_batch(self, task: Task, batch: Any) -> RowOwners:
         """The owners for one call of the model, for any task and batch."""
         inputs = task.inputs(batch)
-        return self.of(inputs, task.images(batch)) if "input_ids" in inputs else RowOwners(task.size(batch))
+        if "input_ids" in inputs:
+            return self.of(inputs, task.images(batch))
+        size = task.size(batch)
+        ids = [t for t in tensors_of(batch) if t.ndim == 2 and len(t) == size and not t.is_floating_point()]
+        return RowOwners(size, widths=frozenset(t.shape[1] for t in ids))
 
     def of(self, inputs: Mapping[str, Tensor], images: Sequence[int] | None = None) -> RowOwners:
         """The owners for one call of the model.
@@ -154,7 +171,9 @@ class RowMap:
                 vision = vision.repeat_interleave(self._tiles(inputs))
         else:
             why = f"how the model type {self._family!r} lays out its images is not known"
-        return RowOwners(num_samples, vision, self._text, why, of_images)
+        tokens = [inputs[name] for name in TOKENS if isinstance(inputs.get(name), Tensor)]
+        widths = frozenset(t.shape[1] for t in tokens if t.ndim > 1)
+        return RowOwners(num_samples, vision, self._text, why, of_images, widths)
 
     def _tiles(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """``[I]`` how many tiles the model makes of each image: one where a sample has several (LLaVA-OneVision)."""

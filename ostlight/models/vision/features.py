@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ostlight.influence.parameters import unwrapped
+from ostlight.influence.task import adapter_settings
 
 MOST_BYTES = 2**30
 """Of the device's memory, for the features of all batches; those beyond it are computed each time."""
@@ -76,7 +77,8 @@ def _frozen_state(core: nn.Module, whole: Any) -> tuple[Any, ...] | None:
     parts = [child for child in core.children() if all(module is not decoder for module in child.modules())]
     parameters = [p for part in parts for p in part.parameters()] + list(core.parameters(recurse=False))
     state = frozen_state(parameters)
-    return None if state is None else (core.training, *state)
+    adapters = [adapter_settings(part) for part in parts]
+    return None if state is None else (core.training, str(adapters), *state)
 
 
 def frozen_state(parameters: Sequence[nn.Parameter], buffers: Sequence[Tensor] = ()) -> tuple[Any, ...] | None:

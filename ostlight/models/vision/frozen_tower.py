@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ostlight.influence.task import adapter_settings
 from ostlight.models.flops import counted_apart
 from ostlight.models.parts import is_projector
 from ostlight.models.vision.feature_files import FeatureFiles
@@ -80,7 +81,7 @@ def tower_state(tower: nn.Module) -> tuple[Any, ...] | None:
     if any(module.training for module in tower.modules()):
         return None  # dropout
     state = frozen_state([p for _, p in _parameters(tower)], list(tower.buffers()))
-    return None if state is None else (len(trained_projectors(tower)), *state)
+    return None if state is None else (len(trained_projectors(tower)), str(adapter_settings(tower)), *state)
 
 
 def trained_projectors(tower: nn.Module) -> list[nn.Module]:
@@ -302,7 +303,7 @@ def _digest(tower: nn.Module, used: Sequence[int], structure: TreeSpec | None) -
         *(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32),
         *(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
         *(settings, getattr(config, "_attn_implementation", None)),
-        *(list(used), str(structure), len(trained_projectors(tower))),
+        *(list(used), str(structure), len(trained_projectors(tower)), *adapter_settings(tower)),
     ]
     digest = hashlib.sha256(repr(facts).encode())
     for name, tensor in tensors:

@@ -34,6 +34,7 @@ UNITS = {
     "selection_flops": "FLOP",
     "training_flops": "FLOP",
     "kept": "samples",
+    "unusable": "samples",
     "selection_s": "device-s",
     "training_s": "device-s",
     "selection_wall_s": "s",

@@ -13,7 +13,7 @@ import pytest
 from ray_nodes import add_node, kill_second_node, two_nodes
 
 import ostlight
-from ostlight.errors import ClusterError, SelectorError
+from ostlight.errors import ClusterError, PendingError, SelectorError
 from ostlight.pipeline import scoring_on_ray
 from ostlight.pipeline.cost_log import CostLog
 from ostlight.selection import registry
@@ -128,3 +128,9 @@ def test_a_node_with_other_packages_is_refused(cluster, settings, tmp_path: Path
     monkeypatch.setattr("ostlight.pipeline.fingerprint.package_versions", lambda: "others")
     with pytest.raises(ClusterError, match="package versions"):
         ostlight.select(on_ray(settings(selector={"name": "length"}), name="others"))
+
+
+def test_a_judge_that_waits_for_replies_waits_on_a_cluster_too(cluster, settings):
+    judge = {"name": "llm_judge", "options": {"backend": "batch", "model": "m"}}
+    with pytest.raises(PendingError, match="48 requests wait for replies"):
+        ostlight.select(on_ray(settings(selector=judge), name="waits"))

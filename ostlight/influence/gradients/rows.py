@@ -72,7 +72,7 @@ class RowOwners:
     def _is_whole(self, parameter: nn.Parameter, rows: int) -> bool:
         """Whether that many rows a sample can be all of its tokens: of chosen ones (the answers') samples may have
         different numbers, of which only the sum is known."""
-        if rows == 1 or not self._widths or not self.sees_text(parameter):
+        if rows == 1 or self.num_samples == 1 or not self._widths or not self.sees_text(parameter):
             return True
         return any(rows % width == 0 for width in self._widths)
 
@@ -171,7 +171,9 @@ class RowMap:
                 vision = vision.repeat_interleave(self._tiles(inputs))
         else:
             why = f"how the model type {self._family!r} lays out its images is not known"
-        tokens = [inputs[name] for name in TOKENS if isinstance(inputs.get(name), Tensor)]
+        # Cross attention sees the images' tokens beside those of the text, as many for each sample.
+        names = () if self._family in SAME_IMAGES else TOKENS
+        tokens = [inputs[name] for name in names if isinstance(inputs.get(name), Tensor)]
         widths = frozenset(t.shape[1] for t in tokens if t.ndim > 1)
         return RowOwners(num_samples, vision, self._text, why, of_images, widths)
 

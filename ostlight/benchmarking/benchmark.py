@@ -63,7 +63,7 @@ def benchmark(config: Config) -> list[ResultRow]:
         before = config_text(folder)
         folder.write_config()
         if before not in (None, config_text(folder)):  # until this one is finished, they would seem to be its own
-            for name in (*WRITTEN, *SEPARATIONS, "score_index.jsonl", SAVED_FILES):
+            for name in {*WRITTEN, *SEPARATIONS, *READ_BACK, SAVED_FILES}:
                 (folder.path / name).unlink(missing_ok=True)
         experiments = [Experiment(variant, folder, label) for label, variant in variants.items()]
         for experiment in experiments:

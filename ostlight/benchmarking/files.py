@@ -52,14 +52,10 @@ def write_all(
 def write_separations(rows: Sequence[Separation], folder: Path) -> list[str]:
     """Writes ``auroc.md``, ``auroc.csv`` and ``auroc.jsonl``; returns their names."""
     table = separation_table(rows)
-    texts = {
-        "auroc.md": table.markdown(),
-        "auroc.csv": table.csv(),
-        "auroc.jsonl": _jsonl(separation_record(row) for row in rows),
-    }
-    for name, text in texts.items():
+    texts = table.markdown(), table.csv(), _jsonl(separation_record(row) for row in rows)
+    for name, text in zip(SEPARATIONS, texts, strict=True):
         atomic_write_text(folder / name, text)
-    return list(texts)
+    return list(SEPARATIONS)
 
 
 def _write_plot(rows: Sequence[ResultRow], file: Path, title: str) -> bool:

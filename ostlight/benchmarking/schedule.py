@@ -68,7 +68,6 @@ class Schedule:
 
     Args:
         tasks: in the order in which they are preferred, each after the tasks that it needs.
-
         again: tasks that are run though their files are there.
 
     Attributes:

@@ -29,9 +29,8 @@ from ostlight.models.module import MultimodalModel
 from ostlight.models.vision.cache import opened
 from ostlight.pipeline import fingerprint
 from ostlight.pipeline.cost_log import selection_cost
-from ostlight.pipeline.images_read import check_images, rejected_reasons
 from ostlight.pipeline.run_folder import RunFolder
-from ostlight.pipeline.score import ScoringJob, score_pool, scoring_fingerprints
+from ostlight.pipeline.score import ScoringJob, retried_records, score_pool, scoring_fingerprints
 from ostlight.pipeline.scoring.writer import missing_shards
 from ostlight.pipeline.subset_selection import select_subset_rows
 from ostlight.pipeline.warmup import is_whole_proxy, proxy_fingerprints, warm_up_proxy
@@ -124,10 +123,7 @@ class ScoreTask:
         Raises:
             RunChangedError: images that scores were made from are others now.
         """
-        readable, reasons = check_images(self.folder, self.experiment.pool, self.experiment.folder), []
-        if self.selector.retried_reasons:
-            reasons = [r for r in rejected_reasons(self.folder.scores).values() if r in self.selector.retried_reasons]
-        return bool(readable or reasons)
+        return any(retried_records(self.folder, self.experiment.pool, self.selector, self.experiment.folder))
 
     def content(self) -> str:
         """Fingerprint of the scores as they are: records that are tried again change some."""
@@ -153,9 +149,15 @@ class SelectionTask:
     experiment: Experiment
     file: Path
 
+    def scores_now(self) -> str | None:
+        """Fingerprint of the scores that it would be made from; ``None`` where it is made from none."""
+        return None
+
     def is_done(self) -> bool:
         facts, positions = _read_facts(self.file), self.file.with_suffix(".npy")
         if facts is None or not positions.exists():
+            return False
+        if facts.get(SCORES) not in (None, self.scores_now()):
             return False
         return read_if_whole(positions, lambda: read_positions(positions, facts), SELECTED_AGAIN) is not None
 
@@ -233,11 +235,8 @@ class SelectTask(SelectionTask):
         self.kind = f"selection of {budget.label} by {choice.shown}, {experiment.variant}"
         self.file = scores.folder.path / "selections" / f"{file_name(budget.label)}-{digest[:8]}.json"
 
-    def is_done(self) -> bool:
-        if not super().is_done():
-            return False
-        facts = _read_facts(self.file) or {}
-        return facts.get(SCORES) in (None, self.scores.content())
+    def scores_now(self) -> str:
+        return self.scores.content()
 
     def run(self) -> None:
         folder, pool = self.scores.folder, self.experiment.pool

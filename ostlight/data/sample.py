@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,12 +162,12 @@ class Sample:
     @property
     def prompt(self) -> str:
         """Text of everything before the last trained turn."""
-        return "\n".join(t.text for t in self.turns[: self._last_answer()])
+        return "\n".join(t.text for t in self.turns[: self.last_answer])
 
     @property
     def answer(self) -> str:
         """Text of the last trained turn."""
-        return self.turns[self._last_answer()].text
+        return self.turns[self.last_answer].text
 
     @property
     def last_reply(self) -> int:
@@ -175,7 +175,18 @@ class Sample:
         replies = [k for k, turn in enumerate(self.turns) if turn.role == "assistant"]
         return replies[-1] if replies else len(self.turns)
 
-    def _last_answer(self) -> int:
+    def up_to(self, turns: int) -> Sample:
+        """The first turns, with their images."""
+        first = self.turns[:turns]
+        return replace(self, turns=first, images=self.images[: sum(t.text.count(IMAGE_PLACEHOLDER) for t in first)])
+
+    @property
+    def last_answer(self) -> int:
+        """Index of the last trained turn.
+
+        Raises:
+            BadRecord: there is none.
+        """
         answers = [k for k, turn in enumerate(self.turns) if turn.trained]
         if not answers:
             raise BadRecord("no_answer", "the record has no assistant turn to train on", "turns")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import torch
@@ -13,7 +13,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from ostlight.config.schema import Evaluation
 from ostlight.data.pool import Pool
-from ostlight.data.sample import IMAGE_PLACEHOLDER, Sample
+from ostlight.data.sample import Sample
 from ostlight.errors import BadRecord, ConfigError, DataError, stop_if_useless
 from ostlight.evaluation.answers import ALL, EXACT, QUESTION_TYPES, final_answer, is_correct, options_of, question_type
 from ostlight.evaluation.free_text import expected_answer_losses, rouge_l, token_f1
@@ -69,7 +69,7 @@ class _JudgedEncoder(QuestionEncoder):
         self._marker, self._by_loss = settings.marker, by_loss
 
     def encode(self, sample: Sample) -> Encoded:
-        sample = _up_to_answer(sample)
+        sample = _question(sample)
         if self._by_loss and Encoder.encode(self, sample).answer_cut:
             detail = f"the expected answer does not fit into max_length={self.max_length}, so it has no loss"
             raise BadRecord("answer_cut", detail, "turns")
@@ -79,11 +79,9 @@ class _JudgedEncoder(QuestionEncoder):
         return super().encode(sample)
 
 
-def _up_to_answer(sample: Sample) -> Sample:
+def _question(sample: Sample) -> Sample:
     """The sample without what follows its last trained answer: a muted answer is neither asked for nor judged."""
-    last = max((k for k, turn in enumerate(sample.turns) if turn.trained), default=len(sample.turns) - 1)
-    turns = sample.turns[: last + 1]
-    return replace(sample, turns=turns, images=sample.images[: sum(t.text.count(IMAGE_PLACEHOLDER) for t in turns)])
+    return sample.up_to(sample.last_answer + 1)
 
 
 def read_questions(
@@ -105,7 +103,7 @@ def read_questions(
     with phase("reading the questions", len(pool), "questions") as read:
         for chunk in read_ahead(pool, range(len(pool)), encoder, model.collator, workers):
             questions.prompts += chunk.batch.encoded
-            questions.samples += map(_up_to_answer, chunk.batch.samples)
+            questions.samples += map(_question, chunk.batch.samples)
             questions.rejections |= chunk.rejections
             stop_if_useless("test", questions.rejections.values(), len(questions.samples))
             read.done = len(questions.samples) + len(questions.rejections)

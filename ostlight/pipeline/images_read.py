@@ -90,8 +90,7 @@ def write_images(images: Iterable[ImageRead], file: Path) -> None:
     if file.exists():
         cure = "remove it and the file of that name in `scores`, and its records are scored again"
         before = read_parquet(file, cure, schema=SCHEMA)
-        is_old = pc.invert(pc.is_in(before["position"], pc.unique(table["position"])))
-        table = pa.concat_tables([before.filter(is_old), table]).sort_by("position")
+        table = pa.concat_tables([without_records(before, table["position"]), table]).sort_by("position")
     elif not images:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,12 @@ def forget_images(positions: pa.ChunkedArray, file: Path) -> None:
     """Removes the images of the records at these positions from the file of a shard."""
     if file.exists():
         before = read_parquet(file, "remove it, and its records are scored again", schema=SCHEMA)
-        write_parquet(before.filter(pc.invert(pc.is_in(before["position"], pc.unique(positions)))), file)
+        write_parquet(without_records(before, positions), file)
+
+
+def without_records(table: pa.Table, positions: pa.ChunkedArray) -> pa.Table:
+    """Returns the rows of a table that are of no record at these positions."""
+    return table.filter(pc.invert(pc.is_in(table["position"], pc.unique(positions))))
 
 
 def check_images(folder: RunFolder, pool: Pool, run: RunFolder | None = None) -> list[int]:

@@ -153,6 +153,23 @@ def _clear(folder: RunFolder) -> None:
     remove_notes(folder.path / "selector")
 
 
+def retried_records(
+    folder: RunFolder, pool: Pool, selector: Selector, run: RunFolder | None = None
+) -> tuple[list[int], list[int]]:
+    """Returns positions of rejected records that are scored again: of those whose images can be read by now, and of
+    those whose reason the selector names as one that may have passed.
+
+    Args:
+        run: as for ``check_images``.
+
+    Raises:
+        RunChangedError: an image that a score was made from is another one.
+    """
+    readable, passed = check_images(folder, pool, run), selector.retried_reasons
+    failed = [p for p, reason in rejected_reasons(folder.scores).items() if reason in passed] if passed else []
+    return readable, failed
+
+
 def _retried(job: ScoringJob) -> dict[int, list[int]]:
     """Returns the rejected records to score again, by shard: those whose images can be read by now, and those whose
     reason the selector names as one that may have passed.
@@ -160,9 +177,7 @@ def _retried(job: ScoringJob) -> dict[int, list[int]]:
     Raises:
         RunChangedError: an image that a score was made from is another one.
     """
-    readable = check_images(job.folder, job.pool)
-    passed = job.selector.retried_reasons
-    failed = [p for p, reason in rejected_reasons(job.folder.scores).items() if reason in passed] if passed else []
+    readable, failed = retried_records(job.folder, job.pool, job.selector)
     shards: dict[int, list[int]] = {}
     for position in sorted({*readable, *failed}):
         shards.setdefault(position // job.config.compute.shard_size, []).append(position)

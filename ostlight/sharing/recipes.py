@@ -67,11 +67,12 @@ def _write_record(
     for tool, file, reasons in zip(tools, files, left_out, strict=True):
         try:
             row = tool.record(record.sample)
+            if file is not None and named is None:
+                named = images.write(record.sample)
         except UnsuitableError as error:
             reasons[str(error)] += 1
             continue
         if file is not None:
-            named = images.write(record.sample) if named is None else named
             row |= {"images": named} if has_images else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -21,8 +21,10 @@ from PIL import Image as PILImage
 from ostlight.config.schema import Config
 from ostlight.data.decode import decode
 from ostlight.data.sample import IMAGE_PLACEHOLDER, ImageRef, Sample, Turn
+from ostlight.errors import BadRecord
 from ostlight.sharing.card import model_name
 from ostlight.sharing.dataset import image_bytes
+from ostlight.training.precision import target_compute
 
 NO_MODEL = "MODEL"
 IMAGES = "images"
@@ -91,11 +93,7 @@ class TrainingPlan:
     @property
     def in_bf16(self) -> bool:
         """Whether the target's passes are in bf16; with ``auto`` too, which takes it on a GPU."""
-        return self._precision in ("auto", "bf16-mixed", "bf16-true")
-
-    @property
-    def _precision(self) -> str:
-        return self.config.target.precision or self.config.compute.precision
+        return target_compute(self.config).precision in ("auto", "bf16-mixed", "bf16-true")
 
     @property
     def common(self) -> dict[str, Any]:
@@ -127,7 +125,7 @@ class TrainingPlan:
             lacking.append(f"the order of the samples (target.training.order={training.order}): samples are shuffled")
         if training.lr_vision is not None or training.lr_projector is not None:
             lacking.append("learning rates of single parts (lr_vision, lr_projector)")
-        if self._precision == "64-true":
+        if target_compute(self.config).precision == "64-true":
             lacking.append("double precision (64-true): passes are in 32 bits")
         if self.config.dev.path is not None and self.config.target.patience is not None:
             lacking.append("early stopping on the development set (dev.path, target.patience): all steps are taken")
@@ -200,14 +198,21 @@ class ImageFiles:
         self._names: dict[str, str] = {}
 
     def write(self, sample: Sample) -> list[str]:
-        """Writes the images of a record and returns their paths below the export's folder, ``images/NAME``."""
+        """Writes the images of a record and returns their paths below the export's folder, ``images/NAME``.
+
+        Raises:
+            UnsuitableError: one of them cannot be decoded, which a selector that looks at no image does not see.
+        """
         return [f"{IMAGES}/{self._name(image, sample)}" for image in sample.images]
 
     def _name(self, image: ImageRef, sample: Sample) -> str:
         data = image_bytes(image, sample)
         digest = hashlib.sha256(data).hexdigest()[:32]
         if digest not in self._names:
-            shown = _shown_otherwise(data, image)
+            try:
+                shown = _shown_otherwise(data, image)
+            except BadRecord as bad:
+                raise UnsuitableError("an image that cannot be decoded") from bad
             self._names[digest] = f"{digest}.{_ending(data if shown is None else shown)}"
             self.converted += shown is not None
             self.folder.mkdir(exist_ok=True)

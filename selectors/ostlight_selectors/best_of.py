@@ -218,6 +218,8 @@ class BestOf(Selector):
                 subsets[choice.shown] = rows
             if noted:
                 notes[choice.shown] = noted
+        if not subsets:
+            return first
         distinct = len({np.sort(rows).tobytes() for rows in subsets.values()})
         per_step, seconds = scores.context.samples_per_step, scores.context.seconds_per_sample
         steps = self._steps(len(scores), distinct * repeats, per_step)

@@ -687,7 +687,7 @@ def test_a_trained_model_is_gone_before_the_next_task_begins(experiment, monkeyp
     assert len(models) == 6
 
 
-def test_samples_that_the_target_cannot_take_are_told(experiment, logged):
+def test_samples_that_the_target_cannot_take_are_reported(experiment, logged):
     section = {"selectors": [{"name": "random"}], "seeds": [0], "budgets": [{"fraction": 0.25}]}
     config = experiment | {"benchmark": experiment["benchmark"] | section}
     config["target"] = config["target"] | {"max_length": 13}

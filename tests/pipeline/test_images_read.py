@@ -228,7 +228,7 @@ def test_a_corrupt_image_in_the_record_is_not_scored_again(config: Config, tmp_p
     assert "all 2 records are scored" in logged()
 
 
-def test_a_mended_image_is_scored_after_an_end_between_the_files(config: Config, tmp_path: Path, monkeypatch) -> None:
+def test_a_repaired_image_is_scored_after_an_end_between_the_files(config: Config, tmp_path: Path, monkeypatch) -> None:
     write_pool(tmp_path / "pool.jsonl", "a.bmp", "b.bmp")
     whole = write_image(tmp_path / "a.bmp").read_bytes()
     write_image(tmp_path / "b.bmp")
@@ -243,6 +243,6 @@ def test_a_mended_image_is_scored_after_an_end_between_the_files(config: Config,
         patch.setattr("ostlight.pipeline.scoring.writer.write_parquet", killed)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             ostlight.select(config("loss"))
-    mended = ostlight.select(config("loss"))
-    assert mended.rejected == {}
-    assert len(mended.kept) == 3
+    repaired = ostlight.select(config("loss"))
+    assert repaired.rejected == {}
+    assert len(repaired.kept) == 3

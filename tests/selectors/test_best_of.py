@@ -432,6 +432,14 @@ def test_a_first_candidate_that_keeps_nothing_is_not_the_end():
     assert list(run.notes["best_of"]["losses"]) == ["random", "loss"]
 
 
+def test_where_no_candidate_keeps_anything_nothing_is_tried():
+    run = Run()
+    two = [{"name": "ifd"}, {"name": "ifd", "label": "again"}]
+    scores = run.scores().with_columns({"ifd": np.full(ROWS, 2.0), "1-ifd.score": np.zeros(ROWS)})
+    assert not len(create("best_of", {"candidates": two}).select(scores, BUDGET))
+    assert not run.tried
+
+
 def test_strata_by_gradient_need_one_candidate_that_stores_them():
     budget = Budget(count=12, stratify_by="gradients.cluster")
     create("best_of", {"candidates": [TOP, {"name": "ost", "label": "filter"}]}).check_budget(budget)

@@ -163,3 +163,15 @@ def test_settings_are_carried_over_or_named(select: Select, settings: Callable[.
     assert "Not carried over: the size of images" in script
     # Adapters are added with the trainer; those of a frozen part must not train.
     assert script.index("SFTTrainer(") < script.index("freeze(trainer.model)") < script.index("trainer.train()")
+
+
+def test_an_image_that_cannot_be_decoded_leaves_its_record_out(select: Select, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    whole = encoded(Image.new("RGB", (8, 8)), "PNG")
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    rows = [{"id": name, "conversations": turns, "images": [f"{name}.png"]} for name in ("whole", "cut")]
+    (tmp_path / "pool" / "whole.png").write_bytes(whole)
+    (tmp_path / "pool" / "cut.png").write_bytes(whole[:40])
+    exported = ostlight.export(select(rows, selector={"name": "length"}), tools=["llama-factory"])
+    assert set(rows_of(exported.folder / "llama-factory")) == {"whole"}
+    assert exported.recipes[0].left_out == {"an image that cannot be decoded": 1}

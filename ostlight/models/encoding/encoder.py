@@ -140,12 +140,9 @@ class Encoder:
                 other tokens, than the model has a place for.
         """
         self._refuse_media(sample)
-        last = sample.last_reply
-        turns = sample.turns[:last]
-        image_count = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
-        images = sample.images[:image_count]
-        text = self.chat.render(turns, prompt=True, tools=sample.tools)
-        inputs = self._trained_prompt(sample, text, images) or self._process(text, images)[0]
+        asked = sample.up_to(sample.last_reply)
+        text = self.chat.render(asked.turns, prompt=True, tools=sample.tools)
+        inputs = self._trained_prompt(sample, text, asked.images) or self._process(text, asked.images)[0]
         return self._checked(Encoded(inputs, torch.full_like(inputs["input_ids"], IGNORED)))
 
     def _trained_prompt(self, sample: Sample, prompt: str, images: Sequence[ImageRef]) -> dict[str, Tensor] | None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import lightning as L
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ostlight.data.checked_parquet import is_whole, write_parquet
 from ostlight.errors import DataError
-from ostlight.pipeline.images_read import ImageRead, forget_images, write_images
+from ostlight.pipeline.images_read import ImageRead, forget_images, without_records, write_images
 from ostlight.pipeline.scoring.rows import Row, rejected_row, to_table
 from ostlight.pipeline.scoring.stream import ShardBatch
 from ostlight.selection.score_files import ScoreFiles
@@ -80,7 +79,7 @@ class ShardWriter(BasePredictionWriter):
 def _with_rows_before(rows: pa.Table, file: Path) -> pa.Table:
     """Returns the rows of a file, with ``rows`` in the place of those at the same positions."""
     before = pq.read_table(file)
-    kept = before.filter(pc.invert(pc.is_in(before["position"], rows["position"])))
+    kept = without_records(before, rows["position"])
     names = [*before.column_names, *(name for name in rows.column_names if name not in before.column_names)]
     return pa.concat_tables([kept, rows], promote_options="permissive").select(names).sort_by("position")
 
